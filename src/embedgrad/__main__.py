@@ -1,0 +1,5 @@
+"""`python -m embedgrad`."""
+
+from embedgrad.cli import main
+
+main()

@@ -1,0 +1,215 @@
+"""A refined prompt on disk: `prompt.safetensors` (rows) and `prompt.json` (everything else).
+
+The two files belong together: the JSON holds the digest of the other. Nothing in them is executed,
+and everything is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from embedgrad.errors import ArtifactError, EmbedgradError
+from embedgrad.files import write_folder
+from embedgrad.loading import ModelInfo
+from embedgrad.prompt import PromptEmbedding, TrustRegion
+from embedgrad.sequence import Target
+from embedgrad.span import Span
+from embedgrad.template import Template
+
+FORMAT = "embedgrad-prompt"
+VERSION = 1
+ROWS_FILE = "prompt.safetensors"
+JSON_FILE = "prompt.json"
+LARGEST_HEADER = 2**20
+LARGEST_FILE = 2**30
+
+
+def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
+    """Write the prompt into `folder`, whose old content survives if anything fails.
+
+    Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
+    """
+    tensors = {
+        "rows": prompt.rows.detach().float().cpu().contiguous(),
+        "start_rows": prompt.start_rows.detach().float().cpu().contiguous(),
+    }
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{folder}: {name} are not finite; nothing was written")
+    content = tensors_to_bytes(tensors)
+    count, width = tensors["rows"].shape
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "text": prompt.span.text,
+        "token_ids": list(prompt.span.ids),
+        "tokens": list(prompt.span.tokens),
+        "drawn_into_span": [prompt.span.drawn_left, prompt.span.drawn_right],
+        "template": prompt.template.as_dict(),
+        "date": prompt.date.isoformat(),
+        "target": asdict(prompt.target),
+        "rows": {
+            "count": count,
+            "width": width,
+            "dtype": "float32",
+            "space": "inputs_embeds",
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "trust_region": asdict(prompt.region),
+        "drift": prompt.drift.tolist(),
+        "cosine": prompt.cosine.tolist(),
+        **prompt.provenance,
+    }
+    text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+    write_folder(Path(folder), {ROWS_FILE: content, JSON_FILE: text.encode()})
+    return Path(folder)
+
+
+def load(folder: str | Path) -> PromptEmbedding:
+    """Read a saved prompt. Raises `ArtifactError` that says what is missing, damaged or unknown."""
+    folder = Path(folder)
+    if not (folder / JSON_FILE).is_file() and (folder / "prompt" / JSON_FILE).is_file():
+        folder = folder / "prompt"  # a run folder was given
+    values = _read_json(folder / JSON_FILE)
+    path = folder / ROWS_FILE
+    content = _read_bytes(path)
+    try:
+        _check_safetensors(path, content)
+        rows_info = values["rows"]
+        if hashlib.sha256(content).hexdigest() != rows_info["sha256"]:
+            raise ArtifactError(
+                f"{path}: is not the file that {JSON_FILE} was written with (digest differs); "
+                "restore both files from the same run"
+            )
+        ids = tuple(int(i) for i in values["token_ids"])
+        rows, start_rows = _read_rows(path, content, len(ids), int(rows_info["width"]))
+        left, right = values["drawn_into_span"]
+        target = {**values["target"], "choices": tuple(values["target"]["choices"])}
+        return PromptEmbedding(
+            template=Template.from_dict(values["template"]),
+            target=Target(**target),
+            span=Span(values["text"], ids, tuple(values["tokens"]), left, right),
+            date=datetime.date.fromisoformat(values["date"]),
+            start_rows=start_rows,
+            rows=rows,
+            region=TrustRegion(**values["trust_region"]),
+            provenance={k: v for k, v in values.items() if k not in _WRITTEN_BY_SAVE},
+        )
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, EmbedgradError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"{folder / JSON_FILE}: is not a whole prompt: {what}") from error
+
+
+def check_fit(
+    prompt: PromptEmbedding,
+    model: ModelInfo,
+    embed: Callable[[Sequence[int]], torch.Tensor],
+) -> None:
+    """Refuse a prompt that was made for another model.
+
+    `embed` gives the model's own rows of token ids. Raises `ArtifactError` that names what differs.
+    """
+    made_for = prompt.provenance.get("model", {})
+    width, digest = prompt.rows.shape[1], made_for.get("embedding_digest")
+    if width != model.width:
+        problem = f"its rows are {width} wide, the model's {model.width}"
+    elif digest == model.embedding_digest:
+        return
+    else:
+        here = _short(model.embedding_digest)
+        problem = f"the embedding tables differ ({_short(digest)}, here {here})"
+        inside = max(prompt.span.ids) < model.vocabulary
+        if not inside or not torch.allclose(
+            embed(prompt.span.ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
+        ):
+            problem += ", and the rows that its words start from"
+    raise ArtifactError(
+        f"this prompt was made for {made_for.get('name', 'an unknown model')} (revision "
+        f"{made_for.get('revision')}), not for {model.name}: {problem}; "
+        "use the model that it was made for"
+    )
+
+
+_WRITTEN_BY_SAVE = {
+    *("format", "version", "text", "token_ids", "tokens", "drawn_into_span", "template", "date"),
+    *("target", "rows", "trust_region", "drift", "cosine"),
+}
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    content = _read_bytes(path)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
+    if values.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
+            "install the version that wrote it"
+        )
+    return values
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ArtifactError(f"{path}: is larger than any prompt ({LARGEST_FILE} bytes)")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); expected the folder of a saved prompt, "
+            f"with {JSON_FILE} and {ROWS_FILE}"
+        ) from error
+
+
+def _check_safetensors(path: Path, content: bytes) -> None:
+    """Bound the header before the library parses it."""
+    if len(content) < 8:
+        raise ArtifactError(f"{path}: is not safetensors ({len(content)} bytes); restore the file")
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > min(LARGEST_HEADER, len(content) - 8) or content[8:9] != b"{":
+        raise ArtifactError(
+            f"{path}: is not safetensors, or was cut short (its header claims {length} bytes, the "
+            f"file has {len(content)}); restore the file"
+        )
+
+
+def _read_rows(
+    path: Path, content: bytes, count: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        tensors = tensors_from_bytes(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); restore the file") from error
+    if set(tensors) != {"rows", "start_rows"}:
+        raise ArtifactError(f"{path}: holds {sorted(tensors)}; expected rows and start_rows")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != (count, width):
+            raise ArtifactError(
+                f"{path}: {name} are {tensor.dtype} {list(tensor.shape)}; expected float32 "
+                f"[{count}, {width}], one row per token of the text"
+            )
+        bad = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten().tolist()
+        if bad:
+            raise ArtifactError(f"{path}: {name} hold numbers that are not finite, in rows {bad}")
+    return tensors["rows"], tensors["start_rows"]
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:19]

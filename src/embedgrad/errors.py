@@ -1,0 +1,75 @@
+"""Everything that can go wrong because of an input, as one tree.
+
+    EmbedgradError
+    ├── RecipeError       a recipe that cannot be used; holds every problem found in it
+    ├── DataError         a data file, a column, a label or a split
+    ├── TemplateError     a template, its span, or a chat template that cannot hold the span
+    ├── ModelError        a model that cannot be found, loaded or used
+    ├── ArtifactError     a saved prompt that is damaged or belongs to another model
+    ├── RunError          a run folder: exists already, is missing something, cannot be written
+    └── DivergenceError   the loss or the rows are not finite any more
+
+A message is one line: what, where, what was expected, what to do. The command line prints it after
+``error:`` and exits with status 2. `assert` is kept for our own mistakes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class EmbedgradError(Exception):
+    """Base of every error that an input can cause."""
+
+
+class RecipeError(EmbedgradError):
+    """A recipe that cannot be used.
+
+    `problems` holds one line per problem, each starting with its dotted path.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]):
+        self.source = source
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            text = f"{source}: {self.problems[0]}"
+        else:
+            lines = "".join(f"\n  {problem}" for problem in self.problems)
+            text = f"{source}: {len(self.problems)} problems{lines}"
+        super().__init__(text)
+
+
+class DataError(EmbedgradError):
+    """A data file, a column, a label or a split that cannot be used."""
+
+
+class TemplateError(EmbedgradError):
+    """A template that cannot be used, or a chat template that cannot hold its span."""
+
+
+class ModelError(EmbedgradError):
+    """A model that cannot be found, loaded or used."""
+
+
+class ArtifactError(EmbedgradError):
+    """A saved prompt that is damaged, or that belongs to another model."""
+
+
+class RunError(EmbedgradError):
+    """A run folder that exists already, lacks something, or cannot be written."""
+
+
+class DivergenceError(EmbedgradError):
+    """The loss or its gradient stopped being finite; `refinement` holds the best rows so far."""
+
+    refinement: Any = None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: the nearest known names, then all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"{hint}known: {', '.join(names) if names else 'none'}"

@@ -1,0 +1,229 @@
+"""Text prompt against refined prompt, on the same rows, by one scorer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.generate import generate
+from embedgrad.language_model import LanguageModel
+from embedgrad.prompt import PromptEmbedding
+from embedgrad.scorers import Exact, Scorer
+from embedgrad.sequence import Sequencer, Target, TokenSequence
+from embedgrad.statistics import macro_f1, mcnemar_exact, paired_bootstrap, wilson_interval
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One row's answer: what was right, what was said, and how likely the right one was.
+
+    `correct` is 1 or 0. `loss` is in nats: per choice for choices, else per token of the answer.
+    `probabilities` are those of the choices among themselves, or None for free text.
+    """
+
+    source: str
+    answer: str
+    predicted: str
+    correct: float
+    loss: float
+    probabilities: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Scores of one prompt; `interval` is Wilson's at 95 %, `log_loss` the mean loss in nats."""
+
+    rows: int
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float | None
+    log_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two prompts on the same rows.
+
+    `difference` is refined minus text, with its bootstrap interval (95 %, rows resampled in pairs)
+    and the exact two-sided McNemar p-value; `fixed` and `broken` are indices of rows that changed.
+    """
+
+    text: Summary
+    refined: Summary
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    fixed: tuple[int, ...]
+    broken: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part of `result.json` that holds scores."""
+        return {
+            "text": asdict(self.text),
+            "refined": asdict(self.refined),
+            "difference": {
+                "accuracy": self.difference,
+                "interval": list(self.interval),
+                "p_value": self.p_value,
+                "fixed": len(self.fixed),
+                "broken": len(self.broken),
+            },
+            "test_rows": self.text.rows,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How answers are scored."""
+
+    scorer: Scorer = Exact()
+    """When a free answer is right; choices are compared by their log-probabilities."""
+    max_new_tokens: int = 256
+    """Longest free answer, in tokens."""
+    batch_size: int = 32
+    """Rows per pass."""
+
+
+class Evaluator:
+    """Answers rows with a prompt and scores the answers."""
+
+    def __init__(self, model: LanguageModel, sequencer: Sequencer, evaluation: Evaluation):
+        self.model = model
+        self.target: Target = sequencer.target
+        self.end_ids = tuple({*sequencer.end_ids, *model.end_ids})
+        self.evaluation = evaluation
+
+    def text(
+        self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    ) -> list[Answered]:
+        """The text prompt's answers: start rows, and plain tokens where text merges with them."""
+        merged = [i for i, s in enumerate(sequences) if s.plain is not None]
+        if not merged:
+            return self.refined(start_PD, sequences, progress)
+        same = [i for i, s in enumerate(sequences) if s.plain is None]
+        answered: dict[int, Answered] = {}
+        parts = [(same, start_PD), (merged, start_PD[:0])]
+        for part, rows in parts:
+            picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
+            done = len(answered)
+            report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
+            answered |= zip(part, self.refined(rows, picked, report), strict=True)
+        return [answered[i] for i in range(len(sequences))]
+
+    @torch.no_grad()
+    def refined(
+        self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    ) -> list[Answered]:
+        """The answers with these rows, in the order of `sequences`."""
+        if not sequences:
+            return []
+        answered: dict[int, Answered] = {}
+        # Rows of like length together, so that little is padding.
+        order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
+        choices = bool(self.target.choices)
+        for start in range(0, len(order), self.evaluation.batch_size):
+            batch = order[start : start + self.evaluation.batch_size]
+            picked = [sequences[i] for i in batch]
+            replies = None if choices else self._replies(rows_PD, picked)
+            outcome = self.model.outcome(
+                rows_PD, picked, choices=choices, normalize=self.target.normalize
+            )
+            shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
+            losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
+            for b, i in enumerate(batch):
+                if replies is None:
+                    answered[i] = self._choice(sequences[i], shares_BC[b])
+                else:
+                    answered[i] = self._free(sequences[i], replies[b], losses[b].item())
+            if progress is not None:
+                progress(len(answered))
+        return [answered[i] for i in range(len(sequences))]
+
+    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[str]:
+        return generate(
+            self.model,
+            rows_PD,
+            sequences,
+            max_new_tokens=self.evaluation.max_new_tokens,
+            end_ids=self.end_ids,
+            batch_size=self.evaluation.batch_size,
+        )
+
+    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> Answered:
+        best = int(shares_C.argmax())
+        return Answered(
+            source=sequence.example.source,
+            answer=sequence.example.answer,
+            predicted=self.target.choices[best],
+            correct=float(best == sequence.gold),
+            loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
+            probabilities=tuple(shares_C.tolist()),
+        )
+
+    def _free(self, sequence: TokenSequence, reply: str, loss: float) -> Answered:
+        answer = sequence.example.answer
+        correct = self.evaluation.scorer.score(reply, answer)
+        return Answered(sequence.example.source, answer, reply, correct, loss, None)
+
+
+def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
+    """Scores of one prompt's answers."""
+    right = sum(a.correct for a in answered)
+    f1 = None
+    if choices:
+        f1 = macro_f1([a.answer for a in answered], [a.predicted for a in answered], choices)
+    return Summary(
+        rows=len(answered),
+        accuracy=right / len(answered),
+        interval=wilson_interval(round(right), len(answered)),
+        macro_f1=f1,
+        log_loss=sum(a.loss for a in answered) / len(answered),
+    )
+
+
+def compare(
+    text: Sequence[Answered], refined: Sequence[Answered], choices: Sequence[str]
+) -> Comparison:
+    """Two prompts' answers to the same rows."""
+    first, second = [a.correct for a in text], [a.correct for a in refined]
+    fixed = tuple(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a < b)
+    broken = tuple(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a > b)
+    return Comparison(
+        text=summarize(text, choices),
+        refined=summarize(refined, choices),
+        difference=(sum(second) - sum(first)) / len(first),
+        interval=paired_bootstrap(first, second),
+        p_value=mcnemar_exact(len(broken), len(fixed)),
+        fixed=fixed,
+        broken=broken,
+    )
+
+
+def evaluate(
+    evaluator: Evaluator,
+    prompt: PromptEmbedding,
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[Answered], list[Answered], Comparison]:
+    """Answers of the text prompt, answers of the refined prompt, and their comparison.
+
+    `progress` gets which prompt is being scored, rows done, and rows in all.
+    """
+
+    def report(which: str) -> Progress | None:
+        return None if progress is None else lambda done: progress(which, done, len(sequences))
+
+    text = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
+    refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
+    return text, refined, compare(text, refined, evaluator.target.choices)
+
+
+def _length(sequence: TokenSequence) -> int:
+    return len(sequence.head) + len(sequence.tail)

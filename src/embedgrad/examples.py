@@ -1,0 +1,220 @@
+"""Rows of a table -> checked examples, and a guess at what its columns are for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+
+from embedgrad.errors import nearest
+from embedgrad.tables import Row, Table, data_error, shown
+
+ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment")
+TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
+GROUP_NAMES = ("group", "group_id")
+MOST_CHOICES = 20
+LONGEST_CHOICE = 40  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, ready for a template.
+
+    `columns` holds the text of every column that has one; `answer` is "" when none is asked for;
+    `source` says where the row came from, "reviews.csv:18".
+    """
+
+    columns: Mapping[str, str]
+    answer: str
+    source: str
+    group: str | None = None
+    task: str = ""
+
+
+def cell_text(value: object) -> str | None:
+    """Text of a scalar: 3 and 3.0 are "3", True is "true"; None if empty (None, NaN) or no scalar.
+
+    White space of text is kept as it is.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        # beyond 2**53 a float's digits are not the number that was written
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, (int, Decimal, date, time)):
+        return str(value)
+    return None
+
+
+def examples_from(
+    table: Table,
+    *,
+    columns: Sequence[str],
+    answer: str | None = None,
+    choices: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    group: str | None = None,
+    where: Mapping[str, str] | None = None,
+) -> list[Example]:
+    """Check every row of a table and turn it into an example.
+
+    `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
+    a choice; without `choices` the mapped texts are the choices. `where` keeps the rows whose
+    columns have these texts. Raises DataError for a column that is missing, a needed cell that is
+    empty or no scalar, an answer that is not among the choices, and a `where` that keeps nothing.
+    """
+    needed = [("template", name) for name in columns]
+    needed += [("answer", answer)] if answer is not None else []
+    needed += [("group", group)] if group is not None else []
+    for role, name in needed + [("where", name) for name in where or ()]:
+        if name not in table.columns:
+            problem = f"no column {name!r}, which {role} names"
+            raise data_error(table.name, f"{problem}; {nearest(name, table.columns)}")
+    # TOML keys are text, but a mapping written in Python may well say {0: "negative"}
+    names = {cell_text(raw): text for raw, text in (labels or {}).items()}
+    allowed = tuple(choices) if choices is not None else tuple(dict.fromkeys(names.values()))
+
+    examples: list[Example] = []
+    for row, source in _kept(table, where or {}):
+        texts = {name: text for name, cell in row.items() if (text := cell_text(cell)) is not None}
+        for _, name in needed:
+            if not texts.get(name, "").strip():
+                raise data_error(source, _unusable(name, row))
+        target = ""
+        if answer is not None:
+            raw = texts[answer]
+            target = names.get(raw, raw)
+            if allowed and target not in allowed:
+                raise data_error(source, _unknown_label(answer, raw, target, allowed))
+        examples.append(Example(texts, target, source, texts[group] if group is not None else None))
+    return examples
+
+
+def _kept(table: Table, where: Mapping[str, str]) -> list[tuple[Row, str]]:
+    pairs = list(zip(table.rows, table.sources, strict=True))
+    kept = [
+        (row, source)
+        for row, source in pairs
+        if all(cell_text(row.get(name)) == text for name, text in where.items())
+    ]
+    if not kept:
+        wanted = " and ".join(f"{name} = {shown(text)}" for name, text in where.items())
+        held = "; ".join(f"{name} holds {_some_values(table, name)}" for name in where)
+        raise data_error(table.name, f"none of {len(pairs)} rows has {wanted}; {held}")
+    return kept
+
+
+def _some_values(table: Table, name: str, most: int = 8) -> str:
+    counts = Counter(text for row in table.rows if (text := cell_text(row.get(name))) is not None)
+    values = ", ".join(shown(text, 30) for text, _ in counts.most_common(most))
+    more = f" and {len(counts) - most} more" if len(counts) > most else ""
+    return f"{values or 'nothing'}{more}"
+
+
+def _unusable(name: str, row: Row) -> str:
+    value = row.get(name)
+    if cell_text(value) is None and value is not None and not isinstance(value, float):
+        return f"column {name!r} holds a {type(value).__name__}; expected text or a number"
+    return f"column {name!r} is empty; expected text (fill the cell or remove the row)"
+
+
+def _unknown_label(column: str, raw: str, target: str, allowed: Sequence[str]) -> str:
+    mapped = f" (mapped to {shown(target)})" if target != raw else ""
+    known = ", ".join(shown(choice, 30) for choice in allowed)
+    return (
+        f"label {shown(raw)}{mapped} in column {column!r} is not among the choices {known}; "
+        "add it to the choices or map it in labels"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What the columns of a table seem to be for; `notes` says it in sentences for a person.
+
+    `choices` is None when the answers are too many or too long to choose from (generation).
+    """
+
+    text: str
+    answer: str | None
+    choices: tuple[str, ...] | None
+    group: str | None
+    notes: tuple[str, ...]
+
+
+def guess_columns(table: Table) -> Guess:
+    """Guess the text, answer and group columns from names, lengths and numbers of values.
+
+    Raises DataError when no column holds text.
+    """
+    values = {name: texts for name in table.columns if (texts := _column_texts(table, name))}
+    group = next((name for name in values if name.lower() in GROUP_NAMES), None)
+    choices = {name: c for name, texts in values.items() if (c := _choices(texts)) is not None}
+    answer = _guess_answer([name for name in values if name != group], choices)
+    text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    found = choices.get(answer) if answer is not None else None
+    return Guess(text, answer, found, group, tuple(_notes(text, answer, found, group)))
+
+
+def _column_texts(table: Table, name: str) -> list[str]:
+    """Text of a column's cells that have one; none if any cell holds something else."""
+    cells = [cell for row in table.rows if (cell := row.get(name)) is not None and cell != ""]
+    texts = [text for cell in cells if (text := cell_text(cell)) is not None]
+    return texts if len(texts) == len(cells) else []
+
+
+def _choices(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """Distinct values, if they are few, short and mostly repeated."""
+    distinct = sorted(set(texts))
+    few = 2 <= len(distinct) <= min(MOST_CHOICES, max(2, len(texts) // 2))
+    return tuple(distinct) if few and max(map(len, distinct)) <= LONGEST_CHOICE else None
+
+
+def _guess_answer(names: Sequence[str], choices: Mapping[str, tuple[str, ...]]) -> str | None:
+    """A known name with few values, else a known name, else the column with the fewest values."""
+    known = _preferred(names, ANSWER_NAMES)
+    few = [name for name in names if name in choices and name.lower() not in TEXT_NAMES]
+    by_count = sorted(few, key=lambda name: len(choices[name]))
+    ranked = [name for name in known if name in choices] + known + by_count
+    return ranked[0] if ranked else None
+
+
+def _guess_text(table: Table, values: Mapping[str, Sequence[str]]) -> str:
+    """A known name, else the column with the longest text on average."""
+    strings = [n for n in values if all(isinstance(row.get(n), str | None) for row in table.rows)]
+    if not strings:
+        columns = ", ".join(table.columns)
+        raise data_error(table.name, f"no column holds text to read; its columns are {columns}")
+    known = _preferred(strings, TEXT_NAMES)
+    return known[0] if known else max(strings, key=lambda n: sum(map(len, values[n])))
+
+
+def _preferred(names: Sequence[str], order: Sequence[str]) -> list[str]:
+    return sorted((n for n in names if n.lower() in order), key=lambda n: order.index(n.lower()))
+
+
+def _notes(
+    text: str, answer: str | None, choices: tuple[str, ...] | None, group: str | None
+) -> list[str]:
+    notes = [f"Guessed that the text to read is in column {text!r}."]
+    if answer is None:
+        notes.append("Found no column that looks like an answer; name it if there is one.")
+    elif choices is None:
+        notes.append(
+            f"Guessed that column {answer!r} is the answer to generate: "
+            "its values are too many or too long to choose from."
+        )
+    else:
+        values = ", ".join(map(repr, choices))
+        notes.append(f"Guessed that column {answer!r} is the answer, one of {values}.")
+        if all(choice.lstrip("-").isdigit() for choice in choices):
+            notes.append("These answers are numbers; if they stand for words, map them in labels.")
+    if group is not None:
+        notes.append(f"Guessed that rows with one {group!r} belong together in one split.")
+    return notes

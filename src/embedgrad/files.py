@@ -1,0 +1,75 @@
+"""Writing so that what was there survives whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedgrad.errors import RunError
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write aside, flush to disk, then rename: the old file or the new one, never half of one.
+
+    Raises `RunError` (a full disk, no permission); then the old file is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(aside, content)
+        os.replace(aside, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files aside, then put it in the place of `folder`.
+
+    Raises `RunError`; then the old folder is as it was, or was put back.
+    """
+    tag = uuid.uuid4().hex[:8]
+    aside, old = (folder.with_name(f".{folder.name}.{what}-{tag}") for what in ("new", "old"))
+    try:
+        aside.mkdir(parents=True)
+        for name, content in files.items():
+            _write(aside / name, content)
+        _flush_folder(aside)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(aside, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        _flush_folder(folder.parent)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last; some systems cannot open folders, and then need not."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

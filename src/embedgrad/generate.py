@@ -1,0 +1,109 @@
+"""Free answers: decoding from a refined prompt, on top of stored heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from embedgrad.cutting import Ids
+from embedgrad.language_model import LanguageModel
+from embedgrad.layout import Layout, left_padded, stack_heads
+from embedgrad.sequence import TokenSequence
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequences: Sequence[TokenSequence],
+    *,
+    max_new_tokens: int,
+    end_ids: Ids,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Greedy answers, one per sequence, without the end token and other special tokens.
+
+    Rows of a batch may have any lengths: padding changes nothing. `progress` gets the number of
+    rows done. The same tokens as greedy `transformers` `generate` gives for each row alone.
+    """
+    answers: dict[int, str] = {}
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].head))
+    size = 1 if model.reuse_off else batch_size
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        rows = [sequences[i] for i in batch]
+        decode = _decode_in_full if model.reuse_off else _decode
+        for i, ids in zip(
+            batch, decode(model, rows_PD, rows, max_new_tokens, end_ids), strict=True
+        ):
+            answers[i] = model.tokenizer.decode(ids, skip_special_tokens=True)
+        if progress is not None:
+            progress(len(answers))
+    return [answers[i] for i in range(len(sequences))]
+
+
+def _decode(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequences: Sequence[TokenSequence],
+    max_new_tokens: int,
+    end_ids: Ids,
+) -> list[list[int]]:
+    heads = model.heads_of([sequence.head for sequence in sequences])
+    layout = Layout(len(rows_PD), 0)
+    for sequence in sequences:
+        layout.add(len(sequence.head), sequence.tail, ())
+    batch = layout.tensors(model.device)
+    past = stack_heads(heads) or DynamicCache()
+    keys = left_padded([head.length for head in heads], model.device)
+    embeds = model.splice(batch.ids_BT, batch.prompt_at, rows_PD)
+    positions, branches = batch.positions_BT, batch.branches_BT
+    last = torch.zeros_like(batch.keep_BT)
+    last[:, -1] = True
+    ended = torch.zeros(len(sequences), dtype=torch.bool, device=model.device)
+    ends = torch.tensor(end_ids, dtype=torch.long, device=model.device)
+    answers: list[list[int]] = [[] for _ in sequences]
+    for _ in range(max_new_tokens):
+        token = model.forward(embeds, positions, branches, past, keys, last).argmax(dim=1)
+        ended |= torch.isin(token, ends)
+        for answer, new, over in zip(answers, token.tolist(), ended.tolist(), strict=True):
+            if not over:
+                answer.append(new)
+        if ended.all():
+            break
+        keys = torch.cat([keys[0], positions], dim=1), torch.cat([keys[1], branches], dim=1)
+        embeds = model.splice(token[:, None], torch.empty(0), rows_PD)
+        positions, branches = positions[:, -1:] + 1, torch.zeros_like(branches[:, -1:])
+        last = torch.ones_like(last[:, -1:])
+    return answers
+
+
+def _decode_in_full(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequences: Sequence[TokenSequence],
+    max_new_tokens: int,
+    end_ids: Ids,
+) -> list[list[int]]:
+    """One row at a time through `transformers`, for models without head reuse."""
+    answers = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence.head + (0,) * len(rows_PD) + sequence.tail])
+        at = torch.arange(len(rows_PD)) + len(sequence.head)
+        embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
+        new = model.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones_like(ids).to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=list(end_ids) or None,
+            pad_token_id=0,
+        )[0].tolist()
+        end = next((i for i, token in enumerate(new) if token in end_ids), len(new))
+        answers.append(new[:end])
+    return answers

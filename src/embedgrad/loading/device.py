@@ -1,0 +1,66 @@
+"""Where a model runs and in which precision: the words of a recipe -> torch's objects."""
+
+from __future__ import annotations
+
+import torch
+
+from embedgrad.errors import ModelError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+ATTENTIONS = ("auto", "sdpa", "eager")
+
+
+def choose_device(device: str) -> torch.device:
+    """The named device; "auto" is CUDA, else MPS, else the CPU.
+
+    Raises `ModelError` for a device that does not exist here.
+    """
+    available = _available()
+    if device == "auto":
+        return torch.device(available[0])
+    # "cuda" is the current CUDA device; "cuda:1" and the like are listed one by one.
+    if device not in available:
+        raise ModelError(
+            f"device {device!r} is not available here; available: {', '.join(available)}, or 'auto'"
+        )
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The named precision; "auto" is bfloat16 on CUDA where the GPU has it, else float32.
+
+    Raises `ModelError` for an unknown name, or for float64 on MPS, which has none.
+    """
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not known; known: auto, {', '.join(DTYPES)}")
+    if dtype == "float64" and device.type == "mps":
+        raise ModelError("dtype 'float64' does not exist on device 'mps'; use float32, or the cpu")
+    return DTYPES[dtype]
+
+
+def check_attention(attention: str) -> None:
+    """Raise `ModelError` for an attention backend other than "auto", "sdpa" (fast) and "eager".
+
+    "auto" is sdpa where the model has it (Gemma 2 has not). Only eager attention can be
+    differentiated twice.
+    """
+    if attention not in ATTENTIONS:
+        raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
+
+
+def _available() -> list[str]:
+    """Every device name that works here, the best one first."""
+    names = []
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]

@@ -1,0 +1,230 @@
+"""A GGUF header, read within bounds: every claim is held against the file's size first.
+
+The `gguf` package and transformers trust the counts in a file: 43 bytes that announce an array of
+2**60 elements make them loop and eat memory. So nothing else reads a file before this has.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from embedgrad.errors import ModelError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
+            11: "<q", 12: "<d"}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_UINT32 = 4
+
+# Far above any real model (a vocabulary of 262,144 with scores, types and merges makes 1.3 million
+# elements), and low enough that the slower readers behind us stay within seconds.
+_MOST_ELEMENTS = 1 << 22
+_MOST_TENSORS = _MOST_KEYS = 1 << 16
+_MOST_DIMENSIONS = 4
+
+# The fewest bytes an entry can take: key length + type + value; name length + rank + type + offset.
+_SMALLEST_KEY = 8 + 4 + 1
+_SMALLEST_TENSOR = 8 + 4 + 4 + 8
+
+
+class GgufHeader(NamedTuple):
+    """What a GGUF file says about itself.
+
+    `metadata` holds scalars and strings as they are and, of an array, only its length.
+    `weights` is the number of weights in all `tensors` together.
+    """
+
+    metadata: Mapping[str, Any]
+    tensors: int
+    weights: int
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Check a GGUF file's header and tensor table.
+
+    Raises `ModelError` when the file is not GGUF, is damaged or truncated, claims more than it
+    holds, or lacks what a language model needs.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size < 24:
+                raise ModelError(
+                    f"{path}: {size} bytes, but a GGUF header alone takes 24; download it again"
+                )
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                header = _read(_Cursor(path, data))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    _check_language_model(path, header)
+    return header
+
+
+class _Cursor:
+    """Reads forward through a mapped file, and never past its end."""
+
+    def __init__(self, path: Path, data: mmap.mmap):
+        self.path = path
+        self.data = data
+        self.size = len(data)
+        self.at = 0
+
+    def fail(self, problem: str) -> NoReturn:
+        raise ModelError(f"{self.path}: damaged GGUF file: {problem}; download it again")
+
+    def take(self, layout: str) -> Any:
+        width = struct.calcsize(layout)
+        if width > self.size - self.at:
+            self.fail(f"it ends at byte {self.size} in the middle of its header")
+        (value,) = struct.unpack_from(layout, self.data, self.at)
+        self.at += width
+        return value
+
+    def count(self, what: str, smallest: int, most: int | None = None) -> int:
+        """Take a count of things of at least `smallest` bytes each; the rest must hold them."""
+        count: int = self.take("<Q")
+        left = self.size - self.at
+        if count * smallest > left:
+            self.fail(f"{what} is said to be {count:,}, but only {left:,} bytes follow")
+        if most is not None and count > most:
+            self.fail(f"{what} is {count:,}, more than the {most:,} that are accepted")
+        return count
+
+    def text(self, what: str) -> str:
+        length = self.count(f"the length of {what}", 1)
+        raw = self.data[self.at : self.at + length]
+        self.at += length
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} at byte {self.at - length:,} is not UTF-8")
+
+
+def _read(cursor: _Cursor) -> GgufHeader:
+    magic = cursor.data[:4]
+    if magic != _MAGIC:
+        raise ModelError(
+            f"{cursor.path}: not a GGUF file: it starts with {magic!r} instead of {_MAGIC!r}"
+            + (" (a Git LFS pointer: run `git lfs pull`)" if magic == b"vers" else "")
+        )
+    cursor.at = 4
+    version = cursor.take("<I")
+    if version not in _VERSIONS:
+        raise ModelError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 can be read")
+    tensors = cursor.count("the number of tensors", _SMALLEST_TENSOR, _MOST_TENSORS)
+    keys = cursor.count("the number of metadata keys", _SMALLEST_KEY, _MOST_KEYS)
+    metadata = _read_metadata(cursor, keys)
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        cursor.fail(f"general.alignment is {alignment}, not a power of two")
+    return GgufHeader(metadata, tensors, _read_tensors(cursor, tensors, alignment))
+
+
+def _read_metadata(cursor: _Cursor, keys: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    elements = 0
+    for _ in range(keys):
+        key = cursor.text("a metadata key")
+        if key in metadata:
+            cursor.fail(f"the key {key!r} occurs twice")
+        kind = cursor.take("<I")
+        if kind in _SCALARS:
+            metadata[key] = cursor.take(_SCALARS[kind])
+        elif kind == _STRING:
+            metadata[key] = cursor.text(repr(key))
+        elif kind == _ARRAY:
+            metadata[key] = _skip_array(cursor, key)
+            elements += metadata[key]
+            if elements > _MOST_ELEMENTS:
+                cursor.fail(f"its arrays hold more than {_MOST_ELEMENTS:,} elements")
+        else:
+            cursor.fail(f"{key!r} has a value of unknown type {kind}")
+    return metadata
+
+
+def _skip_array(cursor: _Cursor, key: str) -> int:
+    """Pass over one array; returns its length."""
+    kind = cursor.take("<I")
+    if kind in _SCALARS:
+        width = struct.calcsize(_SCALARS[kind])
+        length = cursor.count(f"the length of {key!r}", width, _MOST_ELEMENTS)
+        cursor.at += length * width
+        return length
+    if kind != _STRING:
+        what = "an array of arrays" if kind == _ARRAY else f"an array of unknown type {kind}"
+        cursor.fail(f"{key!r} is {what}")
+    length = cursor.count(f"the length of {key!r}", 8, _MOST_ELEMENTS)
+    at, read_length = cursor.at, struct.Struct("<Q").unpack_from  # a vocabulary is long: be quick
+    for _ in range(length):
+        at += 8
+        if at <= cursor.size:
+            at += read_length(cursor.data, at - 8)[0]
+        if at > cursor.size:
+            cursor.fail(f"the texts of {key!r} reach beyond its end")
+    cursor.at = at
+    return length
+
+
+def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
+    """Check the tensor table, and that its data is in the file; returns the number of weights."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    names: set[str] = set()
+    weights = 0
+    last, last_end = "", 0
+    for _ in range(tensors):
+        name = cursor.text("a tensor name")
+        if name in names:
+            cursor.fail(f"the tensor {name!r} occurs twice")
+        names.add(name)
+        rank = cursor.take("<I")
+        if not 1 <= rank <= _MOST_DIMENSIONS:
+            cursor.fail(f"the tensor {name!r} has {rank} dimensions")
+        shape = [cursor.take("<Q") for _ in range(rank)]
+        kind, offset = cursor.take("<I"), cursor.take("<Q")
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except ValueError:
+            cursor.fail(f"the tensor {name!r} has the unknown type {kind}")
+        if 0 in shape or shape[0] % block or offset % alignment:
+            cursor.fail(
+                f"the tensor {name!r} of shape {shape} at offset {offset} does not fit its type"
+            )
+        weights += math.prod(shape)
+        end = offset + math.prod(shape) // block * block_bytes
+        if end > last_end:
+            last, last_end = name, end
+    data_start = -(-cursor.at // alignment) * alignment
+    if last_end and data_start + last_end > cursor.size:
+        raise ModelError(
+            f"{cursor.path}: truncated GGUF file: the tensor {last!r} ends at byte"
+            f" {data_start + last_end:,}, but the file has {cursor.size:,} bytes; download it again"
+        )
+    return weights
+
+
+def _check_language_model(path: Path, header: GgufHeader) -> None:
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelError(f"{path}: names no architecture (metadata key general.architecture)")
+    parts = metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise ModelError(
+            f"{path}: one of {parts!r} parts of a model; join them first: llama-gguf-split --merge"
+        )
+    blocks = metadata.get(f"{architecture}.block_count", 0)
+    if type(blocks) is not int or blocks > header.tensors:
+        raise ModelError(
+            f"{path}: damaged GGUF file: {blocks!r} layers are announced, but it holds"
+            f" {header.tensors} tensors; download it again"
+        )
+    if "tokenizer.ggml.tokens" not in metadata:
+        raise ModelError(f"{path}: holds no tokenizer (metadata key tokenizer.ggml.tokens)")

@@ -1,0 +1,65 @@
+"""Keeps the model libraries silent, and turns whatever they raise into one line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import huggingface_hub.utils.logging as hub_logging
+import transformers.utils.logging
+
+from embedgrad.errors import ModelError
+
+Notify = Callable[[str], None]
+"""Takes one line for a person about something that takes a while."""
+
+_LONGEST = 300
+
+transformers_logging: Any = transformers.utils.logging  # partly without types
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Run model libraries without their output; their errors become `ModelError("what: reason")`.
+
+    transformers raises nearly every type for a bad file (OSError, ValueError, KeyError,
+    RuntimeError, SafetensorError, ...), hence the wide net. `ModelError` passes through as it is.
+    """
+    try:
+        with silenced():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """The error's text with all white space folded, its type last."""
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST].rstrip() + " ..."
+    return f"{text} ({type(error).__name__})" if text else type(error).__name__
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Run model libraries without their log lines, warnings and progress bars."""
+    verbosity = transformers_logging.get_verbosity()
+    hub_verbosity = hub_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # the Hub's bars too
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,299 @@
+"""The loop: from a text prompt to a refined one.
+
+    examples -> sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* ->
+    rows
+
+Only the rows move. Scored on dev before the first step and then at every evaluation; the best rows
+seen are what comes out, so a run never ends with a prompt that dev says is worse than the text.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.errors import DivergenceError
+from embedgrad.evaluation import Evaluation, Evaluator, summarize
+from embedgrad.language_model import LanguageModel
+from embedgrad.parameterizations import Theta
+from embedgrad.prompt import PromptEmbedding, cosine_P, drift_P
+from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.state import TrainingState
+from embedgrad.training import Parts, Refinement, Training
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def optimize(
+    model: LanguageModel,
+    sequencer: Sequencer,
+    train: Sequence[TokenSequence],
+    dev: Sequence[TokenSequence] = (),
+    *,
+    training: Training = Training(),
+    parts: Parts = Parts(),
+    evaluation: Evaluation = Evaluation(),
+    state: TrainingState | None = None,
+    report: Report = lambda event: None,
+    keep: Callable[[TrainingState], None] = lambda state: None,
+) -> Refinement:
+    """Refine the rows of the span on `train`, keeping those that score best on `dev`.
+
+    Without dev rows the last rows are kept. `report` gets one event (plain JSON values) per step,
+    evaluation and note; `keep` gets the state after every evaluation, and `state` continues from
+    one. Ctrl-C ends the loop and returns the best rows so far. Raises `DivergenceError` when a loss
+    or gradient is not finite, before the step is made; its `refinement` holds the best rows so far.
+    """
+    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report)
+    started = time.perf_counter()
+    failure: DivergenceError | None = None
+    try:
+        loop.start(state)
+        ended = loop.run(keep)
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except DivergenceError as error:
+        ended, failure = "diverged", error
+    seconds = time.perf_counter() - started
+    if not dev:
+        loop.keep_last()
+    refinement = loop.result(ended, seconds)
+    report({"event": "end", "ended": ended, "steps": loop.state.step, "seconds": seconds})
+    if failure is not None:
+        failure.refinement = refinement
+        raise failure
+    return refinement
+
+
+class _Loop:
+    """The names that the steps of one run share."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sequencer: Sequencer,
+        train: Sequence[TokenSequence],
+        dev: Sequence[TokenSequence],
+        training: Training,
+        parts: Parts,
+        evaluation: Evaluation,
+        report: Report,
+    ):
+        self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
+        self.training, self.parts, self.report = training, parts, report
+        self.evaluator = Evaluator(model, sequencer, evaluation)
+        self.choices = parts.objective.needs_choices(available=bool(sequencer.target.choices))
+        self.start_PD = model.embed(sequencer.span.ids)
+        generator = torch.Generator().manual_seed(training.seed)
+        self.theta = parts.parameterization.init(self.start_PD, generator)
+        for value in self.theta.values():
+            value.requires_grad_(True)
+        self.optimizer = parts.optimizer.build(list(self.theta.values()))
+        self.steps_per_epoch = math.ceil(len(train) / training.batch_size)
+        self.total = training.steps or max(1, round(training.epochs * self.steps_per_epoch))
+        self.every = training.evaluate_every or min(self.steps_per_epoch, self.total)
+        self.state = TrainingState(0, self.theta, {"state": {}, "param_groups": []}, self.start_PD)
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def start(self, state: TrainingState | None) -> None:
+        """Begin at the text prompt, scored on dev; or go on from a state."""
+        if state is not None:
+            self.state = state
+            self._set_theta(state.theta)
+            self.optimizer.load_state_dict(state.optimizer)
+            return
+        if self.dev:
+            self._evaluate()
+
+    def run(self, keep: Callable[[TrainingState], None]) -> str:
+        """All steps; returns why it ended."""
+        state = self.state
+        for step, batch in self._batches(state.step):
+            began = time.perf_counter()
+            loss, norm = self._step(step, batch)
+            state.step = step + 1
+            self._report_step(loss, norm, len(batch), time.perf_counter() - began)
+            if state.step % self.every == 0 or state.step == self.total:
+                if self.dev:
+                    self._evaluate()
+                else:
+                    self.keep_last()
+                state.theta, state.optimizer = self.theta, self.optimizer.state_dict()
+                keep(state)
+                if self._patience_is_over():
+                    return "patience"
+        return "finished"
+
+    def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
+        """Batches by step; the order of an epoch depends on nothing but seed and epoch."""
+        size = self.training.batch_size
+        for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
+            order = list(range(len(self.train)))
+            random.Random(f"{self.training.seed}:{epoch}").shuffle(order)
+            for i in range(self.steps_per_epoch):
+                step = epoch * self.steps_per_epoch + i
+                if first <= step < self.total:
+                    yield step, [self.train[j] for j in order[i * size : (i + 1) * size]]
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
+        parts, names = self.parts, list(self.theta)
+        norm = math.nan
+
+        def closure() -> float:
+            nonlocal norm
+            loss, gradients = self._gradients(batch)
+            norm = math.sqrt(sum(g.pow(2).sum().item() for g in gradients.values()))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                where = ", ".join(s.example.source for s in batch[:3])
+                raise DivergenceError(
+                    f"step {step + 1}: the loss is {loss} and its gradient's length {norm} (rows "
+                    f"{where}, ...); stopped before the step; try a smaller "
+                    "optimizer.learning_rate, or model.dtype = 'float32'"
+                )
+            for transform in parts.gradients:
+                gradients = transform(gradients)
+            for name in names:
+                self.theta[name].grad = gradients[name]
+            return loss
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
+        loss = float(self.optimizer.step(closure))
+        self._into_region()
+        return loss, norm
+
+    def _gradients(self, batch: Sequence[TokenSequence]) -> tuple[float, dict[str, Tensor]]:
+        """Loss of a batch and its gradient in theta; parts of a batch add up to the whole."""
+        names, leaves = list(self.theta), list(self.theta.values())
+        size = math.ceil(len(batch) / self.training.accumulate)
+        total, sums = 0.0, [torch.zeros_like(leaf) for leaf in leaves]
+        for i in range(0, len(batch), size):
+            part = batch[i : i + size]
+            share = len(part) / len(batch)
+            loss = self._loss(self.theta, part) * share
+            total += loss.item()
+            for held, new in zip(sums, torch.autograd.grad(loss, leaves), strict=True):
+                held += new
+        return total, dict(zip(names, sums, strict=True))
+
+    def _loss(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
+        """One number, a pure function of theta."""
+        rows = self.parts.parameterization.rows(theta, self.start_PD)
+        normalize = self.sequencer.target.normalize
+        outcome = self.model.outcome(rows, batch, choices=self.choices, normalize=normalize)
+        return self.parts.objective.reduce(self.parts.objective.losses(outcome), outcome)
+
+    @torch.no_grad()
+    def _into_region(self) -> None:
+        """Last of all that happens to theta in a step."""
+        rows = self._rows()
+        inside = self.parts.region.project(rows, self.start_PD)
+        if not torch.equal(rows, inside):
+            self._set_theta(self.parts.parameterization.fit(self.theta, inside, self.start_PD))
+        assert self.parts.region.holds(self._rows(), self.start_PD), "a row left the trust region"
+
+    def _rows(self) -> Tensor:
+        return self.parts.parameterization.rows(self.theta, self.start_PD)
+
+    @torch.no_grad()
+    def _set_theta(self, theta: Theta) -> None:
+        for name, value in theta.items():
+            self.theta[name].copy_(value)
+
+    # -- scores --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        state, rows = self.state, self._rows().detach()
+        if state.step == 0:
+            answered = self.evaluator.text(self.start_PD, self.dev)
+        else:
+            answered = self.evaluator.refined(rows, self.dev)
+        summary = summarize(answered, self.sequencer.target.choices)
+        score = {"step": state.step, "accuracy": summary.accuracy, "log_loss": summary.log_loss}
+        if summary.macro_f1 is not None:
+            score["macro_f1"] = summary.macro_f1
+        better = not state.history or self._key(score) > max(map(self._key, state.history))
+        state.history.append(score)
+        if better:
+            state.best_rows, state.best_step = rows.clone(), state.step
+        best = next(s for s in state.history if s["step"] == state.best_step)
+        self.report(
+            {
+                "event": "evaluation",
+                **score,
+                "metric": self._metric(),
+                "best": best,
+                "text": state.history[0],
+                "total": self.total,
+            }
+        )
+
+    def _metric(self) -> str:
+        if self.training.metric != "auto":
+            return self.training.metric
+        return "accuracy" if self.sequencer.target.choices else "log_loss"
+
+    def _key(self, score: dict[str, float]) -> tuple[float, float]:
+        """Larger is better."""
+        metric = self._metric()
+        first = -score["log_loss"] if metric == "log_loss" else score[metric]
+        return first, -score["log_loss"]
+
+    def _patience_is_over(self) -> bool:
+        patience, history = self.training.patience, self.state.history
+        if patience is None or not history:
+            return False
+        best = next(i for i, s in enumerate(history) if s["step"] == self.state.best_step)
+        return len(history) - 1 - best >= patience
+
+    # -- what comes out ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:
+        rows = self._rows()
+        drift = drift_P(rows, self.start_PD)
+        self.report(
+            {
+                "event": "step",
+                "step": self.state.step,
+                "total": self.total,
+                "loss": loss,
+                "gradient_norm": norm,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "drift_mean": drift.mean().item(),
+                "drift_max": drift.max().item(),
+                "cosine_min": cosine_P(rows, self.start_PD).min().item(),
+                "examples": examples,
+                "seconds": seconds,
+                "head_cache_bytes": self.model.heads.nbytes,
+                "head_cache_hits": self.model.heads.hits,
+            }
+        )
+
+    def keep_last(self) -> None:
+        """Without dev rows nothing says which rows are best: take the last."""
+        self.state.best_rows, self.state.best_step = self._rows().detach().clone(), self.state.step
+
+    def result(self, ended: str, seconds: float) -> Refinement:
+        """The best rows so far as a prompt."""
+        renderer = self.sequencer.renderer
+        prompt = PromptEmbedding(
+            template=renderer.template,
+            target=self.sequencer.target,
+            span=self.sequencer.span,
+            date=renderer.date,
+            start_rows=self.start_PD.cpu(),
+            rows=self.state.best_rows.cpu(),
+            region=self.parts.region,
+        )
+        return Refinement(prompt, self.state, ended, self.state.step, seconds)

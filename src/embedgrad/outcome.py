@@ -1,0 +1,40 @@
+"""What the model says of a batch of answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the model says of a batch.
+
+    `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where a row has
+    fewer targets; `tokens_BC` counts those tokens; `gold_B` is the index of the right answer.
+    `normalize` says that choices are compared per token.
+    """
+
+    logprobs_BC: Tensor
+    tokens_BC: Tensor
+    gold_B: Tensor
+    groups: tuple[str | None, ...]
+    normalize: bool = False
+
+    @property
+    def answer_logprobs_B(self) -> Tensor:
+        """Summed log-probability of the right answers."""
+        return self.logprobs_BC.gather(1, self.gold_B[:, None]).squeeze(1)
+
+    @property
+    def answer_tokens_B(self) -> Tensor:
+        """Number of tokens of the right answers."""
+        return self.tokens_BC.gather(1, self.gold_B[:, None]).squeeze(1)
+
+    @property
+    def scores_BC(self) -> Tensor:
+        """What choices are compared by: log-probabilities, per token if `normalize`."""
+        if not self.normalize:
+            return self.logprobs_BC
+        return self.logprobs_BC / self.tokens_BC.clamp(min=1)

@@ -1,0 +1,145 @@
+"""Every part that a recipe may name, by kind; and how options become parts.
+
+A part is a frozen dataclass whose fields are its options. The text below a field is its help, so
+that recipe errors, `embedgrad parts` and the docs say the same words.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from embedgrad.errors import EmbedgradError, nearest
+from embedgrad.gradients import GRADIENTS
+from embedgrad.objectives import OBJECTIVES
+from embedgrad.optimizers import OPTIMIZERS
+from embedgrad.parameterizations import PARAMETERIZATIONS
+from embedgrad.scorers import SCORERS
+
+T = TypeVar("T")
+
+KINDS: dict[str, Mapping[str, type]] = {
+    "parameterization": PARAMETERIZATIONS,
+    "objective": OBJECTIVES,
+    "gradients": GRADIENTS,
+    "optimizer": OPTIMIZERS,
+    "scorer": SCORERS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a part or a section: its name, type and default as text, and its help."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def options_of(cls: type) -> list[Option]:
+    """The options of a frozen dataclass, with the text that stands below each field."""
+    helps = _field_texts(cls)
+    options = []
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            default = json.dumps(field.default, default=str)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = json.dumps(field.default_factory(), default=str)
+        else:
+            default = "required"
+        options.append(
+            Option(field.name, _type_text(field.type), default, helps.get(field.name, ""))
+        )
+    return options
+
+
+def summary_of(cls: type) -> str:
+    """First line of a part's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | None:
+    """A dataclass from plain values; on failure None, and a line per problem in `problems`."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{path}: {values!r}; expected a table of options")
+        return None
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = [str(name) for name in values if name not in known]
+    problems += [f"{path}.{name}: unknown option; {nearest(name, known)}" for name in unknown]
+    try:
+        text = json.dumps({k: v for k, v in values.items() if k in known}, default=str)
+        made = TypeAdapter(cls).validate_json(text, strict=True)
+    except ValidationError as error:
+        for entry in error.errors(include_url=False):
+            cause = entry.get("ctx", {}).get("error")
+            place = ".".join(
+                [
+                    path,
+                    *(str(part) for part in entry["loc"] if part in known or isinstance(part, int)),
+                ]
+            )
+            given = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
+            problems.append(f"{place}: {cause or entry['msg']}{given}")
+        return None
+    except EmbedgradError as error:
+        problems.append(f"{path}: {error}")
+        return None
+    return None if unknown else made
+
+
+def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
+    """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`."""
+    table = KINDS[kind]
+    if isinstance(values, str):
+        values = {"name": values}
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        problems.append(f"{path}: name the part, as in {{ name = {next(iter(table))!r} }}")
+        return None
+    name = values["name"]
+    if name not in table:
+        problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
+        return None
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return build(table[name], rest, path, problems)
+
+
+def part_values(kind: str, part: object) -> dict[str, Any]:
+    """What `build_part` takes: the part's name and all its options."""
+    name = next(name for name, cls in KINDS[kind].items() if type(part) is cls)
+    return {"name": name, **dataclasses.asdict(part)}  # type: ignore[call-overload]
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            texts[field.target.id] = " ".join(str(below.value.value).split())
+    return texts
+
+
+def _type_text(annotation: object) -> str:
+    """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
+    text = str(annotation).replace(" | None", " or none").replace("Mapping", "table")
+    for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
+        text = text.replace(f"{name}(", f"{sign} ")
+    if text.startswith("Annotated["):
+        text = text.removeprefix("Annotated[").replace(")", "").replace("]", "").replace(",", "")
+    if text.startswith("Literal["):
+        text = text.removeprefix("Literal[").removesuffix("]").replace(", ", " | ")
+    return text

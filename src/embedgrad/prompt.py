@@ -1,0 +1,112 @@
+"""The prompt as rows of an embedding table: where it starts, where it is, how far it may go."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.sequence import Target
+from embedgrad.span import Span
+from embedgrad.template import Template
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """How far a row may move from where its token put it.
+
+    Every row stays within `radius` times its start row's norm, and optionally within an angle.
+    Since a row at relative distance r has a cosine of at least sqrt(1 - r^2) to its start, a radius
+    of 0.3 keeps every cosine above 0.95.
+    """
+
+    radius: float | None = 0.3
+    """Largest distance from the start row, in norms of the start row; none: unbounded."""
+    min_cosine: float | None = None
+    """Smallest cosine to the start row, from 0 to 1; none: unbounded."""
+
+    def project(self, rows_PD: Tensor, start_PD: Tensor) -> Tensor:
+        """The rows, moved into the region; rows inside it are returned as they are."""
+        if self.min_cosine is not None:
+            rows_PD = _into_cone(rows_PD, start_PD, self.min_cosine)
+        if self.radius is not None:
+            # After the cone: going straight back to the axis of a cone never leaves it.
+            step = rows_PD - start_PD
+            # A hair inside, so that rounding cannot put a row outside.
+            most = self.radius * (1 - 1e-6) * start_PD.norm(dim=1, keepdim=True)
+            length = step.norm(dim=1, keepdim=True)
+            rows_PD = torch.where(length > most, start_PD + step * (most / length), rows_PD)
+        return rows_PD
+
+    def holds(self, rows_PD: Tensor, start_PD: Tensor) -> bool:
+        """Whether every row is inside, up to rounding."""
+        drift, cosine = drift_P(rows_PD, start_PD), cosine_P(rows_PD, start_PD)
+        near = self.radius is None or bool((drift <= self.radius * (1 + 1e-5)).all())
+        aligned = self.min_cosine is None or bool((cosine >= self.min_cosine - 1e-5).all())
+        return near and aligned
+
+
+def drift_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
+    """Distance of each row from its start row, in norms of the start row."""
+    distance: Tensor = (rows_PD - start_PD).norm(dim=1)
+    return distance / start_PD.norm(dim=1).clamp(min=1e-12)
+
+
+def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
+    """Cosine of each row to its start row."""
+    return torch.cosine_similarity(rows_PD, start_PD, dim=1)
+
+
+def _into_cone(rows_PD: Tensor, start_PD: Tensor, floor: float) -> Tensor:
+    """Nearest rows whose cosine to the start rows is at least `floor`."""
+    axis = torch.nn.functional.normalize(start_PD, dim=1)
+    along = (rows_PD * axis).sum(dim=1, keepdim=True)
+    across = rows_PD - along * axis
+    side = across.norm(dim=1, keepdim=True)
+    # On the cone's edge, in the plane of row and axis: unit vector (floor, sine).
+    floor = min(floor + 1e-6, 1.0)
+    sine = (1 - floor**2) ** 0.5
+    reach = (along * floor + side * sine).clamp(min=0)
+    edge = reach * (floor * axis + sine * across / side.clamp(min=1e-12))
+    outside = along < floor * rows_PD.norm(dim=1, keepdim=True)
+    return torch.where(outside, edge, rows_PD)
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A refined prompt with all that is needed to use it again.
+
+    `start_rows` and `rows` are fp32, shape [P, D], in the space that `inputs_embeds` takes. `date`
+    is what the chat template was given as today. `provenance` holds plain JSON values: model, data,
+    recipe, versions, scores.
+    """
+
+    template: Template
+    target: Target
+    span: Span
+    date: datetime.date
+    start_rows: Tensor
+    rows: Tensor
+    region: TrustRegion = TrustRegion()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def with_rows(self, rows_PD: Tensor) -> PromptEmbedding:
+        """The same prompt with other rows."""
+        return replace(self, rows=rows_PD)
+
+    def with_provenance(self, **entries: Any) -> PromptEmbedding:
+        """The same prompt with more said about it."""
+        return replace(self, provenance={**self.provenance, **entries})
+
+    @property
+    def drift(self) -> Tensor:
+        """Distance of each row from its start row, in norms of the start row, shape [P]."""
+        return drift_P(self.rows, self.start_rows)
+
+    @property
+    def cosine(self) -> Tensor:
+        """Cosine of each row to its start row, shape [P]."""
+        return cosine_P(self.rows, self.start_rows)

@@ -1,0 +1,25 @@
+"""What a run tells: progress while it goes on, events for machines, tables at its end."""
+
+from embedgrad.report.progress import Progress
+from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out, read_events
+from embedgrad.report.tables import (
+    changes_table,
+    comparison_table,
+    drift_table,
+    show,
+    verdict,
+)
+
+__all__ = [
+    "EventLog",
+    "Progress",
+    "Sink",
+    "TensorBoard",
+    "changes_table",
+    "comparison_table",
+    "drift_table",
+    "fan_out",
+    "read_events",
+    "show",
+    "verdict",
+]

@@ -1,0 +1,173 @@
+"""Where a run's events go besides the terminal. A sink that fails never ends a run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from embedgrad.errors import RunError
+from embedgrad.report.words import visible
+
+Sink = Callable[[dict[str, Any]], None]
+
+SCALARS = {
+    "step": {
+        "loss": "train/loss",
+        "gradient_norm": "train/gradient_norm",
+        "learning_rate": "train/learning_rate",
+        "drift_mean": "train/drift_mean",
+        "drift_max": "train/drift_max",
+        "cosine_min": "train/cosine_min",
+    },
+    "evaluation": {
+        "accuracy": "dev/accuracy",
+        "macro_f1": "dev/macro_f1",
+        "log_loss": "dev/log_loss",
+    },
+}
+
+
+class EventLog:
+    """Appends events to a file, one JSON object a line with its `time` (ISO 8601, UTC).
+
+    A line that a crash left unfinished is cut off first. Numbers that are not finite, which JSON
+    does not know, become null. Raises `RunError` when the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            if self.path.is_file():
+                content = self.path.read_bytes()
+                os.truncate(self.path, content.rfind(b"\n") + 1)
+            self._file = open(self.path, "ab")  # noqa: SIM115, closed by close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write one event."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(_finite({"time": now, **event}), allow_nan=False)
+        try:
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; every event is in it already."""
+        # After a failed write the rest of a line is still waiting, and fails again.
+        with suppress(OSError):
+            self._file.close()
+
+    def _failed(self, error: OSError) -> RunError:
+        return RunError(f"{self.path}: events cannot be written ({error.strerror or error})")
+
+
+def read_events(path: str | Path) -> list[dict[str, Any]]:
+    """Events of a log, without a last line that was never finished. Raises `RunError`."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: events cannot be read ({error.strerror or error})") from error
+    events = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise RunError(
+                f"{path}:{number}: is not an event ({error}); expected one JSON object a line"
+            ) from error
+        events.append(event)
+    return events
+
+
+class TensorBoard:
+    """Writes losses, scores and drift for TensorBoard (extra: tensorboard). Raises `RunError`."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RunError(
+                "report.tensorboard: the package tensorboard is missing; "
+                "pip install 'embedgrad[tensorboard]'"
+            ) from error
+        try:
+            self._writer = SummaryWriter(str(self.folder), flush_secs=10)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: cannot be written ({error.strerror or error})"
+            ) from error
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write the numbers of a step or an evaluation."""
+        for name, tag in SCALARS.get(event["event"], {}).items():
+            if event.get(name) is not None:
+                self._writer.add_scalar(tag, event[name], event["step"])
+
+    def __str__(self) -> str:
+        return f"TensorBoard in {self.folder}"
+
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        # Its thread's failure comes out here again, as whatever it was; it costs no run.
+        with suppress(Exception):
+            self._writer.close()
+
+
+def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
+    """One sink that passes every event on to all.
+
+    A sink that raises gets no more events, and `warn` one line about it.
+    """
+    alive = list(sinks)
+
+    def report(event: dict[str, Any]) -> None:
+        for sink in tuple(alive):
+            try:
+                sink(event)
+            except Exception as error:  # whatever a sink does, the run goes on
+                alive.remove(sink)
+                name = getattr(sink, "__name__", str(sink))
+                reason = str(error) or type(error).__name__
+                # The warning may have to go through what has just failed.
+                with suppress(Exception):
+                    warn(visible(f"warning: {name} gets no more events: {reason}"))
+
+    return report
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,69 @@
+"""Numbers and foreign text as a terminal may get them."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+
+# What we write ourselves beyond ASCII, for encodings that lack it; each one column wide.
+_PLAIN = {"\u2026": "~", "\u00b7": "_"}  # an ellipsis, the dot that stands for a space
+
+
+def visible(text: str) -> str:
+    r"""Text that cannot drive a terminal: what does not print becomes an escape such as \x1b.
+
+    That is control characters, escape sequences, line ends, marks that turn the reading direction
+    and halves of surrogate pairs.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """Text that an output's encoding can hold, of the same width in columns."""
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return "".join(_encodable(c, encoding) for c in text)
+
+
+def _encodable(character: str, encoding: str) -> str:
+    try:
+        character.encode(encoding)
+        return character
+    except UnicodeEncodeError:
+        return _PLAIN.get(character, "?" * cell_len(character))
+
+
+def percent(share: float) -> str:
+    """A share of one: 81.3 %."""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 4.5 min, 62 min or 3.2 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes in powers of 1000: 512 B, 88 MB, 1.9 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def left(seconds: float | None) -> str:
+    """52 s left; nothing where that is unknown or over."""
+    return f"{duration(seconds)} left" if seconds is not None and seconds > 0 else ""
+
+
+def joined(*parts: str) -> str:
+    """The parts that are not empty, with commas between."""
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,300 @@
+"""A recipe's whole run: read, refine, save, reload, score. Everything ends up in one folder.
+
+RUN/recipe.toml        every setting, defaults included
+RUN/prompt/            the artifact
+RUN/state/             where the loop stood at its last evaluation
+RUN/events.jsonl       what happened, one JSON object a line
+RUN/predictions.jsonl  the test rows with both prompts' answers
+RUN/result.json        the scores
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedgrad import artifact
+from embedgrad.drift import token_drift
+from embedgrad.errors import DivergenceError, RunError
+from embedgrad.evaluation import Answered, Evaluator, evaluate
+from embedgrad.files import write_file
+from embedgrad.language_model import LanguageModel, load_model
+from embedgrad.optimization import optimize
+from embedgrad.prompt import PromptEmbedding
+from embedgrad.recipe import Recipe
+from embedgrad.sequence import Sequencer
+from embedgrad.settings import DataSettings
+from embedgrad.splits import Splits, read_splits
+from embedgrad.training import Refinement
+
+Report = Callable[[dict[str, Any]], None]
+PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def _nowhere(event: dict[str, Any]) -> None:
+    """Where events go that nobody asked for."""
+
+
+def run(
+    recipe: Recipe, out: str | Path, sinks: Callable[[], Report] = lambda: _nowhere
+) -> dict[str, Any]:
+    """Do everything that a recipe says and return the content of `result.json`.
+
+    `sinks` is called once `out` exists, and what it returns gets events (plain JSON values). After
+    Ctrl-C the best rows so far are saved and the result has `train.ended` "interrupted" and no
+    scores. Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's
+    data, template and model raise; nothing learned is lost.
+    """
+    out = new_folder(out)
+    try:
+        report = sinks()
+        splits = read_data(recipe)
+        _say(report, splits.notes)
+        report({"event": "stage", "text": f"loading {recipe.model.name}"})
+        model = open_model(recipe, report)
+        sequencer = model.sequencer(
+            recipe.template,
+            recipe.target,
+            splits.train,
+            merges=recipe.merges,
+            truncate=recipe.data.truncate,
+        )
+        report({"event": "stage", "text": "tokenizing"})
+        train, dev, test = (
+            sequencer.build(part) for part in (splits.train, splits.dev, splits.test)
+        )
+        _say(report, sequencer.notes([*train, *dev, *test]))
+        if model.reuse_off:
+            _say(report, [f"heads are not reused: {model.reuse_off}"])
+        write_file(out / "recipe.toml", recipe.as_toml().encode())
+    except BaseException:
+        # Nothing is learned yet, and the folder is our own.
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+    def save(refinement: Refinement) -> PromptEmbedding:
+        provenance = provenance_of(recipe, model, splits, refinement)
+        prompt = refinement.prompt.with_provenance(**provenance)
+        artifact.save(prompt, out / "prompt")
+        return prompt
+
+    report({"event": "stage", "text": "refining"})
+    try:
+        refinement = optimize(
+            model,
+            sequencer,
+            train,
+            dev,
+            training=recipe.training,
+            parts=recipe.parts,
+            evaluation=recipe.evaluation,
+            report=report,
+            keep=lambda state: state.save(out / "state"),
+        )
+    except DivergenceError as error:
+        if error.refinement is not None:
+            save(error.refinement)
+        raise DivergenceError(f"{error}; the last good rows are in {out / 'prompt'}") from error
+    save(refinement)
+    # From here on only what was saved counts.
+    prompt = artifact.load(out / "prompt")
+    result = _facts(prompt, model, refinement, out)
+    if refinement.ended != "interrupted" and test:
+        evaluator = Evaluator(model, sequencer, recipe.evaluation)
+        text, refined, comparison = evaluate(
+            evaluator, prompt, test, lambda *args: report(_scoring(*args))
+        )
+        result = {**comparison.as_dict(), **result}
+        write_predictions(out / "predictions.jsonl", text, refined)
+        artifact.save(prompt.with_provenance(scores=comparison.as_dict()), out / "prompt")
+    result["peak_memory_bytes"] = peak_memory()
+    write_json(out / "result.json", result)
+    return result
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished run with its model, ready to answer."""
+
+    folder: Path
+    recipe: Recipe
+    prompt: PromptEmbedding
+    model: LanguageModel
+    sequencer: Sequencer
+    evaluator: Evaluator
+
+
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), report: Report = _nowhere
+) -> OpenRun:
+    """Load a run's recipe, artifact and model, and check that they fit together."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"
+        )
+    if not (folder / "recipe.toml").is_file():
+        raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
+    recipe = Recipe.read(folder / "recipe.toml", overrides)
+    prompt = artifact.load(folder / "prompt")
+    report({"event": "stage", "text": f"loading {recipe.model.name}"})
+    model = open_model(recipe, report)
+    artifact.check_fit(prompt, model.info, model.embed)
+    sequencer = model.sequencer(
+        prompt.template,
+        prompt.target,
+        span=prompt.span,
+        date=prompt.date,
+        truncate=recipe.data.truncate,
+    )
+    evaluator = Evaluator(model, sequencer, recipe.evaluation)
+    return OpenRun(folder, recipe, prompt, model, sequencer, evaluator)
+
+
+def read_data(recipe: Recipe) -> Splits:
+    """The recipe's examples, checked and split."""
+    data = recipe.data
+    return read_splits(
+        data.train,
+        data.dev,
+        data.test,
+        columns=recipe.template.columns,
+        answer=data.answer,
+        choices=recipe.target.choices,
+        labels=data.labels,
+        group=data.group,
+        where=data.where,
+        fractions=(data.dev_share, data.test_share),
+        seed=data.seed,
+        limit=data.limit,
+        allow_duplicates=data.allow_duplicates,
+    )
+
+
+def open_model(recipe: Recipe, report: Report) -> LanguageModel:
+    """The recipe's model."""
+    return load_model(
+        **asdict(recipe.model),
+        head_budget=recipe.head_cache.budget,
+        notify=lambda text: report({"event": "note", "text": text}),
+    )
+
+
+def provenance_of(
+    recipe: Recipe, model: LanguageModel, splits: Splits, refinement: Refinement
+) -> dict[str, Any]:
+    """What the artifact says of where it comes from; plain JSON values."""
+    info = asdict(model.info)
+    del info["path"]  # a place on one machine
+    return {
+        "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
+        "recipe": recipe.as_dict(),
+        "data": {
+            name: {"source": _source(recipe.data, name), "rows": len(rows), "sha256": digest}
+            for name, rows, digest in (
+                (name, getattr(splits, name), splits.digests.get(name))
+                for name in ("train", "dev", "test")
+            )
+        },
+        "licenses": {"model": info["license"], "data": recipe.data.license},
+        "decoding": {"do_sample": False, "max_new_tokens": recipe.evaluation.max_new_tokens},
+        "training": {
+            "ended": refinement.ended,
+            "steps": refinement.steps,
+            "best_step": refinement.state.best_step,
+            "dev_history": refinement.state.history,
+        },
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def new_folder(out: str | Path) -> Path:
+    """Make the run's folder; one that exists is never touched. Raises `RunError`."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError as error:
+        raise RunError(f"{out}: exists already; choose another folder for --out") from error
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
+    return out
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON, aside first. Raises `RunError`."""
+    write_file(path, (json.dumps(values, indent=1, ensure_ascii=False) + os.linesep).encode())
+
+
+def write_predictions(path: Path, text: Sequence[Answered], refined: Sequence[Answered]) -> None:
+    """One JSON object per row with both prompts' answers."""
+    lines = []
+    for a, b in zip(text, refined, strict=True):
+        change = {(0.0, 1.0): "fixed", (1.0, 0.0): "broken"}.get((a.correct, b.correct), "same")
+        row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
+        for name, answered in (("text", a), ("refined", b)):
+            values = asdict(answered)
+            row[name] = {k: values[k] for k in ("predicted", "correct", "loss", "probabilities")}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_file(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _facts(
+    prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
+) -> dict[str, Any]:
+    tokens = token_drift(prompt, model)
+    heads = model.heads
+    return {
+        "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
+        "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
+        "nearest_tokens_unchanged": sum(t.unchanged for t in tokens) / len(tokens),
+        "tokens": [asdict(token) for token in tokens],
+        "train": {
+            "steps": refinement.steps,
+            "best_step": refinement.state.best_step,
+            "seconds": refinement.seconds,
+            "ended": refinement.ended,
+        },
+        "head_cache": {"hits": heads.hits, "misses": heads.misses, "bytes": heads.nbytes},
+        "artifact": str(out / "prompt"),
+    }
+
+
+def _source(data: DataSettings, name: str) -> str:
+    return str(getattr(data, name) or f"a share of {data.train}")
+
+
+def _say(report: Report, notes: Sequence[str]) -> None:
+    for note in notes:
+        report({"event": "note", "text": note})
+
+
+def _scoring(which: str, done: int, total: int) -> dict[str, Any]:
+    return {"event": "scoring", "which": which, "done": done, "total": total}

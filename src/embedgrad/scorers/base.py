@@ -1,0 +1,19 @@
+"""What every scorer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scorer(ABC):
+    """Decide whether a generated reply is right. Options are the fields of the subclass."""
+
+    @abstractmethod
+    def score(self, reply: str, answer: str) -> float:
+        """1.0 if `reply` gives `answer`, else 0.0.
+
+        A usable answer, taken as the reply, scores 1.0; an empty reply scores 0.0. Any text is
+        allowed on both sides: nothing is raised.
+        """

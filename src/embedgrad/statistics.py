@@ -1,0 +1,130 @@
+"""Scores of predictions, and how sure one may be of them: intervals and paired tests.
+
+Everything here takes plain sequences. Arguments that make no sense (no rows, unequal lengths,
+numbers that are not finite) raise ValueError: no input of a user can reach this file with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+
+_PROBABILITY_FLOOR = 1e-12
+_ROUNDING = 1e-6  # a softmax in float32 may add up to a little more than 1
+_DRAWS_AT_ONCE = 1 << 19  # of the bootstrap: about 6 MB
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion, `successes` out of `n` (Wilson 1927, JASA 22:209).
+
+    Unlike the normal interval it stays inside [0, 1] and does not collapse at 0 or n successes.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    z = NormalDist().inv_cdf(1 - _tail(confidence))
+    share = successes / n
+    scale = 1 + z * z / n
+    center = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    # At the ends the formula gives 0 and 1 exactly; floating point does not.
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == n else center + half
+    return low, high
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test on paired right-or-wrong answers.
+
+    `only_first` and `only_second` count the discordant rows, which one side alone got right. If
+    neither side is better, each such row is a fair coin (McNemar 1947, Psychometrika 12:153; exact
+    binomial form). 1.0 when there are no discordant rows.
+    """
+    fewer, n = min(only_first, only_second), only_first + only_second
+    if fewer < 0:
+        raise ValueError(f"expected counts of at least 0, got {only_first} and {only_second}")
+    # Whole numbers, so that nothing is lost to rounding before the one division.
+    ways = total = 1
+    for k in range(fewer):
+        ways = ways * (n - k) // (k + 1)
+        total += ways
+    return min(1.0, 2 * total / (1 << n))
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, samples: int = 10_000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron 1979, Annals of Statistics 7:1).
+
+    Too narrow for a handful of rows: a single row, or rows that are all equal, give no width.
+    """
+    import numpy as np
+
+    values_N = np.asarray(values, dtype=np.float64)
+    n = len(values_N)
+    if n < 1 or samples < 1 or not np.isfinite(values_N).all():
+        raise ValueError("expected at least one value, all finite, and at least one sample")
+    tail = _tail(confidence)
+    generator = np.random.default_rng(seed)
+    means_S = np.empty(samples)
+    chunk = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, samples, chunk):
+        size = (min(chunk, samples - start), n)
+        rows_SN = generator.integers(n, size=size, dtype=np.int32)
+        means_S[start : start + chunk] = values_N[rows_SN].mean(axis=1)
+    low, high = np.quantile(means_S, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    samples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(second - first), rows resampled together.
+
+    `first[i]` and `second[i]` are scores of the same row, so what makes a row hard for both sides
+    cancels (Efron and Tibshirani 1993, An Introduction to the Bootstrap).
+    """
+    differences = [after - before for before, after in zip(first, second, strict=True)]
+    return bootstrap_mean(differences, samples=samples, confidence=confidence, seed=seed)
+
+
+def macro_f1(gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str]) -> float:
+    """Mean F1 over those `labels` that occur in `gold` or `predicted`.
+
+    A prediction that is None, or no label, is wrong for its row and counts for no other label.
+    """
+    if not gold or not set(gold) <= set(labels):
+        raise ValueError("expected at least one row, and every gold label among the labels")
+    right = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
+    occurrences = Counter(gold) + Counter(p for p in predicted if p is not None)
+    # F1 = 2 TP / (2 TP + FP + FN); the lower part counts each label's gold and predicted rows.
+    scores = [2 * right[label] / occurrences[label] for label in set(labels) & set(occurrences)]
+    return math.fsum(scores) / len(scores)
+
+
+def log_loss(probabilities_of_gold: Sequence[float]) -> float:
+    """Mean negative log-probability of the right answers, in nats.
+
+    Probabilities below 1e-12 count as 1e-12, so that one hopeless row cannot make it infinite.
+    """
+    if not probabilities_of_gold:
+        raise ValueError("expected at least one probability")
+    losses = []
+    for probability in probabilities_of_gold:
+        if not 0 <= probability <= 1 + _ROUNDING:
+            raise ValueError(f"expected a probability, got {probability}")
+        losses.append(-math.log(min(max(probability, _PROBABILITY_FLOOR), 1.0)))
+    return math.fsum(losses) / len(losses)
+
+
+def _tail(confidence: float) -> float:
+    """Probability left out at either end of a two-sided interval."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
+    return (1 - confidence) / 2

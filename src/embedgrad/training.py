@@ -1,0 +1,64 @@
+"""What a run of the loop is told, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from embedgrad.gradients import Clip, GradientTransform
+from embedgrad.objectives import CrossEntropy, Objective
+from embedgrad.optimizers import AdamW, Optimizer, Schedule
+from embedgrad.parameterizations import Free, Parameterization
+from embedgrad.prompt import PromptEmbedding, TrustRegion
+from embedgrad.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long to train, on how much at a time, and which rows to keep."""
+
+    epochs: Annotated[float, Gt(0)] = 4.0
+    """Passes over the training examples."""
+    steps: Annotated[int, Gt(0)] | None = None
+    """Steps in all, instead of epochs."""
+    batch_size: Annotated[int, Gt(0)] = 16
+    """Examples per step."""
+    accumulate: Annotated[int, Gt(0)] = 1
+    """Parts in which a batch is computed one after the other, to save memory; the same gradient."""
+    evaluate_every: Annotated[int, Gt(0)] | None = None
+    """Steps between evaluations on dev; unset: once per epoch."""
+    metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
+    """What says which rows are best; auto: accuracy for choices, log_loss for free text.
+    Equal accuracies are told apart by log_loss."""
+    patience: Annotated[int, Gt(0)] | None = None
+    """Evaluations without a better score after which to stop; unset: never."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Decides the order of the examples, and any random start."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of; every default is the plain method."""
+
+    region: TrustRegion = TrustRegion()
+    parameterization: Parameterization = Free()
+    objective: Objective = CrossEntropy()
+    gradients: tuple[GradientTransform, ...] = (Clip(),)
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a run of the loop gave: the best prompt, and where the loop stood at its end.
+
+    `ended` is "finished", "patience", "interrupted" (Ctrl-C) or "diverged".
+    """
+
+    prompt: PromptEmbedding
+    state: TrainingState
+    ended: str
+    steps: int
+    seconds: float

@@ -1,0 +1,122 @@
+"""Prompts in every placement on the tiny models, and plain `transformers` to compare with."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tiny
+from embedgrad.examples import Example
+from embedgrad.language_model import LanguageModel
+from embedgrad.loading import LoadedModel
+from embedgrad.sequence import Sequencer, Target, TokenSequence
+from embedgrad.template import Renderer, Template
+
+DAY = datetime.date(2024, 3, 12)
+CHOICES = ("positive", "negative")
+# Several tokens each, of different number; two begin alike.
+LONG_CHOICES = ("a waste of time", "a waste of money, dull and cold", "warm")
+LABELS = Target(choices=CHOICES)
+PLACEMENTS = {
+    "system": Template.chat(
+        system="You are brief. [[Is the review positive or negative?]] One word.",
+        user="Review: {review}",
+    ),
+    "user-before": Template.chat(
+        user="[[Is the review positive or negative?]]\n\nReview: {review}"
+    ),
+    "user-after": Template.chat(user="Review: {review}\n\n[[Is it positive or negative?]]"),
+    "opening": Template.chat(user="Review: {review}", assistant="[[The review is clearly]] so:"),
+    "plain": Template.plain("Review: {review}\n[[Is it positive or negative?]]\nAnswer:"),
+    "plain-start": Template.plain("[[Is it positive or negative?]]\nReview: {review}\nAnswer:"),
+}
+ATTENTION = tuple(name for name in tiny.ARCHITECTURES if name != "mamba")
+REUSING = tuple(name for name in ATTENTION if "-dynamic" not in name and "-longrope" not in name)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A tiny model with a prompt, its rows in token ids, and the rows of the span."""
+
+    loaded: LoadedModel
+    model: LanguageModel
+    sequencer: Sequencer
+    sequences: list[TokenSequence]
+    start: Tensor
+
+
+def kit(
+    architecture: str = "llama",
+    tokenizer: str = "bytelevel",
+    chat: str | None = tiny.CHATML,
+    template: Template | str = "user-after",
+    *,
+    target: Target = LABELS,
+    rows: Sequence[Example] | int = 6,
+    budget: str | float = "1 GiB",
+    **model: Any,
+) -> Kit:
+    """Put a prompt on a tiny model that others share; `model` goes to `tiny.model`."""
+    if isinstance(template, str):
+        template = PLACEMENTS[template]
+    examples = tiny.reviews(rows) if isinstance(rows, int) else rows
+    if target.choices == LONG_CHOICES:
+        examples = [
+            Example(e.columns, LONG_CHOICES[i % 3], e.source, e.group)
+            for i, e in enumerate(examples)
+        ]
+    loaded = _loaded(architecture, tokenizer, chat, **model)
+    sequencer = Sequencer(
+        Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
+    )
+    language_model = LanguageModel(loaded, head_budget=budget)
+    start = language_model.embed(sequencer.span.ids)
+    return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
+
+
+_loaded = functools.lru_cache(tiny.loaded)
+
+
+@torch.no_grad()
+def plain_logits(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
+    """Logits [T, V] of token ids, alone in a batch, by `transformers` and nothing else."""
+    model: Any = loaded.model
+    if any(hasattr(module, "max_seq_len_cached") for module in model.modules()):
+        model = copy.deepcopy(model)  # dynamic rotary scaling remembers its longest pass
+        for module in model.modules():
+            if hasattr(module, "max_seq_len_cached"):
+                module.max_seq_len_cached = 0
+    logits: Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0]
+    return logits
+
+
+def plain_logprobs(
+    loaded: LoadedModel, context: Sequence[int], targets: Sequence[Sequence[int]]
+) -> Tensor:
+    """Summed log-probability [C] of each target behind the context, one pass per target."""
+    sums = []
+    for target in targets:
+        logits = plain_logits(loaded, [*context, *target[:-1]])
+        logprobs = torch.log_softmax(logits[len(context) - 1 :], dim=1)
+        sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())
+    return torch.stack(sums)
+
+
+def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:
+    """Rows a share `size` of their norms away, so that nothing is zero by symmetry."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows_PD.shape, generator=generator).to(rows_PD)
+    scale = size * rows_PD.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+    return rows_PD + scale * noise
+
+
+def cut(sequence: TokenSequence, span: Sequence[int]) -> list[int]:
+    """Head, span and tail of a row as it is deployed."""
+    return [*sequence.head, *span, *sequence.tail]

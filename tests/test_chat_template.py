@@ -1,0 +1,211 @@
+"""A chat template shows the span where it was written, or is refused with the reason."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import refusals
+import tiny
+from embedgrad.errors import TemplateError
+from embedgrad.template import END_MARK, SPAN_MARK, Renderer, Template
+from kit import DAY
+
+refused = functools.partial(refusals.refused, error=TemplateError)
+SPAN = "Is it good?"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+BRACKETS = st.text(st.sampled_from("[]{}a \n"), max_size=12)
+# Chat templates, and the placements that each can hold.
+PLACES = {
+    "system": Template.chat(system="Be kind. [[Is it good?]] Be brief.", user="{a} and {b}"),
+    "system-whole": Template.chat(system="[[Is it good?]]", user="{a}{b}"),
+    "user-before": Template.chat(user="[[Is it good?]]\nA: {a}\nB: {b}."),
+    "user-after": Template.chat(user="A: {a}\nB: {b}\n[[Is it good?]]"),
+    "opening": Template.chat(user="A: {a} B: {b}", assistant="So: [[Is it good?]] It is"),
+    "opening-end": Template.chat(user="A: {a} B: {b}", assistant="[[Is it good?]]"),
+}
+CHATS = {
+    "chatml": tiny.CHATML,
+    "trimming": tiny.TRIMMING,
+    "no-system": tiny.NO_SYSTEM,
+    "plain": tiny.PLAIN,
+    "dated": tiny.DATED,
+}
+HOLDS = [
+    (chat, place)
+    for chat in CHATS
+    for place in PLACES
+    if not (chat == "no-system" and place.startswith("system"))
+]
+
+
+def chat_tokenizer(chat: str, kind: str = "metaspace") -> Any:
+    return tiny.with_template(tiny.tokenizer(kind), CHATS[chat])
+
+
+def renderer(template: Template, chat: str = "chatml", date: datetime.date = DAY) -> Renderer:
+    return Renderer(template, chat_tokenizer(chat), date=date)
+
+
+# -------------------------------------------------------------------------------- rendering
+
+
+def expected(chat: str, template: Template, columns: dict[str, str]) -> str:
+    """What `transformers` makes of the messages; columns filled by plain replacement."""
+    messages = []
+    for message in template.messages:
+        content = message.content.replace("[[", "").replace("]]", "")
+        parts = content.replace("{a}", "\0a\0").replace("{b}", "\0b\0").split("\0")
+        filled = "".join(columns[p] if i % 2 else p for i, p in enumerate(parts))
+        messages.append({"role": message.role, "content": filled})
+    opened = messages[-1]["role"] == "assistant"
+    text = chat_tokenizer(chat).apply_chat_template(
+        messages,
+        chat_template=CHATS[chat].replace("strftime_now('%d %b %Y')", "'12 Mar 2024'"),
+        tokenize=False,
+        add_generation_prompt=not opened,
+        continue_final_message=opened,
+    )
+    return str(text)
+
+
+@pytest.mark.parametrize(("chat", "place"), HOLDS)
+@settings(max_examples=20)
+@given(a=TEXT | BRACKETS, b=TEXT | BRACKETS)
+def test_text_is_what_transformers_renders(chat: str, place: str, a: str, b: str) -> None:
+    template, columns = PLACES[place], {"a": a, "b": b}
+    rendered = renderer(template, chat)(columns)
+    assert rendered.text == expected(chat, template, columns)
+    assert rendered.span == SPAN
+    if place.startswith("opening"):
+        assert rendered.tail == ("" if place == "opening-end" else " It is")
+
+
+@given(a=TEXT | BRACKETS | st.sampled_from(["{b}", "[[x]]", "{{ bos_token }}", "{% if %}"]))
+def test_a_column_is_never_parsed(a: str) -> None:
+    plain = Renderer(Template.plain("{a}[[go]]{b}"), tiny.tokenizer("metaspace"), date=DAY)
+    assert plain({"a": a, "b": "z"}).head == a
+    assert plain({"a": a, "b": "z"}).tail == "z"
+    assert a in renderer(Template.chat(user="<{a}> [[go]]"))({"a": a}).head
+
+
+def test_the_span_stands_where_it_was_written() -> None:
+    columns = {"a": "x", "b": "y"}
+    before = renderer(PLACES["user-before"])(columns)
+    after = renderer(PLACES["user-after"])(columns)
+    system = renderer(PLACES["system"])(columns)
+    opening = renderer(PLACES["opening"])(columns)
+    assert before.head.endswith("<|im_start|>user\n")
+    assert before.tail == "\nA: x\nB: y.<|im_end|>\n<|im_start|>assistant\n"
+    assert after.head.endswith("<|im_start|>user\nA: x\nB: y\n")
+    assert after.tail == "<|im_end|>\n<|im_start|>assistant\n"
+    assert system.head == "<|im_start|>system\nBe kind. "
+    assert system.tail.startswith(" Be brief.<|im_end|>\n<|im_start|>user\nx and y<|im_end|>")
+    assert opening.head.endswith("<|im_start|>assistant\nSo: ")
+
+
+def test_the_date_is_frozen() -> None:
+    template = PLACES["user-after"]
+    columns = {"a": "x", "b": "y"}
+    assert "Today is 12 Mar 2024." in renderer(template, "dated")(columns).head
+    other = renderer(template, "dated", datetime.date(1999, 1, 2))(columns)
+    assert "Today is 02 Jan 1999." in other.head
+
+
+def test_options_reach_the_chat_template() -> None:
+    tokenizer = tiny.with_template(
+        tiny.tokenizer("bytelevel"), "{% if loud %}!{% endif %}{{ messages[0]['content'] }}"
+    )
+    quiet = Template.chat(user="[[go]]")
+    loud = Template.chat(user="[[go]]", options={"loud": True})
+    assert Renderer(quiet, tokenizer, date=DAY)({}).head == ""
+    assert Renderer(loud, tokenizer, date=DAY)({}).head == "!"
+
+
+@pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "strftime_now"])
+def test_an_option_that_is_ours_is_refused(name: str) -> None:
+    template = Template.chat(user="[[go]]", options={name: True})
+    with refused(f"template.options.{name}"):
+        renderer(template)({})
+
+
+@pytest.mark.parametrize(
+    ("chat", "after"),
+    [
+        ("chatml", "<|im_end|>\n"),
+        ("trimming", "<|im_end|>\n"),
+        ("no-system", "<end_of_turn>\n"),
+        ("plain", "\n"),
+    ],
+)
+@pytest.mark.parametrize("place", ["user-after", "opening"])
+def test_what_follows_an_answer(chat: str, after: str, place: str) -> None:
+    assert renderer(PLACES[place], chat).after_answer() == after
+
+
+def test_nothing_follows_an_answer_of_plain_text() -> None:
+    tokenizer = chat_tokenizer("chatml")
+    assert Renderer(Template.plain("[[a]]"), tokenizer, date=DAY).after_answer() == ""
+
+
+# ------------------------------------------------------------- chat templates that cannot hold it
+
+
+def test_a_model_without_a_chat_template_takes_plain_text_only() -> None:
+    with refused("no chat template", "plain text"):
+        Renderer(PLACES["system"], tiny.tokenizer("metaspace"), date=DAY)
+
+
+def test_a_chat_template_without_a_system_role_is_named() -> None:
+    with refused("refuses the messages", "system, user", "System role not supported"):
+        renderer(PLACES["system"], "no-system")({"a": "x", "b": "y"})
+
+
+@pytest.mark.parametrize("text", ["[[ Is it good? ]]", "[[Is it good?\n]]", "[[\nIs it good?]]"])
+def test_a_span_that_the_chat_template_trims_is_refused(text: str) -> None:
+    template = Template.chat(user=text)
+    assert renderer(template, "chatml")({}).span == text[2:-2]
+    with refused("trims or rewrites", "white space"):
+        renderer(template, "trimming")({})
+
+
+@pytest.mark.parametrize(
+    ("chat", "parts"),
+    [
+        ("{{ messages[0]['content'] * 2 }}", ["2 times instead of once"]),
+        ("{{ messages | length }}", ["0 times instead of once"]),
+        ("{{ messages[0]['content'] | upper }}", ["0 times"]),
+        ("{{ messages[0]['content'] | replace('good', 'bad') }}", ["trims or rewrites"]),
+        ("{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}", ["rewrites"]),
+        ("{{ messages[0]['content'] + 1 }}", ["refuses the messages"]),
+        ("{{ messages[0]['parts'][0] }}", ["refuses the messages"]),
+    ],
+)
+def test_a_chat_template_that_moves_the_span_is_refused(chat: str, parts: list[str]) -> None:
+    tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
+    with refused(*parts):
+        Renderer(Template.chat(user="[[Is it good?]]"), tokenizer, date=DAY)({})
+
+
+def test_an_opening_that_the_chat_template_drops_is_refused() -> None:
+    tokenizer = tiny.with_template(
+        tiny.tokenizer("bytelevel"), "{{ messages[0]['content'] }}{{ messages[1]['role'] }}"
+    )
+    with refused("drops an assistant message", "template.assistant"):
+        Renderer(Template.chat(user="[[a]]", assistant="b"), tokenizer, date=DAY)({})
+
+
+def test_a_column_that_is_missing_is_named() -> None:
+    with refused("{reviw}", "did you mean 'review'"):
+        renderer(Template.chat(user="{reviw} [[go]]"))({"review": "x"})
+
+
+def test_a_row_with_our_mark_is_refused() -> None:
+    for mark in (SPAN_MARK, END_MARK):
+        with refused("column 'a'", "own mark"):
+            renderer(Template.chat(user="{a} [[go]]"))({"a": f"x{mark}"})

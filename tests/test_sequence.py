@@ -1,0 +1,168 @@
+"""Head, span and tail are the tokens of the plain text, or the row says that they are not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+import tiny
+from embedgrad.errors import DataError, TemplateError
+from embedgrad.template import Template
+from kit import PLACEMENTS, cut
+from kit_text import CHATS, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
+
+# --------------------------------------------------------------- head, span and tail are the text
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)
+@given(review=TEXTS)
+def test_a_row_is_its_plain_tokens_or_says_so(
+    kind: str, placement: str, chat: str, review: str
+) -> None:
+    made = shared(kind, placement, chat)
+    sequence = made(example(review))
+    expected = plain_ids(made, {"review": review})
+    deployed = cut(sequence, made.span.ids)
+    if sequence.plain is None:
+        assert deployed == expected
+    else:
+        assert list(sequence.plain) == expected
+        assert deployed != expected
+        assert sequence.uncut().tail == sequence.plain
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", ["bytelevel", "metaspace", "wordpiece"])
+def test_ordinary_rows_do_not_merge(kind: str, placement: str) -> None:
+    made = shared(kind, placement)
+    assert [s.plain for s in made.build(tiny.reviews(12))] == [None] * 12
+
+
+@pytest.mark.parametrize("kind", ["bytelevel", "metaspace", "metaspace-always"])
+def test_a_row_deployed_reads_as_the_text(kind: str) -> None:
+    made = shared(kind, "user-after")
+    row = example(" The film:  a\n\n\u00e9?\n ok ")
+    text = made.renderer(dict(row.columns)).text
+    spaced = made.tokenizer.decode(cut(made(row), made.span.ids))
+    assert "".join(spaced.split()) == "".join(text.split())
+
+
+def test_a_mark_before_a_line_feed_draws_it_in() -> None:
+    made = shared("bytelevel", "plain-start")
+    assert made.span.text == "[[Is it positive or negative?\n"[2:]
+    assert (made.span.drawn_left, made.span.drawn_right) == ("", "\n")
+    assert made.span.tokens[-1] == "?\u010a"
+    assert "the span became 'Is it positive or negative?\\n'" in made.notes([])[0]
+
+
+def test_a_space_before_the_span_is_drawn_in() -> None:
+    made = sequencer("bytelevel", Template.chat(system="Say. [[it was positive]]", user="{review}"))
+    assert (made.span.text, made.span.drawn_left) == (" it was positive", " ")
+    assert made.span.tokens[0] == "\u0120it"
+    assert tokens(made, made(example("x")).head)[-1] == "."
+
+
+def test_nothing_is_drawn_in_next_to_special_tokens_and_line_feeds() -> None:
+    for kind in ("bytelevel", "metaspace", "wordpiece"):
+        span = shared(kind, "user-after").span
+        assert (span.text, span.drawn_left, span.drawn_right) == (
+            "Is it positive or negative?",
+            "",
+            "",
+        )
+
+
+def test_a_column_that_merges_keeps_its_plain_tokens() -> None:
+    made = sequencer("bytelevel", Template.plain("{review}[[lm is it good]]\n"))
+    merged, apart = made(example("The fi")), made(example("The fi "))
+    assert apart.plain is None
+    assert merged.plain is not None
+    assert "\u0120film" in tokens(made, merged.plain)
+    assert merged.uncut() == type(merged)(
+        (), merged.plain, merged.targets, merged.gold, None, merged.example
+    )
+
+
+def test_rows_that_merge_are_reported_or_refused() -> None:
+    template = Template.plain("{review}[[\nSo is it good]]\n")
+    rows = [example("It was great"), example("Was it great?")]
+    made = sequencer("bytelevel", template, rows=rows)
+    sequences = made.build(rows)
+    assert [s.plain is None for s in sequences] == [True, False]
+    assert "in 1 of 2 rows" in made.notes(sequences)[0]
+    refusing = sequencer("bytelevel", template, rows=rows, merges="refuse")
+    with pytest.raises(TemplateError, match=r"in 1 of 2 rows .*first: rows\.csv:2.*line feed"):
+        refusing.build(rows)
+    assert len(refusing.build(rows[:1])) == 1
+
+
+def test_without_columns_nothing_can_merge() -> None:
+    made = sequencer("bytelevel", Template.plain("Is it?[[\nSay so]] now"), rows=[example("x")])
+    assert made(example("x")).plain is None
+
+
+def test_a_span_that_tokenizes_to_nothing_is_refused() -> None:
+    for text in ("[[ ]] {review}", "a [[ ]] {review}", "{review} [[\n\n]] {review}"):
+        with pytest.raises(TemplateError, match="tokenizes to nothing; write words"):
+            sequencer("wordpiece", Template.plain(text))
+
+
+def test_rows_are_needed_to_find_the_span() -> None:
+    with pytest.raises(DataError, match="no rows to tokenize"):
+        sequencer("bytelevel", PLACEMENTS["plain"], rows=[])
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_span_gives_the_same_ids(kind: str, placement: str) -> None:
+    made = shared(kind, placement)
+    again = sequencer(kind, PLACEMENTS[placement], rows=(), span=made.span)
+    for row in tiny.reviews(4, seed=3):
+        assert again(row) == made(row)
+
+
+def test_a_saved_span_of_another_template_is_refused() -> None:
+    span = shared("bytelevel", "system").span
+    for system in ("[[Is it?]]", "[[Is the review positive or negative? ]]"):
+        with pytest.raises(TemplateError, match="not the one it was prepared for"):
+            sequencer("bytelevel", Template.chat(system=system, user="x"), span=span)(example("x"))
+
+
+def test_a_row_with_the_cut_token_is_refused() -> None:
+    with pytest.raises(TemplateError, match="cut token"):
+        shared("bytelevel", "user-after")(example("a <|embedgrad-cut|> b"))
+
+
+# ---------------------------------------------------------------------------------------------- BOS
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "metaspace-always"])
+@pytest.mark.parametrize(
+    ("chat", "placement", "count"),
+    [
+        ("chatml", "plain", 1),
+        ("chatml", "plain-start", 1),
+        ("trimming", "user-after", 1),
+        ("trimming", "system", 1),
+        ("chatml", "user-after", 0),
+    ],
+)
+def test_bos_stands_once_where_the_model_expects_it(
+    kind: str, chat: str, placement: str, count: int
+) -> None:
+    made = shared(kind, placement, chat)
+    sequence = made(example("fine"))
+    ids = [*cut(sequence, made.span.ids)]
+    assert ids.count(made.tokenizer.bos_token_id) == count
+    assert (sequence.head[:1] == (made.tokenizer.bos_token_id,)) == bool(count)
+
+
+def test_plain_text_that_writes_its_bos_gets_no_second() -> None:
+    made = sequencer("metaspace", Template.plain("<s>{review}\n[[Is it good?]]\nSo:"))
+    sequence = made(example("fine"))
+    assert cut(sequence, made.span.ids).count(made.tokenizer.bos_token_id) == 1
+    assert sequence.plain is None
+    assert cut(sequence, made.span.ids) == plain_ids(made, {"review": "fine"})

@@ -1,0 +1,259 @@
+"""Scores, intervals and paired tests, against published values, scipy and simulation."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped]
+
+from embedgrad.statistics import (
+    bootstrap_mean,
+    log_loss,
+    macro_f1,
+    mcnemar_exact,
+    paired_bootstrap,
+    wilson_interval,
+)
+
+CONFIDENCES = st.floats(0.5, 0.999)
+COUNTS = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+# Wilson interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "confidence", "low", "high"),
+    [
+        # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
+        (81, 263, 0.95, 0.2553, 0.3662),
+        (15, 148, 0.95, 0.0624, 0.1605),
+        (0, 20, 0.95, 0.0, 0.1611),
+        (1, 29, 0.95, 0.0061, 0.1718),
+        (8, 10, 0.95, 0.4902, 0.9433),
+        (20, 20, 0.95, 0.8389, 1.0),
+    ],
+)
+def test_wilson_interval_gives_published_values(
+    successes: int, n: int, confidence: float, low: float, high: float
+) -> None:
+    assert wilson_interval(successes, n, confidence) == pytest.approx((low, high), abs=6e-5)
+
+
+@settings(deadline=None)  # scipy starts slowly
+@given(COUNTS, CONFIDENCES)
+def test_wilson_interval_equals_scipy(count: tuple[int, int], confidence: float) -> None:
+    expected = stats.binomtest(*count).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(*count, confidence) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+@given(COUNTS, CONFIDENCES)
+def test_wilson_interval_holds_the_share_and_stays_a_probability(
+    count: tuple[int, int], confidence: float
+) -> None:
+    low, high = wilson_interval(*count, confidence)
+    assert 0 <= low <= count[0] / count[1] <= high <= 1
+    assert low < high
+
+
+@given(COUNTS, CONFIDENCES, st.integers(2, 50))
+def test_wilson_interval_narrows_with_rows_and_widens_with_confidence(
+    count: tuple[int, int], confidence: float, times: int
+) -> None:
+    def width(successes: int, n: int, confidence: float) -> float:
+        low, high = wilson_interval(successes, n, confidence)
+        return high - low
+
+    successes, n = count
+    here = width(successes, n, confidence)
+    assert width(times * successes, times * n, confidence) < here
+    assert width(successes, n, (1 + confidence) / 2) > here
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "confidence"),
+    [(0, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 0), (1, 2, 1)],
+)
+def test_wilson_interval_refuses_nonsense(successes: int, n: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        wilson_interval(successes, n, confidence)
+
+
+# McNemar's test
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [
+        (0, 0, 1.0),
+        (0, 1, 1.0),
+        (0, 5, 2 / 32),
+        (1, 9, 2 * (1 + 10) / 1024),
+        (5, 5, 1.0),
+        (4, 5, 1.0),
+        (2, 8, 2 * (1 + 10 + 45) / 1024),
+    ],
+)
+def test_mcnemar_counts_coin_tosses(only_first: int, only_second: int, p_value: float) -> None:
+    assert mcnemar_exact(only_first, only_second) == p_value
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_is_symmetric_and_a_probability(only_first: int, only_second: int) -> None:
+    p_value = mcnemar_exact(only_first, only_second)
+    assert p_value == mcnemar_exact(only_second, only_first)
+    assert 0 <= p_value <= 1
+
+
+@settings(deadline=None)  # scipy starts slowly
+@given(st.integers(0, 3000), st.integers(0, 3000).filter(bool))
+def test_mcnemar_equals_scipy(only_first: int, only_second: int) -> None:
+    expected = stats.binomtest(only_first, only_first + only_second).pvalue
+    # Below 1e-270 scipy's own value turns into 0.
+    assert mcnemar_exact(only_first, only_second) == pytest.approx(expected, rel=1e-9, abs=1e-250)
+
+
+def test_mcnemar_is_quick_for_many_rows() -> None:
+    started = time.perf_counter()
+    assert mcnemar_exact(10_000, 10_000) == 1.0
+    assert 0 < mcnemar_exact(9_000, 10_000) < 1e-11
+    assert time.perf_counter() - started < 5  # 0.1 s on an idle core
+
+
+def test_mcnemar_refuses_negative_counts() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        mcnemar_exact(-1, 4)
+
+
+# Bootstrap
+
+
+def test_bootstrap_agrees_with_the_normal_interval_on_many_rows() -> None:
+    values = np.random.default_rng(3).normal(5.0, 2.0, size=1000)
+    half = 1.96 * values.std() / math.sqrt(1000)
+    expected = (values.mean() - half, values.mean() + half)
+    assert bootstrap_mean(values.tolist()) == pytest.approx(expected, abs=0.01)
+
+
+def test_bootstrap_resamples_rows_together() -> None:
+    hard = np.random.default_rng(4).normal(0.0, 10.0, size=300)
+    first, second = hard.tolist(), (hard + 0.5).tolist()
+    assert paired_bootstrap(first, second) == pytest.approx((0.5, 0.5), abs=1e-9)
+    low, high = bootstrap_mean(second)
+    assert high - low > 2  # what an unpaired interval would look like
+
+
+@pytest.mark.parametrize("scores", ["right or wrong", "log-loss"])
+def test_bootstrap_covers_no_difference_as_often_as_it_says(scores: str) -> None:
+    generator = np.random.default_rng(5)
+    covered = 0
+    for seed in range(600):
+        hardness = generator.normal(size=150)
+        both = hardness + generator.normal(size=(2, 150))
+        first, second = (both > 0).astype(float) if scores == "right or wrong" else both
+        low, high = paired_bootstrap(first.tolist(), second.tolist(), samples=400, seed=seed)
+        covered += low <= 0 <= high
+    # Three standard errors of a 95 % interval; a 90 % interval would fail.
+    assert 0.923 <= covered / 600 <= 0.977
+
+
+def test_bootstrap_follows_its_seed_and_confidence() -> None:
+    values = np.random.default_rng(6).normal(size=80).tolist()
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+    wide_low, wide_high = bootstrap_mean(values, confidence=0.99)
+    low, high = bootstrap_mean(values, confidence=0.8)
+    assert wide_low < low < high < wide_high
+
+
+def test_bootstrap_changes_sign_with_its_sides() -> None:
+    first, second = np.random.default_rng(7).normal(size=(2, 60)).tolist()
+    low, high = paired_bootstrap(first, second)
+    assert paired_bootstrap(second, first) == pytest.approx((-high, -low), abs=1e-12)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=40))
+def test_bootstrap_interval_holds_the_mean(values: list[float]) -> None:
+    low, high = bootstrap_mean(values, samples=500)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert low - 1e-9 <= sum(values) / len(values) <= high + 1e-9
+
+
+def test_bootstrap_narrows_with_rows() -> None:
+    values = np.random.default_rng(8).normal(size=50).tolist()
+    low, high = bootstrap_mean(values)
+    narrow_low, narrow_high = bootstrap_mean(values * 16)
+    assert (high - low) / (narrow_high - narrow_low) == pytest.approx(4, rel=0.1)
+
+
+def test_bootstrap_is_quick_for_a_test_split() -> None:
+    first, second = np.random.default_rng(9).random(size=(2, 2000)).tolist()
+    started = time.perf_counter()
+    paired_bootstrap(first, second)
+    assert time.perf_counter() - started < 3  # 0.1 s on an idle core
+
+
+@pytest.mark.parametrize("values", [[], [math.nan, 1.0], [math.inf]])
+def test_bootstrap_refuses_values_without_a_mean(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="all finite"):
+        bootstrap_mean(values)
+
+
+def test_bootstrap_refuses_sides_of_unequal_length() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        paired_bootstrap([1.0, 0.0], [1.0])
+
+
+# Macro-F1
+
+
+def test_macro_f1_by_hand() -> None:
+    gold = ["a", "a", "a", "b", "b", "c"]
+    predicted = ["a", "a", "b", "b", "c", "a"]
+    # a: 2 of 3 gold, 3 predicted: 4/6. b: 1 of 2, 2 predicted: 2/4. c: 0.
+    assert macro_f1(gold, predicted, ["a", "b", "c"]) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_macro_f1_leaves_out_labels_that_never_occur() -> None:
+    assert macro_f1(["a", "b"], ["a", "b"], ["a", "b", "unseen"]) == 1.0
+    # "c" occurs as a prediction only: its F1 of 0 counts. a: 2/3, b: 0/1.
+    assert macro_f1(["a", "a"], ["a", "c"], ["a", "b", "c"]) == pytest.approx((2 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize("odd", [None, "neither"])
+def test_macro_f1_counts_a_prediction_outside_the_labels_as_a_miss(odd: str | None) -> None:
+    assert macro_f1(["a", "a", "b"], ["a", odd, "b"], ["a", "b"]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_macro_f1_of_one_lazy_answer_is_below_accuracy() -> None:
+    gold = ["yes"] * 90 + ["no"] * 10
+    assert macro_f1(gold, ["yes"] * 100, ["yes", "no"]) == pytest.approx((180 / 190) / 2)
+
+
+@pytest.mark.parametrize("gold", [[], ["z"]])
+def test_macro_f1_refuses_rows_that_it_cannot_count(gold: list[str]) -> None:
+    with pytest.raises(ValueError, match="every gold label"):
+        macro_f1(gold, ["a"] * len(gold), ["a"])
+
+
+# Log-loss
+
+
+def test_log_loss_is_the_mean_in_nats() -> None:
+    assert log_loss([0.5, 0.25]) == pytest.approx(1.5 * math.log(2))
+    assert log_loss([1.0, 1.0 + 1e-7]) == 0.0
+
+
+def test_log_loss_has_a_floor() -> None:
+    assert log_loss([0.0]) == pytest.approx(12 * math.log(10))
+
+
+@pytest.mark.parametrize("probabilities", [[], [-0.1], [1.1], [math.nan]])
+def test_log_loss_refuses_what_is_no_probability(probabilities: list[float]) -> None:
+    with pytest.raises(ValueError, match="probability"):
+        log_loss(probabilities)
