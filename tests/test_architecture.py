@@ -55,6 +55,7 @@ ORDER = (
     "settings",
     "recipe",
     "runs",
+    "opened",
     "answer",
     "catalog",
     "starter",

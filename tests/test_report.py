@@ -603,6 +603,10 @@ def test_a_result_may_lack_parts() -> None:
         "7 steps in 12 s (interrupted), head cache 1024 hits, 512 misses, 88 MB",
         "refined prompt saved in runs/demo/prompt",
     ]
+    dev = {k: v for k, v in result().items() if k in ("text", "refined", "difference", "test_rows")}
+    lines = printed(comparison_table({**dev, "split": "dev"})).splitlines()
+    assert lines[0].startswith("on 500 dev rows")
+    assert len(lines) == 6
     free_text = result()
     free_text["text"] |= {"macro_f1": None, "log_loss": None}
     assert cells(printed(comparison_table(free_text)).splitlines()[2])[-2:] == ["-", "-"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedgrad.errors import DataError, nearest
 from embedgrad.examples import Example, cell_text
-from embedgrad.runs import OpenRun
+from embedgrad.opened import OpenRun
 
 
 def queries_from(

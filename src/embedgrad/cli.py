@@ -79,8 +79,9 @@ def evaluate(
     """Score a run's saved prompt again, beside its text prompt."""
     from embedgrad.errors import DataError
     from embedgrad.evaluation import evaluate as score
+    from embedgrad.opened import open_run
     from embedgrad.report import Progress
-    from embedgrad.runs import open_run, read_data
+    from embedgrad.runs import read_data
 
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
@@ -112,8 +113,9 @@ def inspect(
     from dataclasses import asdict
 
     from embedgrad.drift import row_worth, token_drift
+    from embedgrad.opened import open_run
     from embedgrad.report import Progress
-    from embedgrad.runs import open_run, read_data
+    from embedgrad.runs import read_data
 
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, report=progress)
@@ -155,8 +157,8 @@ def generate(
 ) -> None:
     """Answer queries with a refined prompt; JSONL in, JSONL out."""
     from embedgrad.answer import answer, queries_from
+    from embedgrad.opened import open_run
     from embedgrad.report import Progress
-    from embedgrad.runs import open_run
 
     if query is None and sys.stdin.isatty():
         raise EmbedgradError(
@@ -241,12 +243,9 @@ def _print(values: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]
 def _show_result(result: dict[str, Any]) -> None:
     from embedgrad.report import comparison_table, drift_table, show
 
-    if "text" in result:
-        show(comparison_table(result))
+    show(comparison_table(result))
     if "tokens" in result:
         show(drift_table(result["tokens"]))
-    if "artifact" in result:
-        typer.echo(f"refined prompt: {result['artifact']}")
 
 
 def _show_tokens(found: dict[str, Any]) -> None:

@@ -235,6 +235,7 @@ class _Loop:
                 "best": best,
                 "text": state.history[0],
                 "total": self.total,
+                "every": self.every,
             }
         )
 

@@ -52,7 +52,8 @@ class TrustRegion:
 def drift_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     """Distance of each row from its start row, in norms of the start row."""
     distance: Tensor = (rows_PD - start_PD).norm(dim=1)
-    return distance / start_PD.norm(dim=1).clamp(min=1e-12)
+    size: Tensor = start_PD.norm(dim=1).clamp(min=1e-12)
+    return distance / size
 
 
 def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from embedgrad import artifact
 from embedgrad.drift import token_drift
 from embedgrad.errors import DivergenceError, RunError
 from embedgrad.evaluation import Answered, Evaluator, evaluate
+from embedgrad.examples import Example
 from embedgrad.files import write_file
 from embedgrad.language_model import LanguageModel, load_model
 from embedgrad.optimization import optimize
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.recipe import Recipe
-from embedgrad.sequence import Sequencer
 from embedgrad.settings import DataSettings
 from embedgrad.splits import Splits, read_splits
 from embedgrad.training import Refinement
@@ -41,12 +41,12 @@ Report = Callable[[dict[str, Any]], None]
 PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
 
 
-def _nowhere(event: dict[str, Any]) -> None:
+def nowhere(event: dict[str, Any]) -> None:
     """Where events go that nobody asked for."""
 
 
 def run(
-    recipe: Recipe, out: str | Path, sinks: Callable[[], Report] = lambda: _nowhere
+    recipe: Recipe, out: str | Path, sinks: Callable[[], Report] = lambda: nowhere
 ) -> dict[str, Any]:
     """Do everything that a recipe says and return the content of `result.json`.
 
@@ -106,6 +106,7 @@ def run(
             save(error.refinement)
         raise DivergenceError(f"{error}; the last good rows are in {out / 'prompt'}") from error
     save(refinement)
+    model.heads.clear()  # of training; the test rows need the room
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
     result = _facts(prompt, model, refinement, out)
@@ -115,50 +116,11 @@ def run(
             evaluator, prompt, test, lambda *args: report(_scoring(*args))
         )
         result = {**comparison.as_dict(), **result}
-        write_predictions(out / "predictions.jsonl", text, refined)
+        write_predictions(out / "predictions.jsonl", splits.test, text, refined)
         artifact.save(prompt.with_provenance(scores=comparison.as_dict()), out / "prompt")
     result["peak_memory_bytes"] = peak_memory()
     write_json(out / "result.json", result)
     return result
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A finished run with its model, ready to answer."""
-
-    folder: Path
-    recipe: Recipe
-    prompt: PromptEmbedding
-    model: LanguageModel
-    sequencer: Sequencer
-    evaluator: Evaluator
-
-
-def open_run(
-    folder: str | Path, overrides: Sequence[str] = (), report: Report = _nowhere
-) -> OpenRun:
-    """Load a run's recipe, artifact and model, and check that they fit together."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise RunError(
-            f"{folder}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"
-        )
-    if not (folder / "recipe.toml").is_file():
-        raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
-    recipe = Recipe.read(folder / "recipe.toml", overrides)
-    prompt = artifact.load(folder / "prompt")
-    report({"event": "stage", "text": f"loading {recipe.model.name}"})
-    model = open_model(recipe, report)
-    artifact.check_fit(prompt, model.info, model.embed)
-    sequencer = model.sequencer(
-        prompt.template,
-        prompt.target,
-        span=prompt.span,
-        date=prompt.date,
-        truncate=recipe.data.truncate,
-    )
-    evaluator = Evaluator(model, sequencer, recipe.evaluation)
-    return OpenRun(folder, recipe, prompt, model, sequencer, evaluator)
 
 
 def read_data(recipe: Recipe) -> Splits:
@@ -247,12 +209,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_file(path, (json.dumps(values, indent=1, ensure_ascii=False) + os.linesep).encode())
 
 
-def write_predictions(path: Path, text: Sequence[Answered], refined: Sequence[Answered]) -> None:
+def write_predictions(
+    path: Path,
+    examples: Sequence[Example],
+    text: Sequence[Answered],
+    refined: Sequence[Answered],
+) -> None:
     """One JSON object per row with both prompts' answers."""
     lines = []
-    for a, b in zip(text, refined, strict=True):
+    for example, a, b in zip(examples, text, refined, strict=True):
         change = {(0.0, 1.0): "fixed", (1.0, 0.0): "broken"}.get((a.correct, b.correct), "same")
         row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
+        row["columns"] = dict(example.columns)
         for name, answered in (("text", a), ("refined", b)):
             values = asdict(answered)
             row[name] = {k: values[k] for k in ("predicted", "correct", "loss", "probabilities")}

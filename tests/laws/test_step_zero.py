@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ import tiny
 from embedgrad.evaluation import Evaluation, Evaluator
 from embedgrad.examples import Example
 from embedgrad.generate import generate
-from embedgrad.sequence import Ids, Target, TokenSequence
+from embedgrad.sequence import Ids, Target
 from embedgrad.template import Template
 from kit import ATTENTION, LABELS, LONG_CHOICES, PLACEMENTS, Kit, cut, kit, plain_logprobs
 
@@ -57,7 +59,7 @@ def contexts(made: Kit) -> list[Sequence[int]]:
 def test_unrefined_rows_say_what_the_text_says(
     architecture: str, kind: str, placement: str
 ) -> None:
-    made = kit(architecture, kind, CHATS[kind], placement, target=LONG, rows=5)
+    made = kit(architecture, kind, CHATS[kind], placement, target=LONG, rows=3)
     outcome = made.model.outcome(made.start, made.sequences)
     for b, sequence in enumerate(made.sequences):
         assert sequence.plain is None
@@ -153,38 +155,40 @@ def by_transformers(made: Kit, context: Sequence[int], ends: Ids, most: int) -> 
         eos_token_id=list(ends),
         pad_token_id=0,
     )[0, len(context) :]
+    new = new[:-1] if new[-1] in ends else new
     return str(made.loaded.tokenizer.decode(new, skip_special_tokens=True))
 
 
-def common_ends(made: Kit, sequences: Sequence[TokenSequence], most: int) -> Ids:
-    """End ids under which some rows end early and others do not."""
+def likely_end(made: Kit, most: int) -> Ids:
+    """A token that ends some answers, but none at once."""
     model: Any = made.loaded.model
     spoken = []
-    for sequence in sequences:
-        context = torch.tensor([cut(sequence, made.sequencer.span.ids)])
-        ids = model.generate(context, max_new_tokens=most, do_sample=False, pad_token_id=0)[0]
-        spoken.append(ids[context.shape[1] :].tolist())
-    return (spoken[0][most // 2],)
+    for context in contexts(made):
+        ids = torch.tensor([list(context)])
+        new = model.generate(ids, max_new_tokens=most, do_sample=False, pad_token_id=0)
+        spoken.append(new[0, len(context) :].tolist())
+    firsts = {row[0] for row in spoken}
+    later = Counter(token for row in spoken for token in {*row[2:]} - firsts)
+    return (later.most_common(1)[0][0],)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 6])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_generation_is_that_of_transformers(architecture: str, batch_size: int) -> None:
-    made = kit(architecture, target=FREE, rows=6)
-    lengths = {len(s.head) for s in made.sequences}
-    assert len(lengths) > 2
-    ends = common_ends(made, made.sequences, 12)
-    answers = generate(
-        made.model,
-        made.start,
-        made.sequences,
-        max_new_tokens=12,
-        end_ids=ends,
-        batch_size=batch_size,
-    )
-    expected = [by_transformers(made, context, ends, 12) for context in contexts(made)]
-    assert answers == expected
-    assert len(set(answers)) > 1
+def test_generation_is_that_of_transformers(architecture: str) -> None:
+    made = kit(architecture, target=FREE, rows=5, tie=False)
+    assert len({len(s.head) for s in made.sequences}) > 2
+    ends = likely_end(made, 8)
+    expected = [by_transformers(made, context, ends, 8) for context in contexts(made)]
+    assert len(set(expected)) > 1 or architecture == "mamba"
+    for size in (1, 3, 5) if architecture in ("llama", "gemma3") else (3,):
+        answers = generate(
+            made.model,
+            made.start,
+            made.sequences,
+            max_new_tokens=8,
+            end_ids=ends,
+            batch_size=size,
+        )
+        assert answers == expected
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "mamba"])
@@ -212,23 +216,17 @@ def test_free_answers_of_rows_that_merge_are_plain(architecture: str) -> None:
         assert a.probabilities is None
 
 
-def test_generation_stops_where_the_context_ends() -> None:
-    made = kit("gpt2", target=FREE, rows=3)
-    context = made.loaded.info.context
-    long = TokenSequence(
-        made.sequences[0].head * 12, made.sequences[0].tail, ((5,),), 0, None, tiny.reviews(1)[0]
-    )
-    length = len(cut(long, made.sequencer.span.ids))
-    head = long.head[: len(long.head) - (length - context + 4)]
-    long = TokenSequence(head, long.tail, long.targets, 0, None, long.example)
-    answers = generate(
-        made.model, made.start, [long, made.sequences[1]], max_new_tokens=12, end_ids=()
-    )
-    expected = by_transformers(made, cut(long, made.sequencer.span.ids), (), 4)
-    assert answers[0][: len(expected)] == expected
-    assert answers[1] == by_transformers(
-        made, cut(made.sequences[1], made.sequencer.span.ids), (), 12
-    )
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_generation_stops_where_the_context_ends(architecture: str) -> None:
+    made = kit(architecture, target=FREE, rows=2, tie=False)
+    short, other = made.sequences
+    room = made.loaded.info.context - len(made.start) - len(short.tail)
+    head = (short.head * 40)[: room - 4]
+    long = dataclasses.replace(short, head=head)
+    answers = generate(made.model, made.start, [long, other], max_new_tokens=9, end_ids=())
+    # The token after the last one that fits is still known.
+    assert answers[0] == by_transformers(made, cut(long, made.sequencer.span.ids), (), 5)
+    assert answers[1] == by_transformers(made, cut(other, made.sequencer.span.ids), (), 9)
 
 
 def test_the_models_of_this_test_are_those_of_the_law() -> None:

@@ -27,7 +27,7 @@ def comparison_table(result: Row) -> RenderableType:
     """Text prompt against refined prompt, the verdict, and what else a result holds.
 
     Of `result.json` every part may be missing: an interrupted run has no scores, scores of other
-    rows come without drift and training.
+    rows ("split" says which, if not test) come without drift and training.
     """
     parts: list[RenderableType] = []
     if "difference" in result:
@@ -158,7 +158,7 @@ def _table() -> Table:
 
 def _scores(result: Row) -> Table:
     table = _table()
-    table.add_column(f"on {result['test_rows']} test rows")
+    table.add_column(f"on {result['test_rows']} {result.get('split', 'test')} rows")
     for name in ("accuracy", "95 % interval", "macro-F1", "log-loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("text", "refined"):

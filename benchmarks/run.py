@@ -1,0 +1,148 @@
+"""Measure what README and docs report, into `benchmarks/results/*.json`.
+
+    python benchmarks/run.py [NAME ...] [--data FOLDER]
+
+Every row is one `embedgrad optimize` in a process of its own. Rows that a results file holds
+already are not run again, so an interrupted run goes on where it stopped; delete a file to measure
+it anew. `--data` is a folder with sst2/ and bbh_causal_judgement_grouped/ (train, dev and
+test.jsonl each) to use instead of the Hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OF_TEST = ("text", "refined", "difference", "test_rows")
+OF_RUN = ("drift", "cosine", "nearest_tokens_unchanged", "train", "peak_memory_bytes", "head_cache")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One results file: a recipe, and the settings of each of its rows."""
+
+    recipe: str
+    rows: dict[str, list[str]]
+    local: list[str] = field(default_factory=list)
+    """Settings that replace the Hub's data by files below --data."""
+    dev_only: bool = False
+    """Whether only the scores on dev count; then nothing of test is kept."""
+
+
+def seeds(*numbers: int, settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    return {f"seed {n}": [f"training.seed={n}", *settings] for n in numbers}
+
+
+def files(folder: str) -> list[str]:
+    return [f'data.{split}="{{data}}/{folder}/{split}.jsonl"' for split in ("train", "dev", "test")]
+
+
+MEASUREMENTS = {
+    "demo": Measurement("demo.toml", seeds(0, 1, 2)),
+    "loss-over": Measurement(
+        "demo.toml",
+        {
+            f"{over}, seed {seed}": [
+                f"objective={{name='cross_entropy', over='{over}'}}",
+                f"training.seed={seed}",
+                "data.limit={train=256, dev=300, test=1}",
+            ]
+            for seed in (0, 1)
+            for over in ("choices", "answer")
+        },
+        dev_only=True,
+    ),
+    "sst2": Measurement("sst2.toml", seeds(0), files("sst2")),
+    "causal-judgement": Measurement(
+        "causal_judgement.toml",
+        seeds(0, 1, 2, 3, 4),
+        [
+            *files("bbh_causal_judgement_grouped"),
+            'data.answer="label"',
+            'data.group="group"',
+            "template.user={template}",
+        ],
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--data", type=Path, help="folder of local data instead of the Hub")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(MEASUREMENTS))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(MEASUREMENTS)}")
+    for name in arguments.names or MEASUREMENTS:
+        measure(name, MEASUREMENTS[name], arguments.data)
+
+
+def measure(name: str, measurement: Measurement, data: Path | None) -> None:
+    """Run the rows of one results file that it does not hold yet."""
+    path = RESULTS / f"{name}.json"
+    results: dict[str, Any] = {"recipe": f"recipes/{measurement.recipe}", "rows": {}}
+    if path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
+    local = local_settings(measurement, data) if data else []
+    for row, settings in measurement.rows.items():
+        if row in results["rows"]:
+            continue
+        print(f"{name}: {row}", flush=True)
+        found = run(measurement.recipe, [*settings, *local])
+        if measurement.dev_only:
+            found = {key: value for key, value in found.items() if key not in OF_TEST}
+        results["rows"][row] = {"settings": settings, **found}
+        results["machine"] = {"cores": os.cpu_count(), "machine": platform.machine()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+
+def local_settings(measurement: Measurement, data: Path) -> list[str]:
+    """The settings that name local files; the grouped rows call their columns otherwise."""
+    prompt = (ROOT / "recipes" / measurement.recipe).read_text(encoding="utf-8")
+    user = next(line for line in prompt.splitlines() if line.startswith("user = "))
+    template = user.removeprefix("user = ").replace("{input}", "{question}")
+    return [
+        setting.replace("{data}", str(data.resolve())).replace("{template}", template)
+        for setting in measurement.local
+    ]
+
+
+def run(recipe: str, settings: list[str]) -> dict[str, Any]:
+    """One run in a process of its own; what is kept names no place on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        sets = [part for setting in settings for part in ("--set", setting)]
+        command = ["-m", "embedgrad", "optimize", f"recipes/{recipe}", "--out", str(out), *sets]
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        prompt = json.loads((out / "prompt" / "prompt.json").read_text(encoding="utf-8"))
+    recipe_text = (ROOT / "recipes" / recipe).read_bytes()
+    return {
+        **{key: result[key] for key in (*OF_TEST, *OF_RUN) if key in result},
+        "dev_history": prompt["training"]["dev_history"],
+        "data": {
+            split: {"rows": entry["rows"], "sha256": entry["sha256"]}
+            for split, entry in prompt["data"].items()
+        },
+        "recipe_sha256": hashlib.sha256(recipe_text).hexdigest(),
+        "versions": prompt["versions"],
+    }
+
+
+if __name__ == "__main__":
+    main()

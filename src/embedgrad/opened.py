@@ -1,0 +1,55 @@
+"""A finished run with its model, ready to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedgrad import artifact
+from embedgrad.errors import RunError
+from embedgrad.evaluation import Evaluator
+from embedgrad.language_model import LanguageModel
+from embedgrad.prompt import PromptEmbedding
+from embedgrad.recipe import Recipe
+from embedgrad.runs import Report, nowhere, open_model
+from embedgrad.sequence import Sequencer
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished run with its model, ready to answer."""
+
+    folder: Path
+    recipe: Recipe
+    prompt: PromptEmbedding
+    model: LanguageModel
+    sequencer: Sequencer
+    evaluator: Evaluator
+
+
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), report: Report = nowhere
+) -> OpenRun:
+    """Load a run's recipe, artifact and model, and check that they fit together."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"
+        )
+    if not (folder / "recipe.toml").is_file():
+        raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
+    recipe = Recipe.read(folder / "recipe.toml", overrides)
+    prompt = artifact.load(folder / "prompt")
+    report({"event": "stage", "text": f"loading {recipe.model.name}"})
+    model = open_model(recipe, report)
+    artifact.check_fit(prompt, model.info, model.embed)
+    sequencer = model.sequencer(
+        prompt.template,
+        prompt.target,
+        span=prompt.span,
+        date=prompt.date,
+        truncate=recipe.data.truncate,
+    )
+    evaluator = Evaluator(model, sequencer, recipe.evaluation)
+    return OpenRun(folder, recipe, prompt, model, sequencer, evaluator)
