@@ -82,7 +82,7 @@ class FrozenModel:
         """
         key_positions = torch.cat([past_keys[0], positions_BT], dim=1)
         key_branches = torch.cat([past_keys[1], branches_BT], dim=1)
-        self._forget_longest_pass()
+        self.forget_longest_pass()
         output = self.model(
             inputs_embeds=embeds_BTD,
             attention_mask=self._masks(positions_BT, branches_BT, key_positions, key_branches),
@@ -96,7 +96,7 @@ class FrozenModel:
 
     def full_pass(self, embeds_BTD: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept positions, by the model's own masks; padding on the right."""
-        self._forget_longest_pass()
+        self.forget_longest_pass()
         output = self.model(
             inputs_embeds=embeds_BTD,
             attention_mask=mask_BT,
@@ -130,7 +130,7 @@ class FrozenModel:
             masks[kind] = mask.masked_fill(hidden, torch.finfo(self.dtype).min)[:, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _forget_longest_pass(self) -> None:
+    def forget_longest_pass(self) -> None:
         """Dynamic rotary scaling would carry its longest pass over into shorter ones."""
         if self.longest_reuse is not None:
             module: Any

@@ -32,11 +32,13 @@ def generate(
     """
     answers: dict[int, str] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].head))
-    size = 1 if model.reuse_off else batch_size
+    # Rotary scaling by length would change under the stored keys of a growing answer.
+    alone = bool(model.reuse_off) or model.longest_reuse is not None
+    decode = _decode_in_full if alone else _decode
+    size = 1 if alone else batch_size
     for start in range(0, len(order), size):
         batch = order[start : start + size]
         rows = [sequences[i] for i in batch]
-        decode = _decode_in_full if model.reuse_off else _decode
         for i, ids in zip(
             batch, decode(model, rows_PD, rows, max_new_tokens, end_ids), strict=True
         ):
@@ -89,12 +91,13 @@ def _decode_in_full(
     max_new_tokens: int,
     end_ids: Ids,
 ) -> list[list[int]]:
-    """One row at a time through `transformers`, for models without head reuse."""
+    """One row at a time through `transformers`, for models without (full) head reuse."""
     answers = []
     for sequence in sequences:
         ids = torch.tensor([sequence.head + (0,) * len(rows_PD) + sequence.tail])
         at = torch.arange(len(rows_PD)) + len(sequence.head)
         embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
+        model.forget_longest_pass()
         new = model.model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones_like(ids).to(model.device),

@@ -127,12 +127,10 @@ class LanguageModel(FrozenModel):
             picked = [(sequences[i], targets[i]) for i in reused]
             parts.append(self._from_heads(rows_PD, picked, width))
             order += reused
-        # Rotary scaling by length sees the longest row of a batch: such rows go alone.
-        alone = self.longest_reuse is not None
-        for batch in ([i] for i in others) if alone else ([others] if others else []):
-            picked = [(sequences[i], targets[i]) for i in batch]
+        if others:
+            picked = [(sequences[i], targets[i]) for i in others]
             parts.append(self._in_full(rows_PD, picked, width))
-            order += batch
+            order += others
         logprobs = torch.cat(parts)
         if order != sorted(order):
             logprobs = logprobs[torch.tensor(order, device=self.device).argsort()]
@@ -214,6 +212,14 @@ class LanguageModel(FrozenModel):
         width: int,
     ) -> Tensor:
         """Every answer in a pass of its own over the whole sequence, padded on the right."""
+        if self.longest_reuse is not None and (len(picked), width) != (1, 1):
+            # Rotary scaling by length sees the longest row of a batch, so each answer goes alone.
+            lone = [
+                [self._in_full(rows_PD, [(s, (ids,))], 1)[0, 0] for ids in targets]
+                for s, targets in picked
+            ]
+            nothing = rows_PD.new_zeros(())
+            return torch.stack([torch.stack(row + [nothing] * (width - len(row))) for row in lone])
         prompt = (0,) * len(rows_PD)
         lines = [
             (s.head + prompt + s.tail, len(s.head), ids, b * width + c)

@@ -14,7 +14,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from embedgrad import artifact
 from embedgrad.drift import token_drift
@@ -230,6 +231,10 @@ def write_predictions(
 
 def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
