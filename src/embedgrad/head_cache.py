@@ -56,6 +56,7 @@ class HeadCache:
     def __init__(self, budget: int):
         self.budget = budget
         self.nbytes = 0
+        self.most_bytes = 0
         self.hits = 0
         self.misses = 0
         self._heads: dict[Ids, Head] = {}
@@ -77,6 +78,7 @@ class HeadCache:
         if ids not in self._heads and self.nbytes + head.nbytes <= self.budget:
             self._heads[ids] = head
             self.nbytes += head.nbytes
+            self.most_bytes = max(self.most_bytes, self.nbytes)
 
     def clear(self) -> None:
         """Forget every head; the counts stay."""

@@ -50,7 +50,9 @@ def options_of(cls: type) -> list[Option]:
     helps = _field_texts(cls)
     options = []
     for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
+        if field.default is None:
+            default = "unset"
+        elif field.default is not dataclasses.MISSING:
             default = json.dumps(field.default, default=str)
         elif field.default_factory is not dataclasses.MISSING:
             default = json.dumps(field.default_factory(), default=str)
@@ -72,39 +74,42 @@ def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | N
     if not isinstance(values, Mapping):
         problems.append(f"{path}: {values!r}; expected a table of options")
         return None
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = [str(name) for name in values if name not in known]
-    problems += [f"{path}.{name}: unknown option; {nearest(name, known)}" for name in unknown]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = [str(name) for name in values if name not in fields]
+    problems += [f"{path}.{name}: unknown option; {nearest(name, fields)}" for name in unknown]
+    given = {name: value for name, value in values.items() if name in fields}
+    plain = {n: None if _is_none(fields[n], value) else value for n, value in given.items()}
     try:
-        text = json.dumps({k: v for k, v in values.items() if k in known}, default=str)
+        text = json.dumps(plain, default=str)
         made = TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
         for entry in error.errors(include_url=False):
             cause = entry.get("ctx", {}).get("error")
-            place = ".".join(
-                [
-                    path,
-                    *(str(part) for part in entry["loc"] if part in known or isinstance(part, int)),
-                ]
-            )
-            given = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
-            problems.append(f"{place}: {cause or entry['msg']}{given}")
+            shown = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
+            place = _place(entry["loc"], given)
+            problems.append(f"{path}.{place}: {cause or entry['msg']}{shown}")
         return None
     except EmbedgradError as error:
-        problems.append(f"{path}: {error}")
+        told = str(error)
+        problems.append(told if told.startswith(f"{path}.") else f"{path}: {told}")
         return None
     return None if unknown else made
 
 
-def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
-    """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`."""
+def build_part(
+    kind: str, values: object, path: str, problems: list[str], default: str | None = None
+) -> Any:
+    """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`.
+
+    Options without a name are those of the part `default`.
+    """
     table = KINDS[kind]
     if isinstance(values, str):
         values = {"name": values}
-    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+    name = values.get("name", default) if isinstance(values, Mapping) else None
+    if not isinstance(values, Mapping) or not isinstance(name, str):
         problems.append(f"{path}: name the part, as in {{ name = {next(iter(table))!r} }}")
         return None
-    name = values["name"]
     if name not in table:
         problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
         return None
@@ -112,10 +117,41 @@ def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any
     return build(table[name], rest, path, problems)
 
 
+def values_of(part: Any) -> dict[str, Any]:
+    """What `build` takes; options that are unset, and unset by default, are left out."""
+    values = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if value is not None:
+            values[field.name] = value
+        elif field.default is not None:
+            values[field.name] = "none"  # TOML has no null
+    return values
+
+
 def part_values(kind: str, part: object) -> dict[str, Any]:
     """What `build_part` takes: the part's name and all its options."""
     name = next(name for name, cls in KINDS[kind].items() if type(part) is cls)
-    return {"name": name, **dataclasses.asdict(part)}  # type: ignore[call-overload]
+    return {"name": name, **values_of(part)}
+
+
+def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether "none" stands for no value: only where that is possible and not the default."""
+    return value == "none" and field.default is not None and "None" in str(field.type)
+
+
+def _place(location: tuple[int | str, ...], values: object) -> str:
+    """The part of a location that leads through `values`; the rest is pydantic's own."""
+    names = []
+    for step in location:
+        if isinstance(values, Mapping) and step in values:
+            values = values[step]
+        elif isinstance(values, list | tuple) and isinstance(step, int):
+            values = values[step]
+        elif names:
+            continue
+        names.append(str(step))
+    return ".".join(names)
 
 
 def _field_texts(cls: type) -> dict[str, str]:

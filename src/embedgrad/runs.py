@@ -35,7 +35,7 @@ from embedgrad.optimization import optimize
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.recipe import Recipe
 from embedgrad.settings import DataSettings
-from embedgrad.splits import Splits, read_splits
+from embedgrad.splits import Splits, label_balance, read_splits
 from embedgrad.training import Refinement
 
 Report = Callable[[dict[str, Any]], None]
@@ -60,7 +60,7 @@ def run(
     try:
         report = sinks()
         splits = read_data(recipe)
-        _say(report, splits.notes)
+        _say(report, [*splits.notes, _counts(splits)])
         report({"event": "stage", "text": f"loading {recipe.model.name}"})
         model = open_model(recipe, report)
         sequencer = model.sequencer(
@@ -70,6 +70,7 @@ def run(
             merges=recipe.merges,
             truncate=recipe.data.truncate,
         )
+        _say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
         report({"event": "stage", "text": "tokenizing"})
         train, dev, test = (
             sequencer.build(part) for part in (splits.train, splits.dev, splits.test)
@@ -119,6 +120,8 @@ def run(
         result = {**comparison.as_dict(), **result}
         write_predictions(out / "predictions.jsonl", splits.test, text, refined)
         artifact.save(prompt.with_provenance(scores=comparison.as_dict()), out / "prompt")
+    heads = model.heads
+    result["head_cache"] = {"hits": heads.hits, "misses": heads.misses, "bytes": heads.most_bytes}
     result["peak_memory_bytes"] = peak_memory()
     write_json(out / "result.json", result)
     return result
@@ -243,7 +246,6 @@ def _facts(
     prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
 ) -> dict[str, Any]:
     tokens = token_drift(prompt, model)
-    heads = model.heads
     return {
         "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
         "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
@@ -255,9 +257,18 @@ def _facts(
             "seconds": refinement.seconds,
             "ended": refinement.ended,
         },
-        "head_cache": {"hits": heads.hits, "misses": heads.misses, "bytes": heads.nbytes},
         "artifact": str(out / "prompt"),
     }
+
+
+def _counts(splits: Splits) -> str:
+    parts = []
+    for name in ("train", "dev", "test"):
+        rows = getattr(splits, name)
+        balance = label_balance(rows)
+        listed = ", ".join(f"{n} {label}" for label, n in balance.items())
+        parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if len(balance) <= 5 else ""))
+    return "; ".join(parts)
 
 
 def _source(data: DataSettings, name: str) -> str:

@@ -92,6 +92,7 @@ class Sequencer:
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0
+        self._spaced = False
         adds_bos = renderer.template.text is not None
         self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
@@ -134,6 +135,8 @@ class Sequencer:
                 f"in {merged} of {len(sequences)} rows the row's own text merges with the span; "
                 "the text prompt is scored with its plain tokens there"
             )
+        if self._spaced:
+            notes.append("answers follow a space, as the text before them has none at its end")
         if self.truncated:
             notes.append(
                 f"column {self.truncate!r} was cut in {self.truncated} rows that did not fit"
@@ -174,7 +177,8 @@ class Sequencer:
             return self.target.prefix
         template = self.renderer.template
         opened = template.text is not None or template.messages[-1].role == "assistant"
-        return " " if opened and not rendered.text[-1:].isspace() else ""
+        self._spaced = opened and not rendered.text[-1:].isspace()
+        return " " if self._spaced else ""
 
     def _tokenize_answer(self, tail: str, answer: str) -> tuple[Ids, Ids]:
         """Ids of the tail, and of an answer behind it."""
