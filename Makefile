@@ -26,10 +26,11 @@ demo: $(INSTALLED) $(MODEL) $(DATA) ## refine a prompt and compare (DOMAIN=movie
 test: $(INSTALLED) $(MODEL) ## run all tests
 	@$(BIN)/python -m pytest
 
-check: $(INSTALLED) ## format, lint and types
+check: $(INSTALLED) ## format, lint, types, and whether the docs are current
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+	@$(BIN)/python docs/generate.py --check
 
 bench: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report
 	@$(BIN)/python benchmarks/run.py

@@ -1,0 +1,233 @@
+"""Write the generated parts of the docs, or say with --check which of them are stale.
+
+    python docs/generate.py [--check]
+
+    docs/cli.md      the help of every verb
+    docs/parts.md    every setting and every part that a recipe may name
+    <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
+
+Measured numbers come from `benchmarks/results/*.json` and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import measured
+import tomli_w
+from typer.testing import CliRunner
+
+import embedgrad
+from embedgrad import errors
+from embedgrad.catalog import catalog
+from embedgrad.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+REGION = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
+WIDTH = 80  # columns of the help pages
+HEADER = (
+    "Written by `docs/generate.py` from the program itself: change the program, not this page.\n"
+)
+PLACES = {
+    "gradients": 'a list, applied in order: `gradients = [{ name = "clip" }]`',
+    "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
+}
+WORDS = ("required", "unset")  # instead of a default
+LONGEST = 54  # characters about a file, in the file tree
+FEWEST_WORDS = 4
+
+
+def main() -> None:
+    """Write what changed; with --check write nothing and exit with 1 if anything would change."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, name stale files")
+    check = parser.parse_args().check
+    stale = stale_files(ROOT)
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)}: {'stale; run `make docs`' if check else 'written'}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    sys.exit(1 if check and stale else 0)
+
+
+def stale_files(root: Path) -> dict[Path, str]:
+    """Files that are not as they should be, each with the text that it should have."""
+    pages = {root / "docs" / "cli.md": cli_page(), root / "docs" / "parts.md": parts_page()}
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        if path not in pages:
+            up = "" if path.parent == root else "../"
+            pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
+    return {
+        path: text
+        for path, text in pages.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def filled(text: str, path: Path, root: Path, up: str) -> str:
+    """The text with every region made anew; `up` leads from its folder to the repository's root."""
+    found = REGION.findall(text)
+    if len(found) != text.count("<!-- generated:") or len(found) != text.count("<!-- end -->"):
+        sys.exit(f"{path}: a generated region lacks its start or its end")
+
+    def made(match: re.Match[str]) -> str:
+        name, _, argument = match[2].partition(" ")
+        if name not in REGIONS:
+            sys.exit(f"{path}: unknown region {name!r}; known: {', '.join(REGIONS)}")
+        return f"{match[1]}\n{REGIONS[name](root, up, argument).strip()}\n\n{match[4]}"
+
+    return REGION.sub(made, text)
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def cli_page() -> str:
+    """The help of the program and of every verb."""
+    runner, verbs = CliRunner(), [command.callback for command in app.registered_commands]
+    parts = ["# Command line\n", HEADER]
+    for verb in ("", *(callback.__name__ for callback in verbs if callback)):
+        shown = runner.invoke(
+            app, [*verb.split(), "--help"], prog_name="embedgrad", terminal_width=WIDTH, color=False
+        )
+        assert shown.exit_code == 0, shown.output
+        lines = [line.rstrip() for line in shown.output.strip().splitlines()]
+        parts.append(f"## {f'embedgrad {verb}'.strip()}\n")
+        parts.append("\n".join(["```text", *lines, "```", ""]))
+    return "\n".join(parts)
+
+
+def parts_page() -> str:
+    """Every setting of every section, then every part by kind."""
+    parts = ["# Settings and parts\n", HEADER]
+    parts.append("`embedgrad parts` prints the same; [recipes.md](recipes.md) explains it.\n")
+    for name, entry in catalog().items():
+        if "parts" not in entry:
+            parts += [f"## [{name}]\n", f"{entry['summary']}\n", _options(entry["options"])]
+            continue
+        default = entry["default"]
+        place = PLACES.get(name, f'`{name} = {{ name = "{default}" }}`')
+        parts += [f"## {name}\n", f"One of the following, {place}; the default is `{default}`.\n"]
+        for part, described in entry["parts"].items():
+            parts += [f"### {part}\n", f"{described['summary']}\n", _options(described["options"])]
+    return "\n".join(part for part in parts if part)
+
+
+def _options(options: list[dict[str, str]]) -> str:
+    if not options:
+        return ""
+    lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for option in options:
+        default = option["default"] if option["default"] in WORDS else f"`{option['default']}`"
+        cells = (f"`{option['name']}`", f"`{option['type']}`", default, option["help"])
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+# -- regions ---------------------------------------------------------------------------------------
+
+
+def defaults(section: str) -> str:
+    """A section's defaults as TOML; what must be given, or is unset, stands in comments."""
+    (entry,) = catalog(section).values()
+    options = entry["options"] if "parts" not in entry else []
+    lines = [f"[{section}]"]
+    for option in options:
+        if option["default"] in WORDS:
+            lines.append(f"# {option['name']}: {option['default']}")
+        else:
+            value = {option["name"]: json.loads(option["default"])}
+            lines.append(_toml(value))
+    return "\n".join(["```toml", *lines, "```"])
+
+
+def _toml(value: Mapping[str, Any]) -> str:
+    (name, held), *_ = value.items()
+    return f"{name} = {{}}" if held == {} else tomli_w.dumps(value).strip()
+
+
+def file(root: Path, name: str) -> str:
+    """A file of the repository, whole."""
+    kind = Path(name).suffix.removeprefix(".")
+    return f"```{kind}\n{(root / name).read_text(encoding='utf-8').strip()}\n```"
+
+
+def error_tree() -> str:
+    """The drawing at the top of errors.py."""
+    drawing = inspect.cleandoc(errors.__doc__ or "").split("\n\n")[1]
+    return f"```text\n{inspect.cleandoc(drawing)}\n```"
+
+
+def public_names() -> str:
+    """Every public name with the first line of its docstring."""
+    lines = ["| name | what it is |", "| --- | --- |"]
+    for name in embedgrad.__all__:
+        summary = (inspect.getdoc(getattr(embedgrad, name)) or "").partition("\n")[0]
+        lines.append(f"| `{name}` | {summary} |")
+    return "\n".join(lines)
+
+
+def tree(root: Path) -> str:
+    """The files of the package, in the order in which they may import each other."""
+    entries = list(_tree(root / "src" / "embedgrad", _order(root), ""))
+    width = max(len(drawn) for drawn, _ in entries)
+    lines = [f"{drawn:{width}}  {about}" for drawn, about in entries]
+    return "\n".join(["```text", "src/embedgrad/", *lines, "```"])
+
+
+def _tree(folder: Path, order: list[str], indent: str) -> Iterator[tuple[str, str]]:
+    def place(path: Path) -> tuple[int, str]:
+        return order.index(path.stem) if path.stem in order else len(order), path.name
+
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    entries = sorted([*files, *(init.parent for init in folder.glob("*/__init__.py"))], key=place)
+    for path in entries:
+        last = path == entries[-1]
+        drawn = f"{indent}{'└── ' if last else '├── '}{path.name}"
+        if path.suffix == ".py":
+            yield drawn, _about(path)
+        else:
+            # What stands at the top of __init__.py is about its folder.
+            yield f"{drawn}/", _about(path / "__init__.py")
+            yield from _tree(path, ["base"], indent + ("    " if last else "│   "))
+
+
+def _order(root: Path) -> list[str]:
+    """ORDER of the test that enforces it."""
+    code = (root / "tests" / "test_architecture.py").read_text(encoding="utf-8")
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ORDER":
+            return list(ast.literal_eval(node.value))
+    raise AssertionError("tests/test_architecture.py holds no ORDER")
+
+
+def _about(path: Path) -> str:
+    """First line of a module's docstring; where it is long, its first clause of four words."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    line = text.partition("\n")[0].removesuffix(".")
+    clauses = [line[: match.start()] for match in re.finditer(r"[.,:;] | that ", line)]
+    long = (clause for clause in clauses if len(clause.split()) >= FEWEST_WORDS)
+    return line if len(line) <= LONGEST else next(long, line)
+
+
+REGIONS: dict[str, Callable[[Path, str, str], str]] = {
+    "results": lambda root, up, _: measured.main_table(root, up),
+    "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "demo-output": lambda root, _up, _: measured.demo_output(root),
+    "defaults": lambda _root, _up, section: defaults(section),
+    "file": lambda root, _up, name: file(root, name),
+    "errors": lambda _root, _up, _: error_tree(),
+    "names": lambda _root, _up, _: public_names(),
+    "tree": lambda root, _up, _: tree(root),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Tables of measured numbers, from the results files that `benchmarks/run.py` writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from embedgrad.report import comparison_table
+
+TASKS = ("demo", "sst2", "causal-judgement")
+FOLDER = "benchmarks/results"
+HEADLINE = re.compile(r"# (?P<task>.+?) on (?P<model>\S+?)[.:]?(?:\s|$)")  # of a recipe
+
+Results = dict[str, Any]
+
+
+def main_table(root: Path, up: str) -> str:
+    """One line per task: text prompt against refined prompt on held-out rows."""
+    names = ("task", "model", "text prompt", "refined prompt", "difference", "McNemar p", "seeds")
+    table: list[tuple[str, ...]] = [(*names, "training", "cosine", "from")]
+    table += [
+        _main_row(root, up, name, results)
+        for name in TASKS
+        if (results := read(root, name)) is not None
+    ]
+    return _markdown(table) + _missing(root, TASKS)
+
+
+def loss_table(root: Path, up: str) -> str:
+    """The loss over the choices beside the loss over the answer's tokens, on dev rows."""
+    results = read(root, "loss-over")
+    names = ("loss over", "seed", "dev rows", "text prompt", "refined prompt")
+    table = [(*names, "log-loss before", "log-loss after", "training")]
+    scores: dict[str, list[float]] = {}
+    for name, row in (results or {"rows": {}})["rows"].items():
+        over, _, seed = name.partition(", seed ")
+        before = row["dev_history"][0]
+        (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
+        scores.setdefault(over, []).append(after["accuracy"])
+        table.append(
+            (
+                f"the {over}",
+                seed,
+                str(row["data"]["dev"]["rows"]),
+                _percent(before["accuracy"]),
+                _percent(after["accuracy"]),
+                f"{before['log_loss']:.3f}",
+                f"{after['log_loss']:.3f}",
+                f"{row['train']['seconds']:.0f} s",
+            )
+        )
+    means = ", ".join(f"{_percent(_mean(found))} over the {over}" for over, found in scores.items())
+    file = f"{FOLDER}/loss-over.json"
+    source = f"\nMean after training: {means}. From [{file}]({up}{file}).\n" if means else ""
+    return _markdown(table) + source + _missing(root, ("loss-over",))
+
+
+def demo_output(root: Path) -> str:
+    """What the demo prints at its end, from the scores of its first measured seed."""
+    results = read(root, "demo")
+    if results is None:
+        return _missing(root, ("demo",)).lstrip()
+    row = next(iter(results["rows"].values()))
+    buffer = io.StringIO()
+    # The same on every terminal, and without colors.
+    Console(file=buffer, width=100, color_system=None, force_terminal=False).print(
+        comparison_table(row), crop=False
+    )
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join(["```text", *lines, "```", ""])
+
+
+def read(root: Path, name: str) -> Results | None:
+    """A results file, or None where nothing was measured yet."""
+    path = root / FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    results: Results = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ...]:
+    rows = list(results["rows"].values())
+    headline = (root / results["recipe"]).read_text(encoding="utf-8").partition("\n")[0]
+    match = HEADLINE.match(headline)
+    assert match, f"{results['recipe']}: its first line is not '# TASK on MODEL'"
+    counts = "/".join(dict.fromkeys(str(row["test_rows"]) for row in rows))
+    p_value = max(row["difference"]["p_value"] for row in rows)
+    seconds = _mean([row["train"]["seconds"] for row in rows])
+    gain = 100 * _mean([row["difference"]["accuracy"] for row in rows])
+    low, high = _widest([row["difference"]["interval"] for row in rows])
+    return (
+        f"[{match['task']}]({up}{results['recipe']}), {counts} rows",
+        match["model"],
+        _accuracy([row["text"] for row in rows]),
+        _accuracy([row["refined"] for row in rows]),
+        f"{gain:+.1f} points ({100 * low:.1f} to {100 * high:.1f})",
+        "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+        str(len(rows)),
+        f"{seconds:.0f} s on {results['machine']['cores']} cores",
+        f"{min(row['cosine']['mean'] for row in rows):.3f}",
+        f"[{name}.json]({up}{FOLDER}/{name}.json)",
+    )
+
+
+def _accuracy(scores: Sequence[Results]) -> str:
+    low, high = _widest([score["interval"] for score in scores])
+    mean = _percent(_mean([score["accuracy"] for score in scores]))
+    return f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _widest(intervals: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Several seeds share their test rows, so their intervals cannot be pooled."""
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _missing(root: Path, names: Sequence[str]) -> str:
+    absent = [f"`{name}`" for name in names if read(root, name) is None]
+    return f"\nNot measured yet: {', '.join(absent)}.\n" if absent else ""
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

