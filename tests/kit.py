@@ -76,7 +76,7 @@ def kit(
     sequencer = Sequencer(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
-    language_model = LanguageModel(loaded, head_budget=budget)
+    language_model = LanguageModel(loaded, head_cache_budget=budget)
     start = language_model.embed(sequencer.span.ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
@@ -107,6 +107,32 @@ def plain_logprobs(
         logprobs = torch.log_softmax(logits[len(context) - 1 :], dim=1)
         sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())
     return torch.stack(sums)
+
+
+def full_logprobs(
+    loaded: LoadedModel, rows_PD: Tensor, sequences: Sequence[TokenSequence]
+) -> list[Tensor]:
+    """Log-probabilities [C] of each row's targets: every answer alone, nothing stored or padded.
+
+    By `transformers` and its own masks from `inputs_embeds`; differentiable in the rows.
+    """
+    model: Any = loaded.model
+    table = model.get_input_embeddings()
+    found = []
+    for sequence in sequences:
+        sums = []
+        for target in sequence.targets:
+            before = table(torch.tensor(sequence.head, dtype=torch.long))
+            after = table(torch.tensor([*sequence.tail, *target[:-1]], dtype=torch.long))
+            for module in model.modules():  # dynamic rotary scaling remembers its longest pass
+                if hasattr(module, "max_seq_len_cached"):
+                    module.max_seq_len_cached = 0
+            embeds = torch.cat([before, rows_PD.to(before), after])[None]
+            logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -len(target) :]
+            logprobs = torch.log_softmax(logits.to(torch.float64), dim=1)
+            sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())
+        found.append(torch.stack(sums))
+    return found
 
 
 def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:

@@ -267,7 +267,9 @@ def test_given_split_without_rows_is_refused(name: str) -> None:
 
 
 def test_split_too_small_to_carve_is_refused() -> None:
-    with refused("data.test: would be empty: 0.2 of 2 rows in 2 parts", "data.fractions"):
+    with refused(
+        "data.test: would be empty: 0.2 of 2 rows in 2 parts", "data.dev_share and data.test_share"
+    ):
         make_splits(rows(2), columns=COLUMNS)
     one_group = [row(i, f"own {i}", group="only") for i in range(50)]
     with refused("data.dev: would be empty: 0.2 of 50 rows in 1 parts", "one group"):
@@ -276,7 +278,11 @@ def test_split_too_small_to_carve_is_refused() -> None:
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5), (-0.1, 0.2), (0.2, 1.5), (float("nan"), 0.1)])
 def test_fractions_that_leave_no_train_are_refused(fractions: tuple[float, float]) -> None:
-    with refused("data.fractions: are", f"{fractions[1]} for test", "expected numbers from 0 to 1"):
+    with refused(
+        "data.dev_share, data.test_share: are",
+        f"{fractions[1]} for test",
+        "expected numbers from 0 to 1",
+    ):
         make_splits(rows(50), columns=COLUMNS, fractions=fractions)
 
 

@@ -67,12 +67,17 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
             "space": "inputs_embeds",
             "sha256": hashlib.sha256(content).hexdigest(),
         },
-        "trust_region": asdict(prompt.region),
+        "trust_region": asdict(prompt.trust_region),
         "drift": prompt.drift.tolist(),
         "cosine": prompt.cosine.tolist(),
         **prompt.provenance,
     }
-    text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}: the provenance holds what JSON cannot ({error}); nothing was written"
+        ) from error
     write_folder(Path(folder), {ROWS_FILE: content, JSON_FILE: text.encode()})
     return Path(folder)
 
@@ -104,7 +109,7 @@ def load(folder: str | Path) -> PromptEmbedding:
             date=datetime.date.fromisoformat(values["date"]),
             start_rows=start_rows,
             rows=rows,
-            region=TrustRegion(**values["trust_region"]),
+            trust_region=TrustRegion(**values["trust_region"]),
             provenance={k: v for k, v in values.items() if k not in _WRITTEN_BY_SAVE},
         )
     except ArtifactError:
@@ -123,7 +128,8 @@ def check_fit(
 
     `embed` gives the model's own rows of token ids. Raises `ArtifactError` that names what differs.
     """
-    made_for = prompt.provenance.get("model", {})
+    known = prompt.provenance.get("model")
+    made_for = known if isinstance(known, dict) else {}
     width, digest = prompt.rows.shape[1], made_for.get("embedding_digest")
     if width != model.width:
         problem = f"its rows are {width} wide, the model's {model.width}"

@@ -7,18 +7,36 @@ from dataclasses import asdict
 from typing import Any
 
 from embedgrad.errors import RecipeError, nearest
-from embedgrad.parts import KINDS, options_of, summary_of
+from embedgrad.parts import DEFAULTS, KINDS, Option, options_of, summary_of
 from embedgrad.recipe import SECTIONS
 
-TEMPLATE_OPTIONS = (
-    ("text", "Plain text with {columns} and one [[span]], for a model without a chat template."),
-    ("system", "The system message."),
-    ("user", "The user message."),
-    ("assistant", "The opening of the answer."),
-    ("messages", "Instead of these three: a list of { role, content }."),
-    ("options", "Extra variables for the model's chat template."),
-    ("merges", "Rows whose own text merges with the span: 'report' (default) or 'refuse'."),
+_TEMPLATE = (
+    Option(
+        "text",
+        "str",
+        "unset",
+        "Plain text with {columns} and one [[span]], for a model without a chat template.",
+    ),
+    Option("system", "str", "unset", "The system message."),
+    Option("user", "str", "unset", "The user message."),
+    Option("assistant", "str", "unset", "The opening of the answer."),
+    Option(
+        "messages",
+        "list of tables",
+        "unset",
+        "Instead of these three: a list of { role, content }.",
+    ),
+    Option("options", "table", "{}", "Extra variables for the model's chat template."),
+    Option(
+        "merges",
+        "'report' | 'refuse'",
+        '"report"',
+        "What to do about rows whose own text merges with the span.",
+    ),
 )
+_SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
+# How a part is written where it is not a section of its own.
+_WRITTEN = {"gradients": "[[gradients]]", "scorer": "[evaluation] scorer ="}
 
 
 def catalog(only: str | None = None) -> dict[str, Any]:
@@ -28,18 +46,16 @@ def catalog(only: str | None = None) -> dict[str, Any]:
         if cls is not None:
             found[name] = {"summary": summary_of(cls), "options": _options(cls)}
     found["template"] = {
-        "summary": "The prompt: chat messages or plain text.",
-        "options": [
-            {"name": name, "type": "", "default": "", "help": text}
-            for name, text in TEMPLATE_OPTIONS
-        ],
+        "summary": _SUMMARY,
+        "options": [asdict(option) for option in _TEMPLATE],
     }
     for kind, table in KINDS.items():
         found[kind] = {
+            "default": DEFAULTS[kind],
             "parts": {
                 name: {"summary": summary_of(cls), "options": _options(cls)}
                 for name, cls in table.items()
-            }
+            },
         }
     if only is None:
         return found
@@ -53,9 +69,10 @@ def catalog_text(found: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for name, entry in found.items():
         if "parts" in entry:
-            lines += ["", f"{name}: one of"]
+            lines += ["", f"{_WRITTEN.get(name, f'[{name}]')}  one of"]
             for part, described in entry["parts"].items():
-                lines.append(f'  {{ name = "{part}" }}  {described["summary"]}')
+                default = " (default)" if part == entry["default"] else ""
+                lines.append(f'  {{ name = "{part}" }}{default}  {described["summary"]}')
                 lines += _option_lines(described["options"], "      ")
         else:
             lines += ["", f"[{name}]  {entry['summary']}", *_option_lines(entry["options"], "  ")]
@@ -69,7 +86,8 @@ def _options(cls: type) -> list[dict[str, str]]:
 def _option_lines(options: list[dict[str, str]], indent: str) -> list[str]:
     lines = []
     for option in options:
-        value = f" = {option['default']}" if option["default"] else ""
-        kind = f"  ({option['type']})" if option["type"] else ""
-        lines += [f"{indent}{option['name']}{value}{kind}", f"{indent}    {option['help']}"]
+        lines += [
+            f"{indent}{option['name']} = {option['default']}  ({option['type']})",
+            f"{indent}    {option['help']}",
+        ]
     return lines

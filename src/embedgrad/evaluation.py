@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from embedgrad.generate import generate
@@ -62,6 +63,8 @@ class Comparison:
     p_value: float
     fixed: tuple[int, ...]
     broken: tuple[int, ...]
+    text_answers: tuple[Answered, ...] = field(repr=False)
+    refined_answers: tuple[Answered, ...] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The part of `result.json` that holds scores."""
@@ -85,16 +88,21 @@ class Evaluation:
 
     scorer: Scorer = Exact()
     """When a free answer is right; choices are compared by their log-probabilities."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, Gt(0)] = 256
     """Longest free answer, in tokens."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Gt(0)] = 32
     """Rows per pass."""
 
 
 class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
-    def __init__(self, model: LanguageModel, sequencer: Sequencer, evaluation: Evaluation):
+    def __init__(
+        self,
+        model: LanguageModel,
+        sequencer: Sequencer,
+        evaluation: Evaluation = Evaluation(),
+    ):
         self.model = model
         self.target: Target = sequencer.target
         self.end_ids = tuple({*sequencer.end_ids, *model.end_ids})
@@ -203,6 +211,8 @@ def compare(
         p_value=mcnemar_exact(len(broken), len(fixed)),
         fixed=fixed,
         broken=broken,
+        text_answers=tuple(text),
+        refined_answers=tuple(refined),
     )
 
 
@@ -211,8 +221,8 @@ def evaluate(
     prompt: PromptEmbedding,
     sequences: Sequence[TokenSequence],
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[list[Answered], list[Answered], Comparison]:
-    """Answers of the text prompt, answers of the refined prompt, and their comparison.
+) -> Comparison:
+    """Score a prompt's text and its refined rows on the same examples.
 
     `progress` gets which prompt is being scored, rows done, and rows in all.
     """
@@ -222,7 +232,7 @@ def evaluate(
 
     text = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
     refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
-    return text, refined, compare(text, refined, evaluator.target.choices)
+    return compare(text, refined, evaluator.target.choices)
 
 
 def _length(sequence: TokenSequence) -> int:

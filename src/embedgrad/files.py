@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from embedgrad.errors import RunError
 
@@ -54,6 +57,23 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON, as `write_file` does. Raises `RunError`."""
+    text = json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False)
+    write_file(path, f"{text}\n".encode())
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number that is not finite, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -39,26 +39,26 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
-    head_budget: str | float = 0.25,
+    head_cache_budget: str | float = 0.25,
     notify: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Load a frozen model: Hub id, folder, `.gguf` file, or `package:NAME`. Raises `ModelError`."""
     loaded = load(
         name, revision=revision, device=device, dtype=dtype, attention=attention, notify=notify
     )
-    return LanguageModel(loaded, head_budget=head_budget)
+    return LanguageModel(loaded, head_cache_budget=head_cache_budget)
 
 
 class LanguageModel(FrozenModel):
     """A frozen model that says how likely answers are, given refined rows.
 
-    `head_budget` bounds the stored heads: bytes, "2 GiB", or a fraction of free memory; 0 stores
-    none.
+    `head_cache_budget` bounds the stored heads: bytes, "2 GiB", or a fraction of free memory; 0
+    stores none.
     """
 
-    def __init__(self, loaded: LoadedModel, *, head_budget: str | float = 0.25):
+    def __init__(self, loaded: LoadedModel, *, head_cache_budget: str | float = 0.25):
         super().__init__(loaded)
-        self.heads = HeadCache(budget_bytes(head_budget))
+        self.heads = HeadCache(budget_bytes(head_cache_budget))
         if not self.reuse_off:
             self.reuse_off = self._probe()
 

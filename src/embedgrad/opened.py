@@ -31,7 +31,11 @@ class OpenRun:
 def open_run(
     folder: str | Path, overrides: Sequence[str] = (), report: Report = nowhere
 ) -> OpenRun:
-    """Load a run's recipe, artifact and model, and check that they fit together."""
+    """Load a run's recipe, artifact and model, and check that they fit together.
+
+    `overrides` change the recipe, but not what the prompt was trained with. Raises `RunError`,
+    `RecipeError`, `ArtifactError` and `ModelError`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(
@@ -41,6 +45,12 @@ def open_run(
         raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
     recipe = Recipe.read(folder / "recipe.toml", overrides)
     prompt = artifact.load(folder / "prompt")
+    for name in ("template", "target"):
+        if getattr(recipe, name) != getattr(prompt, name):
+            raise RunError(
+                f"{folder}: {name} of the recipe is not the one that the saved prompt was trained "
+                "with; only optimize can change it, in a run of its own"
+            )
     report({"event": "stage", "text": f"loading {recipe.model.name}"})
     model = open_model(recipe, report)
     artifact.check_fit(prompt, model.info, model.embed)

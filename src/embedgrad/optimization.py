@@ -1,10 +1,9 @@
 """The loop: from a text prompt to a refined one.
 
-    examples -> sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* ->
-    rows
+    sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* -> rows
 
-Only the rows move. Scored on dev before the first step and then at every evaluation; the best rows
-seen are what comes out, so a run never ends with a prompt that dev says is worse than the text.
+Only the rows move. They are scored on dev before the first step and at every evaluation, and the
+best ones seen come out: a run never ends with a prompt that dev says is worse than the text.
 """
 
 from __future__ import annotations
@@ -195,11 +194,11 @@ class _Loop:
     @torch.no_grad()
     def _into_region(self) -> None:
         """Last of all that happens to theta in a step."""
-        rows = self._rows()
-        inside = self.parts.region.project(rows, self.start_PD)
+        region, rows = self.parts.trust_region, self._rows()
+        inside = region.project(rows, self.start_PD)
         if not torch.equal(rows, inside):
             self._set_theta(self.parts.parameterization.fit(self.theta, inside, self.start_PD))
-        assert self.parts.region.holds(self._rows(), self.start_PD), "a row left the trust region"
+        assert region.holds(self._rows(), self.start_PD), "a row left the trust region"
 
     def _rows(self) -> Tensor:
         return self.parts.parameterization.rows(self.theta, self.start_PD)
@@ -295,6 +294,6 @@ class _Loop:
             date=renderer.date,
             start_rows=self.start_PD.cpu(),
             rows=self.state.best_rows.cpu(),
-            region=self.parts.region,
+            trust_region=self.parts.trust_region,
         )
         return Refinement(prompt, self.state, ended, self.state.step, seconds)

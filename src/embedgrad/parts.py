@@ -33,6 +33,13 @@ KINDS: dict[str, Mapping[str, type]] = {
     "optimizer": OPTIMIZERS,
     "scorer": SCORERS,
 }
+DEFAULTS = {
+    "parameterization": "free",
+    "objective": "cross_entropy",
+    "gradients": "clip",
+    "optimizer": "adamw",
+    "scorer": "exact",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +103,17 @@ def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | N
     return None if unknown else made
 
 
-def build_part(
-    kind: str, values: object, path: str, problems: list[str], default: str | None = None
-) -> Any:
+def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
     """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`.
 
-    Options without a name are those of the part `default`.
+    Options without a name are those of the kind's default part.
     """
     table = KINDS[kind]
     if isinstance(values, str):
         values = {"name": values}
-    name = values.get("name", default) if isinstance(values, Mapping) else None
+    name = values.get("name", DEFAULTS[kind]) if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(name, str):
-        problems.append(f"{path}: name the part, as in {{ name = {next(iter(table))!r} }}")
+        problems.append(f"{path}: name the part, as in {{ name = {DEFAULTS[kind]!r} }}")
         return None
     if name not in table:
         problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
@@ -142,12 +147,11 @@ def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
 
 def _place(location: tuple[int | str, ...], values: object) -> str:
     """The part of a location that leads through `values`; the rest is pydantic's own."""
-    names = []
+    names: list[str] = []
     for step in location:
-        if isinstance(values, Mapping) and step in values:
-            values = values[step]
-        elif isinstance(values, list | tuple) and isinstance(step, int):
-            values = values[step]
+        inside = step in values if isinstance(values, Mapping) else isinstance(step, int)
+        if inside and isinstance(values, Mapping | list | tuple):
+            values = values[step]  # type: ignore[index]
         elif names:
             continue
         names.append(str(step))
@@ -171,7 +175,8 @@ def _field_texts(cls: type) -> dict[str, str]:
 
 def _type_text(annotation: object) -> str:
     """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
-    text = str(annotation).replace(" | None", " or none").replace("Mapping", "table")
+    text = str(annotation).replace(" | None", " or none")
+    text = text.replace("Mapping[str, ", "table[").replace("tuple[str, ...]", "list[str]")
     for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
         text = text.replace(f"{name}(", f"{sign} ")
     if text.startswith("Annotated["):

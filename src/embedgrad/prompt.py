@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from embedgrad.sequence import Target
@@ -23,9 +24,9 @@ class TrustRegion:
     of 0.3 keeps every cosine above 0.95.
     """
 
-    radius: float | None = 0.3
+    radius: Annotated[float, Gt(0)] | None = 0.3
     """Largest distance from the start row, in norms of the start row; none: unbounded."""
-    min_cosine: float | None = None
+    min_cosine: Annotated[float, Ge(0), Le(1)] | None = None
     """Smallest cosine to the start row, from 0 to 1; none: unbounded."""
 
     def project(self, rows_PD: Tensor, start_PD: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class PromptEmbedding:
     date: datetime.date
     start_rows: Tensor
     rows: Tensor
-    region: TrustRegion = TrustRegion()
+    trust_region: TrustRegion = TrustRegion()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def with_rows(self, rows_PD: Tensor) -> PromptEmbedding:

@@ -11,14 +11,22 @@ from typing import Any
 
 import tomli_w
 
-from embedgrad.errors import EmbedgradError, RecipeError, nearest
+from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
 from embedgrad.evaluation import Evaluation
 from embedgrad.head_cache import budget_bytes
 from embedgrad.optimizers import Schedule
-from embedgrad.parts import build, build_part, part_values
+from embedgrad.parts import build, build_part, part_values, values_of
 from embedgrad.prompt import TrustRegion
 from embedgrad.sequence import Target
-from embedgrad.settings import DataSettings, HeadCacheSettings, ModelSettings, ReportSettings
+from embedgrad.settings import (
+    DataSettings,
+    HeadCacheSettings,
+    ModelSettings,
+    ReportSettings,
+    check_values,
+    override,
+)
+from embedgrad.splits import NAMES as SPLITS
 from embedgrad.template import ROLES, Message, Template
 from embedgrad.training import Parts, Training
 
@@ -43,30 +51,27 @@ class Recipe:
         """Read a TOML file; `overrides` are like "training.epochs=2". Raises `RecipeError`."""
         source = str(path)
         try:
-            with open(path, "rb") as file:
-                values = tomllib.load(file)
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RecipeError(
                 source, [f"cannot be read ({error.strerror}); `embedgrad new` writes a recipe"]
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RecipeError(source, [f"is not TOML: {error}"]) from error
-        problems: list[str] = []
-        for override in overrides:
-            _override(values, override, problems)
-        if problems:
-            raise RecipeError("--set", problems)
+        override(values, overrides)
         return cls.from_dict(values, source)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
         """Check plain values and build the parts. Raises `RecipeError` with every problem."""
-        problems: list[str] = []
-        problems += [
-            f"{name}: unknown section; {nearest(name, SECTIONS)}"
+        if not isinstance(values, Mapping):
+            raise RecipeError(source, ["expected a table of sections"])
+        problems = [
+            f"{name}: unknown section; {nearest(str(name), SECTIONS)}"
             for name in values
             if name not in SECTIONS
         ]
+        check_values(values, "", problems)
         for name in ("model", "data", "template"):
             if name not in values:
                 problems.append(f"{name}: missing section")
@@ -76,27 +81,29 @@ class Recipe:
                 return None
             return build(kind, values.get(name, {}), name, problems)
 
-        evaluation = dict(values.get("evaluation", {}))
-        scorer = build_part(
-            "scorer", evaluation.pop("scorer", "exact"), "evaluation.scorer", problems
-        )
+        evaluation = values.get("evaluation", {})
+        scorer: Any = {}
+        if isinstance(evaluation, Mapping):
+            evaluation = dict(evaluation)
+            scorer = evaluation.pop("scorer", scorer)
+        scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
         built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        gradients = values.get("gradients", [{"name": "clip"}])
-        if not isinstance(gradients, list):
+        gradients = values.get("gradients", [{}])
+        if not isinstance(gradients, list | tuple):
             problems.append("gradients: expected a list, as in [[gradients]]")
             gradients = []
-        template, merges = _template(values.get("template", {}), problems)
+        template, merges = _template(values.get("template"), problems)
         target = section("target", Target)
         parts = {
-            "region": section("trust_region", TrustRegion),
+            "trust_region": section("trust_region", TrustRegion),
             "schedule": section("schedule", Schedule),
             "gradients": tuple(
                 build_part("gradients", value, f"gradients.{i}", problems)
                 for i, value in enumerate(gradients)
             ),
             **{
-                kind: build_part(kind, values.get(kind, default), kind, problems)
-                for kind, default in _DEFAULT_PARTS.items()
+                kind: build_part(kind, values.get(kind, {}), kind, problems)
+                for kind in ("parameterization", "objective", "optimizer")
             },
         }
         recipe = {
@@ -124,25 +131,25 @@ class Recipe:
         template = {**self.template.as_dict(), "merges": self.merges}
         parts = self.parts
         values = {
-            "model": dataclasses.asdict(self.model),
-            "data": dataclasses.asdict(self.data),
+            "model": values_of(self.model),
+            "data": values_of(self.data),
             "template": template,
-            "target": dataclasses.asdict(self.target),
-            "trust_region": dataclasses.asdict(parts.region),
+            "target": values_of(self.target),
+            "trust_region": values_of(parts.trust_region),
             "parameterization": part_values("parameterization", parts.parameterization),
             "objective": part_values("objective", parts.objective),
             "gradients": [part_values("gradients", part) for part in parts.gradients],
             "optimizer": part_values("optimizer", parts.optimizer),
-            "schedule": dataclasses.asdict(parts.schedule),
-            "training": dataclasses.asdict(self.training),
+            "schedule": values_of(parts.schedule),
+            "training": values_of(self.training),
             "evaluation": {
-                **dataclasses.asdict(self.evaluation),
+                **values_of(self.evaluation),
                 "scorer": part_values("scorer", self.evaluation.scorer),
             },
-            "head_cache": dataclasses.asdict(self.head_cache),
-            "report": dataclasses.asdict(self.report),
+            "head_cache": values_of(self.head_cache),
+            "report": values_of(self.report),
         }
-        resolved: dict[str, Any] = _without_none(values)
+        resolved: dict[str, Any] = _plain(values)
         return resolved
 
     def as_toml(self) -> str:
@@ -150,11 +157,6 @@ class Recipe:
         return tomli_w.dumps(self.as_dict())
 
 
-_DEFAULT_PARTS = {
-    "parameterization": "free",
-    "objective": "cross_entropy",
-    "optimizer": "adamw",
-}
 SECTIONS: dict[str, type | None] = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -176,79 +178,98 @@ SECTIONS: dict[str, type | None] = {
 def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
-        problems.append("template: expected a table")
+        if values is not None:
+            problems.append(f"template: {values!r}; expected a table of options")
         return None, "report"
     known = {*ROLES, "text", "messages", "options", "merges"}
     unknown = [name for name in values if name not in known]
-    problems += [f"template.{name}: unknown option; {nearest(name, known)}" for name in unknown]
+    problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
     merges = values.get("merges", "report")
     if merges not in ("report", "refuse"):
         problems.append(f"template.merges: {merges!r}; expected 'report' or 'refuse'")
-    forms = [("text" in values), ("messages" in values), any(role in values for role in ROLES)]
-    if sum(forms) != 1:
-        if values:
-            problems.append("template: give either text, or messages, or system/user/assistant")
+    texts = {name: values[name] for name in (*ROLES, "text") if name in values}
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    problems += [f"template.{name}: {texts[name]!r}; expected text" for name in wrong]
+    options, messages = values.get("options", {}), values.get("messages")
+    if not isinstance(options, Mapping) or ("text" in texts and options):
+        problems.append(
+            f"template.options: {options!r}; expected a table of variables for the model's chat "
+            "template, which plain text does not use"
+        )
+        wrong.append("options")
+    if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
+        problems.append("template: give either text, or messages, or system/user/assistant")
         return None, merges
-    options = values.get("options", {})
     try:
-        if "text" in values:
-            return Template.plain(values["text"]), merges
-        if "messages" in values:
-            messages = tuple(Message(m["role"], m["content"]) for m in values["messages"])
-            return Template(messages=messages, options=options), merges
-        return Template.chat(
-            **{r: values[r] for r in ROLES if r in values}, options=options
-        ), merges
+        if wrong:
+            return None, merges
+        if "text" in texts:
+            return Template.plain(texts["text"]), merges
+        if messages is not None:
+            return Template(messages=_messages(messages), options=dict(options)), merges
+        return Template.chat(**texts, options=options), merges
     except EmbedgradError as error:
         problems.append(str(error))
-    except (KeyError, TypeError) as error:
-        problems.append(f"template: every message needs a role and a content, both text ({error})")
     return None, merges
+
+
+def _messages(messages: object) -> tuple[Message, ...]:
+    right = isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping)
+        and set(message) == {"role", "content"}
+        and all(isinstance(text, str) for text in message.values())
+        for message in messages
+    )
+    if not right or not isinstance(messages, list | tuple):
+        raise TemplateError(
+            "template.messages: expected a list of messages, each with a role and a content, "
+            'as in { role = "user", content = "..." }'
+        )
+    return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
 def _check_together(
     recipe: Mapping[str, Any], parts: Mapping[str, Any], problems: list[str]
 ) -> None:
     """What no section can see alone."""
-    target, objective = recipe["target"], parts["objective"]
-    if target and objective and not target.choices and objective.needs_choices(available=False):
+    template, data, target = recipe["template"], recipe["data"], recipe["target"]
+    free = target and not target.choices
+    if free and parts["objective"] and parts["objective"].needs_choices(available=False):
         problems.append("objective.over: 'choices', but target.choices lists none")
-    template, data = recipe["template"], recipe["data"]
+    if free and recipe["training"] and recipe["training"].metric == "macro_f1":
+        problems.append("training.metric: 'macro_f1', but target.choices lists none")
     if template and data and data.truncate and data.truncate not in template.columns:
         problems.append(
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
+    if data:
+        _check_splits(data, problems)
     if recipe["head_cache"]:
         try:
             budget_bytes(recipe["head_cache"].budget)
         except RecipeError as error:
             problems += [f"head_cache.budget: {problem}" for problem in error.problems]
+        except (OverflowError, ValueError):
+            problems.append("head_cache.budget: expected a finite number of bytes")
 
 
-def _override(values: dict[str, Any], override: str, problems: list[str]) -> None:
-    """Set one dotted name; the value is TOML, or else plain text."""
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        problems.append(f"{override!r}: expected section.option=value")
-        return
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = name.split(".")
-    for part in path:
-        inner: Any = values.setdefault(part, {})
-        if not isinstance(inner, dict):
-            problems.append(f"{name}: {part} is not a section")
-            return
-        values = inner
-    values[last] = value
+def _check_splits(data: DataSettings, problems: list[str]) -> None:
+    for name, rows in data.limit.items():
+        if name not in SPLITS:
+            problems.append(f"data.limit.{name}: unknown split; {nearest(name, SPLITS)}")
+        elif rows < 1:
+            problems.append(f"data.limit.{name}: {rows}; expected at least 1")
+    shares = {"dev": data.dev_share, "test": data.test_share}
+    taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
+    if sum(taken.values()) >= 1:
+        told = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
+        problems.append(f"data: {told} leave nothing to train on")
 
 
-def _without_none(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
+        return {k: _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
-        return [_without_none(v) for v in value]
+        return [_plain(v) for v in value]
     return value

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +26,9 @@ import psutil
 from embedgrad import artifact
 from embedgrad.drift import token_drift
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.evaluation import Answered, Evaluator, evaluate
+from embedgrad.evaluation import Comparison, Evaluator, evaluate
 from embedgrad.examples import Example
-from embedgrad.files import write_file
+from embedgrad.files import finite, write_file, write_json
 from embedgrad.language_model import LanguageModel, load_model
 from embedgrad.optimization import optimize
 from embedgrad.prompt import PromptEmbedding
@@ -52,11 +51,13 @@ def run(
     """Do everything that a recipe says and return the content of `result.json`.
 
     `sinks` is called once `out` exists, and what it returns gets events (plain JSON values). After
-    Ctrl-C the best rows so far are saved and the result has `train.ended` "interrupted" and no
-    scores. Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's
-    data, template and model raise; nothing learned is lost.
+    Ctrl-C the best rows so far are saved, and the result says `interrupted` and has no scores.
+    Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's data,
+    template and model raise; then, with nothing learned yet, no folder is left behind.
     """
-    out = new_folder(out)
+    out = Path(out)
+    parents = [parent for parent in out.parents if not parent.exists()]
+    new_folder(out)
     try:
         report = sinks()
         splits = read_data(recipe)
@@ -82,6 +83,9 @@ def run(
     except BaseException:
         # Nothing is learned yet, and the folder is our own.
         shutil.rmtree(out, ignore_errors=True)
+        with suppress(OSError):  # another run may have moved in
+            for parent in parents:
+                parent.rmdir()
         raise
 
     def save(refinement: Refinement) -> PromptEmbedding:
@@ -106,25 +110,41 @@ def run(
     except DivergenceError as error:
         if error.refinement is not None:
             save(error.refinement)
-        raise DivergenceError(f"{error}; the last good rows are in {out / 'prompt'}") from error
+        error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+        raise
     save(refinement)
     model.heads.clear()  # of training; the test rows need the room
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
     result = _facts(prompt, model, refinement, out)
-    if refinement.ended != "interrupted" and test:
+    result["interrupted"] = refinement.ended == "interrupted"
+    if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
-        text, refined, comparison = evaluate(
-            evaluator, prompt, test, lambda *args: report(_scoring(*args))
-        )
-        result = {**comparison.as_dict(), **result}
-        write_predictions(out / "predictions.jsonl", splits.test, text, refined)
-        artifact.save(prompt.with_provenance(scores=comparison.as_dict()), out / "prompt")
+        try:
+            comparison = evaluate(evaluator, prompt, test, lambda *args: report(scoring(*args)))
+            scores = finite(comparison.as_dict())
+            result = {**scores, **result}
+            rows = predictions(splits.test, comparison)
+            lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
+            write_file(out / "predictions.jsonl", lines.encode())
+            artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
+        except KeyboardInterrupt:
+            result["interrupted"] = True
     heads = model.heads
     result["head_cache"] = {"hits": heads.hits, "misses": heads.misses, "bytes": heads.most_bytes}
     result["peak_memory_bytes"] = peak_memory()
     write_json(out / "result.json", result)
     return result
+
+
+def interruption(result: Mapping[str, Any]) -> str:
+    """What an interrupted run left, in one line."""
+    train, artifact_folder = result["train"], result["artifact"]
+    if train["best_step"]:
+        rows = f"the best rows so far, of step {train['best_step']}"
+    else:
+        rows = "the text prompt's own rows, as no others were scored better on dev"
+    return f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}"
 
 
 def read_data(recipe: Recipe) -> Splits:
@@ -140,7 +160,8 @@ def read_data(recipe: Recipe) -> Splits:
         labels=data.labels,
         group=data.group,
         where=data.where,
-        fractions=(data.dev_share, data.test_share),
+        dev_share=data.dev_share,
+        test_share=data.test_share,
         seed=data.seed,
         limit=data.limit,
         allow_duplicates=data.allow_duplicates,
@@ -151,7 +172,7 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     """The recipe's model."""
     return load_model(
         **asdict(recipe.model),
-        head_budget=recipe.head_cache.budget,
+        head_cache_budget=recipe.head_cache.budget,
         notify=lambda text: report({"event": "note", "text": text}),
     )
 
@@ -178,7 +199,7 @@ def provenance_of(
             "ended": refinement.ended,
             "steps": refinement.steps,
             "best_step": refinement.state.best_step,
-            "dev_history": refinement.state.history,
+            "dev_history": finite(refinement.state.history),
         },
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -194,9 +215,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def new_folder(out: str | Path) -> Path:
+def new_folder(out: Path) -> None:
     """Make the run's folder; one that exists is never touched. Raises `RunError`."""
-    out = Path(out)
     try:
         out.mkdir(parents=True)
     except FileExistsError as error:
@@ -205,31 +225,21 @@ def new_folder(out: str | Path) -> Path:
         raise RunError(
             f"{out}: cannot be made ({error.strerror}); choose another folder"
         ) from error
-    return out
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as JSON, aside first. Raises `RunError`."""
-    write_file(path, (json.dumps(values, indent=1, ensure_ascii=False) + os.linesep).encode())
-
-
-def write_predictions(
-    path: Path,
-    examples: Sequence[Example],
-    text: Sequence[Answered],
-    refined: Sequence[Answered],
-) -> None:
-    """One JSON object per row with both prompts' answers."""
-    lines = []
-    for example, a, b in zip(examples, text, refined, strict=True):
+def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dict[str, Any]]:
+    """One plain value per row with both prompts' answers, and whether it was fixed or broken."""
+    rows = []
+    pairs = zip(comparison.text_answers, comparison.refined_answers, strict=True)
+    for example, (a, b) in zip(examples, pairs, strict=True):
         change = {(0.0, 1.0): "fixed", (1.0, 0.0): "broken"}.get((a.correct, b.correct), "same")
         row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
         row["columns"] = dict(example.columns)
         for name, answered in (("text", a), ("refined", b)):
             values = asdict(answered)
             row[name] = {k: values[k] for k in ("predicted", "correct", "loss", "probabilities")}
-        lines.append(json.dumps(row, ensure_ascii=False))
-    write_file(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+        rows.append(row)
+    return rows
 
 
 def peak_memory() -> int:
@@ -267,7 +277,8 @@ def _counts(splits: Splits) -> str:
         rows = getattr(splits, name)
         balance = label_balance(rows)
         listed = ", ".join(f"{n} {label}" for label, n in balance.items())
-        parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if len(balance) <= 5 else ""))
+        few = 0 < len(balance) <= 5
+        parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if few else ""))
     return "; ".join(parts)
 
 
@@ -280,5 +291,6 @@ def _say(report: Report, notes: Sequence[str]) -> None:
         report({"event": "note", "text": note})
 
 
-def _scoring(which: str, done: int, total: int) -> dict[str, Any]:
+def scoring(which: str, done: int, total: int) -> dict[str, Any]:
+    """An event that says how far scoring is."""
     return {"event": "scoring", "which": which, "done": done, "total": total}

@@ -42,7 +42,8 @@ def read_splits(
     labels: Mapping[str, str] | None = None,
     group: str | None = None,
     where: Mapping[str, str] | None = None,
-    fractions: tuple[float, float] = (0.2, 0.2),
+    dev_share: float = 0.2,
+    test_share: float = 0.2,
     seed: int = 0,
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
@@ -70,7 +71,7 @@ def read_splits(
         read(test),
         columns=columns,
         choices=choices or None,
-        fractions=fractions,
+        fractions=(dev_share, test_share),
         seed=seed,
         limit=limit,
         allow_duplicates=allow_duplicates,
@@ -177,7 +178,7 @@ def _shares(
     shares = {name: share for name, share in asked.items() if name not in explicit and share}
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         raise data_error(
-            "data.fractions",
+            "data.dev_share, data.test_share",
             f"are {fractions[0]} for dev and {fractions[1]} for test; "
             "expected numbers from 0 to 1 that leave something for train",
         )
@@ -211,7 +212,7 @@ def _carve(
                 f"data.{name}",
                 f"would be empty: {shares[name]:.3g} of {len(examples)} rows in {len(units)} parts "
                 "(rows of one group or with one text stay together); give more rows or a larger "
-                "share in data.fractions",
+                "share in data.dev_share and data.test_share",
             )
     return parts
 

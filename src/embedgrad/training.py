@@ -42,7 +42,7 @@ class Training:
 class Parts:
     """What a run is made of; every default is the plain method."""
 
-    region: TrustRegion = TrustRegion()
+    trust_region: TrustRegion = TrustRegion()
     parameterization: Parameterization = Free()
     objective: Objective = CrossEntropy()
     gradients: tuple[GradientTransform, ...] = (Clip(),)

@@ -1,0 +1,50 @@
+"""Short runs of the loop on the tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.evaluation import Evaluation
+from embedgrad.optimization import optimize
+from embedgrad.optimizers import AdamW
+from embedgrad.parameterizations import Free
+from embedgrad.sequence import TokenSequence
+from embedgrad.state import TrainingState
+from embedgrad.training import Parts, Refinement, Training
+from kit import Kit, kit
+
+QUICK = Training(steps=6, batch_size=3)
+FAST = Parts(optimizer=AdamW(learning_rate=0.1))
+
+
+def small(architecture: str = "llama", **options: Any) -> Kit:
+    return kit(architecture, **{"rows": 12, "dtype": torch.float32, **options})
+
+
+def train(
+    made: Kit,
+    training: Training = QUICK,
+    dev: Sequence[TokenSequence] | None = None,
+    **options: Any,
+) -> Refinement:
+    """Eight rows to train on, four others to choose by."""
+    options = {"parts": FAST, "evaluation": Evaluation(batch_size=4), **options}
+    dev = made.sequences[8:] if dev is None else dev
+    return optimize(
+        made.model, made.sequencer, made.sequences[:8], dev, training=training, **options
+    )
+
+
+def rows_at_evaluations(made: Kit, **options: Any) -> tuple[Refinement, dict[int, Tensor]]:
+    """A run, and the rows at each of its evaluations by step."""
+    rows = {0: made.start}
+
+    def keep(state: TrainingState) -> None:
+        free = Free()
+        rows[state.step] = free.rows(state.theta, made.start).detach().clone()
+
+    return train(made, keep=keep, **options), rows

@@ -1,0 +1,104 @@
+"""Law: what comes out of the loop is what scored best on dev."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad import optimization
+from embedgrad.evaluation import Evaluation, Evaluator, Summary, summarize
+from embedgrad.sequence import TokenSequence
+from embedgrad.training import Training
+from kit import CHOICES
+from kit_loop import rows_at_evaluations, small, train
+
+
+def reversed_answers(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The same rows with the other choice as the right one."""
+    found = []
+    for s in sequences:
+        gold = 1 - s.gold
+        example = dataclasses.replace(s.example, answer=CHOICES[gold])
+        found.append(dataclasses.replace(s, gold=gold, example=example))
+    return found
+
+
+@pytest.mark.parametrize("metric", ["auto", "accuracy", "macro_f1", "log_loss"])
+@pytest.mark.parametrize("contrary", [False, True])
+def test_the_best_rows_on_dev_come_out(metric: Any, contrary: bool) -> None:
+    made = small()
+    training = Training(steps=6, batch_size=3, evaluate_every=1, metric=metric)
+    dev = made.sequences[4:8]
+    dev = reversed_answers(dev) if contrary else dev
+    refined, rows = rows_at_evaluations(made, training=training, dev=dev)
+    history = refined.state.history
+    assert [score["step"] for score in history] == list(range(7))
+    name = "accuracy" if metric == "auto" else metric
+
+    def worth(score: dict[str, float]) -> tuple[float, float]:
+        return (-score[name] if name == "log_loss" else score[name]), -score["log_loss"]
+
+    best = max(history, key=worth)
+    assert refined.state.best_step == best["step"]
+    assert torch.equal(refined.prompt.rows, rows[int(best["step"])])
+    # What is right in training is wrong on dev: the text itself is best.
+    assert contrary == torch.equal(refined.prompt.rows, made.start)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
+    answered = evaluator.refined(refined.prompt.rows, dev)
+    score = summarize(answered, made.sequencer.target.choices)
+    assert (score.accuracy, score.log_loss) == (best["accuracy"], best["log_loss"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "accuracies", "losses", "patience", "best", "last"),
+    [
+        ("accuracy", [5, 7, 6, 9, 8, 8, 1], [5, 5, 5, 5, 5, 5, 5], None, 3, 6),
+        ("accuracy", [5, 7, 7, 7, 7, 7, 7], [5, 5, 4, 4, 6, 3, 5], None, 5, 6),
+        ("log_loss", [5, 7, 6, 9, 8, 8, 1], [5, 4, 3, 6, 2, 2, 3], None, 4, 6),
+        ("accuracy", [5, 7, 6, 6, 9, 9, 9], [5, 5, 5, 5, 5, 5, 5], 2, 1, 3),
+        ("accuracy", [5, 4, 4, 6, 4, 4, 4], [5, 5, 5, 5, 5, 5, 5], 3, 3, 6),
+        ("accuracy", [5, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 5, 5], 1, 0, 1),
+    ],
+)
+def test_scores_decide_what_is_kept_and_when_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+    metric: Any,
+    accuracies: list[int],
+    losses: list[int],
+    patience: int | None,
+    best: int,
+    last: int,
+) -> None:
+    scripted = iter(zip(accuracies, losses, strict=True))
+
+    def summary(*_: object) -> Summary:
+        accuracy, loss = next(scripted)
+        return Summary(4, accuracy / 10, (0.0, 1.0), 0.5, loss / 10)
+
+    monkeypatch.setattr(optimization, "summarize", summary)
+    training = Training(6, 6, 3, evaluate_every=1, metric=metric, patience=patience)
+    refined, rows = rows_at_evaluations(small(), training=training)
+    assert (refined.state.best_step, refined.steps) == (best, last)
+    assert refined.ended == ("finished" if last == 6 and patience is None else "patience")
+    assert torch.equal(refined.prompt.rows, rows[best])
+    assert not torch.equal(refined.prompt.rows, rows[last])
+
+
+def test_without_dev_rows_the_last_rows_come_out() -> None:
+    refined, rows = rows_at_evaluations(small(), dev=())
+    assert torch.equal(refined.prompt.rows, rows[6])
+    assert refined.state.best_step == 6
+
+
+def test_the_first_score_is_the_text_prompts() -> None:
+    made = small("qwen2")
+    refined = train(made)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
+    text = summarize(evaluator.text(made.start, made.sequences[8:]), CHOICES)
+    first = refined.state.history[0]
+    assert (first["accuracy"], first["log_loss"]) == (text.accuracy, text.log_loss)
+    assert first["macro_f1"] == text.macro_f1

@@ -1,0 +1,263 @@
+"""Laws of runs that do not reach their end: good rows survive, and a run goes on where it stood."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedgrad.errors import DivergenceError, RunError
+from embedgrad.language_model import LanguageModel
+from embedgrad.optimizers import OPTIMIZERS, SGD, Schedule
+from embedgrad.outcome import Outcome
+from embedgrad.parameterizations import PARAMETERIZATIONS
+from embedgrad.prompt import TrustRegion
+from embedgrad.state import TrainingState
+from embedgrad.training import Parts, Refinement, Training
+from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
+
+EVERY_STEP = dataclasses.replace(QUICK, evaluate_every=1)
+LONGER = Training(steps=8, batch_size=3, evaluate_every=2)
+
+
+class Spoiled(LanguageModel):
+    """A model whose outcome, in training, is passed through `spoil` with the rows and a count."""
+
+    def outcome(self, rows_PD: Tensor, *args: Any, **options: Any) -> Outcome:
+        outcome = super().outcome(rows_PD, *args, **options)
+        if not rows_PD.requires_grad:
+            return outcome
+        self.passes = getattr(self, "passes", 0) + 1
+        return dataclasses.replace(
+            outcome, logprobs_BC=outcome.logprobs_BC + self.spoil(rows_PD, self.passes)
+        )
+
+    def spoil(self, rows_PD: Tensor, count: int) -> Tensor | float:
+        raise NotImplementedError
+
+
+class NanAtThree(Spoiled):
+    def spoil(self, rows_PD: Tensor, count: int) -> float:
+        return torch.nan if count == 3 else 0.0
+
+
+class GradientNanAtThree(Spoiled):
+    def spoil(self, rows_PD: Tensor, count: int) -> Tensor | float:
+        # The loss is finite; its derivative is 0 times infinity.
+        return (rows_PD.sum() * 0).sqrt() if count == 3 else 0.0
+
+
+class NanAwayFromText(Spoiled):
+    def spoil(self, rows_PD: Tensor, count: int) -> float:
+        return torch.nan if count > 1 else 0.0
+
+
+def diverged(kind: type[Spoiled], **options: Any) -> tuple[Refinement, str]:
+    made = small()
+    made = dataclasses.replace(made, model=kind(made.loaded))
+    with pytest.raises(DivergenceError) as caught:
+        train(made, EVERY_STEP, **options)
+    assert caught.value.refinement is not None
+    return caught.value.refinement, str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize("kind", [NanAtThree, GradientNanAtThree])
+def test_a_loss_that_is_not_finite_stops_before_the_step(kind: type[Spoiled]) -> None:
+    refined, message = diverged(kind, dev=())
+    _, rows = rows_at_evaluations(small(), training=EVERY_STEP, dev=())
+    assert (refined.ended, refined.steps) == ("diverged", 2)
+    assert "\n" not in message
+    assert message.startswith("step 3: ")
+    assert "nan" in message
+    assert "reviews.csv:" in message
+    assert "learning_rate" in message
+    # The rows of the failed pass, or those before them.
+    assert any(torch.equal(refined.prompt.rows, rows[step]) for step in (1, 2))
+
+
+@pytest.mark.parametrize("kind", [NanAtThree, GradientNanAtThree])
+def test_the_best_rows_survive_a_divergence(kind: type[Spoiled]) -> None:
+    refined, _ = diverged(kind)
+    whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
+    assert refined.state.history == whole.state.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+
+
+def test_rows_whose_loss_is_not_finite_are_not_kept() -> None:
+    refined, _ = diverged(NanAwayFromText, dev=())
+    assert torch.equal(refined.prompt.rows, refined.prompt.start_rows)
+
+
+@pytest.mark.parametrize("region", [TrustRegion(None), TrustRegion(0.3), TrustRegion(None, 0.9)])
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_a_step_to_infinity_is_a_divergence(region: TrustRegion, rate: float) -> None:
+    made = small()
+    parts = Parts(
+        trust_region=region,
+        optimizer=SGD(learning_rate=rate),
+        gradients=(),
+        schedule=Schedule(0.0, "constant"),
+    )
+    try:
+        refined = train(made, parts=parts, dev=())
+    except DivergenceError as error:
+        refined = error.refinement
+    assert torch.isfinite(refined.prompt.rows).all()
+    assert torch.isfinite(made.model.outcome(refined.prompt.rows, made.sequences).logprobs_BC).all()
+
+
+# ----------------------------------------------------------------------------------------- Ctrl-C
+
+
+def interrupt_at(step: int, event: str = "step") -> Any:
+    def report(values: dict[str, Any]) -> None:
+        if values["event"] == event and values["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_ctrl_c_ends_the_loop_and_keeps_the_last_rows() -> None:
+    _, rows = rows_at_evaluations(small(), training=EVERY_STEP, dev=())
+    refined = train(small(), EVERY_STEP, dev=(), report=interrupt_at(3))
+    assert (refined.ended, refined.steps) == ("interrupted", 3)
+    assert torch.equal(refined.prompt.rows, rows[3])
+
+
+def test_ctrl_c_keeps_the_best_rows_so_far() -> None:
+    whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
+    refined = train(small(), EVERY_STEP, report=interrupt_at(3))
+    assert refined.ended == "interrupted"
+    assert refined.state.history == whole.state.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+
+
+def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
+    refined = train(small(), EVERY_STEP, report=interrupt_at(0, "evaluation"))
+    assert (refined.ended, refined.steps) == ("interrupted", 0)
+    assert torch.equal(refined.prompt.rows, refined.prompt.start_rows)
+
+
+# --------------------------------------------------------------------------------------- going on
+
+
+def same_state(one: TrainingState, other: TrainingState) -> bool:
+    return (
+        (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
+        and torch.equal(one.best_rows, other.best_rows)
+        and one.theta.keys() == other.theta.keys()
+        and all(torch.equal(one.theta[name], other.theta[name]) for name in one.theta)
+    )
+
+
+@pytest.mark.parametrize("budget", ["1 GiB", 60_000])
+@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_going_on_gives_the_same_bits(
+    tmp_path: Path, optimizer: str, parameterization: str, budget: str | int
+) -> None:
+    parts = Parts(
+        optimizer=OPTIMIZERS[optimizer](),
+        parameterization=PARAMETERIZATIONS[parameterization](),
+    )
+    whole = train(
+        small(budget=budget),
+        LONGER,
+        parts=parts,
+        keep=lambda state: state.save(tmp_path / str(state.step)),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "6", "8"]
+    for step in (2, 4, 6):
+        # A new model: nothing is stored yet.
+        state = TrainingState.load(tmp_path / str(step))
+        assert state.step == step
+        resumed = train(small(budget=budget), LONGER, parts=parts, state=state)
+        assert same_state(resumed.state, whole.state)
+        assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_an_interrupted_run_goes_on_from_its_own_state(
+    tmp_path: Path, optimizer: str, step: int
+) -> None:
+    parts = Parts(optimizer=OPTIMIZERS[optimizer]())
+    whole = train(small(), LONGER, parts=parts)
+    stopped = train(small(), LONGER, parts=parts, report=interrupt_at(step))
+    stopped.state.save(tmp_path / "state")
+    state = TrainingState.load(tmp_path / "state")
+    resumed = train(small(), LONGER, parts=parts, state=state)
+    assert torch.equal(resumed.state.theta["change"], whole.state.theta["change"])
+    assert resumed.state.history == whole.state.history
+    assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
+
+
+def test_a_state_that_is_kept_does_not_change_behind_ones_back() -> None:
+    kept: list[TrainingState] = []
+    copies: list[TrainingState] = []
+
+    def keep(state: TrainingState) -> None:
+        kept.append(state)
+        copies.append(copy.deepcopy(state))
+
+    train(small(), EVERY_STEP, keep=keep, parts=FAST)
+    assert all(same_state(one, other) for one, other in zip(kept, copies, strict=True))
+
+
+# ------------------------------------------------------------------------------- a damaged state
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    train(small(), LONGER, keep=lambda state: state.save(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"format": 2}',
+        '{"format": 1}',
+        '{"format": 1, "optimizer_numbers": []}',
+        "[" * 100_000,
+        "\x00",
+    ],
+)
+def test_a_damaged_description_is_refused(saved: Path, content: str) -> None:
+    (saved / "state.json").write_text(content)
+    with pytest.raises(RunError, match=r"state.*(read|format)") as caught:
+        TrainingState.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_tensors_are_refused(saved: Path) -> None:
+    path = saved / "state.safetensors"
+    content = path.read_bytes()
+    for length in (0, 7, 8, 60, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(RunError, match="cannot be read"):
+            TrainingState.load(saved)
+    path.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        TrainingState.load(saved)
+
+
+def test_a_state_of_another_run_is_refused(saved: Path) -> None:
+    state = TrainingState.load(saved)
+    values = json.loads((saved / "state.json").read_text())
+    assert values["step"] == 8
+    with pytest.raises(RunError, match="state"):
+        train(small(template="system"), LONGER, state=state)

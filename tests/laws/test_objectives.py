@@ -1,0 +1,144 @@
+"""Laws of objectives: one loss per example, changed by no neighbour; only rows get a gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedgrad.errors import EmbedgradError
+from embedgrad.objectives import OBJECTIVES, CrossEntropy, Objective
+from embedgrad.outcome import Outcome
+from embedgrad.sequence import Target, TokenSequence
+from kit import LONG_CHOICES, Kit, full_logprobs, kit, noisy
+
+LONG = Target(choices=LONG_CHOICES)
+TARGETS = {
+    "choices": LONG,
+    "normalized": Target(choices=LONG_CHOICES, normalize=True),
+    "free": Target(),
+}
+
+
+@pytest.fixture(params=sorted(OBJECTIVES))
+def objective(request: pytest.FixtureRequest) -> Objective:
+    return OBJECTIVES[request.param]()
+
+
+@pytest.fixture(params=sorted(TARGETS))
+def made(request: pytest.FixtureRequest) -> Kit:
+    return kit(target=TARGETS[request.param], rows=6, tie=False)
+
+
+def outcome_of(
+    objective: Objective, made: Kit, rows_PD: Tensor, sequences: list[TokenSequence]
+) -> Outcome:
+    target = made.sequencer.target
+    choices = objective.needs_choices(available=bool(target.choices))
+    return made.model.outcome(rows_PD, sequences, choices=choices, normalize=target.normalize)
+
+
+def losses_of(
+    objective: Objective, made: Kit, rows_PD: Tensor, sequences: list[TokenSequence]
+) -> Tensor:
+    return objective.losses(outcome_of(objective, made, rows_PD, sequences))
+
+
+def test_there_is_one_finite_loss_per_example(objective: Objective, made: Kit) -> None:
+    outcome = outcome_of(objective, made, made.start, made.sequences)
+    losses = objective.losses(outcome)
+    assert losses.shape == (6,)
+    assert torch.isfinite(losses).all()
+    assert len(set(losses.tolist())) == 6
+    number = objective.reduce(losses, outcome)
+    assert number.shape == ()
+    assert torch.isfinite(number)
+
+
+def test_neighbours_change_no_loss(objective: Objective, made: Kit) -> None:
+    rows = noisy(made.start)
+    whole = losses_of(objective, made, rows, made.sequences)
+    for i, sequence in enumerate(made.sequences):
+        alone = losses_of(objective, made, rows, [sequence])
+        assert (alone[0] - whole[i]).abs().item() < 1e-10
+    first = made.sequences[0]
+    long = dataclasses.replace(first, head=first.head * 3, tail=first.tail * 4)
+    padded = losses_of(objective, made, rows, [*made.sequences, long])
+    assert (padded[:6] - whole).abs().max().item() < 1e-10
+
+
+def test_parts_of_a_batch_add_up(objective: Objective, made: Kit) -> None:
+    """What the loop relies on when it accumulates."""
+    rows = noisy(made.start)
+
+    def number(sequences: list[TokenSequence]) -> Tensor:
+        outcome = outcome_of(objective, made, rows, sequences)
+        return objective.reduce(objective.losses(outcome), outcome)
+
+    whole = number(made.sequences)
+    parts = number(made.sequences[:4]) * 4 / 6 + number(made.sequences[4:]) * 2 / 6
+    assert (whole - parts).abs().item() < 1e-10
+
+
+def test_the_gradient_goes_to_the_rows_and_nowhere_else(objective: Objective, made: Kit) -> None:
+    rows = noisy(made.start).requires_grad_(True)
+    outcome = outcome_of(objective, made, rows, made.sequences)
+    objective.reduce(objective.losses(outcome), outcome).backward()
+    assert rows.grad is not None
+    assert torch.isfinite(rows.grad).all()
+    assert rows.grad.norm(dim=1).min().item() > 1e-9
+    weights = list(made.loaded.model.parameters())
+    assert all(weight.grad is None and not weight.requires_grad for weight in weights)
+
+
+def test_a_smaller_loss_is_a_likelier_answer(objective: Objective, made: Kit) -> None:
+    rows = noisy(made.start).requires_grad_(True)
+    outcome = outcome_of(objective, made, rows, made.sequences)
+    loss = objective.reduce(objective.losses(outcome), outcome)
+    (gradient,) = torch.autograd.grad(loss, rows)
+    step = rows.detach() - 1e-4 * gradient / gradient.norm()
+    after = outcome_of(objective, made, step, made.sequences)
+    assert objective.reduce(objective.losses(after), after).item() < loss.item()
+
+
+def test_rows_with_fewer_choices_stay_finite(objective: Objective) -> None:
+    made = kit(target=LONG, rows=2, tie=False)
+    fewer = dataclasses.replace(made.sequences[0], targets=made.sequences[0].targets[:2])
+    rows = noisy(made.start).requires_grad_(True)
+    losses = losses_of(objective, made, rows, [fewer, made.sequences[1]])
+    (gradient,) = torch.autograd.grad(losses.sum(), rows)
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------------------------- cross-entropy
+
+
+def test_cross_entropy_over_the_answer(made: Kit) -> None:
+    rows = noisy(made.start)
+    found = losses_of(CrossEntropy(over="answer"), made, rows, made.sequences)
+    for b, logprobs in enumerate(full_logprobs(made.loaded, rows, made.sequences)):
+        gold = made.sequences[b].gold
+        expected = -logprobs[gold] / len(made.sequences[b].targets[gold])
+        assert (found[b] - expected).abs().item() < 1e-10
+
+
+@pytest.mark.parametrize("over", ["choices", "auto"])
+@pytest.mark.parametrize("name", ["choices", "normalized"])
+def test_cross_entropy_over_the_choices(name: str, over: str) -> None:
+    made = kit(target=TARGETS[name], rows=4, tie=False)
+    rows = noisy(made.start)
+    objective = CrossEntropy(over="choices" if over == "choices" else "auto")
+    found = losses_of(objective, made, rows, made.sequences)
+    for b, logprobs in enumerate(full_logprobs(made.loaded, rows, made.sequences)):
+        lengths = torch.tensor([len(ids) for ids in made.sequences[b].targets])
+        scores = logprobs / lengths if name == "normalized" else logprobs
+        expected = -torch.log_softmax(scores, dim=0)[made.sequences[b].gold]
+        assert (found[b] - expected).abs().item() < 1e-10
+
+
+def test_cross_entropy_over_choices_that_are_not_there_is_refused() -> None:
+    with pytest.raises(EmbedgradError, match=r"over.*choices"):
+        CrossEntropy(over="choices").needs_choices(available=False)

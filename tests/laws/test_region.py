@@ -1,0 +1,286 @@
+"""Laws of the rows: start at the text, stay in the region; and of the parts that move them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from embedgrad.evaluation import Evaluation
+from embedgrad.gradients import GRADIENTS, Clip
+from embedgrad.optimizers import OPTIMIZERS, Schedule
+from embedgrad.parameterizations import PARAMETERIZATIONS, Parameterization
+from embedgrad.parts import build
+from embedgrad.prompt import TrustRegion, cosine_P, drift_P
+from kit import noisy
+
+RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)
+COSINES = st.floats(0.0, 1.0)
+SIZES = st.floats(0.0, 20.0)
+SEEDS = st.integers(0, 2**20)
+SCALES = st.sampled_from([1e-4, 0.02, 1.0, 300.0])
+
+
+def random_rows(seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows [4, 8] whose norms differ."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    return (rows * torch.tensor([[0.1], [1.0], [3.0], [7.0]]) * scale).to(dtype)
+
+
+def moved(start: Tensor, seed: int, size: float) -> Tensor:
+    """Rows in random directions, each at its own share of `size` norms away."""
+    shares = torch.tensor([[0.0], [0.3], [1.0], [1.0]], dtype=start.dtype)
+    return start + (noisy(start, 1.0, seed=seed) - start) * size * shares
+
+
+# ----------------------------------------------------------------------------------- trust region
+
+
+@given(RADII, COSINES, SEEDS, SIZES, SCALES)
+def test_projected_rows_are_inside(
+    radius: float, floor: float, seed: int, size: float, scale: float
+) -> None:
+    start = random_rows(seed, scale)
+    rows = moved(start, seed + 1, size)
+    for region in (
+        TrustRegion(radius, None),
+        TrustRegion(None, floor),
+        TrustRegion(radius, floor),
+    ):
+        inside = region.project(rows, start)
+        assert torch.isfinite(inside).all()
+        assert region.holds(inside, start)
+        if region.radius is not None:
+            assert drift_P(inside, start).max().item() <= radius * (1 + 1e-5) + 1e-6
+        if region.min_cosine is not None:
+            assert cosine_P(inside, start).min().item() >= floor - 1e-5
+
+
+@given(RADII, COSINES, SEEDS, SIZES)
+def test_rows_inside_are_left_as_they_are(
+    radius: float, floor: float, seed: int, size: float
+) -> None:
+    start = random_rows(seed)
+    rows = moved(start, seed + 1, size)
+    region = TrustRegion(radius, floor)
+    drift, cosine = drift_P(rows, start), cosine_P(rows, start)
+    clearly = (drift < radius * (1 - 1e-4)) & (cosine > floor + 1e-4)
+    assert torch.equal(region.project(rows, start)[clearly], rows[clearly])
+    outside = (drift > radius * (1 + 1e-4) + 1e-6) | (cosine < floor - 1e-4)
+    moved_P = (region.project(rows, start) != rows).any(dim=1)
+    assert moved_P[outside].all()
+
+
+@given(RADII, COSINES, SEEDS, SIZES, st.booleans())
+def test_projecting_twice_is_projecting_once(
+    radius: float, floor: float, seed: int, size: float, cone: bool
+) -> None:
+    start = random_rows(seed)
+    region = TrustRegion(radius, floor if cone else None)
+    once = region.project(moved(start, seed + 1, size), start)
+    twice = region.project(once, start)
+    error = (twice - once).norm(dim=1) / start.norm(dim=1)
+    assert error.max().item() < 1e-5
+
+
+@given(RADII, SEEDS, SIZES)
+def test_the_ball_keeps_the_direction(radius: float, seed: int, size: float) -> None:
+    start = random_rows(seed, dtype=torch.float64)
+    rows = moved(start, seed + 1, size)
+    inside = TrustRegion(radius).project(rows, start)
+    expected = torch.minimum(drift_P(rows, start), torch.tensor(radius, dtype=torch.float64))
+    assert torch.allclose(drift_P(inside, start), expected, atol=1e-5)
+    if radius > 1e-3:
+        far = drift_P(rows, start) > 1e-3
+        aligned = cosine_P(inside - start, rows - start)[far]
+        assert torch.allclose(aligned, torch.ones_like(aligned), atol=1e-9)
+
+
+@given(COSINES, SEEDS, SIZES)
+def test_the_cone_gives_the_nearest_rows(floor: float, seed: int, size: float) -> None:
+    start = random_rows(seed, dtype=torch.float64)
+    rows = moved(start, seed + 1, size)
+    inside = TrustRegion(None, floor).project(rows, start)
+    distance = (rows - inside).norm(dim=1)
+    # No row of the cone near the found one is nearer.
+    for other in range(20):
+        candidate = noisy(inside, 0.01, seed=other)
+        legal = cosine_P(candidate, start) >= floor + 1e-6
+        nearer = (rows - candidate).norm(dim=1) < distance - 1e-5 * rows.norm(dim=1)
+        assert not bool((legal & nearer).any())
+
+
+@given(SEEDS, SIZES)
+def test_the_default_radius_keeps_cosines_above_0_95(seed: int, size: float) -> None:
+    start = random_rows(seed)
+    region = TrustRegion()
+    assert region.radius is not None
+    assert region.radius <= 0.3
+    inside = region.project(moved(start, seed + 1, size), start)
+    assert cosine_P(inside, start).min().item() > 0.95
+
+
+def test_no_region_moves_nothing() -> None:
+    start = random_rows(0)
+    rows = moved(start, 1, 50.0)
+    assert torch.equal(TrustRegion(None, None).project(rows, start), rows)
+    assert TrustRegion(None, None).holds(rows, start)
+    assert not TrustRegion(0.5).holds(rows, start)
+    assert not TrustRegion(None, 0.999).holds(rows, start)
+
+
+def test_a_row_of_zeros_stays() -> None:
+    start = random_rows(0)
+    start[1] = 0
+    region = TrustRegion(0.3, 0.9)
+    inside = region.project(moved(start, 1, 1.0), start)
+    assert torch.isfinite(inside).all()
+    assert region.holds(region.project(start, start), start)
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        (TrustRegion, "radius", -0.1),
+        (TrustRegion, "radius", math.nan),
+        (TrustRegion, "min_cosine", 1.5),
+        (TrustRegion, "min_cosine", -0.5),
+        (Evaluation, "batch_size", 0),
+        (Evaluation, "max_new_tokens", 0),
+    ],
+)
+def test_a_recipe_cannot_ask_for_what_cannot_be(section: type, option: str, value: float) -> None:
+    problems: list[str] = []
+    assert build(section, {option: value}, "section", problems) is None
+    assert len(problems) == 1
+    assert problems[0].startswith(f"section.{option}: ")
+
+
+def test_rows_that_are_not_finite_are_not_inside() -> None:
+    start = random_rows(0)
+    rows = start.clone()
+    rows[0, 0] = math.nan
+    assert not TrustRegion(0.3).holds(rows, start)
+    assert not TrustRegion(None, 0.5).holds(rows, start)
+
+
+# ------------------------------------------------------------------------------ parameterizations
+
+
+@pytest.fixture(params=sorted(PARAMETERIZATIONS))
+def parameterization(request: pytest.FixtureRequest) -> Parameterization:
+    return PARAMETERIZATIONS[request.param]()
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
+def test_it_starts_at_the_start_rows(parameterization: Parameterization, scale: float) -> None:
+    start = random_rows(0, scale)
+    theta = parameterization.init(start, torch.Generator().manual_seed(0))
+    assert torch.equal(parameterization.rows(theta, start), start)
+    assert all(value.dtype == torch.float32 for value in theta.values())
+    again = parameterization.init(start, torch.Generator().manual_seed(0))
+    assert all(torch.equal(theta[name], again[name]) for name in theta)
+
+
+def test_every_row_can_be_moved(parameterization: Parameterization) -> None:
+    start = random_rows(0)
+    theta = parameterization.init(start, torch.Generator().manual_seed(0))
+    for value in theta.values():
+        value.requires_grad_(True)
+    for p in range(len(start)):
+        wish = noisy(start, 1.0, seed=p)[p]
+        loss = ((parameterization.rows(theta, start)[p] - wish) ** 2).sum()
+        gradients = torch.autograd.grad(loss, list(theta.values()))
+        assert sum(g.norm().item() for g in gradients) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 300.0])
+def test_a_theta_fitted_to_projected_rows_is_inside(
+    parameterization: Parameterization, scale: float
+) -> None:
+    start = random_rows(0, scale)
+    theta = parameterization.init(start, torch.Generator().manual_seed(0))
+    region = TrustRegion(0.3, 0.96)
+    theta = {name: noisy(value + 1.0, 2.0) for name, value in theta.items()}
+    rows = parameterization.rows(theta, start)
+    assert not region.holds(rows, start)
+    inside = region.project(rows, start)
+    fitted = parameterization.fit(theta, inside, start)
+    assert region.holds(parameterization.rows(fitted, start), start)
+    assert {name: value.shape for name, value in fitted.items()} == {
+        name: value.shape for name, value in theta.items()
+    }
+
+
+# ------------------------------------------------------------------------ gradients and optimizers
+
+
+@pytest.mark.parametrize("name", sorted(GRADIENTS))
+@given(seed=SEEDS, scale=SCALES)
+def test_a_gradient_transform_gives_new_gradients(name: str, seed: int, scale: float) -> None:
+    given_gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[0]}
+    kept = {key: value.clone() for key, value in given_gradients.items()}
+    found = GRADIENTS[name]()(given_gradients)
+    assert found.keys() == kept.keys()
+    for key, value in kept.items():
+        assert torch.equal(given_gradients[key], value)
+        assert found[key].shape == value.shape
+        assert torch.isfinite(found[key]).all()
+    zero = {key: torch.zeros_like(value) for key, value in kept.items()}
+    assert all(torch.equal(value, zero[key]) for key, value in GRADIENTS[name]()(zero).items())
+
+
+@given(SEEDS, SCALES, st.floats(0.01, 10.0))
+def test_clipping_shortens_the_whole_gradient(seed: int, scale: float, most: float) -> None:
+    gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)}
+    length = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
+    clipped = Clip(max_norm=most)(gradients)
+    after = torch.cat([g.flatten() for g in clipped.values()]).norm().item()
+    assert after == pytest.approx(min(length, most), rel=1e-4)
+    if length < most * 0.999:
+        assert all(torch.equal(clipped[name], gradients[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_an_optimizer_halves_the_way_and_calls_its_closure(name: str) -> None:
+    options = {"learning_rate": 0.03}
+    theta = torch.zeros(4, 8, requires_grad=True)
+    target = random_rows(0) / random_rows(0).norm() * 2
+    optimizer = OPTIMIZERS[name](**options).build([theta])
+    calls = 0
+
+    def closure() -> float:
+        nonlocal calls
+        calls += 1
+        theta.grad = theta.detach() - target
+        return 0.5 * (theta.detach() - target).pow(2).sum().item()
+
+    for step in range(50):
+        assert isinstance(optimizer.step(closure), float)
+        assert calls > step
+    assert (theta - target).norm().item() < 0.5 * target.norm().item()
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+@given(total=st.integers(1, 400), warmup=st.floats(0, 1))
+def test_a_schedule_rises_then_falls(shape: str, total: int, warmup: float) -> None:
+    schedule = Schedule(warmup=warmup, shape=shape)
+    factors = [schedule.factor(step, total) for step in range(total)]
+    top = factors.index(max(factors))
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert max(factors) == pytest.approx(1.0)
+
+
+def test_schedule_values() -> None:
+    cosine = Schedule(warmup=0.2, shape="cosine")
+    assert [cosine.factor(step, 10) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1, 1, 0.5])
+    linear = Schedule(warmup=0.0, shape="linear")
+    assert [linear.factor(step, 4) for step in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert Schedule(warmup=0.0, shape="constant").factor(9, 10) == 1.0

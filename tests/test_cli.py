@@ -1,0 +1,343 @@
+"""The command line as a whole: verbs, options, help, streams, exit statuses, what it costs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from embedgrad.cli import app
+from run_kit import Command, Done
+
+pytest_plugins = ["tiny_runs"]
+
+# Frozen: an option that is renamed or removed breaks what people wrote.
+OPTIONS = {
+    "optimize": {
+        "RECIPE.toml",
+        "--out",
+        "--set",
+        "--device",
+        "--dtype",
+        "--attention",
+        "--json",
+        "--quiet",
+    },
+    "evaluate": {"RUN", "--split", "--set", "--json", "--quiet"},
+    "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
+    "generate": {"RUN", "QUERY", "--text-prompt", "--set", "--json", "--quiet"},
+    "parts": {"KIND", "--json"},
+    "new": {"DATA", "--out", "--model", "--json"},
+}
+HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
+VERBS = tuple(OPTIONS)
+
+
+def verbs() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
+def names(verb: Any) -> set[str]:
+    """Options as they are typed, arguments as the help calls them."""
+    return {
+        parameter.opts[0]
+        if parameter.opts[0].startswith("-")
+        else parameter.metavar or parameter.name.upper()
+        for parameter in verb.params
+    }
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def examples(finished: tuple[Path, Any], recipe: Any, tmp_path: Path, data: Path) -> dict[str, Any]:
+    """A call of every verb that works."""
+    run = finished[0]
+    return {
+        "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
+        "evaluate": ("evaluate", run, "--split", "dev"),
+        "inspect": ("inspect", run, "--rows", "4"),
+        "generate": ("generate", run, "The film was great."),
+        "parts": ("parts", "optimizer"),
+        "new": ("new", data / "train.jsonl", "--out", tmp_path / "new.toml"),
+    }
+
+
+# -- options and help ------------------------------------------------------------------------------
+
+
+def test_the_verbs_and_their_options_are_these() -> None:
+    assert {verb: names(command) for verb, command in verbs().items()} == OPTIONS
+
+
+def test_options_that_say_the_same_are_called_the_same_in_the_recipe() -> None:
+    from embedgrad.catalog import catalog
+
+    settings = {option["name"] for option in catalog("model")["model"]["options"]}
+    assert {"device", "dtype", "attention"} <= settings
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_parses(verb: str, embedgrad: Command) -> None:
+    done = embedgrad(verb, "--help")
+    assert (done.code, done.err) == (0, "")
+    ((example,),) = [re.findall(r"Example:  (.*)", done.out)]
+    program, called, *rest = shlex.split(example)
+    assert (program, called) == ("embedgrad", verb)
+    assert names(verbs()[verb]) >= {word for word in rest if word.startswith("--")}
+    verbs()[verb].make_context("embedgrad", rest)
+
+
+def test_every_option_has_help() -> None:
+    for verb, command in verbs().items():
+        for parameter in command.params:
+            assert parameter.help, f"{verb} {parameter.opts}"
+
+
+def test_help_cuts_no_sentence(embedgrad: Command) -> None:
+    done = embedgrad("--help")
+    assert done.code == 0
+    assert [verb for verb in VERBS if verb in done.out] == list(VERBS)
+    assert "..." not in done.out.partition("Commands:")[2]
+
+
+def test_without_arguments_there_is_help(embedgrad: Command) -> None:
+    assert embedgrad() == embedgrad("--help")
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """Processor time of a new process, the best of three."""
+    best = 60.0
+    for _ in range(3):
+        before = os.times()
+        done = python(*arguments)
+        after = os.times()
+        assert done.returncode == 0, done.stderr
+        spent = after.children_user + after.children_system
+        best = min(best, spent - before.children_user - before.children_system)
+    return best
+
+
+@pytest.mark.parametrize("verb", [[], ["optimize"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    done = python("-X", "importtime", "-m", "embedgrad", *verb, "--help")
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "embedgrad.cli" in imported
+    # typer itself takes pydantic for a verb that has arguments.
+    assert imported & set(HEAVY) <= ({"pydantic"} if verb else set())
+
+
+def test_help_takes_under_half_a_second() -> None:
+    assert cpu_seconds("-m", "embedgrad", "--help") < 0.5
+
+
+def test_importing_takes_under_a_third_of_a_second() -> None:
+    assert cpu_seconds("-c", "import embedgrad") < 0.3
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def check_plain(text: str) -> None:
+    bad = [c for c in text if not c.isprintable() and c != "\n"]
+    assert not bad, f"{bad!r} in {text!r}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_works_and_prints_plain_lines(
+    verb: str, examples: dict[str, Any], embedgrad: Command
+) -> None:
+    done = embedgrad(*examples[verb])
+    assert done.code == 0, done.err
+    assert done.out.endswith("\n")
+    check_plain(done.out)
+    check_plain(done.err)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_json_is_one_document(verb: str, examples: dict[str, Any], embedgrad: Command) -> None:
+    done = embedgrad(*examples[verb], "--json")
+    assert done.code == 0, done.err
+    assert isinstance(done.json, dict)
+    assert done.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["optimize", "evaluate", "inspect", "generate"])
+def test_quiet_says_nothing_but_the_result(
+    verb: str, examples: dict[str, Any], embedgrad: Command
+) -> None:
+    done = embedgrad(*examples[verb], "--quiet")
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out != ""
+
+
+def test_the_tables_say_what_the_result_says(examples: dict[str, Any], embedgrad: Command) -> None:
+    done = embedgrad(*examples["optimize"])
+    result = json.loads((Path(examples["optimize"][3]) / "result.json").read_text("utf-8"))
+    for name in ("text", "refined"):
+        share = f"{100 * result[name]['accuracy']:.1f} %"
+        assert re.search(rf"{name} prompt +{re.escape(share)}", done.out), done.out
+    assert f"refined prompt saved in {result['artifact']}" in done.out
+    assert "Is the review positive" in embedgrad(*examples["inspect"]).out
+
+
+def test_progress_says_how_it_goes_and_what_was_found(
+    examples: dict[str, Any], embedgrad: Command
+) -> None:
+    err = embedgrad(*examples["optimize"]).err
+    assert "24 train rows (" in err
+    assert re.search(
+        r"step 6/6, dev accuracy .* best .* gain .* over the text prompt, 100 % done", err
+    )
+    assert "all steps done: 6 steps in" in err
+
+
+def test_evaluate_shows_the_rows_that_changed(
+    examples: dict[str, Any], embedgrad: Command, finished: tuple[Path, Any]
+) -> None:
+    found = embedgrad("evaluate", finished[0], "--split", "train", "--json").json
+    for change in ("fixed", "broken"):
+        rows = [row for row in found["changed"] if row["change"] == change]
+        assert len(rows) == found["difference"][change]
+    assert {row["change"] for row in found["changed"]} <= {"fixed", "broken"}
+    shown = embedgrad("evaluate", finished[0], "--split", "train").out
+    assert "rows fixed" in shown or "row fixed" in shown
+
+
+def test_inspect_measures_on_as_many_rows_as_there_are(
+    embedgrad: Command, finished: tuple[Path, Any]
+) -> None:
+    run = finished[0]
+    found = embedgrad("inspect", run, "--json").json
+    assert found["measured_on_rows"] == 8
+    assert all({"accuracy", "log_loss"} == token["worth"].keys() for token in found["tokens"])
+    assert found["scores"]["test_rows"] == 12
+    unmeasured = embedgrad("inspect", run, "--rows", "0", "--json").json
+    assert unmeasured["measured_on_rows"] == 0
+    assert not any("worth" in token for token in unmeasured["tokens"])
+    for with_, without in zip(found["tokens"], unmeasured["tokens"], strict=True):
+        assert {**without, "worth": with_["worth"]} == with_
+
+
+def test_short_options_are_settings(examples: dict[str, Any], embedgrad: Command) -> None:
+    *call, out = examples["optimize"]
+    done = embedgrad(
+        *call, out, "--set", "model.dtype=float64", "--dtype", "float32", "--attention", "eager"
+    )
+    assert done.code == 0, done.err
+    settings = (Path(out) / "recipe.toml").read_text("utf-8")
+    assert 'dtype = "float32"\nattention = "eager"' in settings
+
+
+def test_tensorboard_gets_the_scalars(recipe: Any, embedgrad: Command, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = embedgrad("optimize", recipe(report={"tensorboard": True}), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"train/loss", "dev/accuracy"} <= set(board.Tags()["scalars"])
+    assert [scalar.step for scalar in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "embedgrad", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_encoding_of_the_output_will_do(
+    encoding: str, finished: tuple[Path, Any], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+        done = embedgrad("generate", finished[0], "--json", "Gr\u00fc\u00dfe")
+        assert done.code == 0, done.err
+        assert embedgrad("parts", "target").code == 0
+        answer, described = output.getvalue().decode(encoding).split("\n", 1)
+    assert json.loads(answer)["columns"] == {"review": "Gr\u00fc\u00dfe"}
+    assert ("\u00fc" in answer) is (encoding == "utf-8")
+    assert described.startswith("[target]")
+
+
+# -- exit statuses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["optimise"], "No such command 'optimise'"),
+        (["optimize", "r.toml"], "'--out'"),
+        (["optimize", "--out", "x"], "RECIPE.toml"),
+        (["parts", "--jsn"], "--jsn"),
+        (["inspect", "x", "--rows", "-1"], "'--rows'"),
+        (["inspect", "x", "--rows", "many"], "'--rows'"),
+        (["generate", "x", "a", "b"], "extra argument"),
+        (["--verson"], "--verson"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], told: str, embedgrad: Command) -> None:
+    done = embedgrad(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.lines) == 1
+    assert done.err.startswith("error: ")
+    assert told in done.err
+    assert re.search(r"; see `embedgrad( \w+)? --help`$", done.lines[0])
+
+
+def test_running_out_of_memory_is_one_line_that_says_what_to_make_smaller(
+    recipe: Any, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    assert done == Done(
+        2,
+        "",
+        "error: CUDA out of memory; make training.batch_size, evaluation.batch_size or "
+        "head_cache.budget smaller, or training.accumulate larger\n",
+    )
+
+
+def test_our_own_mistakes_keep_their_traceback(
+    recipe: Any, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
