@@ -44,6 +44,7 @@ ORDER = (
     "gradients",
     "optimizers",
     "state",
+    "best",
     "training",
     "artifact",
     "scorers",

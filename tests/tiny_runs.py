@@ -6,6 +6,8 @@ A test file gets them by `pytest_plugins = ["tiny_runs"]`; what it imports stand
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +16,17 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
+from huggingface_hub import constants
 
 import tiny
+from bad_kit import Place
 from embedgrad.cli import main
 from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
+
+# Threads gain nothing on tiny tensors and cost much on a busy machine; also for new processes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 class _Terminal(io.TextIOWrapper):
@@ -108,3 +117,29 @@ def generated(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     del recipe["data"]["dev"], recipe["data"]["test"]
     run(Recipe.from_dict(recipe), folder / "run")
     return folder / "run"
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    data: Path,
+    model_folder: Path,
+    finished: tuple[Path, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    shutil.copytree(data, tmp_path / "data")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return Place(tmp_path, model_folder, finished[0])
+
+
+@pytest.fixture(scope="session")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that a prompt of `model_folder` does not fit, and one whose tokenizer drops spaces."""
+    folder = tmp_path_factory.mktemp("other-models")
+    save_model(folder / "wordpiece", tokenizer_kind="wordpiece")
+    save_model(folder / "no-chat", template=None)
+    return {
+        "seed": save_model(folder / "seed", seed=1),
+        "wordpiece": folder / "wordpiece",
+        "no-chat": folder / "no-chat",
+    }

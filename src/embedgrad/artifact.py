@@ -11,11 +11,13 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from annotated_types import Ge, Lt
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -27,6 +29,8 @@ from embedgrad.prompt import PromptEmbedding, TrustRegion
 from embedgrad.sequence import Target
 from embedgrad.span import Span
 from embedgrad.template import Template
+
+T = TypeVar("T")
 
 FORMAT = "embedgrad-prompt"
 VERSION = 1
@@ -42,8 +46,9 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
     Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
     """
     tensors = {
-        "rows": prompt.rows.detach().float().cpu().contiguous(),
-        "start_rows": prompt.start_rows.detach().float().cpu().contiguous(),
+        # Cloned, because safetensors refuses tensors that share memory.
+        "rows": prompt.rows.detach().float().cpu().clone().contiguous(),
+        "start_rows": prompt.start_rows.detach().float().cpu().clone().contiguous(),
     }
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -92,24 +97,29 @@ def load(folder: str | Path) -> PromptEmbedding:
     content = _read_bytes(path)
     try:
         _check_safetensors(path, content)
-        rows_info = values["rows"]
-        if hashlib.sha256(content).hexdigest() != rows_info["sha256"]:
+        if hashlib.sha256(content).hexdigest() != values["rows"]["sha256"]:
             raise ArtifactError(
                 f"{path}: is not the file that {JSON_FILE} was written with (digest differs); "
                 "restore both files from the same run"
             )
-        ids = tuple(int(i) for i in values["token_ids"])
-        rows, start_rows = _read_rows(path, content, len(ids), int(rows_info["width"]))
-        left, right = values["drawn_into_span"]
-        target = {**values["target"], "choices": tuple(values["target"]["choices"])}
+        entries = _checked(_Entries, {name: values[name] for name in _ENTRY_NAMES}, "prompt")
+        target = _checked(Target, values["target"], "target", "choices")
+        region = _checked(TrustRegion, values["trust_region"], "trust_region", "radius")
+        template = Template.from_dict(entries.template)
+        ids, (left, right) = entries.token_ids, entries.drawn_into_span
+        if not len(ids) == len(entries.tokens) > 0:
+            raise ValueError(f"{len(ids)} token_ids and {len(entries.tokens)} tokens")
+        if entries.text != left + template.span + right:
+            raise ValueError(f"text {entries.text!r} is not the template's {template.span!r}")
+        rows, start_rows = _read_rows(path, content, len(ids), entries.rows.width)
         return PromptEmbedding(
-            template=Template.from_dict(values["template"]),
-            target=Target(**target),
-            span=Span(values["text"], ids, tuple(values["tokens"]), left, right),
-            date=datetime.date.fromisoformat(values["date"]),
+            template=template,
+            target=target,
+            span=Span(entries.text, ids, entries.tokens, left, right),
+            date=entries.date,
             start_rows=start_rows,
             rows=rows,
-            trust_region=TrustRegion(**values["trust_region"]),
+            trust_region=region,
             provenance={k: v for k, v in values.items() if k not in _WRITTEN_BY_SAVE},
         )
     except ArtifactError:
@@ -150,6 +160,48 @@ def check_fit(
     )
 
 
+@dataclass(frozen=True)
+class _RowsEntry:
+    """What `prompt.json` says of the rows."""
+
+    count: int
+    width: int
+    dtype: Literal["float32"]
+    space: Literal["inputs_embeds"]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """What `prompt.json` holds besides target, trust region and provenance."""
+
+    text: str
+    token_ids: tuple[Annotated[int, Ge(0), Lt(2**31)], ...]
+    tokens: tuple[str, ...]
+    drawn_into_span: tuple[str, str]
+    template: dict[str, Any]
+    date: datetime.date
+    rows: _RowsEntry
+
+
+_ENTRY_NAMES = tuple(field.name for field in fields(_Entries))
+
+
+def _checked(cls: type[T], values: Any, name: str, *needed: str) -> T:
+    """A dataclass from JSON values, nothing converted; raises ValueError or KeyError."""
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) - known:
+        raise ValueError(f"{name}: expected entries {', '.join(sorted(known))}")
+    for entry in needed:
+        values[entry]
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (name, *first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from error
+
+
 _WRITTEN_BY_SAVE = {
     *("format", "version", "text", "token_ids", "tokens", "drawn_into_span", "template", "date"),
     *("target", "rows", "trust_region", "drift", "cosine"),
@@ -159,7 +211,7 @@ _WRITTEN_BY_SAVE = {
 def _read_json(path: Path) -> Mapping[str, Any]:
     content = _read_bytes(path)
     try:
-        values = json.loads(content)
+        values = json.loads(content, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -169,6 +221,15 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
             "install the version that wrote it"
         )
+    return values
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} is given twice")
     return values
 
 

@@ -34,6 +34,8 @@ def no_reuse(model: Any, config: Any) -> str:
     strange = sorted(kinds - {"full_attention", "sliding_attention"})
     if strange or getattr(model, "_is_stateful", False):
         return f"the model is recurrent or mixed ({', '.join(strange) or model.config.model_type})"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "the model's local attention (GPT-Neo) counts stored keys, padding included"
     if getattr(model, "is_activation_checkpointing", False):
         return "gradient checkpointing drops stored keys and values"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,39 +25,52 @@ def write_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(aside, content)
         os.replace(aside, path)
-        _flush_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    _flush_folder(path.parent)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files aside, then put it in the place of `folder`.
 
-    Raises `RunError`; then the old folder is as it was, or was put back.
+    Raises `RunError`; then the old folder is as it was. A folder that holds anything but these
+    files, the current folder, and what is no folder are refused.
     """
+    folder = Path(os.path.abspath(folder))
     tag = uuid.uuid4().hex[:8]
     aside, old = (folder.with_name(f".{folder.name}.{what}-{tag}") for what in ("new", "old"))
     try:
+        _refuse_losses(folder, files)
         aside.mkdir(parents=True)
         for name, content in files.items():
             _write(aside / name, content)
         _flush_folder(aside)
-        if folder.exists():
+        if os.path.exists(folder):
             os.replace(folder, old)
-        try:
-            os.replace(aside, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
-        _flush_folder(folder.parent)
+        os.replace(aside, folder)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
+        # Also after Ctrl-C, between the two renames.
+        with contextlib.suppress(OSError):
+            if os.path.exists(old) and not os.path.exists(folder):
+                os.replace(old, folder)
         shutil.rmtree(aside, ignore_errors=True)
-        if folder.exists():
+        if os.path.exists(folder):
             shutil.rmtree(old, ignore_errors=True)
+    _flush_folder(folder.parent)
+
+
+def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:
+    if not os.path.exists(folder):
+        return
+    others = sorted(set(os.listdir(folder)) - set(files))  # OSError where it is no folder
+    if others or folder == Path.cwd():
+        what = f"it holds {', '.join(others[:3])}" if others else "it is the current folder"
+        raise RunError(f"{folder}: is not replaced, because {what}; name a new folder")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -84,12 +98,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last; some systems cannot open folders, and then need not."""
-    try:
+    """Make a rename last. Some systems cannot, and the rename itself has happened anyway."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -69,19 +69,30 @@ def _decode(
     ended = torch.zeros(len(sequences), dtype=torch.bool, device=model.device)
     ends = torch.tensor(end_ids, dtype=torch.long, device=model.device)
     answers: list[list[int]] = [[] for _ in sequences]
-    for _ in range(max_new_tokens):
+    room = [_room(model, length) for length in (positions[:, -1] + 1).tolist()]
+    for made in range(max_new_tokens):
         token = model.forward(embeds, positions, branches, past, keys, last).argmax(dim=1)
         ended |= torch.isin(token, ends)
         for answer, new, over in zip(answers, token.tolist(), ended.tolist(), strict=True):
             if not over:
                 answer.append(new)
+        ended |= torch.tensor([made + 1 >= most for most in room], device=model.device)
         if ended.all():
             break
         keys = torch.cat([keys[0], positions], dim=1), torch.cat([keys[1], branches], dim=1)
         embeds = model.splice(token[:, None], torch.empty(0), rows_PD)
-        positions, branches = positions[:, -1:] + 1, torch.zeros_like(branches[:, -1:])
+        # A row that has ended goes along where it is: there may be no position behind it.
+        positions = positions[:, -1:] + (~ended[:, None]).long()
+        branches = torch.zeros_like(branches[:, -1:])
         last = torch.ones_like(last[:, -1:])
     return answers
+
+
+def _room(model: LanguageModel, length: int) -> int:
+    """Tokens that can be answered after so many: the last one need not be read again."""
+    context = model.info.context
+    # A row that is too long already was let through on purpose.
+    return context - length + 1 if length <= context else 2**31
 
 
 def _decode_in_full(
@@ -101,7 +112,7 @@ def _decode_in_full(
         new = model.model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones_like(ids).to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, _room(model, ids.shape[1])),
             do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=list(end_ids) or None,

@@ -7,6 +7,7 @@ anew each time it is needed, with the same result.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -103,7 +104,9 @@ def budget_bytes(budget: str | float) -> int:
                 "head_cache.budget",
                 [f"{budget!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"],
             )
-        return int(number * unit)
+        budget = number * unit
+    if not math.isfinite(budget):
+        raise RecipeError("head_cache.budget", ["expected a finite number of bytes"])
     if budget < 0:
         raise RecipeError("head_cache.budget", [f"{budget}; expected 0 or more"])
     if 0 < budget < 1:

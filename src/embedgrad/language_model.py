@@ -22,14 +22,12 @@ from embedgrad.cutting import Ids
 from embedgrad.examples import Example
 from embedgrad.frozen_model import FrozenModel
 from embedgrad.head_cache import Head, HeadCache, budget_bytes
-from embedgrad.layout import Layout, by_tokens, left_padded, stack_heads, summed
+from embedgrad.layout import Layout, left_padded, stack_heads, summed
 from embedgrad.loading import LoadedModel, load
 from embedgrad.outcome import Outcome
 from embedgrad.sequence import Sequencer, Target, TokenSequence
 from embedgrad.span import Span
 from embedgrad.template import Renderer, Template
-
-TOKENS_PER_PASS = 4096  # of heads that are computed together
 
 
 def load_model(
@@ -158,42 +156,35 @@ class LanguageModel(FrozenModel):
 
     @torch.no_grad()
     def heads_of(self, wanted: Sequence[Ids]) -> list[Head]:
-        """Keys and values of heads, stored ones reused and the others computed together."""
-        found: dict[Ids, Head | None] = {ids: self.heads.get(ids) for ids in dict.fromkeys(wanted)}
-        missing = sorted((ids for ids, head in found.items() if head is None), key=len)
-        for batch in by_tokens(missing, TOKENS_PER_PASS):
-            for ids, head in zip(batch, self._compute_heads(batch), strict=True):
+        """Keys and values of heads, stored ones reused.
+
+        Each is computed alone, so that its bits do not depend on what else is asked for or stored:
+        an interrupted run, which starts with nothing stored, then gives the same rows.
+        """
+        found: dict[Ids, Head] = {}
+        for ids in dict.fromkeys(wanted):
+            head = self.heads.get(ids)
+            if head is None:
+                head = self._compute_head(ids)
                 self.heads.put(ids, head)
-                found[ids] = head
-        return [known for ids in wanted if (known := found[ids]) is not None]
+            found[ids] = head
+        return [found[ids] for ids in wanted]
 
-    def _compute_heads(self, batch: Sequence[Ids]) -> list[Head]:
-        longest = max(len(ids) for ids in batch)
-        if not longest:
-            return [self._empty_head() for _ in batch]
-        layout = Layout(0, 0)
-        for ids in batch:
-            layout.add(0, ids, ())
-        tensors = layout.tensors(self.device)
+    def _compute_head(self, ids: Ids) -> Head:
+        if not ids:
+            one = self._compute_head((0,))
+            return Head(one.keys[:, :, :0].clone(), one.values[:, :, :0].clone())
+        ids_BT = torch.tensor([ids], device=self.device)
+        positions_BT = torch.arange(len(ids), device=self.device)[None]
+        last = positions_BT == len(ids) - 1  # some logits must be computed
         past: Any = DynamicCache()
-        none = left_padded([0] * len(batch), self.device)
-        last = torch.zeros_like(tensors.keep_BT)
-        last[0, -1] = True  # some logits must be computed
-        embeds = self.splice(tensors.ids_BT, tensors.prompt_at, torch.empty(0))
-        self.forward(embeds, tensors.positions_BT, tensors.branches_BT, past, none, last)
-        keys = torch.stack([layer.keys for layer in past.layers])
-        values = torch.stack([layer.values for layer in past.layers])
-        return [
-            Head(
-                keys[:, b, :, longest - len(ids) :].clone(),
-                values[:, b, :, longest - len(ids) :].clone(),
-            )
-            for b, ids in enumerate(batch)
-        ]
-
-    def _empty_head(self) -> Head:
-        (one,) = self._compute_heads([(0,)])
-        return Head(one.keys[:, :, :0].clone(), one.values[:, :, :0].clone())
+        none = left_padded([0], self.device)
+        trunk = torch.zeros_like(positions_BT)
+        self.forward(self._embed(ids_BT), positions_BT, trunk, past, none, last)
+        return Head(
+            torch.stack([layer.keys[0] for layer in past.layers]),
+            torch.stack([layer.values[0] for layer in past.layers]),
+        )
 
     # -- what the model allows -----------------------------------------------------------------
 

@@ -6,7 +6,7 @@ trunk; a target's first token is read off the trunk's end, and its other tokens 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,15 +137,3 @@ def left_padded(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, T
     slots = torch.arange(most, device=device)[None, :]
     positions = slots - most + torch.tensor(lengths, device=device)[:, None]
     return positions, torch.where(positions >= 0, 0, -1)
-
-
-def by_tokens(heads: Sequence[Ids], most: int) -> Iterator[list[Ids]]:
-    """Batches of at most `most` padded tokens; `heads` are sorted by length."""
-    batch: list[Ids] = []
-    for ids in heads:
-        if batch and len(ids) * (len(batch) + 1) > most:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch

@@ -8,6 +8,7 @@ best ones seen come out: a run never ends with a prompt that dev says is worse t
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DivergenceError
+from embedgrad.best import Best
+from embedgrad.errors import DataError, DivergenceError, RunError
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
 from embedgrad.language_model import LanguageModel
 from embedgrad.parameterizations import Theta
@@ -60,10 +62,10 @@ def optimize(
     except DivergenceError as error:
         ended, failure = "diverged", error
     seconds = time.perf_counter() - started
-    if not dev:
-        loop.keep_last()
+    if not dev:  # nothing says which rows are best: take the last, after a failure the last proven
+        loop.best.take(loop.rows() if failure is None else loop.proven, loop.step)
     refinement = loop.result(ended, seconds)
-    report({"event": "end", "ended": ended, "steps": loop.state.step, "seconds": seconds})
+    report({"event": "end", "ended": ended, "steps": loop.step, "seconds": seconds})
     if failure is not None:
         failure.refinement = refinement
         raise failure
@@ -84,6 +86,8 @@ class _Loop:
         evaluation: Evaluation,
         report: Report,
     ):
+        if not train:
+            raise DataError("no training rows; give at least one example")
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report = training, parts, report
         self.evaluator = Evaluator(model, sequencer, evaluation)
@@ -97,38 +101,60 @@ class _Loop:
         self.steps_per_epoch = math.ceil(len(train) / training.batch_size)
         self.total = training.steps or max(1, round(training.epochs * self.steps_per_epoch))
         self.every = training.evaluate_every or min(self.steps_per_epoch, self.total)
-        self.state = TrainingState(0, self.theta, {"state": {}, "param_groups": []}, self.start_PD)
+        auto = "accuracy" if sequencer.target.choices else "log_loss"
+        self.best = Best(auto if training.metric == "auto" else training.metric, self.start_PD)
+        self.proven = self.start_PD  # the last rows whose loss was finite
+        self.step = 0
+        self.state = self._snapshot()
 
     # -- the run -------------------------------------------------------------------------------
 
     def start(self, state: TrainingState | None) -> None:
         """Begin at the text prompt, scored on dev; or go on from a state."""
         if state is not None:
-            self.state = state
-            self._set_theta(state.theta)
-            self.optimizer.load_state_dict(state.optimizer)
-            return
-        if self.dev:
+            self._restore(state)
+        if self.dev and not self.best.history:
             self._evaluate()
+        self.state = self._snapshot()
 
     def run(self, keep: Callable[[TrainingState], None]) -> str:
         """All steps; returns why it ended."""
-        state = self.state
-        for step, batch in self._batches(state.step):
+        for step, batch in self._batches(self.step):
             began = time.perf_counter()
             loss, norm = self._step(step, batch)
-            state.step = step + 1
+            self.step = step + 1
             self._report_step(loss, norm, len(batch), time.perf_counter() - began)
-            if state.step % self.every == 0 or state.step == self.total:
+            if self.step % self.every == 0 or self.step == self.total:
                 if self.dev:
                     self._evaluate()
                 else:
-                    self.keep_last()
-                state.theta, state.optimizer = self.theta, self.optimizer.state_dict()
-                keep(state)
-                if self._patience_is_over():
+                    self.best.take(self.rows(), self.step)
+                self.state = self._snapshot()
+                keep(self.state)
+                if self.best.is_stale(self.training.patience):
                     return "patience"
         return "finished"
+
+    def _snapshot(self) -> TrainingState:
+        """Where the loop stands, out of reach of its next step."""
+        return TrainingState(
+            step=self.step,
+            theta={name: value.detach().clone() for name, value in self.theta.items()},
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
+            best_rows=self.best.rows.clone(),
+            best_step=self.best.step,
+            history=list(self.best.history),
+        )
+
+    def _restore(self, state: TrainingState) -> None:
+        saved, own = ({k: v.shape for k, v in t.items()} for t in (state.theta, self.theta))
+        if saved != own:
+            raise RunError("the saved state belongs to another prompt, model or parameterization")
+        self._set_theta(state.theta)
+        self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
+        rows = state.best_rows.to(self.start_PD)
+        self.best = Best(self.best.metric, rows, state.best_step, list(state.history))
+        self.step = state.step
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; the order of an epoch depends on nothing but seed and epoch."""
@@ -158,6 +184,7 @@ class _Loop:
                     f"{where}, ...); stopped before the step; try a smaller "
                     "optimizer.learning_rate, or model.dtype = 'float32'"
                 )
+            self.proven = self.rows().detach().clone()
             for transform in parts.gradients:
                 gradients = transform(gradients)
             for name in names:
@@ -194,13 +221,17 @@ class _Loop:
     @torch.no_grad()
     def _into_region(self) -> None:
         """Last of all that happens to theta in a step."""
-        region, rows = self.parts.trust_region, self._rows()
+        region, rows = self.parts.trust_region, self.rows()
+        if not torch.isfinite(rows.norm(dim=1)).all():
+            where = f"step {self.step + 1}: a row went to infinity"
+            raise DivergenceError(f"{where}; try a smaller optimizer.learning_rate")
         inside = region.project(rows, self.start_PD)
         if not torch.equal(rows, inside):
             self._set_theta(self.parts.parameterization.fit(self.theta, inside, self.start_PD))
-        assert region.holds(self._rows(), self.start_PD), "a row left the trust region"
+        assert region.holds(self.rows(), self.start_PD), "a row left the trust region"
 
-    def _rows(self) -> Tensor:
+    def rows(self) -> Tensor:
+        """The rows as they are now, differentiable in theta."""
         return self.parts.parameterization.rows(self.theta, self.start_PD)
 
     @torch.no_grad()
@@ -212,60 +243,35 @@ class _Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        state, rows = self.state, self._rows().detach()
-        if state.step == 0:
-            answered = self.evaluator.text(self.start_PD, self.dev)
-        else:
-            answered = self.evaluator.refined(rows, self.dev)
-        summary = summarize(answered, self.sequencer.target.choices)
-        score = {"step": state.step, "accuracy": summary.accuracy, "log_loss": summary.log_loss}
+        rows = self.rows().detach()
+        answer = self.evaluator.refined if self.step else self.evaluator.text
+        summary = summarize(answer(rows, self.dev), self.sequencer.target.choices)
+        score = {"step": self.step, "accuracy": summary.accuracy, "log_loss": summary.log_loss}
         if summary.macro_f1 is not None:
             score["macro_f1"] = summary.macro_f1
-        better = not state.history or self._key(score) > max(map(self._key, state.history))
-        state.history.append(score)
-        if better:
-            state.best_rows, state.best_step = rows.clone(), state.step
-        best = next(s for s in state.history if s["step"] == state.best_step)
+        self.best.add(score, rows)
         self.report(
             {
                 "event": "evaluation",
                 **score,
-                "metric": self._metric(),
-                "best": best,
-                "text": state.history[0],
+                "metric": self.best.metric,
+                "best": self.best.score,
+                "text": self.best.history[0],
                 "total": self.total,
                 "every": self.every,
             }
         )
 
-    def _metric(self) -> str:
-        if self.training.metric != "auto":
-            return self.training.metric
-        return "accuracy" if self.sequencer.target.choices else "log_loss"
-
-    def _key(self, score: dict[str, float]) -> tuple[float, float]:
-        """Larger is better."""
-        metric = self._metric()
-        first = -score["log_loss"] if metric == "log_loss" else score[metric]
-        return first, -score["log_loss"]
-
-    def _patience_is_over(self) -> bool:
-        patience, history = self.training.patience, self.state.history
-        if patience is None or not history:
-            return False
-        best = next(i for i, s in enumerate(history) if s["step"] == self.state.best_step)
-        return len(history) - 1 - best >= patience
-
     # -- what comes out ------------------------------------------------------------------------
 
     @torch.no_grad()
     def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:
-        rows = self._rows()
+        rows = self.rows()
         drift = drift_P(rows, self.start_PD)
         self.report(
             {
                 "event": "step",
-                "step": self.state.step,
+                "step": self.step,
                 "total": self.total,
                 "loss": loss,
                 "gradient_norm": norm,
@@ -280,20 +286,15 @@ class _Loop:
             }
         )
 
-    def keep_last(self) -> None:
-        """Without dev rows nothing says which rows are best: take the last."""
-        self.state.best_rows, self.state.best_step = self._rows().detach().clone(), self.state.step
-
     def result(self, ended: str, seconds: float) -> Refinement:
         """The best rows so far as a prompt."""
-        renderer = self.sequencer.renderer
         prompt = PromptEmbedding(
-            template=renderer.template,
+            template=self.sequencer.renderer.template,
             target=self.sequencer.target,
             span=self.sequencer.span,
-            date=renderer.date,
+            date=self.sequencer.renderer.date,
             start_rows=self.start_PD.cpu(),
-            rows=self.state.best_rows.cpu(),
+            rows=self.best.rows.cpu(),
             trust_region=self.parts.trust_region,
         )
-        return Refinement(prompt, self.state, ended, self.state.step, seconds)
+        return Refinement(prompt, self.state, ended, self.step, seconds, self.best)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from embedgrad.errors import EmbedgradError, nearest
+from embedgrad.errors import EmbedgradError, RecipeError, nearest
 from embedgrad.gradients import GRADIENTS
 from embedgrad.objectives import OBJECTIVES
 from embedgrad.optimizers import OPTIMIZERS
@@ -135,9 +135,17 @@ def values_of(part: Any) -> dict[str, Any]:
 
 
 def part_values(kind: str, part: object) -> dict[str, Any]:
-    """What `build_part` takes: the part's name and all its options."""
-    name = next(name for name, cls in KINDS[kind].items() if type(part) is cls)
-    return {"name": name, **values_of(part)}
+    """What `build_part` takes: the part's name and all its options.
+
+    Raises `RecipeError` for a part that has no name, as no recipe could say it.
+    """
+    for name, cls in KINDS[kind].items():
+        if type(part) is cls:
+            return {"name": name, **values_of(part)}
+    known = ", ".join(cls.__name__ for cls in KINDS[kind].values())
+    raise RecipeError(
+        "recipe", [f"{kind}: {type(part).__name__} is no registered part; known: {known}"]
+    )
 
 
 def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
@@ -149,7 +157,11 @@ def _place(location: tuple[int | str, ...], values: object) -> str:
     """The part of a location that leads through `values`; the rest is pydantic's own."""
     names: list[str] = []
     for step in location:
-        inside = step in values if isinstance(values, Mapping) else isinstance(step, int)
+        inside = (
+            step in values
+            if isinstance(values, Mapping)
+            else isinstance(step, int) and isinstance(values, list | tuple) and step < len(values)
+        )
         if inside and isinstance(values, Mapping | list | tuple):
             values = values[step]  # type: ignore[index]
         elif names:

@@ -45,8 +45,11 @@ class TrustRegion:
     def holds(self, rows_PD: Tensor, start_PD: Tensor) -> bool:
         """Whether every row is inside, up to rounding."""
         drift, cosine = drift_P(rows_PD, start_PD), cosine_P(rows_PD, start_PD)
-        near = self.radius is None or bool((drift <= self.radius * (1 + 1e-5)).all())
-        aligned = self.min_cosine is None or bool((cosine >= self.min_cosine - 1e-5).all())
+        # Rounding moves an fp32 row by up to 1e-7 of its norm, whatever the radius.
+        near = self.radius is None or bool((drift <= self.radius * (1 + 1e-5) + 1e-6).all())
+        # A row of zeros has no direction to keep.
+        free = (start_PD == 0).all(dim=1)
+        aligned = self.min_cosine is None or bool((free | (cosine >= self.min_cosine - 1e-5)).all())
         return near and aligned
 
 
@@ -63,7 +66,11 @@ def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
 
 
 def _into_cone(rows_PD: Tensor, start_PD: Tensor, floor: float) -> Tensor:
-    """Nearest rows whose cosine to the start rows is at least `floor`."""
+    """Nearest rows whose cosine to the start rows is at least `floor`.
+
+    The nearest to a row that points away would be zeros, which have no cosine: a thousandth of the
+    start row's norm is left.
+    """
     axis = torch.nn.functional.normalize(start_PD, dim=1)
     along = (rows_PD * axis).sum(dim=1, keepdim=True)
     across = rows_PD - along * axis
@@ -71,7 +78,8 @@ def _into_cone(rows_PD: Tensor, start_PD: Tensor, floor: float) -> Tensor:
     # On the cone's edge, in the plane of row and axis: unit vector (floor, sine).
     floor = min(floor + 1e-6, 1.0)
     sine = (1 - floor**2) ** 0.5
-    reach = (along * floor + side * sine).clamp(min=0)
+    least = 1e-3 * start_PD.norm(dim=1, keepdim=True)
+    reach = torch.maximum(along * floor + side * sine, least)
     edge = reach * (floor * axis + sine * across / side.clamp(min=1e-12))
     outside = along < floor * rows_PD.norm(dim=1, keepdim=True)
     return torch.where(outside, edge, rows_PD)

@@ -56,6 +56,7 @@ def run(
     template and model raise; then, with nothing learned yet, no folder is left behind.
     """
     out = Path(out)
+    recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     parents = [parent for parent in out.parents if not parent.exists()]
     new_folder(out)
     try:
@@ -198,8 +199,8 @@ def provenance_of(
         "training": {
             "ended": refinement.ended,
             "steps": refinement.steps,
-            "best_step": refinement.state.best_step,
-            "dev_history": finite(refinement.state.history),
+            "best_step": refinement.best.step,
+            "dev_history": finite(refinement.best.history),
         },
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -263,7 +264,7 @@ def _facts(
         "tokens": [asdict(token) for token in tokens],
         "train": {
             "steps": refinement.steps,
-            "best_step": refinement.state.best_step,
+            "best_step": refinement.best.step,
             "seconds": refinement.seconds,
             "ended": refinement.ended,
         },

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from embedgrad.cutting import CuttingTokenizer, Ids
-from embedgrad.errors import DataError, TemplateError
+from embedgrad.errors import DataError, TemplateError, nearest
 from embedgrad.examples import Example
 from embedgrad.span import Span, find_span
 from embedgrad.template import Rendered, Renderer
@@ -98,6 +98,12 @@ class Sequencer:
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
         self.end_ids = self._end_of_turn()
         self.span = span or find_span(renderer, self._cutting, rows)
+        whole = self.span.drawn_left + renderer.template.span + self.span.drawn_right
+        if self.span.text != whole:
+            raise TemplateError(
+                f"template: the span {renderer.template.span!r} is not the one it was prepared for "
+                f"({self.span.text!r})"
+            )
 
     def __call__(self, example: Example) -> TokenSequence:
         """Tokenize one example."""
@@ -153,10 +159,20 @@ class Sequencer:
         tail, _ = self._answer_ids(tail_text, "")
         answers = self.target.choices or (example.answer,)
         targets = tuple(self._answer_ids(tail_text, opening + answer)[1] for answer in answers)
+        if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
+            raise DataError(
+                f"target.choices: {list(answers)!r} are not different texts for this model's "
+                "tokenizer; choose other words"
+            )
         if self.target.end or (self.target.end is None and not self.target.choices):
             targets = tuple(ids + self.end_ids for ids in targets)
         gold = 0
         if self.target.choices and example.answer:
+            if example.answer not in self.target.choices:
+                raise DataError(
+                    f"{example.source}: the answer {example.answer!r} is not a choice; "
+                    f"{nearest(example.answer, self.target.choices)}"
+                )
             gold = self.target.choices.index(example.answer)
         plain = self._cutting.plain(rendered.text)
         same = plain == head + self.span.ids + tail
@@ -194,7 +210,9 @@ class Sequencer:
     def _end_of_turn(self) -> Ids:
         """The token that ends an answer: the chat template's, else the tokenizer's."""
         after = self.tokenizer(self.renderer.after_answer(), add_special_tokens=False)["input_ids"]
-        if after and after[0] in self.tokenizer.all_special_ids:
+        # Gemma 3 names <end_of_turn> nowhere but among its added tokens.
+        added = self.tokenizer.added_tokens_decoder
+        if after and after[0] in added and added[after[0]].special:
             return (int(after[0]),)
         end = self.tokenizer.eos_token_id
         return () if end is None else (int(end),)

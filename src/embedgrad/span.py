@@ -38,6 +38,11 @@ def find_span(renderer: Renderer, tokenizer: CuttingTokenizer, rows: Sequence[Ex
     """
     if not rows:
         raise DataError("no rows to tokenize the template with; give at least one example")
+    text = renderer.template.span
+    if not tokenizer.tail(text):
+        raise TemplateError(
+            f"template: the span {text!r} tokenizes to nothing; write words into it"
+        )
     rendered = [renderer(row.columns) for row in rows[:ROWS_TO_FIT]]
     plain = [tokenizer.plain(r.text) for r in rendered]
     left, right = _fixed_text(renderer, rendered)
@@ -45,7 +50,6 @@ def find_span(renderer: Renderer, tokenizer: CuttingTokenizer, rows: Sequence[Ex
         ((i, j) for i in range(len(left) + 1) for j in range(len(right) + 1)),
         key=lambda pair: (sum(pair), pair),
     )
-    text = rendered[0].span
     most, ids, drawn = 0, tokenizer.tail(text), ("", "")
     for i, j in widths:
         middle, agreeing = _middle(tokenizer, rendered, plain, i, j)
@@ -53,10 +57,6 @@ def find_span(renderer: Renderer, tokenizer: CuttingTokenizer, rows: Sequence[Ex
             most, ids, drawn = agreeing, middle, (left[len(left) - i :], right[:j])
         if agreeing == len(rendered):
             break
-    if not ids:
-        raise TemplateError(
-            f"template: the span {text!r} tokenizes to nothing; write words into it"
-        )
     tokens = tuple(tokenizer.tokenizer.convert_ids_to_tokens(list(ids)))
     return Span(drawn[0] + text + drawn[1], ids, tokens, *drawn)
 

@@ -52,7 +52,10 @@ class TrainingState:
             "optimizer_numbers": numbers,
             "optimizer_groups": self.optimizer["param_groups"],
         }
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        # Cloned, because safetensors refuses tensors that share memory.
+        tensors = {
+            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
+        }
         write_folder(
             folder,
             {
@@ -85,5 +88,8 @@ class TrainingState:
                 best_step=values["best_step"],
                 history=values["history"],
             )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+            SafetensorError,
+        ) as error:
             raise RunError(f"{folder}: the saved state cannot be read ({error})") from error

@@ -6,6 +6,10 @@ The span may stand in any message. A last assistant message is the opening of th
 from __future__ import annotations
 
 import datetime
+import functools
+import inspect
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +22,8 @@ ROLES = ("system", "user", "assistant")
 # Plain letters and digits, because chat templates trim, and some would escape anything rarer.
 SPAN_MARK = "Xembedgrad7span7markX"
 END_MARK = "Xembedgrad7end7markX"
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,13 @@ class Renderer:
                 "template: this model has no chat template; give the prompt as plain text "
                 "([template] text = ...)"
             )
+        reserved = inspect.signature(tokenizer.apply_chat_template).parameters
+        for name in template.options:
+            if name in reserved or name == "strftime_now":
+                raise TemplateError(
+                    f"template.options.{name}: is set by embedgrad; name variables of the model's "
+                    "own chat template only"
+                )
 
     def __call__(self, columns: Mapping[str, str]) -> Rendered:
         """Fill in the columns of one row."""
@@ -175,6 +188,21 @@ class Renderer:
         messages[-1]["content"] = f"x{END_MARK}"
         return self._apply(messages, generation=False).partition(END_MARK)[2]
 
+    @functools.cached_property
+    def _dated(self) -> str:
+        """The chat template with the date written into it: `transformers` takes no other clock."""
+
+        def frozen(call: re.Match[str]) -> str:
+            return json.dumps(self.date.strftime(call[2]))
+
+        chat_template = _DATE_CALL.sub(frozen, self._tokenizer.get_chat_template())
+        if "strftime_now(" in chat_template:
+            raise TemplateError(
+                "template: the model's chat template asks for today's date in a way that cannot be "
+                "frozen; give the prompt as plain text ([template] text = ...)"
+            )
+        return chat_template
+
     def _render(self, columns: Mapping[str, str], span: str) -> str:
         if self.template.text is not None:
             return _fill(parse(self.template.text, "template.text"), columns, span)
@@ -201,17 +229,16 @@ class Renderer:
         ]
 
     def _apply(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        import jinja2
-
+        chat_template = self._dated
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
+                chat_template=chat_template,
                 tokenize=False,
                 add_generation_prompt=generation,
-                strftime_now=self.date.strftime,
                 **self.template.options,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a program from elsewhere: it may fail in any way
             roles = ", ".join(message["role"] for message in messages)
             raise TemplateError(
                 f"template: the model's chat template refuses the messages ({roles}): {error}"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
+from embedgrad.best import Best
 from embedgrad.gradients import Clip, GradientTransform
 from embedgrad.objectives import CrossEntropy, Objective
 from embedgrad.optimizers import AdamW, Optimizer, Schedule
@@ -54,7 +55,8 @@ class Parts:
 class Refinement:
     """What a run of the loop gave: the best prompt, and where the loop stood at its end.
 
-    `ended` is "finished", "patience", "interrupted" (Ctrl-C) or "diverged".
+    `ended` is "finished", "patience", "interrupted" (Ctrl-C) or "diverged". `state` is that of the
+    last evaluation, from which a run can go on; `best` holds the scores on dev.
     """
 
     prompt: PromptEmbedding
@@ -62,3 +64,4 @@ class Refinement:
     ended: str
     steps: int
     seconds: float
+    best: Best

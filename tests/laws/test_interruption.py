@@ -159,18 +159,21 @@ def same_state(one: TrainingState, other: TrainingState) -> bool:
     )
 
 
-@pytest.mark.parametrize("budget", ["1 GiB", 60_000])
+@pytest.mark.parametrize(
+    ("dtype", "budget"),
+    [(torch.float32, "1 GiB"), (torch.float64, "1 GiB"), (torch.float64, 60_000)],
+)
 @pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_going_on_gives_the_same_bits(
-    tmp_path: Path, optimizer: str, parameterization: str, budget: str | int
+    tmp_path: Path, optimizer: str, parameterization: str, dtype: torch.dtype, budget: str | int
 ) -> None:
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](),
         parameterization=PARAMETERIZATIONS[parameterization](),
     )
     whole = train(
-        small(budget=budget),
+        small(dtype=dtype, budget=budget),
         LONGER,
         parts=parts,
         keep=lambda state: state.save(tmp_path / str(state.step)),
@@ -180,7 +183,7 @@ def test_going_on_gives_the_same_bits(
         # A new model: nothing is stored yet.
         state = TrainingState.load(tmp_path / str(step))
         assert state.step == step
-        resumed = train(small(budget=budget), LONGER, parts=parts, state=state)
+        resumed = train(small(dtype=dtype, budget=budget), LONGER, parts=parts, state=state)
         assert same_state(resumed.state, whole.state)
         assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
 

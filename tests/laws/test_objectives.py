@@ -140,5 +140,6 @@ def test_cross_entropy_over_the_choices(name: str, over: str) -> None:
 
 
 def test_cross_entropy_over_choices_that_are_not_there_is_refused() -> None:
+    made = kit(target=TARGETS["free"], rows=2)
     with pytest.raises(EmbedgradError, match=r"over.*choices"):
-        CrossEntropy(over="choices").needs_choices(available=False)
+        losses_of(CrossEntropy(over="choices"), made, made.start, made.sequences)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from embedgrad.errors import RecipeError
 from embedgrad.objectives.base import Objective
 from embedgrad.outcome import Outcome
 
@@ -29,7 +30,11 @@ class CrossEntropy(Objective):
         return self.over == "choices" or (self.over == "auto" and available)
 
     def losses(self, outcome: Outcome) -> Tensor:
-        if self.needs_choices(available=outcome.logprobs_BC.shape[1] > 1):
+        available = outcome.logprobs_BC.shape[1] > 1
+        if self.needs_choices(available=available):
+            if not available:  # a softmax over one is 1, and teaches nothing
+                problem = "'choices', but there are none; name them in target.choices"
+                raise RecipeError("objective.over", [problem])
             shares_BC = torch.log_softmax(outcome.scores_BC, dim=1)
             return -shares_BC.gather(1, outcome.gold_B[:, None]).squeeze(1)
         return -outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)

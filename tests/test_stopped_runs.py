@@ -1,0 +1,297 @@
+"""Runs that do not reach their end: Ctrl-C, SIGTERM, a loss that is not finite, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad import DivergenceError, Recipe, RunError, load, run
+from embedgrad.language_model import LanguageModel
+from embedgrad.report import read_events
+from embedgrad.state import TrainingState
+from run_kit import ROWS, Command, values
+
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+Event = dict[str, Any]
+
+
+@pytest.fixture
+def small(model_folder: Path, data: Path) -> Recipe:
+    """Two epochs of three steps, scored on dev at steps 0, 3 and 6."""
+    return Recipe.from_dict(values(model_folder, data))
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
+    number: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, out = recipe(training={"epochs": 100_000, "evaluate_every": 2}), tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-m", "embedgrad", "optimize", path, "--out", out, "--quiet", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test that runs in the background of a shell would hand down a deaf SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        limit = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < limit:
+            if (out / "state").exists():
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    result = json.loads(printed)
+    assert result == json.loads((out / "result.json").read_text("utf-8"))
+    assert result["interrupted"] is True
+    assert "text" not in result
+    (line,) = told.splitlines()
+    assert line.startswith(
+        f"interrupted at step {result['train']['steps']}; {out / 'prompt'} holds"
+    )
+    assert torch.isfinite(load(out).rows).all()
+    assert TrainingState.load(out / "state").step <= result["train"]["steps"]
+    assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
+
+
+# -- Ctrl-C anywhere -------------------------------------------------------------------------------
+
+
+def interrupt_at(chosen: Callable[[Event], bool]) -> Callable[[], Callable[[Event], None]]:
+    def sink(event: Event) -> None:
+        if chosen(event):
+            raise KeyboardInterrupt
+
+    return lambda: sink
+
+
+@pytest.mark.parametrize("text", ["loading", "tokenizing"])
+def test_an_interruption_before_training_leaves_nothing(
+    text: str, small: Recipe, tmp_path: Path
+) -> None:
+    sinks = interrupt_at(lambda event: event.get("text", "").startswith(text))
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "a" / "b" / "run", sinks)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "best"),
+    [("evaluation", 0, 0), ("step", 2, 0), ("step", 5, 3), ("evaluation", 6, 6)],
+)
+def test_an_interruption_keeps_what_was_best_on_dev(
+    event: str, step: int, best: int, small: Recipe, tmp_path: Path
+) -> None:
+    sinks = interrupt_at(lambda e: (e["event"], e.get("step")) == (event, step))
+    result = run(small, tmp_path / "run", sinks)
+    assert result["interrupted"] is True
+    assert (result["train"]["steps"], result["train"]["best_step"]) == (step, best)
+    prompt = load(tmp_path / "run")
+    assert (best == 0) == torch.equal(prompt.rows, prompt.start_rows)
+    assert prompt.provenance["training"]["ended"] == "interrupted"
+    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8")) == json.loads(
+        json.dumps(result)
+    )
+
+
+def test_the_command_line_says_what_an_interrupted_run_left(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(100))
+    plain = LanguageModel.outcome
+
+    def outcome(self: LanguageModel, *arguments: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled() and next(steps) == 1:
+            raise KeyboardInterrupt
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(LanguageModel, "outcome", outcome)
+    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    assert done.code == 130
+    assert done.lines == [
+        f"interrupted at step 1; {tmp_path / 'run' / 'prompt'} holds the text prompt's own rows, "
+        "as no others were scored better on dev"
+    ]
+    assert "no test rows were scored" in done.out
+
+
+def test_an_interruption_of_the_last_scoring_keeps_the_prompt(
+    small: Recipe, embedgrad: Command, tmp_path: Path
+) -> None:
+    sinks = interrupt_at(lambda event: event.get("which") == "refined prompt")
+    result = run(small, tmp_path / "run", sinks)
+    assert result["interrupted"] is True
+    assert result["train"]["ended"] == "finished"
+    assert "text" not in result
+    assert embedgrad("evaluate", tmp_path / "run", "--json").json["test_rows"] == ROWS["test"]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inspect", "generate"])
+def test_an_interruption_of_another_verb_is_one_line(
+    verb: str,
+    finished: tuple[Path, Any],
+    embedgrad: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LanguageModel, "outcome", stop)
+    done = embedgrad(verb, finished[0], *["A film."] * (verb == "generate"), "--quiet")
+    assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+
+
+# -- a loss that is not finite ---------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *, training: int, dev: bool = False) -> None:
+    """The loss of training pass number `training` (from 0) and later is NaN, on dev if asked."""
+    plain, passes = LanguageModel.outcome, iter(range(10**6))
+
+    def outcome(self: LanguageModel, *arguments: Any, **options: Any) -> Any:
+        import dataclasses
+
+        found = plain(self, *arguments, **options)
+        bad = next(passes) >= training if torch.is_grad_enabled() else dev
+        if bad:
+            found = dataclasses.replace(found, logprobs_BC=found.logprobs_BC * torch.nan)
+        return found
+
+    monkeypatch.setattr(LanguageModel, "outcome", outcome)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_rows(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, training=4)
+    out = tmp_path / "run"
+    done = embedgrad("optimize", recipe(), "--out", out, "--quiet")
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.lines
+    assert line.startswith("error: step 5: the loss is nan")
+    assert line.endswith(f"the last good rows are in {out / 'prompt'}")
+    assert "optimizer.learning_rate" in line
+    prompt = load(out)
+    assert prompt.provenance["training"]["best_step"] == 3
+    assert prompt.provenance["training"]["ended"] == "diverged"
+    assert not torch.equal(prompt.rows, prompt.start_rows)
+    assert not (out / "result.json").exists()
+    ends = [event for event in read_events(out / "events.jsonl") if event["event"] == "end"]
+    assert [event["ended"] for event in ends] == ["diverged"]
+    monkeypatch.undo()
+    assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
+
+
+def test_a_model_that_says_only_nan_leaves_the_text_prompt(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, training=0, dev=True)
+    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    assert done.code == 2
+    assert len(done.lines) == 1
+    prompt = load(tmp_path / "run")
+    assert torch.equal(prompt.rows, prompt.start_rows)
+    (score,) = prompt.provenance["training"]["dev_history"]
+    assert score["log_loss"] is None
+
+
+def test_scores_that_are_not_finite_are_null(
+    finished: tuple[Path, Any], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, training=0, dev=True)
+    done = embedgrad("evaluate", finished[0], "--json")
+    assert done.code == 0, done.err
+    assert done.json["text"]["log_loss"] is None
+
+
+def test_python_gets_the_last_good_rows_with_the_error(
+    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, training=4)
+    with pytest.raises(DivergenceError, match=r"step 5: .*last good rows are in") as caught:
+        run(small, tmp_path / "run")
+    assert torch.equal(caught.value.refinement.prompt.rows, load(tmp_path / "run").rows)
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+
+class Disk:
+    """Lets `room` files be flushed to disk, and then is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int):
+        self.flushed, self.room, self.plain = 0, room, os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        self.flushed += 1
+        if self.flushed > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.plain(descriptor)
+
+
+def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
+    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, 10**6)
+    run(small, tmp_path / "whole")
+    writes = disk.flushed
+    assert writes > 10
+    told = []
+    for room in range(writes):
+        monkeypatch.undo()
+        out = tmp_path / f"room-{room}"
+        Disk(monkeypatch, room)
+        try:
+            run(small, out)
+        except RunError as error:
+            told.append(str(error))
+        else:  # everything was written, and only the folder itself could not be flushed
+            assert room >= writes - 2
+            told.append(f"{out}{os.sep}result.json: No space left on device")
+        assert told[-1].isprintable()
+        assert told[-1].startswith(f"{out}{os.sep}")
+        assert "No space left on device" in told[-1]
+        if not out.exists():
+            continue
+        assert [name for name in listing(out) if "/." in f"/{name}"] == [], "something is left over"
+        if (out / "prompt").exists():
+            load(out)
+        if (out / "state").exists():
+            TrainingState.load(out / "state")
+    refused = {line.partition(":")[0].rpartition(os.sep)[2] for line in told}
+    assert refused == {"recipe.toml", "state", "prompt", "predictions.jsonl", "result.json"}
+
+
+def test_a_full_disk_ends_the_command_with_one_line(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe()
+    Disk(monkeypatch, 0)
+    done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")
+    assert done.code == 2
+    target = tmp_path / "run" / "recipe.toml"
+    assert done.lines == [f"error: {target}: cannot be written (No space left on device)"]
+    assert listing(tmp_path) == ["recipe.toml"]
