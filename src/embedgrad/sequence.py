@@ -193,8 +193,9 @@ class Sequencer:
             return self.target.prefix
         template = self.renderer.template
         opened = template.text is not None or template.messages[-1].role == "assistant"
-        self._spaced = opened and not rendered.text[-1:].isspace()
-        return " " if self._spaced else ""
+        spaced = opened and not rendered.text[-1:].isspace()
+        self._spaced |= spaced
+        return " " if spaced else ""
 
     def _tokenize_answer(self, tail: str, answer: str) -> tuple[Ids, Ids]:
         """Ids of the tail, and of an answer behind it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import RunError
+from embedgrad.files import finite
 from embedgrad.report.words import visible
 
 Sink = Callable[[dict[str, Any]], None]
@@ -53,7 +53,7 @@ class EventLog:
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(_finite({"time": now, **event}), allow_nan=False)
+        line = json.dumps(finite({"time": now, **event}), allow_nan=False)
         try:
             self._file.write(line.encode() + b"\n")
             self._file.flush()
@@ -160,14 +160,3 @@ def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
                     warn(visible(f"warning: {name} gets no more events: {reason}"))
 
     return report
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
