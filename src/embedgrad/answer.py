@@ -63,7 +63,7 @@ def as_text(reply: dict[str, Any]) -> str:
     text = "\n".join(visible(line) for line in str(reply["answer"]).split("\n"))
     chances = reply.get("probabilities")
     if not chances:
-        return text
+        return f"{text} [cut]" if reply.get("cut") else text
     listed = ", ".join(f"{visible(choice)} {chance:.3f}" for choice, chance in chances.items())
     return f"{text}  ({listed})"
 
@@ -78,6 +78,8 @@ def _replies(run: OpenRun, batch: list[TokenSequence], refined: bool) -> Iterato
         if reply.probabilities is not None:
             choices = run.prompt.target.choices
             values["probabilities"] = dict(zip(choices, reply.probabilities, strict=True))
+        else:
+            values["cut"] = reply.cut
         yield {**values, "columns": dict(sequence.example.columns)}
 
 

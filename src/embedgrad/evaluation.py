@@ -11,7 +11,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from embedgrad.generate import generate
+from embedgrad.errors import DataError
+from embedgrad.examples import Example
+from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.scorers import Exact, Scorer
@@ -25,8 +27,9 @@ Progress = Callable[[int], None]
 class Answered:
     """One row's answer: what was right, what was said, and how likely the right one was.
 
-    `correct` is 1 or 0. `loss` is in nats: per choice for choices, else per token of the answer.
-    `probabilities` are those of the choices among themselves, or None for free text.
+    `correct` is 1 or 0; `cut` says that a free answer did not end by itself. `loss` is in nats: per
+    choice for choices, else per token of the answer. `probabilities` are those of the choices among
+    themselves, or None for free text.
     """
 
     source: str
@@ -35,17 +38,22 @@ class Answered:
     correct: float
     loss: float
     probabilities: tuple[float, ...] | None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Scores of one prompt; `interval` is Wilson's at 95 %, `log_loss` the mean loss in nats."""
+    """Scores of one prompt; `interval` is Wilson's at 95 %, `log_loss` the mean loss in nats.
+
+    `cut` counts the free answers that did not end by themselves.
+    """
 
     rows: int
     accuracy: float
     interval: tuple[float, float]
     macro_f1: float | None
     log_loss: float
+    cut: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +147,23 @@ class Evaluator:
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
             picked = [sequences[i] for i in batch]
-            replies = None if choices else self._replies(rows_PD, picked)
+            free = None if choices else self._replies(rows_PD, picked)
             outcome = self.model.outcome(
                 rows_PD, picked, choices=choices, normalize=self.target.normalize
             )
             shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
-                if replies is None:
+                if free is None:
                     answered[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answered[i] = self._free(sequences[i], replies[b], losses[b].item())
+                    answered[i] = self._free(sequences[i], free[b], losses[b].item())
             if progress is not None:
                 progress(len(answered))
         return [answered[i] for i in range(len(sequences))]
 
-    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[str]:
-        return generate(
+    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
+        return replies(
             self.model,
             rows_PD,
             sequences,
@@ -175,10 +183,21 @@ class Evaluator:
             probabilities=tuple(shares_C.tolist()),
         )
 
-    def _free(self, sequence: TokenSequence, reply: str, loss: float) -> Answered:
+    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> Answered:
         answer = sequence.example.answer
-        correct = self.evaluation.scorer.score(reply, answer)
-        return Answered(sequence.example.source, answer, reply, correct, loss, None)
+        correct = self.evaluation.scorer.score(reply.text, answer)
+        return Answered(sequence.example.source, answer, reply.text, correct, loss, None, reply.cut)
+
+
+def check_answers(examples: Sequence[Example], target: Target, scorer: Scorer) -> None:
+    """Refuse a free answer that no reply could ever match. Raises `DataError`."""
+    for example in () if target.choices else examples:
+        if not scorer.score(example.answer, example.answer):
+            raise DataError(
+                f"{example.source}: the answer {example.answer[:60]!r} is none that "
+                f"evaluation.scorer = {type(scorer).__name__.lower()!r} can find in a reply; "
+                "choose another scorer, or another column in data.answer"
+            )
 
 
 def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
@@ -193,6 +212,7 @@ def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
         interval=wilson_interval(round(right), len(answered)),
         macro_f1=f1,
         log_loss=sum(a.loss for a in answered) / len(answered),
+        cut=sum(a.cut for a in answered),
     )
 
 
@@ -224,8 +244,11 @@ def evaluate(
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 
-    `progress` gets which prompt is being scored, rows done, and rows in all.
+    `progress` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
+    where there are no rows.
     """
+    if not sequences:
+        raise DataError("no rows to score; give at least one example")
 
     def report(which: str) -> Progress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))

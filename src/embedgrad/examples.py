@@ -24,7 +24,8 @@ class Example:
     """One row, ready for a template.
 
     `columns` holds the text of every column that has one; `answer` is "" when none is asked for;
-    `source` says where the row came from, "reviews.csv:18".
+    `source` says where the row came from, "reviews.csv:18". A `solution` is what the model is
+    trained to write, where that is more than the answer it is scored by.
     """
 
     columns: Mapping[str, str]
@@ -32,6 +33,7 @@ class Example:
     source: str
     group: str | None = None
     task: str = ""
+    solution: str | None = None
 
 
 def cell_text(value: object) -> str | None:
@@ -60,18 +62,21 @@ def examples_from(
     answer: str | None = None,
     choices: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    solution: str | None = None,
     group: str | None = None,
     where: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Check every row of a table and turn it into an example.
 
     `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
-    a choice; without `choices` the mapped texts are the choices. `where` keeps the rows whose
+    a choice; without `choices` the mapped texts are the choices. `solution` is the column with
+    what the model shall write, if that is more than the answer. `where` keeps the rows whose
     columns have these texts. Raises DataError for a column that is missing, a needed cell that is
     empty or no scalar, an answer that is not among the choices, and a `where` that keeps nothing.
     """
     needed = [("template", name) for name in columns]
     needed += [("answer", answer)] if answer is not None else []
+    needed += [("solution", solution)] if solution is not None else []
     needed += [("group", group)] if group is not None else []
     for role, name in needed + [("where", name) for name in where or ()]:
         if name not in table.columns:
@@ -93,7 +98,15 @@ def examples_from(
             target = names.get(raw, raw)
             if allowed and target not in allowed:
                 raise data_error(source, _unknown_label(answer, raw, target, allowed))
-        examples.append(Example(texts, target, source, texts[group] if group is not None else None))
+        examples.append(
+            Example(
+                texts,
+                target,
+                source,
+                group=texts[group] if group is not None else None,
+                solution=texts[solution] if solution is not None else None,
+            )
+        )
     return examples
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from embedgrad.layout import Layout, left_padded, stack_heads
 from embedgrad.sequence import TokenSequence
 
 
-@torch.no_grad()
+class Reply(NamedTuple):
+    """A free answer; `cut` says that it did not end by itself."""
+
+    text: str
+    cut: bool
+
+
 def generate(
     model: LanguageModel,
     rows_PD: Tensor,
@@ -25,12 +32,36 @@ def generate(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
+    """The texts of `replies`."""
+    found = replies(
+        model,
+        rows_PD,
+        sequences,
+        max_new_tokens=max_new_tokens,
+        end_ids=end_ids,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [reply.text for reply in found]
+
+
+@torch.no_grad()
+def replies(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequences: Sequence[TokenSequence],
+    *,
+    max_new_tokens: int,
+    end_ids: Ids,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> list[Reply]:
     """Greedy answers, one per sequence, without the end token and other special tokens.
 
     Rows of a batch may have any lengths: padding changes nothing. `progress` gets the number of
     rows done. The same tokens as greedy `transformers` `generate` gives for each row alone.
     """
-    answers: dict[int, str] = {}
+    answers: dict[int, Reply] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].head))
     # Rotary scaling by length would change under the stored keys of a growing answer.
     alone = bool(model.reuse_off) or model.longest_reuse is not None
@@ -39,10 +70,9 @@ def generate(
     for start in range(0, len(order), size):
         batch = order[start : start + size]
         rows = [sequences[i] for i in batch]
-        for i, ids in zip(
-            batch, decode(model, rows_PD, rows, max_new_tokens, end_ids), strict=True
-        ):
-            answers[i] = model.tokenizer.decode(ids, skip_special_tokens=True)
+        made = decode(model, rows_PD, rows, max_new_tokens, end_ids)
+        for i, (ids, cut) in zip(batch, made, strict=True):
+            answers[i] = Reply(model.tokenizer.decode(ids, skip_special_tokens=True), cut)
         if progress is not None:
             progress(len(answers))
     return [answers[i] for i in range(len(sequences))]
@@ -54,7 +84,7 @@ def _decode(
     sequences: Sequence[TokenSequence],
     max_new_tokens: int,
     end_ids: Ids,
-) -> list[list[int]]:
+) -> list[tuple[list[int], bool]]:
     heads = model.heads_of([sequence.head for sequence in sequences])
     layout = Layout(len(rows_PD), 0)
     for sequence in sequences:
@@ -67,12 +97,14 @@ def _decode(
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True
     ended = torch.zeros(len(sequences), dtype=torch.bool, device=model.device)
+    stopped = ended.clone()  # by an end token, not for want of room
     ends = torch.tensor(end_ids, dtype=torch.long, device=model.device)
     answers: list[list[int]] = [[] for _ in sequences]
     room = [_room(model, length) for length in (positions[:, -1] + 1).tolist()]
     for made in range(max_new_tokens):
         token = model.forward(embeds, positions, branches, past, keys, last).argmax(dim=1)
-        ended |= torch.isin(token, ends)
+        stopped |= ~ended & torch.isin(token, ends)
+        ended |= stopped
         for answer, new, over in zip(answers, token.tolist(), ended.tolist(), strict=True):
             if not over:
                 answer.append(new)
@@ -85,7 +117,7 @@ def _decode(
         positions = positions[:, -1:] + (~ended[:, None]).long()
         branches = torch.zeros_like(branches[:, -1:])
         last = torch.ones_like(last[:, -1:])
-    return answers
+    return [(ids, not done) for ids, done in zip(answers, stopped.tolist(), strict=True)]
 
 
 def _room(model: LanguageModel, length: int) -> int:
@@ -101,7 +133,7 @@ def _decode_in_full(
     sequences: Sequence[TokenSequence],
     max_new_tokens: int,
     end_ids: Ids,
-) -> list[list[int]]:
+) -> list[tuple[list[int], bool]]:
     """One row at a time through `transformers`, for models without (full) head reuse."""
     answers = []
     for sequence in sequences:
@@ -119,5 +151,5 @@ def _decode_in_full(
             pad_token_id=0,
         )[0].tolist()
         end = next((i for i, token in enumerate(new) if token in end_ids), len(new))
-        answers.append(new[:end])
+        answers.append((new[:end], end == len(new)))
     return answers

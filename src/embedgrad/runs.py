@@ -26,7 +26,7 @@ import psutil
 from embedgrad import artifact
 from embedgrad.drift import token_drift
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.evaluation import Comparison, Evaluator, evaluate
+from embedgrad.evaluation import Comparison, Evaluator, check_answers, evaluate
 from embedgrad.examples import Example
 from embedgrad.files import finite, write_file, write_json
 from embedgrad.language_model import LanguageModel, load_model
@@ -62,6 +62,7 @@ def run(
     try:
         report = sinks()
         splits = read_data(recipe)
+        check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
         _say(report, [*splits.notes, _counts(splits)])
         report({"event": "stage", "text": f"loading {recipe.model.name}"})
         model = open_model(recipe, report)
@@ -159,6 +160,7 @@ def read_data(recipe: Recipe) -> Splits:
         answer=data.answer,
         choices=recipe.target.choices,
         labels=data.labels,
+        solution=data.solution,
         group=data.group,
         where=data.where,
         dev_share=data.dev_share,
@@ -237,8 +239,8 @@ def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dic
         row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
         row["columns"] = dict(example.columns)
         for name, answered in (("text", a), ("refined", b)):
-            values = asdict(answered)
-            row[name] = {k: values[k] for k in ("predicted", "correct", "loss", "probabilities")}
+            kept = asdict(answered).items()
+            row[name] = {k: v for k, v in kept if k not in ("source", "answer")}
         rows.append(row)
     return rows
 

@@ -93,10 +93,15 @@ class Sequencer:
         self.truncate = truncate
         self.truncated = 0
         self._spaced = False
+        self._told_apart = False
         adds_bos = renderer.template.text is not None
         self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
         self.end_ids = self._end_of_turn()
+        if target.end and not self.end_ids:
+            raise TemplateError(
+                "target.end: this model's tokenizer has no token that ends an answer"
+            )
         self.span = span or find_span(renderer, self._cutting, rows)
         whole = self.span.drawn_left + renderer.template.span + self.span.drawn_right
         if self.span.text != whole:
@@ -143,6 +148,12 @@ class Sequencer:
             )
         if self._spaced:
             notes.append("answers follow a space, as the text before them has none at its end")
+        if self._told_apart:
+            notes.append("one choice begins another, so each is scored with the end of the turn")
+        if not self.target.choices and not self.end_ids:
+            notes.append(
+                "this model has no end token: free answers go on to evaluation.max_new_tokens"
+            )
         if self.truncated:
             notes.append(
                 f"column {self.truncate!r} was cut in {self.truncated} rows that did not fit"
@@ -157,14 +168,15 @@ class Sequencer:
         # The tail does not depend on what stands before the cut, so equal tails are tokenized once.
         opening = self._prefix(rendered)
         tail, _ = self._answer_ids(tail_text, "")
-        answers = self.target.choices or (example.answer,)
+        solution = example.answer if example.solution is None else example.solution
+        answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(tail_text, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
             raise DataError(
                 f"target.choices: {list(answers)!r} are not different texts for this model's "
                 "tokenizer; choose other words"
             )
-        if self.target.end or (self.target.end is None and not self.target.choices):
+        if self._ends(targets):
             targets = tuple(ids + self.end_ids for ids in targets)
         gold = 0
         if self.target.choices and example.answer:
@@ -177,6 +189,21 @@ class Sequencer:
         plain = self._cutting.plain(rendered.text)
         same = plain == head + self.span.ids + tail
         return TokenSequence(head, tail, targets, gold, None if same else plain, example)
+
+    def _ends(self, targets: Sequence[Ids]) -> bool:
+        """Whether the end of the turn belongs to the answers."""
+        begins = any(a != b and b[: len(a)] == a for a in targets for b in targets)
+        if not begins or self.target.normalize:
+            free = not self.target.choices
+            return free if self.target.end is None else self.target.end
+        # A text is never more likely than its own beginning: only its end tells them apart.
+        if self.target.end is False or not self.end_ids:
+            raise DataError(
+                f"target.choices: {list(self.target.choices)!r}: one begins another, so the longer "
+                "can never win; reword them, or set target.normalize = true"
+            )
+        self._told_apart = True
+        return True
 
     def _outer(self, rendered: Rendered) -> tuple[str, str]:
         """Head and tail without what was drawn into the span."""

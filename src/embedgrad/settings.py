@@ -45,6 +45,9 @@ class DataSettings:
     """As train; unset: a share of train."""
     answer: str = "label"
     """The column with the right answer."""
+    solution: str | None = None
+    """The column with what the model shall write, if that is more than the answer it is scored
+    by, such as a worked solution; unset: the answer."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What values of that column mean, as in { 0 = "negative", 1 = "positive" }."""
     group: str | None = None

@@ -40,6 +40,7 @@ def read_splits(
     answer: str,
     choices: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    solution: str | None = None,
     group: str | None = None,
     where: Mapping[str, str] | None = None,
     dev_share: float = 0.2,
@@ -59,6 +60,7 @@ def read_splits(
             answer=answer,
             choices=choices or None,
             labels=labels or None,
+            solution=solution,
             group=group,
             where=where or None,
         )

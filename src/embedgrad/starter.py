@@ -15,7 +15,10 @@ from embedgrad.scorers import parse_number
 from embedgrad.tables import Table, read_table
 
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
-NUMBER_PROMPT = "Please reason step by step, then give the final answer."
+STEPS_PROMPT = "Please reason step by step, then give the final answer."
+NUMBER_PROMPT = "Give the final number only:"
+SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
+CHAT_NOTE = "Guessed that the model has a chat template; if not, write text instead of user."
 FREE_PROMPT = "Give the answer only:"
 
 
@@ -38,15 +41,18 @@ def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[s
             "rename them in the file"
         ) from error
     write_file(out, text.encode())
-    return out, guess.notes
+    return out, (*guess.notes, CHAT_NOTE)
 
 
 def starter(data: str, table: Table, guess: Guess, model: str) -> str:
     """The recipe as text."""
-    guessed = "".join(f"#   {note}\n" for note in guess.notes)
+    guessed = "".join(f"#   {note}\n" for note in (*guess.notes, CHAT_NOTE))
     prompt, target, scorer = _task(table, guess)
     user = f"{{{guess.text}}}\n\n[[{prompt}]]"
     group = f"group = {_toml(guess.group)}\n" if guess.group else ""
+    solution = None if guess.choices else _solution(table)
+    if solution:
+        group = f"solution = {_toml(solution)}        # what the model shall write\n{group}"
     return f"""\
 # A starter recipe. Guessed from the data, so look at it:
 {guessed}#
@@ -102,8 +108,14 @@ def _task(table: Table, guess: Guess) -> tuple[str, str, str]:
     target = "# No choices: the model answers in its own words, and learns to end its turn."
     answers = [cell_text(row.get(guess.answer or "")) or "" for row in table.rows]
     if all(parse_number(answer) is not None for answer in answers):
-        return NUMBER_PROMPT, target, 'scorer = "number"        # or exact, contains'
+        prompt = STEPS_PROMPT if _solution(table) else NUMBER_PROMPT
+        return prompt, target, 'scorer = "number"        # or exact, contains'
     return FREE_PROMPT, target, 'scorer = "exact"        # or contains, number'
+
+
+def _solution(table: Table) -> str | None:
+    """The column with worked solutions, by its name."""
+    return next((name for name in table.columns if name.lower() in SOLUTIONS), None)
 
 
 def _toml(value: str | list[str]) -> str:

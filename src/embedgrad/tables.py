@@ -192,6 +192,9 @@ def _read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
     if not records:
         return (), [], []
     start, header = records[0]
+    if len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), "")):
+        problem = f"one column, whose name holds {other!r}: separate cells by {delimiter!r}"
+        raise data_error(f"{name}:{start}", problem)
     if len(set(header)) != len(header):
         raise data_error(
             f"{name}:{start}",

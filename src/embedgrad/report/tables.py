@@ -14,6 +14,9 @@ from rich.text import Text
 from embedgrad.report.progress import ENDINGS
 from embedgrad.report.words import duration, encodable, percent, size, visible
 
+NOTHING_BETTER = (
+    "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
+)
 RELIABLE = 0.05  # the p-value below which a difference counts
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
@@ -34,6 +37,8 @@ def comparison_table(result: Row) -> RenderableType:
         parts += [_scores(result), "", _sentence(verdict(result["difference"]), "bold")]
     elif "train" in result:
         parts.append(_sentence("no test rows were scored", "bold"))
+    if "train" in result and not result["train"].get("best_step", 1):
+        parts.append(_sentence(NOTHING_BETTER, "bold"))
     parts += [_sentence(line) for line in _facts(result)]
     return Group(*parts)
 
@@ -177,6 +182,11 @@ def _scores(result: Row) -> Table:
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
     lines = []
+    for name in ("text", "refined"):
+        if name in result and result[name].get("cut"):
+            counts = f"{result[name]['cut']} of {result[name]['rows']} replies"
+            limits = "evaluation.max_new_tokens or the model's context"
+            lines.append(f"{counts} to the {name} prompt were cut at {limits}")
     if "drift" in result:
         drift, cosine = result["drift"], result["cosine"]
         lines.append(
