@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from embedgrad.generate import Reply
 from run_kit import CHOICES, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -147,10 +148,12 @@ def test_free_answers_are_text_that_cannot_drive_a_terminal(
     embedgrad: Command, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = embedgrad("generate", generated, "What is 1 plus 1?", "--json").json
-    assert found.keys() == {"answer", "columns"}
-    monkeypatch.setattr("embedgrad.evaluation.generate", lambda *a, **k: ["one\x1b[2J\ntwo\r"])
-    done = embedgrad("generate", generated, "What is 1 plus 1?")
-    assert done.out == "one\\x1b[2J\ntwo\\r\n"
+    assert found.keys() == {"answer", "columns", "cut"}
+    for cut, mark in ((False, ""), (True, " [cut]")):
+        reply = Reply("one\x1b[2J\ntwo\r", cut)
+        monkeypatch.setattr("embedgrad.evaluation.replies", lambda *a, r=reply, **k: [r])
+        done = embedgrad("generate", generated, "What is 1 plus 1?")
+        assert done.out == f"one\\x1b[2J\ntwo\\r{mark}\n"
 
 
 def test_a_query_that_was_cut_is_told(embedgrad: Command, finished: Finished) -> None:

@@ -749,3 +749,15 @@ def test_importing_the_package_does_not_import_rich() -> None:
     code = "import sys, json, embedgrad; print(json.dumps('rich' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+def test_a_run_that_found_nothing_better_says_so() -> None:
+    result = {
+        "train": {"steps": 2, "best_step": 0, "seconds": 1.0, "ended": "finished"},
+        "head_cache": {"hits": 0, "misses": 0, "bytes": 0},
+    }
+    assert "the saved rows are the text prompt's own" in "\n".join(
+        printed(comparison_table(result)).splitlines()
+    )
+    result["train"]["best_step"] = 2
+    assert "the text prompt's own" not in printed(comparison_table(result))

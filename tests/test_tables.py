@@ -331,3 +331,11 @@ def test_long_errors_of_the_hub_are_cut(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with refused("(ValueError: Unknown split. many configs", "...);"):
         read_table("hub:o/n:train")
+
+
+@pytest.mark.parametrize("other", [";", "\t", "|"])
+def test_a_csv_with_another_separator_is_told_apart(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text(f"text{other}label\nA fine film{other}good\n")
+    with refused("reviews.csv:1", "one column", repr(other), "separate cells by ','"):
+        read_table(path)

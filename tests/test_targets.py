@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
@@ -188,3 +189,27 @@ def test_a_template_that_does_not_fit_alone_is_refused() -> None:
     made = sequencer("bytelevel", PLACEMENTS["plain"], context=10, truncate="review")
     with pytest.raises(DataError, match=r"does not fit into the model's 10 tokens.*'review'"):
         made(example("The film"))
+
+
+def test_choices_that_begin_one_another_are_told_apart_by_their_end() -> None:
+    made = sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), Target(("is", "is the")))
+    (sequence,) = made.build([example("so", "is")])
+    short, long = sequence.targets
+    assert short[-1:] == long[-1:] == made.end_ids
+    assert long[: len(short) - 1] == short[:-1]
+    assert any("one choice begins another" in note for note in made.notes([sequence]))
+    whole = Target(("is", "is the"), normalize=True)
+    apart = sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), whole)
+    assert made.end_ids[0] not in apart(example("so", "is")).targets[0]
+    never = Target(("is", "is the"), end=False)
+    with pytest.raises(DataError, match="one begins another, so the longer can never win"):
+        sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), never)(example("so", "is"))
+
+
+def test_a_solution_is_what_is_written_and_the_answer_what_is_scored() -> None:
+    made = sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), FREE)
+    row = example("so", "2")
+    solved = dataclasses.replace(row, solution="the one is 2")
+    assert made(row).targets != made(solved).targets
+    assert made.tokenizer.decode(list(made(solved).targets[0][:-1])).strip() == "the one is 2"
+    assert made(solved).example.answer == "2"

@@ -1,0 +1,46 @@
+"""What scoring refuses, and what it says of replies that did not end by themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny
+from embedgrad.errors import DataError
+from embedgrad.evaluation import Evaluation, Evaluator, check_answers, summarize
+from embedgrad.examples import Example
+from embedgrad.generate import replies
+from embedgrad.language_model import LanguageModel
+from embedgrad.scorers import Exact, Number
+from embedgrad.sequence import Target
+from embedgrad.template import Template
+
+ROWS = [
+    Example({"review": text}, "7", f"rows.csv:{n}") for n, text in enumerate(("so", "it is"), 2)
+]
+
+
+def test_an_answer_that_no_reply_could_match_is_refused_before_anything_is_spent() -> None:
+    check_answers(ROWS, Target(), Number())
+    words = [Example({}, "Addition", "rows.csv:9")]
+    with pytest.raises(
+        DataError, match="rows.csv:9: the answer 'Addition' is none that .*'number'"
+    ):
+        check_answers(words, Target(), Number())
+    check_answers(words, Target(), Exact())
+    check_answers(words, Target(("Addition", "Division")), Number())
+
+
+def test_replies_that_run_into_the_limit_are_counted() -> None:
+    model = LanguageModel(tiny.loaded())
+    sequencer = model.sequencer(Template.chat(user="{review} [[Is it?]]"), Target(), ROWS)
+    sequences = sequencer.build(ROWS)
+    rows = model.embed(sequencer.span.ids)
+    never = replies(model, rows, sequences, max_new_tokens=3, end_ids=())
+    assert [reply.cut for reply in never] == [True, True]
+    everything = tuple(range(model.info.vocabulary))
+    at_once = replies(model, rows, sequences, max_new_tokens=3, end_ids=everything)
+    assert at_once == [("", False), ("", False)]
+    evaluator = Evaluator(model, sequencer, Evaluation(max_new_tokens=1))
+    evaluator.end_ids = ()
+    answered = evaluator.refined(rows, sequences)
+    assert summarize(answered, ()).cut == 2
