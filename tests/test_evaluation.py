@@ -22,9 +22,7 @@ ROWS = [
 def test_an_answer_that_no_reply_could_match_is_refused_before_anything_is_spent() -> None:
     check_answers(ROWS, Target(), Number())
     words = [Example({}, "Addition", "rows.csv:9")]
-    with pytest.raises(
-        DataError, match="rows.csv:9: the answer 'Addition' is none that .*'number'"
-    ):
+    with pytest.raises(DataError, match=r"rows\.csv:9: .* 'Addition' is none that .*'number'"):
         check_answers(words, Target(), Number())
     check_answers(words, Target(), Exact())
     check_answers(words, Target(("Addition", "Division")), Number())
