@@ -257,7 +257,13 @@ def test_no_time_is_left_at_the_end() -> None:
 
 # -- a terminal: two lines -------------------------------------------------------------------------
 
-FAST = "import embedgrad.report.display as d; d.REFRESHES = 100\n"
+# A shell starts background jobs with SIGINT ignored, which children inherit.
+FAST = """
+import signal
+import embedgrad.report.display as d
+signal.signal(signal.SIGINT, signal.default_int_handler)
+d.REFRESHES = 100
+"""
 
 
 def in_terminal(
