@@ -14,6 +14,7 @@ from rich.console import Console
 from embedgrad.report import comparison_table
 
 TASKS = ("demo", "sst2", "causal-judgement")
+LOSSES = ("loss-over", "loss-over-sst2")
 FOLDER = "benchmarks/results"
 HEADLINE = re.compile(r"# (?P<task>.+?) on (?P<model>\S+?)[.:]?(?:\s|$)")  # of a recipe
 
@@ -34,31 +35,34 @@ def main_table(root: Path, up: str) -> str:
 
 def loss_table(root: Path, up: str) -> str:
     """The loss over the choices beside the loss over the answer's tokens, on dev rows."""
-    results = read(root, "loss-over")
-    names = ("loss over", "seed", "dev rows", "text prompt", "refined prompt")
+    names = ("from", "loss over", "seed", "dev rows", "text prompt", "refined prompt")
     table = [(*names, "log-loss before", "log-loss after", "training")]
     scores: dict[str, list[float]] = {}
-    for name, row in (results or {"rows": {}})["rows"].items():
-        over, _, seed = name.partition(", seed ")
-        before = row["dev_history"][0]
-        (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
-        scores.setdefault(over, []).append(after["accuracy"])
-        table.append(
-            (
-                f"the {over}",
-                seed,
-                str(row["data"]["dev"]["rows"]),
-                _percent(before["accuracy"]),
-                _percent(after["accuracy"]),
-                f"{before['log_loss']:.3f}",
-                f"{after['log_loss']:.3f}",
-                f"{row['train']['seconds']:.0f} s",
+    for file in LOSSES:
+        for name, row in (read(root, file) or {"rows": {}})["rows"].items():
+            over, _, seed = name.partition(", seed ")
+            before = row["dev_history"][0]
+            (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
+            scores.setdefault(over, []).append(after["accuracy"])
+            table.append(
+                (
+                    f"[{file}.json]({up}{FOLDER}/{file}.json)",
+                    f"the {over}",
+                    seed,
+                    str(row["data"]["dev"]["rows"]),
+                    _percent(before["accuracy"]),
+                    _percent(after["accuracy"]),
+                    f"{before['log_loss']:.3f}",
+                    f"{after['log_loss']:.3f}",
+                    f"{row['train']['seconds']:.0f} s",
+                )
             )
-        )
-    means = ", ".join(f"{_percent(_mean(found))} over the {over}" for over, found in scores.items())
-    file = f"{FOLDER}/loss-over.json"
-    source = f"\nMean after training: {means}. From [{file}]({up}{file}).\n" if means else ""
-    return _markdown(table) + source + _missing(root, ("loss-over",))
+    means = ", ".join(
+        f"{_percent(_mean(found))} over the {over} ({len(found)} runs)"
+        for over, found in scores.items()
+    )
+    source = f"\nMean after training: {means}.\n" if means else ""
+    return _markdown(table) + source + _missing(root, LOSSES)
 
 
 def demo_output(root: Path) -> str:

@@ -170,9 +170,9 @@ def test_what_was_not_measured_is_said(repository: Path) -> None:
     generated()
     page = text_of(repository / "README.md")
     assert "Not measured yet: `demo`, `sst2`, `causal-judgement`." in page
-    assert "Not measured yet: `loss-over`." in page
-    tables = re.findall(r"^\| (task|loss over) \|.*\n\| ---.*\n(.*)\n", page, re.M)
-    assert tables == [("task", ""), ("loss over", "")]  # no rows
+    assert "Not measured yet: `loss-over`, `loss-over-sst2`." in page
+    tables = re.findall(r"^\| (task|from) \|.*\n\| ---.*\n(.*)\n", page, re.M)
+    assert tables == [("task", ""), ("from", "")]  # no rows
 
 
 def in_process(command: list[str], **_: object) -> None:
@@ -223,7 +223,7 @@ def test_tables_are_made_of_what_the_benchmarks_write(
         cells = f"| the {over} | {seed} | 12 | {100 * before['accuracy']:.1f} % "
         cells += f"| {100 * after['accuracy']:.1f} % | {before['log_loss']:.3f} "
         assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
-    assert "[benchmarks/results/loss-over.json](../benchmarks/results/loss-over.json)" in page
+    assert "| [loss-over.json](../benchmarks/results/loss-over.json) | the choices | 0 |" in page
 
 
 def test_the_tree_follows_the_order_of_imports(repository: Path) -> None:
