@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [NAME ...] [--data FOLDER]
 
-Every row is one `embedgrad optimize` in a process of its own. Rows that a results file holds
+Every row is one `embedgrad optimize` in a process of its own, but for `causal-judgement`, whose
+rows share one process and the heads of its long questions. Rows that a results file holds
 already are not run again, so an interrupted run goes on where it stopped; delete a file to measure
 it anew. `--data` is a folder with sst2/ and bbh_causal_judgement_grouped/ (train, dev and
 test.jsonl each) to use instead of the Hub.
@@ -22,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import embedgrad
+from embedgrad import LanguageModel, Recipe, load_model
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OF_TEST = ("text", "refined", "difference", "test_rows")
@@ -36,6 +40,8 @@ class Measurement:
     rows: dict[str, list[str]]
     local: list[str] = field(default_factory=list)
     """Settings that replace the Hub's data by files below --data."""
+    one_process: bool = False
+    """Whether the rows share one loaded model, and with it the stored heads."""
     dev_only: bool = False
     """Whether only the scores on dev count; then nothing of test is kept."""
 
@@ -76,6 +82,7 @@ MEASUREMENTS = {
             'data.group="group"',
             "template.user={template}",
         ],
+        one_process=True,
     ),
 }
 
@@ -100,11 +107,14 @@ def measure(name: str, measurement: Measurement, data: Path | None) -> None:
         results = json.loads(path.read_text(encoding="utf-8"))
     local = local_settings(measurement, data) if data else []
     said = [setting.replace(str(data.resolve()), "DATA") for setting in local] if data else []
+    model: LanguageModel | None = None
     for row, settings in measurement.rows.items():
         if row in results["rows"]:
             continue
         print(f"{name}: {row}", flush=True)
-        found = run(measurement.recipe, [*settings, *local])
+        if measurement.one_process and model is None:
+            model = load_model(read(measurement.recipe, []).model.name, dtype="float32")
+        found = run(measurement.recipe, [*settings, *local], model)
         if measurement.dev_only:
             found = {key: value for key, value in found.items() if key not in OF_TEST}
         results["rows"][row] = {"settings": [*settings, *said], **found}
@@ -126,13 +136,21 @@ def local_settings(measurement: Measurement, data: Path) -> list[str]:
     ]
 
 
-def run(recipe: str, settings: list[str]) -> dict[str, Any]:
-    """One run in a process of its own; what is kept names no place on this machine."""
+def read(recipe: str, settings: list[str]) -> Recipe:
+    return Recipe.read(ROOT / "recipes" / recipe, settings)
+
+
+def run(recipe: str, settings: list[str], model: LanguageModel | None) -> dict[str, Any]:
+    """One run, without a model in a process of its own; what is kept names no place here."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        sets = [part for setting in settings for part in ("--set", setting)]
-        command = ["-m", "embedgrad", "optimize", f"recipes/{recipe}", "--out", str(out), *sets]
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        if model is not None:
+            embedgrad.run(read(recipe, settings), out, model=model)
+        else:
+            sets = [part for setting in settings for part in ("--set", setting)]
+            command = ["optimize", f"recipes/{recipe}", "--out", str(out), *sets]
+            command = [sys.executable, "-m", "embedgrad", *command]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         result = json.loads((out / "result.json").read_text(encoding="utf-8"))
         prompt = json.loads((out / "prompt" / "prompt.json").read_text(encoding="utf-8"))
     recipe_text = (ROOT / "recipes" / recipe).read_bytes()

@@ -22,6 +22,7 @@ ORDER = (
     "errors",
     "statistics",
     "files",
+    "versions",
     "tables",
     "examples",
     "splits",

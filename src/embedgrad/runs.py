@@ -11,7 +11,6 @@ RUN/result.json        the scores
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -36,9 +35,9 @@ from embedgrad.recipe import Recipe
 from embedgrad.settings import DataSettings
 from embedgrad.splits import Splits, label_balance, read_splits
 from embedgrad.training import Refinement
+from embedgrad.versions import versions
 
 Report = Callable[[dict[str, Any]], None]
-PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
 
 
 def nowhere(event: dict[str, Any]) -> None:
@@ -46,10 +45,15 @@ def nowhere(event: dict[str, Any]) -> None:
 
 
 def run(
-    recipe: Recipe, out: str | Path, sinks: Callable[[], Report] = lambda: nowhere
+    recipe: Recipe,
+    out: str | Path,
+    sinks: Callable[[], Report] = lambda: nowhere,
+    *,
+    model: LanguageModel | None = None,
 ) -> dict[str, Any]:
     """Do everything that a recipe says and return the content of `result.json`.
 
+    A `model` that is loaded already serves several runs, with the heads that it stores.
     `sinks` is called once `out` exists, and what it returns gets events (plain JSON values). After
     Ctrl-C the best rows so far are saved, and the result says `interrupted` and has no scores.
     Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's data,
@@ -65,7 +69,8 @@ def run(
         check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
         _say(report, [*splits.notes, _counts(splits)])
         report({"event": "stage", "text": f"loading {recipe.model.name}"})
-        model = open_model(recipe, report)
+        own = model is None
+        model = model or open_model(recipe, report)
         sequencer = model.sequencer(
             recipe.template,
             recipe.target,
@@ -115,7 +120,8 @@ def run(
         error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
-    model.heads.clear()  # of training; the test rows need the room
+    if own:
+        model.heads.clear()  # of training; the test rows need the room
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
     result = _facts(prompt, model, refinement, out)
@@ -207,15 +213,6 @@ def provenance_of(
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def new_folder(out: Path) -> None:
