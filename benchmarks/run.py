@@ -63,8 +63,8 @@ def losses(numbers: tuple[int, ...]) -> dict[str, list[str]]:
             "trust_region.radius=0.3",
             "data.limit={train=256, dev=150, test=1}",
         ]
+        for over in ("answer", "choices")
         for seed in numbers
-        for over in ("choices", "answer")
     }
 
 

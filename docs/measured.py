@@ -34,16 +34,22 @@ def main_table(root: Path, up: str) -> str:
 
 
 def loss_table(root: Path, up: str) -> str:
-    """The loss over the choices beside the loss over the answer's tokens, on dev rows."""
+    """The loss over the choices beside the loss over the answer's tokens, on dev rows.
+
+    The demo's own rows are its recipe with the loss over the choices.
+    """
     names = ("from", "loss over", "seed", "dev rows", "text prompt", "refined prompt")
     table = [(*names, "log-loss before", "log-loss after", "training")]
-    scores: dict[str, list[float]] = {}
-    for file in LOSSES:
+    scores: dict[str, dict[tuple[str, str], float]] = {}
+    for file in ("demo", *LOSSES):
+        data = file.removeprefix("loss-over").removeprefix("-") or "demo"
         for name, row in (read(root, file) or {"rows": {}})["rows"].items():
-            over, _, seed = name.partition(", seed ")
+            over, _, seed = (f"choices, {name}" if file == "demo" else name).partition(", seed ")
             before = row["dev_history"][0]
             (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
-            scores.setdefault(over, []).append(after["accuracy"])
+            if (data, seed) in scores.setdefault(over, {}):
+                continue
+            scores[over][data, seed] = after["accuracy"]
             table.append(
                 (
                     f"[{file}.json]({up}{FOLDER}/{file}.json)",
@@ -58,7 +64,7 @@ def loss_table(root: Path, up: str) -> str:
                 )
             )
     means = ", ".join(
-        f"{_percent(_mean(found))} over the {over} ({len(found)} runs)"
+        f"{_percent(_mean(list(found.values())))} over the {over} ({len(found)} runs)"
         for over, found in scores.items()
     )
     source = f"\nMean after training: {means}.\n" if means else ""
