@@ -40,7 +40,7 @@ def loss_table(root: Path, up: str) -> str:
     """
     names = ("from", "loss over", "seed", "dev rows", "text prompt", "refined prompt")
     table = [(*names, "log-loss before", "log-loss after", "training")]
-    scores: dict[str, dict[tuple[str, str], float]] = {}
+    scores: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
     for file in ("demo", *LOSSES):
         data = file.removeprefix("loss-over").removeprefix("-") or "demo"
         for name, row in (read(root, file) or {"rows": {}})["rows"].items():
@@ -49,7 +49,7 @@ def loss_table(root: Path, up: str) -> str:
             (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
             if (data, seed) in scores.setdefault(over, {}):
                 continue
-            scores[over][data, seed] = after["accuracy"]
+            scores[over][data, seed] = after["accuracy"], after["log_loss"]
             table.append(
                 (
                     f"[{file}.json]({up}{FOLDER}/{file}.json)",
@@ -63,11 +63,15 @@ def loss_table(root: Path, up: str) -> str:
                     f"{row['train']['seconds']:.0f} s",
                 )
             )
-    means = ", ".join(
-        f"{_percent(_mean(list(found.values())))} over the {over} ({len(found)} runs)"
+    pairs = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
+    means = "; ".join(
+        f"over the {over} {_percent(_mean([found[pair][0] for pair in pairs]))} and "
+        f"{_mean([found[pair][1] for pair in pairs]):.3f} nats"
         for over, found in scores.items()
     )
-    source = f"\nMean after training: {means}.\n" if means else ""
+    count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs with the same data"
+    source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
+    source = source if pairs else ""
     return _markdown(table) + source + _missing(root, LOSSES)
 
 

@@ -77,7 +77,7 @@ def test_scores_decide_what_is_kept_and_when_to_stop(
 
     def summary(*_: object) -> Summary:
         accuracy, loss = next(scripted)
-        return Summary(4, accuracy / 10, (0.0, 1.0), 0.5, loss / 10)
+        return Summary(4, accuracy / 10, (0.0, 1.0), 0.5, loss / 10, 0)
 
     monkeypatch.setattr(optimization, "summarize", summary)
     training = Training(6, 6, 3, evaluate_every=1, metric=metric, patience=patience)
