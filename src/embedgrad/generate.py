@@ -22,29 +22,6 @@ class Reply(NamedTuple):
     cut: bool
 
 
-def generate(
-    model: LanguageModel,
-    rows_PD: Tensor,
-    sequences: Sequence[TokenSequence],
-    *,
-    max_new_tokens: int,
-    end_ids: Ids,
-    batch_size: int = 16,
-    progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """The texts of `replies`."""
-    found = replies(
-        model,
-        rows_PD,
-        sequences,
-        max_new_tokens=max_new_tokens,
-        end_ids=end_ids,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return [reply.text for reply in found]
-
-
 @torch.no_grad()
 def replies(
     model: LanguageModel,

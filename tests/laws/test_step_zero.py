@@ -13,7 +13,7 @@ import torch
 import tiny
 from embedgrad.evaluation import Evaluation, Evaluator
 from embedgrad.examples import Example
-from embedgrad.generate import generate
+from embedgrad.generate import replies
 from embedgrad.sequence import Ids, Target
 from embedgrad.template import Template
 from kit import ATTENTION, LABELS, LONG_CHOICES, PLACEMENTS, Kit, cut, kit, plain_logprobs
@@ -43,6 +43,10 @@ GLUED_ROWS = [
         ]
     )
 ]
+
+
+def texts(*arguments: Any, **options: Any) -> list[str]:
+    return [reply.text for reply in replies(*arguments, **options)]
 
 
 def largest(difference: torch.Tensor) -> float:
@@ -180,7 +184,7 @@ def test_generation_is_that_of_transformers(architecture: str) -> None:
     expected = [by_transformers(made, context, ends, 8) for context in contexts(made)]
     assert len(set(expected)) > 1 or architecture == "mamba"
     for size in (1, 3, 5) if architecture in ("llama", "gemma3") else (3,):
-        answers = generate(
+        answers = texts(
             made.model,
             made.start,
             made.sequences,
@@ -195,7 +199,7 @@ def test_generation_is_that_of_transformers(architecture: str) -> None:
 @pytest.mark.parametrize("placement", ["plain-start", "system", "opening"])
 def test_generation_in_other_placements(architecture: str, placement: str) -> None:
     made = kit(architecture, template=placement, target=FREE, rows=4)
-    answers = generate(
+    answers = texts(
         made.model, made.start, made.sequences, max_new_tokens=6, end_ids=(3,), batch_size=3
     )
     assert answers == [by_transformers(made, ids, (3,), 6) for ids in contexts(made)]
@@ -223,7 +227,7 @@ def test_generation_stops_where_the_context_ends(architecture: str) -> None:
     room = made.loaded.info.context - len(made.start) - len(short.tail)
     head = (short.head * 40)[: room - 4]
     long = dataclasses.replace(short, head=head)
-    answers = generate(made.model, made.start, [long, other], max_new_tokens=9, end_ids=())
+    answers = texts(made.model, made.start, [long, other], max_new_tokens=9, end_ids=())
     # The token after the last one that fits is still known.
     assert answers[0] == by_transformers(made, cut(long, made.sequencer.span.ids), (), 5)
     assert answers[1] == by_transformers(made, cut(other, made.sequencer.span.ids), (), 9)
