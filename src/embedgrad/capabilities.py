@@ -16,6 +16,11 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     return {"attention": window}
 
 
+def layer_kinds(config: Any) -> list[str]:
+    """The kind of attention of each layer; empty where all are of one kind."""
+    return list(getattr(config, "layer_types", None) or ())
+
+
 def rope_limit(config: Any) -> int | None:
     """Length from which rotary scaling changes for all tokens, stored ones included."""
     rope = getattr(config, "rope_parameters", None) or {}

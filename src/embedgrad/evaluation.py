@@ -115,6 +115,7 @@ class Evaluator:
         self.target: Target = sequencer.target
         self.end_ids = tuple({*sequencer.end_ids, *model.end_ids})
         self.evaluation = evaluation
+        self.lookups = 1 if self.target.choices else 2  # of a row's head: decoding, then its loss
 
     def text(
         self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
@@ -253,6 +254,8 @@ def evaluate(
     def report(which: str) -> Progress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))
 
+    heads = [sequence.head for sequence in sequences]
+    evaluator.model.heads.expect((heads, 2 * evaluator.lookups))
     text = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
     refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
     return compare(text, refined, evaluator.target.choices)

@@ -1,7 +1,7 @@
-"""The frozen model itself: embeddings in, logits out, one pass at a time.
+"""The frozen model itself: embeddings in, log-probabilities out, one pass at a time.
 
-Masks and positions are made here, by position and branch, so padding anywhere, ragged stored keys
-and sliding windows are exact.
+Positions, masks and attention over stored keys are ours (`past`, `attention`), the layers are the
+model's own.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from embedgrad.capabilities import attention_windows, no_reuse, rope_limit
+from embedgrad.attention import attending
+from embedgrad.capabilities import attention_windows, layer_kinds, no_reuse, rope_limit
 from embedgrad.cutting import Ids
+from embedgrad.layout import Batch
 from embedgrad.loading import LoadedModel
+from embedgrad.past import Past, Slots
+from embedgrad.readout import hidden_logprobs, token_logprobs
 
 
 class FrozenModel:
@@ -32,10 +35,14 @@ class FrozenModel:
         self.device = loaded.model.device
         self.dtype = loaded.model.dtype
         self._table: Any = loaded.model.get_input_embeddings()
-        config = loaded.model.config.get_text_config(decoder=True)
-        self._windows = attention_windows(config)
-        self.longest_reuse = rope_limit(config)
-        self.reuse_off = no_reuse(loaded.model, config)
+        self._config: Any = loaded.model.config.get_text_config(decoder=True)
+        self._windows = attention_windows(self._config)
+        self._kinds = layer_kinds(self._config)
+        self.longest_reuse = rope_limit(self._config)
+        self.reuse_off = no_reuse(loaded.model, self._config)
+        # What `LanguageModel` finds out by trying.
+        self.joins_keys = False
+        self.plain_head = False
 
     @property
     def end_ids(self) -> Ids:
@@ -66,36 +73,51 @@ class FrozenModel:
         rows = rows_PD.to(embeds).repeat(len(ids_BT), 1)
         return embeds.flatten(0, 1).index_copy(0, prompt_at, rows).view_as(embeds)
 
-    def forward(
-        self,
-        embeds_BTD: Tensor,
-        positions_BT: Tensor,
-        branches_BT: Tensor,
-        past: DynamicCache | None,
-        past_keys: tuple[Tensor, Tensor],
-        keep_BT: Tensor,
-    ) -> Tensor:
-        """Logits [N, V] at the N kept positions; adds this pass's keys and values to `past`.
+    # -- with stored keys ----------------------------------------------------------------------
 
-        Branches are -1 on padding, 0 on the trunk, and c for the c-th target. `past_keys` holds
-        positions and branches of the keys in `past`, shape [B, K] each.
-        """
-        key_positions = torch.cat([past_keys[0], positions_BT], dim=1)
-        key_branches = torch.cat([past_keys[1], branches_BT], dim=1)
-        self.forget_longest_pass()
-        output = self.model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=self._masks(positions_BT, branches_BT, key_positions, key_branches),
-            position_ids=positions_BT,
-            past_key_values=past,
-            use_cache=past is not None,
-            logits_to_keep=keep_BT,
-        )
+    def read(self, embeds_BTD: Tensor, slots: Slots, past: Past) -> None:
+        """Run the layers only: what comes out are the keys and values that `past` then holds."""
+        self._pass(self.model.base_model, embeds_BTD, slots, past)
+
+    def logits(self, embeds_BTD: Tensor, slots: Slots, past: Past, keep_BT: Tensor) -> Tensor:
+        """Logits [N, V] at the N kept places."""
+        output = self._pass(self.model, embeds_BTD, slots, past, logits_to_keep=keep_BT)
         logits: Tensor = output.logits
         return logits
 
+    def logprobs(self, embeds_BTD: Tensor, batch: Batch, past: Past) -> Tensor:
+        """Log-probabilities [W] of what the batch reads off."""
+        if not self.plain_head:
+            logits = self.logits(embeds_BTD, batch.slots, past, batch.keep_BT)
+            return token_logprobs(logits, batch.rows, batch.tokens)
+        output = self._pass(self.model.base_model, embeds_BTD, batch.slots, past)
+        head = self.model.get_output_embeddings()
+        hidden_ND = output.last_hidden_state[batch.keep_BT]
+        bias = getattr(head, "bias", None)
+        return hidden_logprobs(hidden_ND, head.weight, bias, batch.rows, batch.tokens)
+
+    def _pass(self, model: Any, embeds_BTD: Tensor, slots: Slots, past: Past, **more: Any) -> Any:
+        self.forget_longest_pass()
+        past.joined = self.joins_keys
+        past.see(slots, self._windows, self._kinds, self.dtype)
+        masks = {kind: past.joint_mask(kind) for kind in self._windows}
+        arguments = dict(
+            inputs_embeds=embeds_BTD,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=slots.positions.clamp(min=0),
+            past_key_values=past,
+            use_cache=True,
+            **more,
+        )
+        if self.joins_keys:
+            return model(**arguments)
+        with attending(self._config, past):
+            return model(**arguments)
+
+    # -- without -------------------------------------------------------------------------------
+
     def full_pass(self, embeds_BTD: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
-        """Logits [N, V] at the N kept positions, by the model's own masks; padding on the right."""
+        """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
         output = self.model(
             inputs_embeds=embeds_BTD,
@@ -105,30 +127,6 @@ class FrozenModel:
         )
         logits: Tensor = output.logits
         return logits
-
-    def _masks(
-        self,
-        positions_BT: Tensor,
-        branches_BT: Tensor,
-        key_positions_BK: Tensor,
-        key_branches_BK: Tensor,
-    ) -> Any:
-        query, branch = positions_BT[:, :, None], branches_BT[:, :, None]
-        key, key_branch = key_positions_BK[:, None, :], key_branches_BK[:, None, :]
-        seen = (key <= query) & ((key_branch == 0) | ((key_branch == branch) & (branch > 0)))
-        # Padding sees itself, because a softmax over nothing is NaN.
-        length, slots = positions_BT.shape[1], key_positions_BK.shape[1]
-        itself = torch.eye(length, slots, dtype=torch.bool, device=self.device).roll(
-            slots - length, dims=1
-        )
-        padding = itself & (branch < 0)
-        masks = {}
-        for kind, window in self._windows.items():
-            near = seen if window is None else seen & (key > query - window)
-            hidden = ~(near | padding)
-            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-            masks[kind] = mask.masked_fill(hidden, torch.finfo(self.dtype).min)[:, None]
-        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def forget_longest_pass(self) -> None:
         """Dynamic rotary scaling would carry its longest pass over into shorter ones."""

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from embedgrad.cutting import Ids
 from embedgrad.language_model import LanguageModel
-from embedgrad.layout import Layout, left_padded, stack_heads
+from embedgrad.layout import Layout
+from embedgrad.past import Growing, Slots
 from embedgrad.sequence import TokenSequence
 
 
@@ -62,24 +62,24 @@ def _decode(
     max_new_tokens: int,
     end_ids: Ids,
 ) -> list[tuple[list[int], bool]]:
-    heads = model.heads_of([sequence.head for sequence in sequences])
-    layout = Layout(len(rows_PD), 0)
-    for sequence in sequences:
-        layout.add(len(sequence.head), sequence.tail, ())
-    batch = layout.tensors(model.device)
-    past = stack_heads(heads) or DynamicCache()
-    keys = left_padded([head.length for head in heads], model.device)
-    embeds = model.splice(batch.ids_BT, batch.prompt_at, rows_PD)
-    positions, branches = batch.positions_BT, batch.branches_BT
+    ahead = model.past_of(rows_PD, sequences)
+    layout = Layout(len(ahead.rows_PD), 0)
+    for before, sequence in zip(ahead.before, sequences, strict=True):
+        layout.add(before, sequence.tail, ())
+    everyone = range(len(sequences))
+    batch = layout.tensors(everyone, model.device)
+    past = Growing(ahead.stretches(everyone))
+    embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
+    slots = batch.slots
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True
     ended = torch.zeros(len(sequences), dtype=torch.bool, device=model.device)
     stopped = ended.clone()  # by an end token, not for want of room
     ends = torch.tensor(end_ids, dtype=torch.long, device=model.device)
     answers: list[list[int]] = [[] for _ in sequences]
-    room = [_room(model, length) for length in (positions[:, -1] + 1).tolist()]
+    room = [_room(model, length) for length in (slots.positions[:, -1] + 1).tolist()]
     for made in range(max_new_tokens):
-        token = model.forward(embeds, positions, branches, past, keys, last).argmax(dim=1)
+        token = model.logits(embeds, slots, past, last).argmax(dim=1)
         stopped |= ~ended & torch.isin(token, ends)
         ended |= stopped
         for answer, new, over in zip(answers, token.tolist(), ended.tolist(), strict=True):
@@ -88,11 +88,9 @@ def _decode(
         ended |= torch.tensor([made + 1 >= most for most in room], device=model.device)
         if ended.all():
             break
-        keys = torch.cat([keys[0], positions], dim=1), torch.cat([keys[1], branches], dim=1)
         embeds = model.splice(token[:, None], torch.empty(0), rows_PD)
         # A row that has ended goes along where it is: there may be no position behind it.
-        positions = positions[:, -1:] + (~ended[:, None]).long()
-        branches = torch.zeros_like(branches[:, -1:])
+        slots = Slots.trunk(slots.positions[:, -1:] + (~ended[:, None]).long())
         last = torch.ones_like(last[:, -1:])
     return [(ids, not done) for ids, done in zip(answers, stopped.tolist(), strict=True)]
 

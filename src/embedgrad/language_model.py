@@ -4,30 +4,32 @@
 
 With head reuse a pass computes only what can depend on the rows: prompt, tail and targets, on top
 of the head's stored keys and values. All choices of a row share one pass: each choice is a branch
-that sees head, prompt and tail but no other choice. `reuse_off` says why a model cannot do this;
-then each answer takes a full pass.
+that sees head, prompt and tail but no other choice. Rows of like length share a pass, so that
+little is padding. `reuse_off` says why a model cannot do this; then each answer takes a full pass.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from embedgrad.cutting import Ids
 from embedgrad.examples import Example
-from embedgrad.frozen_model import FrozenModel
-from embedgrad.head_cache import Head, HeadCache, budget_bytes
-from embedgrad.layout import Layout, left_padded, stack_heads, summed
+from embedgrad.full_passes import in_full
+from embedgrad.head_cache import HeadCache
+from embedgrad.layout import Layout, passes
 from embedgrad.loading import LoadedModel, load
 from embedgrad.outcome import Outcome
+from embedgrad.past import Past
+from embedgrad.reuse import ReusingModel
 from embedgrad.sequence import Sequencer, Target, TokenSequence
 from embedgrad.span import Span
 from embedgrad.template import Renderer, Template
+
+Picked = Sequence[tuple[TokenSequence, Sequence[Ids]]]
 
 
 def load_model(
@@ -47,7 +49,7 @@ def load_model(
     return LanguageModel(loaded, head_cache_budget=head_cache_budget)
 
 
-class LanguageModel(FrozenModel):
+class LanguageModel(ReusingModel):
     """A frozen model that says how likely answers are, given refined rows.
 
     `head_cache_budget` bounds the stored heads: bytes, "2 GiB", or a fraction of free memory; 0
@@ -55,10 +57,9 @@ class LanguageModel(FrozenModel):
     """
 
     def __init__(self, loaded: LoadedModel, *, head_cache_budget: str | float = 0.25):
-        super().__init__(loaded)
-        self.heads = HeadCache(budget_bytes(head_cache_budget))
+        super().__init__(loaded, HeadCache.on(loaded.model.device, head_cache_budget))
         if not self.reuse_off:
-            self.reuse_off = self._probe()
+            self._find_out()
 
     def sequencer(
         self,
@@ -119,74 +120,12 @@ class LanguageModel(FrozenModel):
         tokens = torch.tensor(counts, device=self.device)
         reused = [i for i, s in enumerate(sequences) if self._reuses(s, len(rows_PD), targets[i])]
         others = sorted(set(range(len(sequences))) - set(reused))
-        order: list[int] = []
         parts = []
-        if reused:
-            picked = [(sequences[i], targets[i]) for i in reused]
-            parts.append(self._from_heads(rows_PD, picked, width))
-            order += reused
-        if others:
-            picked = [(sequences[i], targets[i]) for i in others]
-            parts.append(self._in_full(rows_PD, picked, width))
-            order += others
-        logprobs = torch.cat(parts)
-        if order != sorted(order):
-            logprobs = logprobs[torch.tensor(order, device=self.device).argsort()]
+        for way, order in ((self._from_heads, reused), (self._in_full, others)):
+            if order:
+                parts.append(way(rows_PD, [(sequences[i], targets[i]) for i in order], width))
+        logprobs = _in_order(parts, reused + others)
         return logprobs.masked_fill(tokens == 0, -torch.inf), tokens
-
-    # -- with stored heads ---------------------------------------------------------------------
-
-    def _from_heads(
-        self, rows_PD: Tensor, picked: Sequence[tuple[TokenSequence, Sequence[Ids]]], width: int
-    ) -> Tensor:
-        heads = self.heads_of([sequence.head for sequence, _ in picked])
-        layout = Layout(len(rows_PD), width)
-        for sequence, targets in picked:
-            layout.add(len(sequence.head), sequence.tail, targets)
-        batch = layout.tensors(self.device)
-        logits = self.forward(
-            self.splice(batch.ids_BT, batch.prompt_at, rows_PD),
-            batch.positions_BT,
-            batch.branches_BT,
-            stack_heads(heads),
-            left_padded([head.length for head in heads], self.device),
-            batch.keep_BT,
-        )
-        return batch.gather(logits)
-
-    @torch.no_grad()
-    def heads_of(self, wanted: Sequence[Ids]) -> list[Head]:
-        """Keys and values of heads, stored ones reused.
-
-        Each is computed alone, so that its bits do not depend on what else is asked for or stored:
-        an interrupted run, which starts with nothing stored, then gives the same rows.
-        """
-        found: dict[Ids, Head] = {}
-        for ids in dict.fromkeys(wanted):
-            head = self.heads.get(ids)
-            if head is None:
-                head = self._compute_head(ids)
-                self.heads.put(ids, head)
-            found[ids] = head
-        return [found[ids] for ids in wanted]
-
-    def _compute_head(self, ids: Ids) -> Head:
-        if not ids:
-            one = self._compute_head((0,))
-            return Head(one.keys[:, :, :0].clone(), one.values[:, :, :0].clone())
-        ids_BT = torch.tensor([ids], device=self.device)
-        positions_BT = torch.arange(len(ids), device=self.device)[None]
-        last = positions_BT == len(ids) - 1  # some logits must be computed
-        past: Any = DynamicCache()
-        none = left_padded([0], self.device)
-        trunk = torch.zeros_like(positions_BT)
-        self.forward(self._embed(ids_BT), positions_BT, trunk, past, none, last)
-        return Head(
-            torch.stack([layer.keys[0] for layer in past.layers]),
-            torch.stack([layer.values[0] for layer in past.layers]),
-        )
-
-    # -- what the model allows -----------------------------------------------------------------
 
     def _reuses(self, sequence: TokenSequence, prompt: int, targets: Sequence[Ids]) -> bool:
         if self.reuse_off:
@@ -196,46 +135,45 @@ class LanguageModel(FrozenModel):
         longest = max(len(ids) for ids in targets)
         return len(sequence.head) + prompt + len(sequence.tail) + longest <= self.longest_reuse
 
-    def _in_full(
-        self,
-        rows_PD: Tensor,
-        picked: Sequence[tuple[TokenSequence, Sequence[Ids]]],
-        width: int,
-    ) -> Tensor:
-        """Every answer in a pass of its own over the whole sequence, padded on the right."""
-        if self.longest_reuse is not None and (len(picked), width) != (1, 1):
-            # Rotary scaling by length sees the longest row of a batch, so each answer goes alone.
-            lone = [
-                [self._in_full(rows_PD, [(s, (ids,))], 1)[0, 0] for ids in targets]
-                for s, targets in picked
-            ]
-            nothing = rows_PD.new_zeros(())
-            return torch.stack([torch.stack(row + [nothing] * (width - len(row))) for row in lone])
-        prompt = (0,) * len(rows_PD)
-        lines = [
-            (s.head + prompt + s.tail, len(s.head), ids, b * width + c)
-            for b, (s, targets) in enumerate(picked)
-            for c, ids in enumerate(targets)
-        ]
-        longest = max(len(context) + len(ids) - 1 for context, _, ids, _ in lines)
-        ids_BT = torch.zeros(len(lines), longest, dtype=torch.long, device=self.device)
-        mask_BT = torch.zeros_like(ids_BT)
-        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        prompt_at: list[int] = []
-        wanted: list[int] = []
-        cells: list[int] = []
-        for i, (context, head, ids, cell) in enumerate(lines):
-            full = context + ids[:-1]
-            ids_BT[i, : len(full)] = torch.tensor(full, device=self.device)
-            mask_BT[i, : len(full)] = 1
-            keep_BT[i, len(context) - 1 : len(full)] = True
-            prompt_at += range(i * longest + head, i * longest + head + len(prompt))
-            wanted += ids
-            cells += [cell] * len(ids)
-        at = torch.tensor(prompt_at, dtype=torch.long, device=self.device)
-        logits = self.full_pass(self.splice(ids_BT, at, rows_PD), mask_BT, keep_BT)
-        rows = torch.arange(len(wanted), device=self.device)
-        return summed(logits, rows, wanted, cells, len(picked), width)
+    def _from_heads(self, rows_PD: Tensor, picked: Picked, width: int) -> Tensor:
+        ahead = self.past_of(rows_PD, [sequence for sequence, _ in picked])
+        layout = Layout(len(ahead.rows_PD), width)
+        for before, (sequence, targets) in zip(ahead.before, picked, strict=True):
+            layout.add(before, sequence.tail, targets)
+        groups = passes(layout.lengths)
+        parts = []
+        for group in groups:
+            batch = layout.tensors(group, self.device)
+            embeds = self.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
+            past = Past(ahead.stretches(group))
+            parts.append(batch.table(self.logprobs(embeds, batch, past)))
+        return _in_order(parts, [i for group in groups for i in group])
+
+    def _in_full(self, rows_PD: Tensor, picked: Picked, width: int) -> Tensor:
+        return in_full(self, rows_PD, picked, width)
+
+    # -- what the model allows -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def _find_out(self) -> None:
+        """Try what the model takes, on a few tokens; one that nobody foresaw is caught here."""
+        self.plain_head = self._has_plain_head()
+        for self.joins_keys in (False, True):
+            self.reuse_off = self._probe()
+            if not self.reuse_off:
+                return
+
+    def _has_plain_head(self) -> bool:
+        """Whether logits are a linear layer of the last hidden states and nothing else."""
+        ids = torch.tensor([[1, 2, 3]], device=self.device) % max(self.info.vocabulary, 1)
+        try:
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            head = self.model.get_output_embeddings()
+            logits = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
+            plain = self.model(input_ids=ids, use_cache=False).logits
+        except Exception:  # whatever a model we do not know raises, it is not a plain one
+            return False
+        return torch.allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
     @torch.no_grad()
     def _probe(self) -> str:
@@ -267,3 +205,11 @@ class LanguageModel(FrozenModel):
         if not difference.abs().max().item() < tolerance:
             return "with stored heads this model gives other results than in full passes"
         return ""
+
+
+def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """Join parts whose rows are those of the given indices, in the order of the indices."""
+    joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    if list(order) == sorted(order):
+        return joined
+    return joined[torch.tensor(order, device=joined.device).argsort()]

@@ -1,7 +1,8 @@
-"""Where every token of a batch goes, as tensors: ids, positions, branches, and what to read off.
+"""Where every token of a batch goes, as tensors: ids, slots, and what to read off.
 
-A row is laid out as prompt, tail, then one branch per target, padded on the left. Branch 0 is the
-trunk; a target's first token is read off the trunk's end, and its other tokens form its branch.
+A row is laid out as prompt, tail, then the tree of its targets, padded on the left. A target's
+first token is read off the tail's end; the tokens behind it branch off there, and targets that
+begin alike share their beginning.
 """
 
 from __future__ import annotations
@@ -11,129 +12,152 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from embedgrad.cutting import Ids
-from embedgrad.head_cache import Head
+from embedgrad.past import TRUNK, Slots
+
+PASS_COST = 64  # tokens that could be computed in the time by which a pass of its own is dearer
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one padded batch; see `Layout`."""
+    """Tensors of one padded batch; see `Layout`. `rows` and `tokens` [W] are what to read off."""
 
     ids_BT: Tensor
-    positions_BT: Tensor
-    branches_BT: Tensor
+    slots: Slots
     keep_BT: Tensor
     prompt_at: Tensor
-    wanted: list[int]
-    logit_rows: Tensor
-    cells: list[int]
-    width: int
+    rows: Tensor
+    tokens: Tensor
+    cells: Tensor
+    shape: tuple[int, int]
 
-    def gather(self, logits_NV: Tensor) -> Tensor:
+    def table(self, logprobs_W: Tensor) -> Tensor:
         """Summed log-probabilities [B, C] of the targets."""
-        size = len(self.ids_BT)
-        return summed(logits_NV, self.logit_rows, self.wanted, self.cells, size, self.width)
+        return table(logprobs_W, self.cells, self.shape)
 
 
 class Layout:
-    """A batch in the making: prompt, tail, then one branch per target, padded on the left."""
+    """A batch in the making; `prompt` counts the refined rows that stand in it, `width` targets."""
 
     def __init__(self, prompt: int, width: int):
         self.prompt = prompt
         self.width = width
-        self._rows: list[tuple[list[int], list[int], list[int]]] = []
-        self._wanted: list[tuple[int, int, int, int]] = []
+        self._rows: list[_Row] = []
 
-    def add(self, head: int, tail: Ids, targets: Sequence[Ids]) -> None:
-        """Add a row whose head has `head` tokens."""
-        row = len(self._rows)
-        ids = [0] * self.prompt + list(tail)
-        positions = list(range(head, head + len(ids)))
-        branches = [0] * len(ids)
-        end = len(ids) - 1
-        for c, target in enumerate(targets):
-            at = end
-            for i, token in enumerate(target):
-                self._wanted.append((row, at, token, c))
-                if i + 1 < len(target):
-                    at = len(ids)
-                    ids.append(token)
-                    positions.append(head + end + 1 + i)
-                    branches.append(c + 1)
-        self._rows.append((ids, positions, branches))
+    def add(self, before: int, tail: Ids, targets: Sequence[Ids]) -> None:
+        """Add a row that goes on from `before` tokens."""
+        row = _Row(before, [0] * self.prompt + list(tail))
+        row.branch(targets)
+        self._rows.append(row)
 
-    def tensors(self, device: torch.device) -> Batch:
-        """Pad and stack what was added."""
-        longest = max(len(ids) for ids, _, _ in self._rows)
-        padding = [longest - len(ids) for ids, _, _ in self._rows]
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.ids) for row in self._rows]
 
-        def stack(which: int, fill: int) -> Tensor:
-            rows = [[fill] * pad + row[which] for pad, row in zip(padding, self._rows, strict=True)]
-            return torch.tensor(rows, dtype=torch.long, device=device)
+    def tensors(self, group: Sequence[int], device: torch.device) -> Batch:
+        """Pad and stack the rows of a group."""
+        picked = [self._rows[i] for i in group]
+        longest = max(len(row.ids) for row in picked)
+        padding = [longest - len(row.ids) for row in picked]
 
-        at = [(row, padding[row] + place) for row, place, _, _ in self._wanted]
-        keep = torch.zeros(len(self._rows), longest, dtype=torch.bool)
-        for row, place in at:
-            keep[row, place] = True
-        index = {tuple(cell): n for n, cell in enumerate(keep.nonzero().tolist())}
-        prompt_at = [
-            row * longest + pad + p for row, pad in enumerate(padding) for p in range(self.prompt)
+        def stack(name: str, fill: int) -> Tensor:
+            rows = [
+                [fill] * pad + getattr(row, name) for pad, row in zip(padding, picked, strict=True)
+            ]
+            return torch.tensor(rows, dtype=torch.long).to(device)
+
+        wanted = [
+            (b, pad + at, token, b * self.width + c)
+            for b, (pad, row) in enumerate(zip(padding, picked, strict=True))
+            for at, token, c in row.wanted
         ]
+        keep = torch.zeros(len(picked), longest, dtype=torch.bool)
+        read = sorted({(b, at) for b, at, _, _ in wanted})
+        index = {place: n for n, place in enumerate(read)}
+        for place in read:
+            keep[place] = True
+        prompt_at = [
+            b * longest + pad + p for b, pad in enumerate(padding) for p in range(self.prompt)
+        ]
+        rows = [index[b, at] for b, at, _, _ in wanted]
         return Batch(
-            ids_BT=stack(0, 0),
-            positions_BT=stack(1, 0),
-            branches_BT=stack(2, -1),
+            ids_BT=stack("ids", 0),
+            slots=Slots(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
             keep_BT=keep.to(device),
             prompt_at=torch.tensor(prompt_at, dtype=torch.long, device=device),
-            wanted=[token for _, _, token, _ in self._wanted],
-            logit_rows=torch.tensor([index[cell] for cell in at], dtype=torch.long, device=device),
-            cells=[row * self.width + c for row, _, _, c in self._wanted],
-            width=self.width,
+            rows=torch.tensor(rows, dtype=torch.long, device=device),
+            tokens=torch.tensor([w[2] for w in wanted], dtype=torch.long, device=device),
+            cells=torch.tensor([w[3] for w in wanted], dtype=torch.long, device=device),
+            shape=(len(picked), self.width),
         )
 
 
-def summed(
-    logits_NV: Tensor, rows: Tensor, wanted: list[int], cells: list[int], size: int, width: int
-) -> Tensor:
-    """Log-probabilities of the wanted tokens, summed per cell of a [size, width] table."""
-    logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    token = torch.tensor(wanted, dtype=torch.long, device=logits.device)
-    # Normalized before picking, so that a row shared by several choices is normalized once.
-    logprobs = logits[rows, token] - logits.logsumexp(dim=1)[rows]
-    table = torch.zeros(size * width, dtype=logits.dtype, device=logits.device)
-    cell = torch.tensor(cells, dtype=torch.long, device=logits.device)
-    return table.index_add(0, cell, logprobs).view(size, width)
+class _Row:
+    """One row: its tokens with their slots, and (place, token, target) of what is read off."""
+
+    def __init__(self, before: int, ids: list[int]):
+        self.ids = ids
+        self.positions = list(range(before, before + len(ids)))
+        self.enter = [0] * len(ids)
+        self.leave = [TRUNK] * len(ids)
+        self.wanted: list[tuple[int, int, int]] = []
+
+    def branch(self, targets: Sequence[Ids]) -> None:
+        """Add the tree of the targets behind the trunk."""
+        # What is left to do: a node's children, or (None) its end. Answers are too deep to recurse.
+        waiting: list[tuple[int, int, dict[int, Ids] | None]] = [
+            (len(self.ids) - 1, 0, dict(enumerate(targets)))
+        ]
+        while waiting:
+            at, depth, below = waiting.pop()
+            if below is None:
+                self.leave[at] = len(self.ids)
+                continue
+            if depth:
+                at = self._append(at, next(iter(below.values()))[depth - 1])
+                waiting.append((at, depth, None))
+            following: dict[int, dict[int, Ids]] = {}
+            for c, ids in below.items():
+                if depth < len(ids):
+                    self.wanted.append((at, ids[depth], c))
+                    if depth + 1 < len(ids):
+                        following.setdefault(ids[depth], {})[c] = ids
+            waiting += [(at, depth + 1, more) for more in reversed(following.values())]
+
+    def _append(self, after: int, token: int) -> int:
+        """Add a token behind the one at a place; returns its own place."""
+        place = len(self.ids)
+        self.ids.append(token)
+        self.positions.append(self.positions[after] + 1)
+        self.enter.append(place)
+        self.leave.append(TRUNK)
+        return place
 
 
-def stack_heads(heads: Sequence[Head]) -> DynamicCache | None:
-    """Heads of a batch as a cache, padded on the left; one shared head is not copied."""
-    longest = max(head.length for head in heads)
-    if not longest:
-        return None
-    first = heads[0]
-    if all(head is first for head in heads):
-        keys = first.keys[:, None].expand(-1, len(heads), -1, -1, -1)
-        values = first.values[:, None].expand(-1, len(heads), -1, -1, -1)
-    else:
-        layers, kv_heads = first.keys.shape[:2]
-        shape = (layers, len(heads), kv_heads, longest)
-        keys = first.keys.new_zeros(*shape, first.keys.shape[3])
-        values = first.values.new_zeros(*shape, first.values.shape[3])
-        for b, head in enumerate(heads):
-            if head.length:
-                keys[:, b, :, longest - head.length :] = head.keys
-                values[:, b, :, longest - head.length :] = head.values
-    past = DynamicCache()
-    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-        past.update(k, v, layer)
-    return past
+def table(logprobs_W: Tensor, cells_W: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Sums of log-probabilities per cell of a table."""
+    empty = logprobs_W.new_zeros(shape[0] * shape[1])
+    return empty.index_add(0, cells_W, logprobs_W).view(shape)
 
 
-def left_padded(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions and branches [B, K] of keys that are padded on the left to the longest row."""
-    most = max(lengths)
-    slots = torch.arange(most, device=device)[None, :]
-    positions = slots - most + torch.tensor(lengths, device=device)[:, None]
-    return positions, torch.where(positions >= 0, 0, -1)
+def passes(lengths: Sequence[int]) -> list[list[int]]:
+    """Split rows into passes so that padding and the price of a pass are least.
+
+    Rows of like length go together; the indices of a pass are in order.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    cost, cut = [0.0], [0]
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        price, start = min(
+            (cost[start] + (end - start) * longest + PASS_COST, start) for start in range(end)
+        )
+        cost.append(price)
+        cut.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[cut[end] : end]))
+        end = cut[end]
+    return groups[::-1]

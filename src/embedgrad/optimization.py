@@ -113,7 +113,12 @@ class _Loop:
         """Begin at the text prompt, scored on dev; or go on from a state."""
         if state is not None:
             self._restore(state)
-        if self.dev and not self.best.history:
+        left, new = self.total - self.step, not self.best.history
+        self.model.heads.expect(
+            ([s.head for s in self.train], left / self.steps_per_epoch),
+            ([s.head for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
+        )
+        if self.dev and new:
             self._evaluate()
         self.state = self._snapshot()
 
@@ -163,9 +168,10 @@ class _Loop:
             order = list(range(len(self.train)))
             random.Random(f"{self.training.seed}:{epoch}").shuffle(order)
             for i in range(self.steps_per_epoch):
-                step = epoch * self.steps_per_epoch + i
+                step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
-                    yield step, [self.train[j] for j in order[i * size : (i + 1) * size]]
+                    self.model.prepare([self.train[j] for j in rows])
+                    yield step, [self.train[j] for j in rows[:size]]
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -250,17 +256,9 @@ class _Loop:
         if summary.macro_f1 is not None:
             score["macro_f1"] = summary.macro_f1
         self.best.add(score, rows)
-        self.report(
-            {
-                "event": "evaluation",
-                **score,
-                "metric": self.best.metric,
-                "best": self.best.score,
-                "text": self.best.history[0],
-                "total": self.total,
-                "every": self.every,
-            }
-        )
+        told = {"metric": self.best.metric, "best": self.best.score, "text": self.best.history[0]}
+        plan = {"total": self.total, "every": self.every}
+        self.report({"event": "evaluation", **score, **told, **plan})
 
     # -- what comes out ------------------------------------------------------------------------
 
@@ -281,8 +279,7 @@ class _Loop:
                 "cosine_min": cosine_P(rows, self.start_PD).min().item(),
                 "examples": examples,
                 "seconds": seconds,
-                "head_cache_bytes": self.model.heads.nbytes,
-                "head_cache_hits": self.model.heads.hits,
+                **self.model.heads.progress,
             }
         )
 

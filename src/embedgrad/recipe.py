@@ -246,12 +246,19 @@ def _check_together(
     if data:
         _check_splits(data, problems)
     if recipe["head_cache"]:
+        _check_heads(recipe["head_cache"], problems)
+
+
+def _check_heads(heads: HeadCacheSettings, problems: list[str]) -> None:
+    for name in ("budget", "spill_budget"):
         try:
-            budget_bytes(recipe["head_cache"].budget)
+            budget_bytes(getattr(heads, name), name)
         except RecipeError as error:
-            problems += [f"head_cache.budget: {problem}" for problem in error.problems]
+            problems += [f"head_cache.{name}: {problem}" for problem in error.problems]
         except (OverflowError, ValueError):
-            problems.append("head_cache.budget: expected a finite number of bytes")
+            problems.append(f"head_cache.{name}: expected a finite number of bytes")
+    if heads.spill is not None and not heads.spill.strip():
+        problems.append("head_cache.spill: ''; expected a folder, or leave the option out")
 
 
 def _check_splits(data: DataSettings, problems: list[str]) -> None:

@@ -28,12 +28,14 @@ from embedgrad.errors import DivergenceError, RunError
 from embedgrad.evaluation import Comparison, Evaluator, check_answers, evaluate
 from embedgrad.examples import Example
 from embedgrad.files import finite, write_file, write_json
+from embedgrad.head_cache import HeadCache, Spill
 from embedgrad.language_model import LanguageModel, load_model
 from embedgrad.optimization import optimize
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.recipe import Recipe
 from embedgrad.settings import DataSettings
 from embedgrad.splits import Splits, label_balance, read_splits
+from embedgrad.storage import measure_heads
 from embedgrad.training import Refinement
 from embedgrad.versions import versions
 
@@ -69,7 +71,6 @@ def run(
         check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
         _say(report, [*splits.notes, _counts(splits)])
         report({"event": "stage", "text": f"loading {recipe.model.name}"})
-        own = model is None
         model = model or open_model(recipe, report)
         sequencer = model.sequencer(
             recipe.template,
@@ -84,8 +85,8 @@ def run(
             sequencer.build(part) for part in (splits.train, splits.dev, splits.test)
         )
         _say(report, sequencer.notes([*train, *dev, *test]))
-        if model.reuse_off:
-            _say(report, [f"heads are not reused: {model.reuse_off}"])
+        effect, notes = measure_heads(model, recipe, sequencer, train)
+        _say(report, notes)
         write_file(out / "recipe.toml", recipe.as_toml().encode())
     except BaseException:
         # Nothing is learned yet, and the folder is our own.
@@ -120,8 +121,6 @@ def run(
         error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
-    if own:
-        model.heads.clear()  # of training; the test rows need the room
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
     result = _facts(prompt, model, refinement, out)
@@ -138,8 +137,7 @@ def run(
             artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
         except KeyboardInterrupt:
             result["interrupted"] = True
-    heads = model.heads
-    result["head_cache"] = {"hits": heads.hits, "misses": heads.misses, "bytes": heads.most_bytes}
+    result["head_cache"] = {**model.heads.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     write_json(out / "result.json", result)
     return result
@@ -178,12 +176,17 @@ def read_data(recipe: Recipe) -> Splits:
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model."""
-    return load_model(
-        **asdict(recipe.model),
-        head_cache_budget=recipe.head_cache.budget,
-        notify=lambda text: report({"event": "note", "text": text}),
-    )
+    """The recipe's model, with a store of heads as the recipe says."""
+
+    def notify(text: str) -> None:
+        report({"event": "note", "text": text})
+
+    heads = recipe.head_cache
+    # First of all: a folder that cannot be used is told at once.
+    spill = None if heads.spill is None else Spill(heads.spill, heads.spill_budget, notify)
+    model = load_model(**asdict(recipe.model), head_cache_budget=0, notify=notify)
+    model.heads = HeadCache.on(model.device, heads.budget, spill=spill, precision=heads.precision)
+    return model
 
 
 def provenance_of(

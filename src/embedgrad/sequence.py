@@ -47,7 +47,7 @@ class TokenSequence:
 
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
     `plain` holds the uncut ids of head, span and tail where they differ from the cut ones, else
-    None.
+    None. The first `shared` ids of the head come from the template, and many rows share them.
     """
 
     head: Ids
@@ -56,6 +56,7 @@ class TokenSequence:
     gold: int
     plain: Ids | None
     example: Example
+    shared: int = 0
 
     def uncut(self) -> Self:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
@@ -188,7 +189,19 @@ class Sequencer:
             gold = self.target.choices.index(example.answer)
         plain = self._cutting.plain(rendered.text)
         same = plain == head + self.span.ids + tail
-        return TokenSequence(head, tail, targets, gold, None if same else plain, example)
+        shared = _alike(head, self._opening)
+        return TokenSequence(head, tail, targets, gold, None if same else plain, example, shared)
+
+    @functools.cached_property
+    def _opening(self) -> Ids:
+        """How every head begins, whatever the columns hold."""
+        columns = self.renderer.template.columns
+        heads = []
+        for filling in "ab":
+            rendered = self.renderer(dict.fromkeys(columns, filling))
+            heads.append(self._cutting.head(self._outer(rendered)[0], rendered.text))
+        opening = heads[0][: _alike(*heads)]
+        return opening if len(opening) < len(heads[0]) else ()
 
     def _ends(self, targets: Sequence[Ids]) -> bool:
         """Whether the end of the turn belongs to the answers."""
@@ -275,3 +288,9 @@ class Sequencer:
         kept = self.tokenizer.decode(ids[: len(ids) - excess], clean_up_tokenization_spaces=False)
         # Decoding may give back a text as long as before where tokens are lossy.
         return {**columns, name: kept if len(kept) < len(text) else text[: len(text) - excess]}
+
+
+def _alike(one: Ids, other: Ids) -> int:
+    """Ids by which both begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

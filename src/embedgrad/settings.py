@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
@@ -72,10 +72,17 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class HeadCacheSettings:
-    """How much memory stored heads may take."""
+    """Where stored heads may lie, and how much room they may take."""
 
     budget: str | float = 0.25
-    """Bytes, a size such as "2 GiB", or a share (below 1) of free memory; 0 stores nothing."""
+    """Bytes, a size such as "2 GiB", or a share (below 1) of free memory, on a GPU of its own;
+    0 stores nothing there."""
+    spill: str | None = None
+    """A folder for heads that do not fit into memory; unset: they are computed anew."""
+    spill_budget: str | float = 0.5
+    """As budget, of free disk; the last 5 % of a disk stay free."""
+    precision: Literal["model", "half"] = "model"
+    """half stores 16 bits a number; what that changes in the loss is measured and told."""
 
 
 @dataclass(frozen=True)

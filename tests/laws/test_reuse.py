@@ -28,7 +28,7 @@ def passes(made: Kit) -> Iterator[list[tuple[int, int]]]:
     def note(_: object, __: object, kwargs: dict[str, Tensor]) -> None:
         seen.append((kwargs["inputs_embeds"].shape[0], kwargs["inputs_embeds"].shape[1]))
 
-    handle = made.loaded.model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = made.loaded.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:
@@ -163,15 +163,19 @@ def test_the_budget_changes_nothing_but_time(architecture: str, budget: str | in
     assert (model.heads.hits, model.heads.misses) == (len(model.heads), 10 - len(model.heads))
 
 
-def test_one_shared_head_is_computed_once() -> None:
+def test_one_shared_head_and_the_prompt_behind_it_are_computed_once() -> None:
     made = mixed(placement="system")
     assert len({s.head for s in made.sequences}) == 1
     head = len(made.sequences[0].head)
     with passes(made) as seen:
         loss_and_gradient(made.model, noisy(made.start), made.sequences)
         loss_and_gradient(made.model, made.start, made.sequences[:2])
-    assert seen[0] == (1, head)
-    assert [rows for rows, _ in seen] == [1, 5, 2]
+    # A head is built from at least 16 tokens, so that its bits are those it has in company.
+    prompt = (1, len(made.start))
+    assert seen[:2] == [(max(1, -(-16 // head)), head), prompt]
+    again = seen.index(prompt, 2)
+    assert sum(rows for rows, _ in seen[2:again]) == 5
+    assert sum(rows for rows, _ in seen[again + 1 :]) == 2
     assert (made.model.heads.hits, made.model.heads.misses) == (1, 1)
 
 

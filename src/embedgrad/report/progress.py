@@ -102,7 +102,9 @@ class Progress:
         self._status = f"loss {event['loss']:.3f}, drift {event['drift_mean']:.3f}"
         if event["head_cache_bytes"] or event["head_cache_hits"]:
             held, hits = size(event["head_cache_bytes"]), event["head_cache_hits"]
-            self._status += f", heads {held}, {hits} hits"
+            spilled = event.get("head_cache_spilled_bytes", 0)
+            disk = f" and {size(spilled)} on disk" if spilled else ""
+            self._status += f", heads {held}{disk}, {hits} hits"
         seconds = self._forecast.step(event)
         self._show_training(event, now, seconds)
         step, total = event["step"], event["total"]

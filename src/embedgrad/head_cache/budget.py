@@ -1,0 +1,59 @@
+"""Sizes as a person writes them: bytes, "2 GiB", or a share of what is free."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from embedgrad.errors import RecipeError
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes of memory that are free, on a CUDA device those of the device."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def budget_bytes(
+    budget: str | float,
+    name: str = "head_cache.budget",
+    free: Callable[[], int] = free_memory,
+) -> int:
+    """Bytes of a budget: a number of bytes, "2 GiB", or a fraction (below 1) of what is free.
+
+    Raises `RecipeError` with the option's `name` for anything else.
+    """
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", budget)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        try:
+            number = float(match[1]) if match else -1.0
+        except ValueError:
+            number = -1.0
+        if unit is None or number < 0:
+            raise RecipeError(
+                name,
+                [f"{budget!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"],
+            )
+        budget = number * unit
+    if not math.isfinite(budget):
+        raise RecipeError(name, ["expected a finite number of bytes"])
+    if budget < 0:
+        raise RecipeError(name, [f"{budget}; expected 0 or more"])
+    return int(free() * budget) if 0 < budget < 1 else int(budget)

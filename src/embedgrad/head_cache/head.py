@@ -1,0 +1,54 @@
+"""Keys and values of one head, as computed or in half precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Keys and values of one head: two tensors of shape [layers, key-value heads, tokens, size]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens of the head."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tensors."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def halved(self) -> Head:
+        """The head in 16 bits a number, rounded."""
+        return Head(_half(self.keys), _half(self.values))
+
+    def owned(self) -> Head:
+        """The head in memory of its own: a view would keep all that it is a view of."""
+        return Head(_own(self.keys), _own(self.values))
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> Head:
+        """The head elsewhere; from pinned memory the copy does not wait."""
+        return Head(
+            self.keys.to(device, non_blocking=True).to(dtype),
+            self.values.to(device, non_blocking=True).to(dtype),
+        )
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """float16, whose error is an eighth of bfloat16's; bfloat16 where float16 overflows."""
+    if tensor.element_size() <= 2:
+        return tensor
+    half = tensor.half()
+    return half if torch.isfinite(half).all() else tensor.bfloat16()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)

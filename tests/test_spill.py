@@ -1,0 +1,236 @@
+"""Heads on disk: whatever happens to the files, a head comes back whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad.errors import RecipeError, RunError
+from embedgrad.head_cache import Head, HeadCache, Spill
+
+IDS = (1, 2, 3)
+
+
+def made(dtype: torch.dtype = torch.float32) -> Head:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(3, 2, 7, 4, generator=generator).to(dtype)
+    return Head(keys, torch.randn(3, 2, 7, 6, generator=generator).to(dtype))
+
+
+def only_file(spill: Spill) -> Path:
+    (path,) = spill.folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_head_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    spill, head = Spill(tmp_path), made(dtype)
+    assert spill.store(IDS, head)
+    assert only_file(spill).stat().st_size == head.nbytes == spill.nbytes
+    found = spill.load(IDS)
+    assert found is not None
+    assert torch.equal(found.keys, head.keys)
+    assert torch.equal(found.values, head.values)
+    assert (found.keys.dtype, found.values.dtype) == (dtype, dtype)
+
+
+def test_a_view_comes_back_as_it_looks(tmp_path: Path) -> None:
+    spill, wide = Spill(tmp_path), torch.randn(3, 2, 4, 7)
+    spill.store(IDS, Head(wide.transpose(2, 3), wide.transpose(2, 3)[:, :, :, :2]))
+    found = spill.load(IDS)
+    assert found is not None
+    assert torch.equal(found.keys, wide.transpose(2, 3))
+
+
+# ---------------------------------------------------------------------------------- damaged files
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swapped(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[4:8] + content[:4] + content[8:])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "one bit": flipped,
+    "two numbers swapped": swapped,
+    "cut short": lambda path: os.truncate(path, 5),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: os.truncate(path, path.stat().st_size + 4),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "gone": os.unlink,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "the folder is gone": lambda path: shutil.rmtree(path.parent),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) -> None:
+    notes: list[str] = []
+    cache = HeadCache(0, spill=Spill(tmp_path, notify=notes.append))
+    cache.put(IDS, made())
+    (folder,) = tmp_path.iterdir()
+    (path,) = folder.iterdir()
+    DAMAGES[damage](path)
+    assert cache.get(IDS) is None
+    assert (cache.damaged, cache.hits, cache.misses, cache.spilled_bytes) == (1, 0, 1, 0)
+    assert IDS not in cache
+    assert notes == [
+        f"head_cache.spill: {path} is damaged or gone; such heads are computed anew, the results "
+        "stay the same (said once)"
+    ]
+    if folder.exists() and not path.exists():  # the head is computed anew, and stored again
+        cache.put(IDS, made())
+        assert cache.get(IDS) is not None
+        (again,) = folder.iterdir()
+        flipped(again)
+        assert cache.get(IDS) is None
+        assert (cache.damaged, len(notes)) == (2, 1)
+
+
+# -------------------------------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def smallest_files() -> Any:
+    """No file can grow beyond 1000 bytes: a write breaks off in the middle."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(
+    tmp_path: Path, smallest_files: Callable[[], None]
+) -> None:
+    notes: list[str] = []
+    spill = Spill(tmp_path, notify=notes.append)
+    cache = HeadCache(0, spill=spill)
+    cache.put((1,), Head(made().keys[:1, :, :2], made().values[:1, :, :2]))
+    smallest_files()
+    for ids in ((2,), (3,)):
+        cache.put(ids, made())
+        assert cache.get(ids) is None
+    assert cache.get((1,)) is not None  # what was written stays
+    assert cache.spilled_bytes == only_file(spill).stat().st_size < 1000
+    assert notes == [
+        f"head_cache.spill: {spill.folder}: {os.strerror(errno.EFBIG)}; from here on heads over "
+        "the budget are computed anew, the results stay the same"
+    ]
+
+
+def test_the_last_share_of_a_disk_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 1_000_000
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: real._replace(total=10_000_000, free=free)
+    )
+    notes: list[str] = []
+    spill = Spill(tmp_path, 0.25, notes.append)
+    assert spill.budget == 250_000
+    assert spill.store((1,), made())
+    free = 500_000 + made().nbytes
+    assert spill.store((2,), made())
+    free -= 1
+    assert not spill.store((3,), made())
+    free = 1_000_000
+    assert not spill.store((4,), made())
+    (note,) = notes
+    assert "less than 5 % of the disk is free; from here on" in note
+    assert len(list(spill.folder.iterdir())) == 2
+
+
+# ------------------------------------------------------------------------------------- the folder
+
+
+def test_the_folder_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
+    cache = HeadCache(0, spill=Spill(tmp_path / "new" / "heads"))
+    cache.put(IDS, made())
+    (folder,) = (tmp_path / "new" / "heads").iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    cache.clear()
+    assert list(folder.iterdir()) == []
+    cache.put(IDS, made())
+    del cache
+    gc.collect()
+    assert list((tmp_path / "new" / "heads").iterdir()) == []
+
+
+def test_the_folder_goes_after_an_exception(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from embedgrad.head_cache import Head, Spill\n"
+        "spill = Spill(sys.argv[1])\n"
+        "spill.store((1,), Head(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
+        "print(len(list(spill.folder.iterdir())))\n"
+        "raise SystemError('a bug')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "1\n")
+    assert "a bug" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_may_share_a_folder(tmp_path: Path) -> None:
+    one, other = Spill(tmp_path), Spill(tmp_path)
+    one.store(IDS, made())
+    other.store(IDS, made(torch.float64))
+    found = one.load(IDS)
+    assert found is not None
+    assert torch.equal(found.keys, made().keys)
+
+
+@pytest.mark.parametrize("below", ["", "inside"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"^head_cache\.spill: .*file.*; expected a folder") as told:
+        Spill(tmp_path / "file" / below)
+    assert "\n" not in str(told.value)
+    assert "leave the option out" in str(told.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="Permission denied"):
+        Spill(tmp_path)
+
+
+def test_a_folder_that_refuses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(RunError, match=r"^head_cache\.spill: .*Permission denied.*write to"):
+        Spill(tmp_path)
+
+
+def test_a_budget_of_the_disk_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^head_cache\.spill_budget: 'lots'; expected bytes"):
+        Spill(tmp_path, "lots")
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

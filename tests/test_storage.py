@@ -1,0 +1,235 @@
+"""What a run says of its heads: room for a batch, the effect of half precision, files on disk."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad import Recipe, run
+from embedgrad.cutting import Ids
+from embedgrad.evaluation import Evaluation, Evaluator, evaluate
+from embedgrad.head_cache import Head, HeadCache
+from embedgrad.objectives import CrossEntropy
+from embedgrad.sequence import Target
+from embedgrad.storage import lack_of_room, precision_effect
+from embedgrad.training import Training
+from kit import LABELS, Kit, noisy
+from kit_loop import small, train
+from kit_loss import mixed
+from run_kit import Command, values
+
+pytest_plugins = ["tiny_runs"]
+
+
+# --------------------------------------------------------------------------------- room for a batch
+
+
+def test_a_budget_below_one_batch_is_told_with_both_numbers() -> None:
+    made = small()
+    sizes = sorted(head.nbytes for head in made.model.heads_of([s.head for s in made.sequences]))
+    need = sum(sizes[-3:])
+    made.model.heads = HeadCache(need - 1)
+    note = lack_of_room(made.model, made.sequences, 3)
+    assert note == (
+        f"head_cache.budget: the heads of a batch of 3 rows need {round(need / 1000)} kB, and "
+        f"there is room for {round((need - 1) / 1000)} kB; the others are computed anew in every "
+        "step, with the same results; raise the budget, or name a folder in head_cache.spill"
+    )
+    for budget in (need, 0):
+        made.model.heads = HeadCache(budget)
+        assert lack_of_room(made.model, made.sequences, 3) == ""
+    made.model.heads = HeadCache(need // 2 + 1, precision="half")
+    assert lack_of_room(made.model, made.sequences, 3) == ""
+
+
+def test_one_head_for_all_rows_needs_room_once() -> None:
+    made = small(template="system")
+    (head,) = made.model.heads_of([made.sequences[0].head])
+    made.model.heads = HeadCache(head.nbytes)
+    assert lack_of_room(made.model, made.sequences, 12) == ""
+
+
+def test_rows_without_heads_need_no_room() -> None:
+    made = small(template="plain-start")
+    made.model.heads = HeadCache(1)
+    assert lack_of_room(made.model, made.sequences, 12) == ""
+
+
+# -------------------------------------------------------------------------- what is kept for whom
+
+
+def room_for_three(made: Kit) -> int:
+    sizes = sorted(head.nbytes for head in made.model.heads_of([s.head for s in made.sequences]))
+    made.model.heads = HeadCache(sum(sizes[-3:]))
+    return made.model.heads.budget
+
+
+def test_train_rows_take_the_room_of_dev_rows_that_are_scored_less_often() -> None:
+    made = small()
+    budget = room_for_three(made)
+    train(made, Training(steps=6, batch_size=8, evaluate_every=6))
+    # Three rows and more for five steps; the dev rows, which came first, would give one hit each.
+    assert made.model.heads.hits >= 3 * 5
+    assert made.model.heads.most_bytes <= budget
+
+
+def test_test_rows_take_the_room_of_a_training_that_is_over() -> None:
+    made = small(rows=20)
+    room_for_three(made)
+    refined = train(made, dev=made.sequences[8:12])
+    before = made.model.heads.hits
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
+    evaluate(evaluator, refined.prompt, made.sequences[12:])
+    assert made.model.heads.hits - before >= 3
+
+
+@pytest.mark.parametrize("target", [LABELS, Target()], ids=["choices", "free answers"])
+def test_heads_are_asked_for_as_often_as_expected(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = small(target=target)
+    heads, got = made.model.heads, Counter[Ids]()
+    expected: dict[Ids, float] = {}
+    get, expect = heads.get, heads.expect
+
+    def counted(ids: Ids) -> Head | None:
+        got[ids] += 1
+        return get(ids)
+
+    def noted(*groups: tuple[list[Ids], float]) -> None:
+        for group, uses in groups:
+            for ids in group:
+                expected[ids] = expected.get(ids, 0) + uses
+        expect(*groups)
+
+    monkeypatch.setattr(heads, "get", counted)
+    monkeypatch.setattr(heads, "expect", noted)
+    evaluation = Evaluation(batch_size=4, max_new_tokens=2)
+    training = Training(epochs=3, batch_size=4, evaluate_every=3)
+    refined = train(made, training, evaluation=evaluation)
+    assert len({s.head for s in made.sequences}) == len(expected) == 12
+    assert got == expected
+    evaluate(Evaluator(made.model, made.sequencer, evaluation), refined.prompt, made.sequences)
+    assert got == expected
+
+
+# ------------------------------------------------------------------------- what half precision does
+
+
+@pytest.mark.parametrize("choices", [True, False])
+def test_the_effect_is_that_of_rounded_heads(choices: bool) -> None:
+    made = mixed()
+    rows, objective = noisy(made.start), CrossEntropy()
+    stored = made.model.heads
+
+    def losses(heads: HeadCache) -> torch.Tensor:
+        made.model.heads = heads
+        for _ in range(2):  # the second time from what is stored
+            outcome = made.model.outcome(rows, made.sequences, choices=choices)
+        return objective.losses(outcome)
+
+    change = losses(HeadCache(2**30, precision="half")) - losses(HeadCache(2**30))
+    made.model.heads = stored
+    effect = precision_effect(made.model, rows, made.sequences, objective, choices=choices)
+    assert effect == pytest.approx(change.abs().mean().item(), rel=1e-6)
+    assert 1e-7 < effect < 1e-2
+    assert made.model.heads is stored
+    assert (len(stored), stored.hits, stored.misses) == (0, 0, 0)
+
+
+def test_a_model_in_half_precision_loses_nothing() -> None:
+    made = small(dtype=torch.bfloat16)
+    assert (
+        precision_effect(made.model, made.start, made.sequences, CrossEntropy(), choices=True)
+        == 0.0
+    )
+
+
+# --------------------------------------------------------------------------------------- whole runs
+
+
+def prompt_and_predictions(folder: Path) -> tuple[bytes, list[Any]]:
+    lines = (folder / "predictions.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return (folder / "prompt" / "prompt.safetensors").read_bytes(), rows
+
+
+def test_a_run_spills_and_leaves_no_file(
+    model_folder: Path, data: Path, finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    spill = tmp_path / "heads"
+    cache = {"budget": "30 kB", "spill": str(spill)}
+    events: list[dict[str, Any]] = []
+    seen: list[int] = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        seen.append(len(list(spill.glob("*/*.head"))))
+
+    recipe = Recipe.from_dict(values(model_folder, data, head_cache=cache))
+    result = run(recipe, tmp_path / "run", lambda: report)
+    assert prompt_and_predictions(tmp_path / "run") == prompt_and_predictions(finished[0])
+    assert result["head_cache"]["hits"] == finished[1]["head_cache"]["hits"]
+    assert 0 < result["head_cache"]["bytes"] <= 30_000 < result["head_cache"]["spilled_bytes"]
+    assert (result["head_cache"]["damaged"], result["head_cache"]["precision_effect"]) == (0, None)
+    assert max(seen) > 8
+    assert list(spill.iterdir()) == []
+    steps = [event for event in events if event["event"] == "step"]
+    assert all(event["head_cache_spilled_bytes"] > 0 for event in steps)
+
+
+def test_a_run_that_fails_leaves_no_file(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    cache = {"budget": 0, "spill": str(tmp_path / "heads")}
+    recipe = Recipe.from_dict(values(model_folder, data, head_cache=cache))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(recipe, tmp_path / "run")
+    assert list((tmp_path / "heads").iterdir()) == []
+
+
+def test_the_effect_of_half_precision_is_told_and_kept(
+    recipe: Any, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(head_cache={"precision": "half"})
+    done = embedgrad("optimize", path, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    effect = result["head_cache"]["precision_effect"]
+    assert 1e-7 < effect < 1e-2
+    told = f"half-precision heads change a row's loss by {effect:.1e} nats (mean of 8 rows)"
+    assert told in done.lines
+
+
+def test_a_budget_below_one_batch_is_told_by_a_run(
+    recipe: Any, embedgrad: Command, tmp_path: Path, finished: tuple[Path, Any]
+) -> None:
+    path = recipe(head_cache={"budget": 5000})
+    done = embedgrad("optimize", path, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    (note,) = [line for line in done.lines if line.startswith("head_cache.budget: ")]
+    assert "the heads of a batch of 8 rows need " in note
+    assert ", and there is room for 5 kB; " in note
+    assert prompt_and_predictions(tmp_path / "run") == prompt_and_predictions(finished[0])
+
+
+def test_a_spill_folder_that_cannot_be_is_told_at_once(
+    recipe: Any, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedgrad.runs.load_model", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").write_text("mine")
+    path = recipe(head_cache={"spill": str(tmp_path / "file" / "heads")})
+    done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")
+    assert (done.code, done.out, len(done.lines)) == (2, "", 1)
+    assert done.err.startswith(f"error: head_cache.spill: {tmp_path / 'file' / 'heads'}: no folder")
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "file").read_text() == "mine"
