@@ -88,6 +88,14 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize("head_cache.budget=lots"),
         ("head_cache.budget: 'lots'; expected bytes, a size such as '2 GiB', or a fraction",),
     ),
+    "file as spill folder": (
+        lambda p: p.optimize(f"head_cache.spill={at(p.folder / 'a')}"),
+        ("head_cache.spill: ", "a: no folder can be made here (", "expected a folder that you may"),
+    ),
+    "spill budget": (
+        lambda p: p.optimize("head_cache.spill_budget=-1"),
+        ("head_cache.spill_budget: -1.0; expected 0 or more",),
+    ),
     "choices of nothing": (
         lambda p: p.optimize("objective.over=choices", "target.choices=[]"),
         ("objective.over: 'choices', but target.choices lists none",),

@@ -91,6 +91,16 @@ def lines_of(*events: Event) -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_heads_on_disk_are_shown_where_there_are_any() -> None:
+    for spilled, told in (
+        (0, "heads 88 MB, 512 hits"),
+        (2e9, "heads 88 MB and 2.0 GB on disk, 512"),
+    ):
+        event = step_event(10, 10, head_cache_spilled_bytes=int(spilled))
+        (line,) = lines_of(event)
+        assert told in line
+
+
 # -- piped: plain lines ----------------------------------------------------------------------------
 
 

@@ -161,7 +161,13 @@ RECIPES = st.builds(
         schedule=instances(Schedule),
     ),
     evaluation=instances(Evaluation, scorer=parts("scorer")),
-    head_cache=st.builds(HeadCacheSettings, st.sampled_from([0.0, 0.25, 1e9, "2 GiB", "0"])),
+    head_cache=st.builds(
+        HeadCacheSettings,
+        st.sampled_from([0.0, 0.25, 1e9, "2 GiB", "0"]),
+        st.sampled_from([None, "heads"]),
+        st.sampled_from([0.5, "10 GB"]),
+        st.sampled_from(["model", "half"]),
+    ),
     report=instances(ReportSettings),
     merges=st.sampled_from(["report", "refuse"]),
 )

@@ -1,0 +1,142 @@
+"""Law: how a pass is computed changes none of its numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+import tiny
+from embedgrad.attention import attend, attending
+from embedgrad.generate import replies
+from embedgrad.language_model import LanguageModel
+from embedgrad.past import Past, Slots, Stretch
+from kit import REUSING, noisy
+from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
+
+
+@pytest.mark.parametrize("architecture", REUSING)
+def test_what_was_found_out_about_a_model(architecture: str) -> None:
+    model = LanguageModel(tiny.loaded(architecture))
+    assert not model.joins_keys
+    # Gemma 2 bounds its logits, Granite scales them.
+    assert model.plain_head == (architecture not in ("gemma2", "granite"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "placement"),
+    # All of Mistral's windows end before a system prompt, so nothing depends on it.
+    [(a, p) for a in REUSING for p in ("user-after", "system") if (a, p) != ("mistral", "system")],
+)
+def test_a_model_with_its_own_attention_gets_all_keys_in_one_piece(
+    architecture: str, placement: str
+) -> None:
+    made = mixed(architecture, placement)
+    rows = noisy(made.start)
+    free = replies(made.model, rows, made.sequences, max_new_tokens=12, end_ids=())
+    made.model.joins_keys = True
+    assert_same(
+        loss_and_gradient(made.model, rows, made.sequences),
+        full_loss_and_gradient(made, rows, made.sequences),
+    )
+    assert replies(made.model, rows, made.sequences, max_new_tokens=12, end_ids=()) == free
+
+
+def test_an_attention_that_is_unknown_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedgrad.attention._product", lambda left, right: 1.1 * left @ right)
+    model = LanguageModel(tiny.loaded("llama"))
+    assert model.joins_keys
+    assert model.reuse_off == ""
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])
+def test_queries_in_blocks(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    monkeypatch.setattr("embedgrad.attention.BLOCK", 3)
+    made = mixed(architecture)
+    rows = noisy(made.start)
+    assert_same(
+        loss_and_gradient(made.model, rows, made.sequences),
+        full_loss_and_gradient(made, rows, made.sequences),
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_every_row_in_a_pass_of_its_own(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    monkeypatch.setattr("embedgrad.layout.PASS_COST", 0)
+    made = mixed(architecture, "system")
+    rows = noisy(made.start)
+    assert_same(
+        loss_and_gradient(made.model, rows, made.sequences),
+        full_loss_and_gradient(made, rows, made.sequences),
+    )
+
+
+def test_attention_can_be_differentiated_twice_by_default() -> None:
+    made = mixed(attention="sdpa")
+    rows = noisy(made.start).requires_grad_(True)
+    loss = made.model.outcome(rows, made.sequences).logprobs_BC.clamp(min=-100).sum()
+    (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.pow(2).sum(), rows)
+    step = 1e-5
+    toward = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), dtype=rows.dtype)
+
+    def squared(at: Tensor) -> float:
+        at = at.detach().requires_grad_(True)
+        loss = made.model.outcome(at, made.sequences).logprobs_BC.clamp(min=-100).sum()
+        return torch.autograd.grad(loss, at)[0].pow(2).sum().item()
+
+    slope = (squared(rows + step * toward) - squared(rows - step * toward)) / (2 * step)
+    assert (second * toward).sum().item() == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("opening", [0, 7])
+@pytest.mark.parametrize("length", [1, 3, 5, 9, 14, 25, 130])
+def test_the_bits_of_a_head_do_not_depend_on_its_company(
+    architecture: str, opening: int, length: int
+) -> None:
+    model = LanguageModel(tiny.loaded(architecture, dtype=torch.float32, attention="sdpa"))
+    generator = torch.Generator().manual_seed(length)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, 200, (count,), generator=generator).tolist())
+
+    begin = ids(opening)
+    heads = [begin + ids(length) for _ in range(9)]
+    together = model.heads_of(heads, [opening] * 9)
+    for count in (1, 2, 3, 5):
+        model.heads.clear()
+        some = model.heads_of(heads[4 : 4 + count], [opening] * count)
+        for one, other in zip(some, together[4 : 4 + count], strict=True):
+            assert torch.equal(one.keys, other.keys)
+            assert torch.equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("grouped", [1, 2])
+def test_sinks_take_their_share(grouped: int) -> None:
+    """gpt-oss has a score per head for nothing at all."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    query, key, value = numbers(2, 2 * grouped, 4, 8), numbers(2, 2, 9, 8), numbers(2, 2, 9, 8)
+    module = torch.nn.Module()
+    module.layer_idx, module.num_key_value_groups = 0, grouped
+    module.sinks = torch.nn.Parameter(numbers(2 * grouped))
+    before = Slots.trunk(torch.arange(5)[None])
+    stretch = Stretch(key[None, :, :, :5], value[None, :, :, :5], before, plain=True)
+    past = Past([stretch])
+    past.see(Slots.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
+    with attending(SimpleNamespace(_attn_implementation="eager"), past):
+        found, _ = attend(
+            module, query, key[:, :, 5:], value[:, :, 5:], None, scaling=0.3, s_aux=module.sinks
+        )
+    mask = torch.full((4, 9), torch.finfo(torch.float64).min, dtype=torch.float64).triu(6)
+    expected, _ = eager_attention_forward(
+        module.eval(), query, key, value, mask[None, None], scaling=0.3
+    )
+    assert torch.allclose(found, expected, atol=1e-12)
