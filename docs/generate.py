@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import measured
+import speeds
 import tomli_w
 from typer.testing import CliRunner
 
@@ -221,6 +222,10 @@ def _about(path: Path) -> str:
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "speed": lambda root, up, _: speeds.summary(root, up),
+    "speed-rows": lambda root, _up, _: speeds.rows(root),
+    "speed-reached": lambda root, _up, _: speeds.reached(root),
+    "speed-growth": lambda root, _up, _: speeds.growth(root),
     "demo-output": lambda root, _up, _: measured.demo_output(root),
     "defaults": lambda _root, _up, section: defaults(section),
     "file": lambda root, _up, name: file(root, name),

@@ -30,7 +30,7 @@ def main_table(root: Path, up: str) -> str:
         for name in TASKS
         if (results := read(root, name)) is not None
     ]
-    return _markdown(table) + _missing(root, TASKS)
+    return markdown(table) + _missing(root, TASKS)
 
 
 def loss_table(root: Path, up: str) -> str:
@@ -72,7 +72,7 @@ def loss_table(root: Path, up: str) -> str:
     count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs with the same data"
     source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
     source = source if pairs else ""
-    return _markdown(table) + source + _missing(root, LOSSES)
+    return markdown(table) + source + _missing(root, LOSSES)
 
 
 def demo_output(root: Path) -> str:
@@ -147,7 +147,7 @@ def _missing(root: Path, names: Sequence[str]) -> str:
     return f"\nNot measured yet: {', '.join(absent)}.\n" if absent else ""
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> str:
+def markdown(table: Sequence[Sequence[str]]) -> str:
     head, *rows = table
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,0 +1,1 @@
+"""How fast embedgrad is beside its peers: `python -m benchmarks.speed`."""

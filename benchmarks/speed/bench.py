@@ -1,0 +1,74 @@
+"""What every measurement needs: the model, the results, how many pairs, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.speed.measure import Pairs, Side, alternate, voided
+from benchmarks.speed.results import Results
+from embedgrad import LanguageModel
+from embedgrad.sequence import TokenSequence
+
+UNMEASURED = (
+    *("same_gradient", "same_result"),
+    *("loss_difference", "gradient_difference", "result_difference"),
+    *("memory_ratio", "resident_ratio", "activations_ratio", "matmul_fraction"),
+)
+WARM_UP = 2  # rows
+
+T = TypeVar("T")
+Sides = Callable[[list[TokenSequence]], tuple[Mapping[str, Side[T]], Side[T]]]
+
+
+@dataclass
+class Bench:
+    """One run of the benchmark.
+
+    `quick` makes one pair of each. `kept` says whether rows that count already are left as they
+    are, as in an interrupted full run. `data` is a folder of real rows; None: the Hub.
+    """
+
+    model: LanguageModel
+    results: Results
+    quick: bool = False
+    kept: bool = False
+    data: Path | None = None
+
+    def pairs(self, count: int) -> int:
+        """How many pairs to make of those that a full run makes."""
+        return 1 if self.quick else count
+
+    def skips(self, letter: str, peer: str, heads: Sequence[str], pairs: int) -> bool:
+        """Whether these rows are there already."""
+        return self.kept and all(self.results.has((letter, h, peer), pairs) for h in heads)
+
+    def timed(
+        self, sides: Sides[T], sequences: list[TokenSequence], pairs: int
+    ) -> dict[str, Pairs[T]]:
+        """Warm up all sides on two rows, then time them on all."""
+        ours, peer = sides(sequences[:WARM_UP])
+        for side in (*ours.values(), peer):
+            side.timed()
+        ours, peer = sides(sequences)
+        return alternate(ours, peer, pairs)
+
+    def put(self, letter: str, title: str, heads: str, peer: str, row: Mapping[str, Any]) -> None:
+        """Write a row and say it; what it does not hold was not measured."""
+        whole = voided(
+            {
+                **{"workload": letter, "title": title, "heads": heads, "peer": peer},
+                **dict.fromkeys(UNMEASURED),
+                "note": "",
+                **row,
+            }
+        )
+        self.results.put(whole)
+        said = f"ours {whole['our_seconds']:.2f} s, {peer} {whole['peer_seconds']:.2f} s"
+        if whole["ratio"] is not None:
+            low, high = whole["ratio_low"], whole["ratio_high"]
+            said = f"{whole['ratio']:.2f} times ({low:.2f} to {high:.2f}), {said}"
+        note = f"; {whole['note']}" if whole["note"] else ""
+        print(f"{letter}, heads {heads}: {said}{note}", flush=True)

@@ -1,0 +1,72 @@
+"""What the speed must reach, and what was measured: a miss stands there as plainly as a hit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any
+
+RATIOS = {
+    ("A", "at hand"): 10.0,
+    ("B", "at hand"): 1.6,
+    ("C", "at hand"): 1.8,
+    ("D", "at hand"): 15.0,
+    ("E", "built"): 4.0,
+    ("E", "at hand"): 10.0,
+    ("F", "built"): 4.5,
+    ("F", "at hand"): 10.0,
+    ("G", "built"): 1.0,
+    ("H", "built"): 3.0,
+    ("I", "built"): 6.5,
+}
+MEMORY = {"A": 0.25, "C": 0.7}
+MATMUL = {"B": 0.6, "C": 0.6}
+GROWTH = 1.5
+LOADING = 6.0
+
+
+def reached(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each demand with its target, the measured number, and whether it is met.
+
+    A ratio is that against the best peer, so the worst of the workload's rows counts; one void row
+    voids them all. `met` is None where nothing was measured.
+    """
+    rows = values.get("rows", [])
+    found = []
+    for (letter, heads), target in RATIOS.items():
+        mine = [r for r in rows if r["workload"] == letter and r["heads"] == heads]
+        name = f"{letter}, heads {heads}: times as fast as the best peer"
+        found.append(_demand(name, target, _worst(mine, "ratio", min), mine, operator.ge))
+    for letter, target in MEMORY.items():
+        mine = [r for r in rows if r["workload"] == letter and r.get("memory_ratio") is not None]
+        name = f"{letter}: peak memory of a step, as a share of the best peer's"
+        found.append(_demand(name, target, _worst(mine, "memory_ratio", max), mine, operator.le))
+    for letter, target in MATMUL.items():
+        mine = [r for r in rows if r["workload"] == letter]
+        name = f"{letter}: floating-point rate, as a share of torch.mm's"
+        found.append(_demand(name, target, _worst(mine, "matmul_fraction", min), mine, operator.ge))
+    growth, loading = values.get("growth", {}), values.get("loading", {})
+    name = "A: step time at a query of 800 tokens, over that at 100"
+    found.append(_demand(name, GROWTH, growth.get("our_growth"), growth, operator.le))
+    name = "loading: seconds from the start of the process to the end of the first step"
+    measured = loading.get("first_step_done_seconds")
+    found.append(_demand(name, LOADING, measured, loading, operator.lt))
+    return found
+
+
+def _demand(
+    name: str,
+    target: float,
+    measured: float | None,
+    there: Sized,
+    holds: Callable[[float, float], bool],
+) -> dict[str, Any]:
+    met = (measured is not None and holds(measured, target)) if there else None
+    return {"demand": name, "target": target, "measured": measured, "met": met}
+
+
+def _worst(
+    rows: Sequence[Mapping[str, Any]], name: str, worst: Callable[[list[float]], float]
+) -> float | None:
+    numbers = [row[name] for row in rows]
+    return worst(numbers) if numbers and None not in numbers else None

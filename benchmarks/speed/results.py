@@ -1,0 +1,122 @@
+"""The results file: written after every row, and gone on with where a run was interrupted.
+
+A full run that was interrupted (`finished` is false) keeps the rows that it measured, if they were
+measured with the code that is there now (`code`: a digest of the package's sources) and with as
+many pairs as it would make. A run of some workloads only, or a quick one, replaces their rows and
+leaves the others. Machine and versions stand once at the top, so on another machine, or with other
+versions, the file starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import embedgrad
+from benchmarks.speed.reached import reached
+from embedgrad.files import write_json
+from embedgrad.versions import versions
+
+Row = dict[str, Any]
+KEY = ("workload", "heads", "peer")
+
+
+class Results:
+    """What is in the file, and what of it counts."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.code = code_digest()
+        self.values: dict[str, Any] = {"finished": False, "rows": []}
+        if path.exists():
+            self.values = json.loads(path.read_text(encoding="utf-8"))
+        here = {"machine": machine(), "versions": used_versions()}
+        if any(self.values.get(name) not in (None, value) for name, value in here.items()):
+            print(f"{path.name}: from another machine or other versions, so it starts anew")
+            self.values = {"finished": False, "rows": []}
+        self.values = {**here, **self.values}
+
+    def begin(self, *, fresh: bool) -> None:
+        """Start a full run: go on with an interrupted one, else with nothing."""
+        if fresh or self.values["finished"]:
+            self.values = {name: self.values[name] for name in ("machine", "versions")}
+            self.values |= {"finished": False, "rows": []}
+
+    def finish(self) -> None:
+        """A full run is at its end."""
+        self.values["finished"] = True
+        self.write()
+
+    def has(self, key: tuple[str, str | None, str], pairs: int) -> bool:
+        """Whether a row of (workload, heads, peer) counts for an interrupted full run."""
+        return any(
+            tuple(row[name] for name in KEY) == key
+            and row["pairs"] >= pairs
+            and row["code"] == self.code
+            for row in self.values["rows"]
+        )
+
+    def put(self, row: Row) -> None:
+        """Add a row, in the place of the one with its key, and write the file."""
+        row = {**row, "code": self.code}
+        rows = [r for r in self.values["rows"] if any(r[name] != row[name] for name in KEY)]
+        self.values["rows"] = sorted(
+            [*rows, row], key=lambda r: tuple(r[name] or "" for name in KEY)
+        )
+        self.write()
+
+    def has_section(self, name: str) -> bool:
+        """As `has`, for what is no row."""
+        return name in self.values and self.values[name].get("code") == self.code
+
+    def put_section(self, name: str, values: dict[str, Any]) -> None:
+        """As `put`, for what is no row."""
+        self.values[name] = {**values, "code": self.code}
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, with what was reached by now."""
+        self.values["reached"] = reached(self.values)
+        first = ("machine", "versions", "finished", "reached")
+        order = [*first, *sorted(set(self.values) - {*first, "rows"}), "rows"]
+        write_json(self.path, {name: self.values[name] for name in order})
+
+
+def code_digest() -> str:
+    """A digest of the package's sources."""
+    root = Path(embedgrad.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def used_versions() -> dict[str, str]:
+    """Versions of what is timed."""
+    return {**versions(), "peft": importlib.metadata.version("peft")}
+
+
+def machine() -> dict[str, Any]:
+    """Where it is timed."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
