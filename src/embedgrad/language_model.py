@@ -166,13 +166,18 @@ class LanguageModel(ReusingModel):
     def _has_plain_head(self) -> bool:
         """Whether logits are a linear layer of the last hidden states and nothing else."""
         ids = torch.tensor([[1, 2, 3]], device=self.device) % max(self.info.vocabulary, 1)
+        seen: list[Tensor] = []
+        hook = self.model.base_model.register_forward_hook(
+            lambda _, __, output: seen.append(output.last_hidden_state)
+        )
         try:
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
-            logits = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
             plain = self.model(input_ids=ids, use_cache=False).logits
+            head = self.model.get_output_embeddings()
+            logits = torch.nn.functional.linear(seen[0], head.weight, getattr(head, "bias", None))
         except Exception:  # whatever a model we do not know raises, it is not a plain one
             return False
+        finally:
+            hook.remove()
         return torch.allclose(logits, plain, rtol=1e-5, atol=1e-5)
 
     @torch.no_grad()
