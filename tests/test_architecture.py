@@ -36,6 +36,7 @@ ORDER = (
     "past",
     "attention",
     "readout",
+    "last_layer",
     "layout",
     "capabilities",
     "outcome",

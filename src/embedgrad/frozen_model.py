@@ -6,6 +6,7 @@ model's own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from embedgrad.attention import attending
 from embedgrad.capabilities import attention_windows, layer_kinds, no_reuse, rope_limit
 from embedgrad.cutting import Ids
+from embedgrad.last_layer import last_feed_forward, only_at
 from embedgrad.layout import Batch
 from embedgrad.loading import LoadedModel
 from embedgrad.past import Past, Slots
@@ -43,6 +45,9 @@ class FrozenModel:
         # What `LanguageModel` finds out by trying.
         self.joins_keys = False
         self.plain_head = False
+        self.feed_forward = last_feed_forward(
+            loaded.model, getattr(self._config, "num_hidden_layers", 0)
+        )
 
     @property
     def end_ids(self) -> Ids:
@@ -77,11 +82,12 @@ class FrozenModel:
 
     def read(self, embeds_BTD: Tensor, slots: Slots, past: Past) -> None:
         """Run the layers only: what comes out are the keys and values that `past` then holds."""
-        self._pass(self.model.base_model, embeds_BTD, slots, past)
+        nowhere = torch.zeros_like(slots.positions, dtype=torch.bool)
+        self._pass(self.model.base_model, embeds_BTD, slots, past, nowhere)
 
     def logits(self, embeds_BTD: Tensor, slots: Slots, past: Past, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        output = self._pass(self.model, embeds_BTD, slots, past, logits_to_keep=keep_BT)
+        output = self._pass(self.model, embeds_BTD, slots, past, keep_BT, logits_to_keep=keep_BT)
         logits: Tensor = output.logits
         return logits
 
@@ -90,13 +96,21 @@ class FrozenModel:
         if not self.plain_head:
             logits = self.logits(embeds_BTD, batch.slots, past, batch.keep_BT)
             return token_logprobs(logits, batch.rows, batch.tokens)
-        output = self._pass(self.model.base_model, embeds_BTD, batch.slots, past)
+        output = self._pass(self.model.base_model, embeds_BTD, batch.slots, past, batch.keep_BT)
         head = self.model.get_output_embeddings()
         hidden_ND = output.last_hidden_state[batch.keep_BT]
         bias = getattr(head, "bias", None)
         return hidden_logprobs(hidden_ND, head.weight, bias, batch.rows, batch.tokens)
 
-    def _pass(self, model: Any, embeds_BTD: Tensor, slots: Slots, past: Past, **more: Any) -> Any:
+    def _pass(
+        self,
+        model: Any,
+        embeds_BTD: Tensor,
+        slots: Slots,
+        past: Past,
+        keep_BT: Tensor,
+        **more: Any,
+    ) -> Any:
         self.forget_longest_pass()
         past.joined = self.joins_keys
         past.see(slots, self._windows, self._kinds, self.dtype)
@@ -109,9 +123,8 @@ class FrozenModel:
             use_cache=True,
             **more,
         )
-        if self.joins_keys:
-            return model(**arguments)
-        with attending(self._config, past):
+        own = contextlib.nullcontext() if self.joins_keys else attending(self._config, past)
+        with own, only_at(self.feed_forward, keep_BT):
             return model(**arguments)
 
     # -- without -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from embedgrad.cutting import Ids
 from embedgrad.language_model import LanguageModel
 from embedgrad.layout import Layout
 from embedgrad.past import Growing, Slots
+from embedgrad.reuse import Ahead
 from embedgrad.sequence import TokenSequence
 
 
@@ -62,13 +63,25 @@ def _decode(
     max_new_tokens: int,
     end_ids: Ids,
 ) -> list[tuple[list[int], bool]]:
+    # Not in inference mode: heads are stored, and training goes through them.
     ahead = model.past_of(rows_PD, sequences)
+    with torch.inference_mode():
+        return _decode_behind(model, ahead, sequences, max_new_tokens, end_ids)
+
+
+def _decode_behind(
+    model: LanguageModel,
+    ahead: Ahead,
+    sequences: Sequence[TokenSequence],
+    max_new_tokens: int,
+    end_ids: Ids,
+) -> list[tuple[list[int], bool]]:
     layout = Layout(len(ahead.rows_PD), 0)
     for before, sequence in zip(ahead.before, sequences, strict=True):
         layout.add(before, sequence.tail, ())
     everyone = range(len(sequences))
     batch = layout.tensors(everyone, model.device)
-    past = Growing(ahead.stretches(everyone))
+    past = Growing(ahead.stretches(everyone), len(sequences))
     embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
     slots = batch.slots
     last = torch.zeros_like(batch.keep_BT)
@@ -88,7 +101,7 @@ def _decode(
         ended |= torch.tensor([made + 1 >= most for most in room], device=model.device)
         if ended.all():
             break
-        embeds = model.splice(token[:, None], torch.empty(0), rows_PD)
+        embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
         # A row that has ended goes along where it is: there may be no position behind it.
         slots = Slots.trunk(slots.positions[:, -1:] + (~ended[:, None]).long())
         last = torch.ones_like(last[:, -1:])

@@ -96,7 +96,9 @@ class LanguageModel(ReusingModel):
         choices: bool = True,
         normalize: bool = False,
     ) -> Outcome:
-        """Log-probabilities of the answers, differentiable in the rows (twice if eager).
+        """Log-probabilities of the answers, differentiable in the rows.
+
+        Twice differentiable with stored heads; in full passes only with eager attention.
 
         `choices=False` computes the right answer only, and the outcome has one target per row.
         A pure function: the same rows and sequences give the same outcome.
@@ -158,7 +160,8 @@ class LanguageModel(ReusingModel):
     def _find_out(self) -> None:
         """Try what the model takes, on a few tokens; one that nobody foresaw is caught here."""
         self.plain_head = self._has_plain_head()
-        for self.joins_keys in (False, True):
+        tries = ((self.feed_forward, False), (None, False), (None, True))
+        for self.feed_forward, self.joins_keys in tries:
             self.reuse_off = self._probe()
             if not self.reuse_off:
                 return

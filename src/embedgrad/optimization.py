@@ -170,7 +170,8 @@ class _Loop:
             for i in range(self.steps_per_epoch):
                 step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
-                    self.model.prepare([self.train[j] for j in rows])
+                    if step > first:  # the first step shall not wait for others' heads
+                        self.model.prepare([self.train[j] for j in rows])
                     yield step, [self.train[j] for j in rows[:size]]
 
     # -- one step ------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ ragged heads, choices side by side and sliding windows are one rule.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +47,10 @@ class Slots:
             (self.leave, other.leave),
         )
         return Slots(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    def expand(self, rows: int) -> Slots:
+        """The same slots for so many rows."""
+        return Slots(*(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave)))
 
     def see(self, keys: Slots, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
@@ -147,12 +153,10 @@ class Past(DynamicCache):
         self.own_values.append(value_states)
         if not self.joined:
             return key_states, value_states
-        return self._join(key_states, value_states, layer_idx)
-
-    def _join(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        keys = [s.keys[layer].expand(len(key), -1, -1, -1) for s in self.stretches]
-        values = [s.values[layer].expand(len(key), -1, -1, -1) for s in self.stretches]
-        return torch.cat([*keys, key], dim=2), torch.cat([*values, value], dim=2)
+        rows = len(key_states)
+        keys = [s.keys[layer_idx].expand(rows, -1, -1, -1) for s in self.stretches]
+        values = [s.values[layer_idx].expand(rows, -1, -1, -1) for s in self.stretches]
+        return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return sum(stretch.length for stretch in self.stretches)
@@ -165,12 +169,16 @@ class Past(DynamicCache):
 class Growing(Past):
     """A past that its own passes add to, for decoding token by token.
 
-    What they add is written behind what is there; the room doubles when it is full.
+    All keys of a layer lie in one piece, new ones behind it; the room doubles when it is full.
     """
 
-    def __init__(self, stretches: Sequence[Stretch] = ()):
-        super().__init__(stretches)
-        self._slots: Slots | None = None
+    def __init__(self, stretches: Sequence[Stretch], rows: int):
+        super().__init__()
+        self._before = tuple(stretches)
+        self._slots = [stretch.slots.expand(rows) for stretch in stretches]
+
+    def _own_slots(self, slots: Slots) -> Slots:
+        return functools.reduce(operator.add, self._slots)
 
     def see(
         self,
@@ -179,32 +187,39 @@ class Growing(Past):
         kinds: Sequence[str],
         dtype: torch.dtype,
     ) -> None:
-        self._slots = slots if self._slots is None else self._slots + slots
+        self._slots = [functools.reduce(operator.add, [*self._slots, slots])]
         super().see(slots, windows, kinds, dtype)
-
-    def _own_slots(self, slots: Slots) -> Slots:
-        assert self._slots is not None
-        return self._slots
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write a layer's new keys and values; gives back all that were written."""
-        assert self._slots is not None
-        end = self._slots.positions.shape[1]
+        end = self._slots[0].positions.shape[1]
         start = end - key_states.shape[2]
         grown = []
-        for stored, new in ((self.own_keys, key_states), (self.own_values, value_states)):
+        for name, stored, new in (
+            ("keys", self.own_keys, key_states),
+            ("values", self.own_values, value_states),
+        ):
             if layer_idx == len(stored):
-                stored.append(new.new_empty(*new.shape[:2], 2 * end, new.shape[3]))
+                stored.append(_room(new, end))
+                at = 0
+                for stretch in self._before:
+                    old = getattr(stretch, name)[layer_idx]
+                    stored[layer_idx][:, :, at : at + stretch.length] = old
+                    at += stretch.length
             elif stored[layer_idx].shape[2] < end:
-                more = stored[layer_idx].new_empty(*new.shape[:2], 2 * end, new.shape[3])
+                more = _room(new, end)
                 more[:, :, :start] = stored[layer_idx][:, :, :start]
                 stored[layer_idx] = more
             stored[layer_idx][:, :, start:end] = new
             grown.append(stored[layer_idx][:, :, :end])
         key, value = grown
-        return self._join(key, value, layer_idx) if self.joined else (key, value)
+        return key, value
+
+
+def _room(like: Tensor, tokens: int) -> Tensor:
+    return like.new_empty(*like.shape[:2], 2 * tokens, like.shape[3])
 
 
 def stack_heads(heads: Sequence[Head], device: torch.device) -> list[Stretch]:

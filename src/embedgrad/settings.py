@@ -30,7 +30,7 @@ class ModelSettings:
     dtype: str = "auto"
     """auto, float32, bfloat16, float16, float64; the refined rows are always kept in float32."""
     attention: str = "auto"
-    """auto (sdpa where the model has it), sdpa, or eager (differentiable twice)."""
+    """Of full passes: auto (sdpa where the model has it), sdpa, or eager."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class HeadCacheSettings:
     spill_budget: str | float = 0.5
     """As budget, of free disk; the last 5 % of a disk stay free."""
     precision: Literal["model", "half"] = "model"
-    """half stores 16 bits a number; what that changes in the loss is measured and told."""
+    """Of stored heads; half: 16 bits a number, and what it changes in the loss is told."""
 
 
 @dataclass(frozen=True)

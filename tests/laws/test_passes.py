@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +26,49 @@ def test_what_was_found_out_about_a_model(architecture: str) -> None:
     assert not model.joins_keys
     # Gemma 2 bounds its logits, Granite scales them.
     assert model.plain_head == (architecture not in ("gemma2", "granite"))
+
+
+@pytest.mark.parametrize("architecture", REUSING)
+def test_the_last_feed_forward_part_sees_only_what_is_read(architecture: str) -> None:
+    made = mixed(architecture)
+    part = made.model.feed_forward
+    assert part is not None
+    seen: list[int] = []
+    with patched(part, lambda plain, hidden: seen.append(hidden[..., 0].numel()) or plain(hidden)):
+        rows = noisy(made.start)
+        made.model.heads_of([s.head for s in made.sequences])
+        assert set(seen) == {0}
+        seen.clear()
+        loss_and_gradient(made.model, rows, made.sequences[:2])
+    wanted = sum(batch_of(s.targets) for s in made.sequences[:2])
+    assert sum(seen) == wanted
+
+
+def batch_of(targets: tuple[tuple[int, ...], ...]) -> int:
+    """Places that are read: beginnings of targets, each once."""
+    return len({target[:i] for target in targets for i in range(len(target))})
+
+
+@contextmanager
+def patched(
+    part: torch.nn.Module, forward: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> Iterator[None]:
+    plain = part.forward
+    part.forward = lambda hidden: forward(plain, hidden)
+    try:
+        yield
+    finally:
+        part.forward = plain
+
+
+def test_a_feed_forward_part_that_looks_at_neighbors_is_left_alone() -> None:
+    loaded = tiny.loaded("llama", tie=False)
+    last = loaded.model.base_model.layers[-1].mlp
+    with patched(last, lambda plain, hidden: plain(hidden).cumsum(dim=1)):
+        model = LanguageModel(loaded)
+    assert model.feed_forward is None
+    # Sums over what stands before are not to be had with stored heads either.
+    assert model.reuse_off
 
 
 @pytest.mark.parametrize(

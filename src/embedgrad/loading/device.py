@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
+
 import torch
 
 from embedgrad.errors import ModelError
@@ -50,7 +54,7 @@ def check_attention(attention: str) -> None:
     """Raise `ModelError` for an attention backend other than "auto", "sdpa" (fast) and "eager".
 
     "auto" is sdpa where the model has it (Gemma 2 has not). Only eager attention can be
-    differentiated twice.
+    differentiated twice. Passes over stored heads have an attention of their own.
     """
     if attention not in ATTENTIONS:
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
@@ -64,3 +68,25 @@ def _available() -> list[str]:
     if torch.backends.mps.is_available():
         names.append("mps")
     return [*names, "cpu"]
+
+
+def use_real_cores() -> None:
+    """Let torch run no more threads than there are cores for this process.
+
+    Torch counts the machine's, also in a container that may use two of them; its threads then wait
+    for each other. A number that the user set by OMP_NUM_THREADS stays.
+    """
+    cores = real_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
+def real_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use, by its affinity and by the quota of its control group."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    try:
+        quota, period = (groups / "cpu.max").read_text(encoding="utf-8").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or no quota ("max")
+        return cores

@@ -17,7 +17,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from embedgrad.errors import ModelError
 from embedgrad.loading import gguf_file
-from embedgrad.loading.device import check_attention, choose_device, choose_dtype
+from embedgrad.loading.device import (
+    check_attention,
+    choose_device,
+    choose_dtype,
+    use_real_cores,
+)
 from embedgrad.loading.folder import check_folder
 from embedgrad.loading.guard import Notify, guarded
 from embedgrad.loading.info import (
@@ -59,6 +64,7 @@ def load(
     Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
     """
     check_attention(attention)
+    use_real_cores()
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = resolve(name, revision=revision, local_files_only=local_files_only, notify=notify)
