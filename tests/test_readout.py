@@ -75,3 +75,12 @@ def test_half_precision_is_normalized_in_single() -> None:
     assert gradient.dtype == torch.bfloat16
     (other,) = torch.autograd.grad(expected.sum(), hidden)
     assert torch.allclose(gradient, other, atol=0.1)
+
+
+def test_a_long_flat_vocabulary_does_not_overflow_float16() -> None:
+    weight = torch.full((150_000, 4), 0.6, dtype=torch.float16)
+    hidden = torch.zeros(1, 4, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        hidden_logprobs(hidden, weight, None, torch.tensor([0]), torch.tensor([1])).sum(), hidden
+    )
+    assert gradient.abs().max().item() < 0.05

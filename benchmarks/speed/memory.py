@@ -82,6 +82,9 @@ def main() -> None:
     with torch.no_grad():  # weights of a mapped file are resident only once they were read
         for weight in weights:
             weight.sum()
+    side.step(sequences[:1])  # what a first pass ever allocates is not the step's
+    if spec["side"] == Ours.name:
+        model.heads.clear()
     before = _settled()
     if spec["side"] == Ours.name:
         side.build_heads(sequences)

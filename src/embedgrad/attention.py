@@ -21,6 +21,7 @@ from embedgrad.past import Past
 
 NAME = "embedgrad"
 BLOCK = 96  # queries at a time: later ones than a block's last are not even multiplied
+_SCORING = ("position_bias", "indices", "block_indices", "sinks")
 _past: contextvars.ContextVar[Past] = contextvars.ContextVar("past")
 
 
@@ -45,13 +46,18 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that `transformers` calls: [B, heads, T, size] -> [B, T, heads, size].
 
-    `softcap` bounds the scores (Gemma 2), `s_aux` are sinks, one score per head (gpt-oss).
+    `softcap` bounds the scores (Gemma 2), `s_aux` are sinks, one score per head (gpt-oss). Raises
+    `NotImplementedError` for what else would change the scores.
     """
+    unknown = [name for name in _SCORING if more.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
     past, layer = _past.get(), module.layer_idx
+    past.attended.add(layer)
     masks = past.masks[past.kinds[layer] if past.kinds else next(iter(past.masks))]
     keys = [stretch.keys[layer] for stretch in past.stretches]
     values = [stretch.values[layer] for stretch in past.stretches]

@@ -7,6 +7,7 @@ model's own.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class FrozenModel:
         self._kinds = layer_kinds(self._config)
         self.longest_reuse = rope_limit(self._config)
         self.reuse_off = no_reuse(loaded.model, self._config)
+        self._lock = threading.RLock()
         # What `LanguageModel` finds out by trying.
         self.joins_keys = False
         self.plain_head = False
@@ -124,20 +126,25 @@ class FrozenModel:
             **more,
         )
         own = contextlib.nullcontext() if self.joins_keys else attending(self._config, past)
-        with own, only_at(self.feed_forward, keep_BT):
-            return model(**arguments)
+        # Attention and hooks belong to the model, so its passes go one after the other.
+        with self._lock, own, only_at(self.feed_forward, keep_BT):
+            output = model(**arguments)
+        if not self.joins_keys and past.attended != set(range(len(past.own_keys))):
+            raise NotImplementedError("a layer with an attention of its own")
+        return output
 
     # -- without -------------------------------------------------------------------------------
 
     def full_pass(self, embeds_BTD: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
-        output = self.model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask_BT,
-            use_cache=False,
-            logits_to_keep=keep_BT,
-        )
+        with self._lock:
+            output = self.model(
+                inputs_embeds=embeds_BTD,
+                attention_mask=mask_BT,
+                use_cache=False,
+                logits_to_keep=keep_BT,
+            )
         logits: Tensor = output.logits
         return logits
 

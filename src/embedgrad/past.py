@@ -90,6 +90,7 @@ class Past(DynamicCache):
         super().__init__()
         self.stretches = tuple(stretches)
         self.joined = False
+        self.attended: set[int] = set()  # layers that looked at the stretches
         self.kinds: Sequence[str] = ()
         self.masks: dict[str, list[Tensor | None]] = {}
         self.own_keys: list[Tensor] = []

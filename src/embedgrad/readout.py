@@ -60,9 +60,11 @@ class _HiddenLogprobs(torch.autograd.Function):
             weights = logits.sub_(top).exp_()
             total = weights.sum(dim=1, keepdim=True)
             wanted[here] = picked - (top + total.log()).squeeze(1)[at]
-            if expected is not None:
-                rows_here = weights.to(weight_VD.dtype) @ weight_VD
-                expected[first : first + size] = rows_here / total
+            if expected is not None and weight_VD.dtype == wide:
+                expected[first : first + size] = (weights @ weight_VD).div_(total)
+            elif expected is not None:  # sums of weights of up to 1 each overflow float16
+                shares = weights.div_(total).to(weight_VD.dtype)
+                expected[first : first + size] = shares @ weight_VD
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, expected, rows, tokens)
         return wanted
 

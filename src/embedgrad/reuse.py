@@ -50,6 +50,7 @@ class ReusingModel(FrozenModel):
         super().__init__(loaded)
         self.heads = heads
         self._openings: dict[Ids, Head] = {}
+        self._token_bytes = 0  # of a token's keys and values; known once a head was built
 
     def past_of(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> Ahead:
         """What the tokens of these rows attend to; the prompt is left to them unless it is shared.
@@ -72,8 +73,8 @@ class ReusingModel(FrozenModel):
     def heads_of(self, wanted: Sequence[Ids], shared: Sequence[int] = ()) -> list[Head]:
         """Keys and values of heads, stored ones reused; the first `shared` tokens are template.
 
-        On a CPU the bits of a head do not depend on what else is asked for or stored: an
-        interrupted run, which starts with nothing stored, then gives the same rows.
+        On a CPU the bits of a sequencer's heads do not depend on what else is asked for or stored:
+        an interrupted run, which starts with nothing stored, then gives the same rows.
         """
         openings = dict(zip(wanted, shared or [0] * len(wanted), strict=True))
         found = {ids: self.heads.get(ids) for ids in openings}
@@ -96,18 +97,18 @@ class ReusingModel(FrozenModel):
         missing: dict[tuple[Ids, int], list[Ids]] = {}
         tokens = 0
         for ids, shared in {s.head: s.shared for s in sequences}.items():
-            if self.reuse_off or not self.heads.room or tokens > PASS_TOKENS:
+            if self.reuse_off or tokens > PASS_TOKENS:
                 break
             short = self.longest_reuse is None or len(ids) <= self.longest_reuse
             if short and ids not in self.heads:
                 missing.setdefault((ids[:shared], len(ids)), []).append(ids)
                 tokens += len(ids) - shared
         for opening_ids, group in _passes(missing):
+            if self.heads.free < self._token_bytes * sum(map(len, group)):
+                return
             self.heads.misses += len(group)
             for ids, head in zip(group, self._build(opening_ids, group), strict=True):
                 self.heads.put(ids, head)
-            if group[-1] not in self.heads:  # no room
-                return
 
     def _build(self, opening: Ids, group: Sequence[Ids]) -> list[Head]:
         """Heads of one length that begin alike."""
@@ -122,6 +123,7 @@ class ReusingModel(FrozenModel):
         slots = Slots.trunk(positions.expand(len(rows), -1))
         self.read(self._embed(torch.tensor(rows, device=self.device)), slots, past)
         keys, values = torch.stack(past.own_keys, 1), torch.stack(past.own_values, 1)
+        self._token_bytes = (keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[3])
         return [
             Head(
                 torch.cat([*(head.keys for head in first), keys[b]], dim=2),
@@ -133,7 +135,7 @@ class ReusingModel(FrozenModel):
     def _opening(self, ids: Ids) -> Head:
         """How many heads begin; a few are kept beside the budget."""
         if ids not in self._openings:
-            if len(self._openings) == 4:
+            if len(self._openings) == 2:
                 self._openings.pop(next(iter(self._openings)))
             (self._openings[ids],) = self._build((), [ids])
         return self._openings[ids]

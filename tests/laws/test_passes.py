@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 import tiny
 from embedgrad.attention import attend, attending
 from embedgrad.generate import replies
 from embedgrad.language_model import LanguageModel
+from embedgrad.loading import LoadedModel
 from embedgrad.past import Past, Slots, Stretch
 from kit import REUSING, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
@@ -90,9 +93,12 @@ def test_a_model_with_its_own_attention_gets_all_keys_in_one_piece(
     assert replies(made.model, rows, made.sequences, max_new_tokens=12, end_ids=()) == free
 
 
-def test_an_attention_that_is_unknown_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedgrad.attention._product", lambda left, right: 1.1 * left @ right)
-    model = LanguageModel(tiny.loaded("llama"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_attention_that_gives_other_scores_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("embedgrad.attention._product", lambda left, right: 1.3 * left @ right)
+    model = LanguageModel(tiny.loaded("llama", dtype=dtype))
     assert model.joins_keys
     assert model.reuse_off == ""
 
@@ -185,3 +191,54 @@ def test_sinks_take_their_share(grouped: int) -> None:
         module.eval(), query, key, value, mask[None, None], scaling=0.3
     )
     assert torch.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_attention_of_the_models_own_is_seen_whatever_its_numbers(dtype: torch.dtype) -> None:
+    """Falcon never asks for ours: without the stored keys it would differ by little."""
+    config = FalconConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=300,
+        initializer_range=0.001,
+        new_decoder_architecture=False,
+        alibi=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        falcon = FalconForCausalLM(config).eval().requires_grad_(False).to(dtype)
+    plain = tiny.loaded("llama", dtype=dtype)
+    model = LanguageModel(LoadedModel(falcon, plain.tokenizer, plain.info))
+    assert model.reuse_off or model.joins_keys
+
+
+def test_unknown_scores_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        attend(None, *[torch.zeros(1, 1, 1, 1)] * 3, None, position_bias=torch.zeros(1))
+
+
+def test_passes_of_several_threads_go_one_after_the_other() -> None:
+    made = mixed()
+    rows = noisy(made.start)
+    expected = made.model.outcome(rows, made.sequences).logprobs_BC
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda _: made.model.outcome(rows, made.sequences).logprobs_BC, range(24))
+        )
+    assert all(torch.equal(one, expected) for one in found)
+    assert made.loaded.model.config._attn_implementation == "eager"
+
+
+def test_too_little_room_makes_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that cannot be stored are not built ahead of time."""
+    made = mixed()
+    sizes = [head.nbytes for head in made.model.heads_of([s.head for s in made.sequences])]
+    model = LanguageModel(made.loaded, head_cache_budget=max(sizes))
+    model.heads_of([made.sequences[0].head])
+    built = model.heads.misses
+    model.prepare(made.sequences[1:])
+    assert model.heads.misses == built
+    made.model.heads.clear()
+    made.model.prepare(made.sequences)
+    assert len(made.model.heads) == len({s.head for s in made.sequences})

@@ -25,8 +25,9 @@ class HeadCache:
     """Heads by their token ids, up to `budget` bytes in memory, then in `host` bytes, then on disk.
 
     Where room is short the heads that will be asked for most often stay; `expect` says how often
-    that is. `precision="half"` stores 16 bits a number. `hits` and `misses` count the calls of
-    `get`, `most_bytes` and `most_spilled_bytes` are the largest sizes so far.
+    that is. `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that
+    found one, `misses` the heads that had to be computed, `most_bytes` and `most_spilled_bytes` are
+    the largest sizes so far.
     """
 
     def __init__(
@@ -91,6 +92,11 @@ class HeadCache:
     def room(self) -> int:
         """Bytes that can be stored in all."""
         return sum(shelf.budget for shelf in self._shelves)
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be stored without anything going."""
+        return self.room - self.nbytes - self.spilled_bytes
 
     @property
     def progress(self) -> dict[str, int]:

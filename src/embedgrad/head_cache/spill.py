@@ -7,7 +7,6 @@ back is used before its checksum is that of what was written.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import tempfile
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,17 +155,15 @@ def _raw(tensor: Tensor) -> memoryview:
 
 
 def _read(file: _File) -> Tensor | None:
-    """A copy of a file's bytes, through a memory map; None where the size is wrong.
+    """A file's bytes; None where the size is wrong.
 
-    A copy, because what was checked must be what is used: a map shows later changes too.
+    No memory map: it shows later changes too, and an error of the disk would end the process.
     """
     with open(file.path, "rb") as opened:
         if os.fstat(opened.fileno()).st_size != file.nbytes:
             return None
         raw = torch.empty(file.nbytes, dtype=torch.uint8)
-        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            raw.numpy()[:] = np.frombuffer(mapped, dtype=np.uint8)
-    return raw
+        return raw if opened.readinto(raw.numpy().data) == file.nbytes else None
 
 
 def _unlink(path: Path) -> None:
