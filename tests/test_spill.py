@@ -9,7 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,30 +108,31 @@ def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) 
 # -------------------------------------------------------------------------------------- full disks
 
 
-@pytest.fixture
-def smallest_files() -> Any:
-    """No file can grow beyond 1000 bytes: a write breaks off in the middle."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file can grow beyond 1000 bytes, so a write breaks off in the middle.
+
+    Nor can a file that pytest writes to, so nothing may be reported within the block.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
 
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(
-    tmp_path: Path, smallest_files: Callable[[], None]
-) -> None:
+def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) -> None:
     notes: list[str] = []
     spill = Spill(tmp_path, notify=notes.append)
     cache = HeadCache(0, spill=spill)
     cache.put((1,), Head(made().keys[:1, :, :2], made().values[:1, :, :2]))
-    smallest_files()
-    for ids in ((2,), (3,)):
-        cache.put(ids, made())
-        assert cache.get(ids) is None
+    heads = {ids: made() for ids in ((2,), (3,))}
+    with small_files():
+        for ids, head in heads.items():
+            cache.put(ids, head)
+    assert [cache.get(ids) for ids in heads] == [None, None]
     assert cache.get((1,)) is not None  # what was written stays
     assert cache.spilled_bytes == only_file(spill).stat().st_size < 1000
     assert notes == [
