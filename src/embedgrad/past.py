@@ -108,6 +108,7 @@ class Past(DynamicCache):
         `kinds` names the kind of every layer; empty: there is but one.
         """
         self.kinds = kinds
+        own = self._own_slots(slots)
         for kind, window in windows.items():
             masks = [
                 None
@@ -115,19 +116,11 @@ class Past(DynamicCache):
                 else _additive(slots.see(stretch.slots, window), dtype)
                 for stretch in self.stretches
             ]
-            self.masks[kind] = [*masks, self._own_mask(slots, window, dtype)]
+            self.masks[kind] = [*masks, _own_mask(slots, own, window, dtype)]
 
     def _own_slots(self, slots: Slots) -> Slots:
-        """Slots of the keys that `update` gives back besides the stretches."""
+        """Slots of the keys that `update` gives back besides the stretches; asked once a pass."""
         return slots
-
-    def _own_mask(self, slots: Slots, window: int | None, dtype: torch.dtype) -> Tensor:
-        seen = slots.see(self._own_slots(slots), window)
-        # Padding sees itself, because a softmax over nothing is NaN.
-        tokens, keys = seen.shape[1:]
-        itself = torch.eye(tokens, keys, dtype=torch.bool, device=seen.device)
-        itself = itself.roll(keys - tokens, dims=1)
-        return _additive(seen | (itself & (slots.enter < 0)[:, :, None]), dtype)
 
     def joint_mask(self, kind: str) -> Tensor:
         """The mask [B, 1, T, K] that the model is told: over all keys if it joins them, else own.
@@ -162,9 +155,9 @@ class Past(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return sum(stretch.length for stretch in self.stretches)
 
-    def as_stretch(self, slots: Slots, *, plain: bool) -> Stretch:
-        """What this pass made, for the next one to look at."""
-        return Stretch(self.own_keys, self.own_values, slots, plain)
+    def as_stretch(self, slots: Slots) -> Stretch:
+        """What a pass without padding or branches made, for the next one to look at."""
+        return Stretch(self.own_keys, self.own_values, slots, plain=True)
 
 
 class Growing(Past):
@@ -179,17 +172,8 @@ class Growing(Past):
         self._slots = [stretch.slots.expand(rows) for stretch in stretches]
 
     def _own_slots(self, slots: Slots) -> Slots:
-        return functools.reduce(operator.add, self._slots)
-
-    def see(
-        self,
-        slots: Slots,
-        windows: Mapping[str, int | None],
-        kinds: Sequence[str],
-        dtype: torch.dtype,
-    ) -> None:
         self._slots = [functools.reduce(operator.add, [*self._slots, slots])]
-        super().see(slots, windows, kinds, dtype)
+        return self._slots[0]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -248,6 +232,16 @@ def stack_heads(heads: Sequence[Head], device: torch.device) -> list[Stretch]:
     positions = torch.arange(longest)[None] - longest + torch.tensor(lengths)[:, None]
     slots = Slots.trunk(positions.to(device))
     return [Stretch(keys, values, slots, plain=min(lengths) == longest)]
+
+
+def _own_mask(slots: Slots, keys: Slots, window: int | None, dtype: torch.dtype) -> Tensor:
+    """The mask over keys that end with the tokens' own."""
+    seen = slots.see(keys, window)
+    # Padding sees itself, because a softmax over nothing is NaN.
+    tokens, count = seen.shape[1:]
+    itself = torch.eye(tokens, count, dtype=torch.bool, device=seen.device)
+    itself = itself.roll(count - tokens, dims=1)
+    return _additive(seen | (itself & (slots.enter < 0)[:, :, None]), dtype)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

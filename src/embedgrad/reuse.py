@@ -66,7 +66,7 @@ class ReusingModel(FrozenModel):
         positions = torch.arange(len(first), len(first) + len(rows_PD), device=self.device)[None]
         past, slots = Past(stack_heads(heads[:1], self.device)), Slots.trunk(positions)
         self.read(rows_PD[None].to(self.dtype), slots, past)
-        prompt = past.as_stretch(slots, plain=True)
+        prompt = past.as_stretch(slots)
         return Ahead(heads, prompt, [n + len(rows_PD) for n in before], rows_PD[:0])
 
     @torch.no_grad()
@@ -94,10 +94,12 @@ class ReusingModel(FrozenModel):
 
         Heads of one batch are seldom of one length, and matrix products of few rows are slow.
         """
+        if self.reuse_off:
+            return
         missing: dict[tuple[Ids, int], list[Ids]] = {}
         tokens = 0
         for ids, shared in {s.head: s.shared for s in sequences}.items():
-            if self.reuse_off or tokens > PASS_TOKENS:
+            if tokens > PASS_TOKENS:
                 break
             short = self.longest_reuse is None or len(ids) <= self.longest_reuse
             if short and ids not in self.heads:
