@@ -8,7 +8,8 @@ finished run, with `--fresh` or on another machine it starts anew. With names, t
 anew and the other rows stay. `--quick` measures A to G, with one pair of each.
 
 `--data` is a folder with sst2/ and imdb/ (train and dev.jsonl each, with `text` and `label_text`)
-to use instead of the Hub. Where neither can be read, D, H and I are left out.
+to use instead of the Hub. Where neither can be read, D, H and I are left out, and
+the run is not finished.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def main() -> None:
         results.begin(fresh=arguments.fresh)
     model = load_model(MODEL, dtype="float32", device="cpu")
     bench = Bench(model, results, arguments.quick, kept=full, data=arguments.data)
-    for name in arguments.names or (QUICK if arguments.quick else NAMES):
-        run(bench, name)
-    if full:
+    names = arguments.names or (QUICK if arguments.quick else NAMES)
+    measured = [run(bench, name) for name in names]
+    if full and all(measured):
         results.finish()
 
 
-def run(bench: Bench, name: str) -> None:
+def run(bench: Bench, name: str) -> bool:
     """Measure one workload; without its data it is left out, with a line that says so."""
     bench.model.heads.clear()
     try:
@@ -71,6 +72,8 @@ def run(bench: Bench, name: str) -> None:
             loading.measure(bench)
     except EmbedgradError as error:
         print(f"{name}: left out: {error}", flush=True)
+        return False
+    return True
 
 
 if __name__ == "__main__":

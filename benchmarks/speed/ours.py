@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from embedgrad import LanguageModel
+from embedgrad.decoding import Decoding
 from embedgrad.generate import replies
 from embedgrad.sequence import TokenSequence
 
@@ -69,8 +70,8 @@ class Ours:
             self.model,
             self.start_PD,
             sequences,
-            max_new_tokens=new_tokens,
+            Decoding(max_new_tokens=new_tokens),
             end_ids=(),
             batch_size=len(sequences),
         )
-        return [reply.text for reply in made]
+        return [reply.text for (reply,) in made]
