@@ -1,11 +1,13 @@
 """Measure what README and docs report, into `benchmarks/results/*.json`.
 
-    python benchmarks/run.py [NAME ...] [--data FOLDER]
+    python benchmarks/run.py [NAME ...] [--data FOLDER] [--methods A,B] [--seeds 0,1]
 
 Every row is one `embedgrad optimize` in a process of its own, but for `causal-judgement`, whose
 rows share one process and the heads of its long questions. Rows that a results file holds
 already are not run again, so an interrupted run goes on where it stopped; delete a file to measure
-it anew. `--data` is a folder with sst2/ and bbh_causal_judgement_grouped/ (train, dev and
+it anew. Names that begin with `compare-` are comparisons of methods by `embedgrad compare`, which
+keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only some of their rows.
+`--data` is a folder with sst2/, imdb/, svamp/ and bbh_causal_judgement_grouped/ (train, dev and
 test.jsonl each) to use instead of the Hub.
 """
 
@@ -68,13 +70,54 @@ def losses(numbers: tuple[int, ...]) -> dict[str, list[str]]:
     }
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One results file of `embedgrad compare`."""
+
+    recipe: str
+    settings: list[str]
+    local: list[str] = field(default_factory=list)
+    """Settings that replace the Hub's data by files below --data."""
+
+
+PROMPTS = """compare.prompts=[
+    "Sentiment, positive or negative:",
+    "Would you say that the writer liked it? Reply with positive or negative:",
+    "Classify the text above as positive or negative. The class is",
+]"""
+CAUSAL = ['data.answer="label"', "template.user={template}"]
+COMPARISONS = {
+    "compare-sst2-smollm2-135m": Compared("sst2-smollm2-135m.toml", [PROMPTS], files("sst2")),
+    "compare-imdb-smollm2-135m": Compared(
+        "imdb-smollm2-135m.toml",
+        ['compare.methods=["text", "embedgrad", "peft-prompt-tuning-text"]', "compare.seeds=[0]"],
+        [*files("imdb"), 'data.answer="label_text"', "data.labels={}"],
+    ),
+    "compare-causal-judgement-smollm2-135m": Compared(
+        "causal-judgement-smollm2-135m.toml",
+        ["compare.seeds=[0, 1, 2, 3, 4]"],
+        [*files("bbh_causal_judgement_grouped"), 'data.group="group"', *CAUSAL],
+    ),
+    "compare-causal-judgement-random-split-smollm2-135m": Compared(
+        "causal-judgement-smollm2-135m.toml",
+        ["compare.seeds=[0, 1, 2, 3, 4]"],
+        [*files("bbh_causal_judgement"), *CAUSAL],
+    ),
+    "compare-svamp-smollm2-135m": Compared(
+        "svamp-smollm2-135m.toml",
+        ["compare.seeds=[0, 1, 2]"],
+        [*files("svamp"), 'data.answer="answer"', "template.user={template}"],
+    ),
+}
 MEASUREMENTS = {
     "demo": Measurement("demo.toml", seeds(0, 1, 2)),
     "loss-over": Measurement("demo.toml", losses((0, 1, 2)), dev_only=True),
-    "loss-over-sst2": Measurement("sst2.toml", losses((0, 1, 2)), files("sst2"), dev_only=True),
-    "sst2": Measurement("sst2.toml", seeds(0), files("sst2")),
+    "loss-over-sst2": Measurement(
+        "sst2-smollm2-135m.toml", losses((0, 1, 2)), files("sst2"), dev_only=True
+    ),
+    "sst2": Measurement("sst2-smollm2-135m.toml", seeds(0), files("sst2")),
     "causal-judgement": Measurement(
-        "causal_judgement.toml",
+        "causal-judgement-smollm2-135m.toml",
         seeds(0, 1, 2, 3, 4),
         [
             *files("bbh_causal_judgement_grouped"),
@@ -89,14 +132,21 @@ MEASUREMENTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    known = [*MEASUREMENTS, *COMPARISONS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--data", type=Path, help="folder of local data instead of the Hub")
+    parser.add_argument("--methods", help="only these rows of comparisons, as in text,embedgrad")
+    parser.add_argument("--seeds", help="only these rows of comparisons, as in 0,1")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(MEASUREMENTS))
+    unknown = sorted(set(arguments.names) - set(known))
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(MEASUREMENTS)}")
-    for name in arguments.names or MEASUREMENTS:
-        measure(name, MEASUREMENTS[name], arguments.data)
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    for name in arguments.names or known:
+        if name in MEASUREMENTS:
+            measure(name, MEASUREMENTS[name], arguments.data)
+        else:
+            only = {"--methods": arguments.methods, "--seeds": arguments.seeds}
+            compare(name, COMPARISONS[name], arguments.data, only)
 
 
 def measure(name: str, measurement: Measurement, data: Path | None) -> None:
@@ -125,11 +175,28 @@ def measure(name: str, measurement: Measurement, data: Path | None) -> None:
         aside.replace(path)
 
 
-def local_settings(measurement: Measurement, data: Path) -> list[str]:
+def compare(name: str, compared: Compared, data: Path | None, only: dict[str, str | None]) -> None:
+    """Measure the rows of a comparison that are missing, and keep its results."""
+    out = ROOT / "runs" / name
+    local = local_settings(compared, data) if data else []
+    command = [sys.executable, "-m", "embedgrad", "compare", f"recipes/{compared.recipe}"]
+    command += ["--out", str(out)]
+    command += [part for setting in (*compared.settings, *local) for part in ("--set", setting)]
+    command += [part for flag, value in only.items() if value for part in (flag, value)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    text = (out / "results.json").read_text(encoding="utf-8")
+    if data:
+        text = text.replace(str(data.resolve()), "DATA")
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:
     """The settings that name local files; the grouped rows call their columns otherwise."""
     prompt = (ROOT / "recipes" / measurement.recipe).read_text(encoding="utf-8")
     user = next(line for line in prompt.splitlines() if line.startswith("user = "))
-    template = user.removeprefix("user = ").replace("{input}", "{question}")
+    template = user.removeprefix("user = ")
+    for theirs in ("{input}", "{question_concat}"):
+        template = template.replace(theirs, "{question}")
     return [
         setting.replace("{data}", str(data.resolve())).replace("{template}", template)
         for setting in measurement.local

@@ -101,9 +101,12 @@ def test_the_text_shows_how_a_part_is_written(kind: str) -> None:
     for name in KINDS[kind]:
         (line,) = [line for line in lines if line.startswith(f'  {{ name = "{name}" }}')]
         assert ("(default)" in line) == (name == DEFAULTS[kind])
+        options = FOUND[kind]["parts"][name]["options"]
+        given = "".join(f', {o["name"]} = "x"' for o in options if o["default"] == "required")
+        one = f'{{ name = "{name}"{given} }}'
         written: dict[str, Any] = {
             "gradients": f'{section}\nname = "{name}"',
-            "scorer": f'{section.replace("] ", "]@")} {{ name = "{name}" }}'.replace("@", "\n"),
+            "scorer": f"{section.replace('] ', ']@')} {one}".replace("@", "\n"),
         }
         toml = written.get(kind, f'{section}\nname = "{name}"')
         Recipe.from_dict(changed(**tomllib.loads(toml)))

@@ -22,6 +22,15 @@ pytest_plugins = ["tiny_runs"]
 
 # Frozen: an option that is renamed or removed breaks what people wrote.
 OPTIONS = {
+    "plan": {
+        "RECIPE.toml",
+        "--memory",
+        "--minutes",
+        "--no-probe",
+        "--set",
+        "--json",
+        "--quiet",
+    },
     "optimize": {
         "RECIPE.toml",
         "--out",
@@ -29,12 +38,48 @@ OPTIONS = {
         "--device",
         "--dtype",
         "--attention",
+        "--require-gain",
         "--json",
         "--quiet",
     },
-    "evaluate": {"RUN", "--split", "--set", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
-    "generate": {"RUN", "QUERY", "--text-prompt", "--set", "--json", "--quiet"},
+    "compare": {
+        "RECIPE.toml",
+        "--out",
+        "--methods",
+        "--seeds",
+        "--set",
+        "--require-gain",
+        "--json",
+        "--quiet",
+    },
+    "report": {
+        "RUN",
+        "--out",
+        "--rows",
+        "--no-model",
+        "--format",
+        "--figure",
+        "--set",
+        "--json",
+        "--quiet",
+    },
+    "generate": {
+        "RUN",
+        "QUERY",
+        "--text-prompt",
+        "--max-new-tokens",
+        "--temperature",
+        "--top-p",
+        "--samples",
+        "--stop",
+        "--seed",
+        "--stream",
+        "--set",
+        "--json",
+        "--quiet",
+    },
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},
 }
@@ -67,7 +112,10 @@ def examples(finished: tuple[Path, Any], recipe: Any, tmp_path: Path, data: Path
     """A call of every verb that works."""
     run = finished[0]
     return {
+        "plan": ("plan", recipe(), "--no-probe"),
+        "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
+        "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),
         "inspect": ("inspect", run, "--rows", "4"),
         "generate": ("generate", run, "The film was great."),

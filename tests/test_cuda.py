@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tiny
+from embedgrad.decoding import Decoding
 from embedgrad.generate import replies
 from embedgrad.head_cache import HeadCache
 from embedgrad.language_model import LanguageModel
@@ -52,6 +53,6 @@ def test_heads_over_the_budget_lie_in_host_memory() -> None:
 def test_replies_are_those_of_the_cpu() -> None:
     made = mixed(dtype=torch.float32, attention="sdpa")
     model = on_gpu("llama", torch.float32)
-    arguments = {"max_new_tokens": 8, "end_ids": ()}
-    found = replies(model, made.start.to("cuda"), made.sequences, **arguments)
-    assert found == replies(made.model, made.start, made.sequences, **arguments)
+    for decoding in (Decoding(8), Decoding(8, temperature=0.7, top_p=0.9, samples=3)):
+        found = replies(model, made.start.to("cuda"), made.sequences, decoding, end_ids=())
+        assert found == replies(made.model, made.start, made.sequences, decoding, end_ids=())

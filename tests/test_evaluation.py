@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tiny
+from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
 from embedgrad.evaluation import Evaluation, Evaluator, check_answers, summarize
 from embedgrad.examples import Example
@@ -21,9 +22,11 @@ ROWS = [
 
 def test_an_answer_that_no_reply_could_match_is_refused_before_anything_is_spent() -> None:
     check_answers(ROWS, Target(), Number())
-    words = [Example({}, "Addition", "rows.csv:9")]
-    with pytest.raises(DataError, match=r"rows\.csv:9: .* 'Addition' is none that .*'number'"):
-        check_answers(words, Target(), Number())
+    words = [Example({}, "Addition", f"rows.csv:{line}") for line in range(9, 14)]
+    told = r"^rows\.csv:9: .* 'Addition' is none that .* 'number' .* \(of 5 such rows the next: "
+    told += r"'Addition' \(rows\.csv:10\), 'Addition' \(rows\.csv:11\)\); choose another scorer"
+    with pytest.raises(DataError, match=told):
+        check_answers([*ROWS, *words], Target(), Number())
     check_answers(words, Target(), Exact())
     check_answers(words, Target(("Addition", "Division")), Number())
 
@@ -33,11 +36,12 @@ def test_replies_that_run_into_the_limit_are_counted() -> None:
     sequencer = model.sequencer(Template.chat(user="{review} [[Is it?]]"), Target(), ROWS)
     sequences = sequencer.build(ROWS)
     rows = model.embed(sequencer.span.ids)
-    never = replies(model, rows, sequences, max_new_tokens=3, end_ids=())
-    assert [reply.cut for reply in never] == [True, True]
+    decoding = Decoding(max_new_tokens=3)
+    never = replies(model, rows, sequences, decoding, end_ids=())
+    assert [reply.cut for (reply,) in never] == [True, True]
     everything = tuple(range(model.info.vocabulary))
-    at_once = replies(model, rows, sequences, max_new_tokens=3, end_ids=everything)
-    assert at_once == [("", False), ("", False)]
+    at_once = replies(model, rows, sequences, decoding, end_ids=everything)
+    assert at_once == [(("", False),), (("", False),)]
     evaluator = Evaluator(model, sequencer, Evaluation(max_new_tokens=1))
     evaluator.end_ids = ()
     answered = evaluator.refined(rows, sequences)

@@ -17,6 +17,7 @@ from embedgrad.evaluation import Evaluation
 from embedgrad.optimizers import Schedule
 from embedgrad.parts import KINDS
 from embedgrad.recipe import SECTIONS
+from embedgrad.self_written import Solutions, source_problems
 from embedgrad.settings import DataSettings, HeadCacheSettings, ModelSettings, ReportSettings
 from embedgrad.training import Parts, Training
 from small_recipe import SMALLEST, changed
@@ -160,7 +161,11 @@ RECIPES = st.builds(
         optimizer=parts("optimizer"),
         schedule=instances(Schedule),
     ),
-    evaluation=instances(Evaluation, scorer=parts("scorer")),
+    evaluation=instances(
+        Evaluation,
+        scorer=parts("scorer"),
+        stop=st.lists(TEXT.filter(bool), max_size=2).map(tuple),
+    ),
     head_cache=st.builds(
         HeadCacheSettings,
         st.sampled_from([0.0, 0.25, 1e9, "2 GiB", "0"]),
@@ -169,6 +174,7 @@ RECIPES = st.builds(
         st.sampled_from(["model", "half"]),
     ),
     report=instances(ReportSettings),
+    solutions=instances(Solutions),
     merges=st.sampled_from(["report", "refuse"]),
 )
 
@@ -176,6 +182,8 @@ RECIPES = st.builds(
 def fits_together(recipe: Recipe) -> bool:
     free = not recipe.target.choices
     wants_choices = recipe.parts.objective.needs_choices(available=False)
+    if source_problems(recipe.solutions, recipe.target, column=recipe.data.solution is not None):
+        return False
     return not (free and (wants_choices or recipe.training.metric == "macro_f1"))
 
 

@@ -165,7 +165,7 @@ def test_the_artifact_says_where_it_comes_from(
         assert (entry["rows"], entry["source"]) == (count, str(data / f"{split}.jsonl"))
         assert len(entry["sha256"]) == 64
     assert prompt["licenses"].keys() == {"model", "data"}
-    assert prompt["decoding"] == {"do_sample": False, "max_new_tokens": 256}
+    assert prompt["decoding"] == {"do_sample": False, "max_new_tokens": 256, "stop": []}
     assert prompt["versions"].keys() == {
         "python",
         "embedgrad",

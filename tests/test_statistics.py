@@ -13,10 +13,12 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from embedgrad.statistics import (
     bootstrap_mean,
+    holm,
     log_loss,
     macro_f1,
     mcnemar_exact,
     paired_bootstrap,
+    sign_flip_test,
     wilson_interval,
 )
 
@@ -257,3 +259,65 @@ def test_log_loss_has_a_floor() -> None:
 def test_log_loss_refuses_what_is_no_probability(probabilities: list[float]) -> None:
     with pytest.raises(ValueError, match="probability"):
         log_loss(probabilities)
+
+
+# Signs flipped, and several tests at once
+
+
+def test_flipped_signs_of_ones_are_mcnemars_test() -> None:
+    for better, worse in ((12, 3), (7, 7), (30, 12)):
+        differences = [1.0] * better + [-1.0] * worse + [0.0] * 50
+        exact = mcnemar_exact(worse, better)
+        assert sign_flip_test(differences, samples=40_000) == pytest.approx(exact, abs=0.01)
+
+
+def test_flipped_signs_equal_scipys_randomization_test() -> None:
+    differences = [0.9, -0.2, 0.4, 0.7, -0.1, 0.3, 0.55, -0.35, 0.6, 0.15]
+
+    def mean(values: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(values.mean(axis=axis))
+
+    expected = stats.permutation_test(
+        (np.array(differences),), mean, permutation_type="samples", vectorized=True
+    ).pvalue
+    assert sign_flip_test(differences, samples=100_000) == pytest.approx(expected, abs=0.005)
+
+
+def test_thirds_that_rounding_made_unequal_count_as_equal() -> None:
+    assert 1 - 2 / 3 != 1 / 3
+    mixed = sign_flip_test([1 / 3] * 6 + [1 - 2 / 3] * 6 + [-1 / 3] * 3)
+    assert mixed == sign_flip_test([1 / 3] * 12 + [-1 / 3] * 3)
+
+
+def test_flipped_signs_of_nothing_show_nothing() -> None:
+    assert sign_flip_test([0.0, 0.0]) == 1.0
+    assert sign_flip_test([0.5, -0.5]) == 1.0
+    # The smallest p-value that so many samples can show.
+    assert sign_flip_test([1.0] * 200, samples=999) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("differences", [[], [math.nan], [1.0, math.inf]])
+def test_flipping_signs_refuses_what_is_no_difference(differences: list[float]) -> None:
+    with pytest.raises(ValueError, match="difference"):
+        sign_flip_test(differences)
+
+
+def test_holm_gives_a_worked_example() -> None:
+    # Of 0.01, 0.04, 0.03 and 0.005 by hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, then not below it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for p_value, p_holm in zip(p_values, adjusted, strict=True):
+        assert p_value <= p_holm <= min(1.0, len(p_values) * p_value) + 1e-12
+    order = np.argsort(p_values, kind="stable")
+    assert sorted(adjusted) == [adjusted[i] for i in order]
+
+
+def test_holm_refuses_what_is_no_probability() -> None:
+    with pytest.raises(ValueError, match="p-values"):
+        holm([0.5, 1.5])

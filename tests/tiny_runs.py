@@ -112,6 +112,7 @@ def generated(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         data={"train": str(write_jsonl(folder / "sums.jsonl", rows)), "answer": "answer"},
         template={"user": "{question}\n\n[[Give the answer only:]]"},
         target={"choices": []},
+        solutions={"source": "answer"},
         evaluation={"scorer": "number", "max_new_tokens": 4},
     )
     del recipe["data"]["dev"], recipe["data"]["test"]

@@ -11,12 +11,13 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from embedgrad.decoding import Decoding, check_stop
 from embedgrad.errors import DataError
 from embedgrad.examples import Example
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
-from embedgrad.scorers import Exact, Scorer
+from embedgrad.scorers import Exact, Scorer, name_of
 from embedgrad.sequence import Sequencer, Target, TokenSequence
 from embedgrad.statistics import macro_f1, mcnemar_exact, paired_bootstrap, wilson_interval
 
@@ -98,8 +99,18 @@ class Evaluation:
     """When a free answer is right; choices are compared by their log-probabilities."""
     max_new_tokens: Annotated[int, Gt(0)] = 256
     """Longest free answer, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a free answer, which is cut before the first of them."""
     batch_size: Annotated[int, Gt(0)] = 32
     """Rows per pass."""
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop, "evaluation.stop")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How free answers are decoded: greedily."""
+        return Decoding(max_new_tokens=self.max_new_tokens, stop=self.stop)
 
 
 class Evaluator:
@@ -164,14 +175,15 @@ class Evaluator:
         return [answered[i] for i in range(len(sequences))]
 
     def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
-        return replies(
+        made = replies(
             self.model,
             rows_PD,
             sequences,
-            max_new_tokens=self.evaluation.max_new_tokens,
+            self.evaluation.decoding,
             end_ids=self.end_ids,
             batch_size=self.evaluation.batch_size,
         )
+        return [reply for (reply,) in made]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> Answered:
         best = int(shares_C.argmax())
@@ -191,14 +203,21 @@ class Evaluator:
 
 
 def check_answers(examples: Sequence[Example], target: Target, scorer: Scorer) -> None:
-    """Refuse a free answer that no reply could ever match. Raises `DataError`."""
-    for example in () if target.choices else examples:
-        if not scorer.score(example.answer, example.answer):
-            raise DataError(
-                f"{example.source}: the answer {example.answer[:60]!r} is none that "
-                f"evaluation.scorer = {type(scorer).__name__.lower()!r} can find in a reply; "
-                "choose another scorer, or another column in data.answer"
-            )
+    """Refuse free answers that no reply could ever match. Raises `DataError` with the first three.
+
+    A scorer that cannot work raises `RecipeError` here, before anything is spent.
+    """
+    if target.choices:
+        return
+    bad = [example for example in examples if not scorer.usable(example.answer)]
+    if bad:
+        shown = [f"{e.answer[:60]!r} ({e.source})" for e in bad[1:3]]
+        more = f" (of {len(bad)} such rows the next: {', '.join(shown)})" if shown else ""
+        raise DataError(
+            f"{bad[0].source}: the answer {bad[0].answer[:60]!r} is none that "
+            f"evaluation.scorer = {name_of(scorer)!r} can find in a reply{more}; "
+            "choose another scorer, or another column in data.answer"
+        )
 
 
 def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:

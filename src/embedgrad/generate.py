@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.cutting import Ids
+from embedgrad.decoding import Decoding, Draft
 from embedgrad.language_model import LanguageModel
 from embedgrad.layout import Layout
 from embedgrad.past import Growing, Slots
@@ -28,54 +33,133 @@ def replies(
     model: LanguageModel,
     rows_PD: Tensor,
     sequences: Sequence[TokenSequence],
+    decoding: Decoding = Decoding(),
     *,
-    max_new_tokens: int,
     end_ids: Ids,
     batch_size: int = 16,
+    numbers: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[Reply]:
-    """Greedy answers, one per sequence, without the end token and other special tokens.
+) -> list[tuple[Reply, ...]]:
+    """Answers, `decoding.samples` per sequence, without the end token and other special tokens.
 
-    Rows of a batch may have any lengths: padding changes nothing. `progress` gets the number of
-    rows done. The same tokens as greedy `transformers` `generate` gives for each row alone.
+    Rows of a batch may have any lengths: padding changes nothing. Greedy answers have the tokens
+    that greedy `transformers` `generate` gives for each row alone. What is drawn for a sample
+    depends on the seed, the sequence's number (unset: its place) and the sample's, and on nothing
+    else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
-    answers: dict[int, Reply] = {}
+    made: dict[int, tuple[Reply, ...]] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].head))
-    # Rotary scaling by length would change under the stored keys of a growing answer.
-    alone = bool(model.reuse_off) or model.longest_reuse is not None
-    decode = _decode_in_full if alone else _decode
-    size = 1 if alone else batch_size
+    samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
+    size = max(1, batch_size // samples)
     for start in range(0, len(order), size):
         batch = order[start : start + size]
-        rows = [sequences[i] for i in batch]
-        made = decode(model, rows_PD, rows, max_new_tokens, end_ids)
-        for i, (ids, cut) in zip(batch, made, strict=True):
-            answers[i] = Reply(model.tokenizer.decode(ids, skip_special_tokens=True), cut)
+        drafts = {
+            i: [
+                _draft(
+                    model,
+                    rows_PD,
+                    sequences[i],
+                    decoding,
+                    end_ids,
+                    (i if numbers is None else numbers[i], sample),
+                )
+                for sample in range(samples)
+            ]
+            for i in batch
+        }
+        _decode(model, rows_PD, [(sequences[i], drafts[i]) for i in batch], batch_size)
+        for i in batch:
+            made[i] = tuple(map(_reply, drafts[i])) * (decoding.samples // samples)
         if progress is not None:
-            progress(len(answers))
-    return [answers[i] for i in range(len(sequences))]
+            progress(len(made))
+    return [made[i] for i in range(len(sequences))]
+
+
+@torch.no_grad()
+def stream(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequence: TokenSequence,
+    decoding: Decoding = Decoding(),
+    *,
+    end_ids: Ids,
+) -> Generator[str, None, Reply]:
+    """The first answer in pieces, each as soon as nothing can change it; returns the `Reply`.
+
+    Joined they are the text that `replies` gives.
+    """
+    draft = _draft(model, rows_PD, sequence, decoding, end_ids, (0, 0), watched=True)
+    if _alone(model):
+        steps = _steps_in_full(model, rows_PD, sequence, draft)
+    else:
+        steps = _steps(model, model.past_of(rows_PD, [sequence]), [sequence], [draft])
+    sent = 0
+    with closing(steps):
+        for _ in steps:
+            piece = draft.certain[sent:]
+            if piece:
+                sent += len(piece)
+                yield piece
+    reply = _reply(draft)
+    if reply.text[sent:]:
+        yield reply.text[sent:]
+    return reply
+
+
+def _draft(
+    model: LanguageModel,
+    rows_PD: Tensor,
+    sequence: TokenSequence,
+    decoding: Decoding,
+    end_ids: Ids,
+    number: tuple[int, int],
+    *,
+    watched: bool = False,
+) -> Draft:
+    length = len(sequence.head) + len(rows_PD) + len(sequence.tail)
+    context = model.info.context
+    most = decoding.max_new_tokens
+    # A row that is too long already was let through on purpose.
+    if length <= context:
+        most = min(most, context - length + 1)  # the last token need not be read again
+    return Draft(
+        model.tokenizer, decoding, end_ids=end_ids, most=most, number=number, watched=watched
+    )
+
+
+def _reply(draft: Draft) -> Reply:
+    return Reply(draft.text, not draft.ended)
 
 
 def _decode(
     model: LanguageModel,
     rows_PD: Tensor,
-    sequences: Sequence[TokenSequence],
-    max_new_tokens: int,
-    end_ids: Ids,
-) -> list[tuple[list[int], bool]]:
-    # Not in inference mode: heads are stored, and training goes through them.
+    batch: Sequence[tuple[TokenSequence, Sequence[Draft]]],
+    batch_size: int,
+) -> None:
+    """Bring every draft of a batch to its end."""
+    if _alone(model):
+        for sequence, drafts in batch:
+            for draft in drafts:
+                _decode_in_full(model, rows_PD, sequence, draft)
+        return
+    sequences = [sequence for sequence, _ in batch]
     ahead = model.past_of(rows_PD, sequences)
-    with torch.inference_mode():
-        return _decode_behind(model, ahead, sequences, max_new_tokens, end_ids)
+    for first in range(0, len(batch[0][1]), batch_size):
+        some = [draft for _, drafts in batch for draft in drafts[first : first + batch_size]]
+        for _ in _steps(model, ahead, sequences, some):
+            pass
 
 
-def _decode_behind(
-    model: LanguageModel,
-    ahead: Ahead,
-    sequences: Sequence[TokenSequence],
-    max_new_tokens: int,
-    end_ids: Ids,
-) -> list[tuple[list[int], bool]]:
+@torch.inference_mode()
+def _steps(
+    model: LanguageModel, ahead: Ahead, sequences: Sequence[TokenSequence], drafts: Sequence[Draft]
+) -> Generator[None, None, None]:
+    """Decode a batch, a token at a time; the drafts of a sequence stand next to each other.
+
+    `ahead` is made outside, not in inference mode: heads are stored, and training goes through
+    them.
+    """
     layout = Layout(len(ahead.rows_PD), 0)
     for before, sequence in zip(ahead.before, sequences, strict=True):
         layout.add(before, sequence.tail, ())
@@ -83,61 +167,95 @@ def _decode_behind(
     batch = layout.tensors(everyone, model.device)
     past = Growing(ahead.stretches(everyone), len(sequences))
     embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
-    slots = batch.slots
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True
-    ended = torch.zeros(len(sequences), dtype=torch.bool, device=model.device)
-    stopped = ended.clone()  # by an end token, not for want of room
-    ends = torch.tensor(end_ids, dtype=torch.long, device=model.device)
-    answers: list[list[int]] = [[] for _ in sequences]
-    room = [_room(model, length) for length in (slots.positions[:, -1] + 1).tolist()]
-    for made in range(max_new_tokens):
-        token = model.logits(embeds, slots, past, last).argmax(dim=1)
-        stopped |= ~ended & torch.isin(token, ends)
-        ended |= stopped
-        for answer, new, over in zip(answers, token.tolist(), ended.tolist(), strict=True):
-            if not over:
-                answer.append(new)
-        ended |= torch.tensor([made + 1 >= most for most in room], device=model.device)
-        if ended.all():
-            break
+    logits = model.logits(embeds, batch.slots, past, last)
+    positions = batch.slots.positions[:, -1:]
+    samples = len(drafts) // len(sequences)
+    if samples > 1:
+        past = past.copies(samples)
+        logits, positions = (part.repeat_interleave(samples, dim=0) for part in (logits, positions))
+    last = torch.ones_like(positions, dtype=torch.bool)
+    while True:
+        token = _chosen(logits, drafts)
+        for draft, new in zip(drafts, token.tolist(), strict=True):
+            draft.add(new)
+        yield
+        if all(draft.over for draft in drafts):
+            return
+        # A row that is over goes along where it is: there may be no position behind it.
+        going = torch.tensor([not draft.over for draft in drafts], device=model.device)
+        positions = positions + going[:, None].long()
         embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
-        # A row that has ended goes along where it is: there may be no position behind it.
-        slots = Slots.trunk(slots.positions[:, -1:] + (~ended[:, None]).long())
-        last = torch.ones_like(last[:, -1:])
-    return [(ids, not done) for ids, done in zip(answers, stopped.tolist(), strict=True)]
+        logits = model.logits(embeds, Slots.trunk(positions), past, last)
 
 
-def _room(model: LanguageModel, length: int) -> int:
-    """Tokens that can be answered after so many: the last one need not be read again."""
-    context = model.info.context
-    # A row that is too long already was let through on purpose.
-    return context - length + 1 if length <= context else 2**31
+def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
+    """The next token [N] of every draft; any where a draft is over."""
+    if not drafts[0].decoding.temperature:
+        return logits_NV.argmax(dim=1)
+    rows = logits_NV.cpu()
+    chosen = [0 if d.over else d.choose(row_V) for d, row_V in zip(drafts, rows, strict=True)]
+    return torch.tensor(chosen, device=logits_NV.device)
 
 
+# -- models without (full) head reuse --------------------------------------------------------------
+
+
+def _alone(model: LanguageModel) -> bool:
+    # Rotary scaling by length would change under the stored keys of a growing answer.
+    return bool(model.reuse_off) or model.longest_reuse is not None
+
+
+@torch.no_grad()
 def _decode_in_full(
     model: LanguageModel,
     rows_PD: Tensor,
-    sequences: Sequence[TokenSequence],
-    max_new_tokens: int,
-    end_ids: Ids,
-) -> list[tuple[list[int], bool]]:
-    """One row at a time through `transformers`, for models without (full) head reuse."""
-    answers = []
-    for sequence in sequences:
-        ids = torch.tensor([sequence.head + (0,) * len(rows_PD) + sequence.tail])
-        at = torch.arange(len(rows_PD)) + len(sequence.head)
-        embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
-        model.forget_longest_pass()
-        new = model.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones_like(ids).to(model.device),
-            max_new_tokens=min(max_new_tokens, _room(model, ids.shape[1])),
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=list(end_ids) or None,
-            pad_token_id=0,
-        )[0].tolist()
-        end = next((i for i, token in enumerate(new) if token in end_ids), len(new))
-        answers.append((new[:end], end == len(new)))
-    return answers
+    sequence: TokenSequence,
+    draft: Draft,
+    told: Callable[[], None] = lambda: None,
+) -> None:
+    """One answer by `transformers` `generate`, which gets its tokens from the draft."""
+
+    def choose(_: Tensor, scores: Tensor) -> Tensor:
+        if draft.over:
+            return scores
+        token = _chosen(scores, [draft])
+        draft.add(int(token))
+        told()
+        return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
+
+    def over(_: Tensor, scores: object, **__: object) -> Tensor:
+        return torch.tensor([draft.over], device=model.device)
+
+    ids = torch.tensor([sequence.head + (0,) * len(rows_PD) + sequence.tail])
+    at = torch.arange(len(rows_PD)) + len(sequence.head)
+    embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
+    model.forget_longest_pass()
+    model.model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones_like(ids).to(model.device),
+        max_new_tokens=draft.most,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=list(draft.end_ids) or None,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([choose]),
+        stopping_criteria=StoppingCriteriaList([over]),
+    )
+
+
+def _steps_in_full(
+    model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence, draft: Draft
+) -> Generator[None, None, None]:
+    """The same, a token at a time: `generate` runs in a thread, as it tells nothing sooner."""
+    told: SimpleQueue[bool] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(_decode_in_full, model, rows_PD, sequence, draft, lambda: told.put(True))
+        work.add_done_callback(lambda _: told.put(False))
+        try:
+            while told.get():
+                yield
+            work.result()
+        finally:
+            draft.over = True  # nobody may want the rest

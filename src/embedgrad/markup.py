@@ -79,3 +79,10 @@ def parse(text: str, where: str) -> tuple[Piece, ...]:
         raise refuse("a span that is not closed; end it with ]]", len(text))
     close("text")
     return tuple(piece for piece in pieces if piece.text)
+
+
+def literal(text: str) -> str:
+    """The text as `parse` gives it back: braces and double brackets are doubled."""
+    for mark in ("{", "}", "[[", "]]"):
+        text = text.replace(mark, 2 * mark)
+    return text

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,10 +22,10 @@ from embedgrad.errors import DataError, DivergenceError, RunError
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
 from embedgrad.language_model import LanguageModel
 from embedgrad.parameterizations import Theta
-from embedgrad.prompt import PromptEmbedding, cosine_P, drift_P
+from embedgrad.prompt import PromptEmbedding, distances
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.state import TrainingState
-from embedgrad.training import Parts, Refinement, Training
+from embedgrad.training import Parts, Refinement, Training, epoch_order
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -40,18 +39,20 @@ def optimize(
     training: Training = Training(),
     parts: Parts = Parts(),
     evaluation: Evaluation = Evaluation(),
+    start_rows: Tensor | None = None,
     state: TrainingState | None = None,
     report: Report = lambda event: None,
     keep: Callable[[TrainingState], None] = lambda state: None,
 ) -> Refinement:
     """Refine the rows of the span on `train`, keeping those that score best on `dev`.
 
-    Without dev rows the last rows are kept. `report` gets one event (plain JSON values) per step,
+    `start_rows`, shape [P, D], take the place of the text's own rows. Without dev rows the last
+    rows are kept. `report` gets one event (plain JSON values) per step,
     evaluation and note; `keep` gets the state after every evaluation, and `state` continues from
     one. Ctrl-C ends the loop and returns the best rows so far. Raises `DivergenceError` when a loss
     or gradient is not finite, before the step is made; its `refinement` holds the best rows so far.
     """
-    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report)
+    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start_rows)
     started = time.perf_counter()
     failure: DivergenceError | None = None
     try:
@@ -85,6 +86,7 @@ class _Loop:
         parts: Parts,
         evaluation: Evaluation,
         report: Report,
+        start_rows: Tensor | None,
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
@@ -92,7 +94,9 @@ class _Loop:
         self.training, self.parts, self.report = training, parts, report
         self.evaluator = Evaluator(model, sequencer, evaluation)
         self.choices = parts.objective.needs_choices(available=bool(sequencer.target.choices))
-        self.start_PD = model.embed(sequencer.span.ids)
+        text_PD = model.embed(sequencer.span.ids)
+        self.is_text = start_rows is None
+        self.start_PD = text_PD if start_rows is None else start_rows.to(text_PD)
         generator = torch.Generator().manual_seed(training.seed)
         self.theta = parts.parameterization.init(self.start_PD, generator)
         for value in self.theta.values():
@@ -165,8 +169,7 @@ class _Loop:
         """Batches by step; the order of an epoch depends on nothing but seed and epoch."""
         size = self.training.batch_size
         for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
-            order = list(range(len(self.train)))
-            random.Random(f"{self.training.seed}:{epoch}").shuffle(order)
+            order = epoch_order(len(self.train), self.training.seed, epoch)
             for i in range(self.steps_per_epoch):
                 step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
@@ -251,7 +254,8 @@ class _Loop:
     @torch.no_grad()
     def _evaluate(self) -> None:
         rows = self.rows().detach()
-        answer = self.evaluator.refined if self.step else self.evaluator.text
+        plain = self.is_text and not self.step
+        answer = self.evaluator.text if plain else self.evaluator.refined
         summary = summarize(answer(rows, self.dev), self.sequencer.target.choices)
         score = {"step": self.step, "accuracy": summary.accuracy, "log_loss": summary.log_loss}
         if summary.macro_f1 is not None:
@@ -265,8 +269,6 @@ class _Loop:
 
     @torch.no_grad()
     def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:
-        rows = self.rows()
-        drift = drift_P(rows, self.start_PD)
         self.report(
             {
                 "event": "step",
@@ -275,9 +277,7 @@ class _Loop:
                 "loss": loss,
                 "gradient_norm": norm,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "drift_mean": drift.mean().item(),
-                "drift_max": drift.max().item(),
-                "cosine_min": cosine_P(rows, self.start_PD).min().item(),
+                **distances(self.rows(), self.start_PD),
                 "examples": examples,
                 "seconds": seconds,
                 **self.model.heads.progress,

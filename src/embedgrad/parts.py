@@ -189,6 +189,7 @@ def _type_text(annotation: object) -> str:
     """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
     text = str(annotation).replace(" | None", " or none")
     text = text.replace("Mapping[str, ", "table[").replace("tuple[str, ...]", "list[str]")
+    text = text.replace("tuple[int, ...]", "list[int]")
     for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
         text = text.replace(f"{name}(", f"{sign} ")
     if text.startswith("Annotated["):

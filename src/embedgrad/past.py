@@ -52,6 +52,11 @@ class Slots:
         """The same slots for so many rows."""
         return Slots(*(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave)))
 
+    def repeat(self, times: int) -> Slots:
+        """So many copies of every row, side by side."""
+        parts = (self.positions, self.enter, self.leave)
+        return Slots(*(part.repeat_interleave(times, dim=0) for part in parts))
+
     def see(self, keys: Slots, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
         at, enter = self.positions[:, :, None], self.enter[:, :, None]
@@ -201,6 +206,14 @@ class Growing(Past):
             grown.append(stored[layer_idx][:, :, :end])
         key, value = grown
         return key, value
+
+    def copies(self, times: int) -> Growing:
+        """A past of its own for so many copies of every row, side by side."""
+        copied = Growing((), 0)
+        copied._slots = [slots.repeat(times) for slots in self._slots]
+        copied.own_keys = [keys.repeat_interleave(times, dim=0) for keys in self.own_keys]
+        copied.own_values = [values.repeat_interleave(times, dim=0) for values in self.own_values]
+        return copied
 
 
 def _room(like: Tensor, tokens: int) -> Tensor:

@@ -65,6 +65,16 @@ def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     return torch.cosine_similarity(rows_PD, start_PD, dim=1)
 
 
+def distances(rows_PD: Tensor, start_PD: Tensor) -> dict[str, float]:
+    """How far rows are from their start rows, in the numbers that events hold."""
+    drift = drift_P(rows_PD, start_PD)
+    return {
+        "drift_mean": drift.mean().item(),
+        "drift_max": drift.max().item(),
+        "cosine_min": cosine_P(rows_PD, start_PD).min().item(),
+    }
+
+
 def _into_cone(rows_PD: Tensor, start_PD: Tensor, floor: float) -> Tensor:
     """Nearest rows whose cosine to the start rows is at least `floor`.
 

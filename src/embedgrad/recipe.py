@@ -17,8 +17,10 @@ from embedgrad.head_cache import budget_bytes
 from embedgrad.optimizers import Schedule
 from embedgrad.parts import build, build_part, part_values, values_of
 from embedgrad.prompt import TrustRegion
+from embedgrad.self_written import Solutions, source_problems
 from embedgrad.sequence import Target
 from embedgrad.settings import (
+    CompareSettings,
     DataSettings,
     HeadCacheSettings,
     ModelSettings,
@@ -42,8 +44,10 @@ class Recipe:
     training: Training = Training()
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
+    solutions: Solutions = Solutions()
     head_cache: HeadCacheSettings = HeadCacheSettings()
     report: ReportSettings = ReportSettings()
+    compare: CompareSettings = CompareSettings()
     merges: str = "report"
 
     @classmethod
@@ -112,8 +116,10 @@ class Recipe:
             "template": template,
             "target": target,
             "training": section("training", Training),
+            "solutions": section("solutions", Solutions),
             "head_cache": section("head_cache", HeadCacheSettings),
             "report": section("report", ReportSettings),
+            "compare": section("compare", CompareSettings),
         }
         _check_together(recipe, parts, problems)
         if problems:
@@ -142,12 +148,14 @@ class Recipe:
             "optimizer": part_values("optimizer", parts.optimizer),
             "schedule": values_of(parts.schedule),
             "training": values_of(self.training),
+            "solutions": values_of(self.solutions),
             "evaluation": {
                 **values_of(self.evaluation),
                 "scorer": part_values("scorer", self.evaluation.scorer),
             },
             "head_cache": values_of(self.head_cache),
             "report": values_of(self.report),
+            "compare": values_of(self.compare),
         }
         resolved: dict[str, Any] = _plain(values)
         return resolved
@@ -169,9 +177,11 @@ SECTIONS: dict[str, type | None] = {
     "optimizer": None,
     "schedule": Schedule,
     "training": Training,
+    "solutions": Solutions,
     "evaluation": Evaluation,
     "head_cache": HeadCacheSettings,
     "report": ReportSettings,
+    "compare": CompareSettings,
 }
 
 
@@ -243,6 +253,9 @@ def _check_together(
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
+    if recipe["solutions"] and target and data:
+        column = data.solution is not None
+        problems += source_problems(recipe["solutions"], target, column=column)
     if data:
         _check_splits(data, problems)
     if recipe["head_cache"]:

@@ -4,40 +4,35 @@ RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact
 RUN/state/             where the loop stood at its last evaluation
 RUN/events.jsonl       what happened, one JSON object a line
+RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/predictions.jsonl  the test rows with both prompts' answers
 RUN/result.json        the scores
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from embedgrad import artifact
-from embedgrad.drift import token_drift
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.evaluation import Comparison, Evaluator, check_answers, evaluate
-from embedgrad.examples import Example
+from embedgrad.evaluation import Evaluator, check_answers, evaluate
 from embedgrad.files import finite, write_file, write_json
 from embedgrad.head_cache import HeadCache, Spill
 from embedgrad.language_model import LanguageModel, load_model
 from embedgrad.optimization import optimize
 from embedgrad.prompt import PromptEmbedding
+from embedgrad.provenance import facts_of, peak_memory, predictions, provenance_of
 from embedgrad.recipe import Recipe
-from embedgrad.settings import DataSettings
+from embedgrad.self_written import training_examples, training_for
 from embedgrad.splits import Splits, label_balance, read_splits
 from embedgrad.storage import measure_heads
 from embedgrad.training import Refinement
-from embedgrad.versions import versions
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -80,10 +75,17 @@ def run(
             truncate=recipe.data.truncate,
         )
         _say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
-        report({"event": "stage", "text": "tokenizing"})
-        train, dev, test = (
-            sequencer.build(part) for part in (splits.train, splits.dev, splits.test)
+        examples, solutions = training_examples(
+            model,
+            sequencer,
+            splits.train,
+            recipe.solutions,
+            evaluation=recipe.evaluation,
+            report=report,
+            keep_at=out / "solutions.jsonl",
         )
+        report({"event": "stage", "text": "tokenizing"})
+        train, dev, test = (sequencer.build(part) for part in (examples, splits.dev, splits.test))
         _say(report, sequencer.notes([*train, *dev, *test]))
         effect, notes = measure_heads(model, recipe, sequencer, train)
         _say(report, notes)
@@ -97,7 +99,7 @@ def run(
         raise
 
     def save(refinement: Refinement) -> PromptEmbedding:
-        provenance = provenance_of(recipe, model, splits, refinement)
+        provenance = provenance_of(recipe, model, splits, refinement, solutions)
         prompt = refinement.prompt.with_provenance(**provenance)
         artifact.save(prompt, out / "prompt")
         return prompt
@@ -109,7 +111,7 @@ def run(
             sequencer,
             train,
             dev,
-            training=recipe.training,
+            training=training_for(recipe.training, solutions["source"]),
             parts=recipe.parts,
             evaluation=recipe.evaluation,
             report=report,
@@ -123,7 +125,8 @@ def run(
     save(refinement)
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
-    result = _facts(prompt, model, refinement, out)
+    result = facts_of(prompt, model, refinement, out)
+    result["solutions"] = solutions
     result["interrupted"] = refinement.ended == "interrupted"
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
@@ -156,6 +159,7 @@ def interruption(result: Mapping[str, Any]) -> str:
 def read_data(recipe: Recipe) -> Splits:
     """The recipe's examples, checked and split."""
     data = recipe.data
+    worked = recipe.solutions.source in ("auto", "column")
     return read_splits(
         data.train,
         data.dev,
@@ -164,7 +168,7 @@ def read_data(recipe: Recipe) -> Splits:
         answer=data.answer,
         choices=recipe.target.choices,
         labels=data.labels,
-        solution=data.solution,
+        solution=data.solution if worked else None,
         group=data.group,
         where=data.where,
         dev_share=data.dev_share,
@@ -189,35 +193,6 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     return model
 
 
-def provenance_of(
-    recipe: Recipe, model: LanguageModel, splits: Splits, refinement: Refinement
-) -> dict[str, Any]:
-    """What the artifact says of where it comes from; plain JSON values."""
-    info = asdict(model.info)
-    del info["path"]  # a place on one machine
-    return {
-        "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
-        "recipe": recipe.as_dict(),
-        "data": {
-            name: {"source": _source(recipe.data, name), "rows": len(rows), "sha256": digest}
-            for name, rows, digest in (
-                (name, getattr(splits, name), splits.digests.get(name))
-                for name in ("train", "dev", "test")
-            )
-        },
-        "licenses": {"model": info["license"], "data": recipe.data.license},
-        "decoding": {"do_sample": False, "max_new_tokens": recipe.evaluation.max_new_tokens},
-        "training": {
-            "ended": refinement.ended,
-            "steps": refinement.steps,
-            "best_step": refinement.best.step,
-            "dev_history": finite(refinement.best.history),
-        },
-        "versions": versions(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def new_folder(out: Path) -> None:
     """Make the run's folder; one that exists is never touched. Raises `RunError`."""
     try:
@@ -230,50 +205,6 @@ def new_folder(out: Path) -> None:
         ) from error
 
 
-def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dict[str, Any]]:
-    """One plain value per row with both prompts' answers, and whether it was fixed or broken."""
-    rows = []
-    pairs = zip(comparison.text_answers, comparison.refined_answers, strict=True)
-    for example, (a, b) in zip(examples, pairs, strict=True):
-        change = {(0.0, 1.0): "fixed", (1.0, 0.0): "broken"}.get((a.correct, b.correct), "same")
-        row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
-        row["columns"] = dict(example.columns)
-        for name, answered in (("text", a), ("refined", b)):
-            kept = asdict(answered).items()
-            row[name] = {k: v for k, v in kept if k not in ("source", "answer")}
-        rows.append(row)
-    return rows
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _facts(
-    prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
-) -> dict[str, Any]:
-    tokens = token_drift(prompt, model)
-    return {
-        "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
-        "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
-        "nearest_tokens_unchanged": sum(t.unchanged for t in tokens) / len(tokens),
-        "tokens": [asdict(token) for token in tokens],
-        "train": {
-            "steps": refinement.steps,
-            "best_step": refinement.best.step,
-            "seconds": refinement.seconds,
-            "ended": refinement.ended,
-        },
-        "artifact": str(out / "prompt"),
-    }
-
-
 def _counts(splits: Splits) -> str:
     parts = []
     for name in ("train", "dev", "test"):
@@ -283,10 +214,6 @@ def _counts(splits: Splits) -> str:
         few = 0 < len(balance) <= 5
         parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if few else ""))
     return "; ".join(parts)
-
-
-def _source(data: DataSettings, name: str) -> str:
-    return str(getattr(data, name) or f"a share of {data.train}")
 
 
 def _say(report: Report, notes: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
-from embedgrad.errors import RecipeError
+from embedgrad.errors import DataError, RecipeError, nearest
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,61 @@ class HeadCacheSettings:
     """As budget, of free disk; the last 5 % of a disk stay free."""
     precision: Literal["model", "half"] = "model"
     """Of stored heads; half: 16 bits a number, and what it changes in the loss is told."""
+
+
+COMPARED = (
+    "text",
+    "best-of-n",
+    "few-shot",
+    "embedgrad",
+    "embedgrad-no-region",
+    "random-init",
+    "peft-prompt-tuning-text",
+    "peft-prompt-tuning-random",
+    "peft-cpt",
+    "peft-lora",
+)
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Which methods `embedgrad compare` sets side by side, and their own options."""
+
+    methods: tuple[str, ...] = ()
+    """Methods by name; unset: all that can run. The text prompt is always among them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A training of each method per seed, in place of training.seed."""
+    prompts: tuple[str, ...] = ()
+    """Other texts for the span, among which best-of-n chooses on dev."""
+    shots: Annotated[int, Gt(0)] = 4
+    """Training examples that few-shot shows before the question."""
+    prompt_tuning_learning_rate: Annotated[float, Gt(0)] = 0.003
+    """Of PEFT prompt tuning that starts at the text."""
+    random_prompt_learning_rate: Annotated[float, Gt(0)] = 0.03
+    """Of PEFT prompt tuning that starts at random, with rows many times longer than a text's."""
+    cpt_learning_rate: Annotated[float, Gt(0)] = 0.003
+    """Of PEFT CPT."""
+    lora_learning_rate: Annotated[float, Gt(0)] = 0.0003
+    """Of PEFT LoRA."""
+    lora_rank: Annotated[int, Gt(0)] = 8
+    """Rank of PEFT LoRA; its alpha is four times that."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in COMPARED:
+                raise DataError(
+                    f"compare.methods: unknown method {name!r}; {nearest(name, COMPARED)}"
+                )
+        if not self.seeds or min(self.seeds) < 0:
+            raise DataError(
+                f"compare.seeds: {list(self.seeds)}; expected one or more numbers from 0 up"
+            )
+        for option in ("methods", "seeds"):
+            given = getattr(self, option)
+            if len(set(given)) < len(given):
+                raise DataError(f"compare.{option}: {list(given)}; expected each one once")
+        if "" in self.prompts:
+            raise DataError("compare.prompts: '' holds no words; expected texts for the span")
 
 
 @dataclass(frozen=True)

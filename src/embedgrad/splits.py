@@ -135,7 +135,7 @@ def label_balance(examples: Iterable[Example]) -> dict[str, int]:
     return dict(sorted(Counter(example.answer for example in examples).items()))
 
 
-def _text_key(example: Example, columns: Sequence[str]) -> tuple[str, ...]:
+def text_key(example: Example, columns: Sequence[str]) -> tuple[str, ...]:
     """What makes two texts duplicates: equal but for case and white space."""
     return tuple(" ".join(example.columns.get(name, "").split()).casefold() for name in columns)
 
@@ -164,7 +164,7 @@ def _shared_texts(explicit: Mapping[str, Sequence[Example]], columns: Sequence[s
     count, pair = 0, ""
     for name, rows in explicit.items():
         for example in rows:
-            home, other = first.setdefault(_text_key(example, columns), (name, example))
+            home, other = first.setdefault(text_key(example, columns), (name, example))
             if home != name:
                 count += 1
                 pair = pair or f"{home} {other.source} and {name} {example.source}"
@@ -230,7 +230,7 @@ def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Exa
 
     first: dict[tuple[str, ...] | str, int] = {}
     for i, example in enumerate(examples):
-        for key in (_text_key(example, columns), example.group):
+        for key in (text_key(example, columns), example.group):
             if key is not None:
                 parent[root(i)] = root(first.setdefault(key, i))
     units: dict[int, list[Example]] = {}
@@ -253,7 +253,7 @@ def _carving_notes(
         for name in shares
         if name != "train"
     ]
-    repeats = len(train) - len({_text_key(example, columns) for example in train})
+    repeats = len(train) - len({text_key(example, columns) for example in train})
     if repeats:
         notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
     return notes

@@ -20,6 +20,10 @@ NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
 CHAT_NOTE = "Guessed that the model has a chat template; if not, write text instead of user."
 FREE_PROMPT = "Give the answer only:"
+ANSWER_ONLY = """
+
+[solutions]
+source = "answer"        # as the prompt asks for it; self-written: solutions of the model's own"""
 
 
 def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[str, ...]]:
@@ -108,8 +112,10 @@ def _task(table: Table, guess: Guess) -> tuple[str, str, str]:
     target = "# No choices: the model answers in its own words, and learns to end its turn."
     answers = [cell_text(row.get(guess.answer or "")) or "" for row in table.rows]
     if all(parse_number(answer) is not None for answer in answers):
-        prompt = STEPS_PROMPT if _solution(table) else NUMBER_PROMPT
-        return prompt, target, 'scorer = "number"        # or exact, contains'
+        scorer = 'scorer = "number"        # or exact, contains'
+        if _solution(table):
+            return STEPS_PROMPT, target, scorer
+        return NUMBER_PROMPT, target + ANSWER_ONLY, scorer
     return FREE_PROMPT, target, 'scorer = "exact"        # or contains, number'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -31,7 +32,8 @@ class Training:
     evaluate_every: Annotated[int, Gt(0)] | None = None
     """Steps between evaluations on dev; unset: once per epoch."""
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
-    """What says which rows are best; auto: accuracy for choices, log_loss for free text.
+    """What says which rows are best; auto: accuracy for choices and where the model is trained on
+    solutions of its own, log_loss for other free text.
     Equal accuracies are told apart by log_loss."""
     patience: Annotated[int, Gt(0)] | None = None
     """Evaluations without a better score after which to stop; unset: never."""
@@ -49,6 +51,13 @@ class Parts:
     gradients: tuple[GradientTransform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
+    """In which order an epoch takes the training rows; depends on nothing else."""
+    order = list(range(rows))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return order
 
 
 @dataclass(frozen=True)

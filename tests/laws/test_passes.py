@@ -15,6 +15,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 import tiny
 from embedgrad.attention import attend, attending
+from embedgrad.decoding import Decoding
 from embedgrad.generate import replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading import LoadedModel
@@ -84,13 +85,14 @@ def test_a_model_with_its_own_attention_gets_all_keys_in_one_piece(
 ) -> None:
     made = mixed(architecture, placement)
     rows = noisy(made.start)
-    free = replies(made.model, rows, made.sequences, max_new_tokens=12, end_ids=())
+    decoding = Decoding(max_new_tokens=12)
+    free = replies(made.model, rows, made.sequences, decoding, end_ids=())
     made.model.joins_keys = True
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
     )
-    assert replies(made.model, rows, made.sequences, max_new_tokens=12, end_ids=()) == free
+    assert replies(made.model, rows, made.sequences, decoding, end_ids=()) == free
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

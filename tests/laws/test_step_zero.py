@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from embedgrad.decoding import Decoding
 from embedgrad.evaluation import Evaluation, Evaluator
 from embedgrad.examples import Example
 from embedgrad.generate import replies
@@ -45,8 +46,9 @@ GLUED_ROWS = [
 ]
 
 
-def texts(*arguments: Any, **options: Any) -> list[str]:
-    return [reply.text for reply in replies(*arguments, **options)]
+def texts(*arguments: Any, most: int, **options: Any) -> list[str]:
+    made = replies(*arguments, Decoding(max_new_tokens=most), **options)
+    return [reply.text for (reply,) in made]
 
 
 def largest(difference: torch.Tensor) -> float:
@@ -188,7 +190,7 @@ def test_generation_is_that_of_transformers(architecture: str) -> None:
             made.model,
             made.start,
             made.sequences,
-            max_new_tokens=8,
+            most=8,
             end_ids=ends,
             batch_size=size,
         )
@@ -199,9 +201,7 @@ def test_generation_is_that_of_transformers(architecture: str) -> None:
 @pytest.mark.parametrize("placement", ["plain-start", "system", "opening"])
 def test_generation_in_other_placements(architecture: str, placement: str) -> None:
     made = kit(architecture, template=placement, target=FREE, rows=4)
-    answers = texts(
-        made.model, made.start, made.sequences, max_new_tokens=6, end_ids=(3,), batch_size=3
-    )
+    answers = texts(made.model, made.start, made.sequences, most=6, end_ids=(3,), batch_size=3)
     assert answers == [by_transformers(made, ids, (3,), 6) for ids in contexts(made)]
 
 
@@ -227,7 +227,7 @@ def test_generation_stops_where_the_context_ends(architecture: str) -> None:
     room = made.loaded.info.context - len(made.start) - len(short.tail)
     head = (short.head * 40)[: room - 4]
     long = dataclasses.replace(short, head=head)
-    answers = texts(made.model, made.start, [long, other], max_new_tokens=9, end_ids=())
+    answers = texts(made.model, made.start, [long, other], most=9, end_ids=())
     # The token after the last one that fits is still known.
     assert answers[0] == by_transformers(made, cut(long, made.sequencer.span.ids), (), 5)
     assert answers[1] == by_transformers(made, cut(other, made.sequencer.span.ids), (), 9)

@@ -74,8 +74,8 @@ def load(
     check_folder(folder)
 
     what = f"model {name!r} in {folder}"
-    config = _load_config(what, folder)
-    tokenizer = _load_tokenizer(what, folder)
+    config = load_config(what, folder)
+    tokenizer = load_tokenizer(what, folder)
     model: Any = _load_weights(what, folder, config, precision, attention)  # partly without types
     with guarded(f"{what}: does not run on {place} in {precision}"):
         model.to(place)
@@ -102,7 +102,7 @@ def load(
     return LoadedModel(model, tokenizer, info)
 
 
-def _load_config(what: str, folder: Path) -> Any:
+def load_config(what: str, folder: Path) -> Any:
     with guarded(f"{what}: its config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -120,7 +120,7 @@ def _load_config(what: str, folder: Path) -> Any:
     return config
 
 
-def _load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
     with guarded(f"{what}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -95,11 +95,14 @@ class Progress:
     # -- events ----------------------------------------------------------------------------------
 
     def _stage(self, event: dict[str, Any], now: float) -> None:
+        self._status = self._score = ""  # of another training, where several follow
+        self._forecast = TimeLeft()
         self._show(View(first=event["text"], since=now))
         self._say_plainly(event["text"])
 
     def _step(self, event: dict[str, Any], now: float) -> None:
-        self._status = f"loss {event['loss']:.3f}, drift {event['drift_mean']:.3f}"
+        drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
+        self._status = joined(f"loss {event['loss']:.3f}", drift)
         if event["head_cache_bytes"] or event["head_cache_hits"]:
             held, hits = size(event["head_cache_bytes"]), event["head_cache_hits"]
             spilled = event.get("head_cache_spilled_bytes", 0)

@@ -6,14 +6,35 @@ Choices are not scored here: they are ranked by their log-probabilities, without
 from __future__ import annotations
 
 from embedgrad.scorers.base import Scorer
+from embedgrad.scorers.called import Called
 from embedgrad.scorers.contains import Contains
 from embedgrad.scorers.exact import Exact
+from embedgrad.scorers.maths import Math
 from embedgrad.scorers.number import Number, parse_number
 
 SCORERS: dict[str, type[Scorer]] = {
+    "callable": Called,
     "contains": Contains,
     "exact": Exact,
+    "math": Math,
     "number": Number,
 }
 
-__all__ = ["SCORERS", "Contains", "Exact", "Number", "Scorer", "parse_number"]
+
+def name_of(scorer: Scorer) -> str:
+    """The name by which a recipe asks for a scorer like this one."""
+    names = (name for name, cls in SCORERS.items() if type(scorer) is cls)
+    return next(names, type(scorer).__name__)
+
+
+__all__ = [
+    "SCORERS",
+    "Called",
+    "Contains",
+    "Exact",
+    "Math",
+    "Number",
+    "Scorer",
+    "name_of",
+    "parse_number",
+]

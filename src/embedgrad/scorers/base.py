@@ -12,8 +12,13 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, reply: str, answer: str) -> float:
-        """1.0 if `reply` gives `answer`, else 0.0.
+        """1.0 if `reply` gives `answer`, else 0.0; a function of the user's own may say between.
 
         A usable answer, taken as the reply, scores 1.0; an empty reply scores 0.0. Any text is
-        allowed on both sides: nothing is raised.
+        allowed on both sides: it raises nothing. What does raise `RecipeError` is a scorer that
+        cannot work: a library that is missing, a function of the user's own that fails.
         """
+
+    def usable(self, answer: str) -> bool:
+        """Whether any reply could give `answer`; asked of every row before anything is spent."""
+        return self.score(answer, answer) > 0

@@ -1,0 +1,65 @@
+"""What the verbs share: the program, options they have in common, and where output goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Refine a text prompt by moving the embeddings of its own words a little.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated."),
+]
+RequireGain = Annotated[
+    bool,
+    typer.Option("--require-gain", help="Exit with status 4 where there is no reliable gain."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to do.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
+
+
+class Interruption(Exception):
+    """Ctrl-C or SIGTERM, after what could be saved was saved; the message says what."""
+
+
+class NoGain(Exception):
+    """--require-gain was given, and there is no reliable gain; the message says of what."""
+
+
+def warn(*lines: str) -> None:
+    from embedgrad.report.words import visible
+
+    sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
+
+
+def echo(text: str) -> None:
+    from embedgrad.report.words import encodable
+
+    typer.echo(encodable(text, sys.stdout.encoding))
+
+
+def print_values(
+    values: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
+    if not as_json:
+        show(values)
+        return
+    from embedgrad.files import finite
+    from embedgrad.report.words import encodable
+
+    line = json.dumps(finite(values), ensure_ascii=False)
+    # A line separator inside the line would end it for some readers.
+    plain = line.isprintable() and encodable(line, sys.stdout.encoding) == line
+    typer.echo(line if plain else json.dumps(finite(values)))

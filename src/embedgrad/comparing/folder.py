@@ -1,0 +1,210 @@
+"""A comparison on disk, so that nothing finished is done twice.
+
+FOLDER/recipe.toml                    every setting; methods and seeds may grow
+FOLDER/work/comparison.json           what all parts of it share: data, model, day
+FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
+FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from embedgrad.errors import RunError
+from embedgrad.evaluation import Answered
+from embedgrad.files import finite, write_file, write_folder, write_json
+from embedgrad.methods import METHODS, Trained
+from embedgrad.recipe import Recipe
+
+MAY_GROW = ("compare.methods", "compare.seeds")
+_BEGUN = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before anything is finished
+
+
+class Part(NamedTuple):
+    """One method with one seed; None where a seed changes nothing."""
+
+    method: str
+    seed: int | None
+
+    def __str__(self) -> str:
+        return self.method if self.seed is None else f"{self.method}, seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return self.method if self.seed is None else f"{self.method}-seed-{self.seed}"
+
+
+class Folder:
+    """The output folder of one comparison."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.work = self.path / "work"
+
+    # -- whose folder it is --------------------------------------------------------------------
+
+    def open(self, recipe: Recipe) -> None:
+        """Make the folder, or find it to be of this recipe. Raises `RunError` naming what differs.
+
+        Only methods and seeds may differ: a comparison can grow. So may the time that a function of
+        the user's own has for a reply, as what it did in time is the same. Where no part is
+        finished, nothing holds.
+        """
+        if not any(self._parts()):
+            if self.path.exists() and (not self.path.is_dir() or self._foreign()):
+                raise RunError(f"{self.path}: exists and is no comparison; choose another --out")
+            return
+        path = self.path / "recipe.toml"
+        try:
+            before = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
+        now = _flat(tomllib.loads(recipe.as_toml()))
+        free = set(MAY_GROW)
+        if now.get("evaluation.scorer.name") == "callable":
+            free.add("evaluation.scorer.timeout")
+        differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+        names = sorted(differ - free)
+        if names:
+            told = [
+                f"{n} is {_shown(before.get(n))} there and {_shown(now.get(n))} here"
+                for n in names[:3]
+            ]
+            more = f", and {len(names) - 3} more differ" if len(names) > 3 else ""
+            raise RunError(
+                f"{self.path}: is a comparison of another recipe: {'; '.join(told)}{more}; "
+                "choose another --out"
+            )
+
+    def agree(self, recipe: Recipe, shared: Mapping[str, Any]) -> None:
+        """Note what all parts share, or refuse data or a model that is not that of the parts."""
+        path = self.work / "comparison.json"
+        before = _read_json(path) if path.is_file() and any(self._parts()) else {}
+        before = {**shared, **before}
+        for name, value in shared.items():
+            if before[name] != value:
+                raise RunError(
+                    f"{self.path}: its parts were made with another {name} "
+                    f"({_shown(before.get(name))} there, {_shown(value)} here); "
+                    "choose another --out"
+                )
+        write_json(path, before)
+        write_file(self.path / "recipe.toml", recipe.as_toml().encode())
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all parts share so far."""
+        path = self.work / "comparison.json"
+        return _read_json(path) if path.is_file() else {}
+
+    # -- its parts -----------------------------------------------------------------------------
+
+    def is_trained(self, part: Part) -> bool:
+        """Whether its training is finished."""
+        return (self.work / part.folder / "trained.json").is_file()
+
+    def is_scored(self, part: Part) -> bool:
+        """Whether its test rows are answered."""
+        return (self.work / part.folder / "scored.json").is_file()
+
+    def finished(self) -> list[Part]:
+        """Every part that is trained and scored, in the order of methods and seeds."""
+        parts = [part for part in self._parts() if self.is_trained(part) and self.is_scored(part)]
+        order = list(METHODS)
+        return sorted(parts, key=lambda part: (order.index(part.method), part.seed or 0))
+
+    def keep_training(self, part: Part, trained: Trained) -> None:
+        """Write a finished training, whole or not at all."""
+        # Cloned, because safetensors refuses tensors that share memory.
+        tensors = {n: t.detach().cpu().clone().contiguous() for n, t in trained.tensors.items()}
+        content = tensors_to_bytes(tensors)
+        values = {
+            "method": part.method,
+            "seed": part.seed,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "facts": finite(trained.facts),
+        }
+        files = {
+            "trained.safetensors": content,
+            "trained.json": json.dumps(values, indent=1, ensure_ascii=False).encode(),
+        }
+        write_folder(self.work / part.folder, files)
+
+    def training(self, part: Part) -> Trained:
+        """Read a finished training. Raises `RunError` where it is damaged."""
+        folder = self.work / part.folder
+        values = _read_json(folder / "trained.json")
+        try:
+            content = (folder / "trained.safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != values["sha256"]:
+                raise ValueError("its digest is not the one that was written")
+            return Trained(tensors_from_bytes(content), values["facts"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise RunError(
+                f"{folder}: the training is damaged ({error}); delete the folder to train again"
+            ) from error
+
+    def keep_scores(self, part: Part, answers: list[Answered], scores: Mapping[str, Any]) -> None:
+        """Write the answers to the test rows, then the scores."""
+        folder = self.work / part.folder
+        lines = "".join(f"{json.dumps(finite(asdict(a)), ensure_ascii=False)}\n" for a in answers)
+        write_file(folder / "answers.jsonl", lines.encode())
+        write_json(folder / "scored.json", scores)
+
+    def scores(self, part: Part) -> dict[str, Any]:
+        """What was written with the scores."""
+        return _read_json(self.work / part.folder / "scored.json")
+
+    def _foreign(self) -> list[str]:
+        """What no comparison has before its first part; a dot begins what a kill left half done."""
+        names = (path.name for path in self.path.iterdir())
+        return [name for name in names if name not in _BEGUN and not name.startswith(".")]
+
+    def _parts(self) -> Iterator[Part]:
+        for path in sorted(self.work.glob("*/trained.json")):
+            values = _read_json(path)
+            part = Part(values.get("method", ""), values.get("seed"))
+            if part.method in METHODS and part.folder == path.parent.name:
+                yield part
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of every setting that the parts of a comparison share."""
+    values = {n: v for n, v in _flat(recipe.as_dict()).items() if n not in MAY_GROW}
+    content = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings by dotted name; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        flat |= _flat(value, where) if isinstance(value, Mapping) else {where: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete its folder") from error
+    return values

@@ -1,0 +1,232 @@
+"""A comparison of methods: every training first, then, and only then, the test rows.
+
+FOLDER/results.json   a row per method and seed, an entry per method
+FOLDER/table.md       the same as a table
+FOLDER/figure.svg     differences to the text prompt
+FOLDER/events.jsonl   what happened, one JSON object a line
+and what `comparing.folder` keeps to go on from.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from embedgrad.comparing.folder import Folder, Part
+from embedgrad.comparing.results import TEXT, results_of, scores_of
+from embedgrad.errors import DataError, EmbedgradError, RecipeError, RunError
+from embedgrad.evaluation import check_answers
+from embedgrad.files import write_file, write_json
+from embedgrad.language_model import LanguageModel
+from embedgrad.methods import METHODS, Task
+from embedgrad.recipe import Recipe
+from embedgrad.report.methods_table import figure_svg, methods_markdown
+from embedgrad.report.words import duration
+from embedgrad.runs import Report, nowhere, open_model, read_data, scoring
+from embedgrad.self_written import training_examples, training_for
+from embedgrad.sequence import TokenSequence
+
+
+def compare(
+    recipe: Recipe,
+    out: str | Path,
+    sinks: Callable[[], Report] = lambda: nowhere,
+    *,
+    model: LanguageModel | None = None,
+) -> dict[str, Any]:
+    """Run `recipe.compare` and return the content of `results.json`.
+
+    What is finished in `out` is not done again; methods and seeds may be added. A method that fails
+    is told under "failed", and the others go on. After Ctrl-C the results say `interrupted`, and
+    the same call goes on. Raises `RunError` where `out` is of another recipe, `RecipeError` where a
+    method that is named cannot run, and whatever the recipe's data, template and model raise.
+    """
+    recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
+    parts, skipped = planned(recipe)
+    folder = Folder(out)
+    folder.open(recipe)
+    fresh = not folder.path.exists()
+    try:
+        _make(folder.path)
+        report = sinks()
+        opened = _opened(recipe, folder, report, model)
+    except BaseException:
+        if fresh:  # nothing is learned yet, and the folder is our own
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    for name, reason in skipped.items():
+        report({"event": "note", "text": f"{name} is left out: {reason}"})
+    failed: dict[str, str] = {}
+    interrupted = False
+    try:
+        _train(opened.task, folder, parts, failed)
+        _score(opened.task, folder, parts, failed, opened.test)
+    except KeyboardInterrupt:
+        interrupted = True
+    results = results_of(folder, recipe, opened.task.model.info) | opened.told
+    results |= {
+        "skipped": skipped,
+        "failed": failed,
+        "interrupted": interrupted,
+        "planned": len(parts),
+        "trained": sum(map(folder.is_trained, parts)),
+        "scored": sum(map(folder.is_scored, parts)),
+    }
+    if results["rows"]:
+        write_json(folder.path / "results.json", results)
+        write_file(folder.path / "table.md", methods_markdown(results).encode())
+        figure = figure_svg(results)
+        if figure is not None:
+            write_file(folder.path / "figure.svg", figure)
+    return results
+
+
+def planned(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
+    """What is to be done, seed by seed, and which methods cannot run and why.
+
+    Raises `RecipeError` for one of these that the recipe names.
+    """
+    settings = recipe.compare
+    named = set(settings.methods)
+    wanted = [name for name in METHODS if not named or name in named or name == TEXT.method]
+    reasons = {name: METHODS[name].lacks(recipe) for name in wanted}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    problems = [f"compare.methods: {n} cannot run: {r}" for n, r in skipped.items() if n in named]
+    if problems:
+        raise RecipeError("recipe", problems)
+    usable = [METHODS[name] for name in wanted if name not in skipped]
+    once = [Part(method.name, None) for method in usable if not method.seeded]
+    seeded = [method for method in usable if method.seeded]
+    return once + [Part(m.name, seed) for seed in settings.seeds for m in seeded], skipped
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What the parts share, and the test rows, which only the scoring gets."""
+
+    task: Task
+    test: Sequence[TokenSequence]
+    told: dict[str, Any]
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
+
+
+def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None) -> _Opened:
+    splits = read_data(recipe)
+    for note in splits.notes:
+        report({"event": "note", "text": note})
+    if not splits.test:
+        raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
+    check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
+    report({"event": "stage", "text": f"loading {recipe.model.name}"})
+    model = model or open_model(recipe, report)
+    # A chat template may tell the day, which is then that of the comparison's first part.
+    day = folder.shared.get("day", datetime.date.today().isoformat())
+    sequencer = model.sequencer(
+        recipe.template,
+        recipe.target,
+        splits.train,
+        date=datetime.date.fromisoformat(day),
+        merges=recipe.merges,
+        truncate=recipe.data.truncate,
+    )
+    report({"event": "stage", "text": "tokenizing"})
+    examples, solutions = training_examples(
+        model,
+        sequencer,
+        splits.train,
+        recipe.solutions,
+        evaluation=recipe.evaluation,
+        report=report,
+        keep_at=folder.path / "solutions.jsonl",
+    )
+    train, dev, test = (sequencer.build(part) for part in (examples, splits.dev, splits.test))
+    for note in sequencer.notes([*train, *dev, *test]):
+        report({"event": "note", "text": note})
+    data = {
+        name: {
+            "source": getattr(recipe.data, name) or f"a share of {recipe.data.train}",
+            "rows": len(getattr(splits, name)),
+            "sha256": splits.digests[name],
+        }
+        for name in ("train", "dev", "test")
+    }
+    digests = {f"{name} split": entry["sha256"] for name, entry in data.items()}
+    folder.agree(recipe, {**digests, "model": model.info.embedding_digest, "day": day})
+    training = training_for(recipe.training, solutions["source"])
+    task = Task(replace(recipe, training=training), model, sequencer, train, dev, report)
+    return _Opened(task, test, {"data": data, "solutions": solutions})
+
+
+def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, str]) -> None:
+    for number, part in enumerate(parts, 1):
+        if folder.is_trained(part) or part.method in failed:
+            continue
+        where = f"training {number} of {len(parts)}"
+        task.report({"event": "stage", "text": f"{part}: {where}"})
+        own = replace(task, report=_tagged(task.report, part))
+        try:
+            trained = METHODS[part.method].train(own, part.seed or 0)
+        except EmbedgradError as error:
+            _note_failure(task.report, part, error, failed)
+            continue
+        folder.keep_training(part, trained)
+        took, dev = duration(trained.facts["train_seconds"]), trained.facts["dev"]
+        score = "" if dev is None else f", dev accuracy {100 * dev['accuracy']:.1f} %"
+        task.report({"event": "note", "text": f"{part}: ready after {took}{score}"})
+
+
+def _score(
+    task: Task,
+    folder: Folder,
+    parts: Sequence[Part],
+    failed: dict[str, str],
+    test: Sequence[TokenSequence],
+) -> None:
+    left = [p for p in parts if folder.is_trained(p) and not folder.is_scored(p)]
+    heads = [sequence.head for sequence in test]
+    task.model.heads.expect((heads, len(left) * task.evaluator().lookups))
+    for part in left:
+        if part.method in failed:
+            continue
+        own, began = replace(task, report=_tagged(task.report, part)), time.perf_counter()
+        trained = folder.training(part)
+
+        def progress(done: int, part: Part = part) -> None:
+            task.report(scoring(str(part), done, len(test)))
+
+        try:
+            answers = METHODS[part.method].answer(own, trained, test, progress)
+        except EmbedgradError as error:
+            if part == TEXT:
+                raise
+            _note_failure(task.report, part, error, failed)
+            continue
+        seconds = time.perf_counter() - began
+        scores = scores_of(answers, task.sequencer.target.choices, seconds)
+        folder.keep_scores(part, answers.answered, scores)
+
+
+def _note_failure(
+    report: Report, part: Part, error: EmbedgradError, failed: dict[str, str]
+) -> None:
+    failed[part.method] = text = str(error)
+    named = text if text.startswith(part.method) else f"{part}: {text}"
+    report({"event": "note", "text": f"{named}; the other methods go on"})
+
+
+def _tagged(report: Report, part: Part) -> Report:
+    """Events that say whose they are."""
+    return lambda event: report({**event, "method": part.method, "seed": part.seed})

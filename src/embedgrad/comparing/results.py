@@ -1,0 +1,153 @@
+"""The results of a comparison as plain values: a row per run, an entry per method."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from embedgrad.comparing.folder import Folder, Part, recipe_digest
+from embedgrad.comparing.verdict import row_differences, verdicts
+from embedgrad.evaluation import summarize
+from embedgrad.loading import ModelInfo
+from embedgrad.methods.base import Answers
+from embedgrad.provenance import peak_memory
+from embedgrad.recipe import Recipe
+from embedgrad.statistics import bootstrap_mean, mcnemar_exact, paired_bootstrap
+from embedgrad.versions import versions
+
+TEXT = Part("text", None)
+
+
+def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[str, Any]:
+    """What is kept of a part's answers to the test rows."""
+    summary = asdict(summarize(answers.answered, choices))
+    return {
+        **summary,
+        "interval": list(summary["interval"]),
+        "tokens": fmean(answers.tokens),
+        "scoring_seconds": seconds,
+        "correct": "".join(str(round(a.correct)) for a in answers.answered),
+    }
+
+
+def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
+    """Everything in the folder that is finished; without the text prompt's scores no rows."""
+    parts = folder.finished()
+    scores = {part: folder.scores(part) for part in parts}
+    facts = {part: folder.training(part).facts for part in parts}
+    rows = [_row(part, facts[part], scores[part], scores[TEXT]) for part in parts if TEXT in scores]
+    described = asdict(info)
+    del described["path"]  # a place on one machine
+    return {
+        "rows": rows,
+        "methods": _methods(rows),
+        "text": recipe.template.span,
+        "test_rows": len(rows[0]["correct"]) if rows else 0,
+        "seeds": sorted({part.seed for part in parts if part.seed is not None}),
+        "recipe": recipe.as_dict(),
+        "recipe_digest": recipe_digest(recipe),
+        "model": described,
+        "versions": versions() | _peft_version(),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "peak_memory_bytes": peak_memory(),
+        },
+    }
+
+
+def _row(
+    part: Part, facts: Mapping[str, Any], scores: Mapping[str, Any], text: Mapping[str, Any]
+) -> dict[str, Any]:
+    first, second = _correct(text["correct"]), _correct(scores["correct"])
+    fixed = sum(a < b for a, b in zip(first, second, strict=True))
+    broken = sum(a > b for a, b in zip(first, second, strict=True))
+    return {
+        "method": part.method,
+        "seed": part.seed,
+        "accuracy": scores["accuracy"],
+        "interval": scores["interval"],
+        "difference": (sum(second) - sum(first)) / len(first),
+        "difference_interval": list(paired_bootstrap(first, second)),
+        "p_value": mcnemar_exact(broken, fixed),
+        "fixed": fixed,
+        "broken": broken,
+        "macro_f1": scores["macro_f1"],
+        "log_loss": scores["log_loss"],
+        "cut": scores["cut"],
+        "extra_tokens": scores["tokens"] - text["tokens"],
+        "trained_numbers": facts["trained_numbers"],
+        "stored_bytes": facts["stored_bytes"],
+        "examples_seen": facts["examples_seen"],
+        "train_seconds": facts["train_seconds"],
+        "scoring_seconds": scores["scoring_seconds"],
+        "dev": facts["dev"],
+        "history": facts.get("history", []),
+        "ended": facts.get("ended"),
+        "settings": facts["settings"],
+        "correct": scores["correct"],
+    }
+
+
+def _methods(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """An entry per method over its seeds, judged together; the text prompt itself is not judged."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["method"], []).append(row)
+    if not runs:
+        return []
+    (text,) = runs[TEXT.method]
+    first = _correct(text["correct"])
+    others = {
+        name: [_correct(row["correct"]) for row in found]
+        for name, found in runs.items()
+        if name != TEXT.method
+    }
+    judged = verdicts(first, others)
+    entries = []
+    for name, found in runs.items():
+        told: dict[str, Any] = dict.fromkeys(_JUDGED)
+        if name in judged:
+            verdict, differences = judged[name], row_differences(first, others[name])
+            found_of = verdict.difference, list(bootstrap_mean(differences)), verdict.p_value
+            told = dict(zip(_JUDGED, (*found_of, verdict.p_holm, verdict.words), strict=True))
+        entries.append({"method": name, **_entry(found), **told})
+    return entries
+
+
+_JUDGED = ("difference", "difference_interval", "p_value", "p_holm", "verdict")
+
+
+def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    accuracies, f1 = [row["accuracy"] for row in rows], [row["macro_f1"] for row in rows]
+    means = ("log_loss", "extra_tokens", "train_seconds", "scoring_seconds")
+    most = ("trained_numbers", "stored_bytes", "examples_seen")
+    return {
+        "runs": len(rows),
+        "seeds": [row["seed"] for row in rows],
+        "accuracy": fmean(accuracies),
+        "min": min(accuracies),
+        "max": max(accuracies),
+        "macro_f1": None if None in f1 else fmean(f1),
+        **{key: fmean(row[key] for row in rows) for key in means},
+        **{key: max(row[key] for row in rows) for key in most},
+    }
+
+
+def _peft_version() -> dict[str, str]:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return {"peft": importlib.metadata.version("peft")}
+    return {}
+
+
+def _correct(digits: str) -> list[float]:
+    return [float(digit) for digit in digits]

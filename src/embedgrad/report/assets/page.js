@@ -1,0 +1,176 @@
+"use strict";
+// Shows the rows, a few at a time. All text comes in by textContent: no row is ever parsed as HTML.
+(() => {
+  const data = document.getElementById("rows");
+  if (!data) return;
+  const rows = JSON.parse(data.textContent);
+  const PAGE = 20, LONG = 900, MOST_WORDS = 400;
+  const list = document.getElementById("list");
+  const more = document.getElementById("more");
+  const search = document.getElementById("search");
+  const status = document.getElementById("status");
+  const buttons = [...document.querySelectorAll("[data-kind]")];
+  const inKind = {
+    fixed: (row) => row.change === "fixed",
+    broken: (row) => row.change === "broken",
+    changed: (row) => row.differ || row.change !== "same",
+    all: () => true,
+  };
+  let kind = "all", chosen = rows, shown = 0;
+
+  function element(tag, classes, ...children) {
+    const made = document.createElement(tag);
+    if (classes) made.className = classes;
+    made.append(...children.filter((child) => child !== null));
+    return made;
+  }
+
+  // A text is a string, or [its beginning, how many characters are left out].
+  const head = (text) => (typeof text === "string" ? text : text[0]);
+  const leftOut = (text) => (typeof text === "string" ? 0 : text[1]);
+
+  function rest(text, line) {
+    const count = leftOut(text);
+    if (!count) return null;
+    const told = ` \u2026 ${count.toLocaleString("en")} more characters in line ${line} of predictions.jsonl`;
+    return element("span", "rest", told);
+  }
+
+  // Foreign text; a long one is shown in full on demand.
+  function foreign(text, line) {
+    const box = element("div", "foreign");
+    box.dir = "auto";
+    const whole = head(text);
+    if (whole.length <= LONG) {
+      box.append(whole);
+    } else {
+      // Never half of a surrogate pair.
+      const first = [...whole.slice(0, LONG)].slice(0, -1).join("");
+      const button = element("button", "link", `show ${(whole.length - first.length).toLocaleString("en")} more characters`);
+      button.type = "button";
+      const dots = element("span", "rest", " \u2026 ", button);
+      button.addEventListener("click", () => dots.replaceWith(whole.slice(first.length)));
+      box.append(first, dots);
+    }
+    const left = rest(text, line);
+    if (left) box.append(left);
+    return box;
+  }
+
+  // Which words of either text the other lacks: longest common subsequence, within bounds.
+  function differences(one, other) {
+    const a = one.split(/(\s+)/), b = other.split(/(\s+)/);
+    let start = 0, end = 0;
+    while (start < a.length && start < b.length && a[start] === b[start]) start++;
+    while (end < a.length - start && end < b.length - start && a[a.length - 1 - end] === b[b.length - 1 - end]) end++;
+    const n = a.length - end - start, m = b.length - end - start;
+    const keptA = new Set(), keptB = new Set();
+    if (n <= MOST_WORDS && m <= MOST_WORDS) {
+      const width = m + 1, best = new Uint16Array((n + 1) * width);
+      for (let i = n - 1; i >= 0; i--)
+        for (let j = m - 1; j >= 0; j--)
+          best[i * width + j] = a[start + i] === b[start + j]
+            ? best[(i + 1) * width + j + 1] + 1
+            : Math.max(best[(i + 1) * width + j], best[i * width + j + 1]);
+      for (let i = 0, j = 0; i < n && j < m; ) {
+        if (a[start + i] === b[start + j]) { keptA.add(start + i++); keptB.add(start + j++); }
+        else if (best[(i + 1) * width + j] >= best[i * width + j + 1]) i++;
+        else j++;
+      }
+    }
+    const marked = (words, kept) => {
+      const parts = [];  // [is changed, text], neighbors joined
+      words.forEach((word, i) => {
+        const changed = i >= start && i < words.length - end && !kept.has(i);
+        if (parts.length && parts[parts.length - 1][0] === changed) parts[parts.length - 1][1] += word;
+        else parts.push([changed, word]);
+      });
+      return parts;
+    };
+    return [marked(a, keptA), marked(b, keptB)];
+  }
+
+  function reply(name, answered, parts, mark, line) {
+    const box = element("div", "foreign said-" + name);
+    box.dir = "auto";
+    for (const [changed, text] of parts)
+      if (text) box.append(changed && text.trim() ? element(mark, "", text) : text);
+    if (!head(answered.said)) box.append(element("span", "rest", "(nothing)"));
+    const left = rest(answered.said, line);
+    if (left) box.append(left);
+    const how = [];
+    if (answered.sure !== undefined) how.push(`${(100 * answered.sure).toFixed(0)} % sure`);
+    if (answered.loss !== undefined) how.push(`log-loss ${answered.loss.toFixed(2)}`);
+    if (answered.cut) how.push("cut");
+    const right = element("span", answered.right ? "right" : "wrong", answered.right ? "\u2713 right" : "\u2717 wrong");
+    const label = element("div", "label", element("span", "", `${name} prompt: `, right), element("span", "how", how.join(", ")));
+    return element("div", "reply", label, box);
+  }
+
+  function card(row) {
+    const kinds = { fixed: "fixed", broken: "broken", same: row.text.right ? "both right" : "both wrong" };
+    const source = element("bdi", "foreign", head(row.source));
+    const answer = element("bdi", "foreign answer", head(row.answer));
+    const header = element("header", "",
+      element("span", "badge " + row.change, kinds[row.change]), element("span", "", source),
+      head(row.answer) ? element("span", "", "right answer: ", answer, rest(row.answer, row.n)) : null);
+    const made = element("article", "row", header);
+    const main = row.main || row.columns.length;
+    const column = ([name, text], i) => {
+      const title = element("div", "name foreign", head(name));
+      title.dir = "auto";
+      return element("div", "column", main === 1 && i === 0 ? null : title, foreign(text, row.n));
+    };
+    made.append(...row.columns.slice(0, main).map(column));
+    const others = row.columns.slice(main);
+    if (others.length) {
+      const summary = element("summary", "", `other columns (${others.length})`);
+      made.append(element("details", "", summary, ...others.map((pair) => column(pair, 1))));
+    }
+    if (row.more) made.append(element("p", "rest", `${row.more} more columns in line ${row.n} of predictions.jsonl`));
+    const [before, after] = differences(head(row.text.said), head(row.refined.said));
+    made.append(element("div", "replies",
+      reply("text", row.text, before, "del", row.n), reply("refined", row.refined, after, "ins", row.n)));
+    return made;
+  }
+
+  const told = (row) => [row.source, row.answer, row.text.said, row.refined.said, ...row.columns.flat()].map(head).join("\n").toLowerCase();
+
+  function showMore() {
+    const next = chosen.slice(shown, shown + PAGE);
+    list.append(...next.map(card));
+    shown += next.length;
+    more.hidden = shown >= chosen.length;
+    const number = (value) => value.toLocaleString("en");
+    status.textContent = chosen.length
+      ? `${number(shown)} of ${number(chosen.length)} ${chosen.length === 1 ? "row" : "rows"} shown`
+      : "no such rows";
+  }
+
+  function choose() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    chosen = rows.filter((row) => inKind[kind](row));
+    if (words.length)
+      chosen = chosen.filter((row) => { const text = told(row); return words.every((word) => text.includes(word)); });
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
+    list.replaceChildren();
+    shown = 0;
+    showMore();
+  }
+
+  for (const button of buttons)
+    button.addEventListener("click", () => { kind = button.dataset.kind; choose(); });
+  let waiting = 0;
+  search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(choose, 120); });
+  more.addEventListener("click", () => {
+    const first = list.childElementCount;
+    showMore();
+    // The reader goes on where the new rows begin, with the keyboard too.
+    const next = list.children[first];
+    if (next) { next.tabIndex = -1; next.focus({ preventScroll: true }); }
+  });
+  kind = rows.some(inKind.changed) ? "changed" : "all";
+  document.getElementById("controls").hidden = false;
+  choose();
+  performance.mark("rows shown");
+})();

@@ -1,0 +1,70 @@
+"""Foreign text as a page may show it: it cannot turn the direction of what surrounds it."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+# What is not plain ASCII, a line end or a tab is looked at closer.
+_UNSURE = re.compile(r"[^\n\t -~]")
+_JOINERS = "\u200c\u200d"  # of Persian, of Indic scripts, of emoji; they turn nothing
+
+Shown = str | list[Any]  # a text, or what is left of it and how many characters are left out
+
+
+def readable(text: str) -> str:
+    r"""Text with escapes for what does not print: \x00, \u202e, halves of surrogate pairs.
+
+    Unlike `words.visible`, which is for one line of a terminal, it keeps line ends, tabs, spaces of
+    every width, and the joiners that scripts and emoji are written with.
+    """
+    return _UNSURE.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def embedded(value: Any) -> str:
+    """A value as JSON that a `<script>` element may hold, whatever it contains."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def shortened(texts: Sequence[str], budget: int) -> list[Shown]:
+    """Texts, readable, that together take about `budget` bytes of JSON.
+
+    Short ones stay whole, long ones share what is left; each says how many characters it lost.
+    """
+    wanted = [_bytes(readable(text[: budget + 1])) for text in texts]
+    shown: list[Shown] = list(texts)
+    left, waiting = budget, len(texts)
+    for i in sorted(range(len(texts)), key=wanted.__getitem__):
+        shown[i] = _fitted(texts[i], max(0, left // waiting))
+        taken = shown[i] if isinstance(shown[i], str) else shown[i][0]
+        left -= _bytes(str(taken))
+        waiting -= 1
+    return shown
+
+
+def _fitted(text: str, most: int) -> Shown:
+    if len(text) <= most and _bytes(whole := readable(text)) <= most:
+        return whole
+    low, high = 0, min(len(text), most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _bytes(readable(text[:middle])) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return [readable(text[:low]), len(text) - low]
+
+
+def _bytes(text: str) -> int:
+    return len(embedded(text).encode()) - 2  # without its quotes
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs":
+        return character
+    return ascii(character)[1:-1]

@@ -1,0 +1,40 @@
+"""Series of numbers as figures take them; what is no number is not drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
+
+MOST_POINTS = 400  # of a line
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: object) -> float:
+    """The value as a number; NaN where it is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def percents(shares: Iterable[Any]) -> list[float]:
+    """Shares of one in percent."""
+    return [100 * number(share) for share in shares]
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Means over so many values up to each one."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    starts = [max(0, i - window) for i in range(1, len(sums))]
+    return [(sums[i] - sums[a]) / (i - a) for i, a in enumerate(starts, 1)]
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """At most `MOST_POINTS` numbers, each the mean of neighbors."""
+    size = math.ceil(len(values) / MOST_POINTS) or 1
+    parts = [values[start : start + size] for start in range(0, len(values), size)]
+    return [sum(part) / len(part) for part in parts]

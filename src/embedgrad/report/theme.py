@@ -1,0 +1,136 @@
+"""Colors and type that a page and its figures share."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# name: (light, dark). The light ones differ from each other, as figures are drawn in them and every
+# color is then replaced by its variable. Text has a contrast of at least 4.5 to the paper.
+COLORS = {
+    "paper": ("#fdfdfb", "#15161a"),
+    "panel": ("#f4f3ee", "#1d1f24"),
+    "ink": ("#1f2024", "#ecebe6"),
+    "muted": ("#5f616b", "#a0a2ab"),
+    "line": ("#dcdad2", "#34363e"),
+    "text": ("#a4550b", "#e6a662"),
+    "refined": ("#1d55c4", "#8fb6ff"),
+    "fixed": ("#0b7564", "#58cdb5"),
+    "broken": ("#b8391f", "#ff9075"),
+    "heat": ("#e8842f", "#d9772a"),
+}
+LIGHT = {name: light for name, (light, _) in COLORS.items()}
+DPI = 220  # of a PNG
+UNIT = 1 / 72  # inches: figures are laid out in SVG's own units, which a page shows as pixels
+
+_STYLE: dict[str, Any] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,  # a `$` in a word is a `$`
+    "axes.edgecolor": LIGHT["line"],
+    "axes.facecolor": "none",
+    "axes.labelcolor": LIGHT["muted"],
+    "axes.labelsize": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.8,
+    "xtick.color": LIGHT["line"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.color": LIGHT["line"],
+    "ytick.labelcolor": LIGHT["muted"],
+    "ytick.major.size": 0,
+    "figure.facecolor": LIGHT["paper"],
+    "savefig.facecolor": "auto",
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "embedgrad",
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_COLOR = re.compile(r"#[0-9a-f]{6}")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save figures as a page shows them, whatever the user's own settings are."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        # A script that the font lacks: browsers have it, and boxes in a PNG harm nobody.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many SVG units; inside `style()`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width * UNIT, height * UNIT), layout="constrained")
+
+
+def image(figure: Figure, form: str) -> bytes:
+    """A figure as a file of its own: "png" or "svg", in light colors on paper."""
+    content = io.BytesIO()
+    metadata = _NO_METADATA if form == "svg" else {"Software": None}
+    with style():
+        figure.savefig(content, format=form, dpi=DPI, metadata=metadata)
+    return content.getvalue()
+
+
+def inline_svg(figure: Figure, name: str, label: str) -> str:
+    """A figure as an element of a page that follows the page's colors and type.
+
+    `name` keeps the ids of one figure apart from another's; `label` is what a screen reader says.
+    """
+    import matplotlib
+
+    content = io.StringIO()
+    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(content, format="svg", metadata=_NO_METADATA, facecolor="none")
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    opening, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[\d. ]+"', opening)
+    assert box is not None
+    # Rules of its own would hold for the whole page, and so would the names of its groups.
+    rest = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", rest, flags=re.DOTALL)
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest)
+    rest = rest.replace("xlink:href", "href")
+    # Weight and slant may stay; the family is the page's.
+    rest = re.sub(r"font-family: [^;\"]*;?", "", rest)
+    rest = re.sub(r"(font: [^;\"]*?px)[^;\"]*", r"\1 var(--sans)", rest)
+    rest = _COLOR.sub(lambda m: _VARIABLES.get(m[0], m[0]), rest)
+    return f'<svg class="figure" {box[0]} role="img" aria-label="{html.escape(label)}">{rest}'
+
+
+_VARIABLES = {light: f"var(--{name})" for name, light in LIGHT.items()}
+
+
+def css_variables() -> str:
+    """The colors as custom properties: light, and dark where the reader prefers it."""
+
+    def block(index: int) -> str:
+        return " ".join(f"--{name}: {pair[index]};" for name, pair in COLORS.items())
+
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {block(1)} }} }}"
+    return f":root {{ {block(0)} }}\n{dark}\n"

@@ -1,0 +1,347 @@
+"""A scorer that is the user's own function, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embedgrad import Recipe
+from embedgrad.errors import RecipeError
+from embedgrad.evaluation import check_answers
+from embedgrad.examples import Example
+from embedgrad.parts import build_part
+from embedgrad.scorers import Called
+from embedgrad.scorers.worker import end_workers
+from embedgrad.sequence import Target
+from small_recipe import changed
+
+TESTS = Path(__file__).parent
+posix = pytest.mark.skipif(os.name != "posix", reason="process groups, fork and SIGKILL")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    process = psutil.Process()
+    end_workers()
+    files = process.num_fds() if os.name == "posix" else 0
+    yield
+    end_workers()
+    assert workers() == []
+    assert (process.num_fds() if os.name == "posix" else 0) == files
+
+
+def called(function: str, timeout: float = 30) -> Called:
+    return Called(path=f"functions_to_call:{function}", timeout=timeout)
+
+
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "served.py" in " ".join(p.cmdline())]
+
+
+def refusal(scorer: Called, reply: str = "a reply", answer: str = "an answer") -> str:
+    with pytest.raises(RecipeError) as raised:
+        scorer.score(reply, answer)
+    told = str(raised.value)
+    assert told.isprintable()
+    assert len(told) < 600
+    return told
+
+
+def test_its_value_is_the_score() -> None:
+    assert called("same").score("7", "7") == 1.0
+    assert called("same").score("7", "8") == 0.0
+    assert called("share").score("the red car", "a red bus or car") == 0.4
+
+
+def test_any_text_arrives_as_it_was_sent() -> None:
+    for text in ("\0", "\ud800", "a\u2028\n\rb", "\N{SNOWMAN}", '"}\n{"', "x" * 2**20):
+        assert called("same").score(text, text) == 1.0
+        assert called("same").score(text, f"{text}.") == 0.0
+
+
+def test_one_process_serves_all_calls() -> None:
+    assert [called("count").score("", "") for _ in range(3)] == [0.01, 0.02, 0.03]
+    assert len(workers()) == 1
+    assert called("same").score("7", "7") == 1.0
+    assert len(workers()) == 2  # one per function
+
+
+def test_what_it_prints_is_no_score(capfd: pytest.CaptureFixture[str]) -> None:
+    assert called("loud").score("7", "7") == 1.0
+    assert called("loud").score("7", "8") == 0.0
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.count("seen '7'") == 2
+    assert told.err.count('{"value": 0.25}') == 4
+
+
+def test_it_has_no_input_to_read() -> None:
+    assert "raised EOFError" in refusal(called("curious"))
+
+
+def test_modules_are_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, value in (("one", 1), ("other", 0)):
+        (tmp_path / folder / "checks").mkdir(parents=True)
+        (tmp_path / folder / "checks" / "answers.py").write_text(f"right = lambda r, a: {value}\n")
+        monkeypatch.chdir(tmp_path / folder)
+        assert Called(path="checks.answers:right").score("7", "8") == value
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("functions_to_cal:same", "path: there is no module 'functions_to_cal' for"),
+        ("functions_to_call.deep:same", "path: there is no module 'deep' for"),
+        ("embedgrad.scorer:same", "did you mean 'scorers' or"),
+        ("functions_to_call:sane", "has no function 'sane'; did you mean 'same' or"),
+        ("functions_to_call:NUMBER", "has no function 'NUMBER'"),
+        ("functions_to_call", "names no function; expected 'package.module:function'"),
+        ("", "'' names no function"),
+        ("./functions.py:same", "names no function"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_a_problem_of_the_recipe(path: str, told: str) -> None:
+    rows = [Example({}, "7", "rows.csv:2")]
+    with pytest.raises(RecipeError) as raised:
+        check_answers(rows, Target(), Called(path=path))
+    assert str(raised.value).startswith("recipe: evaluation.scorer.path: ")
+    assert told in str(raised.value)
+    assert workers() == []
+
+
+def test_a_module_nearby_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checks.py").write_text("right = max")
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean 'checks'?" in refusal(Called(path="check:right"))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("def right(:", "SyntaxError: "),
+        ("x = 1\n1 / 0", "ZeroDivisionError: division by zero (broken.py:2)"),
+        ("raise SystemExit('no')", "SystemExit: no (broken.py:1)"),
+        ("import os; os._exit(7)", "its process ended with exit status 7"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_why(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    message = refusal(Called(path="broken:right"))
+    assert f"evaluation.scorer.path: 'broken' cannot be imported: {told}" in message
+
+
+@pytest.mark.parametrize(
+    ("function", "reply", "told"),
+    [
+        (
+            "careless",
+            "so 7\n",
+            "ValueError: could not convert string to float: 'so 7\\n' (fun",
+        ),
+        ("careless", "so 7", "(functions_to_call.py:"),
+        ("careless", "\x1b\ud800", "on the reply '\\x1b\\ud800'; it must score any text"),
+        ("careless", "9 " * 99, "on the reply '9 9 "),
+        ("unprintable", "7", "raised Silent (functions_to_call.py:"),
+        ("lines", "7", "raised KeyError: 'one"),
+        ("quits", "7", "raised SystemExit: 3"),
+        ("dies", "7", "the process of functions_to_call:dies ended with exit status 3 on the rep"),
+        ("value", "none", "returned NoneType None on the reply 'none'; expected a number from 0"),
+        ("value", "text", "returned str '1' "),
+        ("value", "two", "returned int 2 "),
+        ("value", "less", "returned float -0.1 "),
+        ("value", "nan", "returned float nan "),
+    ],
+)
+def test_a_function_that_fails_says_what_it_did(function: str, reply: str, told: str) -> None:
+    message = refusal(called(function), reply)
+    assert message.startswith("recipe: evaluation.scorer: ")
+    assert f"functions_to_call:{function}" in message
+    assert told in message
+
+
+def test_a_failure_is_no_end() -> None:
+    refusal(called("careless"), "seven")
+    assert called("careless").score("7", "7.0") == 1.0
+    refusal(called("dies"))
+    assert called("same").score("7", "7") == 1.0
+
+
+@pytest.mark.parametrize("function", ["slow", "stuck"])
+def test_a_function_that_hangs_is_stopped(function: str) -> None:
+    """Also one that lets no other thread of its process run."""
+    reply = {"slow": "99", "stuck": "stuck"}[function]
+    assert called(function).score("0", "") == 1.0
+    (before,) = workers()
+    started = time.monotonic()
+    told = refusal(called(function, timeout=0.3), reply)
+    assert 0.3 <= time.monotonic() - started < 2  # after 2.3 s it would end by itself
+    assert f"functions_to_call:{function} took longer than 0.3 s on the reply '{reply}'" in told
+    assert "raise evaluation.scorer.timeout" in told
+    assert not before.is_running()
+    assert called(function).score("0", "") == 1.0
+
+
+def test_threads_take_turns_and_one_that_hangs_is_stopped_there_too() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        texts = [str(n) for n in range(40)]
+        scores = list(pool.map(lambda text: called("same").score(text, "7"), texts))
+        hung = pool.submit(refusal, called("slow", timeout=0.3), "99")
+        assert "took longer than 0.3 s" in hung.result(timeout=60)
+    assert scores == [float(n == 7) for n in range(40)]
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    """Also when its end is not known yet as the next call begins, which chance decides."""
+    for _ in range(6):
+        assert called("count").score("", "") == 0.01
+        (before,) = workers()
+        before.kill()
+        assert called("count").score("", "") == 0.01
+        assert not before.is_running()
+        end_workers()
+
+
+def test_a_process_without_work_stays() -> None:
+    assert called("count", timeout=0.1).score("", "") == 0.01
+    time.sleep(2.5)  # longer than a call may take
+    assert called("count").score("", "") == 0.02
+
+
+def test_answers_are_tried_before_anything_is_spent() -> None:
+    rows = [Example({}, answer, f"rows.csv:{n}") for n, answer in enumerate(("7", "seven"), 2)]
+    check_answers(rows, Target(), called("same"))
+    with pytest.raises(RecipeError, match=r"ValueError: .* on the reply 'seven'"):
+        check_answers(rows, Target(), called("careless"))
+    # That the bare answer is no right reply by its rules is the function's own affair.
+    check_answers(rows, Target(), called("share"))
+
+
+def test_a_recipe_names_the_function() -> None:
+    scorer = {"name": "callable", "path": "checks:right", "timeout": 2}
+    recipe = Recipe.from_dict(changed(evaluation={"scorer": scorer}))
+    assert recipe.evaluation.scorer == Called("checks:right", 2.0)
+    for broken, told in (
+        ({"name": "callable"}, "scorer.path: Field required"),
+        ({**scorer, "timeout": 0}, "scorer.timeout: Input should be greater than 0"),
+        ({**scorer, "timeout": 1e9}, "scorer.timeout: Input should be less than or equal"),
+    ):
+        problems: list[str] = []
+        assert build_part("scorer", broken, "scorer", problems) is None
+        (problem,) = problems
+        assert problem.startswith(told)
+
+
+# -- the process itself ----------------------------------------------------------------------------
+
+
+def script(code: str) -> subprocess.Popen[str]:
+    """A Python process that scores, in a group of its own; it prints the pid of its worker."""
+    start = (
+        "import os, psutil, sys, time\n"
+        "from embedgrad.scorers import Called\n"
+        "same, slow = (Called(f'functions_to_call:{n}') for n in ('same', 'slow'))\n"
+        "def pid(): return psutil.Process().children()[0].pid\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", start + code],
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def gone(pid: int, seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while psutil.pid_exists(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not psutil.pid_exists(pid)
+
+
+def test_it_ends_with_the_program_and_without_a_word() -> None:
+    process = script("print(same.score('7', '7'), pid())")
+    out, err = process.communicate(timeout=60)
+    score, pid = out.split()
+    assert (score, err, process.returncode) == ("1.0", "", 0)
+    assert gone(int(pid))
+
+
+def test_it_ends_with_the_program_in_the_middle_of_a_call() -> None:
+    process = script(
+        "import threading\n"
+        "slow.score('0', '')\nprint(pid())\n"
+        "threading.Thread(target=slow.score, args=('60', ''), daemon=True).start()\ntime.sleep(0.2)"
+    )
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert gone(int(out), 1)
+
+
+@posix
+@pytest.mark.parametrize("work", ["time.sleep(60)", "slow.score('60', '')"])
+def test_it_ends_when_the_program_is_killed(work: str) -> None:
+    """Waiting, or in the middle of a call: then its own timer ends it."""
+    process = script(
+        f"slow = Called(slow.path, 0.5)\nslow.score('0', '')\nprint(pid(), flush=True)\n{work}"
+    )
+    with process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        time.sleep(0.2)
+        process.kill()
+    assert gone(pid)
+
+
+@posix
+def test_ctrl_c_in_the_middle_of_a_call_ends_it_without_a_word() -> None:
+    process = script(
+        "same.score('7', '7')\nslow.score('0', '')\nprint(pid(), flush=True)\n"
+        "try: slow.score('4', '')\n"
+        "except KeyboardInterrupt: print('interrupted', slow.score('0', ''))"
+    )
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("interrupted 1.0\n", "")
+    assert gone(pid)
+
+
+@posix
+def test_a_forked_copy_starts_its_own() -> None:
+    process = script(
+        "import warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "same.score('7', '7')\n"
+        "before, files = pid(), psutil.Process().num_fds()\n"
+        "child = os.fork()\n"
+        "if child == 0: assert psutil.Process().num_fds() == files - 2\n"
+        "scores = [same.score(str(n), '7') for n in range(5, 9)]\n"
+        "own = pid() if child == 0 else before\n"
+        "if child: _, status = os.waitpid(child, 0); assert status == 0; assert pid() == before\n"
+        "else: assert own != before\n"
+        "assert scores == [0, 0, 1, 0], scores\n"
+        "print(own, flush=True)"
+    )
+    out, err = process.communicate(timeout=60)
+    assert (err, process.returncode) == ("", 0)
+    pids = [int(pid) for pid in out.split()]
+    assert len(set(pids)) == 2
+    assert all(gone(pid) for pid in pids)

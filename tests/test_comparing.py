@@ -1,0 +1,507 @@
+"""Comparisons of methods end to end: what they write, how they go on, what they refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad import Recipe, RunError
+from embedgrad.comparing import compare
+from embedgrad.comparing.verdict import row_differences, verdicts
+from embedgrad.evaluation import Evaluator
+from embedgrad.methods import METHODS
+from embedgrad.methods.base import Method
+from embedgrad.report import show
+from embedgrad.report.methods_table import methods_table
+from embedgrad.report.tables import NARROWEST
+from embedgrad.settings import COMPARED
+from embedgrad.statistics import bootstrap_mean, mcnemar_exact, paired_bootstrap, wilson_interval
+from refusals import refused
+from run_kit import ROWS, Command, save_model, values
+
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+OWN = {"prompts": ["Cold or warm?", "Is it great or terrible?"], "shots": 2}
+SEEDS = (0, 1)
+UNSEEDED = {"text", "best-of-n"}
+SMALL = {"training": {"epochs": 1, "batch_size": 8}, "compare": {**OWN, "seeds": list(SEEDS)}}
+PARTS = len(UNSEEDED) + len(SEEDS) * (len(COMPARED) - len(UNSEEDED))
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """All ten methods with two seeds, that tests must not change: the folder and the results."""
+    folder = tmp_path_factory.mktemp("comparisons") / "whole"
+    return folder, compare(Recipe.from_dict(values(model_folder, data, **SMALL)), folder)
+
+
+def told_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Entries by method."""
+    return {entry["method"]: entry for entry in results["methods"]}
+
+
+def digits(text: str) -> list[float]:
+    return [float(digit) for digit in text]
+
+
+def count(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[tuple[str, str, int | None]]:
+    """What these methods are asked to do from now on: ("train", name, seed), ("answer", ...)."""
+    calls: list[tuple[str, str, int | None]] = []
+    for name in names or COMPARED:
+        method = METHODS[name]
+
+        def train(task: Any, seed: int, method: Method = method) -> Any:
+            calls.append(("train", method.name, seed))
+            return type(method).train(method, task, seed)
+
+        def answer(*arguments: Any, method: Method = method) -> Any:
+            calls.append(("answer", method.name, None))
+            return type(method).answer(method, *arguments)
+
+        monkeypatch.setattr(method, "train", train, raising=False)
+        monkeypatch.setattr(method, "answer", answer, raising=False)
+    return calls
+
+
+# -- what comes out --------------------------------------------------------------------------------
+
+
+def test_every_method_has_its_rows(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = whole
+    assert json.loads((folder / "results.json").read_text()) == results
+    expected = [(name, None) for name in COMPARED if name in UNSEEDED]
+    seeded = [(name, seed) for name in COMPARED if name not in UNSEEDED for seed in SEEDS]
+    found = [(row["method"], row["seed"]) for row in results["rows"]]
+    assert sorted(found, key=str) == sorted(expected + seeded, key=str)
+    assert list(told_of(results)) == list(COMPARED)
+    assert results["skipped"] == results["failed"] == {}
+    assert (results["trained"], results["scored"], results["planned"]) == (PARTS, PARTS, PARTS)
+    assert results["interrupted"] is False
+    assert results["test_rows"] == ROWS["test"]
+    assert results["seeds"] == list(SEEDS)
+    assert results["data"]["test"]["rows"] == ROWS["test"]
+    assert set(results["versions"]) >= {"python", "torch", "transformers", "peft", "embedgrad"}
+    assert results["machine"]["cores"] > 0
+    assert "path" not in results["model"]
+
+
+def test_rows_can_be_computed_again(whole: tuple[Path, dict[str, Any]]) -> None:
+    results = whole[1]
+    (text,) = (row for row in results["rows"] if row["method"] == "text")
+    first = digits(text["correct"])
+    for row in results["rows"]:
+        second = digits(row["correct"])
+        assert len(second) == ROWS["test"]
+        assert row["accuracy"] == sum(second) / len(second)
+        assert tuple(row["interval"]) == wilson_interval(int(sum(second)), len(second))
+        assert tuple(row["difference_interval"]) == paired_bootstrap(first, second)
+        better = sum(b > a for a, b in zip(first, second, strict=True))
+        worse = sum(b < a for a, b in zip(first, second, strict=True))
+        assert row["difference"] == pytest.approx((better - worse) / len(first))
+        assert row["p_value"] == mcnemar_exact(worse, better)
+    others = {
+        name: [digits(row["correct"]) for row in results["rows"] if row["method"] == name]
+        for name in COMPARED[1:]
+    }
+    judged = verdicts(first, others)
+    for name, told in told_of(results).items():
+        if name == "text":
+            assert told["verdict"] is told["difference"] is told["p_holm"] is None
+            continue
+        assert told["verdict"] == judged[name].words
+        assert told["p_holm"] == judged[name].p_holm
+        assert told["difference"] == judged[name].difference
+        interval = bootstrap_mean(row_differences(first, others[name]))
+        assert tuple(told["difference_interval"]) == interval
+
+
+def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> None:
+    rows = {(row["method"], row["seed"]): row for row in whole[1]["rows"]}
+    width, span = 32, rows["embedgrad", 0]["trained_numbers"] // 32
+    assert span > 4
+    prompts = {"embedgrad", "embedgrad-no-region", "random-init"} | {
+        name for name in COMPARED if name.startswith("peft-") and name != "peft-lora"
+    }
+    for (name, _), row in rows.items():
+        trained = name in prompts or name == "peft-lora"
+        assert row["examples_seen"] == (ROWS["train"] if trained else 0), name
+        assert row["extra_tokens"] == pytest.approx(0, abs=1) or name in ("few-shot", "best-of-n")
+        if name in prompts:
+            assert row["trained_numbers"] == width * span
+            assert row["stored_bytes"] == 4 * width * span
+        assert (row["train_seconds"] > 0) == (name != "text")
+        assert row["scoring_seconds"] > 0
+        assert row["dev"]["log_loss"] > 0
+    # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 heads of 8.
+    assert rows["peft-lora", 0]["trained_numbers"] == 3 * 8 * (32 + 32 + 32 + 16)
+    assert rows["few-shot", 0]["extra_tokens"] > 20
+    assert rows["few-shot", 0]["settings"] != rows["few-shot", 1]["settings"]
+    assert "first" in rows["peft-cpt", 0]["settings"]["order"]
+
+
+def test_the_parts_are_kept(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder = whole[0]
+    part = folder / "work" / "peft-lora-seed-1"
+    assert {path.name for path in part.iterdir()} == {
+        *("trained.safetensors", "trained.json", "scored.json", "answers.jsonl")
+    }
+    answers = [json.loads(line) for line in (part / "answers.jsonl").read_text().splitlines()]
+    scored = json.loads((part / "scored.json").read_text())
+    assert "".join(str(round(answer["correct"])) for answer in answers) == scored["correct"]
+    assert Recipe.read(folder / "recipe.toml").compare.shots == 2
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_tables_say_no_reliable_gain_in_so_many_words(
+    whole: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, results = whole
+    table = (folder / "table.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines[2:]] == list(COMPARED)
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert "PEFT can only put the prompt first" in table
+    shown = io.StringIO()
+    show(methods_table(results), shown)
+    printed = shown.getvalue().splitlines()
+    for line, (name, told) in zip(lines[2:], told_of(results).items(), strict=True):
+        verdict = told["verdict"] or "-"
+        assert verdict in line
+        # Neither is cut nor wrapped in the narrowest terminal.
+        assert any(row.split()[:1] == [name] and verdict in row for row in printed)
+    assert "no reliable gain" in table
+    tables = printed[: next(i for i, row in enumerate(printed) if "test rows" in row)]
+    assert max(map(len, tables)) <= NARROWEST
+
+
+def test_the_figure_is_drawn(whole: tuple[Path, dict[str, Any]]) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = (whole[0] / "figure.svg").read_text()
+    assert "<svg" in drawn
+    assert len(drawn) > 1000
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def test_no_test_row_is_answered_before_every_training_is_finished(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    plain = Evaluator.refined
+
+    def spy(self: Any, rows: Any, sequences: Any, *more: Any) -> Any:
+        sources = {s.example.source.rpartition(":")[0].rpartition("/")[2] for s in sequences}
+        happened.extend(sources)
+        return plain(self, rows, sequences, *more)
+
+    monkeypatch.setattr(Evaluator, "refined", spy)
+    calls = count(monkeypatch)
+    compare(
+        Recipe.from_dict(values(model_folder, data, **{**SMALL, "compare": OWN | {"seeds": [0]}})),
+        tmp_path / "out",
+        lambda: lambda event: happened.append("trained") if _is_trained(event) else None,
+    )
+    trainings = [i for i, what in enumerate(happened) if what == "trained"]
+    tests = [i for i, what in enumerate(happened) if what == "test.jsonl"]
+    assert len(trainings) == len(COMPARED)
+    assert len(tests) >= len(COMPARED)
+    assert max(trainings) < min(tests)
+    assert "dev.jsonl" in happened[: trainings[0]]
+    assert "train.jsonl" not in happened  # no method scores what it learns from
+    firsts = [what for what, *_ in calls]
+    assert firsts[-len(COMPARED) :] == ["answer"] * len(COMPARED)
+
+
+def _is_trained(event: dict[str, Any]) -> bool:
+    return event["event"] == "note" and ": ready after" in event["text"]
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole[0], tmp_path / "copied"))
+
+
+def test_nothing_finished_is_done_again(
+    whole: tuple[Path, dict[str, Any]],
+    copied: Path,
+    model_folder: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = count(monkeypatch)
+    again = compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+    assert calls == []
+    assert again["rows"] == whole[1]["rows"]
+    assert again["methods"] == whole[1]["methods"]
+
+
+def test_a_seed_and_a_method_may_be_added(
+    whole: tuple[Path, dict[str, Any]],
+    copied: Path,
+    model_folder: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.rmtree(copied / "work" / "random-init-seed-0")
+    calls = count(monkeypatch)
+    more = {"seeds": [0, 5], "methods": ["embedgrad", "random-init"]}
+    recipe = Recipe.from_dict(values(model_folder, data, **{**SMALL, "compare": OWN | more}))
+    results = compare(recipe, copied)
+    trained = [call[1:] for call in calls if call[0] == "train"]
+    assert trained == [("random-init", 0), ("embedgrad", 5), ("random-init", 5)]
+    assert told_of(results)["embedgrad"]["seeds"] == [0, 1, 5]
+    assert told_of(results)["peft-cpt"]["seeds"] == [0, 1]  # what was there stays in the table
+    before = {(r["method"], r["seed"]): r["correct"] for r in whole[1]["rows"]}
+    after = {(r["method"], r["seed"]): r["correct"] for r in results["rows"]}
+    assert {key: after[key] for key in before} == before
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
+    recipe: Write,
+    embedgrad: Command,
+    tmp_path: Path,
+    whole: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, out = recipe(**SMALL), tmp_path / "run"
+    arguments = ("compare", path, "--out", out, "--methods", "embedgrad,peft-lora", "--json")
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["peft-lora"], "train", interrupted, raising=False)
+        done = embedgrad(*arguments)
+    assert done.code == 130
+    assert f"interrupted; {out} keeps 2 of 5 trainings and 0 of 5 scorings" in done.lines[-1]
+    assert "the same command goes on" in done.lines[-1]
+    assert done.json["rows"] == []
+    assert not (out / "results.json").exists()
+
+    with monkeypatch.context() as patch:  # now while test rows are answered
+        patch.setattr(METHODS["peft-lora"], "answer", interrupted, raising=False)
+        calls = count(patch, "text", "embedgrad")
+        done = embedgrad(*arguments)
+    assert done.code == 130
+    assert "keeps 5 of 5 trainings and" in done.lines[-1]
+    assert ("train", "text", 0) not in calls
+    assert ("train", "embedgrad", 0) not in calls
+    scored = {row["method"] for row in done.json["rows"]}
+    assert scored >= {"text"}
+    assert "peft-lora" not in scored
+
+    with monkeypatch.context() as patch:
+        calls = count(patch)
+        done = embedgrad(*arguments)
+    assert done.code == 0
+    assert "text" not in {name for _, name, _ in calls}
+    assert not [call for call in calls if call[0] == "train"]
+    # As if it had never been interrupted.
+    whole_rows = {(r["method"], r["seed"]): r["correct"] for r in whole[1]["rows"]}
+    for row in done.json["rows"]:
+        assert row["correct"] == whole_rows[row["method"], row["seed"]]
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_recipe_is_refused(
+    copied: Path, model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    other = {**SMALL, "training": {"epochs": 1, "batch_size": 4}}
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with refused(
+        "another recipe", "training.batch_size is 8 there and 4 here", "--out", error=RunError
+    ):
+        compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    elsewhere = tmp_path / "notes"
+    elsewhere.mkdir()
+    (elsewhere / "results.json").write_text("{}")
+    with refused("notes", "no comparison", error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), elsewhere)
+
+
+def test_data_that_changed_under_the_same_name_is_refused(
+    copied: Path, model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "data"))
+    settings = values(model_folder, own, **SMALL)
+    (copied / "recipe.toml").write_text(Recipe.from_dict(settings).as_toml())
+    lines = (own / "test.jsonl").read_text().splitlines(keepends=True)
+    (own / "test.jsonl").write_text("".join(lines[:-1]))
+    with refused("another test split", "--out", error=RunError):
+        compare(Recipe.from_dict(settings), copied)
+
+
+def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path) -> None:
+    part = copied / "work" / "embedgrad-seed-0"
+    (part / "scored.json").unlink()
+    content = bytearray((part / "trained.safetensors").read_bytes())
+    content[-1] ^= 1
+    (part / "trained.safetensors").write_bytes(bytes(content))
+    with refused("embedgrad-seed-0", "damaged", "train again", error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+
+
+def test_a_recipe_that_cannot_be_used_leaves_no_folder(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, out = recipe(data={"answer": "nothing"}), tmp_path / "run"
+    done = embedgrad("compare", path, "--out", out)
+    assert done.code == 2
+    assert "nothing" in done.lines[-1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--methods", "text,embedgard"), ("compare.methods", "did you mean 'embedgrad'")),
+        (("--methods", "best-of-n"), ("best-of-n cannot run", "compare.prompts")),
+        (("--seeds", "0,x"), ("compare.seeds",)),
+        (("--seeds", "-1"), ("compare.seeds", "from 0 up")),
+    ],
+)
+def test_what_the_command_line_names_wrongly_is_told(
+    options: tuple[str, ...],
+    parts: tuple[str, ...],
+    recipe: Write,
+    embedgrad: Command,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    done = embedgrad("compare", recipe(), "--out", out, *options)
+    assert done.code == 2
+    assert len(done.lines) == 1
+    for part in parts:
+        assert part in done.lines[0]
+    assert not out.exists()
+
+
+def test_without_peft_its_methods_are_left_out_or_refused_by_name(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, *more: Any) -> Any:
+        return None if name == "peft" else find(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    done = embedgrad("compare", recipe(), "--out", tmp_path / "a", "--methods", "peft-cpt")
+    assert done.code == 2
+    assert 'pip install "embedgrad[compare]"' in done.lines[0]
+    path = recipe(training={"steps": 1}, compare={"seeds": [0]})
+    done = embedgrad("compare", path, "--out", tmp_path / "b", "--json")
+    assert done.code == 0
+    kept = [n for n in COMPARED if not n.startswith("peft-") and n != "best-of-n"]
+    assert list(told_of(done.json)) == kept
+    assert set(done.json["skipped"]) == set(COMPARED) - set(kept)
+    assert "peft-lora is left out: PEFT is not installed" in done.err
+
+
+def test_a_context_too_short_for_few_shot_is_one_line_and_others_go_on(
+    recipe: Write, embedgrad: Command, tmp_path: Path, data: Path
+) -> None:
+    many = {**SMALL, "compare": {"shots": 24, "seeds": [0]}}
+    path, out = recipe(**many), tmp_path / "run"
+    done = embedgrad("compare", path, "--out", out, "--methods", "few-shot,embedgrad", "--quiet")
+    assert done.code == 2
+    (line,) = done.lines
+    assert line.startswith("error: few-shot: with 24 examples before it, a row needs ")
+    assert "the model takes 512; make compare.shots smaller" in line
+    results = json.loads((out / "results.json").read_text())
+    assert set(told_of(results)) == {"text", "embedgrad"}
+    assert "few-shot" in results["failed"]
+    assert "few-shot failed: few-shot: with 24" in (out / "table.md").read_text()
+
+
+# -- the exit status for CI ------------------------------------------------------------------------
+
+
+def test_require_gain_is_exit_status_four_without_one(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(training={"steps": 1}, compare={"seeds": [0]})
+    arguments = ("compare", path, "--out", tmp_path / "run", "--methods", "embedgrad")
+    done = embedgrad(*arguments, "--quiet", "--require-gain")
+    assert done.code == 4
+    assert done.lines == ["embedgrad: no reliable gain over the text prompt"]
+    assert "no reliable gain" in done.out
+    assert embedgrad(*arguments, "--quiet").code == 0
+
+
+@pytest.mark.parametrize("verb", ["optimize", "evaluate"])
+def test_runs_can_require_a_gain_too(
+    verb: str,
+    recipe: Write,
+    embedgrad: Command,
+    tmp_path: Path,
+    finished: tuple[Path, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = ("optimize", recipe(training={"steps": 1}), "--out", tmp_path / "run")
+    arguments = run if verb == "optimize" else ("evaluate", finished[0])
+    done = embedgrad(*arguments, "--quiet", "--require-gain")
+    assert done.code == 4
+    assert done.lines[-1].startswith("no reliable gain: difference of")
+    monkeypatch.setattr("embedgrad.report.verdict", lambda difference: "gain of 9 points")
+    again = (*run[:3], tmp_path / "again") if verb == "optimize" else arguments
+    assert embedgrad(*again, "--quiet", "--require-gain").code == 0
+
+
+# -- free answers ----------------------------------------------------------------------------------
+
+
+def test_free_answers_are_compared_too(model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(30)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sections = values(
+        model_folder,
+        tmp_path,
+        data={"train": str(path), "answer": "answer"},
+        template={"user": "{question}\n\n[[Give the answer only:]]"},
+        target={"choices": []},
+        evaluation={"scorer": "number", "max_new_tokens": 3},
+        training={"steps": 2, "batch_size": 8},
+        solutions={"source": "answer"},
+        compare={"prompts": ["How much?"], "shots": 2, "seeds": [0]},
+    )
+    del sections["data"]["dev"], sections["data"]["test"]
+    results = compare(Recipe.from_dict(sections), tmp_path / "out")
+    assert results["failed"] == {}
+    assert list(told_of(results)) == list(COMPARED)
+    for row in results["rows"]:
+        assert row["macro_f1"] is None
+        assert row["log_loss"] > 0
+    candidates = next(r for r in results["rows"] if r["method"] == "best-of-n")["settings"]
+    best = min(candidates["candidates"], key=lambda candidate: candidate["log_loss"])
+    assert candidates["prompt"] == best["prompt"]
+
+
+def test_a_model_in_half_precision_is_compared(data: Path, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "tiny")
+    sections = values(folder, data, model={"dtype": "bfloat16"}, training={"steps": 1})
+    methods = ["peft-cpt", "peft-lora", "random-init"]
+    sections["compare"] = {"methods": methods, "seeds": [0]}
+    results = compare(Recipe.from_dict(sections), tmp_path / "out")
+    assert set(told_of(results)) == {"text", *methods}
+    assert results["failed"] == {}
+    assert all(row["dev"]["log_loss"] > 0 for row in results["rows"])
+    assert torch.get_default_dtype() == torch.float32

@@ -1,0 +1,489 @@
+"""`embedgrad report`: what a page holds, how large it gets, and what it does with damage."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from embedgrad.errors import EmbedgradError
+from embedgrad.report import page as page_module
+from embedgrad.report.calibration import calibration
+from embedgrad.report.foreign import embedded, readable, shortened
+from embedgrad.report.found import find_comparison, find_run
+from embedgrad.report.page import comparison_page, run_page
+from embedgrad.report.rows import page_rows
+from embedgrad.report.theme import COLORS
+from made_runs import HOSTILE, answered_rows, made_comparison, made_results, made_run
+from run_kit import Command
+
+pytest_plugins = ["tiny_runs"]
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text of scripts."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1][0] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+    @property
+    def rows(self) -> Any:
+        """The rows that the page's script would show."""
+        return json.loads(self.scripts[0])
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that need the figures themselves; the others go without, as they take long."""
+
+
+@pytest.fixture(autouse=True)
+def figures_or_none(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page_module, "inline_svg", lambda *_: "<svg></svg>")
+
+
+def written(folder: Path) -> str:
+    return run_page(find_run(folder), "first")
+
+
+def notes(html: str) -> str:
+    """The part of a page that says what is not there."""
+    return html.partition('<section id="notes"')[2].partition("</section>")[0]
+
+
+# -- one file, nothing else ------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
+    pages = [written(made_run(tmp_path / "run", answered_rows(30)))]
+    pages.append(comparison_page(made_results(), "sst2"))
+    for html in pages:
+        elements = Elements(html).found
+        for tag, attributes in elements:
+            assert tag not in {"img", "iframe", "object", "embed", "base", "form", "video", "use-"}
+            for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+                value = attributes.get(name)
+                assert value is None or value.startswith(("#", "data:,")), (tag, name, value)
+        assert not re.search(r"https?:|@import|url\((?!#)", html)
+        policy = dict(elements[2:4])["meta"]["content"]
+        assert policy is not None
+        assert policy.startswith("default-src 'none'; ")
+        assert "script-src 'sha256-" in policy
+
+
+def test_the_policy_names_the_one_script(tmp_path: Path) -> None:
+    import base64
+    import hashlib
+
+    html = written(made_run(tmp_path, answered_rows(3)))
+    script = Elements(html).scripts[-1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in html
+
+
+@pytest.mark.usefixtures("drawn")
+def test_ids_of_figures_do_not_collide_and_colors_follow_the_theme(tmp_path: Path) -> None:
+    html = written(made_run(tmp_path, answered_rows(30)))
+    ids = [a["id"] for _, a in Elements(html).found if "id" in a]
+    assert len(ids) == len(set(ids))
+    for figure in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        assert not re.search(r"#[0-9a-f]{6}\b", figure)
+        used = set(re.findall(r"var\(--(\w+)\)", figure)) - {"sans"}
+        assert {"muted", "line", "refined"} <= used <= set(COLORS)
+        references = re.findall(r'(?:href="|url\()#([^")]+)', figure)
+        assert set(references) <= set(ids)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colors_of_text_can_be_read(scheme: int) -> None:
+    """Contrast to paper and panel as WCAG 2.2 (1.4.3) asks for."""
+
+    def luminance(color: str) -> float:
+        shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for back in ("paper", "panel"):
+        for name in ("ink", "muted", "text", "refined", "fixed", "broken"):
+            one, other = (luminance(COLORS[n][scheme]) + 0.05 for n in (back, name))
+            assert max(one, other) / min(one, other) >= 4.5, (name, back)
+
+
+# -- size ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("drawn")
+def test_five_hundred_examples_take_two_megabytes_at_most(tmp_path: Path) -> None:
+    texts = [text * (6_000 // len(text) + 1) for text in HOSTILE.values()]
+    rows = answered_rows(500, texts=texts, free=True)
+    rows[7]["columns"]["text"] = "<" * 1_000_000
+    rows[8]["refined"]["predicted"] = "\u202e" * 1_000_000
+    html = written(made_run(tmp_path, rows))
+    assert len(html.encode()) <= 2_000_000
+    assert len(Elements(html).rows) == 500
+    assert "In 500 rows texts are shortened" in notes(html)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
+def test_ten_thousand_examples_take_twenty_megabytes_at_most(tmp_path: Path) -> None:
+    texts = [text * (3_000 // len(text) + 1) for text in HOSTILE.values()]
+    rows = answered_rows(10_000, texts=texts, free=True)
+    html = written(made_run(tmp_path, rows))
+    assert len(html.encode()) <= 20_000_000
+    assert len(Elements(html).rows) == 10_000
+
+
+def test_more_rows_than_a_page_holds_leave_unchanged_ones_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedgrad.report.rows.MOST_ROWS", 30)
+    rows = answered_rows(60)
+    changed = {row["source"] for row in rows if row["change"] != "same"}
+    assert 10 < len(changed) < 30
+    found = page_rows(find_run(made_run(tmp_path, rows)))
+    assert found is not None
+    shown = json.loads(found.json)
+    assert len(shown) == 30
+    assert changed <= {row["source"] for row in shown}
+    assert found.counts["all"] == 60
+    assert any(note.startswith("30 of 60 rows are on this page") for note in found.notes)
+
+
+def test_many_columns_do_not_make_a_row_large(tmp_path: Path) -> None:
+    rows = answered_rows(3)
+    rows[0]["columns"] |= {f"column {i}": "x" * 500 for i in range(1_000)}
+    found = page_rows(find_run(made_run(tmp_path, rows)), ("text",))
+    assert found is not None
+    first, second, _ = json.loads(found.json)
+    assert first["more"] == 1_002 - 12
+    assert [name for name, _ in first["columns"]][:2] == ["text", "label"]
+    assert (first["main"], second["main"]) == (1, 1)
+    assert "more" not in second
+
+
+@given(st.lists(st.text(max_size=300), max_size=8), st.integers(0, 1_000))
+@example(["<" * 100, "\ud800" * 100], 300)
+@example(["\x00" * 5, "short"], 12)
+def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget: int) -> None:
+    shown = shortened(texts, budget)
+    taken = 0
+    for text, part in zip(texts, shown, strict=True):
+        kept, left = (part, 0) if isinstance(part, str) else part
+        assert left >= 0
+        assert kept == readable(text[: len(text) - left])
+        taken += len(embedded(kept).encode()) - 2
+    assert taken <= budget
+    if sum(len(embedded(readable(text)).encode()) - 2 for text in texts) <= budget:
+        assert all(isinstance(part, str) for part in shown)
+
+
+def test_short_texts_stay_whole_beside_a_long_one() -> None:
+    short, long = shortened(["short", "long" * 1_000], 100)
+    assert short == "short"
+    assert long == [("long" * 1_000)[:95], 3_905]
+
+
+# -- hostile text ----------------------------------------------------------------------------------
+
+
+@given(st.text())
+@example("</script><!--\u2028\ud800\x00")
+def test_embedded_text_cannot_leave_its_script(text: str) -> None:
+    content = embedded([readable(text)])
+    assert "<" not in content
+    content.encode()
+    assert json.loads(content) == [readable(text)]
+
+
+@given(st.text())
+def test_readable_text_has_no_control_characters(text: str) -> None:
+    shown = readable(text)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", shown
+    )
+    assert readable(shown) == shown
+
+
+def test_readable_text_keeps_what_is_harmless() -> None:
+    kept = "lines\n\ttabs  \u00a0\u3000 \u0645\u06cc\u200c\u062e\u0648 \U0001f469\u200d\U0001f52c"
+    assert readable(kept) == kept
+    assert readable("a\r\nb\rc") == "a\nb\\rc"
+
+
+def test_foreign_text_outside_the_rows_is_text(tmp_path: Path) -> None:
+    hostile = HOSTILE["end of data"]
+    folder = made_run(
+        tmp_path,
+        answered_rows(2),
+        words=[hostile, HOSTILE["control"]],
+        model={"name": hostile, hostile: HOSTILE["direction"]},
+    )
+    (folder / "recipe.toml").write_text(f"# {hostile}\u202e\n", encoding="utf-8")
+    html = run_page(find_run(folder), hostile, (hostile,))
+    assert html.count("<script") == 2
+    assert html.count("</script>") == 2
+    assert "\u202e" not in html
+    assert "\x00" not in html
+
+
+# -- what is missing or damaged --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "lost"),
+    [
+        ("result.json", "There is no result.json", 'id="text-accuracy"'),
+        ("events.jsonl", "There is no events.jsonl: the curves are left out.", 'id="learning"'),
+        ("predictions.jsonl", "There is no predictions.jsonl", 'id="answers"'),
+        ("recipe.toml", "There is no recipe.toml", "The recipe, every setting"),
+        ("prompt/prompt.json", "There is no prompt/prompt.json", "apache-2.0"),
+        ("walk.json", "", 'id="walk"'),
+    ],
+)
+def test_a_page_is_made_of_what_is_there(name: str, said: str, lost: str, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(20))
+    assert lost in written(folder)
+    (folder / name).unlink()
+    html = written(folder)
+    assert lost not in html
+    assert said in notes(html)
+    assert html.rstrip().endswith("</html>")
+
+
+def test_an_interrupted_run_has_a_page(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(5))
+    for name in ("result.json", "predictions.jsonl", "walk.json"):
+        (folder / name).unlink()
+    html = written(folder)
+    assert "No test rows were scored." in html
+    assert 'id="learning"' in html
+    assert html.count('role="listitem"') == 5  # the words, from the saved prompt
+
+
+def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(20))
+    bad = ["{", "[]", "null", '{"source": 3}', "\xff"]
+    for name in ("predictions.jsonl", "events.jsonl"):
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        (folder / name).write_bytes("\n".join([*bad[:4], *lines, bad[4]]).encode("latin-1"))
+    html = written(folder)
+    assert "predictions.jsonl has damaged lines, left out: 5 of 25." in notes(html)
+    assert "events.jsonl has damaged lines, left out: 4 of " in notes(html)
+    rows = Elements(html).rows
+    assert [row["n"] for row in rows] == list(range(5, 25))
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items: Any = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        items = list(enumerate(value))[:2]
+    for name, inner in items:
+        yield from leaves(inner, (*path, name))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json", "walk.json"])
+def test_whatever_is_damaged_a_page_is_made(name: str, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(4))
+    (folder / "events.jsonl").write_bytes(b"")
+    whole = json.loads((folder / name).read_text(encoding="utf-8"))
+    places = [path for path in leaves(whole) if path]
+    draw = random.Random(0)
+    for place in draw.sample(places, min(40, len(places))):
+        new = draw.choice([None, "x", [], {}, -1, 1e400, [None], {"x": "y"}])
+        values = replaced(whole, place, new)
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+        html = written(folder)
+        assert html.rstrip().endswith("</html>"), (place, new)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"rows": []}', '{"rows": {}, "methods": 3}'])
+def test_a_damaged_comparison_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(EmbedgradError, match=r"results\.json: is no results file of"):
+        find_comparison(tmp_path)
+
+
+def test_a_comparison_says_what_its_results_say() -> None:
+    results = made_results()
+    html = comparison_page(results, "sst2")
+    best = max(results["methods"], key=lambda entry: entry["difference"])
+    row = re.search(rf'<tr data-method="{best["method"]}">.*?</tr>', html, flags=re.DOTALL)
+    assert row is not None
+    assert f'value="{best["accuracy"]}"' in row[0]
+    assert f"{100 * best['difference']:+.1f}" in row[0]
+    assert "improved" in row[0]
+    assert "peft-cpt skipped: the package peft is missing" in notes(html)
+
+
+# -- calibration -----------------------------------------------------------------------------------
+
+
+def test_calibration_by_hand() -> None:
+    found = calibration([(0.95, 1), (0.95, 0), (1.0, 1), (0.55, 1), (0.52, 0)])
+    assert [b.count for b in found.bins] == [2, 3]
+    assert found.bins[0].accuracy == 0.5
+    assert found.bins[1].confidence == pytest.approx(2.9 / 3)
+    assert found.ece == pytest.approx((2 * abs(0.5 - 0.535) + 3 * abs(2 / 3 - 2.9 / 3)) / 5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1))
+def test_calibration_counts_every_row_once(pairs: list[tuple[float, float]]) -> None:
+    found = calibration(pairs)
+    assert sum(b.count for b in found.bins) == len(pairs)
+    assert 0 <= found.ece <= 1
+    # By the triangle inequality, one bin has the smallest error of all.
+    whole = abs(sum(c for c, _ in pairs) - sum(r for _, r in pairs)) / len(pairs)
+    assert found.ece >= whole - 1e-9
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def test_report_writes_a_page_and_says_where(embedgrad: Command, tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run", answered_rows(5))
+    done = embedgrad("report", folder)
+    path = folder / "report.html"
+    size = path.stat().st_size
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"wrote {path} ({size / 1000:.0f} kB)\n"
+    assert embedgrad("report", folder, "--json").json == {
+        "written": str(path),
+        "bytes": size,
+        "notes": [],
+    }
+    other = tmp_path / "new" / "page.html"
+    assert embedgrad("report", folder, "--out", other).code == 0
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_a_kept_walk_needs_no_model(
+    embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made_run(tmp_path, answered_rows(5))
+    monkeypatch.setattr("embedgrad.walk.take_walk", lambda *_: pytest.fail("walked again"))
+    assert embedgrad("report", folder).code == 0
+    assert 'id="walk"' in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_walk_of_other_rows_is_not_shown(embedgrad: Command, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(5))
+    (folder / "prompt" / "prompt.safetensors").write_bytes(b"other rows")
+    done = embedgrad("report", folder, "--no-model")
+    assert done.code == 0
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="walk"' not in html
+    assert "--no-model" in notes(html)
+
+
+def test_a_model_that_cannot_be_used_costs_only_its_parts(
+    embedgrad: Command, tmp_path: Path
+) -> None:
+    folder = made_run(tmp_path, answered_rows(5))
+    done = embedgrad("report", folder, "--rows", "7")
+    assert done.code == 0
+    assert len(done.lines) == 1
+    assert done.err.startswith("Left out: what needs the model (")
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Left out: what needs the model (" in notes(html)
+    assert 'id="answers"' in html
+
+
+@pytest.mark.parametrize("name", ["curves", "drift", "reliability", "walk"])
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_report_writes_single_figures(
+    name: str, form: str, embedgrad: Command, tmp_path: Path
+) -> None:
+    folder = made_run(tmp_path, answered_rows(20))
+    assert embedgrad("report", folder, "--format", form, "--figure", name).code == 0
+    content = (folder / f"{name}.{form}").read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[form])
+
+
+@pytest.mark.parametrize("name", ["forest", "cost"])
+def test_report_writes_figures_of_a_comparison(
+    name: str, embedgrad: Command, tmp_path: Path
+) -> None:
+    folder = made_comparison(tmp_path)
+    assert embedgrad("report", folder, "--format", "svg", "--figure", name).code == 0
+    assert b"peft-lora" in (folder / f"{name}.svg").read_bytes()
+    file = folder / "results.json"
+    assert embedgrad("report", file).code == 0
+    assert (folder / "results-report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--format", "pgn", "--figure", "walk"], "did you mean 'png'?"),
+        (["--format", "png", "--figure", "curve"], "did you mean 'curves'?"),
+        (["--format", "png", "--figure", "forest"], "known: curves, drift, reliability, walk"),
+        (["--format", "png"], "give --figure with it, one of curves, drift, reliability, walk"),
+        (["--figure", "walk"], "give --format png or svg with it"),
+        (["--out", "result.json"], "does not end in .html"),
+        (["--rows", "0"], "'--rows'"),
+    ],
+)
+def test_wrong_wishes_are_one_line(
+    arguments: list[str], told: str, embedgrad: Command, tmp_path: Path
+) -> None:
+    done = embedgrad("report", made_run(tmp_path, answered_rows(3)), *arguments)
+    assert (done.code, done.out, len(done.lines)) == (2, "", 1)
+    assert told in done.err
+
+
+def test_a_figure_without_its_data_is_one_line(embedgrad: Command, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(3, free=True))
+    (folder / "events.jsonl").unlink()
+    for name, told in (
+        ("reliability", "free answers have no probabilities"),
+        ("curves", "the events hold no step and no evaluation"),
+    ):
+        done = embedgrad("report", folder, "--format", "png", "--figure", name)
+        assert (done.code, len(done.lines)) == (2, 1)
+        assert told in done.err
+
+
+@pytest.mark.parametrize("kind", ["nothing", "folder", "file"])
+def test_what_is_no_run_is_one_line(kind: str, embedgrad: Command, tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("hello")
+    done = embedgrad("report", path)
+    assert (done.code, done.out, len(done.lines)) == (2, "", 1)
+    assert str(path) in done.err
+    assert "`embedgrad compare` wrote" in done.err or "run it again" in done.err

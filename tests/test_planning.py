@@ -1,0 +1,647 @@
+"""`embedgrad plan`: counts that are exact, problems told together, knobs that do what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from embedgrad import Recipe, optimize
+from embedgrad.evaluation import Evaluator, evaluate
+from embedgrad.head_cache import HeadCache
+from embedgrad.language_model import LanguageModel
+from embedgrad.planning import Budget, plan
+from embedgrad.planning.batches import Rows
+from embedgrad.planning.counts import Pass, Reuse, causal, flops_of, tree
+from embedgrad.planning.course import Course, Replies, course
+from embedgrad.planning.estimate import Estimator, Machine
+from embedgrad.planning.exportability import Facts, exportability
+from embedgrad.planning.knobs import SHARES, knobs, together
+from embedgrad.planning.rates import Rates
+from embedgrad.planning.shape import Shape, empty_model, shape_of
+from embedgrad.report.plan_table import operations
+from embedgrad.sequence import Target
+from embedgrad.template import Template
+from kit import LABELS, Kit, kit
+from run_kit import CHOICES, Command, save_model, values, write_jsonl
+
+pytest_plugins = ["tiny_runs"]
+
+AMPLE = 2**30
+FREE = Target()
+SPLITS = (20, 28, 40)  # where train, dev and test end
+LONGEST = 6  # tokens of a free answer
+
+# The tiny Llama: width 32, 4 heads of 8 on 2 key heads, inner 64, 3 layers, 512 tokens.
+ATTENTION = 32 * 32 + 2 * 32 * 16 + 32 * 32
+FEED_FORWARD = 3 * 32 * 64
+
+
+def recipe_of(target: Target = LABELS, **sections: Any) -> Recipe:
+    """A recipe whose rows come from elsewhere."""
+    return Recipe.from_dict(
+        {
+            "model": {"name": "tiny"},
+            "data": {"train": "rows.jsonl"},
+            "template": {"user": "{text} [[Is it good?]]"},
+            "target": {"choices": list(target.choices)},
+            "training": {"epochs": 1, "batch_size": 6, **sections.get("training", {})},
+            "evaluation": {"batch_size": 5, "max_new_tokens": LONGEST},
+            **{name: part for name, part in sections.items() if name != "training"},
+        }
+    )
+
+
+def rows_of(made: Kit) -> Rows:
+    a, b, c = SPLITS
+    rows = made.sequences
+    return Rows(rows[:a], rows[a:b], rows[b:c], len(made.start))
+
+
+def looked_ahead(made: Kit, recipe: Recipe, room: int = AMPLE) -> Course:
+    model = made.model
+    reuse = Reuse(not model.reuse_off, model.longest_reuse)
+    shape = shape_of(model.model, model.feed_forward)
+    return course(recipe, rows_of(made), shape, reuse, room, Replies(LONGEST, LONGEST))
+
+
+def counted(action: Callable[[], Any]) -> tuple[int, Any]:
+    """Floating-point operations that torch counts, and what came out."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        result = action()
+    return counter.get_total_flops(), result
+
+
+def fresh(*arguments: Any, **options: Any) -> Kit:
+    """A kit with a model wrapper of its own: nothing is built or stored yet."""
+    made = kit(*arguments, rows=SPLITS[-1], dtype=torch.float32, **options)
+    return dataclasses.replace(made, model=LanguageModel(made.loaded, head_cache_budget=0))
+
+
+# -- operations and bytes --------------------------------------------------------------------------
+
+
+def test_a_pass_counts_what_a_pencil_counts() -> None:
+    shape = Shape(
+        layers=3,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        head_size=8,
+        inner=64,
+        vocabulary=512,
+        weights=3 * (ATTENTION + FEED_FORWARD),
+        last=FEED_FORWARD,
+        parameters=0,
+        itemsize=4,
+    )
+    one = Pass(rows=2, tokens=5, read=2, last=2, stored=7, pairs=causal(5))
+    weights = 2 * (10 * (3 * ATTENTION + 2 * FEED_FORWARD) + 2 * FEED_FORWARD)
+    logits = 2 * 2 * 512 * 32
+    heads, own = 3 * 4 * 2 * 2 * 8 * 2 * 5 * 7, 3 * 4 * 2 * 2 * 8 * 2 * 25
+    assert flops_of(shape, one) == weights + logits + heads + own
+    assert flops_of(shape, one, backward=True) == 2 * (weights + logits + heads) + 3 * own
+    assert shape.token_bytes() == 3 * 2 * 2 * 8 * 4
+    assert shape.token_bytes("half") == shape.token_bytes() // 2
+
+
+def test_the_shape_is_that_of_the_model_with_weights_and_without() -> None:
+    made = kit(dtype=torch.float32)
+    real = shape_of(made.model.model, made.model.feed_forward)
+    assert real.weights == 3 * (ATTENTION + FEED_FORWARD)
+    assert real.last == FEED_FORWARD
+    assert real.model_bytes == 4 * sum(p.numel() for p in made.model.model.parameters())
+    empty = empty_model(made.model.model.config)
+    last = empty.model.layers[-1].mlp
+    assert shape_of(empty, last, 4) == real
+    assert next(empty.parameters()).device.type == "meta"
+
+
+def test_targets_that_begin_alike_are_counted_once() -> None:
+    assert tree(((1,), (2,))) == (0, 1)
+    assert tree(((1, 2, 3), (1, 2, 4, 5), (9,))) == (3, 4)  # 1, 12, 124; and the end of the tail
+
+
+def test_own_attention_goes_by_blocks() -> None:
+    assert causal(0) == 0
+    assert causal(96) == 96 * 96
+    assert causal(100) == 50 * 50 + 50 * 100
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "llama-longrope"])
+def test_a_whole_run_does_the_operations_that_were_planned(architecture: str) -> None:
+    check_operations(fresh(architecture), recipe_of(), AMPLE)
+
+
+@pytest.mark.parametrize("room", [AMPLE, 0])
+def test_parts_of_a_batch_and_free_answers_are_counted(room: int) -> None:
+    recipe = recipe_of(FREE, training={"accumulate": 2})
+    check_operations(fresh(target=FREE), recipe, room)
+
+
+def test_later_epochs_are_like_the_first() -> None:
+    check_operations(fresh(), recipe_of(training={"epochs": 3}), AMPLE, within=0.005)
+
+
+def test_heads_without_room_are_counted_as_often_as_they_are_built() -> None:
+    made = fresh()
+    recipe = recipe_of(training={"epochs": 3})
+    check_operations(made, recipe, 30_000, within=0.03)
+    less = looked_ahead(made, recipe, 30_000).building
+    more = looked_ahead(made, recipe).building
+    assert less.training.flops > 2 * more.training.flops
+
+
+def test_a_prompt_before_all_else_is_run_once_per_batch() -> None:
+    # The first layer of what follows has no gradient: a third less, of three layers.
+    check_operations(fresh(template="plain-start"), recipe_of(), AMPLE, within=0.08)
+
+
+def check_operations(made: Kit, recipe: Recipe, room: int, within: float = 1e-6) -> None:
+    """Run for real, count with torch, and compare."""
+    model, rows = made.model, rows_of(made)
+    model.heads = HeadCache(room)
+    run = looked_ahead(made, recipe, room)
+    planned = (run.building.training, run.training, run.dev, run.dev_decoding)
+    found, refinement = counted(
+        lambda: optimize(
+            model,
+            made.sequencer,
+            rows.train,
+            rows.dev,
+            training=recipe.training,
+            parts=recipe.parts,
+            evaluation=recipe.evaluation,
+        )
+    )
+    assert refinement.steps == run.steps
+    assert len(refinement.best.history) == run.evaluations
+    check_free_answers(made, recipe)
+    assert sum(w.flops for w in planned) == pytest.approx(found, rel=within)
+    evaluator = Evaluator(model, made.sequencer, recipe.evaluation)
+    found, _ = counted(lambda: evaluate(evaluator, refinement.prompt, rows.test))
+    planned = (run.building.test, run.test, run.test_decoding)
+    assert sum(w.flops for w in planned) == pytest.approx(found, rel=within)
+
+
+def check_free_answers(made: Kit, recipe: Recipe) -> None:
+    """What the counts of free answers stand on: a tiny model's go on to their limit."""
+    if not recipe.target.choices:
+        evaluator = Evaluator(made.model, made.sequencer, recipe.evaluation)
+        stored, made.model.heads = made.model.heads, HeadCache(0)
+        assert all(a.cut for a in evaluator.refined(made.start, made.sequences))
+        made.model.heads = stored
+
+
+@pytest.mark.parametrize("precision", ["model", "half"])
+def test_bytes_of_heads_are_those_that_the_cache_reports(precision: Any) -> None:
+    made = fresh()
+    recipe = recipe_of(head_cache={"precision": precision})
+    made.model.heads = HeadCache(AMPLE, precision=precision)
+    run, rows = looked_ahead(made, recipe).building, rows_of(made)
+    refinement = optimize(
+        made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
+    )
+    assert made.model.heads.nbytes == run.training_bytes
+    evaluate(Evaluator(made.model, made.sequencer), refinement.prompt, rows.test)
+    assert made.model.heads.most_bytes == run.all_bytes == run.test_bytes
+    assert made.model.heads.misses == len({s.head for s in rows.everything})
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_a_small_recipe(recipe: Callable[..., Path], embedgrad: Command) -> None:
+    done = embedgrad("plan", recipe(), "--json", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    found = done.json
+    assert found["problems"] == []
+    assert [found["data"][name]["rows"] for name in ("train", "dev", "test")] == [24, 8, 12]
+    assert sum(found["data"]["train"]["answers"].values()) == 24
+    assert set(found["data"]["train"]["answers"]) == set(CHOICES)
+    assert found["data"]["duplicates"] == {"between_splits": 0, "within_a_split": 0, "first": None}
+    assert found["course"] == {"steps": 6, "steps_per_epoch": 3, "evaluations": 3}
+    assert found["span"]["text"] == "Is the review positive or negative?"
+    assert found["seconds"]["all"] > found["seconds"]["train"] > 0
+    assert found["memory"]["peak"] >= found["memory"]["loaded"] > found["model"]["bytes"]
+    assert found["budget"]["fits"]
+
+
+def test_tokens_are_those_of_the_rows(
+    recipe: Callable[..., Path], model_folder: Path, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    from embedgrad import load_model
+    from embedgrad.runs import read_data
+
+    read = Recipe.read(recipe())
+    found = plan(read, measure=False)
+    model = load_model(str(model_folder))
+    splits = read_data(read)
+    sequencer = model.sequencer(read.template, read.target, splits.train)
+    train = sequencer.build(splits.train)
+    tokens, prompt = found["tokens"], len(sequencer.span.ids)
+    assert tokens["head"] == sum(len(s.head) for s in train)
+    assert tokens["prompt"] == 24 * prompt
+    assert tokens["tail"] == sum(len(s.tail) for s in train)
+    assert tokens["target"] == sum(len(ids) for s in train for ids in s.targets)
+    lines = [(s, ids) for s in train for ids in s.targets]
+    full = sum(len(s.head) + prompt + len(s.tail) + len(ids) - 1 for s, ids in lines)
+    assert tokens["per_step_without_reuse"] == full / 3
+    assert tokens["per_step"] < tokens["per_step_without_reuse"] / 4
+    everything = [*train, *sequencer.build(splits.dev), *sequencer.build(splits.test)]
+    assert found["data"]["train"]["longest"] == max(
+        len(s.head) + prompt + len(s.tail) + max(map(len, s.targets)) for s in train
+    )
+    assert found["heads"]["bytes"] == finished[1]["head_cache"]["bytes"]
+    assert found["heads"]["bytes"] == found["heads"]["token_bytes"] * sum(
+        map(len, {s.head for s in everything})
+    )
+
+
+def test_what_is_counted_does_not_depend_on_the_measurement(recipe: Callable[..., Path]) -> None:
+    read = Recipe.read(recipe())
+    without, measured = plan(read, measure=False), plan(read)
+    for name in ("data", "span", "tokens", "flops", "course", "exports", "sizes", "model"):
+        assert without[name] == measured[name], name
+    assert "seconds" not in without
+
+
+def test_without_a_probe_no_weights_are_read(
+    recipe: Callable[..., Path], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedgrad.loading import load
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setitem(load.__globals__, "_load_weights", refuse)
+    done = embedgrad("plan", recipe(), "--no-probe", "--json")
+    assert done.code == 0
+    assert not done.json["measured"]
+
+
+def test_every_problem_is_told_at_once(
+    recipe: Callable[..., Path], data: Path, tmp_path: Path, embedgrad: Command
+) -> None:
+    lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    dev = [json.loads(line) for line in (data / "dev.jsonl").read_text().splitlines()]
+    long = {"review": "good " * 600, "label": "positive"}
+    bad = [{"review": "", "label": "positive"}, {"review": "Fine.", "label": "nice"}, long]
+    train = write_jsonl(tmp_path / "bad.jsonl", [*lines, *bad])
+    twice = write_jsonl(tmp_path / "twice.jsonl", [*dev, lines[0]])
+    written = recipe(data={"train": str(train), "dev": str(twice)})
+    done = embedgrad("plan", written, "--no-probe", "--json", "--quiet")
+    assert done.code == 2
+    told = "\n".join(done.json["problems"])
+    for words in ("bad.jsonl:25: column 'review' is empty", "bad.jsonl:26: label 'nice'"):
+        assert words in told
+    assert "1 row repeats the text of a row in another split" in told
+    assert "bad.jsonl:27: 2434 tokens, but the model takes 512" in told
+    assert len(done.json["problems"]) == 4
+    assert done.json["data"]["train"]["rows"] == 25
+    assert done.json["data"]["duplicates"]["between_splits"] == 1
+    assert done.lines[0].startswith("error: ")
+    assert [line.strip() for line in done.lines[1:]] == done.json["problems"]
+
+
+def test_a_template_that_the_model_cannot_hold_is_a_problem_beside_the_others(
+    recipe: Callable[..., Path], data: Path, other_models: dict[str, Path], embedgrad: Command
+) -> None:
+    written = recipe(model={"name": str(other_models["no-chat"])}, data={"dev": str(data / "x")})
+    done = embedgrad("plan", written, "--no-probe", "--json", "--quiet")
+    assert done.code == 2
+    assert len(done.json["problems"]) == 2
+    assert "no such file" in done.json["problems"][0]
+    assert "no chat template" in done.json["problems"][1]
+
+
+@pytest.mark.parametrize("source", ["answer", "self-written"])
+def test_free_answers_are_read_to_their_end(
+    source: str, model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(30)]
+    written = values(
+        model_folder,
+        tmp_path,
+        data={"train": str(write_jsonl(tmp_path / "sums.jsonl", rows)), "answer": "answer"},
+        template={"user": "{question}\n\n[[Give the answer only:]]"},
+        target={"choices": []},
+        evaluation={"scorer": "number", "max_new_tokens": 40},
+        solutions={"source": source},
+    )
+    del written["data"]["dev"], written["data"]["test"]
+    found = plan(Recipe.from_dict(written))
+    assert found["problems"] == []
+    assert found["data"]["train"]["answers"] == 18
+    replies, seconds = found["replies"], found["seconds"]
+    assert replies["read"] == 6  # all dev rows
+    assert replies["mean"] <= replies["text"] <= 40
+    assert seconds["at_most"] >= seconds["all"]
+    writes = source == "self-written"
+    assert (seconds["solutions"] > 0, found["flops"]["solutions"] > 0) == (writes, writes)
+    assert (replies["refined"] == replies["text"]) == writes
+    told = [note for note in found["notes"] if "writes its own solutions" in note]
+    assert len(told) == writes
+    if writes:
+        assert found["tokens"]["target"] == 18 * round(replies["mean"])
+    else:
+        assert replies["refined"] <= 4  # two digits and the end of the turn
+
+
+SUMS = {
+    "template": {"user": "{question}\n\n[[Give the answer only:]]"},
+    "target": {"choices": []},
+    "evaluation": {"scorer": "number", "max_new_tokens": 4},
+}
+
+
+def sums(folder: Path, bad: int = 0) -> dict[str, str]:
+    """Data of a recipe: questions without a worked solution, `bad` training answers no number."""
+    for i, split in enumerate(("train", "dev", "test")):
+        rows = [{"question": f"What is {n} plus {i}?", "answer": str(n + i)} for n in range(12)]
+        for row in rows[:bad] if split == "train" else ():
+            row["answer"] = "none"
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    paths = {split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    return {**paths, "answer": "answer"}
+
+
+def test_a_column_of_solutions_that_is_not_used_need_not_be_there(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    data = {**sums(tmp_path), "solution": "none"}
+    for source, problems in (("answer", 0), ("self-written", 0), ("column", 3)):
+        written = values(model_folder, tmp_path, data=data, solutions={"source": source}, **SUMS)
+        assert len(plan(Recipe.from_dict(written), measure=False)["problems"]) == problems, source
+
+
+def test_answers_that_no_solution_can_reach_are_a_problem(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    data = sums(tmp_path, bad=2)
+    for source, problems in (("answer", 0), ("self-written", 2)):
+        written = values(model_folder, tmp_path, data=data, solutions={"source": source}, **SUMS)
+        found = plan(Recipe.from_dict(written), measure=False)["problems"]
+        assert len(found) == problems, source
+        assert all("the answer 'none' is none" in line for line in found)
+
+
+def test_a_split_that_cannot_be_read_is_not_carved(recipe: Callable[..., Path], data: Path) -> None:
+    found = plan(Recipe.read(recipe(data={"test": str(data / "none.jsonl")})), measure=False)
+    assert [found["data"][name]["rows"] for name in ("train", "dev", "test")] == [24, 8, 0]
+    assert len(found["problems"]) == 1
+    assert not any("Set aside" in note for note in found["notes"])
+
+
+def test_no_test_row_is_answered(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = set()
+    plain = LanguageModel.outcome
+
+    def outcome(self: LanguageModel, rows_PD: Any, sequences: Any, **options: Any) -> Any:
+        answered.update(s.example.source.split(":")[0] for s in sequences)
+        return plain(self, rows_PD, sequences, **options)
+
+    monkeypatch.setattr(LanguageModel, "outcome", outcome)
+    written = tomllib.loads(recipe().read_text("utf-8"))
+    del written["data"]["dev"]
+    written["data"]["dev_share"] = 0.0
+    assert plan(Recipe.from_dict(written))["seconds"]["test"] > 0
+    assert answered == {"train.jsonl"}
+
+
+@pytest.mark.parametrize("architecture", ["llama-dynamic", "mamba"])
+def test_where_no_row_reuses_its_head_reuse_saves_nothing(
+    architecture: str, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / architecture, architecture)
+    found = plan(Recipe.read(recipe(model={"name": str(model)})), measure=False)
+    tokens, flops = found["tokens"], found["flops"]
+    assert tokens["per_step"] == tokens["per_step_without_reuse"]
+    assert flops["steps"] == pytest.approx(flops["steps_without_reuse"])
+    assert flops["heads"] == 0
+
+
+def test_room_on_a_disk_is_room_and_takes_no_memory(
+    recipe: Callable[..., Path], tmp_path: Path, embedgrad: Command
+) -> None:
+    spill = {"budget": 100_000, "spill": str(tmp_path / "heads"), "spill_budget": 10**9}
+    without, beside = (
+        plan(Recipe.read(recipe(head_cache=cache)), measure=False)
+        for cache in ({"budget": 100_000}, spill)
+    )
+    assert beside["flops"]["heads"] < 0.6 * without["flops"]["heads"]
+    assert beside["heads"]["room_bytes"] == without["heads"]["room_bytes"] == 100_000
+    assert beside["heads"]["slower_room_bytes"] == 10**9
+    told = embedgrad("plan", recipe(head_cache=spill), "--no-probe", "--quiet").out
+    assert "room for 100 kB (head_cache.budget) and for 1.0 GB in slower places\n" in told
+    estimating = dataclasses.replace(estimator(), room=30_000, slower_room=AMPLE)
+    assert estimating(recipe_of()).memory["heads"] == 30_000
+    assert estimating(recipe_of()).total == pytest.approx(estimator()(recipe_of()).total)
+
+
+def test_the_table_says_what_balance_leaves_out(
+    recipe: Callable[..., Path], tmp_path: Path, embedgrad: Command
+) -> None:
+    letters = "abcdefghij"
+    rows = [{"review": f"This is text {i}.", "label": letters[i % 10]} for i in range(20)]
+    train = str(write_jsonl(tmp_path / "ten.jsonl", rows))
+    written = tomllib.loads(recipe().read_text("utf-8"))
+    written["data"] = {"train": train, "dev_share": 0.0, "test_share": 0.0}
+    written["target"] = {"choices": list(letters)}
+    path = tmp_path / "ten.toml"
+    path.write_text(tomli_w.dumps(written), encoding="utf-8")
+    told = embedgrad("plan", path, "--no-probe", "--quiet").out
+    assert "train: 20 rows (2 a, 2 b, 2 c, 2 d, 2 e, 2 f, 4 more answers)" in told
+    assert "dev: no rows\n" in told
+
+
+def test_the_table_says_the_numbers(recipe: Callable[..., Path], embedgrad: Command) -> None:
+    done = embedgrad("plan", recipe(), "--memory", "1 KiB", "--quiet")
+    assert done.code == 0
+    for words in (
+        "no row merges with it",
+        "6 steps (3 an epoch), 3 evaluations",
+        "no text stands in two splits",
+        "over the budget in memory",
+        "peft: no (PEFT puts a prompt before everything else",
+    ):
+        assert words in done.out, words
+    assert "fits the budget" in embedgrad("plan", recipe(), "--minutes", "60", "--quiet").out
+
+
+def test_a_budget_needs_the_measurement(recipe: Callable[..., Path], embedgrad: Command) -> None:
+    done = embedgrad("plan", recipe(), "--no-probe", "--minutes", "1")
+    assert done.code == 2
+    assert "--no-probe: a budget needs the measurement" in done.err
+    done = embedgrad("plan", recipe(), "--memory", "much")
+    assert done.code == 2
+    assert "--memory: 'much'" in done.err
+
+
+def test_operations_are_said_in_short() -> None:
+    assert operations(0) == "0 FLOP"
+    assert operations(1234) == "1.23 kFLOP"
+    assert operations(5e16) == "50 PFLOP"
+
+
+# -- knobs -----------------------------------------------------------------------------------------
+
+
+def estimator(**rates: float) -> Estimator:
+    """One whose work takes 1 ns per unit, on a model of 10 MB."""
+    made = kit(rows=SPLITS[-1], dtype=torch.float32)
+    return Estimator(
+        rows_of(made),
+        shape_of(made.model.model, made.model.feed_forward),
+        Reuse(),
+        Machine(base_bytes=10**7, load_bytes=10**7),
+        Rates(**{"heads": 1e-9, "steps": 1e-9, "scoring": 1e-9, **rates}),
+        room=AMPLE,
+    )
+
+
+def test_a_recipe_that_fits_needs_no_knob() -> None:
+    recipe, estimating = recipe_of(), estimator()
+    now = estimating(recipe)
+    within = Budget(int(now.peak) + 1, now.total + 1)
+    assert within.over(now) == []
+    assert knobs(recipe, estimating, within) == []
+
+
+def test_memory_is_brought_down_by_what_changes_no_result_first() -> None:
+    recipe, estimating = recipe_of(), estimator()
+    now = estimating(recipe)
+    heads = now.course.building.all_bytes
+    budget = Budget(memory_bytes=int(now.peak - heads / 4))
+    first = knobs(recipe, estimating, budget)[0]
+    assert (first.setting, first.exact, first.fits) == ("head_cache.budget", True, True)
+    assert budget.memory_bytes is not None
+    assert first.memory_bytes <= budget.memory_bytes
+    milder = {int(heads * share) for share in (0.9, *SHARES)} - {first.value}
+    for value in (value for value in milder if value > first.value):
+        assert budget.over(estimating.with_room(value)(recipe)) == ["memory"]
+    assert first.seconds is not None
+    assert first.seconds > now.total
+    changed = estimating.with_room(first.value)(recipe)
+    assert (changed.peak, changed.total) == (first.memory_bytes, first.seconds)
+
+
+def test_time_is_brought_down_by_fewer_epochs() -> None:
+    recipe, estimating = recipe_of(training={"epochs": 4}), estimator()
+    now = estimating(recipe)
+    found = {k.setting: k for k in knobs(recipe, estimating, Budget(seconds=0.6 * now.total))}
+    epochs = found["training.epochs"]
+    assert epochs.fits
+    assert epochs.value in (3.0, 2.0, 1.0)
+    less = recipe_of(training={"epochs": epochs.value})
+    assert estimating(less).total == pytest.approx(epochs.seconds)
+    assert not found["data.limit.dev"].fits
+
+
+def test_a_number_of_steps_is_brought_down_itself() -> None:
+    recipe, estimating = recipe_of(training={"steps": 12}), estimator()
+    found = {k.setting: k for k in knobs(recipe, estimating, Budget(seconds=0.0))}
+    assert "training.epochs" not in found
+    steps = found["training.steps"]
+    assert steps.value == 2
+    less = estimating(recipe_of(training={"steps": steps.value}))
+    assert (less.course.steps, less.total) == (2, pytest.approx(steps.seconds))
+
+
+def test_knobs_are_turned_together_where_none_is_enough() -> None:
+    recipe, estimating = recipe_of(training={"epochs": 4}), estimator()
+    budget = Budget(seconds=0.15 * estimating(recipe).total)
+    found = knobs(recipe, estimating, budget)
+    assert found
+    assert not any(knob.fits for knob in found)
+    joint = together(recipe, estimating, budget, found)
+    assert joint[-1].fits
+    assert not any(knob.fits for knob in joint[:-1])
+    assert together(recipe, estimating, Budget(seconds=0.0), found) == []
+
+
+def test_half_the_bytes_of_a_number_halve_the_model() -> None:
+    estimating = estimator()
+    half = estimating.in_half()
+    saved = estimating.shape.model_bytes / 2
+    assert half.machine.base_bytes == estimating.machine.base_bytes - saved
+    assert half(recipe_of()).course.building.all_bytes * 2 == (
+        estimating(recipe_of()).course.building.all_bytes
+    )
+
+
+# -- exports ---------------------------------------------------------------------------------------
+
+
+def facts(template: Template, heads: tuple[tuple[int, ...], ...], **others: Any) -> Facts:
+    return Facts(
+        **{
+            "heads": frozenset(heads),
+            "template": template,
+            "model_type": "llama",
+            "embedding_scale": 1.0,
+            **others,
+        }
+    )
+
+
+def said(found: Facts) -> dict[str, tuple[bool, str]]:
+    return {
+        e["destination"]: (e["possible"], "; ".join(e["remarks"])) for e in exportability(found)
+    }
+
+
+def test_a_prompt_that_is_first_goes_everywhere() -> None:
+    found = said(facts(Template.chat(user="[[Is it good?]]\n{text}"), ((),)))
+    assert all(possible for possible, _ in found.values())
+    assert found["peft"] == (True, "")
+
+
+def test_peft_folds_one_head_in_and_refuses_several() -> None:
+    template = Template.chat(system="[[Be brief.]]", user="{text}")
+    assert said(facts(template, ((1, 2, 3),)))["peft"] == (
+        True,
+        "the 3 tokens before the span are folded in; queries leave them out",
+    )
+    possible, why = said(facts(template, ((1, 2), (1, 3))))["peft"]
+    assert not possible
+    assert "2 different texts" in why
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (Template.plain("{text} [[Is it good?]]"), "plain text has no chat template"),
+        (Template.chat(user="{a} [[Is it good?]] {b}"), "columns stand on both sides"),
+        (Template.chat(system="{a}", user="{b} [[Is it good?]]"), "in 2 messages (system, user)"),
+        (Template.chat(system="{a}", user="[[Is it good?]]"), "stand in the system message"),
+    ],
+)
+def test_a_chat_template_must_hold_the_span_for_plain_queries(template: Template, why: str) -> None:
+    found = said(facts(template, ((1,),)))
+    for name in ("vocabulary", "gguf"):
+        assert not found[name][0]
+        assert why in found[name][1]
+    assert found["vllm"][0]
+    assert found["safetensors"] == (True, "")
+
+
+def test_gguf_must_know_the_architecture_and_scaling_is_told() -> None:
+    template = Template.chat(user="{text} [[Is it good?]]")
+    for known in ("llama", "mistral", "qwen2", "gemma3_text", "gpt_neox", "qwen3_moe"):
+        assert said(facts(template, ((1,),), model_type=known))["gguf"][0], known
+    assert not said(facts(template, ((1,),), model_type="ctrl"))["gguf"][0]
+    scaled = said(facts(template, ((1,),), embedding_scale=5.5))
+    assert scaled["vocabulary"][0]
+    assert "by 5.5" in scaled["vocabulary"][1]

@@ -1,0 +1,63 @@
+"""The recipes of the repository: each can be used, and says what it needs and what it gave."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedgrad.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import measured  # noqa: E402
+
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+SCALES = ("135m", "360m", "0.5b", "1.5b", "3b", "7b", "14b")
+GAVE = re.compile(
+    r"Gave: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
+)
+
+
+def opening(path: Path) -> str:
+    """The comments at the top, as one text."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.removeprefix("#").strip() for line in comments)
+
+
+def test_there_is_one_for_every_scale_and_task() -> None:
+    names = {path.stem for path in RECIPES}
+    for scale in SCALES:
+        family = "smollm2" if scale.endswith("m") else "qwen2.5"
+        maths = "svamp" if family == "smollm2" else "gsm8k"
+        for task in ("sst2", "causal-judgement", maths):
+            assert f"{task}-{family}-{scale}" in names
+    assert "math-500-qwen2.5-math-1.5b" in names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_can_be_used(path: Path) -> None:
+    recipe = Recipe.read(path)
+    assert recipe.data.train != recipe.data.test
+    assert (
+        recipe.target.choices
+        or recipe.evaluation.scorer != Recipe.read(ROOT / "recipes" / "demo.toml").evaluation.scorer
+    ), "free answers need a scorer that finds them"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_needs_and_what_it_gave(path: Path) -> None:
+    said = opening(path)
+    assert measured.HEADLINE.match(path.read_text(encoding="utf-8"))
+    assert "Needs: " in said
+    assert ("Not run here" in said) != ("Gave: " in said)
+    for text, refined, file in GAVE.findall(said):
+        rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"].values()
+        for shown, name in ((text, "text"), (refined, "refined")):
+            mean = 100 * sum(row[name]["accuracy"] for row in rows) / len(rows)
+            assert shown == f"{mean:.1f}"
+    assert "Gave: " not in said or GAVE.search(said)

@@ -1,0 +1,126 @@
+"""The walk from the text rows to the refined rows, and what the model says of both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad.errors import DataError
+from embedgrad.evaluation import summarize
+from embedgrad.opened import OpenRun, open_run
+from embedgrad.runs import read_data
+from embedgrad.walk import PLACES, QUESTIONS, _asked, replies, rows_at, take_walk, walk
+from run_kit import Command
+
+pytest_plugins = ["tiny_runs"]
+
+
+@pytest.fixture(scope="module")
+def opened(finished: tuple[Path, Any]) -> OpenRun:
+    return open_run(finished[0])
+
+
+@pytest.fixture
+def folder(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_the_line_goes_through_both_prompts_to_the_bit(opened: OpenRun) -> None:
+    prompt = opened.prompt
+    assert torch.equal(rows_at(prompt, 0.0), prompt.start_rows)
+    assert torch.equal(rows_at(prompt, 1.0), prompt.rows)
+    half = rows_at(prompt, 0.5)
+    torch.testing.assert_close(half - prompt.start_rows, prompt.rows - half)
+    beyond = rows_at(prompt, 1.5)
+    torch.testing.assert_close(beyond - prompt.rows, (prompt.rows - prompt.start_rows) / 2)
+
+
+def test_scores_at_the_ends_are_those_of_the_prompts(opened: OpenRun) -> None:
+    sequences = opened.sequencer.build(read_data(opened.recipe).dev)
+    done: list[int] = []
+    points = walk(opened, sequences, done.append)
+    assert [point["t"] for point in points] == list(PLACES)
+    assert done[-1] == len(PLACES) * len(sequences)
+    assert done == sorted(done)
+    for place, rows in ((0.0, opened.prompt.start_rows), (1.0, opened.prompt.rows)):
+        answered = opened.evaluator.refined(rows, sequences)
+        expected = summarize(answered, opened.evaluator.target.choices)
+        point = points[PLACES.index(place)]
+        assert point["accuracy"] == expected.accuracy
+        assert point["log_loss"] == expected.log_loss
+        assert point["interval"] == list(expected.interval)
+    losses = [point["log_loss"] for point in points]
+    assert len(set(losses)) == len(PLACES)  # every place is another prompt
+
+
+def test_a_walk_needs_rows(opened: OpenRun) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        walk(opened, [])
+
+
+def test_questions_hold_the_rows_in_their_words_place(opened: OpenRun) -> None:
+    for question in QUESTIONS:
+        sequence, evaluator = _asked(opened, question)
+        decode = evaluator.model.tokenizer.decode
+        text = decode([*sequence.head, *opened.prompt.span.ids, *sequence.tail])
+        assert question.replace("<prompt>", opened.prompt.span.text) in text
+
+
+def test_replies_are_those_of_plain_decoding(opened: OpenRun) -> None:
+    said = replies(opened)
+    assert [asked["question"] for asked in said] == [
+        q.replace("<prompt>", "...") for q in QUESTIONS
+    ]
+    sequence, _ = _asked(opened, QUESTIONS[0])
+    ids = torch.tensor([[*sequence.head, *opened.prompt.span.ids, *sequence.tail]])
+    new = opened.model.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False,
+        eos_token_id=list(opened.evaluator.end_ids), pad_token_id=0,
+    )[0, ids.shape[1] :]  # fmt: skip
+    plain = opened.model.tokenizer.decode(new, skip_special_tokens=True)
+    assert said[0]["text"]["reply"] == plain.strip()
+
+
+def test_a_walk_is_kept_and_used_again(
+    folder: Path, embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = embedgrad("report", folder, "--rows", "5", "--quiet")
+    assert (first.code, first.err) == (0, "")
+    kept = json.loads((folder / "walk.json").read_text(encoding="utf-8"))
+    assert (kept["split"], kept["rows"]) == ("dev", 5)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="walk"' in html
+    assert 'id="meaning"' in html
+    with monkeypatch.context() as patch:
+        patch.setattr("embedgrad.walk.take_walk", lambda *_: pytest.fail("walked again"))
+        assert embedgrad("report", folder, "--rows", "5", "--quiet").code == 0
+        assert embedgrad("report", folder, "--rows", "7", "--no-model").code == 0
+    assert (folder / "report.html").read_text(encoding="utf-8") == html
+    assert embedgrad("report", folder, "--rows", "7", "--quiet").code == 0
+    assert json.loads((folder / "walk.json").read_text(encoding="utf-8"))["rows"] == 7
+
+
+def test_a_walk_shows_how_far_it_is(folder: Path) -> None:
+    told: list[dict[str, Any]] = []
+    take_walk(folder, 3, (), told.append)
+    stages = [event["text"] for event in told if event["event"] == "stage"]
+    assert stages[-2:] == ["walking", "asking the model"]
+    scored = [event for event in told if event["event"] == "scoring"]
+    assert scored[-1]["done"] == scored[-1]["total"] == 3 * len(PLACES)
+
+
+def test_a_run_of_free_answers_has_a_page(
+    generated: Path, tmp_path: Path, embedgrad: Command
+) -> None:
+    folder = shutil.copytree(generated, tmp_path / "run")
+    done = embedgrad("report", folder, "--rows", "4", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="reliability"' not in html
+    assert 'id="walk"' in html
+    assert "Left out" not in html
