@@ -87,6 +87,7 @@ PROMPTS = """compare.prompts=[
 ]"""
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
+    "compare-demo-smollm2-135m": Compared("demo.toml", []),
     "compare-sst2-smollm2-135m": Compared("sst2-smollm2-135m.toml", [PROMPTS], files("sst2")),
     "compare-imdb-smollm2-135m": Compared(
         "imdb-smollm2-135m.toml",
@@ -102,6 +103,16 @@ COMPARISONS = {
         "causal-judgement-smollm2-135m.toml",
         ["compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
+    ),
+    "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
+        "gsm8k-qwen2.5-0.5b.toml",
+        [
+            'model.name="qwen.gguf"',
+            "data.limit={train=128, dev=48, test=200}",
+            "evaluation.max_new_tokens=320",
+            "compare.seeds=[0]",
+        ],
+        [*files("gsm8k"), 'data.solution="solution"'],
     ),
     "compare-svamp-smollm2-135m": Compared(
         "svamp-smollm2-135m.toml",

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from embedgrad.report import comparison_table
+from embedgrad.report.methods_table import methods_markdown
 
 TASKS = ("demo", "sst2", "causal-judgement")
 LOSSES = ("loss-over", "loss-over-sst2")
@@ -97,6 +98,17 @@ def read(root: Path, name: str) -> Results | None:
         return None
     results: Results = json.loads(path.read_text(encoding="utf-8"))
     return results
+
+
+def compared(root: Path, up: str) -> str:
+    """The table of every comparison, as `embedgrad compare` writes it."""
+    parts = []
+    for path in sorted((root / FOLDER).glob("compare-*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        link = f"[{path.name}]({up}{FOLDER}/{path.name})"
+        parts.append(f"**{path.stem.removeprefix('compare-')}**, from {link}\n")
+        parts.append(methods_markdown(results))
+    return "\n".join(parts) or "No comparison is measured yet.\n"
 
 
 def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ...]:

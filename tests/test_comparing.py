@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 
 from embedgrad import Recipe, RunError
 from embedgrad.comparing import compare
+from embedgrad.comparing.folder import Folder
 from embedgrad.comparing.verdict import row_differences, verdicts
 from embedgrad.evaluation import Evaluator
 from embedgrad.methods import METHODS
 from embedgrad.methods.base import Method
 from embedgrad.report import show
-from embedgrad.report.methods_table import methods_table
+from embedgrad.report.methods_table import methods_table, reliable_gain
 from embedgrad.report.tables import NARROWEST
 from embedgrad.settings import COMPARED
-from embedgrad.statistics import bootstrap_mean, mcnemar_exact, paired_bootstrap, wilson_interval
+from embedgrad.statistics import (
+    bootstrap_mean,
+    mcnemar_exact,
+    paired_bootstrap,
+    sign_flip_test,
+    wilson_interval,
+)
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values
 
@@ -505,3 +513,140 @@ def test_a_model_in_half_precision_is_compared(data: Path, tmp_path: Path) -> No
     assert results["failed"] == {}
     assert all(row["dev"]["log_loss"] > 0 for row in results["rows"])
     assert torch.get_default_dtype() == torch.float32
+
+
+# -- what was begun, and what went wrong -----------------------------------------------------------
+
+
+def test_what_was_begun_without_a_finished_part_begins_again(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    """A kill while the model is loaded leaves a log, a later one half a part."""
+    out = tmp_path / "run"
+    half = out / "work" / ".text.new-0a1b"
+    half.mkdir(parents=True)
+    (half / "trained.json").write_text('{"method": "te')
+    (out / "events.jsonl").write_text("")
+    arguments = ("compare", recipe(training={"steps": 1}), "--out", out, "--methods", "text")
+    assert embedgrad(*arguments, "--set", "data.answer=nothing").code == 2
+    assert embedgrad(*arguments).code == 0
+    other = embedgrad(*arguments, "--set", "training.steps=2")
+    assert other.code == 2
+    assert "another recipe: training.steps is 1 there and 2 here" in other.err
+
+
+def test_a_run_is_no_comparison(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    with refused("run", "no comparison", "--out", error=RunError):
+        compare(Recipe.read(run / "recipe.toml"), run)
+    assert not (run / "work").exists()
+
+
+SCORERS = """
+def fails(reply, answer):
+    if reply != answer:
+        raise ValueError("boom")
+    return 1
+
+def reads(reply, answer):
+    return 1 if reply == str(int(answer)) else 0  # answers of the data are numbers, replies not
+
+def graded(reply, answer):
+    return 1 if reply == answer else len(reply) % 5 / 10
+"""
+
+
+@pytest.fixture
+def sums(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """`sums("fails")` writes a recipe of a generation task that is scored by this function."""
+    monkeypatch.chdir(tmp_path)
+    name = f"own_{tmp_path.name.translate(str.maketrans('-[]', '___'))}"
+    (tmp_path / f"{name}.py").write_text(SCORERS)
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(40)]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def write(function: str, **scorer: Any) -> Path:
+        own = {"name": "callable", "path": f"{name}:{function}", **scorer}
+        sections = values(
+            model_folder,
+            tmp_path,
+            data={"train": str(data), "answer": "answer"},
+            template={"user": "{question}\n\n[[Give the answer only:]]"},
+            target={"choices": []},
+            evaluation={"scorer": own, "max_new_tokens": 3},
+            training={"steps": 1, "batch_size": 8},
+            solutions={"source": "answer"},
+            compare={"seeds": [0]},
+        )
+        del sections["data"]["dev"], sections["data"]["test"]
+        path = tmp_path / "sums.toml"
+        path.write_text(tomli_w.dumps(sections))
+        return path
+
+    return write
+
+
+def test_without_the_text_prompt_there_is_nothing_to_compare(
+    sums: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    done = embedgrad("compare", sums("fails"), "--out", tmp_path / "run", "--quiet")
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.lines
+    assert "raised ValueError: boom" in line
+
+
+def test_a_function_gets_no_reply_as_an_answer(
+    sums: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    arguments = ("compare", sums("reads"), "--out", tmp_path / "run", "--methods", "text")
+    done = embedgrad(*arguments, "--json")
+    assert done.code == 0
+    assert done.json["rows"][0]["unread"] == 0
+
+
+def test_parts_of_an_older_version_are_read(copied: Path, model_folder: Path, data: Path) -> None:
+    part = copied / "work" / "text" / "scored.json"
+    scores = json.loads(part.read_text())
+    del scores["unread"], scores["scores"]
+    part.write_text(json.dumps(scores))
+    results = compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+    assert results["rows"][0]["unread"] is None
+
+
+def test_scores_between_right_and_wrong_are_compared_as_they_are(
+    sums: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, out = sums("graded"), tmp_path / "run"
+    done = embedgrad("compare", path, "--out", out, "--methods", "random-init", "--json")
+    assert done.code == 0
+    text, random = done.json["rows"]
+    differences = row_differences(text["scores"], [random["scores"]])
+    assert set(differences) - {0}
+    assert random["difference"] == pytest.approx(random["accuracy"] - text["accuracy"])
+    assert random["difference_interval"] == list(bootstrap_mean(differences))
+    told = told_of(done.json)["random-init"]
+    assert told["p_value"] == random["p_value"] == sign_flip_test(differences)
+    longer = embedgrad("compare", sums("graded", timeout=9.0), "--out", out, "--json")
+    assert longer.code == 0  # what was scored in time stays what it is
+    assert longer.json["rows"][0] == text
+
+
+def test_a_seed_of_embedgrad_that_failed_is_no_gain(whole: tuple[Path, dict[str, Any]]) -> None:
+    judged = [entry | {"verdict": "improved"} for entry in whole[1]["methods"]]
+    results = {**whole[1], "methods": judged}
+    assert reliable_gain(results) == (True, "embedgrad: improved over the text prompt")
+    gained, told = reliable_gain({**results, "failed": {"embedgrad": "no memory"}})
+    assert not gained
+    assert told == "embedgrad failed: no memory"
+
+
+def test_trainings_on_other_solutions_are_not_mixed(
+    copied: Path, whole: tuple[Path, dict[str, Any]], model_folder: Path, data: Path
+) -> None:
+    recipe = Recipe.from_dict(values(model_folder, data, **SMALL))
+    folder = Folder(copied)
+    folder.agree(recipe, {"set of solutions": "sha256:1"})
+    with refused("another set of solutions", "--out", error=RunError):
+        folder.agree(recipe, {"set of solutions": "sha256:2"})

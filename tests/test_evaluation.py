@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import tiny
@@ -9,7 +11,7 @@ from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
 from embedgrad.evaluation import Evaluation, Evaluator, check_answers, summarize
 from embedgrad.examples import Example
-from embedgrad.generate import replies
+from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.scorers import Exact, Number
 from embedgrad.sequence import Target
@@ -46,3 +48,16 @@ def test_replies_that_run_into_the_limit_are_counted() -> None:
     evaluator.end_ids = ()
     answered = evaluator.refined(rows, sequences)
     assert summarize(answered, ()).cut == 2
+
+
+def test_replies_without_any_answer_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [replace(row, answer="7") for row in (*ROWS, ROWS[0])]
+    model = LanguageModel(tiny.loaded())
+    sequencer = model.sequencer(Template.chat(user="{review} [[Is it?]]"), Target(), numbers)
+    evaluator = Evaluator(model, sequencer, Evaluation(scorer=Number()))
+    said = [Reply("I do not know.", True), Reply("It is 8.", False), Reply("7", False)]
+    monkeypatch.setattr(evaluator, "_replies", lambda rows, sequences: said)
+    answered = evaluator.refined(model.embed(sequencer.span.ids), sequencer.build(numbers))
+    by_reply = {a.predicted: (a.correct, a.unread) for a in answered}
+    assert by_reply == {"I do not know.": (0, True), "It is 8.": (0, False), "7": (1, False)}
+    assert summarize(answered, ()).unread == 1

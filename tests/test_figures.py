@@ -48,6 +48,15 @@ def test_curves_leave_out_what_is_no_number() -> None:
     assert drawn[0] == [e["step"] for e in told if e.get("loss") is not None]
 
 
+def test_where_no_kept_step_is_told_the_lowest_log_loss_is_the_best() -> None:
+    told = [
+        {"event": "evaluation", "step": step, "metric": "log_loss", "log_loss": loss}
+        for step, loss in ((0, 0.7), (4, 0.5), (8, 0.6))
+    ]
+    title = figures.curves(told).axes[0].get_title("left")
+    assert title == "dev log-loss, best 0.500 at step 4"
+
+
 def test_curves_of_half_a_run_and_of_nothing() -> None:
     told = events(8)
     only_steps = figures.curves([e for e in told if e["event"] == "step"])

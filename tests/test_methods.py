@@ -305,8 +305,9 @@ def test_prompt_rows_score_as_in_pefts_own_forward(name: str, placement: str) ->
         assert not torch.allclose(elsewhere, expected, atol=1e-2)
 
 
-def test_lora_scores_as_in_pefts_own_forward() -> None:
-    made = small()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_lora_scores_as_in_pefts_own_forward(architecture: str) -> None:
+    made = small(architecture=architecture)
     task, method = task_of(made), peft("peft-lora")
     with torch.random.fork_rng(), method.wrapped(task) as model:
         torch.manual_seed(0)

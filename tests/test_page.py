@@ -314,6 +314,9 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+NONSENSE = (None, "x", [], {}, -1, 1e400, 10**400, [None], {"x": "y"})
+
+
 @pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json", "walk.json"])
 def test_whatever_is_damaged_a_page_is_made(name: str, tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(4))
@@ -322,7 +325,7 @@ def test_whatever_is_damaged_a_page_is_made(name: str, tmp_path: Path) -> None:
     places = [path for path in leaves(whole) if path]
     draw = random.Random(0)
     for place in draw.sample(places, min(40, len(places))):
-        new = draw.choice([None, "x", [], {}, -1, 1e400, [None], {"x": "y"}])
+        new = draw.choice(NONSENSE)
         values = replaced(whole, place, new)
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
         html = written(folder)
@@ -336,6 +339,57 @@ def test_a_damaged_comparison_is_refused(content: str, tmp_path: Path) -> None:
         find_comparison(tmp_path)
 
 
+def test_whatever_is_damaged_in_a_comparison_is_left_out_or_one_line(
+    embedgrad: Command, tmp_path: Path
+) -> None:
+    whole = made_results(seeds=1)
+    places = [path for path in leaves(whole) if path]
+    draw = random.Random(0)
+    chosen = [(place, draw.choice(NONSENSE)) for place in draw.sample(places, 12)]
+    first = ("methods", 1)
+    chosen += [((*first, "method"), 5), ((*first, "difference_interval"), 5), (("skipped",), "x")]
+    chosen += [(first, {}), ((*first, "difference"), 10**400)]
+    for place, new in chosen:
+        values = replaced(whole, place, new)
+        (tmp_path / "results.json").write_text(json.dumps(values), encoding="utf-8")
+        for figure in ([], ["--figure", "forest"], ["--figure", "cost"]):
+            form = ["--format", "svg"] if figure else []
+            done = embedgrad("report", tmp_path, *figure, *form)
+            assert (done.code, len(done.lines)) in ((0, 0), (2, 1)), (place, new, done.err)
+
+
+@pytest.mark.parametrize("kept", [5, ["artifact"], {"artifact": 5}])
+def test_a_walk_made_from_nonsense_is_left_out(
+    kept: Any, embedgrad: Command, tmp_path: Path
+) -> None:
+    folder = made_run(tmp_path, answered_rows(3))
+    (folder / "walk.json").write_text(json.dumps({"from": kept}))
+    assert embedgrad("report", folder, "--no-model").code == 0
+    assert "--no-model" in notes((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_numbers_too_large_to_draw_are_no_numbers(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(3))
+    for name in ("result.json", "predictions.jsonl", "events.jsonl"):
+        text = (folder / name).read_text(encoding="utf-8")
+        large = re.sub(r"(\"(?:accuracy|loss|correct)\": )[\d.]+", rf"\g<1>{10**400}", text)
+        (folder / name).write_text(large, encoding="utf-8")
+    assert "predictions.jsonl has damaged lines, left out: 3 of 3." in notes(written(folder))
+
+
+def test_a_comparison_that_is_not_finished_says_so(embedgrad: Command, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    for name in ("recipe.toml", "events.jsonl", "work/comparison.json"):
+        (tmp_path / name).write_text("")
+    done = embedgrad("report", tmp_path)
+    assert (done.code, done.out, len(done.lines)) == (2, "", 1)
+    assert "a comparison without results yet" in done.err
+    results = {**made_results(), "interrupted": True, "planned": 9, "scored": 4}
+    told = notes(comparison_page(results, "sst2"))
+    assert "The comparison was interrupted: of 9 trainings 4 are scored." in told
+    assert "interrupted" not in notes(comparison_page(made_results(), "sst2"))
+
+
 def test_a_comparison_says_what_its_results_say() -> None:
     results = made_results()
     html = comparison_page(results, "sst2")
@@ -345,6 +399,9 @@ def test_a_comparison_says_what_its_results_say() -> None:
     assert f'value="{best["accuracy"]}"' in row[0]
     assert f"{100 * best['difference']:+.1f}" in row[0]
     assert "improved" in row[0]
+    seed = results["rows"][2]
+    interval = "{:.1f} % to {:.1f} %".format(*(100 * edge for edge in seed["interval"]))
+    assert f'<td class="number">{interval}</td>' in html
     assert "peft-cpt skipped: the package peft is missing" in notes(html)
 
 

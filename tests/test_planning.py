@@ -217,6 +217,19 @@ def test_bytes_of_heads_are_those_that_the_cache_reports(precision: Any) -> None
     assert made.model.heads.misses == len({s.head for s in rows.everything})
 
 
+def test_rows_that_no_step_takes_have_no_heads() -> None:
+    made = fresh()
+    recipe, rows = recipe_of(training={"steps": 1}), rows_of(made)
+    made.model.heads = HeadCache(AMPLE)
+    run = looked_ahead(made, recipe).building
+    refinement = optimize(
+        made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
+    )
+    assert made.model.heads.nbytes == run.training_bytes
+    evaluate(Evaluator(made.model, made.sequencer), refinement.prompt, rows.test)
+    assert made.model.heads.most_bytes == run.all_bytes == run.test_bytes
+
+
 # -- the plan --------------------------------------------------------------------------------------
 
 
@@ -357,7 +370,7 @@ def test_free_answers_are_read_to_their_end(
         assert replies["refined"] <= 4  # two digits and the end of the turn
 
 
-SUMS = {
+SUMS: dict[str, dict[str, Any]] = {
     "template": {"user": "{question}\n\n[[Give the answer only:]]"},
     "target": {"choices": []},
     "evaluation": {"scorer": "number", "max_new_tokens": 4},
@@ -405,7 +418,7 @@ def test_a_split_that_cannot_be_read_is_not_carved(recipe: Callable[..., Path], 
 def test_no_test_row_is_answered(
     recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered = set()
+    answered: set[str] = set()
     plain = LanguageModel.outcome
 
     def outcome(self: LanguageModel, rows_PD: Any, sequences: Any, **options: Any) -> Any:
@@ -556,7 +569,8 @@ def test_a_number_of_steps_is_brought_down_itself() -> None:
     steps = found["training.steps"]
     assert steps.value == 2
     less = estimating(recipe_of(training={"steps": steps.value}))
-    assert (less.course.steps, less.total) == (2, pytest.approx(steps.seconds))
+    assert less.course.steps == 2
+    assert less.total == pytest.approx(steps.seconds)
 
 
 def test_knobs_are_turned_together_where_none_is_enough() -> None:

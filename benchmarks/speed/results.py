@@ -1,7 +1,7 @@
 """The results file: written after every row, and gone on with where a run was interrupted.
 
 A full run that was interrupted (`finished` is false) keeps the rows that it measured, if they were
-measured with the code that is there now (`code`: a digest of the package's sources) and with as
+measured with the code that is there now (`code`: a digest of all sources) and with as
 many pairs as it would make. A run of some workloads only, or a quick one, replaces their rows and
 leaves the others. Machine and versions stand once at the top, so on another machine, or with other
 versions, the file starts anew.
@@ -91,11 +91,11 @@ class Results:
 
 
 def code_digest() -> str:
-    """A digest of the package's sources."""
-    root = Path(embedgrad.__file__).parent
+    """A digest of the sources of the package and of this benchmark."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for root in (Path(embedgrad.__file__).parent, Path(__file__).parent):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embedgrad.artifact import load, save
+    from embedgrad.comparing import compare
+    from embedgrad.decoding import Decoding
     from embedgrad.errors import (
         ArtifactError,
         DataError,
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     )
     from embedgrad.evaluation import Comparison, Evaluation, Evaluator, evaluate
     from embedgrad.examples import Example
+    from embedgrad.generate import replies
     from embedgrad.language_model import LanguageModel, load_model
     from embedgrad.optimization import optimize
+    from embedgrad.planning import plan
     from embedgrad.prompt import PromptEmbedding, TrustRegion
     from embedgrad.recipe import Recipe
     from embedgrad.runs import run
@@ -38,6 +42,7 @@ __all__ = [
     "ArtifactError",
     "Comparison",
     "DataError",
+    "Decoding",
     "DivergenceError",
     "EmbedgradError",
     "Evaluation",
@@ -57,11 +62,14 @@ __all__ = [
     "TemplateError",
     "Training",
     "TrustRegion",
+    "compare",
     "evaluate",
     "load",
     "load_model",
     "optimize",
+    "plan",
     "read_splits",
+    "replies",
     "run",
     "save",
 ]
@@ -69,11 +77,15 @@ __all__ = [
 # Where each public name lives; looked up when first used, so that importing embedgrad is quick.
 _HOMES = {
     "artifact": ("load", "save"),
+    "comparing": ("compare",),
+    "decoding": ("Decoding",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "evaluation": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
     "examples": ("Example",),
+    "generate": ("replies",),
     "language_model": ("LanguageModel", "load_model"),
     "optimization": ("optimize",),
+    "planning": ("plan",),
     "prompt": ("PromptEmbedding", "TrustRegion"),
     "recipe": ("Recipe",),
     "runs": ("run",),

@@ -19,7 +19,7 @@ from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.scorers import Exact, Scorer, name_of
 from embedgrad.sequence import Sequencer, Target, TokenSequence
-from embedgrad.statistics import macro_f1, mcnemar_exact, paired_bootstrap, wilson_interval
+from embedgrad.statistics import bootstrap_mean, macro_f1, paired_p_value, wilson_interval
 
 Progress = Callable[[int], None]
 
@@ -28,9 +28,10 @@ Progress = Callable[[int], None]
 class Answered:
     """One row's answer: what was right, what was said, and how likely the right one was.
 
-    `correct` is 1 or 0; `cut` says that a free answer did not end by itself. `loss` is in nats: per
-    choice for choices, else per token of the answer. `probabilities` are those of the choices among
-    themselves, or None for free text.
+    `correct` is 1 or 0, or between for a function of the user's own; `cut` says that a free answer
+    did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
+    in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
+    choices among themselves, or None for free text.
     """
 
     source: str
@@ -40,13 +41,15 @@ class Answered:
     loss: float
     probabilities: tuple[float, ...] | None
     cut: bool = False
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Scores of one prompt; `interval` is Wilson's at 95 %, `log_loss` the mean loss in nats.
 
-    `cut` counts the free answers that did not end by themselves.
+    `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
+    finds no answer: failures of form, which say nothing of the reasoning.
     """
 
     rows: int
@@ -55,6 +58,7 @@ class Summary:
     macro_f1: float | None
     log_loss: float
     cut: int
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ class Comparison:
     """Two prompts on the same rows.
 
     `difference` is refined minus text, with its bootstrap interval (95 %, rows resampled in pairs)
-    and the exact two-sided McNemar p-value; `fixed` and `broken` are indices of rows that changed.
+    and the p-value of `paired_p_value`, McNemar's where answers are right or wrong; `fixed` and
+    `broken` are indices of rows that changed.
     """
 
     text: Summary
@@ -198,8 +203,18 @@ class Evaluator:
 
     def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> Answered:
         answer = sequence.example.answer
-        correct = self.evaluation.scorer.score(reply.text, answer)
-        return Answered(sequence.example.source, answer, reply.text, correct, loss, None, reply.cut)
+        scorer = self.evaluation.scorer
+        correct = scorer.score(reply.text, answer)
+        return Answered(
+            source=sequence.example.source,
+            answer=answer,
+            predicted=reply.text,
+            correct=correct,
+            loss=loss,
+            probabilities=None,
+            cut=reply.cut,
+            unread=not correct and scorer.is_unread(reply.text),
+        )
 
 
 def check_answers(examples: Sequence[Example], target: Target, scorer: Scorer) -> None:
@@ -233,6 +248,7 @@ def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
         macro_f1=f1,
         log_loss=sum(a.loss for a in answered) / len(answered),
         cut=sum(a.cut for a in answered),
+        unread=sum(a.unread for a in answered),
     )
 
 
@@ -240,15 +256,15 @@ def compare(
     text: Sequence[Answered], refined: Sequence[Answered], choices: Sequence[str]
 ) -> Comparison:
     """Two prompts' answers to the same rows."""
-    first, second = [a.correct for a in text], [a.correct for a in refined]
-    fixed = tuple(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a < b)
-    broken = tuple(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a > b)
+    differences = [b.correct - a.correct for a, b in zip(text, refined, strict=True)]
+    fixed = tuple(i for i, difference in enumerate(differences) if difference > 0)
+    broken = tuple(i for i, difference in enumerate(differences) if difference < 0)
     return Comparison(
         text=summarize(text, choices),
         refined=summarize(refined, choices),
-        difference=(sum(second) - sum(first)) / len(first),
-        interval=paired_bootstrap(first, second),
-        p_value=mcnemar_exact(len(broken), len(fixed)),
+        difference=sum(differences) / len(differences),
+        interval=bootstrap_mean(differences),
+        p_value=paired_p_value(differences),
         fixed=fixed,
         broken=broken,
         text_answers=tuple(text),

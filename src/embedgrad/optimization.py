@@ -174,7 +174,8 @@ class _Loop:
                 step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
                     if step > first:  # the first step shall not wait for others' heads
-                        self.model.prepare([self.train[j] for j in rows[: 16 * size]])
+                        ahead = size * min(16, self.total - step)
+                        self.model.prepare([self.train[j] for j in rows[:ahead]])
                     yield step, [self.train[j] for j in rows[:size]]
 
     # -- one step ------------------------------------------------------------------------------

@@ -119,6 +119,17 @@ def sign_flip_test(differences: Sequence[float], *, samples: int = 10_000, seed:
     return (beyond + 1) / (samples + 1)
 
 
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Two-sided p-value of a mean of paired differences, one per row.
+
+    McNemar's exact test where each is -1, 0 or 1, as for answers that are right or wrong; the
+    sign-flip test where there is something between, as means over seeds and graded scores have.
+    """
+    if set(differences) <= {-1, 0, 1}:
+        return mcnemar_exact(sum(d < 0 for d in differences), sum(d > 0 for d in differences))
+    return sign_flip_test(differences)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of several tests, in their order (Holm 1979, Scand. J. Statistics 6:65).
 

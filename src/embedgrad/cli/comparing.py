@@ -67,12 +67,13 @@ def compare(
             f"interrupted; {out} keeps {trained} of {planned} trainings and {scored} of {planned} "
             "scorings, and the same command goes on from there"
         )
-    failures = [results["failed"][n] for n in checked.compare.methods if n in results["failed"]]
-    if failures:
-        raise RunError("; ".join([*failures, f"the other methods are in {out}"]))
-    gained, told = reliable_gain(results)
+    failed = results["failed"]
+    told = dict.fromkeys(failed[name] for name in checked.compare.methods if name in failed)
+    if told:
+        raise RunError("; ".join([*told, f"the other methods are in {out}"]))
+    gained, found = reliable_gain(results)
     if require_gain and not gained:
-        raise NoGain(told)
+        raise NoGain(found)
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,20 +47,15 @@ def report(
     notes: list[str] = []
     if results is not None:
         name = run.stem if run.is_file() else run.resolve().name
-        content = comparison_page(results, name) if figure is None else ""
-        drawn = None if figure is None else _comparison_figure(figure, results)
+        page = partial(comparison_page, results, name)
+        drawn = partial(_comparison_figure, results)
     else:
         found = find_run(run)
         if figure in (None, "walk"):
             notes = _walked(found, rows, overrides or (), no_model, quiet)
-        content = run_page(found, run.resolve().name, tuple(notes)) if figure is None else ""
-        drawn = None if figure is None else _run_figure(figure, found, notes)
-    if drawn is not None:
-        from embedgrad.report.theme import image
-
-        written = image(drawn, form)
-    else:
-        written = content.encode()
+        page = partial(run_page, found, run.resolve().name, notes)
+        drawn = partial(_run_figure, found, notes)
+    written = page().encode() if figure is None else _image(run, figure, form, drawn)
     write_file(path, written)
     if not no_model:
         warn(*notes)
@@ -103,7 +99,8 @@ def _walked(
     from embedgrad.report.found import asked_for
 
     wanted, kept = asked_for(found.folder, rows, overrides)["from"], found.walk.get("from")
-    if kept == wanted or (no_model and kept and kept["artifact"] == wanted["artifact"]):
+    same_rows = isinstance(kept, dict) and kept.get("artifact") == wanted["artifact"]
+    if kept == wanted or (no_model and same_rows):
         return []
     found.walk = {}
     if no_model:
@@ -119,28 +116,34 @@ def _walked(
     return []
 
 
-def _run_figure(name: str, found: Any, notes: Sequence[str]) -> Any:
+def _image(run: Path, name: str, form: str, drawn: Callable[[str], Any]) -> bytes:
+    from embedgrad.errors import RunError
+    from embedgrad.report.page import DAMAGE
+    from embedgrad.report.theme import image
+
+    try:
+        return image(drawn(name), form)
+    except DAMAGE as error:
+        raise RunError(f"{run}: {name} cannot be drawn: {error}") from error
+
+
+def _run_figure(found: Any, notes: Sequence[str], name: str) -> Any:
     from embedgrad.errors import RunError
     from embedgrad.report import figures
     from embedgrad.report.facts import drifted
-    from embedgrad.report.page import DAMAGE
 
-    try:
-        if name == "curves":
-            return figures.curves(found.events)
-        if name == "reliability":
-            return figures.reliability([row for _, row in found.survey])
-        if name == "walk" and found.walk:
-            return figures.walk_figure(found.walk)
-        if name == "drift" and (tokens := drifted(found)):
-            return figures.heat_strip(tokens["rows"], tokens["radius"])
-    except DAMAGE as error:
-        raise RunError(f"{found.folder}: {name} cannot be drawn: {error}") from error
-    why = " ".join([*notes, *found.notes]) or "the run holds nothing for it"
-    raise RunError(f"{found.folder}: {name} cannot be drawn: {why}")
+    if name == "curves":
+        return figures.curves(found.events)
+    if name == "reliability":
+        return figures.reliability([row for _, row in found.survey])
+    if name == "walk" and found.walk:
+        return figures.walk_figure(found.walk)
+    if name == "drift" and (tokens := drifted(found)):
+        return figures.heat_strip(tokens["rows"], tokens["radius"])
+    raise RunError(" ".join([*notes, *found.notes]) or "the run holds nothing for it")
 
 
-def _comparison_figure(name: str, results: dict[str, Any]) -> Any:
+def _comparison_figure(results: dict[str, Any], name: str) -> Any:
     from embedgrad.report import figures
 
     return figures.forest(results) if name == "forest" else figures.accuracy_against_cost(results)

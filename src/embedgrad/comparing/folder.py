@@ -90,8 +90,7 @@ class Folder:
     def agree(self, recipe: Recipe, shared: Mapping[str, Any]) -> None:
         """Note what all parts share, or refuse data or a model that is not that of the parts."""
         path = self.work / "comparison.json"
-        before = _read_json(path) if path.is_file() and any(self._parts()) else {}
-        before = {**shared, **before}
+        before = {**shared, **self.shared}
         for name, value in shared.items():
             if before[name] != value:
                 raise RunError(
@@ -104,9 +103,9 @@ class Folder:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What all parts share so far."""
+        """What all parts share; nothing where none is finished."""
         path = self.work / "comparison.json"
-        return _read_json(path) if path.is_file() else {}
+        return _read_json(path) if path.is_file() and any(self._parts()) else {}
 
     # -- its parts -----------------------------------------------------------------------------
 
@@ -172,7 +171,7 @@ class Folder:
         return [name for name in names if name not in _BEGUN and not name.startswith(".")]
 
     def _parts(self) -> Iterator[Part]:
-        for path in sorted(self.work.glob("*/trained.json")):
+        for path in sorted(self.work.glob("[!.]*/trained.json")):  # a dot: half written
             values = _read_json(path)
             part = Part(values.get("method", ""), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:

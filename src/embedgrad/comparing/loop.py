@@ -10,6 +10,8 @@ and what `comparing.folder` keeps to go on from.
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -164,7 +166,11 @@ def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
         for name in ("train", "dev", "test")
     }
     digests = {f"{name} split": entry["sha256"] for name, entry in data.items()}
-    folder.agree(recipe, {**digests, "model": model.info.embedding_digest, "day": day})
+    shared = {**digests, "model": model.info.embedding_digest, "day": day}
+    if solutions["source"] == "self-written":  # what the model wrote may have been written anew
+        texts = json.dumps([example.solution for example in examples])
+        shared["set of solutions"] = f"sha256:{hashlib.sha256(texts.encode()).hexdigest()}"
+    folder.agree(recipe, shared)
     training = training_for(recipe.training, solutions["source"])
     task = Task(replace(recipe, training=training), model, sequencer, train, dev, report)
     return _Opened(task, test, {"data": data, "solutions": solutions})
@@ -180,6 +186,8 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, 
         try:
             trained = METHODS[part.method].train(own, part.seed or 0)
         except EmbedgradError as error:
+            if part == TEXT:
+                raise  # there is nothing to compare with
             _note_failure(task.report, part, error, failed)
             continue
         folder.keep_training(part, trained)

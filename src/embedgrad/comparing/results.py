@@ -20,7 +20,7 @@ from embedgrad.loading import ModelInfo
 from embedgrad.methods.base import Answers
 from embedgrad.provenance import peak_memory
 from embedgrad.recipe import Recipe
-from embedgrad.statistics import bootstrap_mean, mcnemar_exact, paired_bootstrap
+from embedgrad.statistics import bootstrap_mean, paired_p_value
 from embedgrad.versions import versions
 
 TEXT = Part("text", None)
@@ -34,8 +34,15 @@ def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[
         "interval": list(summary["interval"]),
         "tokens": fmean(answers.tokens),
         "scoring_seconds": seconds,
-        "correct": "".join(str(round(a.correct)) for a in answers.answered),
+        **_judged_rows([answer.correct for answer in answers.answered]),
     }
+
+
+def _judged_rows(scores: Sequence[float]) -> dict[str, Any]:
+    """Right or wrong, a digit a row; where a function of the user's own says between, that too."""
+    graded = any(score not in (0, 1) for score in scores)
+    digits = "".join(str(round(score)) for score in scores)
+    return {"correct": digits, "scores": list(scores) if graded else None}
 
 
 def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
@@ -68,22 +75,21 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
 def _row(
     part: Part, facts: Mapping[str, Any], scores: Mapping[str, Any], text: Mapping[str, Any]
 ) -> dict[str, Any]:
-    first, second = _correct(text["correct"]), _correct(scores["correct"])
-    fixed = sum(a < b for a, b in zip(first, second, strict=True))
-    broken = sum(a > b for a, b in zip(first, second, strict=True))
+    differences = row_differences(_scored(text), [_scored(scores)])
     return {
         "method": part.method,
         "seed": part.seed,
         "accuracy": scores["accuracy"],
         "interval": scores["interval"],
-        "difference": (sum(second) - sum(first)) / len(first),
-        "difference_interval": list(paired_bootstrap(first, second)),
-        "p_value": mcnemar_exact(broken, fixed),
-        "fixed": fixed,
-        "broken": broken,
+        "difference": sum(differences) / len(differences),
+        "difference_interval": list(bootstrap_mean(differences)),
+        "p_value": paired_p_value(differences),
+        "fixed": sum(difference > 0 for difference in differences),
+        "broken": sum(difference < 0 for difference in differences),
         "macro_f1": scores["macro_f1"],
         "log_loss": scores["log_loss"],
         "cut": scores["cut"],
+        "unread": scores.get("unread"),
         "extra_tokens": scores["tokens"] - text["tokens"],
         "trained_numbers": facts["trained_numbers"],
         "stored_bytes": facts["stored_bytes"],
@@ -95,6 +101,7 @@ def _row(
         "ended": facts.get("ended"),
         "settings": facts["settings"],
         "correct": scores["correct"],
+        "scores": scores.get("scores"),
     }
 
 
@@ -106,11 +113,9 @@ def _methods(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if not runs:
         return []
     (text,) = runs[TEXT.method]
-    first = _correct(text["correct"])
+    first = _scored(text)
     others = {
-        name: [_correct(row["correct"]) for row in found]
-        for name, found in runs.items()
-        if name != TEXT.method
+        name: [_scored(row) for row in found] for name, found in runs.items() if name != TEXT.method
     }
     judged = verdicts(first, others)
     entries = []
@@ -149,5 +154,5 @@ def _peft_version() -> dict[str, str]:
     return {}
 
 
-def _correct(digits: str) -> list[float]:
-    return [float(digit) for digit in digits]
+def _scored(judged: Mapping[str, Any]) -> list[float]:
+    return judged.get("scores") or [float(digit) for digit in judged["correct"]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from embedgrad.statistics import holm, mcnemar_exact, sign_flip_test
+from embedgrad.statistics import holm, paired_p_value
 
 LEVEL = 0.05  # the Holm-adjusted p-value below which a difference counts
 Words = Literal["improved", "worse", "no reliable gain"]
@@ -28,19 +28,14 @@ def verdicts(
     """Judge every method of a table.
 
     `text[i]` is 1 where the text prompt is right about row i, else 0; `methods[name][s][i]` is the
-    same for a method's run with its seed s. One run is tested by McNemar's exact test, several by
-    flipping signs of the rows' mean differences; Holm corrects over all methods given.
+    same for a method's run with its seed s; a scorer of the user's own may say between. The rows'
+    mean differences are tested by `paired_p_value`: those of one run by McNemar's exact test, of
+    several by flipping signs. Holm corrects over all methods given.
     """
     found = {}
     for name, runs in methods.items():
         differences = row_differences(text, runs)
-        if len(runs) == 1:
-            better = sum(difference > 0 for difference in differences)
-            worse = sum(difference < 0 for difference in differences)
-            p_value = mcnemar_exact(worse, better)
-        else:
-            p_value = sign_flip_test(differences)
-        found[name] = sum(differences) / len(differences), p_value
+        found[name] = sum(differences) / len(differences), paired_p_value(differences)
     adjusted = holm([p_value for _, p_value in found.values()])
     return {
         name: Verdict(difference, p_value, p_holm, _words(difference, p_holm))

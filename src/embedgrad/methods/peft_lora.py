@@ -49,6 +49,8 @@ class Lora(PeftMethod):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
+                # What PEFT corrects by itself in GPT-2.
+                warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
             known = f"PEFT has no LoRA for {task.model.info.architecture}"

@@ -66,9 +66,10 @@ class Builder:
     def follow(self) -> Building:
         """Everything that the run builds."""
         rows, lookups = self.rows, self.lookups
+        trained = [s for batch in self.batches for s in batch]  # all of them from one epoch on
         epochs = self.steps / -(-len(rows.train) // self.recipe.training.batch_size)
         uses: dict[Ids, float] = {}
-        for part, times in ((rows.dev, self.evaluations * lookups), (rows.train, epochs)):
+        for part, times in ((rows.dev, self.evaluations * lookups), (trained, epochs)):
             for s in part:
                 uses[s.head] = uses.get(s.head, 0.0) + times
         kept = self._kept(uses)
@@ -80,7 +81,7 @@ class Builder:
         tested = self._kept({s.head: 2.0 * lookups for s in rows.test})
         text = self._scored(rows.test, kept & tested, tested)
         refined = self._scored(rows.test, tested, tested)
-        every = self._bytes(s.head for s in rows.everything)
+        every = self._bytes(s.head for s in (*trained, *rows.dev, *rows.test))
         halved = self.recipe.head_cache.precision == "half"
         loose = [
             sum(len(head) for head in {s.head for s in batch} if halved or head not in kept)

@@ -43,8 +43,9 @@ class Described:
     dtype: str
     device: Any
     room: int
-    """Bytes for heads in the device's memory; `slower_room` are those in host memory and on disk."""
+    """Bytes for heads in the device's memory."""
     slower_room: int
+    """Bytes for heads in a GPU's host memory and on disk."""
     embedding_scale: float
     model: LanguageModel | None
 

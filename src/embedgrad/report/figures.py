@@ -67,6 +67,7 @@ def curves(events: Sequence[Row]) -> Figure:
         for panel, part in zip(panels, axes, strict=True):
             panel(part)
         axes[-1].set_xlabel("step")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -165,7 +166,8 @@ def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     places = [e["step"] for e in scores]
     values = [scale * e[metric] for e in scores]
     kept = (scores[-1].get("best") or {}).get("step")
-    best = places.index(kept) if kept in places else values.index(max(values))
+    highest = max if scale > 1 else min
+    best = places.index(kept) if kept in places else values.index(highest(values))
     text = (scores[0].get("text") or {}).get(metric)
     if is_number(text):
         axes.axhline(scale * text, color=LIGHT["text"], linewidth=1.2, linestyle=(0, (4, 3)))

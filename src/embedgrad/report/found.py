@@ -16,6 +16,7 @@ EVENTS = "events.jsonl"
 PREDICTIONS = "predictions.jsonl"
 WALK = "walk.json"
 RESULTS = "results.json"  # of a comparison
+UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
 ROWS_FILE = Path("prompt", "prompt.safetensors")
 _OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTIONS)
 _LONGEST_RECIPE = 200_000  # characters
@@ -63,15 +64,23 @@ def find_run(folder: Path) -> FoundRun:
 def find_comparison(path: Path) -> dict[str, Any] | None:
     """The results of a comparison, from its folder or file; None where it is none.
 
-    Raises `RunError` for a file that is damaged.
+    Raises `RunError` for a file that is damaged, and where no row is scored yet.
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
+        if (path / UNFINISHED).is_file():
+            raise RunError(
+                f"{path}: a comparison without results yet; `embedgrad compare` with its recipe "
+                "and this folder goes on with it"
+            )
         return None
     try:
         values = json.loads(file.read_bytes())
-        if not all(isinstance(entry, dict) for n in ("methods", "rows") for entry in values[n]):
-            raise TypeError("methods and rows are no lists of objects")
+        for entry in (*values["methods"], *values["rows"]):
+            if not isinstance(entry["method"], str):
+                raise TypeError("a method's name is no text")
+        if not all(isinstance(values.get(name, {}), dict) for name in ("skipped", "failed")):
+            raise TypeError("skipped and failed are no objects")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(

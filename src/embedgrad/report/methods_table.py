@@ -54,7 +54,12 @@ def figure_svg(results: Entry) -> bytes | None:
 
 
 def reliable_gain(results: Entry) -> tuple[bool, str]:
-    """Whether EmbedGrad improved (without it: any method), and the answer in words."""
+    """Whether EmbedGrad improved (without it: any method), and the answer in words.
+
+    Where a seed of EmbedGrad failed, no other has improved in its place.
+    """
+    if "embedgrad" in results["failed"]:
+        return False, f"embedgrad failed: {results['failed']['embedgrad']}"
     judged = {e["method"]: e["verdict"] for e in results["methods"] if e["verdict"] is not None}
     if "embedgrad" in judged:
         gained = judged["embedgrad"] == "improved"

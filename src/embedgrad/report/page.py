@@ -45,7 +45,7 @@ SAID = {
 # Keys of a comparison's results that are shown elsewhere.
 NOT_PROVENANCE = ("rows", "recipe", "methods", "skipped", "failed", "interrupted")
 # What damaged values raise where they are read; anything else is our own mistake.
-DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, EmbedgradError)
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EmbedgradError)
 
 
 def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
@@ -76,8 +76,13 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     """The page of a comparison of methods, with a sentence for each part that is left out."""
     page = _Page([])
     for kind in ("skipped", "failed"):
-        for method, reason in (results.get(kind) or {}).items():
+        for method, reason in results.get(kind, {}).items():
             page.notes.append(f"{method} {kind}: {reason}")
+    if results.get("interrupted"):
+        page.notes.append(
+            f"The comparison was interrupted: of {results.get('planned')} trainings "
+            f"{results.get('scored')} are scored. The same command goes on."
+        )
     text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
     methods = [*text, *comparison_figures.ranked(results)]
     facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}

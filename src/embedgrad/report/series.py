@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
@@ -11,12 +12,12 @@ MOST_POINTS = 400  # of a line
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def number(value: object) -> float:
     """The value as a number; NaN where it is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if is_number(value) else math.nan
 
 
 def percents(shares: Iterable[Any]) -> list[float]:

@@ -187,6 +187,9 @@ def _facts(result: Row) -> list[str]:
             counts = f"{result[name]['cut']} of {result[name]['rows']} replies"
             limits = "evaluation.max_new_tokens or the model's context"
             lines.append(f"{counts} to the {name} prompt were cut at {limits}")
+        if name in result and result[name].get("unread"):
+            counts = f"{result[name]['unread']} of {result[name]['rows']} replies"
+            lines.append(f"{counts} to the {name} prompt hold no answer that the scorer finds")
     if "drift" in result:
         drift, cosine = result["drift"], result["cosine"]
         lines.append(

@@ -22,3 +22,7 @@ class Scorer(ABC):
     def usable(self, answer: str) -> bool:
         """Whether any reply could give `answer`; asked of every row before anything is spent."""
         return self.score(answer, answer) > 0
+
+    def is_unread(self, reply: str) -> bool:
+        """Whether it finds no answer in a wrong reply, be it right or wrong."""
+        return not self.usable(reply)

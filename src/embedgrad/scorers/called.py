@@ -47,6 +47,10 @@ class Called(Scorer):
         self.score(answer, answer)
         return True
 
+    def is_unread(self, reply: str) -> bool:
+        """Never: only answers of the data are given to the function as answers."""
+        return False
+
     def _told(self, error: WorkerError, reply: str) -> str:
         """What went wrong, and what to do about it."""
         module, _, function = self.path.partition(":")
