@@ -198,6 +198,7 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     text = (out / "results.json").read_text(encoding="utf-8")
     if data:
         text = text.replace(str(data.resolve()), "DATA")
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
 
 

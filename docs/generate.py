@@ -222,6 +222,7 @@ def _about(path: Path) -> str:
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "planned": lambda root, up, _: measured.planned(root, up),
     "compared": lambda root, up, _: measured.compared(root, up),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),

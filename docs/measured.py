@@ -13,6 +13,7 @@ from rich.console import Console
 
 from embedgrad.report import comparison_table
 from embedgrad.report.methods_table import methods_markdown
+from embedgrad.report.words import size
 
 TASKS = ("demo", "sst2", "causal-judgement")
 LOSSES = ("loss-over", "loss-over-sst2")
@@ -109,6 +110,33 @@ def compared(root: Path, up: str) -> str:
         parts.append(f"**{path.stem.removeprefix('compare-')}**, from {link}\n")
         parts.append(methods_markdown(results))
     return "\n".join(parts) or "No comparison is measured yet.\n"
+
+
+def planned(root: Path, up: str) -> str:
+    """What `embedgrad plan` said beside what the run then took."""
+    results = read(root, "plan")
+    if results is None:
+        return "Not measured yet: `plan`.\n"
+    table = [("recipe", "seconds planned", "taken", "memory planned", "taken", "within")]
+    for name, row in results["rows"].items():
+        plan, run = row["planned"], row["run"]
+        table.append(
+            (
+                name,
+                f"{plan['seconds']['all']:.0f}",
+                f"{run['seconds']:.0f}",
+                size(plan["memory"]["peak"]),
+                size(run["peak_memory_bytes"]),
+                "yes" if row["held"] else "**no**",
+            )
+        )
+    time, memory = (f"{100 * results['within'][n]:.0f} %" for n in ("seconds", "memory"))
+    cores = results["machine"]["cores"]
+    return (
+        markdown(table)
+        + f"\nWithin: time within {time} of the run and memory within {memory}, on {cores} cores; "
+        + f"from [plan.json]({up}{FOLDER}/plan.json).\n"
+    )
 
 
 def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("tiny", "reviews.csv"):
         (tmp_path / name).symlink_to(workspace / name)
     regions = [
-        *("results", "demo-output", "loss-over", "names", "errors", "tree"),
+        *("results", "demo-output", "loss-over", "compared", "planned", "names", "errors", "tree"),
         *("defaults training", "file recipes/demo.toml"),
     ]
     page = "".join(f"before\n<!-- generated: {name} -->\n<!-- end -->\n" for name in regions)
@@ -171,14 +172,22 @@ def test_what_was_not_measured_is_said(repository: Path) -> None:
     page = text_of(repository / "README.md")
     assert "Not measured yet: `demo`, `sst2`, `causal-judgement`." in page
     assert "Not measured yet: `loss-over`, `loss-over-sst2`." in page
+    assert "No comparison is measured yet." in page
+    assert "Not measured yet: `plan`." in page
     tables = re.findall(r"^\| (task|from) \|.*\n\| ---.*\n(.*)\n", page, re.M)
     assert tables == [("task", ""), ("from", "")]  # no rows
 
 
-def in_process(command: list[str], **_: object) -> None:
+RUN = subprocess.run
+
+
+def in_process(command: list[str], **options: Any) -> Any:
     """What `subprocess.run` does in benchmarks/run.py, without a process."""
+    if command[1:3] != ["-m", "embedgrad"]:  # the name of the processor, for example
+        return RUN(command, **options)
     result = CliRunner().invoke(app, [*command[3:], "--quiet"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    return result
 
 
 def test_tables_are_made_of_what_the_benchmarks_write(
@@ -227,6 +236,51 @@ def test_tables_are_made_of_what_the_benchmarks_write(
         assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
     assert "| [loss-over.json](../benchmarks/results/loss-over.json) | the answer | 0 |" in page
     assert "| [demo.json](../benchmarks/results/demo.json) | the choices | 1 |" in page
+
+
+def test_a_comparison_is_kept_without_the_place_of_its_data(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.subprocess, "run", in_process)
+    data = repository / "held"
+    data.mkdir()
+    (data / "reviews.csv").write_text(text_of(repository / "reviews.csv"), encoding="utf-8")
+    compared = bench.Compared("demo.toml", [], ['data.train="{data}/reviews.csv"'])
+    only = {"--methods": "text,embedgrad", "--seeds": "1"}
+    bench.compare("compare-demo", compared, data, only)
+    kept = text_of(repository / "benchmarks" / "results" / "compare-demo.json")
+    assert str(repository) not in kept
+    results = json.loads(kept)
+    assert results["recipe"]["data"]["train"] == "DATA/reviews.csv"
+    assert [(row["method"], row["seed"]) for row in results["rows"]] == [
+        ("text", None),
+        ("embedgrad", 1),
+    ]
+    generated()
+    page = text_of(repository / "docs" / "page.md")
+    assert "**demo**, from [compare-demo.json](../benchmarks/results/compare-demo.json)" in page
+    accuracy = 100 * results["rows"][1]["accuracy"]
+    assert f"| embedgrad | {accuracy:.1f} % |" in page
+
+
+def test_a_plan_stands_beside_its_run(repository: Path) -> None:
+    row = {
+        "planned": {"seconds": {"all": 61.2}, "memory": {"peak": 1_750_000_000}},
+        "run": {"seconds": 80.4, "peak_memory_bytes": 1_660_000_000},
+        "held": False,
+    }
+    values = {
+        "rows": {"sst2": row},
+        "within": {"seconds": 0.3, "memory": 0.2},
+        "machine": {"cores": 3},
+    }
+    path = repository / "benchmarks" / "results" / "plan.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    generated()
+    page = text_of(repository / "docs" / "page.md")
+    assert "| sst2 | 61 | 80 | 1.8 GB | 1.7 GB | **no** |" in page
+    assert "time within 30 % of the run and memory within 20 %, on 3 cores" in page
 
 
 def test_the_tree_follows_the_order_of_imports(repository: Path) -> None:
