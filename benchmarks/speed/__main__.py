@@ -5,7 +5,8 @@
 Names are the workloads A to I, growth and loading. Without names everything is measured: two to
 three hours on 2 cores. Interrupted, it goes on where it stopped when it is started again; after a
 finished run, with `--fresh` or on another machine it starts anew. With names, these are measured
-anew and the other rows stay. `--quick` measures A to G, with one pair of each.
+anew and the other rows stay. `--quick` measures A to G, with one pair of each, beside
+one peer.
 
 `--data` is a folder with sst2/ and imdb/ (train and dev.jsonl each, with `text` and `label_text`)
 to use instead of the Hub. Where neither can be read, D, H and I are left out, and
