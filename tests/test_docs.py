@@ -355,7 +355,7 @@ def first_run(workspace: Path) -> Path:
     """A run from the command line."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        in_process(["", "", "", "optimize", "reviews.toml", "--out", "runs/first"])
+        in_process(["", "-m", "embedgrad", "optimize", "reviews.toml", "--out", "runs/first"])
     return workspace / "runs" / "first"
 
 
