@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 
+def score_of(
+    step: int, accuracy: float, log_loss: float, macro_f1: float | None
+) -> dict[str, float]:
+    """A step's scores on dev, as they are kept; free text has no macro-F1."""
+    score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
+    return score if macro_f1 is None else {**score, "macro_f1": macro_f1}
+
+
 @dataclass
 class Best:
     """Keeps the best of the rows it is shown.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.best import Best
+from embedgrad.best import Best, score_of
 from embedgrad.errors import DataError, DivergenceError, RunError
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
 from embedgrad.language_model import LanguageModel
@@ -25,7 +25,7 @@ from embedgrad.parameterizations import Theta
 from embedgrad.prompt import PromptEmbedding, distances
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.state import TrainingState
-from embedgrad.training import Parts, Refinement, Training, epoch_order
+from embedgrad.training import Parts, Refinement, Training
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -102,11 +102,11 @@ class _Loop:
         for value in self.theta.values():
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
-        self.steps_per_epoch = math.ceil(len(train) / training.batch_size)
-        self.total = training.steps or max(1, round(training.epochs * self.steps_per_epoch))
-        self.every = training.evaluate_every or min(self.steps_per_epoch, self.total)
-        auto = "accuracy" if sequencer.target.choices else "log_loss"
-        self.best = Best(auto if training.metric == "auto" else training.metric, self.start_PD)
+        self.steps_per_epoch = training.steps_per_epoch(len(train))
+        self.total = training.steps_in_all(len(train))
+        self.every = training.steps_between_evaluations(len(train))
+        metric = training.metric_for(choices=bool(sequencer.target.choices))
+        self.best = Best(metric, self.start_PD)
         self.proven = self.start_PD  # the last rows whose loss was finite
         self.step = 0
         self.state = self._snapshot()
@@ -169,7 +169,7 @@ class _Loop:
         """Batches by step; the order of an epoch depends on nothing but seed and epoch."""
         size = self.training.batch_size
         for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
-            order = epoch_order(len(self.train), self.training.seed, epoch)
+            order = self.training.epoch_order(len(self.train), epoch)
             for i in range(self.steps_per_epoch):
                 step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
@@ -258,9 +258,7 @@ class _Loop:
         plain = self.is_text and not self.step
         answer = self.evaluator.text if plain else self.evaluator.refined
         summary = summarize(answer(rows, self.dev), self.sequencer.target.choices)
-        score = {"step": self.step, "accuracy": summary.accuracy, "log_loss": summary.log_loss}
-        if summary.macro_f1 is not None:
-            score["macro_f1"] = summary.macro_f1
+        score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
         self.best.add(score, rows)
         told = {"metric": self.best.metric, "best": self.best.score, "text": self.best.history[0]}
         plan = {"total": self.total, "every": self.every}

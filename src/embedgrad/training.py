@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -40,6 +41,29 @@ class Training:
     seed: Annotated[int, Ge(0)] = 0
     """Decides the order of the examples, and any random start."""
 
+    def steps_per_epoch(self, rows: int) -> int:
+        """Steps that take every row once; the last one may take fewer."""
+        return math.ceil(rows / self.batch_size)
+
+    def steps_in_all(self, rows: int) -> int:
+        """Steps of a whole training."""
+        return self.steps or max(1, round(self.epochs * self.steps_per_epoch(rows)))
+
+    def steps_between_evaluations(self, rows: int) -> int:
+        """Steps from one evaluation on dev to the next."""
+        return self.evaluate_every or min(self.steps_per_epoch(rows), self.steps_in_all(rows))
+
+    def metric_for(self, *, choices: bool) -> str:
+        """What says which rows are best, where the answers are choices or free text."""
+        auto = "accuracy" if choices else "log_loss"
+        return auto if self.metric == "auto" else self.metric
+
+    def epoch_order(self, rows: int, epoch: int) -> list[int]:
+        """In which order an epoch takes the rows; depends on the seed and nothing else."""
+        order = list(range(rows))
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        return order
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -51,13 +75,6 @@ class Parts:
     gradients: tuple[GradientTransform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
-
-
-def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """In which order an epoch takes the training rows; depends on nothing else."""
-    order = list(range(rows))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    return order
 
 
 @dataclass(frozen=True)

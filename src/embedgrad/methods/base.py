@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from embedgrad.best import score_of
 from embedgrad.evaluation import Answered, Evaluator, Progress, summarize
 from embedgrad.language_model import LanguageModel
 from embedgrad.recipe import Recipe
@@ -32,9 +33,7 @@ class Task:
     @property
     def metric(self) -> str:
         """What the best on dev is chosen by; equal ones are told apart by log-loss."""
-        metric = self.recipe.training.metric
-        auto = "accuracy" if self.sequencer.target.choices else "log_loss"
-        return auto if metric == "auto" else metric
+        return self.recipe.training.metric_for(choices=bool(self.sequencer.target.choices))
 
     def evaluator(self, model: LanguageModel | None = None) -> Evaluator:
         """The one scorer of all methods."""
@@ -54,11 +53,7 @@ class Task:
     def dev_score(self, answered: Sequence[Answered], step: int) -> dict[str, float]:
         """Scores on dev as the training loop notes them."""
         summary = summarize(answered, self.sequencer.target.choices)
-        score: dict[str, float] = {"step": step, "accuracy": summary.accuracy}
-        score["log_loss"] = summary.log_loss
-        if summary.macro_f1 is not None:
-            score["macro_f1"] = summary.macro_f1
-        return score
+        return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from embedgrad.evaluation import Answered
 from embedgrad.methods.base import Method, Task, Trained, examples_seen
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import TokenSequence
-from embedgrad.training import Training, epoch_order
+from embedgrad.training import Training
 
 LONGEST_GRADIENT = 1.0
 Line = tuple[Ids, Ids]  # a question, and its right answer
@@ -59,7 +59,7 @@ def batches(rows: int, training: Training, steps: int) -> Iterator[list[int]]:
     """Indices of the rows of each step, in the order of our own loop."""
     size, made = training.batch_size, 0
     for epoch in range(steps):  # an epoch has at least one step
-        order = epoch_order(rows, training.seed, epoch)
+        order = training.epoch_order(rows, epoch)
         for start in range(0, rows, size):
             if made == steps:
                 return
@@ -113,9 +113,8 @@ class PeftMethod(Method):
     def _fit(self, task: Task, model: Any, seed: int) -> Trained:
         recipe, began = task.recipe, time.perf_counter()
         training = replace(recipe.training, seed=seed)
-        per_epoch = math.ceil(len(task.train) / training.batch_size)
-        total = training.steps or max(1, round(training.epochs * per_epoch))
-        every = training.evaluate_every or min(per_epoch, total)
+        total = training.steps_in_all(len(task.train))
+        every = training.steps_between_evaluations(len(task.train))
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)

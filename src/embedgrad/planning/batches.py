@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import TokenSequence
-from embedgrad.training import epoch_order
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Rows:
 
 def training_batches(recipe: Recipe, rows: Rows, steps: int) -> Iterator[list[TokenSequence]]:
     """The batches of the first epoch, as far as there are so many steps."""
-    order = epoch_order(len(rows.train), recipe.training.seed, 0)
+    order = recipe.training.epoch_order(len(rows.train), 0)
     size = recipe.training.batch_size
     for start in range(0, min(steps * size, len(order)), size):
         yield [rows.train[i] for i in order[start : start + size]]

@@ -67,7 +67,7 @@ class Builder:
         """Everything that the run builds."""
         rows, lookups = self.rows, self.lookups
         trained = [s for batch in self.batches for s in batch]  # all of them from one epoch on
-        epochs = self.steps / -(-len(rows.train) // self.recipe.training.batch_size)
+        epochs = self.steps / self.recipe.training.steps_per_epoch(len(rows.train))
         uses: dict[Ids, float] = {}
         for part, times in ((rows.dev, self.evaluations * lookups), (trained, epochs)):
             for s in part:

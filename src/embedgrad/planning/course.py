@@ -92,9 +92,9 @@ def course(
     `writes` says that the model writes solutions of its own first.
     """
     training, free = recipe.training, not recipe.target.choices
-    per_epoch = math.ceil(len(rows.train) / training.batch_size)
-    steps = training.steps or max(1, round(training.epochs * per_epoch))
-    every = training.evaluate_every or min(per_epoch, steps)
+    per_epoch = training.steps_per_epoch(len(rows.train))
+    steps = training.steps_in_all(len(rows.train))
+    every = training.steps_between_evaluations(len(rows.train))
     evaluations = (1 + math.ceil(steps / every)) if rows.dev else 0
     batches = [
         step_passes(recipe, batch, rows.prompt, reuse)
