@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedgrad import Recipe, optimize
 from embedgrad.evaluation import Evaluator, evaluate
+from embedgrad.exporting.rules import Facts, exportability
 from embedgrad.head_cache import HeadCache
 from embedgrad.language_model import LanguageModel
 from embedgrad.planning import Budget, plan
@@ -23,7 +24,6 @@ from embedgrad.planning.batches import Rows
 from embedgrad.planning.counts import Pass, Reuse, causal, flops_of, tree
 from embedgrad.planning.course import Course, Replies, course
 from embedgrad.planning.estimate import Estimator, Machine
-from embedgrad.planning.exportability import Facts, exportability
 from embedgrad.planning.knobs import SHARES, knobs, together
 from embedgrad.planning.rates import Rates
 from embedgrad.planning.shape import Shape, empty_model, shape_of
@@ -253,7 +253,7 @@ def test_tokens_are_those_of_the_rows(
     recipe: Callable[..., Path], model_folder: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
     from embedgrad import load_model
-    from embedgrad.runs import read_data
+    from embedgrad.preparation import read_data
 
     read = Recipe.read(recipe())
     found = plan(read, measure=False)

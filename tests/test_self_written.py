@@ -17,6 +17,7 @@ from embedgrad import Evaluation, Example, LanguageModel, Recipe, Target, Templa
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.generate import Reply
+from embedgrad.preparation import read_data
 from embedgrad.scorers import Contains, Exact, Number, Scorer
 from embedgrad.self_written import Solutions, source_of, training_examples, training_for
 from embedgrad.sequence import Sequencer, TokenSequence
@@ -616,7 +617,7 @@ def test_a_run_on_worked_solutions_or_answers_alone_says_so_and_writes_none(
     for source in ("column", "answer"):
         data = {**task().as_dict()["data"], "solution": "worked"}
         recipe = task(data=data, solutions={"source": source})
-        seen[source] = [row.solution for row in runs.read_data(recipe).dev]
+        seen[source] = [row.solution for row in read_data(recipe).dev]
         result = run(recipe, tmp_path / source)
         assert result["solutions"] == {"source": source, "questions": 18, "kept": 18}
         assert not (tmp_path / source / "solutions.jsonl").exists()

@@ -13,7 +13,7 @@ import torch
 from embedgrad.errors import DataError
 from embedgrad.evaluation import summarize
 from embedgrad.opened import OpenRun, open_run
-from embedgrad.runs import read_data
+from embedgrad.preparation import read_data
 from embedgrad.walk import PLACES, QUESTIONS, _asked, replies, rows_at, take_walk, walk
 from run_kit import Command
 

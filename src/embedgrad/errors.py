@@ -61,6 +61,14 @@ class RunError(EmbedgradError):
     """A run folder that exists already, lacks something, or cannot be written."""
 
 
+class ExportError(EmbedgradError):
+    """A prompt that cannot be exported as asked, or an export that fails its check."""
+
+
+class EngineError(EmbedgradError):
+    """A serving engine that is not installed, does not start, or stops."""
+
+
 class DivergenceError(EmbedgradError):
     """The loss or its gradient stopped being finite; `refinement` holds the best rows so far."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from embedgrad import artifact
 from embedgrad.errors import RunError
 from embedgrad.evaluation import Evaluator
+from embedgrad.events import Report, nowhere, stage
 from embedgrad.language_model import LanguageModel
+from embedgrad.preparation import open_model
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.recipe import Recipe
-from embedgrad.runs import Report, nowhere, open_model
 from embedgrad.sequence import Sequencer
 
 
@@ -51,7 +52,7 @@ def open_run(
                 f"{folder}: {name} of the recipe is not the one that the saved prompt was trained "
                 "with; only optimize can change it, in a run of its own"
             )
-    report({"event": "stage", "text": f"loading {recipe.model.name}"})
+    stage(report, f"loading {recipe.model.name}")
     model = open_model(recipe, report)
     artifact.check_fit(prompt, model.info, model.embed)
     sequencer = model.sequencer(

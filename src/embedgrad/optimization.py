@@ -12,7 +12,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +19,13 @@ from torch import Tensor
 from embedgrad.best import Best, score_of
 from embedgrad.errors import DataError, DivergenceError, RunError
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
+from embedgrad.events import Report, nowhere
 from embedgrad.language_model import LanguageModel
 from embedgrad.parameterizations import Theta
 from embedgrad.prompt import PromptEmbedding, distances
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.state import TrainingState
 from embedgrad.training import Parts, Refinement, Training
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def optimize(
@@ -41,7 +39,7 @@ def optimize(
     evaluation: Evaluation = Evaluation(),
     start_rows: Tensor | None = None,
     state: TrainingState | None = None,
-    report: Report = lambda event: None,
+    report: Report = nowhere,
     keep: Callable[[TrainingState], None] = lambda state: None,
 ) -> Refinement:
     """Refine the rows of the span on `train`, keeping those that score best on `dev`.

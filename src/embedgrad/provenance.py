@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,22 @@ from embedgrad.evaluation import Comparison
 from embedgrad.examples import Example
 from embedgrad.files import finite
 from embedgrad.language_model import LanguageModel
+from embedgrad.preparation import Prepared, sources
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.recipe import Recipe
-from embedgrad.settings import DataSettings
-from embedgrad.splits import Splits
 from embedgrad.training import Refinement
 from embedgrad.versions import versions
 
 
-def provenance_of(
-    recipe: Recipe,
-    model: LanguageModel,
-    splits: Splits,
-    refinement: Refinement,
-    solutions: Mapping[str, Any],
-) -> dict[str, Any]:
+def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> dict[str, Any]:
     """What the artifact says of where it comes from; plain JSON values."""
-    info = asdict(model.info)
+    info = asdict(ready.model.info)
     del info["path"]  # a place on one machine
     return {
         "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
         "recipe": recipe.as_dict(),
-        "data": {
-            name: {"source": _source(recipe.data, name), "rows": len(rows), "sha256": digest}
-            for name, rows, digest in (
-                (name, getattr(splits, name), splits.digests.get(name))
-                for name in ("train", "dev", "test")
-            )
-        },
-        "solutions": {name: value for name, value in solutions.items() if name != "file"},
+        "data": sources(recipe, ready.splits),
+        "solutions": {name: value for name, value in ready.solutions.items() if name != "file"},
         "licenses": {"model": info["license"], "data": recipe.data.license},
         "decoding": {
             "do_sample": False,
@@ -105,7 +92,3 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _source(data: DataSettings, name: str) -> str:
-    return str(getattr(data, name) or f"a share of {data.train}")

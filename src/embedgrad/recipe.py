@@ -22,6 +22,7 @@ from embedgrad.sequence import Target
 from embedgrad.settings import (
     CompareSettings,
     DataSettings,
+    ExportSettings,
     HeadCacheSettings,
     ModelSettings,
     ReportSettings,
@@ -48,6 +49,7 @@ class Recipe:
     head_cache: HeadCacheSettings = HeadCacheSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
+    export: ExportSettings = ExportSettings()
     merges: str = "report"
 
     @classmethod
@@ -120,6 +122,7 @@ class Recipe:
             "head_cache": section("head_cache", HeadCacheSettings),
             "report": section("report", ReportSettings),
             "compare": section("compare", CompareSettings),
+            "export": section("export", ExportSettings),
         }
         _check_together(recipe, parts, problems)
         if problems:
@@ -156,6 +159,7 @@ class Recipe:
             "head_cache": values_of(self.head_cache),
             "report": values_of(self.report),
             "compare": values_of(self.compare),
+            "export": values_of(self.export),
         }
         resolved: dict[str, Any] = _plain(values)
         return resolved
@@ -182,6 +186,7 @@ SECTIONS: dict[str, type | None] = {
     "head_cache": HeadCacheSettings,
     "report": ReportSettings,
     "compare": CompareSettings,
+    "export": ExportSettings,
 }
 
 

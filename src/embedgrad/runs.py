@@ -13,32 +13,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from embedgrad import artifact
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.evaluation import Evaluator, check_answers, evaluate
+from embedgrad.evaluation import Evaluator, evaluate
+from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.files import finite, write_file, write_json
-from embedgrad.head_cache import HeadCache, Spill
-from embedgrad.language_model import LanguageModel, load_model
+from embedgrad.language_model import LanguageModel
 from embedgrad.optimization import optimize
+from embedgrad.preparation import prepare
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.provenance import facts_of, peak_memory, predictions, provenance_of
 from embedgrad.recipe import Recipe
-from embedgrad.self_written import training_examples, training_for
-from embedgrad.splits import Splits, label_balance, read_splits
 from embedgrad.storage import measure_heads
 from embedgrad.training import Refinement
-
-Report = Callable[[dict[str, Any]], None]
-
-
-def nowhere(event: dict[str, Any]) -> None:
-    """Where events go that nobody asked for."""
 
 
 def run(
@@ -62,33 +54,10 @@ def run(
     new_folder(out)
     try:
         report = sinks()
-        splits = read_data(recipe)
-        check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
-        _say(report, [*splits.notes, _counts(splits)])
-        report({"event": "stage", "text": f"loading {recipe.model.name}"})
-        model = model or open_model(recipe, report)
-        sequencer = model.sequencer(
-            recipe.template,
-            recipe.target,
-            splits.train,
-            merges=recipe.merges,
-            truncate=recipe.data.truncate,
-        )
-        _say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
-        examples, solutions = training_examples(
-            model,
-            sequencer,
-            splits.train,
-            recipe.solutions,
-            evaluation=recipe.evaluation,
-            report=report,
-            keep_at=out / "solutions.jsonl",
-        )
-        report({"event": "stage", "text": "tokenizing"})
-        train, dev, test = (sequencer.build(part) for part in (examples, splits.dev, splits.test))
-        _say(report, sequencer.notes([*train, *dev, *test]))
-        effect, notes = measure_heads(model, recipe, sequencer, train)
-        _say(report, notes)
+        ready = prepare(recipe, out / "solutions.jsonl", report, model=model)
+        model, sequencer, test = ready.model, ready.sequencer, ready.test
+        effect, notes = measure_heads(model, recipe, sequencer, ready.train)
+        say(report, notes)
         write_file(out / "recipe.toml", recipe.as_toml().encode())
     except BaseException:
         # Nothing is learned yet, and the folder is our own.
@@ -99,19 +68,19 @@ def run(
         raise
 
     def save(refinement: Refinement) -> PromptEmbedding:
-        provenance = provenance_of(recipe, model, splits, refinement, solutions)
+        provenance = provenance_of(recipe, ready, refinement)
         prompt = refinement.prompt.with_provenance(**provenance)
         artifact.save(prompt, out / "prompt")
         return prompt
 
-    report({"event": "stage", "text": "refining"})
+    stage(report, "refining")
     try:
         refinement = optimize(
             model,
             sequencer,
-            train,
-            dev,
-            training=training_for(recipe.training, solutions["source"]),
+            ready.train,
+            ready.dev,
+            training=ready.training,
             parts=recipe.parts,
             evaluation=recipe.evaluation,
             report=report,
@@ -126,7 +95,7 @@ def run(
     # From here on only what was saved counts.
     prompt = artifact.load(out / "prompt")
     result = facts_of(prompt, model, refinement, out)
-    result["solutions"] = solutions
+    result["solutions"] = ready.solutions
     result["interrupted"] = refinement.ended == "interrupted"
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
@@ -134,7 +103,7 @@ def run(
             comparison = evaluate(evaluator, prompt, test, lambda *args: report(scoring(*args)))
             scores = finite(comparison.as_dict())
             result = {**scores, **result}
-            rows = predictions(splits.test, comparison)
+            rows = predictions(ready.splits.test, comparison)
             lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
             write_file(out / "predictions.jsonl", lines.encode())
             artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
@@ -156,43 +125,6 @@ def interruption(result: Mapping[str, Any]) -> str:
     return f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}"
 
 
-def read_data(recipe: Recipe) -> Splits:
-    """The recipe's examples, checked and split."""
-    data = recipe.data
-    worked = recipe.solutions.source in ("auto", "column")
-    return read_splits(
-        data.train,
-        data.dev,
-        data.test,
-        columns=recipe.template.columns,
-        answer=data.answer,
-        choices=recipe.target.choices,
-        labels=data.labels,
-        solution=data.solution if worked else None,
-        group=data.group,
-        where=data.where,
-        dev_share=data.dev_share,
-        test_share=data.test_share,
-        seed=data.seed,
-        limit=data.limit,
-        allow_duplicates=data.allow_duplicates,
-    )
-
-
-def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model, with a store of heads as the recipe says."""
-
-    def notify(text: str) -> None:
-        report({"event": "note", "text": text})
-
-    heads = recipe.head_cache
-    # First of all: a folder that cannot be used is told at once.
-    spill = None if heads.spill is None else Spill(heads.spill, heads.spill_budget, notify)
-    model = load_model(**asdict(recipe.model), head_cache_budget=0, notify=notify)
-    model.heads = HeadCache.on(model.device, heads.budget, spill=spill, precision=heads.precision)
-    return model
-
-
 def new_folder(out: Path) -> None:
     """Make the run's folder; one that exists is never touched. Raises `RunError`."""
     try:
@@ -203,24 +135,3 @@ def new_folder(out: Path) -> None:
         raise RunError(
             f"{out}: cannot be made ({error.strerror}); choose another folder"
         ) from error
-
-
-def _counts(splits: Splits) -> str:
-    parts = []
-    for name in ("train", "dev", "test"):
-        rows = getattr(splits, name)
-        balance = label_balance(rows)
-        listed = ", ".join(f"{n} {label}" for label, n in balance.items())
-        few = 0 < len(balance) <= 5
-        parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if few else ""))
-    return "; ".join(parts)
-
-
-def _say(report: Report, notes: Sequence[str]) -> None:
-    for note in notes:
-        report({"event": "note", "text": note})
-
-
-def scoring(which: str, done: int, total: int) -> dict[str, Any]:
-    """An event that says how far scoring is."""
-    return {"event": "scoring", "which": which, "done": done, "total": total}

@@ -141,6 +141,20 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """How a refined prompt is put where it is served."""
+
+    system: Literal["append", "refuse"] = "append"
+    """A client's own system message: put behind the prompt's one, or refused."""
+    dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
+    """Of the rows in an exported checkpoint; model: of the checkpoint's own table."""
+    gguf: Literal["keep", "f32", "f16", "q8_0"] = "keep"
+    """Of the other weights in a GGUF export; keep: as the file has them."""
+    weights: Literal["copy", "link"] = "copy"
+    """Of files that an export does not change: copied, or linked to the base model's."""
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """What is written besides the terminal and events.jsonl."""
 

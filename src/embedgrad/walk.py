@@ -10,13 +10,14 @@ from torch import Tensor
 
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.evaluation import Evaluation, Evaluator, Progress, summarize
+from embedgrad.events import Report, nowhere, scoring, stage
 from embedgrad.examples import Example
 from embedgrad.files import write_json
 from embedgrad.markup import literal
 from embedgrad.opened import OpenRun, open_run
+from embedgrad.preparation import read_data
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.report.found import WALK, asked_for
-from embedgrad.runs import Report, nowhere, read_data, scoring
 from embedgrad.sequence import Target, TokenSequence
 from embedgrad.template import Message, Template
 
@@ -46,9 +47,9 @@ def take_walk(
     split = next((name for name in ("dev", "test", "train") if getattr(splits, name)), "dev")
     sequences = run.sequencer.build(getattr(splits, split)[:rows])
     total = len(PLACES) * len(sequences)
-    report({"event": "stage", "text": "walking"})
+    stage(report, "walking")
     points = walk(run, sequences, lambda done: report(scoring("the walk", done, total)))
-    report({"event": "stage", "text": "asking the model"})
+    stage(report, "asking the model")
     values = {
         **asked_for(folder, rows, overrides),
         "split": split,

@@ -76,10 +76,11 @@ def evaluate(
     """Score a run's saved prompt again, beside its text prompt."""
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation import evaluate as score
+    from embedgrad.events import say, scoring
     from embedgrad.opened import open_run
+    from embedgrad.preparation import read_data
     from embedgrad.provenance import predictions
     from embedgrad.report import Progress
-    from embedgrad.runs import read_data, scoring
     from embedgrad.splits import NAMES
 
     if split not in NAMES:
@@ -90,8 +91,7 @@ def evaluate(
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
-        for note in opened.sequencer.notes(sequences):
-            progress({"event": "note", "text": note})
+        say(progress, opened.sequencer.notes(sequences))
         comparison = score(
             opened.evaluator,
             opened.prompt,
@@ -119,9 +119,10 @@ def inspect(
     from dataclasses import asdict
 
     from embedgrad.drift import row_worth, token_drift
+    from embedgrad.events import scoring
     from embedgrad.opened import open_run
+    from embedgrad.preparation import read_data
     from embedgrad.report import Progress
-    from embedgrad.runs import read_data, scoring
 
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)

@@ -21,16 +21,15 @@ from typing import Any
 
 from embedgrad.comparing.folder import Folder, Part
 from embedgrad.comparing.results import TEXT, results_of, scores_of
-from embedgrad.errors import DataError, EmbedgradError, RecipeError, RunError
-from embedgrad.evaluation import check_answers
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
+from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.files import write_file, write_json
 from embedgrad.language_model import LanguageModel
 from embedgrad.methods import METHODS, Task
+from embedgrad.preparation import prepare, sources
 from embedgrad.recipe import Recipe
 from embedgrad.report.methods_table import figure_svg, methods_markdown
 from embedgrad.report.words import duration
-from embedgrad.runs import Report, nowhere, open_model, read_data, scoring
-from embedgrad.self_written import training_examples, training_for
 from embedgrad.sequence import TokenSequence
 
 
@@ -61,8 +60,7 @@ def compare(
         if fresh:  # nothing is learned yet, and the folder is our own
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    for name, reason in skipped.items():
-        report({"event": "note", "text": f"{name} is left out: {reason}"})
+    say(report, (f"{name} is left out: {reason}" for name, reason in skipped.items()))
     failed: dict[str, str] = {}
     interrupted = False
     try:
@@ -126,54 +124,28 @@ def _make(path: Path) -> None:
 
 
 def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None) -> _Opened:
-    splits = read_data(recipe)
-    for note in splits.notes:
-        report({"event": "note", "text": note})
-    if not splits.test:
-        raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
-    check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
-    report({"event": "stage", "text": f"loading {recipe.model.name}"})
-    model = model or open_model(recipe, report)
     # A chat template may tell the day, which is then that of the comparison's first part.
     day = folder.shared.get("day", datetime.date.today().isoformat())
-    sequencer = model.sequencer(
-        recipe.template,
-        recipe.target,
-        splits.train,
+    ready = prepare(
+        recipe,
+        folder.path / "solutions.jsonl",
+        report,
+        model=model,
         date=datetime.date.fromisoformat(day),
-        merges=recipe.merges,
-        truncate=recipe.data.truncate,
+        tested=True,
     )
-    report({"event": "stage", "text": "tokenizing"})
-    examples, solutions = training_examples(
-        model,
-        sequencer,
-        splits.train,
-        recipe.solutions,
-        evaluation=recipe.evaluation,
-        report=report,
-        keep_at=folder.path / "solutions.jsonl",
-    )
-    train, dev, test = (sequencer.build(part) for part in (examples, splits.dev, splits.test))
-    for note in sequencer.notes([*train, *dev, *test]):
-        report({"event": "note", "text": note})
-    data = {
-        name: {
-            "source": getattr(recipe.data, name) or f"a share of {recipe.data.train}",
-            "rows": len(getattr(splits, name)),
-            "sha256": splits.digests[name],
-        }
-        for name in ("train", "dev", "test")
-    }
+    data = sources(recipe, ready.splits)
     digests = {f"{name} split": entry["sha256"] for name, entry in data.items()}
-    shared = {**digests, "model": model.info.embedding_digest, "day": day}
-    if solutions["source"] == "self-written":  # what the model wrote may have been written anew
-        texts = json.dumps([example.solution for example in examples])
+    shared = {**digests, "model": ready.model.info.embedding_digest, "day": day}
+    if (
+        ready.solutions["source"] == "self-written"
+    ):  # what the model wrote may have been written anew
+        texts = json.dumps([example.solution for example in ready.written])
         shared["set of solutions"] = f"sha256:{hashlib.sha256(texts.encode()).hexdigest()}"
     folder.agree(recipe, shared)
-    training = training_for(recipe.training, solutions["source"])
-    task = Task(replace(recipe, training=training), model, sequencer, train, dev, report)
-    return _Opened(task, test, {"data": data, "solutions": solutions})
+    recipe = replace(recipe, training=ready.training)
+    task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
+    return _Opened(task, ready.test, {"data": data, "solutions": ready.solutions})
 
 
 def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, str]) -> None:
@@ -181,7 +153,7 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, 
         if folder.is_trained(part) or part.method in failed:
             continue
         where = f"training {number} of {len(parts)}"
-        task.report({"event": "stage", "text": f"{part}: {where}"})
+        stage(task.report, f"{part}: {where}")
         own = replace(task, report=_tagged(task.report, part))
         try:
             trained = METHODS[part.method].train(own, part.seed or 0)
@@ -193,7 +165,7 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, 
         folder.keep_training(part, trained)
         took, dev = duration(trained.facts["train_seconds"]), trained.facts["dev"]
         score = "" if dev is None else f", dev accuracy {100 * dev['accuracy']:.1f} %"
-        task.report({"event": "note", "text": f"{part}: ready after {took}{score}"})
+        say(task.report, [f"{part}: ready after {took}{score}"])
 
 
 def _score(
@@ -232,7 +204,7 @@ def _note_failure(
 ) -> None:
     failed[part.method] = text = str(error)
     named = text if text.startswith(part.method) else f"{part}: {text}"
-    report({"event": "note", "text": f"{named}; the other methods go on"})
+    say(report, [f"{named}; the other methods go on"])
 
 
 def _tagged(report: Report, part: Part) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from embedgrad.best import score_of
 from embedgrad.evaluation import Answered, Evaluator, Progress, summarize
+from embedgrad.events import Report
 from embedgrad.language_model import LanguageModel
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.template import Template
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

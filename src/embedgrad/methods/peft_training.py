@@ -24,6 +24,7 @@ from torch import Tensor
 from embedgrad.best import Best
 from embedgrad.cutting import Ids
 from embedgrad.evaluation import Answered
+from embedgrad.events import say
 from embedgrad.methods.base import Method, Task, Trained, examples_seen
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import TokenSequence
@@ -143,7 +144,7 @@ class PeftMethod(Method):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 ended, where = "diverged", f"{self.name}, seed {seed}, step {step + 1}"
                 text = f"{where}: the loss is {loss}; stopped, with the best so far kept"
-                task.report({"event": "note", "text": text})
+                say(task.report, [text])
                 break
             optimizer.step()
             optimizer.zero_grad()

@@ -12,6 +12,7 @@ import torch
 from embedgrad.best import Best
 from embedgrad.errors import DataError
 from embedgrad.evaluation import Progress
+from embedgrad.events import stage
 from embedgrad.examples import Example
 from embedgrad.methods.base import Answers, Method, Task, Trained, question_tokens
 from embedgrad.methods.templates import with_examples, with_span
@@ -57,7 +58,7 @@ class BestOfN(Method):
         best = Best(task.metric, torch.empty(0))
         began = time.perf_counter()
         for i, text in enumerate(texts):
-            task.report({"event": "stage", "text": f"best-of-n: text {i + 1} of {len(texts)}"})
+            stage(task.report, f"best-of-n: text {i + 1} of {len(texts)}")
             sequencer = task.sequencer_of(with_span(template, text))
             rows = sequencer.build(s.example for s in task.dev)
             best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embedgrad.errors import DivergenceError
 from embedgrad.evaluation import Progress
+from embedgrad.events import say
 from embedgrad.language_model import LanguageModel
 from embedgrad.methods.base import (
     Answers,
@@ -72,7 +73,7 @@ class EmbedGrad(Method):
             if error.refinement is None:
                 raise
             refinement = error.refinement
-            task.report({"event": "note", "text": f"{self.name}, seed {seed}: {error}"})
+            say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
         return self._kept(task, refinement)

@@ -7,19 +7,19 @@ import time
 from typing import Any
 
 from embedgrad.errors import EmbedgradError
+from embedgrad.events import Report, nowhere, stage
+from embedgrad.exporting.rules import exportability
 from embedgrad.planning import summary
 from embedgrad.planning.batches import Rows
 from embedgrad.planning.course import Replies
 from embedgrad.planning.described import described, loaded, sequencer_of, tokenized
 from embedgrad.planning.estimate import Estimator, Machine
-from embedgrad.planning.exportability import exportability
 from embedgrad.planning.knobs import Budget
 from embedgrad.planning.meter import Meter
 from embedgrad.planning.probe import probe
 from embedgrad.planning.problems import Problems, answers_without_score, read_all
 from embedgrad.planning.rates import Rates
 from embedgrad.recipe import Recipe
-from embedgrad.runs import Report, nowhere
 from embedgrad.self_written import source_of
 from embedgrad.splits import NAMES, Splits
 from embedgrad.storage import lack_of_room
@@ -44,7 +44,7 @@ def plan(
     start = 0.0 if started is None else time.time() - started
     problems = Problems()
     splits = read_all(recipe, problems)
-    report({"event": "stage", "text": f"loading {recipe.model.name}"})
+    stage(report, f"loading {recipe.model.name}")
     began = time.perf_counter()
     model = loaded(recipe, report) if measure else described(recipe, report)
     load_seconds = time.perf_counter() - began
@@ -61,7 +61,7 @@ def plan(
     splits, writes = _as_trained(recipe, splits, problems)
     scored = [*(splits.train if writes else ()), *splits.dev, *splits.test]
     answers_without_score(recipe, scored, problems)
-    report({"event": "stage", "text": "tokenizing"})
+    stage(report, "tokenizing")
     began = time.perf_counter()
     try:
         sequencer = sequencer_of(recipe, model, splits)
@@ -88,7 +88,7 @@ def plan(
     most = recipe.evaluation.max_new_tokens
     rates, length = Rates(replies=Replies(most, most)), most
     if model.model is not None:
-        report({"event": "stage", "text": "measuring a few steps"})
+        stage(report, "measuring a few steps")
         probed = rows.with_targets_of(min(most, WRITTEN)) if writes else rows
         rates = probe(model.model, recipe, sequencer, probed, model.shape, model.reuse, meter)
         length = max(round(rates.mean_reply), 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from embedgrad.capabilities import no_reuse, rope_limit
 from embedgrad.errors import DataError
+from embedgrad.events import Report, say
 from embedgrad.examples import Example
 from embedgrad.head_cache import HeadCache, Spill
 from embedgrad.language_model import LanguageModel
@@ -22,8 +23,8 @@ from embedgrad.loading.resolve import resolve
 from embedgrad.planning.counts import Reuse
 from embedgrad.planning.problems import Problems
 from embedgrad.planning.shape import Shape, empty_model, shape_of
+from embedgrad.preparation import open_model
 from embedgrad.recipe import Recipe
-from embedgrad.runs import Report, open_model
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.splits import Splits
 from embedgrad.template import Renderer
@@ -89,7 +90,7 @@ def described(recipe: Recipe, report: Report) -> Described:
     settings = recipe.model
 
     def notify(text: str) -> None:
-        report({"event": "note", "text": text})
+        say(report, [text])
 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)

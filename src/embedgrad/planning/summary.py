@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from embedgrad.exporting.rules import Facts
 from embedgrad.planning.batches import Rows, over_choices, training_batches
 from embedgrad.planning.counts import Reuse, total, tree, work
 from embedgrad.planning.course import step_passes
 from embedgrad.planning.described import Described
 from embedgrad.planning.estimate import Estimate, Estimator
-from embedgrad.planning.exportability import Facts
 from embedgrad.planning.knobs import Budget, knobs, together
 from embedgrad.planning.problems import repeated_texts
 from embedgrad.planning.shape import Shape

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
 from embedgrad.evaluation import Evaluation, Evaluator, check_answers
+from embedgrad.events import Report, nowhere, say, stage
 from embedgrad.examples import Example
 from embedgrad.files import write_file
 from embedgrad.generate import Reply, replies
@@ -30,8 +31,6 @@ from embedgrad.scorers import name_of
 from embedgrad.self_written.source import Solutions, source_of
 from embedgrad.self_written.store import Solved, Store
 from embedgrad.sequence import Sequencer
-
-Report = Callable[[dict[str, Any]], None]
 
 _SAMPLE = 200  # characters of a reply to show
 _LIMIT_MATTERS = 0.25  # share of replies cut from which a longer limit is worth trying
@@ -44,7 +43,7 @@ def training_examples(
     solutions: Solutions = Solutions(),
     *,
     evaluation: Evaluation = Evaluation(),
-    report: Report = lambda event: None,
+    report: Report = nowhere,
     keep_at: Path | None = None,
 ) -> tuple[list[Example], dict[str, Any]]:
     """The examples with what the model shall write, and what is to be said of it (plain JSON).
@@ -141,7 +140,7 @@ class _Writing:
         if not missing:
             self._say(f"solutions of all {total} questions are taken from {store.path}")
             return 0
-        self.report({"event": "stage", "text": "writing solutions with the text prompt"})
+        stage(self.report, "writing solutions with the text prompt")
         known = f"; {store.path} holds those of the others" * (len(missing) < total)
         self._say(f"{each} solutions for each of {len(missing)} questions{known}")
         start_PD = self.model.embed(self.sequencer.span.ids)
@@ -237,7 +236,7 @@ class _Writing:
         )
 
     def _say(self, text: str) -> None:
-        self.report({"event": "note", "text": text})
+        say(self.report, [text])
 
     # -- what decides the solutions ------------------------------------------------------------
 

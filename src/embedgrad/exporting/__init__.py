@@ -1,0 +1,1 @@
+"""Refined prompts in the formats of the engines that serve them."""
