@@ -7,6 +7,8 @@
     ├── ModelError        a model that cannot be found, loaded or used
     ├── ArtifactError     a saved prompt that is damaged or belongs to another model
     ├── RunError          a run folder: exists already, is missing something, cannot be written
+    ├── ExportError       a prompt that cannot be exported, or an export that fails its check
+    ├── EngineError       a serving engine that is missing, does not start, or stops
     └── DivergenceError   the loss or the rows are not finite any more
 
 A message is one line: what, where, what was expected, what to do. The command line prints it after
