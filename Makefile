@@ -23,7 +23,7 @@ demo: $(INSTALLED) $(MODEL) $(DATA) ## refine a prompt and compare (DOMAIN=movie
 	$(BIN)/embedgrad optimize recipes/demo.toml --out "$$run" \
 		--set data.where.domain=$(DOMAIN) --set training.seed=$(SEED)
 
-test: $(INSTALLED) $(MODEL) ## run all tests
+test: $(INSTALLED) $(MODEL) $(DATA) ## run all tests
 	@$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## format, lint, types, and whether the docs are current

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import measured
+import served
 import speeds
 import tomli_w
 from typer.testing import CliRunner
@@ -223,6 +224,8 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
+    "serving": lambda root, up, _: served.cost(root, up),
+    "parity": lambda root, up, _: served.parity(root, up),
     "compared": lambda root, up, _: measured.compared(root, up),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),

@@ -71,6 +71,7 @@ ORDER = (
     "runs",
     "opened",
     "answer",
+    "deployed",
     "walk",
     "exporting",
     "verifying",

@@ -80,11 +80,15 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "export": {"RUN...", "--to", "--out", "--no-verify", "--weights", "--set", "--json", "--quiet"},
+    "verify": {"DIR", "--run", "--json", "--quiet"},
+    "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
+ENDING = tuple(verb for verb in VERBS if verb != "serve")  # that one goes on until it is stopped
 
 
 def verbs() -> dict[str, Any]:
@@ -107,9 +111,21 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+@pytest.fixture(scope="module")
+def exported(finished: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that was not checked."""
+    from embedgrad import export
+
+    folder = tmp_path_factory.mktemp("exports") / "out"
+    export(finished[0], "safetensors", folder, verify=False)
+    return folder
+
+
 @pytest.fixture
-def examples(finished: tuple[Path, Any], recipe: Any, tmp_path: Path, data: Path) -> dict[str, Any]:
-    """A call of every verb that works."""
+def examples(
+    finished: tuple[Path, Any], exported: Path, recipe: Any, tmp_path: Path, data: Path
+) -> dict[str, Any]:
+    """A call of every verb that works and ends."""
     run = finished[0]
     return {
         "plan": ("plan", recipe(), "--no-probe"),
@@ -119,6 +135,8 @@ def examples(finished: tuple[Path, Any], recipe: Any, tmp_path: Path, data: Path
         "evaluate": ("evaluate", run, "--split", "dev"),
         "inspect": ("inspect", run, "--rows", "4"),
         "generate": ("generate", run, "The film was great."),
+        "export": ("export", run, "--to", "safetensors", "--out", tmp_path / "out"),
+        "verify": ("verify", exported),
         "parts": ("parts", "optimizer"),
         "new": ("new", data / "train.jsonl", "--out", tmp_path / "new.toml"),
     }
@@ -208,7 +226,7 @@ def check_plain(text: str) -> None:
     assert not bad, f"{bad!r} in {text!r}"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ENDING)
 def test_a_verb_works_and_prints_plain_lines(
     verb: str, examples: dict[str, Any], embedgrad: Command
 ) -> None:
@@ -219,7 +237,7 @@ def test_a_verb_works_and_prints_plain_lines(
     check_plain(done.err)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ENDING)
 def test_json_is_one_document(verb: str, examples: dict[str, Any], embedgrad: Command) -> None:
     done = embedgrad(*examples[verb], "--json")
     assert done.code == 0, done.err
@@ -227,7 +245,9 @@ def test_json_is_one_document(verb: str, examples: dict[str, Any], embedgrad: Co
     assert done.out.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", ["optimize", "evaluate", "inspect", "generate"])
+@pytest.mark.parametrize(
+    "verb", ["optimize", "evaluate", "inspect", "generate", "export", "verify"]
+)
 def test_quiet_says_nothing_but_the_result(
     verb: str, examples: dict[str, Any], embedgrad: Command
 ) -> None:

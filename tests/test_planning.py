@@ -654,8 +654,22 @@ def test_a_chat_template_must_hold_the_span_for_plain_queries(template: Template
 def test_gguf_must_know_the_architecture_and_scaling_is_told() -> None:
     template = Template.chat(user="{text} [[Is it good?]]")
     for known in ("llama", "mistral", "qwen2", "gemma3_text", "gpt_neox", "qwen3_moe"):
-        assert said(facts(template, ((1,),), model_type=known))["gguf"][0], known
-    assert not said(facts(template, ((1,),), model_type="ctrl"))["gguf"][0]
+        found = said(facts(template, ((1,),), model_type=known, from_gguf=True))
+        assert found["gguf"][0], known
+    assert not said(facts(template, ((1,),), model_type="ctrl", from_gguf=True))["gguf"][0]
+
+
+def test_checkpoints_of_some_families_become_gguf_and_others_are_told_the_way() -> None:
+    template = Template.chat(user="{text} [[Is it good?]]")
+    for written in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text"):
+        assert said(facts(template, ((1,),), model_type=written))["gguf"][0], written
+    possible, why = said(facts(template, ((1,),), model_type="gpt_neox"))["gguf"]
+    assert not possible
+    assert "a checkpoint of gpt_neox is not converted here; name its GGUF file" in why
+
+
+def test_scaled_embeddings_are_told() -> None:
+    template = Template.chat(user="{text} [[Is it good?]]")
     scaled = said(facts(template, ((1,),), embedding_scale=5.5))
     assert scaled["vocabulary"][0]
     assert "by 5.5" in scaled["vocabulary"][1]

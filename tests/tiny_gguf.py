@@ -12,13 +12,15 @@ from transformers import PreTrainedModel
 
 import tiny
 
+TOKENS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120\u0120", "he"]
+
 
 def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
     """Write a tiny Llama as llama.cpp's converter would; returns the model it was made from.
 
     `changes` replaces metadata; None leaves a key out.
     """
-    tokens = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120\u0120", "he"]
+    tokens = changes.get("tokenizer.ggml.tokens", TOKENS)
     model = tiny.model("llama", len(tokens), dtype=torch.float32)
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")

@@ -11,9 +11,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedgrad.artifact import load, save
+    from embedgrad.artifact import save
     from embedgrad.comparing import compare
     from embedgrad.decoding import Decoding
+    from embedgrad.deployed import load
+    from embedgrad.deployment import export, verify
     from embedgrad.errors import (
         ArtifactError,
         DataError,
@@ -68,6 +70,7 @@ __all__ = [
     "TrustRegion",
     "compare",
     "evaluate",
+    "export",
     "load",
     "load_model",
     "optimize",
@@ -76,13 +79,16 @@ __all__ = [
     "replies",
     "run",
     "save",
+    "verify",
 ]
 
 # Where each public name lives; looked up when first used, so that importing embedgrad is quick.
 _HOMES = {
-    "artifact": ("load", "save"),
+    "artifact": ("save",),
     "comparing": ("compare",),
     "decoding": ("Decoding",),
+    "deployed": ("load",),
+    "deployment": ("export", "verify"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "evaluation": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
     "examples": ("Example",),

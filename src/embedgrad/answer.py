@@ -13,7 +13,7 @@ from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError, EmbedgradError, nearest
 from embedgrad.examples import Example, cell_text
 from embedgrad.generate import Reply, replies, stream
-from embedgrad.opened import OpenRun
+from embedgrad.opened import Answering
 from embedgrad.parts import build, values_of
 from embedgrad.report.words import visible
 from embedgrad.sequence import TokenSequence
@@ -30,7 +30,7 @@ def queries_from(
     A query, or a line that is only a JSON string, is the text of the template's one column.
     """
     if query is not None:
-        yield _example(query, columns, "the query")
+        yield example_of(query, columns, "the query")
         return
     for number, line in enumerate(lines, start=1):
         where = f"standard input:{number}"
@@ -42,10 +42,10 @@ def queries_from(
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"
             ) from error
-        yield _example(row, columns, where)
+        yield example_of(row, columns, where)
 
 
-def decoding_of(run: OpenRun, given: Mapping[str, Any]) -> Decoding:
+def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
     """The recipe's decoding, changed by options of the command line. Raises `EmbedgradError`."""
     choices = run.prompt.target.choices
     if given and choices:
@@ -77,7 +77,7 @@ def _option(place: str) -> str:
 
 
 def answer(
-    run: OpenRun, queries: Iterable[Example], *, refined: bool, decoding: Decoding | None = None
+    run: Answering, queries: Iterable[Example], *, refined: bool, decoding: Decoding | None = None
 ) -> Iterator[dict[str, Any]]:
     """One plain JSON value per query, in order, batch by batch.
 
@@ -108,7 +108,7 @@ def answer(
 
 
 def stream_answer(
-    run: OpenRun, query: Example, *, refined: bool, decoding: Decoding | None = None
+    run: Answering, query: Example, *, refined: bool, decoding: Decoding | None = None
 ) -> Iterator[str]:
     """A free answer as `as_text` gives it, in pieces as they come."""
     rows_PD, sequence = _asked(run, run.sequencer(query), refined)
@@ -139,7 +139,7 @@ def _shown(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def _chosen(run: OpenRun, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
+def _chosen(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
     if refined:
         answered = run.evaluator.refined(run.prompt.rows, batch)
     else:
@@ -152,7 +152,7 @@ def _chosen(run: OpenRun, batch: list[TokenSequence], refined: bool) -> Iterator
 
 
 def _free(
-    run: OpenRun, batch: list[TokenSequence], refined: bool, decoding: Decoding | None, first: int
+    run: Answering, batch: list[TokenSequence], refined: bool, decoding: Decoding | None, first: int
 ) -> Iterator[dict[str, Any]]:
     """`first` is the number of the batch's first query."""
     settings = decoding or run.evaluator.evaluation.decoding
@@ -175,7 +175,7 @@ def _free(
         yield samples[0] if settings.samples == 1 else {"answers": samples}
 
 
-def _asked(run: OpenRun, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
+def _asked(run: Answering, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
     """The rows and the sequence that a prompt makes of a query; see `Evaluator.text`."""
     if refined:
         return run.prompt.rows, sequence
@@ -184,7 +184,7 @@ def _asked(run: OpenRun, sequence: TokenSequence, refined: bool) -> tuple[Tensor
     return run.prompt.start_rows[:0], sequence.uncut()
 
 
-def _example(row: object, columns: Sequence[str], where: str) -> Example:
+def example_of(row: object, columns: Sequence[str], where: str) -> Example:
     """A query as an example; every column of the template must have text."""
     if isinstance(row, str):
         if len(columns) != 1:

@@ -18,24 +18,35 @@ from embedgrad.sequence import Sequencer
 
 
 @dataclass(frozen=True)
-class OpenRun:
-    """A finished run with its model, ready to answer."""
+class Answering:
+    """A prompt with its model, ready to answer."""
 
-    folder: Path
-    recipe: Recipe
     prompt: PromptEmbedding
     model: LanguageModel
     sequencer: Sequencer
     evaluator: Evaluator
 
 
+@dataclass(frozen=True)
+class OpenRun(Answering):
+    """A finished run with its model, ready to answer."""
+
+    folder: Path
+    recipe: Recipe
+
+
 def open_run(
-    folder: str | Path, overrides: Sequence[str] = (), report: Report = nowhere
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    report: Report = nowhere,
+    *,
+    model: LanguageModel | None = None,
 ) -> OpenRun:
     """Load a run's recipe, artifact and model, and check that they fit together.
 
-    `overrides` change the recipe, but not what the prompt was trained with. Raises `RunError`,
-    `RecipeError`, `ArtifactError` and `ModelError`.
+    `overrides` change the recipe, but not what the prompt was trained with. A `model` that is
+    loaded already takes the place of the recipe's. Raises `RunError`, `RecipeError`,
+    `ArtifactError` and `ModelError`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -52,8 +63,9 @@ def open_run(
                 f"{folder}: {name} of the recipe is not the one that the saved prompt was trained "
                 "with; only optimize can change it, in a run of its own"
             )
-    stage(report, f"loading {recipe.model.name}")
-    model = open_model(recipe, report)
+    if model is None:
+        stage(report, f"loading {recipe.model.name}")
+        model = open_model(recipe, report)
     artifact.check_fit(prompt, model.info, model.embed)
     sequencer = model.sequencer(
         prompt.template,
@@ -63,4 +75,4 @@ def open_run(
         truncate=recipe.data.truncate,
     )
     evaluator = Evaluator(model, sequencer, recipe.evaluation)
-    return OpenRun(folder, recipe, prompt, model, sequencer, evaluator)
+    return OpenRun(prompt, model, sequencer, evaluator, folder, recipe)

@@ -147,7 +147,7 @@ class ExportSettings:
     system: Literal["append", "refuse"] = "append"
     """A client's own system message: put behind the prompt's one, or refused."""
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
-    """Of the rows in an exported checkpoint; model: of the checkpoint's own table."""
+    """Of all weights of an exported checkpoint; model: as the checkpoint has them."""
     gguf: Literal["keep", "f32", "f16", "q8_0"] = "keep"
     """Of the other weights in a GGUF export; keep: as the file has them."""
     weights: Literal["copy", "link"] = "copy"

@@ -24,6 +24,8 @@ SPAN_MARK = "Xembedgrad7span7markX"
 END_MARK = "Xembedgrad7end7markX"
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_KNOWN = re.compile(r"\bstrftime_now\s+is\s+defined\b")
+_DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.*?)\2\s*\)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +191,29 @@ class Renderer:
         return self._apply(messages, generation=False).partition(END_MARK)[2]
 
     @functools.cached_property
-    def _dated(self) -> str:
-        """The chat template with the date written into it: `transformers` takes no other clock."""
+    def chat_template(self) -> str:
+        """The model's own chat template with the date written into it: it has no other clock.
+
+        Engines without a clock, or that set the date themselves, take the same path through it.
+        Raises `TemplateError`.
+        """
 
         def frozen(call: re.Match[str]) -> str:
             return json.dumps(self.date.strftime(call[2]))
 
-        chat_template = _DATE_CALL.sub(frozen, self._tokenizer.get_chat_template())
+        own = self._tokenizer.get_chat_template()
+        chat_template = _DATE_KNOWN.sub("true", _DATE_CALL.sub(frozen, own))
         if "strftime_now(" in chat_template:
             raise TemplateError(
                 "template: the model's chat template asks for today's date in a way that cannot be "
                 "frozen; give the prompt as plain text ([template] text = ...)"
             )
+        # llama.cpp sets Llama's `date_string` to today, and the template would take that.
+        for name, day in {found[1]: found[3] for found in _DATE_SET.finditer(own)}.items():
+            asks = re.search(rf"\b{name}\s+is\s+(not\s+)?(un)?defined\b", own)
+            if asks and name not in self.template.options:
+                value = json.dumps(self.date.strftime(day))
+                chat_template = f"{{% set {name} = {value} %}}\n{chat_template}"
         return chat_template
 
     def _render(self, columns: Mapping[str, str], span: str) -> str:
@@ -229,7 +242,7 @@ class Renderer:
         ]
 
     def _apply(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        chat_template = self._dated
+        chat_template = self.chat_template
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,

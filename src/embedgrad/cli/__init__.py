@@ -21,13 +21,26 @@ from embedgrad.cli import running
 from embedgrad.cli import comparing
 from embedgrad.cli import reporting
 from embedgrad.cli import answering
+from embedgrad.cli import exporting
+from embedgrad.cli import serving
 from embedgrad.cli import writing
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn
 from embedgrad.errors import EmbedgradError
 
-__all__ = ["answering", "app", "comparing", "main", "planning", "reporting", "running", "writing"]
+__all__ = [
+    "answering",
+    "app",
+    "comparing",
+    "exporting",
+    "main",
+    "planning",
+    "reporting",
+    "running",
+    "serving",
+    "writing",
+]
 
 INTERRUPTED, NO_GAIN = 130, 4
 

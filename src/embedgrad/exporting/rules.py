@@ -25,6 +25,8 @@ class Facts:
     template: Template
     model_type: str
     embedding_scale: float
+    from_gguf: bool = False
+    """The model is loaded from a GGUF file, whose other tensors an export takes over."""
 
     @property
     def span_message(self) -> tuple[str, str]:
@@ -75,6 +77,13 @@ def _known_to_gguf(facts: Facts) -> bool:
     return GGUF_NAMES.get(plain, plain) in names
 
 
+def _written_by_us(facts: Facts) -> bool:
+    from embedgrad.exporting.gguf_checkpoint import FAMILIES
+
+    return facts.model_type in FAMILIES
+
+
+GGUF_KINDS = ("gguf", "package")  # of a model's source; see `ModelInfo.kind`
 # Model types of transformers that llama.cpp runs by another's name.
 GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "cohere": "commandr", "phi": "phi2"}
 
@@ -101,6 +110,14 @@ RULES = (
         lambda f: (
             "plain text has no chat template that could hold the span; give chat messages "
             "(template.user), or send prompt embeddings"
+        ),
+    ),
+    Rule(
+        TOKENS_OF_A_CHAT,
+        True,
+        lambda f: f.template.text is None and not f.template.columns,
+        lambda f: (
+            "it has no column, so a plain query has no place in it; put one into template.user"
         ),
     ),
     Rule(
@@ -150,6 +167,15 @@ RULES = (
         True,
         lambda f: not _known_to_gguf(f),
         lambda f: f"llama.cpp's format knows no architecture {f.model_type}",
+    ),
+    Rule(
+        ("gguf",),
+        True,
+        lambda f: _known_to_gguf(f) and not f.from_gguf and not _written_by_us(f),
+        lambda f: (
+            f"a checkpoint of {f.model_type} is not converted here; name its GGUF file as the "
+            "model, or convert the vocabulary export with llama.cpp's own converter"
+        ),
     ),
     Rule(
         ("vllm",),

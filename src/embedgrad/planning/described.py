@@ -48,6 +48,8 @@ class Described:
     slower_room: int
     """Bytes for heads in a GPU's host memory and on disk."""
     embedding_scale: float
+    kind: str
+    """Of its source; see `ModelInfo`."""
     model: LanguageModel | None
 
 
@@ -70,6 +72,7 @@ def loaded(recipe: Recipe, report: Report) -> Described:
         room=model.heads.budget,
         slower_room=model.heads.room - model.heads.budget,
         embedding_scale=model.info.embedding_scale,
+        kind=model.info.kind,
         model=model,
     )
 
@@ -122,6 +125,7 @@ def described(recipe: Recipe, report: Report) -> Described:
         room=heads.budget,
         slower_room=heads.room - heads.budget,
         embedding_scale=getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0),
+        kind=source.kind,
         model=None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from embedgrad.exporting.rules import Facts
+from embedgrad.exporting.rules import GGUF_KINDS, Facts
 from embedgrad.planning.batches import Rows, over_choices, training_batches
 from embedgrad.planning.counts import Reuse, total, tree, work
 from embedgrad.planning.course import step_passes
@@ -139,6 +139,7 @@ def export_facts(recipe: Recipe, rows: Rows, model: Described) -> Facts:
         template=recipe.template,
         model_type=model.config.model_type,
         embedding_scale=model.embedding_scale,
+        from_gguf=model.kind in GGUF_KINDS,
     )
 
 

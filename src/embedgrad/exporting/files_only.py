@@ -1,0 +1,131 @@
+"""The artifact itself, and a short program that answers with it.
+
+The program needs `transformers` and nothing of embedgrad: it looks the text before and behind the
+rows up in the model's own embedding table, and gives all of it to the model as `inputs_embeds`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embedgrad import artifact
+from embedgrad.exporting.base import Destination, Exported, Job
+from embedgrad.exporting.client_code import (
+    Base,
+    base_from,
+    base_of,
+    chat_template_file,
+    command_line,
+    only_prompt,
+    quoted,
+    token_ids_source,
+    usage,
+)
+from embedgrad.files import write_file
+from embedgrad.template import SPAN_MARK
+
+EXAMPLE_FILE = "example.py"
+
+_EXAMPLE = '''\
+"""Answer with the refined prompt in this folder; needs torch and transformers only.
+
+{usage}
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODEL = {model}
+MARK = "{mark}"  # stands where the rows go
+tokenizer = AutoTokenizer.from_pretrained({base})
+tokenizer.add_tokens([MARK], special_tokens=True)
+model = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype}).requires_grad_(False)
+embed = model.get_input_embeddings()
+rows = load_file(Path(__file__).parent / "prompt" / "prompt.safetensors")["rows"].to(model.dtype)
+
+
+{token_ids}
+
+
+def embeddings(columns):
+    head, tail = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
+    return torch.cat([head, rows, tail])[None]
+
+
+def answer(columns, max_new_tokens={max_new_tokens}):
+    embeds = embeddings(columns)
+    new = model.generate(inputs_embeds=embeds, max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.decode(new[0], skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    print(answer({columns}))
+'''
+
+
+class FilesOnly(Destination):
+    """The artifact, for `embedgrad.load` and for the program beside it."""
+
+    name = "safetensors"
+
+    def bytes_needed(self, job: Job) -> int:
+        return sum(2 * e.rows_PD.numel() * 4 for e in job.prompts) + 2**20
+
+    def write(self, job: Job, folder: Path) -> dict[str, Any]:
+        exported = only_prompt(job, self.name)
+        base = base_of(job)
+        dtype = job.model.info.dtype
+        source = example_source(exported, base, dtype)
+        # The rows of the job, whatever the prompt holds.
+        artifact.save(exported.prompt.with_rows(exported.rows_PD), folder / "prompt")
+        write_file(folder / EXAMPLE_FILE, source.encode())
+        for name, content in chat_template_file(exported.sequencer).items():
+            write_file(folder / name, content)
+        return {
+            "model": base.model,
+            "revision": base.revision,
+            "dtype": dtype,
+            "columns": list(exported.prompt.template.columns),
+            "snippet": source,
+        }
+
+    def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
+        query = ", ".join(f'{quoted(name)}: "..."' for name in written["columns"])
+        return [
+            f"embedgrad.load({quoted(str(folder))}).generate({{{query}}})",
+            usage(shlex.quote(f"{folder}/{EXAMPLE_FILE}"), written["columns"]),
+        ]
+
+
+def example_source(exported: Exported, base: Base, dtype: str) -> str:
+    """The text of the program."""
+    columns = exported.prompt.template.columns
+    return _EXAMPLE.format(
+        usage=usage(EXAMPLE_FILE, columns),
+        model=quoted(base.model),
+        mark=SPAN_MARK,
+        base=base.arguments,
+        dtype=quoted(dtype),
+        token_ids=token_ids_source(exported.sequencer),
+        max_new_tokens=max_new_tokens(exported),
+        columns=command_line(columns),
+    )
+
+
+def example_source_of(exported: Exported, job: Job, written: Mapping[str, Any]) -> str:
+    """The same, for an export that was written before."""
+    return example_source(exported, base_from(written, job), str(written["dtype"]))
+
+
+def max_new_tokens(exported: Exported) -> int:
+    """The longest answer that the prompt was scored with."""
+    decoding = exported.prompt.provenance.get("decoding")
+    most = decoding.get("max_new_tokens") if isinstance(decoding, dict) else None
+    return most if isinstance(most, int) else 256

@@ -1,0 +1,1 @@
+"""Whether an export computes in its engine what training computed."""

@@ -1,0 +1,68 @@
+"""llama.cpp's own server, in a process of its own.
+
+    python -m embedgrad.verifying.llamacpp_child '{"model": "model.gguf", "n_ctx": 1024}'
+
+A process, because a file that llama.cpp cannot use may abort it. The first line of standard output
+is JSON with the address; the server ends when standard input does, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def parameters(options: dict[str, Any]) -> Any:
+    """Options as xllamacpp's `CommonParams`: one model on a loopback port, no page, no updates.
+
+    `exact` asks for what comes nearest to plain arithmetic: caches of f32, no flash attention, no
+    reuse of earlier prompts.
+    """
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = options["model"]
+    params.n_ctx = options.get("n_ctx", 0)
+    params.n_parallel = 1
+    params.hostnames = [options.get("host", "127.0.0.1")]
+    params.port = options.get("port", 0)
+    params.ui = params.warmup = params.fit_params = False
+    params.endpoint_slots = False  # it would show one client's prompt to another
+    if "alias" in options:
+        params.model_alias = {options["alias"]}
+    # Else a browser would let the pages of any site ask a local port.
+    params.cors_origins, params.cors_origins_explicit = "http://localhost", True
+    params.verbosity = options.get("verbosity", 1)
+    if options.get("threads"):
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"]
+    if options.get("exact"):
+        f32 = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.cache_type_k = params.cache_type_v = f32
+        off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = off
+        params.n_gpu_layers = 0
+        params.swa_full = True
+    if not options.get("cache_prompt"):
+        params.cache_prompt = False
+        params.cache_ram_mib = 0
+    return params
+
+
+def main() -> None:
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever llama.cpp prints is for the log
+    import xllamacpp
+
+    try:
+        server = xllamacpp.Server(parameters(json.loads(sys.argv[1])))
+    except RuntimeError:  # llama.cpp has said why in the log
+        raise SystemExit(1) from None
+    print(json.dumps({"address": server.listening_address}), file=told, flush=True)
+    sys.stdin.buffer.read()
+    del server
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Engines that compute in this process, with a `transformers` model opened anew."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from embedgrad.cutting import Ids
+from embedgrad.exporting.base import Exported, Job
+from embedgrad.loading.guard import silenced
+from embedgrad.verifying.base import Asked, Engine
+
+EXACT = 1e-4  # natural log-probability, in float32
+
+
+class LocalEngine(Engine):
+    """Log-probabilities are asked for one row at a time, so that nothing is padded.
+
+    A subclass says what stands before an answer, and runs the model on it; one that has new tokens
+    says how likely they are.
+    """
+
+    tolerance: float | None = EXACT
+    model: Any
+
+    def __init__(self, job: Job, exported: Exported):
+        self.span_ids = exported.prompt.span.ids
+        self.end_ids = sorted({*exported.sequencer.end_ids, *job.model.end_ids})
+        self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
+        self.device = job.model.device
+        self._next: dict[tuple[Ids, Ids], Tensor] = {}
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._next.clear()
+        del self.model
+
+    @abstractmethod
+    def logits(self, row: Asked, answer: Ids, *, start: bool) -> Tensor:
+        """Logits [1, T, V] of the prompt and of an answer behind it, with the start rows or the
+        refined ones."""
+
+    @abstractmethod
+    def plain_logits(self, ids: Ids) -> Tensor:
+        """Logits [1, T, V] of plain token ids, without any rows."""
+
+    @abstractmethod
+    def generated(self, rows: Sequence[Asked], settings: GenerationConfig) -> list[Ids]:
+        """The new tokens of `generate`; anything may stand behind an end token."""
+
+    def logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
+        return torch.stack([self._after(row)[: self.base_ids] for row in rows])
+
+    def start_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
+        parts = [self._logprobs(row, (0,), start=True)[0, : self.base_ids] for row in rows]
+        return torch.stack(parts)
+
+    @torch.no_grad()
+    def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
+        plain = [row.sequence.head + self.span_ids + row.sequence.tail for row in rows]
+        parts = [self.plain_logits(ids)[0, -1].float() for ids in plain]
+        return torch.log_softmax(torch.stack(parts), dim=1)[:, : self.base_ids].cpu()
+
+    def greedy(self, rows: Sequence[Asked], max_new_tokens: int) -> list[Ids]:
+        config: Any = GenerationConfig  # without types
+        settings = config(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.end_ids or None,
+            pad_token_id=0,
+        )
+        with silenced(), torch.no_grad():
+            answers = self.generated(rows, settings)
+        return [self._cut(answer) for answer in answers]
+
+    def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:
+        return [
+            tuple(self._answered(row, answer) for answer in row.sequence.targets) for row in rows
+        ]
+
+    def added_mass(self, rows: Sequence[Asked]) -> float:
+        return 0.0
+
+    def _cut(self, answer: Ids) -> Ids:
+        ends = (i for i, token in enumerate(answer) if token in self.end_ids)
+        return answer[: next(ends, len(answer))]
+
+    def _answered(self, row: Asked, answer: Ids) -> float:
+        if len(answer) == 1:
+            return float(self._after(row)[answer[0]])
+        logprobs_NV = self._logprobs(row, answer)
+        return float(logprobs_NV[range(len(answer)), list(answer)].sum())
+
+    def _after(self, row: Asked) -> Tensor:
+        """Log-probabilities [V] of the next token, computed once."""
+        key = (row.sequence.head, row.sequence.tail)
+        if key not in self._next:
+            self._next[key] = self._logprobs(row, (0,))[0]
+        return self._next[key]
+
+    @torch.no_grad()
+    def _logprobs(self, row: Asked, answer: Ids, *, start: bool = False) -> Tensor:
+        """Log-probabilities [N, V] before each of N tokens of an answer."""
+        logits_TV = self.logits(row, answer[:-1], start=start)[0]
+        return torch.log_softmax(logits_TV[-len(answer) :].float(), dim=1).cpu()

@@ -1,0 +1,61 @@
+"""The program beside an artifact, run as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from embedgrad.cutting import Ids
+from embedgrad.exporting.base import Exported, Job
+from embedgrad.exporting.client_code import run_written
+from embedgrad.exporting.files_only import EXAMPLE_FILE, example_source_of
+from embedgrad.verifying.base import Asked
+from embedgrad.verifying.local_engine import LocalEngine
+
+
+class SnippetEngine(LocalEngine):
+    """`example.py`: its own model, its own tokens, the rows that it read.
+
+    Raises `EngineError` for a program that is not the one that embedgrad writes.
+    """
+
+    def __init__(self, folder: Path, job: Job, exported: Exported, written: Mapping[str, Any]):
+        super().__init__(job, exported)
+        source = example_source_of(exported, job, written)
+        self.program = run_written(folder / EXAMPLE_FILE, source)
+        self.model = self.program.model
+        self.refined_PD = self.program.rows
+        self.start_PD = exported.prompt.start_rows.to(self.refined_PD)
+
+    def logits(self, row: Asked, answer: Ids, *, start: bool) -> Tensor:
+        embeds = self._embeds(row, start=start)
+        if answer:
+            embeds = torch.cat([embeds, self._table(answer)], dim=1)
+        logits: Tensor = self.model(inputs_embeds=embeds, use_cache=False).logits
+        return logits
+
+    def plain_logits(self, ids: Ids) -> Tensor:
+        logits: Tensor = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        return logits
+
+    def generated(self, rows: Sequence[Asked], settings: GenerationConfig) -> list[Ids]:
+        answers = []
+        for row in rows:
+            embeds = self._embeds(row, start=False)
+            made = self.model.generate(inputs_embeds=embeds, generation_config=settings)
+            answers.append(tuple(made[0].tolist()))
+        return answers
+
+    def _embeds(self, row: Asked, *, start: bool) -> Tensor:
+        self.program.rows = self.start_PD if start else self.refined_PD
+        embeds: Tensor = self.program.embeddings(dict(row.sequence.example.columns))
+        return embeds
+
+    def _table(self, ids: Ids) -> Tensor:
+        looked_up: Tensor = self.model.get_input_embeddings()(torch.tensor([ids]))
+        return looked_up
