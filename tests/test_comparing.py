@@ -17,12 +17,13 @@ import torch
 from embedgrad import Recipe, RunError
 from embedgrad.comparing import compare
 from embedgrad.comparing.folder import Folder
+from embedgrad.comparing.results import wrong_answers
 from embedgrad.comparing.verdict import row_differences, verdicts
 from embedgrad.evaluation import Evaluator
 from embedgrad.methods import METHODS
 from embedgrad.methods.base import Method
 from embedgrad.report import show
-from embedgrad.report.methods_table import methods_table, reliable_gain
+from embedgrad.report.methods_table import methods_markdown, methods_table, reliable_gain
 from embedgrad.report.tables import NARROWEST
 from embedgrad.settings import COMPARED
 from embedgrad.statistics import (
@@ -498,9 +499,19 @@ def test_free_answers_are_compared_too(model_folder: Path, tmp_path: Path) -> No
     for row in results["rows"]:
         assert row["macro_f1"] is None
         assert row["log_loss"] > 0
+        wrong = row["wrong_in_form"] + row["wrong_in_content"]
+        assert wrong == row["correct"].count("0")
+        assert row["wrong_in_form"] >= row["unread"]
+    assert "wrong answers that did not end or held no answer (form)" in methods_markdown(results)
     candidates = next(r for r in results["rows"] if r["method"] == "best-of-n")["settings"]
     best = min(candidates["candidates"], key=lambda candidate: candidate["log_loss"])
     assert candidates["prompt"] == best["prompt"]
+
+
+def test_wrong_answers_are_of_form_or_of_content() -> None:
+    kinds = [(1, True, False), (0, True, False), (0, False, True), (0, False, False), (0.5, 0, 0)]
+    answers = [{"correct": c, "cut": cut, "unread": unread} for c, cut, unread in kinds]
+    assert wrong_answers(answers) == {"wrong_in_form": 2, "wrong_in_content": 2}
 
 
 def test_a_model_in_half_precision_is_compared(data: Path, tmp_path: Path) -> None:

@@ -165,6 +165,17 @@ class Folder:
         """What was written with the scores."""
         return _read_json(self.work / part.folder / "scored.json")
 
+    def answers(self, part: Part) -> list[dict[str, Any]]:
+        """The answers to the test rows, as plain values of `Answered`."""
+        path = self.work / part.folder / "answers.jsonl"
+        try:
+            # Not splitlines: texts may hold other line separators.
+            return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x]
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path}: is damaged ({error}); delete its folder to train and score again"
+            ) from error
+
     def _foreign(self) -> list[str]:
         """What no comparison has before its first part; a dot begins what a kill left half done."""
         names = (path.name for path in self.path.iterdir())

@@ -51,6 +51,9 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     scores = {part: folder.scores(part) for part in parts}
     facts = {part: folder.training(part).facts for part in parts}
     rows = [_row(part, facts[part], scores[part], scores[TEXT]) for part in parts if TEXT in scores]
+    if not recipe.target.choices:
+        for row in rows:
+            row |= wrong_answers(folder.answers(Part(row["method"], row["seed"])))
     described = asdict(info)
     del described["path"]  # a place on one machine
     return {
@@ -70,6 +73,16 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
             "peak_memory_bytes": peak_memory(),
         },
     }
+
+
+def wrong_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Free answers that are wrong: by their form, or by what they say.
+
+    Of form are those that did not end within the limit, and those in which no answer was found.
+    """
+    wrong = [answer for answer in answers if answer["correct"] < 1]
+    form = sum(answer["cut"] or answer["unread"] for answer in wrong)
+    return {"wrong_in_form": form, "wrong_in_content": len(wrong) - form}
 
 
 def _row(
@@ -136,6 +149,7 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     accuracies, f1 = [row["accuracy"] for row in rows], [row["macro_f1"] for row in rows]
     means = ("log_loss", "extra_tokens", "train_seconds", "scoring_seconds")
     most = ("trained_numbers", "stored_bytes", "examples_seen")
+    wrong = ("wrong_in_form", "wrong_in_content")  # of free answers
     return {
         "runs": len(rows),
         "seeds": [row["seed"] for row in rows],
@@ -145,6 +159,7 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "macro_f1": None if None in f1 else fmean(f1),
         **{key: fmean(row[key] for row in rows) for key in means},
         **{key: max(row[key] for row in rows) for key in most},
+        **{key: fmean(row[key] for row in rows) for key in wrong if key in rows[0]},
     }
 
 

@@ -101,6 +101,11 @@ def _sentences(results: Entry) -> list[str]:
             "numbers: how many are trained; training: mean time; tokens: more per question than "
             "the text prompt takes",
         ]
+        if "wrong_in_form" in results["methods"][0]:
+            lines.append(
+                "wrong answers that did not end or held no answer (form), and that said another "
+                "one (content): " + "; ".join(map(_wrong, results["methods"]))
+            )
         firsts = [e["method"] for e in results["methods"] if _is_prompt_first(e["method"])]
         if firsts:
             lines.append(
@@ -110,6 +115,11 @@ def _sentences(results: Entry) -> list[str]:
     for kind in ("skipped", "failed"):
         lines += [f"{name} {kind}: {reason}" for name, reason in results.get(kind, {}).items()]
     return lines
+
+
+def _wrong(entry: Entry) -> str:
+    form, content = (f"{entry[f'wrong_in_{name}']:.0f}" for name in ("form", "content"))
+    return f"{entry['method']} {form} and {content}"
 
 
 def _is_prompt_first(method: str) -> bool:
