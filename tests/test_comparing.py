@@ -329,6 +329,14 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
 # -- what is refused -------------------------------------------------------------------------------
 
 
+def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    other = {**SMALL, "export": {"gguf": "f32"}, "report": {"tensorboard": True}}
+    results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
+    assert results["trained"] == results["planned"] > 1
+
+
 def test_a_folder_of_another_recipe_is_refused(
     copied: Path, model_folder: Path, data: Path, tmp_path: Path
 ) -> None:

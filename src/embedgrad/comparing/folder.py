@@ -26,7 +26,7 @@ from embedgrad.files import finite, write_file, write_folder, write_json
 from embedgrad.methods import METHODS, Trained
 from embedgrad.recipe import Recipe
 
-MAY_GROW = ("compare.methods", "compare.seeds")
+MAY_CHANGE = ("compare.methods", "compare.seeds", "export.", "report.")  # no part depends on it
 _BEGUN = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before anything is finished
 
 
@@ -71,11 +71,11 @@ class Folder:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
         now = _flat(tomllib.loads(recipe.as_toml()))
-        free = set(MAY_GROW)
+        free = MAY_CHANGE
         if now.get("evaluation.scorer.name") == "callable":
-            free.add("evaluation.scorer.timeout")
+            free = (*free, "evaluation.scorer.timeout")
         differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-        names = sorted(differ - free)
+        names = sorted(name for name in differ if not name.startswith(free))
         if names:
             told = [
                 f"{n} is {_shown(before.get(n))} there and {_shown(now.get(n))} here"
@@ -191,8 +191,9 @@ class Folder:
 
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of every setting that the parts of a comparison share."""
-    values = {n: v for n, v in _flat(recipe.as_dict()).items() if n not in MAY_GROW}
-    content = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    values = _flat(recipe.as_dict())
+    shared = {name: value for name, value in values.items() if not name.startswith(MAY_CHANGE)}
+    content = json.dumps(shared, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
