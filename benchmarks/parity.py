@@ -75,7 +75,7 @@ class Asked:
         return list(cut if sequence.plain is None else sequence.plain)
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
-        """Accuracy with its interval, and the replies."""
+        """Accuracy with its interval, and what each row scored."""
         score = self.run.recipe.evaluation.scorer.score
         if self.choice_ids:
             right = [float(r == e.answer) for r, e in zip(replies, self.examples, strict=True)]
