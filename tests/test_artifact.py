@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import refusals
-from embedgrad.artifact import check_fit, load, save
+from embedgrad.artifact import fitted, load, save
 from embedgrad.errors import ArtifactError
 from embedgrad.prompt import PromptEmbedding, TrustRegion
 from embedgrad.sequence import Target
@@ -63,7 +64,7 @@ def folder(prompt: PromptEmbedding, tmp_path: Path) -> Path:
 
 def assert_same(found: PromptEmbedding, expected: PromptEmbedding) -> None:
     assert torch.equal(found.rows, expected.rows)
-    assert torch.equal(found.start_rows, expected.start_rows)
+    assert torch.allclose(found.start_rows, expected.start_rows, rtol=1e-3, atol=1e-4)
     for name in ("template", "target", "span", "date", "trust_region", "provenance"):
         assert getattr(found, name) == getattr(expected, name)
 
@@ -250,7 +251,8 @@ def test_rows_of_the_wrong_kind_are_refused(folder: Path, prompt: PromptEmbeddin
         ({"rows": infinite, "start_rows": start}, ["rows hold", "not finite", "[2]"]),
         ({"rows": rows, "start_rows": infinite}, ["start_rows hold", "[2]"]),
         ({"rows": rows.double(), "start_rows": start}, ["float64", "expected float32"]),
-        ({"rows": rows, "start_rows": start.half()}, ["start_rows are", "float16"]),
+        ({"rows": rows.half(), "start_rows": start}, ["rows are", "float16"]),
+        ({"rows": rows, "start_rows": start.double()}, ["float64", "float32 or bfloat16"]),
         ({"rows": rows.int(), "start_rows": start}, ["int32"]),
         ({"rows": rows, "start_rows": start, "more": start.clone()}, ["more", "expected rows"]),
         ({"rows": rows}, ["['rows']", "expected rows and start_rows"]),
@@ -274,25 +276,63 @@ def test_files_of_two_prompts_are_not_mixed(folder: Path, made: Kit, tmp_path: P
 # ------------------------------------------------------------------------------------ another model
 
 
+def test_start_rows_take_half_the_room_and_are_the_models_own_again(
+    folder: Path, prompt: PromptEmbedding, made: Kit
+) -> None:
+    stored = safetensors.torch.load((folder / ROWS).read_bytes())
+    assert stored["start_rows"].element_size() == 2
+    found = load(folder)
+    assert found.start_rows.dtype == torch.float32
+    assert not torch.equal(found.start_rows, prompt.start_rows)  # random weights need more bits
+    again = fitted(found, made.loaded.info, made.model.embed)
+    assert torch.equal(again.start_rows, prompt.start_rows)
+    assert torch.equal(again.rows, prompt.rows)
+
+
+def test_start_rows_of_the_users_own_stay_what_they_are(made: Kit, tmp_path: Path) -> None:
+    elsewhere = noisy(made.start, 0.5, seed=4)
+    found = load(save(prompt_of(made, start_rows=elsewhere), tmp_path / "own"))
+    again = fitted(found, made.loaded.info, made.model.embed)
+    assert torch.equal(again.start_rows, found.start_rows)
+    assert torch.allclose(again.start_rows, elsewhere, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        (lambda rows: rows.bfloat16().float(), torch.bfloat16),
+        (lambda rows: rows * 1e6, torch.float32),
+        (lambda rows: rows * 1e-7, torch.float32),
+    ],
+)
+def test_start_rows_keep_the_bits_that_they_need(
+    made: Kit, tmp_path: Path, change: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    start = change(made.start)
+    folder = save(prompt_of(made, start_rows=start), tmp_path / "prompt")
+    assert safetensors.torch.load((folder / ROWS).read_bytes())["start_rows"].dtype == dtype
+    assert torch.equal(load(folder).start_rows, start)
+
+
 def test_a_prompt_fits_its_own_model_only(prompt: PromptEmbedding, made: Kit) -> None:
-    check_fit(prompt, made.loaded.info, made.model.embed)
+    fitted(prompt, made.loaded.info, made.model.embed)
     other = kit(dtype=torch.float32, seed=3)
     with refused("tiny-llama", "embedding tables differ", "words start from"):
-        check_fit(prompt, other.loaded.info, other.model.embed)
+        fitted(prompt, other.loaded.info, other.model.embed)
     for architecture in ("gemma3", "qwen2"):
         scaled = kit(architecture, dtype=torch.float32, seed=1)
         with refused("made for tiny-llama", f"not for tiny-{architecture}"):
-            check_fit(prompt, scaled.loaded.info, scaled.model.embed)
+            fitted(prompt, scaled.loaded.info, scaled.model.embed)
 
 
 def test_a_prompt_of_another_width_is_refused(made: Kit) -> None:
     narrow = prompt_of(made, start_rows=made.start[:, :16], rows=made.start[:, :16])
     with refused("rows are 16 wide", "the model's 32"):
-        check_fit(narrow, made.loaded.info, made.model.embed)
+        fitted(narrow, made.loaded.info, made.model.embed)
 
 
 @pytest.mark.parametrize("model", [None, "gpt2", [], {}])
 def test_a_prompt_of_an_unknown_model_is_refused(made: Kit, model: object) -> None:
     unknown = prompt_of(made, provenance={} if model == {} else {"model": model})
     with refused("unknown model"):
-        check_fit(unknown, made.loaded.info, made.model.embed)
+        fitted(unknown, made.loaded.info, made.model.embed)

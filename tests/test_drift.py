@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tiny
 from embedgrad import drift
 from embedgrad.drift import nearest_tokens, readable, row_worth, token_drift
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
+from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
 from kit import CHOICES, DAY, Kit, kit, noisy
 
@@ -94,6 +96,18 @@ def test_a_row_put_onto_another_token_says_so(made: Kit) -> None:
     table = made.model.vocabulary_rows()
     typical = rows[2].norm() / table.norm(dim=1).mean()
     assert found[2].typical == pytest.approx(typical.item(), rel=1e-5)
+
+
+def test_a_row_of_a_padded_table_that_is_no_token_is_named_by_its_number() -> None:
+    model = LanguageModel(tiny.loaded(dtype=torch.float32), head_cache_budget="1 MiB")
+    length = len(model.tokenizer)
+    model.model.resize_token_embeddings(length + 1, mean_resizing=False)
+    table = model.vocabulary_rows()
+    made = kit(dtype=torch.float32, rows=8)
+    rows = made.start.clone()
+    rows[2] = table[length]
+    found = token_drift(prompt_of(made, rows), model, nearest=1)
+    assert found[2].nearest == (f"[row-{length}]",)
 
 
 def test_twins_in_the_table_are_the_token_itself(made: Kit) -> None:

@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import refusals
 import tiny
-from chats import CHATS
+from chats import CHATS, LLAMA
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.examples import Example
 from embedgrad.exporting.base import Exported
@@ -721,7 +721,27 @@ def test_tags_and_names() -> None:
             token_names(TAG, bad, 1)
 
 
+@pytest.mark.parametrize("broken_by", ["\r\n", "\r"])
+def test_line_breaks_of_other_systems_are_those_that_jinja_reads(broken_by: str) -> None:
+    chat = LLAMA.replace("\n", broken_by)
+    prompt = on_its_way(PLACES["user-after"], tiny.with_template(tiny.tokenizer("metaspace"), chat))
+    tokenizer = exported_tokenizer([prompt], prompt.sequencer.tokenizer, TAG, "append")
+    assert "\r" not in tokenizer.chat_template.replace(r"\r", "")
+    check_rendering([prompt], tokenizer, TAG)
+
+
 # ------------------------------------------------------------------------------- llama.cpp
+
+
+def test_a_token_that_the_tokenizer_lacks_is_not_made_up_by_llama_cpp(tmp_path: Path) -> None:
+    assert one("user-after", "llama").sequencer.tokenizer.bos_token is None
+    tokenizer = served(("a", "user-after"), chat="llama")
+    model = tmp_path / "model.gguf"  # without a first token, and llama.cpp then takes id 11
+    write_gguf(model, **{"tokenizer.chat_template": tokenizer.chat_template})
+    messages = [user("Hi")]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    with LlamaCppServer(model) as engine:
+        assert engine.ask("/apply-template", {"messages": messages}) == {"prompt": expected}
 
 
 @pytest.mark.parametrize("chat", [c for c in CHATS if c != "no-system"])

@@ -128,6 +128,9 @@ def test_an_export_is_checked_in_its_own_engine(
         assert command in card
     for text in ("The check passed.", "## Security", "License of the data: not stated", "torch "):
         assert text in card
+    # Their own servers are not run, and nobody shall think so.
+    assert ("It asked this export in a stand-in" in card) is (to in ("vllm", "sglang"))
+    assert ("It asked this export in its own engine" in card) is (to not in ("vllm", "sglang"))
     for path in out.rglob("*"):  # the folder it was written in is gone
         if path.suffix in (".json", ".py", ".md", ".jinja"):
             assert ".out." not in path.read_text("utf-8"), path
@@ -234,7 +237,7 @@ def test_the_terminal_tells_size_check_commands_and_smaller_ways(
     own = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert done.out.startswith(f"wrote {out}: {own / 1000:.0f} kB, in ")
     for part in (
-        "check in the engine of vocabulary: passed\n  rows: 32\n",
+        "check of vocabulary in its own engine: passed\n  rows: 32\n",
         "  the same choices as in training: 100.0%\n",
         f"to use it:\n  transformers serve {out}\n",
         "smaller ways:\n  the artifact itself takes ",
@@ -352,7 +355,7 @@ def test_a_check_that_fails_later_says_so_everywhere(
     assert done.code == 2
     assert len(done.lines) == 1
     assert "does not compute what training computed: next-token" in done.err
-    assert "check in the engine of safetensors: failed" in done.out
+    assert "check of safetensors in its own engine: failed" in done.out
     assert "**The check failed.**" in (export_copy / "README.md").read_text("utf-8")
     assert json.loads((export_copy / "verify.json").read_text("utf-8"))["passed"] is False
 
@@ -482,7 +485,7 @@ def test_prompts_of_two_models_share_no_export(
     ("given", "told"),
     [
         (["after", "after"], "two prompts are called 'after'"),
-        (["a b=after"], "'a b' is no name of a prompt"),
+        (["a b=after"], "prompt name 'a b': expected 1 to 64 letters"),
         (["none"], "none: no such run folder"),
     ],
 )
@@ -542,10 +545,54 @@ def test_the_room_asked_for_is_what_an_export_takes(
     to: str, runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(folders, "check_room", lambda out, need: asked.append(need))
+    monkeypatch.setattr(folders, "check_room", lambda out, need, **_: asked.append(need))
     done = exported(embedgrad, runs, to, tmp_path / "out", "--no-verify", "--json")
     assert done.json["bytes"] <= asked[0] + folders.SPARE
     assert asked[0] < 3 * done.json["bytes"] + 2**21
+
+
+def test_the_copy_that_a_check_writes_needs_room_too(
+    runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = 30 * 2**20  # as of a model that the rows of the check do not count beside
+    made = type(destination("gguf"))
+    monkeypatch.setattr(made, "bytes_needed", lambda self, job: need)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 3 // 2))
+    told = "are free there; make room, or choose another folder for --out"
+    unchanged(
+        runs,
+        tmp_path,
+        lambda: exported(embedgrad, runs, "gguf", tmp_path / "out"),
+        "out: needs 64 MB, and 47 MB",
+        told,
+    )
+    assert exported(embedgrad, runs, "gguf", tmp_path / "out", "--no-verify").code == 0
+
+
+def test_links_are_named_where_they_would_make_room(
+    runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    for to in DESTINATIONS:
+        done = exported(embedgrad, runs, to, tmp_path / "out")
+        assert ("export.weights=link" in done.err) is (to == "vocabulary"), to
+
+
+@pytest.mark.parametrize("to", ["safetensors", "vllm"])
+def test_a_file_that_cannot_be_written_is_told_by_the_folder_asked_for(
+    to: str, runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embedgrad import files
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_write", full)
+    done = exported(embedgrad, runs, to, tmp_path / "out")
+    one_line(done, f"error: {tmp_path / 'out'}: cannot be written (No space left on device);")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("to", DESTINATIONS)

@@ -23,7 +23,8 @@ from embedgrad.exporting.files_only import FilesOnly, example_source_of
 from embedgrad.generate import replies
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.verifying import checks
-from export_kit import exported, job_of, opened, save_base
+from embedgrad.verifying.snippet_engine import SnippetEngine
+from export_kit import asked, exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
 torch.set_num_threads(1)
@@ -263,6 +264,27 @@ def test_the_check_of_the_program_passes(
     assert found["step_zero_difference"] <= 1e-5
     assert found["max_logprob_difference"] < 1e-4
     assert found["greedy_agreement"] == found["choice_agreement"] == 1
+
+
+def test_the_check_writes_texts_side_by_side_and_alters_none(job: Job, tmp_path: Path) -> None:
+    """Rows of several lengths: what is padded is not read."""
+    out, facts = files(job, tmp_path / "out")
+    rows = asked(job.prompts[0])
+    assert len({len(row.sequence.head) for row in rows}) > 2
+    with SnippetEngine(out, job, job.prompts[0], facts) as engine:
+        sizes: list[int] = []
+        generate = engine.model.generate
+
+        def counted(**given: Any) -> Any:
+            sizes.append(len(given["inputs_embeds"]))
+            return generate(**given)
+
+        engine.model.generate = counted
+        together = engine.greedy(rows, 12)
+        assert sizes == [8, 4]
+        engine.batch = 1
+        assert engine.greedy(rows, 12) == together
+    assert len(set(together)) > 2
 
 
 @pytest.mark.parametrize("template", [tiny.DATED, tiny.TRIMMING])

@@ -25,6 +25,7 @@ from embedgrad.exporting.vocabulary import Vocabulary
 from embedgrad.generate import replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.verifying.checkpoint_engine import CheckpointEngine
+from embedgrad.verifying.checks import check
 from embedgrad.verifying.reference import next_logprobs
 from export_kit import (
     TAG,
@@ -167,6 +168,13 @@ def test_padding_rows_are_used_first(padding: int, longer: bool, tmp_path: Path)
     assert (facts["vocabulary"] > count + padding) is longer
     before, after = (tensors(tmp_path / f)["model.embed_tokens.weight"] for f in ("base", "out"))
     assert torch.equal(after[count + new : count + padding], before[count + new :])
+
+
+def test_probability_of_padding_that_is_replaced_counts_for_nobody(tmp_path: Path) -> None:
+    job = small(tmp_path, padding=40)
+    facts = written(tmp_path / "out", job)
+    found = check("vocabulary", tmp_path / "out", job, facts)
+    assert found["max_logprob_difference"] < 1e-4
 
 
 # -- new tokens -----------------------------------------------------------------------------------

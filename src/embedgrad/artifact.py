@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,6 +38,7 @@ ROWS_FILE = "prompt.safetensors"
 JSON_FILE = "prompt.json"
 LARGEST_HEADER = 2**20
 LARGEST_FILE = 2**30
+START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
@@ -45,14 +46,13 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
 
     Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
     """
-    tensors = {
-        # Cloned, because safetensors refuses tensors that share memory.
-        "rows": prompt.rows.detach().float().cpu().clone().contiguous(),
-        "start_rows": prompt.start_rows.detach().float().cpu().clone().contiguous(),
-    }
+    # Cloned, because safetensors refuses tensors that share memory.
+    both = {"rows": prompt.rows, "start_rows": prompt.start_rows}
+    tensors = {n: t.detach().float().cpu().clone().contiguous() for n, t in both.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{folder}: {name} are not finite; nothing was written")
+    tensors["start_rows"] = _shortened(tensors["start_rows"])
     content = tensors_to_bytes(tensors)
     count, width = tensors["rows"].shape
     described = {
@@ -129,14 +129,15 @@ def load(folder: str | Path) -> PromptEmbedding:
         raise ArtifactError(f"{folder / JSON_FILE}: is not a whole prompt: {what}") from error
 
 
-def check_fit(
+def fitted(
     prompt: PromptEmbedding,
     model: ModelInfo,
     embed: Callable[[Sequence[int]], torch.Tensor],
-) -> None:
-    """Refuse a prompt that was made for another model.
+) -> PromptEmbedding:
+    """The prompt with the start rows of its model, which a file may hold in fewer bits.
 
-    `embed` gives the model's own rows of token ids. Raises `ArtifactError` that names what differs.
+    `embed` gives the model's own rows of token ids. Raises `ArtifactError` for a prompt that was
+    made for another model, and names what differs.
     """
     known = prompt.provenance.get("model")
     made_for = known if isinstance(known, dict) else {}
@@ -144,7 +145,9 @@ def check_fit(
     if width != model.width:
         problem = f"its rows are {width} wide, the model's {model.width}"
     elif digest == model.embedding_digest:
-        return
+        own = embed(prompt.span.ids).detach().cpu().float()
+        # Others are kept: training may start elsewhere than at the words.
+        return replace(prompt, start_rows=own) if _near(prompt.start_rows, own, 1e-2) else prompt
     else:
         here = _short(model.embedding_digest)
         problem = f"the embedding tables differ ({_short(digest)}, here {here})"
@@ -267,15 +270,30 @@ def _read_rows(
     if set(tensors) != {"rows", "start_rows"}:
         raise ArtifactError(f"{path}: holds {sorted(tensors)}; expected rows and start_rows")
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != (count, width):
+        kinds = (torch.float32,) if name == "rows" else START_DTYPES
+        if tensor.dtype not in kinds or tuple(tensor.shape) != (count, width):
+            expected = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
             raise ArtifactError(
-                f"{path}: {name} are {tensor.dtype} {list(tensor.shape)}; expected float32 "
+                f"{path}: {name} are {tensor.dtype} {list(tensor.shape)}; expected {expected} "
                 f"[{count}, {width}], one row per token of the text"
             )
         bad = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten().tolist()
         if bad:
             raise ArtifactError(f"{path}: {name} hold numbers that are not finite, in rows {bad}")
-    return tensors["rows"], tensors["start_rows"]
+    return tensors["rows"], tensors["start_rows"].float()
+
+
+def _shortened(rows_PD: torch.Tensor) -> torch.Tensor:
+    """Start rows in 16 bits a number, where rounding moves them little: the model has them too."""
+    if torch.equal(rows_PD.bfloat16().float(), rows_PD):
+        return rows_PD.bfloat16()
+    half = rows_PD.half()
+    return half if _near(half.float(), rows_PD, 1e-3) else rows_PD
+
+
+def _near(rows_PD: torch.Tensor, others_PD: torch.Tensor, share: float) -> bool:
+    size = others_PD.square().mean().sqrt().item()
+    return torch.allclose(rows_PD, others_PD, rtol=share, atol=share * size)
 
 
 def _short(digest: object) -> str:

@@ -102,11 +102,11 @@ class RefinedPrompt(PromptEmbedding):
         key = id(model) if isinstance(model, LanguageModel) else model
         if key not in self._opened:
             opened = self._loaded(model)
-            artifact.check_fit(self, opened.info, opened.embed)
+            prompt = artifact.fitted(self, opened.info, opened.embed)
             sequencer = opened.sequencer(self.template, self.target, span=self.span, date=self.date)
             evaluator = Evaluator(opened, sequencer)
             self._opened.clear()  # one model at a time
-            self._opened[key] = Answering(self, opened, sequencer, evaluator)
+            self._opened[key] = Answering(prompt, opened, sequencer, evaluator)
         return self._opened[key]
 
     def _loaded(self, model: LanguageModel | str | None) -> LanguageModel:

@@ -24,7 +24,7 @@ from embedgrad.exporting.opening import Opened, Runs, named, open_runs, refuse
 from embedgrad.exporting.table import destination
 from embedgrad.files import write_file, write_json
 from embedgrad.verifying.checks import check
-from embedgrad.verifying.table import check_installed
+from embedgrad.verifying.table import ENGINES, check_installed
 from embedgrad.versions import versions
 
 
@@ -52,24 +52,27 @@ def export(
     opened = open_runs(named(runs), overrides, report)
     notes = refuse(to, opened)
     job = opened.job(new_tag(), report)
-    folders.check_room(out, made.bytes_needed(job))
+    copies = 1 + (ENGINES[to].copies if verify else 0)
+    folders.check_room(out, copies * made.bytes_needed(job), links=to == "vocabulary")
     with folders.staging(out) as aside:
         stage(report, f"writing for {to}")
         with folders.one_line(out):
             written = made.write(job, aside)
-        for prompt in job.prompts:
-            artifact.save(prompt.prompt, aside / folders.OWN / prompt.name)
-        entries = _entries(to, out, opened, job, overrides, written, aside)
-        write_json(aside / folders.FILE, entries)
+            for prompt in job.prompts:
+                artifact.save(prompt.prompt, aside / folders.OWN / prompt.name)
+            entries = _entries(to, out, opened, job, overrides, written, aside)
+            write_json(aside / folders.FILE, entries)
         checked = None
         if verify:
             checked = check(to, aside, opened.checking(job), written)
-            write_json(aside / folders.REPORT, checked)
             _refuse_failed(out, checked)
         commands = made.commands(out, written)
         notes += [note for note in written.get("notes", ()) if note not in notes]
         text = card(out.name, entries, job, checked, commands=commands, notes=notes)
-        write_file(aside / folders.CARD, text.encode())
+        with folders.one_line(out):
+            if checked:
+                write_json(aside / folders.REPORT, checked)
+            write_file(aside / folders.CARD, text.encode())
     say(report, notes)
     _failed(out).unlink(missing_ok=True)  # of an attempt before
     own, linked = folders.sizes(out)

@@ -48,8 +48,10 @@ def token_drift(
             token=readable(prompt.span.tokens[p], tokenizer, own[p]),
             distance=prompt.drift[p].item(),
             cosine=prompt.cosine[p].item(),
+            # A padded table has rows that no token stands for.
             nearest=tuple(
-                readable(tokenizer.convert_ids_to_tokens(i), tokenizer, i) for i in ids[p]
+                readable(tokenizer.convert_ids_to_tokens(i) or f"[row-{i}]", tokenizer, i)
+                for i in ids[p]
             ),
             # Twins in the table (equal rows) count as the token itself.
             unchanged=ids[p][0] in (own[p], same[p][0]),

@@ -66,7 +66,7 @@ def open_run(
     if model is None:
         stage(report, f"loading {recipe.model.name}")
         model = open_model(recipe, report)
-    artifact.check_fit(prompt, model.info, model.embed)
+    prompt = artifact.fitted(prompt, model.info, model.embed)
     sequencer = model.sequencer(
         prompt.template,
         prompt.target,

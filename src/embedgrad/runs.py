@@ -93,7 +93,7 @@ def run(
         raise
     save(refinement)
     # From here on only what was saved counts.
-    prompt = artifact.load(out / "prompt")
+    prompt = artifact.fitted(artifact.load(out / "prompt"), model.info, model.embed)
     result = facts_of(prompt, model, refinement, out)
     result["solutions"] = ready.solutions
     result["interrupted"] = refinement.ended == "interrupted"

@@ -102,11 +102,11 @@ def _show_export(found: dict[str, Any]) -> None:
 
 
 def _show_check(found: dict[str, Any]) -> None:
-    from embedgrad.exporting.card import check_rows
+    from embedgrad.exporting.card import check_rows, engine_of
     from embedgrad.report.words import visible
 
     told = "passed" if found["passed"] else "failed"
-    echo(f"check in the engine of {found['destination']}: {told}")
+    echo(f"check of {found['destination']} in {engine_of(found['destination'])}: {told}")
     for name, value in check_rows(found):
         echo(f"  {name}: {value}")
     for problem in found["problems"]:

@@ -71,7 +71,7 @@ class Folder:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
         now = _flat(tomllib.loads(recipe.as_toml()))
-        free = MAY_CHANGE
+        free: tuple[str, ...] = MAY_CHANGE
         if now.get("evaluation.scorer.name") == "callable":
             free = (*free, "evaluation.scorer.timeout")
         differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}

@@ -92,9 +92,17 @@ def check_text(checked: Mapping[str, Any] | None) -> str:
         if p["fewer_rows"]
     )
     return (
-        f"{head} It asked this export in its own engine, and the training path, on rows of the "
-        f"data.{few}{problems}\n\n{_table(('', ''), check_rows(checked))}"
+        f"{head} It asked this export in {engine_of(checked['destination'])}, and the training "
+        f"path, on rows of the data.{few}{problems}\n\n{_table(('', ''), check_rows(checked))}"
     )
+
+
+def engine_of(destination: str) -> str:
+    """What a check asked: the destination's own engine, or what stands for it."""
+    server = {"vllm": "vLLM", "sglang": "SGLang"}.get(destination)
+    if server is None:
+        return "its own engine"
+    return f"a stand-in that enforces {server}'s documented contract ({server} itself was not run)"
 
 
 def check_rows(checked: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,12 +132,13 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     if destination not in TOKENS_OF_A_CHAT:
         return []
     rows = max(e.rows_PD.nbytes for e in job.prompts)
-    sent = max(len(e.rows_PD) * job.model.info.width * 2 for e in job.prompts)
+    longest = max(len(e.rows_PD) + len(s.head + s.tail) for e in job.prompts for s in e.sequences)
+    sent = longest * job.model.info.width * 2
     return [
         f"the artifact itself takes {size(2 * rows)}: `embedgrad.load(RUN).generate(...)`, or "
         "`--to safetensors` with a script that needs transformers only",
-        f"prompt embeddings take about {size(sent)} a request in 16 bits: `--to vllm`, "
-        "`--to sglang`",
+        f"prompt embeddings take up to about {size(sent)} a request like those of the data, in 16 "
+        "bits: `--to vllm`; as text some times that: `--to sglang`",
     ]
 
 

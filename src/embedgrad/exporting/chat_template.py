@@ -7,6 +7,7 @@ training and puts the new tokens where the span stood.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from embedgrad.exporting.names import token_names
 from embedgrad.exporting.query import plain_messages, surroundings
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.template import Message
+
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 def exported_template(prompts: Sequence[Exported], tag: str, system: str) -> str:
@@ -50,6 +53,10 @@ def exported_template(prompts: Sequence[Exported], tag: str, system: str) -> str
             f"{{%- if {key} in embedgrad_prompt.options -%}}"
             f"{{%- set {option} = embedgrad_prompt.options[{key}] -%}}{{%- endif -%}}\n"
         )
+    for token in ("bos_token", "eos_token"):
+        if getattr(prompts[0].sequencer.tokenizer, token) is None:
+            # Where a file names none, llama.cpp makes one up.
+            written.append(f'{{%- set {token} = "" -%}}\n')
     first = len(constants)
     return "".join((*written[:first], BEFORE, *written[first:], _captured(prompts), AFTER))
 
@@ -158,7 +165,9 @@ def _captured(prompts: Sequence[Exported]) -> str:
     """
     own: dict[str, list[str]] = {}
     for exported in prompts:
-        own.setdefault(exported.sequencer.renderer.chat_template, []).append(exported.name)
+        # Jinja reads any line break as a line feed, and so do files that are opened as text.
+        body = "\n".join(_LINE_BREAK.split(exported.sequencer.renderer.chat_template))
+        own.setdefault(body, []).append(exported.name)
     bodies: list[str] = []
     for body, names in own.items():
         which = f"{{% {'elif' if bodies else 'if'} embedgrad.name in {jinja(names)} %}}\n"

@@ -99,7 +99,7 @@ class FilesOnly(Destination):
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         query = ", ".join(f'{quoted(name)}: "..."' for name in written["columns"])
         return [
-            f"embedgrad.load({quoted(str(folder))}).generate({{{query}}})",
+            f"import embedgrad\nprint(embedgrad.load({quoted(str(folder))}).generate({{{query}}}))",
             usage(shlex.quote(f"{folder}/{EXAMPLE_FILE}"), written["columns"]),
         ]
 

@@ -24,7 +24,7 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from embedgrad.errors import ExportError
+from embedgrad.errors import ExportError, RunError
 from embedgrad.exporting.table import DESTINATIONS
 from embedgrad.report.words import size
 
@@ -94,22 +94,30 @@ def one_line(out: Path) -> Iterator[None]:
     """Turn what a disk refuses into an `ExportError`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except (OSError, SafetensorError, RunError) as error:
+        # A `RunError` of `files` names the folder aside, which is gone by the time it is read.
+        why = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(why, OSError | SafetensorError):
+            raise
+        told = getattr(why, "strerror", None) or str(why).partition("\n")[0]
         raise ExportError(
             f"{out}: cannot be written ({told}); nothing was left there; make room, or choose "
             "another folder for --out"
         ) from error
 
 
-def check_room(out: Path, need: int) -> None:
-    """Raise `ExportError` where a disk has no room for so many bytes and a little more."""
+def check_room(out: Path, need: int, *, links: bool = False) -> None:
+    """Raise `ExportError` where a disk has no room for so many bytes and a little more.
+
+    `links`: whether links instead of copies would take less.
+    """
     parent = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(parent).free
     if free < need + SPARE:
+        more = ", or --set export.weights=link" if links else ""
         raise ExportError(
-            f"{out}: needs {size(need + SPARE)}, and {size(free)} are free there; make room, "
-            "choose another folder for --out, or --set export.weights=link"
+            f"{out}: needs {size(need + SPARE)}, and {size(free)} are free there; make room, or "
+            f"choose another folder for --out{more}"
         )
 
 

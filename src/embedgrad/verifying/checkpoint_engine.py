@@ -18,8 +18,6 @@ from embedgrad.loading.guard import guarded
 from embedgrad.verifying.base import Asked
 from embedgrad.verifying.local_engine import EXACT, LocalEngine
 
-BATCH = 8  # answers that are written side by side
-
 
 class CheckpointEngine(LocalEngine):
     """Messages -> the export's own chat template -> its model.
@@ -46,9 +44,6 @@ class CheckpointEngine(LocalEngine):
         self.added = [i for prompt in prompts.values() for i in self._ids(prompt)]
         # As the table holds them: the model scales what it looks up.
         self.start_ND = exported.prompt.start_rows / written["embedding_scale"]
-        # Padding, which not every model leaves out of account, is for those known to.
-        alone = job.model.reuse_off or job.model.longest_reuse is not None
-        self.batch = 1 if alone else BATCH
 
     def logits(self, row: Asked, answer: Ids, *, start: bool) -> Tensor:
         """By the tokens of the chat template; the start rows take their place in the table."""

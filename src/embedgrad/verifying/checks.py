@@ -201,8 +201,10 @@ def largest_B(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
 
 def _differences(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
     assert found_BV.shape == wanted_BV.shape, (found_BV.shape, wanted_BV.shape)
+    # Shares of the tokenizer's ids: padding had a share too, where new tokens stand now.
+    found_BV, wanted_BV = (table.double().log_softmax(dim=1) for table in (found_BV, wanted_BV))
     # A model may rule tokens out, and engines write down such chances in their own ways.
-    found_BV, wanted_BV = (table.double().clamp(min=IMPOSSIBLE) for table in (found_BV, wanted_BV))
+    found_BV, wanted_BV = (table.clamp(min=IMPOSSIBLE) for table in (found_BV, wanted_BV))
     return (found_BV - wanted_BV).abs().nan_to_num(nan=math.inf)
 
 

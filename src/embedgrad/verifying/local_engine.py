@@ -17,10 +17,13 @@ from embedgrad.loading.guard import silenced
 from embedgrad.verifying.base import Asked, Engine
 
 EXACT = 1e-4  # natural log-probability, in float32
+BATCH = 8  # answers that are written side by side
 
 
 class LocalEngine(Engine):
     """Log-probabilities are asked for one row at a time, so that nothing is padded.
+
+    Texts may be written `batch` rows at a time.
 
     A subclass says what stands before an answer, and runs the model on it; one that has new tokens
     says how likely they are.
@@ -34,6 +37,9 @@ class LocalEngine(Engine):
         self.end_ids = sorted({*exported.sequencer.end_ids, *job.model.end_ids})
         self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
         self.device = job.model.device
+        # Padding, which not every model leaves out of account, is for those known to.
+        alone = job.model.reuse_off or job.model.longest_reuse is not None
+        self.batch = 1 if alone else BATCH
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
 
     def __enter__(self) -> LocalEngine:

@@ -16,18 +16,22 @@ from embedgrad.verifying.base import Engine
 
 
 class Entry(NamedTuple):
-    """Where an engine's class is, and the optional package and extra that it needs."""
+    """Where an engine's class is, and the optional package and extra that it needs.
+
+    `copies`: whole exports that it writes beside the one that it checks, and removes.
+    """
 
     module: str
     made: str
     package: str = ""
     extra: str = ""
+    copies: int = 0
 
 
 ENGINES = {
     "safetensors": Entry("snippet_engine", "SnippetEngine"),
     "vocabulary": Entry("checkpoint_engine", "CheckpointEngine"),
-    "gguf": Entry("llamacpp_engine", "LlamaCppEngine", "xllamacpp", "llamacpp"),
+    "gguf": Entry("llamacpp_engine", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
     "peft": Entry("peft_engine", "PeftEngine", "peft", "compare"),
     "vllm": Entry("body_engine", "BodyEngine"),
     "sglang": Entry("body_engine", "BodyEngine"),
