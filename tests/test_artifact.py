@@ -289,6 +289,15 @@ def test_start_rows_take_half_the_room_and_are_the_models_own_again(
     assert torch.equal(again.rows, prompt.rows)
 
 
+def test_a_row_that_never_moved_is_its_start_row_to_the_bit(made: Kit, tmp_path: Path) -> None:
+    rows = made.start.clone()
+    rows[1] += 0.1
+    found = load(save(prompt_of(made, rows=rows), tmp_path / "prompt"))
+    moved = [not torch.equal(a, b) for a, b in zip(found.rows, found.start_rows, strict=True)]
+    assert moved == [i == 1 for i in range(len(rows))]
+    assert found.drift[0] == 0
+
+
 def test_start_rows_of_the_users_own_stay_what_they_are(made: Kit, tmp_path: Path) -> None:
     elsewhere = noisy(made.start, 0.5, seed=4)
     found = load(save(prompt_of(made, start_rows=elsewhere), tmp_path / "own"))

@@ -20,7 +20,7 @@ def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
 
     `changes` replaces metadata; None leaves a key out.
     """
-    tokens = changes.get("tokenizer.ggml.tokens", TOKENS)
+    tokens = changes.get("tokenizer.ggml.tokens") or TOKENS
     model = tiny.model("llama", len(tokens), dtype=torch.float32)
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")

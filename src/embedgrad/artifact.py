@@ -25,7 +25,7 @@ from safetensors.torch import save as tensors_to_bytes
 from embedgrad.errors import ArtifactError, EmbedgradError
 from embedgrad.files import write_folder
 from embedgrad.loading import ModelInfo
-from embedgrad.prompt import PromptEmbedding, TrustRegion
+from embedgrad.prompt import PromptEmbedding, TrustRegion, near, shortened
 from embedgrad.sequence import Target
 from embedgrad.span import Span
 from embedgrad.template import Template
@@ -52,7 +52,7 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{folder}: {name} are not finite; nothing was written")
-    tensors["start_rows"] = _shortened(tensors["start_rows"])
+    tensors["start_rows"] = shortened(tensors["start_rows"])
     content = tensors_to_bytes(tensors)
     count, width = tensors["rows"].shape
     described = {
@@ -147,7 +147,7 @@ def fitted(
     elif digest == model.embedding_digest:
         own = embed(prompt.span.ids).detach().cpu().float()
         # Others are kept: training may start elsewhere than at the words.
-        return replace(prompt, start_rows=own) if _near(prompt.start_rows, own, 1e-2) else prompt
+        return replace(prompt, start_rows=own) if near(prompt.start_rows, own, 1e-2) else prompt
     else:
         here = _short(model.embedding_digest)
         problem = f"the embedding tables differ ({_short(digest)}, here {here})"
@@ -280,20 +280,10 @@ def _read_rows(
         bad = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten().tolist()
         if bad:
             raise ArtifactError(f"{path}: {name} hold numbers that are not finite, in rows {bad}")
-    return tensors["rows"], tensors["start_rows"].float()
-
-
-def _shortened(rows_PD: torch.Tensor) -> torch.Tensor:
-    """Start rows in 16 bits a number, where rounding moves them little: the model has them too."""
-    if torch.equal(rows_PD.bfloat16().float(), rows_PD):
-        return rows_PD.bfloat16()
-    half = rows_PD.half()
-    return half if _near(half.float(), rows_PD, 1e-3) else rows_PD
-
-
-def _near(rows_PD: torch.Tensor, others_PD: torch.Tensor, share: float) -> bool:
-    size = others_PD.square().mean().sqrt().item()
-    return torch.allclose(rows_PD, others_PD, rtol=share, atol=share * size)
+    rows, start = tensors["rows"], tensors["start_rows"]
+    # A row that never moved is its start row to the bit, also where that one was rounded.
+    unmoved = (rows.to(start.dtype) == start).all(dim=1, keepdim=True)
+    return rows, torch.where(unmoved, rows, start.float())
 
 
 def _short(digest: object) -> str:

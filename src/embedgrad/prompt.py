@@ -65,6 +65,20 @@ def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     return torch.cosine_similarity(rows_PD, start_PD, dim=1)
 
 
+def shortened(rows_PD: Tensor) -> Tensor:
+    """Start rows in 16 bits a number, where rounding moves them little: the model has them too."""
+    if torch.equal(rows_PD.bfloat16().float(), rows_PD):
+        return rows_PD.bfloat16()
+    half = rows_PD.half()
+    return half if near(half.float(), rows_PD, 1e-3) else rows_PD
+
+
+def near(rows_PD: Tensor, others_PD: Tensor, share: float) -> bool:
+    """Whether rows are equal up to a share of their numbers, and of their root mean square."""
+    size = others_PD.square().mean().sqrt().item()
+    return torch.allclose(rows_PD, others_PD, rtol=share, atol=share * size)
+
+
 def distances(rows_PD: Tensor, start_PD: Tensor) -> dict[str, float]:
     """How far rows are from their start rows, in the numbers that events hold."""
     drift = drift_P(rows_PD, start_PD)
