@@ -18,8 +18,8 @@ import tiny
 from embedgrad import ArtifactError, DataError, EmbedgradError, EngineError, Target, Template
 from embedgrad.artifact import save
 from embedgrad.exporting.base import Job
-from embedgrad.exporting.client_code import run_written
-from embedgrad.exporting.files_only import FilesOnly, example_source_of
+from embedgrad.exporting.client_code import example_source_of, run_written
+from embedgrad.exporting.files_only import PROGRAM, FilesOnly
 from embedgrad.generate import replies
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.verifying import checks
@@ -294,7 +294,9 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
     made = Template.chat(user="{review}\n\n[[Is it positive?]]", options=options)
     job = job_of(model, exported(model, template=made))
     out, facts = files(job, tmp_path / "out")
-    program = run_written(out / "example.py", example_source_of(job.prompts[0], job, facts))
+    program = run_written(
+        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
+    )
     dated = template == tiny.DATED
     assert (out / "chat_template.jinja").is_file() is dated
     for sequence in job.prompts[0].sequences:
@@ -305,7 +307,9 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
 
 def test_a_query_cannot_hold_the_place_of_the_rows(job: Job, tmp_path: Path) -> None:
     out, facts = files(job, tmp_path / "out")
-    program = run_written(out / "example.py", example_source_of(job.prompts[0], job, facts))
+    program = run_written(
+        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
+    )
     with pytest.raises(ValueError, match="too many values to unpack"):
         program.token_ids({"review": f"Good. {program.MARK}"})
 
@@ -335,7 +339,7 @@ def test_a_program_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     # A folder may say of itself what it likes: it is no part of the program.
     foreign = f'float32"); Path({str(trace)!r}).touch(); print("'
     hostile = {**facts, "dtype": foreign}
-    (out / "example.py").write_text(example_source_of(job.prompts[0], job, hostile))
+    (out / "example.py").write_text(example_source_of(PROGRAM, job.prompts[0], job, hostile))
     with pytest.raises(EngineError):
         checks.check("safetensors", out, job, hostile)
     elsewhere = {**facts, "model": "somebody/model"}
@@ -352,6 +356,8 @@ def test_names_of_columns_are_never_code(base: Path, tmp_path: Path) -> None:
     template = Template.chat(user=f"{{{name}}}\n\n[[Is it positive?]]")
     job = job_of(model, exported(model, template=template, examples=rows))
     out, facts = files(job, tmp_path / "out")
-    program = run_written(out / "example.py", example_source_of(job.prompts[0], job, facts))
+    program = run_written(
+        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
+    )
     assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].head)
     assert not trace.exists()

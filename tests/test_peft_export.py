@@ -107,13 +107,13 @@ def test_the_files_hold_head_and_rows(tmp_path: Path) -> None:
 
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the tail's tokens, and only new text."""
-    from embedgrad.exporting.client_code import run_written
-    from embedgrad.exporting.peft_adapter import example_source_of
+    from embedgrad.exporting.client_code import example_source_of, run_written
+    from embedgrad.exporting.peft_adapter import PROGRAM
 
     job = made(tmp_path)
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    program = run_written(out / "example.py", example_source_of(prompt, job, facts))
+    program = run_written(out / "example.py", example_source_of(PROGRAM, prompt, job, facts))
     with silenced():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, out).eval()

@@ -20,13 +20,13 @@ from embedgrad.exporting.client_code import (
     chat_template_file,
     check_token_ids,
     command_line,
+    max_new_tokens,
     only_prompt,
     quoted,
     run_written,
     token_ids_source,
     usage,
 )
-from embedgrad.exporting.files_only import max_new_tokens
 from embedgrad.files import write_file
 from embedgrad.template import SPAN_MARK
 

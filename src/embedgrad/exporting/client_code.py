@@ -21,9 +21,10 @@ from embedgrad.exporting.chat_template import askable
 from embedgrad.loading.guard import guarded
 from embedgrad.markup import Piece, parse
 from embedgrad.sequence import Sequencer
-from embedgrad.template import END_MARK
+from embedgrad.template import END_MARK, SPAN_MARK
 
 TEMPLATE_FILE = "chat_template.jinja"
+EXAMPLE_FILE = "example.py"
 EXAMPLE_TEXT = "This is an example."  # of every column; rows of the data stay where they are
 
 
@@ -170,6 +171,35 @@ def command_line(columns: Sequence[str]) -> str:
 def usage(file: str, columns: Sequence[str]) -> str:
     """A command that runs an exported file, in letters that no shell and no Python reads."""
     return " ".join(["python", file, *(re.sub(r"\W+", "-", name).upper() for name in columns)])
+
+
+def example_source(program: str, exported: Exported, base: Base, dtype: str) -> str:
+    """The text of a destination's `program`, with a prompt's own parts written into it."""
+    columns = exported.prompt.template.columns
+    return program.format(
+        usage=usage(EXAMPLE_FILE, columns),
+        model=quoted(base.model),
+        mark=SPAN_MARK,
+        base=base.arguments,
+        dtype=quoted(dtype),
+        token_ids=token_ids_source(exported.sequencer),
+        max_new_tokens=max_new_tokens(exported),
+        columns=command_line(columns),
+    )
+
+
+def example_source_of(
+    program: str, exported: Exported, job: Job, written: Mapping[str, Any]
+) -> str:
+    """The same, for an export that was written before."""
+    return example_source(program, exported, base_from(written, job), str(written["dtype"]))
+
+
+def max_new_tokens(exported: Exported) -> int:
+    """The longest answer that the prompt was scored with."""
+    decoding = exported.prompt.provenance.get("decoding")
+    most = decoding.get("max_new_tokens") if isinstance(decoding, dict) else None
+    return most if isinstance(most, int) else 256
 
 
 def run_written(path: Path, source: str) -> Any:

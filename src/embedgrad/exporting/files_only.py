@@ -7,29 +7,23 @@ rows up in the model's own embedding table, and gives all of it to the model as 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from embedgrad import artifact
-from embedgrad.exporting.base import Destination, Exported, Job
+from embedgrad.exporting.base import Destination, Job
 from embedgrad.exporting.client_code import (
-    Base,
-    base_from,
+    EXAMPLE_FILE,
     base_of,
     chat_template_file,
-    command_line,
+    example_source,
     only_prompt,
     quoted,
-    token_ids_source,
     usage,
 )
 from embedgrad.files import write_file
-from embedgrad.template import SPAN_MARK
 
-EXAMPLE_FILE = "example.py"
-
-_EXAMPLE = '''\
+PROGRAM = '''\
 """Answer with the refined prompt in this folder; needs torch and transformers only.
 
 {usage}
@@ -82,9 +76,8 @@ class FilesOnly(Destination):
         exported = only_prompt(job, self.name)
         base = base_of(job)
         dtype = job.model.info.dtype
-        source = example_source(exported, base, dtype)
-        # The rows of the job, whatever the prompt holds.
-        artifact.save(exported.prompt.with_rows(exported.rows_PD), folder / "prompt")
+        source = example_source(PROGRAM, exported, base, dtype)
+        artifact.save(exported.prompt, folder / "prompt")
         write_file(folder / EXAMPLE_FILE, source.encode())
         for name, content in chat_template_file(exported.sequencer).items():
             write_file(folder / name, content)
@@ -102,30 +95,3 @@ class FilesOnly(Destination):
             f"import embedgrad\nprint(embedgrad.load({quoted(str(folder))}).generate({{{query}}}))",
             usage(shlex.quote(f"{folder}/{EXAMPLE_FILE}"), written["columns"]),
         ]
-
-
-def example_source(exported: Exported, base: Base, dtype: str) -> str:
-    """The text of the program."""
-    columns = exported.prompt.template.columns
-    return _EXAMPLE.format(
-        usage=usage(EXAMPLE_FILE, columns),
-        model=quoted(base.model),
-        mark=SPAN_MARK,
-        base=base.arguments,
-        dtype=quoted(dtype),
-        token_ids=token_ids_source(exported.sequencer),
-        max_new_tokens=max_new_tokens(exported),
-        columns=command_line(columns),
-    )
-
-
-def example_source_of(exported: Exported, job: Job, written: Mapping[str, Any]) -> str:
-    """The same, for an export that was written before."""
-    return example_source(exported, base_from(written, job), str(written["dtype"]))
-
-
-def max_new_tokens(exported: Exported) -> int:
-    """The longest answer that the prompt was scored with."""
-    decoding = exported.prompt.provenance.get("decoding")
-    most = decoding.get("max_new_tokens") if isinstance(decoding, dict) else None
-    return most if isinstance(most, int) else 256

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,23 @@ from embedgrad.errors import EmbedgradError, ExportError
 from embedgrad.examples import Example
 from embedgrad.exporting.base import Destination, Exported, Job
 from embedgrad.exporting.client_code import (
+    EXAMPLE_FILE,
     Base,
-    base_from,
     base_of,
     chat_template_file,
-    command_line,
+    example_source,
     only_prompt,
     quoted,
-    token_ids_source,
     usage,
 )
-from embedgrad.exporting.files_only import max_new_tokens
 from embedgrad.exporting.rules import Facts, exportability
 from embedgrad.files import write_file
 from embedgrad.language_model import LanguageModel
-from embedgrad.template import SPAN_MARK
 
-EXAMPLE_FILE = "example.py"
 CONFIG_FILE, ROWS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROBES = ("a.", "(b)")  # quite other texts, by which a head that depends on columns is told
 
-_EXAMPLE = '''\
+PROGRAM = '''\
 """Answer through the adapter in this folder; needs peft, torch and transformers.
 
 {usage}
@@ -97,7 +92,7 @@ class PeftAdapter(Destination):
         base, dtype = base_of(job), job.model.info.dtype
         head = head_of(exported, job.model)
         write_adapter(folder, adapter_rows(head, exported.rows_PD, job.model), base, job.model)
-        write_file(folder / EXAMPLE_FILE, example_source(exported, base, dtype).encode())
+        write_file(folder / EXAMPLE_FILE, example_source(PROGRAM, exported, base, dtype).encode())
         for name, content in chat_template_file(exported.sequencer).items():
             write_file(folder / name, content)
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
@@ -176,23 +171,3 @@ def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageMode
     tensors = {"prompt_embeddings": rows_PD.contiguous()}
     write_file(folder / ROWS_FILE, tensors_to_bytes(tensors, metadata={"format": "pt"}))
     write_file(folder / CONFIG_FILE, f"{json.dumps(described, indent=2)}\n".encode())
-
-
-def example_source(exported: Exported, base: Base, dtype: str) -> str:
-    """The text of a program that uses the adapter."""
-    columns = exported.prompt.template.columns
-    return _EXAMPLE.format(
-        usage=usage(EXAMPLE_FILE, columns),
-        model=quoted(base.model),
-        mark=SPAN_MARK,
-        base=base.arguments,
-        dtype=quoted(dtype),
-        token_ids=token_ids_source(exported.sequencer),
-        max_new_tokens=max_new_tokens(exported),
-        columns=command_line(columns),
-    )
-
-
-def example_source_of(exported: Exported, job: Job, written: Mapping[str, Any]) -> str:
-    """The same, for an export that was written before."""
-    return example_source(exported, base_from(written, job), str(written["dtype"]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
@@ -65,13 +64,8 @@ class BodyEngine(Engine):
         self.server.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.server.__exit__(kind, error, traceback)
+    def __exit__(self, *exception: object) -> None:
+        self.server.__exit__(*exception)
 
     def logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
         """By the whole prompt's embeddings, and by the chat's parts where there are such."""

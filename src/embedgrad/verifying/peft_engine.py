@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,11 +14,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from embedgrad.cutting import Ids
 from embedgrad.errors import EngineError, ModelError
 from embedgrad.exporting.base import Exported, Job
-from embedgrad.exporting.client_code import base_from, run_written
-from embedgrad.exporting.peft_adapter import (
+from embedgrad.exporting.client_code import (
     EXAMPLE_FILE,
-    adapter_rows,
+    base_from,
     example_source_of,
+    run_written,
+)
+from embedgrad.exporting.peft_adapter import (
+    PROGRAM,
+    adapter_rows,
     head_of,
     write_adapter,
 )
@@ -63,16 +66,13 @@ class PeftEngine(LocalEngine):
         except ModelError as error:
             self._aside.cleanup()
             raise EngineError(str(error)) from error
-        self.program = run_written(folder / EXAMPLE_FILE, example_source_of(exported, job, written))
+        self.program = run_written(
+            folder / EXAMPLE_FILE, example_source_of(PROGRAM, exported, job, written)
+        )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._aside.cleanup()
-        super().__exit__(kind, error, traceback)
+        super().__exit__(*exception)
 
     def logits(self, row: Asked, answer: Ids, *, start: bool) -> Tensor:
         self.model.set_adapter(START if start else "default")

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from embedgrad.cutting import Ids
 from embedgrad.exporting.base import Exported, Job
-from embedgrad.exporting.client_code import run_written
-from embedgrad.exporting.files_only import EXAMPLE_FILE, example_source_of
+from embedgrad.exporting.client_code import EXAMPLE_FILE, example_source_of, run_written
+from embedgrad.exporting.files_only import PROGRAM
 from embedgrad.verifying.base import Asked
 from embedgrad.verifying.local_engine import LocalEngine
 
@@ -27,7 +27,7 @@ class SnippetEngine(LocalEngine):
 
     def __init__(self, folder: Path, job: Job, exported: Exported, written: Mapping[str, Any]):
         super().__init__(job, exported)
-        source = example_source_of(exported, job, written)
+        source = example_source_of(PROGRAM, exported, job, written)
         self.program = run_written(folder / EXAMPLE_FILE, source)
         self.model = self.program.model
         self.refined_PD = self.program.rows
