@@ -41,6 +41,12 @@ class Decoding:
         check_stop(self.stop, "decoding.stop")
 
 
+def before_end(ids: Sequence[int], end_ids: Ids) -> Ids:
+    """The ids before the first one that ends an answer."""
+    ends = (i for i, token in enumerate(ids) if token in end_ids)
+    return tuple(ids[: next(ends, len(ids))])
+
+
 def check_stop(stop: Sequence[str], option: str) -> None:
     """Refuse stop strings that would end every answer at once. Raises `EmbedgradError`."""
     if isinstance(stop, str) or "" in stop:

@@ -129,7 +129,7 @@ class Evaluator:
     ):
         self.model = model
         self.target: Target = sequencer.target
-        self.end_ids = tuple({*sequencer.end_ids, *model.end_ids})
+        self.end_ids = model.ends_of(sequencer)
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's head: decoding, then its loss
 

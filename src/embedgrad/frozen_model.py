@@ -22,6 +22,7 @@ from embedgrad.layout import Batch
 from embedgrad.loading import LoadedModel
 from embedgrad.past import Past, Slots
 from embedgrad.readout import hidden_logprobs, token_logprobs
+from embedgrad.sequence import Sequencer
 
 
 class FrozenModel:
@@ -52,11 +53,21 @@ class FrozenModel:
         )
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether each row is computed by itself, as padded or stored passes may differ."""
+        # Rotary scaling by length would change under the stored keys of a growing answer.
+        return bool(self.reuse_off) or self.longest_reuse is not None
+
+    @property
     def end_ids(self) -> Ids:
         """Tokens that end an answer, by the model's generation settings and its tokenizer."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         return tuple({int(i) for i in (*ends, self.tokenizer.eos_token_id) if i is not None})
+
+    def ends_of(self, sequencer: Sequencer) -> Ids:
+        """Tokens that end an answer to a template: the model's own, and its end of a turn."""
+        return tuple({*sequencer.end_ids, *self.end_ids})
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> Tensor:

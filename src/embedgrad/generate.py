@@ -89,7 +89,7 @@ def stream(
     Joined they are the text that `replies` gives.
     """
     draft = _draft(model, rows_PD, sequence, decoding, end_ids, (0, 0), watched=True)
-    if _alone(model):
+    if model.one_by_one:
         steps = _steps_in_full(model, rows_PD, sequence, draft)
     else:
         steps = _steps(model, model.past_of(rows_PD, [sequence]), [sequence], [draft])
@@ -138,7 +138,7 @@ def _decode(
     batch_size: int,
 ) -> None:
     """Bring every draft of a batch to its end."""
-    if _alone(model):
+    if model.one_by_one:
         for sequence, drafts in batch:
             for draft in drafts:
                 _decode_in_full(model, rows_PD, sequence, draft)
@@ -200,11 +200,6 @@ def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
 
 
 # -- models without (full) head reuse --------------------------------------------------------------
-
-
-def _alone(model: LanguageModel) -> bool:
-    # Rotary scaling by length would change under the stored keys of a growing answer.
-    return bool(model.reuse_off) or model.longest_reuse is not None
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.cutting import Ids
+from embedgrad.decoding import before_end
 from embedgrad.errors import EngineError
 from embedgrad.exporting.base import Exported, Job
 from embedgrad.exporting.bodies import CLIENT_FILE
@@ -43,7 +44,7 @@ class BodyEngine(Engine):
         self.refined_PD = self.client.rows
         self.start_PD = exported.prompt.start_rows.to(self.refined_PD)
         self.span_ids = exported.prompt.span.ids
-        self.end_ids = {*exported.sequencer.end_ids, *job.model.end_ids}
+        self.end_ids = job.model.ends_of(exported.sequencer)
         self.chat = self.vllm and bool(written["chat"])
         # As the client's own loading gives it, without a second model in memory.
         self.client.embedding = lambda: lambda ids: job.model.embed(ids.tolist())
@@ -107,7 +108,7 @@ class BodyEngine(Engine):
         answers = []
         for row in rows:
             tokens, _ = self._asked(self._body(_columns(row), max_new_tokens, few=True))
-            answers.append(tuple(tokens[:-1] if tokens[-1] in self.end_ids else tokens))
+            answers.append(before_end(tokens, self.end_ids))
         return answers
 
     def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:

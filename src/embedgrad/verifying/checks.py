@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.cutting import Ids
+from embedgrad.decoding import before_end
 from embedgrad.errors import EmbedgradError
 from embedgrad.events import stage
 from embedgrad.exporting.base import Exported, Job
@@ -155,19 +155,20 @@ def _measure(
 ) -> _Measured:
     rows = [row.sequence for row in asked]
     plain = engine.plain_logprobs_BV(asked)
-    step_zero = largest_B(engine.start_logprobs_BV(asked), plain).max().item()
+    step_zero = absolute_differences(engine.start_logprobs_BV(asked), plain).max().item()
     refined = engine.logprobs_BV(asked)
-    differences = largest_B(refined, want.logprobs_BV)
+    differences_BV = absolute_differences(refined, want.logprobs_BV)
+    largest = differences_BV.max(dim=1).values
     scaled = job.model.info.embedding_scale != 1
     exact = job.model.dtype in (torch.float32, torch.float64)
     tolerance, rounding, mean_rounding = engine.tolerance if exact else None, None, 0.0
     if tolerance is None:
         text = next_logprobs(job.model, exported.prompt.start_rows, rows)
-        rounding = largest_B(plain, text).max().item()
-        mean_rounding = _differences(plain, text).mean().item()
+        rounding_BV = absolute_differences(plain, text)
+        rounding, mean_rounding = rounding_BV.max().item(), rounding_BV.mean().item()
         tolerance = TIMES_LARGEST * rounding + LEAST_LARGEST
     texts = [
-        job.model.tokenizer.decode(_until(ids, want.end_ids), skip_special_tokens=True)
+        job.model.tokenizer.decode(list(before_end(ids, want.end_ids)), skip_special_tokens=True)
         for ids in engine.greedy(asked, GREEDY_TOKENS)
     ]
     choice = None
@@ -183,23 +184,19 @@ def _measure(
         # Rows divided by the model's scale and rounded need not come back to the bit.
         step_zero_tolerance=tolerance if rounding and scaled else STEP_ZERO,
         mass=engine.added_mass(asked),
-        difference=differences.max().item(),
-        worst=rows[int(differences.argmax())].example.source,
+        difference=largest.max().item(),
+        worst=rows[int(largest.argmax())].example.source,
         tolerance=tolerance,
         rounding=rounding,
-        mean=_differences(refined, want.logprobs_BV).mean().item(),
+        mean=differences_BV.mean().item(),
         mean_rounding=mean_rounding,
         greedy=_share(texts, want.texts),
         choice=choice,
     )
 
 
-def largest_B(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
-    """Largest difference of each row; infinite where there is something else than a number."""
-    return _differences(found_BV, wanted_BV).max(dim=1).values
-
-
-def _differences(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
+def absolute_differences(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
+    """How far log-probabilities lie apart; infinite where there is something else than a number."""
     assert found_BV.shape == wanted_BV.shape, (found_BV.shape, wanted_BV.shape)
     # Shares of the tokenizer's ids: padding had a share too, where new tokens stand now.
     found_BV, wanted_BV = (table.double().log_softmax(dim=1) for table in (found_BV, wanted_BV))
@@ -222,12 +219,6 @@ def _likeliest(row: TokenSequence, logprobs: Sequence[float], normalize: bool) -
     lengths = [len(ids) if normalize else 1 for ids in row.targets]
     scores = [p / max(n, 1) for p, n in zip(logprobs, lengths, strict=True)]
     return scores.index(max(scores))
-
-
-def _until(ids: Ids, end_ids: Ids) -> list[int]:
-    """The ids before the first end token."""
-    ends = [i for i, token in enumerate(ids) if token in end_ids]
-    return list(ids[: ends[0]] if ends else ids)
 
 
 def _share(found: Sequence[object], wanted: Sequence[object]) -> float:

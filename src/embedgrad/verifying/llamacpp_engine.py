@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.cutting import Ids
+from embedgrad.decoding import before_end
 from embedgrad.errors import EngineError
 from embedgrad.exporting.base import Exported, Job
 from embedgrad.exporting.gguf_source import replace_rows
@@ -77,8 +78,7 @@ class LlamaCppEngine(Engine):
             # Not a chat: its answer leaves out tokens that are parts of a character.
             body = {"prompt": list(self.prompt_ids(row)), "n_predict": max_new_tokens}
             ids = self._running.ask("/completion", {**body, **_GREEDY})["tokens"]
-            ends = (i for i, token in enumerate(ids) if token in self._job.model.end_ids)
-            answers.append(tuple(ids[: next(ends, len(ids))]))
+            answers.append(before_end(ids, self._job.model.end_ids))
         return answers
 
     def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from embedgrad.cutting import Ids
+from embedgrad.decoding import before_end
 from embedgrad.exporting.base import Exported, Job
 from embedgrad.loading.guard import silenced
 from embedgrad.verifying.base import Asked, Engine
@@ -33,12 +34,11 @@ class LocalEngine(Engine):
 
     def __init__(self, job: Job, exported: Exported):
         self.span_ids = exported.prompt.span.ids
-        self.end_ids = sorted({*exported.sequencer.end_ids, *job.model.end_ids})
+        self.end_ids = job.model.ends_of(exported.sequencer)
         self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
         self.device = job.model.device
         # Padding, which not every model leaves out of account, is for those known to.
-        alone = job.model.reuse_off or job.model.longest_reuse is not None
-        self.batch = 1 if alone else BATCH
+        self.batch = 1 if job.model.one_by_one else BATCH
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
 
     def __enter__(self) -> LocalEngine:
@@ -79,12 +79,12 @@ class LocalEngine(Engine):
         settings = config(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=self.end_ids or None,
+            eos_token_id=list(self.end_ids) or None,
             pad_token_id=0,
         )
         with silenced(), torch.no_grad():
             answers = self.generated(rows, settings)
-        return [self._cut(answer) for answer in answers]
+        return [before_end(answer, self.end_ids) for answer in answers]
 
     def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:
         return [
@@ -93,10 +93,6 @@ class LocalEngine(Engine):
 
     def added_mass(self, rows: Sequence[Asked]) -> float:
         return 0.0
-
-    def _cut(self, answer: Ids) -> Ids:
-        ends = (i for i, token in enumerate(answer) if token in self.end_ids)
-        return answer[: next(ends, len(answer))]
 
     def _answered(self, row: Asked, answer: Ids) -> float:
         if len(answer) == 1:

@@ -41,7 +41,7 @@ def expected(
 ) -> Expected:
     """Ask the training path: heads reused where the model allows it, as in training."""
     rows_PD = exported.prompt.rows
-    end_ids = tuple({*exported.sequencer.end_ids, *model.end_ids})
+    end_ids = model.ends_of(exported.sequencer)
     made = replies(
         model,
         rows_PD,
@@ -76,10 +76,9 @@ def next_logprobs(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSeq
     V counts the tokenizer's ids; rows of an embedding table beyond them stand for no token.
     """
     ids = min(len(model.tokenizer), model.info.vocabulary)
-    alone = bool(model.reuse_off) or model.longest_reuse is not None
     parts = []
-    for start in range(0, len(rows), 1 if alone else BATCH):
-        if alone:
+    for start in range(0, len(rows), 1 if model.one_by_one else BATCH):
+        if model.one_by_one:
             logits = _in_full(model, rows_PD, rows[start])
         else:
             logits = _from_heads(model, rows_PD, rows[start : start + BATCH])
