@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from embedgrad.cutting import Ids
 from embedgrad.errors import ExportError
 from embedgrad.events import Report
 from embedgrad.examples import Example
 from embedgrad.exporting.base import Exported, Job
 from embedgrad.exporting.names import check_name
-from embedgrad.exporting.rules import GGUF_KINDS, Facts, exportability
+from embedgrad.exporting.rules import exportability, facts_of
 from embedgrad.opened import OpenRun, open_run
 from embedgrad.preparation import read_data
 from embedgrad.sequence import TokenSequence
@@ -104,13 +103,7 @@ def refuse(to: str, opened: Opened) -> list[str]:
     """Remarks on an export to a destination. Raises `ExportError` where the rules refuse it."""
     remarks: dict[str, None] = {}
     for run, exported, rows in zip(opened.runs, opened.exported, opened.checks, strict=True):
-        facts = Facts(
-            heads=frozenset(_heads(run, [*exported.sequences, *rows])),
-            template=run.prompt.template,
-            model_type=run.model.model.config.model_type,
-            embedding_scale=run.model.info.embedding_scale,
-            from_gguf=run.model.info.kind in GGUF_KINDS,
-        )
+        facts = facts_of(exported, run.model, [*exported.sequences, *rows])
         found = {entry["destination"]: entry for entry in exportability(facts)}
         if not found[to]["possible"]:
             others = ", ".join(name for name, entry in found.items() if entry["possible"])
@@ -120,11 +113,3 @@ def refuse(to: str, opened: Opened) -> list[str]:
             )
         remarks |= dict.fromkeys(found[to]["remarks"])
     return list(remarks)
-
-
-def _heads(run: OpenRun, rows: Sequence[TokenSequence]) -> list[Ids]:
-    """Heads of rows, and of made-up ones: few rows may be alike by chance."""
-    columns, choices = run.prompt.template.columns, run.prompt.target.choices
-    answer = choices[0] if choices else "a"
-    made_up = [Example(dict.fromkeys(columns, text), answer, "made up") for text in ("a", "b c")]
-    return [row.head for row in (*rows, *map(run.sequencer, made_up))]

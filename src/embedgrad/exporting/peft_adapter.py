@@ -17,8 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.cutting import Ids
-from embedgrad.errors import EmbedgradError, ExportError
-from embedgrad.examples import Example
+from embedgrad.errors import ExportError
 from embedgrad.exporting.base import Destination, Exported, Job
 from embedgrad.exporting.client_code import (
     EXAMPLE_FILE,
@@ -30,12 +29,11 @@ from embedgrad.exporting.client_code import (
     quoted,
     usage,
 )
-from embedgrad.exporting.rules import Facts, exportability
+from embedgrad.exporting.rules import exportability, facts_of
 from embedgrad.files import write_file
 from embedgrad.language_model import LanguageModel
 
 CONFIG_FILE, ROWS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PROBES = ("a.", "(b)")  # quite other texts, by which a head that depends on columns is told
 
 PROGRAM = '''\
 """Answer through the adapter in this folder; needs peft, torch and transformers.
@@ -117,29 +115,12 @@ class PeftAdapter(Destination):
 
 def head_of(exported: Exported, model: LanguageModel) -> Ids:
     """The tokens before the span. Raises `ExportError` where rows differ in them."""
-    heads = {s.head for s in exported.sequences}
-    template = exported.prompt.template
-    if len(heads) <= 1 and template.columns:  # rows may begin alike by chance
-        heads |= {_head_of_text(exported, text) for text in PROBES}
-    facts = Facts(
-        frozenset(heads),
-        template,
-        model.model.config.get_text_config(decoder=True).model_type,
-        model.info.embedding_scale,
-    )
+    facts = facts_of(exported, model, exported.sequences)
     found = next(f for f in exportability(facts) if f["destination"] == "peft")
     if not found["possible"]:
         raise ExportError(f"--to peft: {'; '.join(found['remarks'])}")
-    (head,) = heads
+    (head,) = facts.heads
     return head
-
-
-def _head_of_text(exported: Exported, text: str) -> Ids:
-    columns = dict.fromkeys(exported.prompt.template.columns, text)
-    try:
-        return exported.sequencer(Example(columns, "", "a probe")).head
-    except EmbedgradError as error:
-        raise ExportError(f"--to peft: the template takes no other text ({error})") from error
 
 
 def adapter_rows(head: Ids, rows_PD: Tensor, model: LanguageModel) -> Tensor:

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedgrad.cutting import Ids
+from embedgrad.examples import Example
+from embedgrad.exporting.base import Exported
+from embedgrad.language_model import LanguageModel
 from embedgrad.markup import parse
+from embedgrad.sequence import TokenSequence
 from embedgrad.template import Template
 
 DESTINATIONS = ("safetensors", "vocabulary", "gguf", "peft", "vllm", "sglang")
+MADE_UP = ("a.", "(b) c")  # quite other texts, of every column
 TOKENS_OF_A_CHAT = ("vocabulary", "gguf")  # a plain query finds the span by the chat template
 
 
@@ -57,6 +62,20 @@ class Facts:
     def folded(self) -> int:
         """Tokens before the span, where they are the same in all rows."""
         return len(next(iter(self.heads))) if len(self.heads) == 1 else 0
+
+
+def facts_of(exported: Exported, model: LanguageModel, rows: Sequence[TokenSequence]) -> Facts:
+    """What decides about a refined prompt: few rows may begin alike by chance, made-up ones not."""
+    template, choices = exported.prompt.template, exported.prompt.target.choices
+    answer = choices[0] if choices else "a"
+    made_up = [Example(dict.fromkeys(template.columns, t), answer, "made up") for t in MADE_UP]
+    return Facts(
+        heads=frozenset(row.head for row in (*rows, *map(exported.sequencer, made_up))),
+        template=template,
+        model_type=model.model.config.model_type,
+        embedding_scale=model.info.embedding_scale,
+        from_gguf=model.info.kind in GGUF_KINDS,
+    )
 
 
 @dataclass(frozen=True, slots=True)
