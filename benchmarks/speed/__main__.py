@@ -16,6 +16,7 @@ the run is not finished.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.speed import loading, scoring, steps, whole
@@ -37,6 +38,9 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="keep nothing of an interrupted run")
     parser.add_argument("--data", type=Path, help="folder of local data instead of the Hub")
     parser.add_argument("--out", type=Path, default=RESULTS, help="another results file")
+    parser.add_argument(
+        "--python", default=sys.executable, help="loading with another installation's interpreter"
+    )
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(NAMES))
     if unknown:
@@ -46,7 +50,9 @@ def main() -> None:
     if full or arguments.fresh:
         results.begin(fresh=arguments.fresh)
     model = load_model(MODEL, dtype="float32", device="cpu")
-    bench = Bench(model, results, arguments.quick, kept=full, data=arguments.data)
+    bench = Bench(
+        model, results, arguments.quick, kept=full, data=arguments.data, python=arguments.python
+    )
     names = arguments.names or (QUICK if arguments.quick else NAMES)
     measured = [run(bench, name) for name in names]
     if full and all(measured):

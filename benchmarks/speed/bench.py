@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class Bench:
     """One run of the benchmark.
 
     `quick` makes one pair of each. `kept` says whether rows that count already are left as they
-    are, as in an interrupted full run. `data` is a folder of real rows; None: the Hub.
+    are, as in an interrupted full run. `data` is a folder of real rows; None: the Hub. `python` is
+    the interpreter whose start is measured.
     """
 
     model: LanguageModel
@@ -36,6 +38,7 @@ class Bench:
     quick: bool = False
     kept: bool = False
     data: Path | None = None
+    python: str = sys.executable
 
     def pairs(self, count: int) -> int:
         """How many pairs to make of those that a full run makes."""

@@ -27,13 +27,16 @@ ROWS = 32
 
 
 def measure(bench: Bench, starts: int = 3) -> None:
-    """Medians over `starts` processes, after one that fills caches."""
+    """Medians over `starts` processes of the interpreter, after one that fills caches.
+
+    What else is installed beside embedgrad counts: transformers imports some of it where it is.
+    """
     if bench.kept and bench.results.has_section("loading"):
         return
     found = []
     for _ in range(starts + 1):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.speed.loading", bench.model.info.name],
+            [bench.python, "-m", "benchmarks.speed.loading", bench.model.info.name],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -42,8 +45,17 @@ def measure(bench: Bench, starts: int = 3) -> None:
         found.append(json.loads(done.stdout.splitlines()[-1]))
     names = ("loaded_seconds", "first_step_starts_seconds", "first_step_done_seconds")
     section = {name: statistics.median(f[name] for f in found[1:]) for name in names}
-    bench.results.put_section("loading", {"starts": starts, **section})
+    bench.results.put_section(
+        "loading", {"starts": starts, "extras": _extras(bench.python), **section}
+    )
     print(f"loading: {section}", flush=True)
+
+
+def _extras(python: str) -> bool:
+    """Whether the interpreter has what only the extras of embedgrad bring."""
+    find = "import importlib.util as u; print(int(u.find_spec('peft') is not None))"
+    found = subprocess.run([python, "-c", find], stdout=subprocess.PIPE, text=True, check=True)
+    return bool(int(found.stdout))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,9 +39,9 @@ class PeftPrompt(PeftMethod):
 
     start: str
 
+    @abstractmethod
     def config(self, task: Task) -> Any:
         """The `PeftConfig`."""
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def wrapped(self, task: Task) -> Iterator[Any]:
