@@ -107,8 +107,9 @@ COMPARISONS = {
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
         "gsm8k-qwen2.5-0.5b.toml",
         [
-            'model.name="qwen.gguf"',
-            "data.limit={train=128, dev=48, test=200}",
+            'model={name="qwen.gguf", dtype="bfloat16"}',
+            'solutions.source="column"',
+            "data.limit={train=192, dev=32, test=400}",
             "evaluation.max_new_tokens=320",
             "compare.seeds=[0]",
         ],

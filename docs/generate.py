@@ -223,6 +223,7 @@ def _about(path: Path) -> str:
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "curves": lambda root, up, _: measured.curves(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),
     "parity": lambda root, up, _: served.parity(root, up),

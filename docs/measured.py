@@ -32,7 +32,24 @@ def main_table(root: Path, up: str) -> str:
         for name in TASKS
         if (results := read(root, name)) is not None
     ]
-    return markdown(table) + _missing(root, TASKS)
+    return markdown(table) + _more_seeds(root, up) + _missing(root, TASKS)
+
+
+def _more_seeds(root: Path, up: str) -> str:
+    """What comparisons found with more seeds than the table's row has."""
+    lines = []
+    for task in TASKS:
+        known = len((read(root, task) or {"rows": {}})["rows"])
+        for path in sorted((root / FOLDER).glob(f"compare-{task}-*.json")):
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            found = [row["accuracy"] for row in rows if row["method"] == "embedgrad"]
+            if 0 < known < len(found):
+                lines.append(
+                    f"\n`{task}` with {len(found)} seeds: {_percent(_mean(found))} refined "
+                    f"({100 * min(found):.1f} to {100 * max(found):.1f}), from "
+                    f"[{path.name}]({up}{FOLDER}/{path.name}).\n"
+                )
+    return "".join(lines)
 
 
 def loss_table(root: Path, up: str) -> str:
@@ -75,6 +92,31 @@ def loss_table(root: Path, up: str) -> str:
     source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
     source = source if pairs else ""
     return markdown(table) + source + _missing(root, LOSSES)
+
+
+def curves(root: Path, up: str) -> str:
+    """What was tried on causal judgement: scores on held-out stories after every epoch."""
+    results = read(root, "causal-curves")
+    if results is None:
+        return _missing(root, ("causal-curves",))
+    table = [("tried", "rows", "text", "after each epoch", "log-loss of text", "after each epoch")]
+    for name, variant in results["variants"].items():
+        text = variant["text"]
+        for kind in dict.fromkeys(point["rows"] for point in variant["curves"]):
+            points = [point for point in variant["curves"] if point["rows"] == kind]
+            table.append(
+                (
+                    name,
+                    kind,
+                    _percent(text["accuracy"]),
+                    ", ".join(f"{100 * point['accuracy']:.1f}" for point in points),
+                    f"{text['log_loss']:.3f}",
+                    ", ".join(f"{point['log_loss']:.3f}" for point in points),
+                )
+            )
+    rows = max(variant["rows"] for variant in results["variants"].values())
+    source = f"[causal-curves.json]({up}{FOLDER}/causal-curves.json)"
+    return f"{markdown(table)}\n{rows} rows, {results['folds']} folds by story, from {source}\n"
 
 
 def demo_output(root: Path) -> str:

