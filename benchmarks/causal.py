@@ -80,7 +80,7 @@ class Recorded(eg.TrustRegion):
 
 @dataclass
 class Curve:
-    """Answers to all held-out rows, and losses on those trained on, of one kind of rows."""
+    """Answers to all held-out rows with one kind of rows, and the losses of the epoch's steps."""
 
     answers: dict[int, Answered] = field(default_factory=dict)
     train_losses: list[float] = field(default_factory=list)
@@ -95,16 +95,24 @@ def main() -> None:
     unknown = sorted(set(arguments.names) - set(VARIANTS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
-    results: dict[str, Any] = {"variants": {}}
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text(encoding="utf-8"))
     examples = read(arguments.data / "bbh_causal_judgement_grouped")
     model = eg.load_model(MODEL, dtype="float32", head_cache_budget="4 GiB")
     for name in arguments.names or VARIANTS:
-        if name not in results["variants"]:
-            results["variants"][name] = measure(name, VARIANTS[name], model, examples)
-            results |= {"model": MODEL, "folds": FOLDS, "versions": versions()}
-            write_json(RESULT, results)
+        if name in stored()["variants"]:
+            print(f"{name}: is measured already, in {RESULT.name}", flush=True)
+            continue
+        found = measure(name, VARIANTS[name], model, examples)
+        results = stored()  # another process may have measured another variant meanwhile
+        results["variants"][name] = {**found, "model": MODEL, "versions": versions()}
+        write_json(RESULT, results)
+
+
+def stored() -> dict[str, Any]:
+    """What the results file holds."""
+    if not RESULT.exists():
+        return {"folds": FOLDS, "variants": {}}
+    results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    return results
 
 
 def read(folder: Path) -> list[Example]:
@@ -134,15 +142,14 @@ def measure(
     curves: dict[tuple[int, str], Curve] = {}
     for fold, held in enumerate(folds(examples)):
         rest = [sequences[i] for i in range(len(examples)) if i not in held]
-        paths = []
-        for seed in variant.seeds:
-            path, losses = train(variant, model, sequencer, rest, seed)
-            paths.append(path)  # of the losses, those of the last seed are told
+        trained = [train(variant, model, sequencer, rest, seed) for seed in variant.seeds]
+        paths = [path for path, _ in trained]
         for (epoch, kind), rows in candidates(paths, variant.epochs).items():
             curve = curves.setdefault((epoch, kind), Curve())
             answers = evaluator.refined(rows, [sequences[i] for i in held])
             curve.answers |= dict(zip(held, answers, strict=True))
-            curve.train_losses.append(losses[epoch - 1])
+            told_seeds = trained if kind == "soup" else trained[:1]
+            curve.train_losses += [losses[epoch - 1] for _, losses in told_seeds]
         print(f"{name}: fold {fold + 1} of {FOLDS}", flush=True)
     found = [told(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
     for row in found:
@@ -190,10 +197,13 @@ def train(
             losses.append(event["loss"])
 
     training = eg.Training(epochs=variant.epochs, seed=seed)
-    eg.optimize(model, sequencer, sequences, training=training, parts=parts, report=watch)
-    every = len(losses) // variant.epochs
+    done = eg.optimize(model, sequencer, sequences, training=training, parts=parts, report=watch)
+    if done.ended != "finished":
+        raise SystemExit(f"{done.ended}: the variant is not measured")
+    every = training.steps_per_epoch(len(sequences))
+    assert len(region.path) == len(losses) == every * variant.epochs
     means = [sum(losses[e * every : (e + 1) * every]) / every for e in range(variant.epochs)]
-    return region.path[-len(losses) :], means
+    return region.path, means
 
 
 def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, str], Tensor]:

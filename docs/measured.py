@@ -40,15 +40,15 @@ def _more_seeds(root: Path, up: str) -> str:
     lines = []
     for task in TASKS:
         known = len((read(root, task) or {"rows": {}})["rows"])
-        for path in sorted((root / FOLDER).glob(f"compare-{task}-*.json")):
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            found = [row["accuracy"] for row in rows if row["method"] == "embedgrad"]
-            if 0 < known < len(found):
-                lines.append(
-                    f"\n`{task}` with {len(found)} seeds: {_percent(_mean(found))} refined "
-                    f"({100 * min(found):.1f} to {100 * max(found):.1f}), from "
-                    f"[{path.name}]({up}{FOLDER}/{path.name}).\n"
-                )
+        name = f"compare-{task}-smollm2-135m"
+        rows = (read(root, name) or {"rows": []})["rows"]
+        found = [row["accuracy"] for row in rows if row["method"] == "embedgrad"]
+        if 0 < known < len(found):
+            lines.append(
+                f"\n`{task}` with {len(found)} seeds: {_percent(_mean(found))} refined "
+                f"({100 * min(found):.1f} to {100 * max(found):.1f}), from "
+                f"[{name}.json]({up}{FOLDER}/{name}.json).\n"
+            )
     return "".join(lines)
 
 

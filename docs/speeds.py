@@ -82,7 +82,7 @@ def growth(root: Path) -> str:
             f"From the start of the process: {_seconds(loading['loaded_seconds'])} to the loaded "
             f"model, {_seconds(loading['first_step_starts_seconds'])} to the start of the first "
             f"training step, {_seconds(loading['first_step_done_seconds'])} to its end (medians of "
-            f"{loading['starts']} starts).\n"
+            f"{loading['starts']} starts{'' if loading.get('extras', True) else ', no extras'}).\n"
         )
     return "\n".join(parts)
 

@@ -55,7 +55,7 @@ class FrozenModel:
     @property
     def one_by_one(self) -> bool:
         """Whether each row is computed by itself, as padded or stored passes may differ."""
-        # Rotary scaling by length would change under the stored keys of a growing answer.
+        # Where reuse is limited: rotary scaling by length would change under a growing answer.
         return bool(self.reuse_off) or self.longest_reuse is not None
 
     @property

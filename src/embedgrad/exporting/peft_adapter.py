@@ -17,7 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.cutting import Ids
-from embedgrad.errors import ExportError
+from embedgrad.errors import DataError, ExportError, TemplateError
 from embedgrad.exporting.base import Destination, Exported, Job
 from embedgrad.exporting.client_code import (
     EXAMPLE_FILE,
@@ -115,7 +115,10 @@ class PeftAdapter(Destination):
 
 def head_of(exported: Exported, model: LanguageModel) -> Ids:
     """The tokens before the span. Raises `ExportError` where rows differ in them."""
-    facts = facts_of(exported, model, exported.sequences)
+    try:
+        facts = facts_of(exported, model, exported.sequences)
+    except (DataError, TemplateError) as error:
+        raise ExportError(f"--to peft: the template takes no other text ({error})") from error
     found = next(f for f in exportability(facts) if f["destination"] == "peft")
     if not found["possible"]:
         raise ExportError(f"--to peft: {'; '.join(found['remarks'])}")
