@@ -164,6 +164,17 @@ def test_truncation_cuts_no_more_than_it_must(
         assert "column 'review' was cut in 1 rows" in made.notes([])[-1]
 
 
+def test_a_text_that_takes_more_tokens_in_its_place_is_cut_and_not_refused() -> None:
+    kind, placement = "metaspace-always", "user-after"
+    untouched, row = shared(kind, placement), example("<s>" * 4)
+    context = size(untouched, example("")) + 1
+    alone = len(untouched.tokenizer(row.columns["review"], add_special_tokens=False)["input_ids"])
+    assert size(untouched, row) - context >= alone  # what stands behind them is cut otherwise too
+    made = sequencer(kind, PLACEMENTS[placement], context=context, truncate="review")
+    assert size(made, row) <= context
+    assert made.truncated == 1
+
+
 def test_truncation_keeps_the_beginning_and_fills_the_context() -> None:
     untouched = shared("bytelevel", "user-after")
     row = example("The film was great. " * 9)

@@ -277,15 +277,17 @@ class Sequencer:
         name = self.truncate
         assert name is not None
         text = columns.get(name, "")
-        if text == example.columns.get(name):
-            self.truncated += 1
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) <= excess:
+        if not text:
             raise DataError(
                 f"{example.source}: does not fit into the model's {self.context} tokens "
                 f"even without column {name!r}; shorten the template"
             )
-        kept = self.tokenizer.decode(ids[: len(ids) - excess], clean_up_tokenization_spaces=False)
+        if text == example.columns.get(name):
+            self.truncated += 1
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A text may have more tokens in its place than alone, so none of these may be left.
+        kept_ids = ids[: max(0, len(ids) - excess)]
+        kept = self.tokenizer.decode(kept_ids, clean_up_tokenization_spaces=False)
         # Decoding may give back a text as long as before where tokens are lossy.
         return {**columns, name: kept if len(kept) < len(text) else text[: len(text) - excess]}
 
