@@ -85,6 +85,11 @@ PROMPTS = """compare.prompts=[
     "Would you say that the writer liked it? Reply with positive or negative:",
     "Classify the text above as positive or negative. The class is",
 ]"""
+LONGER = (
+    'template.user="{text}\\n\\n[[Is this review positive or negative? A review is positive if its '
+    "writer liked the film and would tell others to see it, and negative if its writer was bored, "
+    'annoyed or disappointed. Answer with one word, positive or negative:]]"'
+)
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
     "compare-demo-smollm2-135m": Compared("demo.toml", []),
@@ -115,6 +120,19 @@ COMPARISONS = {
         ],
         [*files("gsm8k"), 'data.solution="solution"'],
     ),
+    # As many steps as from the human solutions; dev is looked at before and after only.
+    "compare-gsm8k-self-written-qwen2.5-coder-0.5b": Compared(
+        "gsm8k-qwen2.5-0.5b.toml",
+        [
+            'model={name="qwen.gguf", dtype="bfloat16"}',
+            "solutions.samples=2",
+            "data.limit={train=192, dev=64, test=400}",
+            "training={steps=36, evaluate_every=36}",
+            "evaluation.max_new_tokens=320",
+            "compare.seeds=[0]",
+        ],
+        files("gsm8k"),
+    ),
     "compare-svamp-smollm2-135m": Compared(
         "svamp-smollm2-135m.toml",
         # The model solves too few by itself to write what it could be trained on.
@@ -129,6 +147,15 @@ MEASUREMENTS = {
         "sst2-smollm2-135m.toml", losses((0, 1, 2)), files("sst2"), dev_only=True
     ),
     "sst2": Measurement("sst2-smollm2-135m.toml", seeds(0), files("sst2")),
+    "sst2-span": Measurement(
+        "sst2-smollm2-135m.toml",
+        {
+            f"{words} words, seed 0": [*settings, "data.limit={train=1000, dev=872, test=1}"]
+            for words, settings in (("few", []), ("many", [LONGER]))
+        },
+        files("sst2"),
+        dev_only=True,
+    ),
     "causal-judgement": Measurement(
         "causal-judgement-smollm2-135m.toml",
         seeds(0, 1, 2, 3, 4),
