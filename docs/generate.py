@@ -177,15 +177,20 @@ def public_names() -> str:
     return "\n".join(lines)
 
 
-def tree(root: Path) -> str:
-    """The files of the package, in the order in which they may import each other."""
-    entries = list(_tree(root / "src" / "embedgrad", _order(root), ""))
+def tree(root: Path, which: str = "") -> str:
+    """The files of the package, in the order in which they may import each other.
+
+    Of folders it shows the files too, but where `which` is "folders".
+    """
+    entries = list(_tree(root / "src" / "embedgrad", _order(root), "", deep=which != "folders"))
     width = max(len(drawn) for drawn, _ in entries)
     lines = [f"{drawn:{width}}  {about}" for drawn, about in entries]
     return "\n".join(["```text", "src/embedgrad/", *lines, "```"])
 
 
-def _tree(folder: Path, order: list[str], indent: str) -> Iterator[tuple[str, str]]:
+def _tree(
+    folder: Path, order: list[str], indent: str, *, deep: bool
+) -> Iterator[tuple[str, str]]:
     def place(path: Path) -> tuple[int, str]:
         return order.index(path.stem) if path.stem in order else len(order), path.name
 
@@ -199,7 +204,8 @@ def _tree(folder: Path, order: list[str], indent: str) -> Iterator[tuple[str, st
         else:
             # What stands at the top of __init__.py is about its folder.
             yield f"{drawn}/", _about(path / "__init__.py")
-            yield from _tree(path, ["base"], indent + ("    " if last else "│   "))
+            if deep:
+                yield from _tree(path, ["base"], indent + ("    " if last else "│   "), deep=True)
 
 
 def _order(root: Path) -> list[str]:
@@ -237,7 +243,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "file": lambda root, _up, name: file(root, name),
     "errors": lambda _root, _up, _: error_tree(),
     "names": lambda _root, _up, _: public_names(),
-    "tree": lambda root, _up, _: tree(root),
+    "tree": lambda root, _up, which: tree(root, which),
 }
 
 if __name__ == "__main__":

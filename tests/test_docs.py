@@ -296,6 +296,8 @@ src/embedgrad/
 ```
 """
     assert expected in text_of(repository / "README.md")
+    short = generate.tree(repository, "folders")
+    assert re.findall("── (\\S+)", short) == ["second.py", "kind/", "first.py"]
 
 
 def test_a_file_of_the_package_is_described_in_a_few_words() -> None:
