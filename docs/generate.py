@@ -234,6 +234,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "serving": lambda root, up, _: served.cost(root, up),
     "parity": lambda root, up, _: served.parity(root, up),
     "compared": lambda root, up, _: measured.compared(root, up),
+    "compared-short": lambda root, up, _: measured.compared_short(root, up),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),
     "speed-reached": lambda root, _up, _: speeds.reached(root),

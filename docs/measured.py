@@ -154,6 +154,33 @@ def compared(root: Path, up: str) -> str:
     return "\n".join(parts) or "No comparison is measured yet.\n"
 
 
+def compared_short(root: Path, up: str) -> str:
+    """A line for every comparison: EmbedGrad beside the text prompt, and what the others reached."""
+    heads = ("comparison", "test rows", "seeds", "text prompt", "EmbedGrad")
+    table = [(*heads, "difference (95 %)", "verdict", "others")]
+    for path in sorted((root / FOLDER).glob("compare-*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        methods = {entry["method"]: entry for entry in results["methods"]}
+        text, ours = methods.pop("text", None), methods.pop("embedgrad", None)
+        if text is None or ours is None:
+            continue
+        low, high = (100 * edge for edge in ours["difference_interval"])
+        others = (f"{name} {_percent(entry['accuracy'])}" for name, entry in methods.items())
+        table.append(
+            (
+                f"[{path.stem.removeprefix('compare-')}]({up}{FOLDER}/{path.name})",
+                str(results["test_rows"]),
+                str(ours["runs"]),
+                _percent(text["accuracy"]),
+                _percent(ours["accuracy"]),
+                f"{100 * ours['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
+                ours["verdict"],
+                ", ".join(others) or "-",
+            )
+        )
+    return markdown(table) if len(table) > 1 else "No comparison is measured yet.\n"
+
+
 def planned(root: Path, up: str) -> str:
     """What `embedgrad plan` said beside what the run then took."""
     results = read(root, "plan")

@@ -113,7 +113,8 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("tiny", "reviews.csv"):
         (tmp_path / name).symlink_to(workspace / name)
     regions = [
-        *("results", "demo-output", "loss-over", "compared", "planned", "names", "errors", "tree"),
+        *("results", "demo-output", "loss-over", "compared", "compared-short", "planned"),
+        *("names", "errors", "tree"),
         *("defaults training", "file recipes/demo.toml"),
     ]
     page = "".join(f"before\n<!-- generated: {name} -->\n<!-- end -->\n" for name in regions)
@@ -261,6 +262,9 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     assert "**demo**, from [compare-demo.json](../benchmarks/results/compare-demo.json)" in page
     accuracy = 100 * results["rows"][1]["accuracy"]
     assert f"| embedgrad | {accuracy:.1f} % |" in page
+    (line,) = (line for line in page.splitlines() if line.startswith("| [demo]("))
+    text = 100 * results["rows"][0]["accuracy"]
+    assert f" | 1 | {text:.1f} % | {accuracy:.1f} % | {accuracy - text:+.1f} (" in line
 
 
 def test_a_plan_stands_beside_its_run(repository: Path) -> None:
