@@ -188,9 +188,7 @@ def tree(root: Path, which: str = "") -> str:
     return "\n".join(["```text", "src/embedgrad/", *lines, "```"])
 
 
-def _tree(
-    folder: Path, order: list[str], indent: str, *, deep: bool
-) -> Iterator[tuple[str, str]]:
+def _tree(folder: Path, order: list[str], indent: str, *, deep: bool) -> Iterator[tuple[str, str]]:
     def place(path: Path) -> tuple[int, str]:
         return order.index(path.stem) if path.stem in order else len(order), path.name
 
@@ -230,6 +228,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
+    "spans": lambda root, up, _: measured.spans(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),
     "parity": lambda root, up, _: served.parity(root, up),

@@ -94,6 +94,23 @@ def loss_table(root: Path, up: str) -> str:
     return markdown(table) + source + _missing(root, LOSSES)
 
 
+def spans(root: Path, up: str) -> str:
+    """A short span beside a longer one, on dev rows."""
+    results = read(root, "sst2-span")
+    if results is None:
+        return _missing(root, ("sst2-span",))
+    table = [("span", "text prompt", "refined prompt", "log-loss before", "after", "training")]
+    for name, row in results["rows"].items():
+        before, best = row["dev_history"][0], row["train"]["best_step"]
+        (after,) = [score for score in row["dev_history"] if score["step"] == best]
+        losses = (f"{score['log_loss']:.3f}" for score in (before, after))
+        accuracies = (_percent(score["accuracy"]) for score in (before, after))
+        table.append((name, *accuracies, *losses, f"{row['train']['seconds']:.0f} s"))
+    rows = max(row["data"]["dev"]["rows"] for row in results["rows"].values())
+    link = f"[sst2-span.json]({up}{FOLDER}/sst2-span.json)"
+    return markdown(table) + f"\n{rows} dev rows of SST-2, from {link}\n"
+
+
 def curves(root: Path, up: str) -> str:
     """What was tried on causal judgement: scores on held-out stories after every epoch."""
     results = read(root, "causal-curves")

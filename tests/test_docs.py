@@ -114,6 +114,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).symlink_to(workspace / name)
     regions = [
         *("results", "demo-output", "loss-over", "compared", "compared-short", "planned"),
+        "spans",
         *("names", "errors", "tree"),
         *("defaults training", "file recipes/demo.toml"),
     ]
@@ -265,6 +266,22 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     (line,) = (line for line in page.splitlines() if line.startswith("| [demo]("))
     text = 100 * results["rows"][0]["accuracy"]
     assert f" | 1 | {text:.1f} % | {accuracy:.1f} % | {accuracy - text:+.1f} (" in line
+
+
+def test_a_span_is_shown_with_its_best_rows(repository: Path) -> None:
+    history = [(0, 0.6, 0.65), (8, 0.84, 0.38), (16, 0.83, 0.37)]
+    row = {
+        "dev_history": [{"step": s, "accuracy": a, "log_loss": loss} for s, a, loss in history],
+        "train": {"best_step": 8, "seconds": 61.2},
+        "data": {"dev": {"rows": 872}},
+    }
+    path = repository / "benchmarks" / "results" / "sst2-span.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"rows": {"few words, seed 0": row}}), encoding="utf-8")
+    generated()
+    page = text_of(repository / "docs" / "page.md")
+    assert "| few words, seed 0 | 60.0 % | 84.0 % | 0.650 | 0.380 | 61 s |" in page
+    assert "872 dev rows of SST-2, from [sst2-span.json](../benchmarks/results/" in page
 
 
 def test_a_plan_stands_beside_its_run(repository: Path) -> None:
