@@ -172,7 +172,7 @@ def compared(root: Path, up: str) -> str:
 
 
 def compared_short(root: Path, up: str) -> str:
-    """A line for every comparison: EmbedGrad beside the text prompt, and what the others reached."""
+    """A line for every comparison: EmbedGrad beside the text prompt, and the others' accuracy."""
     heads = ("comparison", "test rows", "seeds", "text prompt", "EmbedGrad")
     table = [(*heads, "difference (95 %)", "verdict", "others")]
     for path in sorted((root / FOLDER).glob("compare-*.json")):
