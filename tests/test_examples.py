@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from embedgrad.errors import EmbedgradError
 from embedgrad.examples import Example, cell_text, examples_from, guess_columns
 from embedgrad.tables import Row, Table
 from refusals import refused
@@ -126,7 +127,38 @@ def test_rows_that_where_drops_are_not_checked() -> None:
     assert len(examples_from(data, columns=["text"], where={"part": "b"})) == 1
 
 
+SUMS = table([{"q": "Two and [[two]]?", "left": "{2 + 2}", "sum": 4.0}])
+
+
+@pytest.mark.parametrize(
+    ("solution", "text"),
+    [
+        ("left", "{2 + 2}"),
+        ("{left} = {sum}", "{2 + 2} = 4"),
+        ("{q}", "Two and [[two]]?"),
+        ("{{}} {sum}", "{} 4"),
+    ],
+)
+def test_a_solution_is_a_column_or_a_text_with_columns(solution: str, text: str) -> None:
+    (example,) = examples_from(SUMS, columns=["q"], answer="sum", solution=solution)
+    assert (example.solution, example.answer) == (text, "4")
+
+
 # -------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("solution", "said"),
+    [
+        ("{left} = {som}", "no column 'som', which solution names; did you mean 'sum'?"),
+        ("{left} = {", "data.solution: lone '{'"),
+        ("{left} [[is]] {sum}", "data.solution: '{left} [[is]] {sum}' holds [[ ]]"),
+        ("", "no column '', which solution names"),
+    ],
+)
+def test_a_solution_that_cannot_be_filled_is_refused(solution: str, said: str) -> None:
+    with refused(said, error=EmbedgradError):
+        examples_from(SUMS, columns=["q"], solution=solution)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 
-from embedgrad.errors import nearest
+from embedgrad.errors import DataError, nearest
+from embedgrad.markup import Piece, fill, parse
 from embedgrad.tables import Row, Table, data_error, shown
 
 ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment")
@@ -55,6 +56,22 @@ def cell_text(value: object) -> str | None:
     return None
 
 
+def solution_pieces(solution: str) -> tuple[Piece, ...]:
+    """What `data.solution` says: a column's name, or a text with `{columns}`.
+
+    Raises `DataError` for a text with a span, `TemplateError` for a lone brace.
+    """
+    if "{" not in solution:
+        return (Piece("column", solution),)
+    pieces = parse(solution, "data.solution")
+    if any(piece.kind == "span" for piece in pieces):
+        raise DataError(
+            f"data.solution: {shown(solution)} holds [[ ]], which mark the words to refine; "
+            "expected a column, or a text with {columns} alone"
+        )
+    return pieces
+
+
 def examples_from(
     table: Table,
     *,
@@ -70,13 +87,15 @@ def examples_from(
 
     `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
     a choice; without `choices` the mapped texts are the choices. `solution` is the column with
-    what the model shall write, if that is more than the answer. `where` keeps the rows whose
-    columns have these texts. Raises DataError for a column that is missing, a needed cell that is
-    empty or no scalar, an answer that is not among the choices, and a `where` that keeps nothing.
+    what the model shall write, if that is more than the answer, or a text with `{columns}`. `where`
+    keeps the rows whose columns have these texts. Raises DataError for a column that is missing, a
+    needed cell that is empty or no scalar, an answer that is not among the choices, and a `where`
+    that keeps nothing.
     """
     needed = [("template", name) for name in columns]
     needed += [("answer", answer)] if answer is not None else []
-    needed += [("solution", solution)] if solution is not None else []
+    written = solution_pieces(solution) if solution is not None else ()
+    needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
     needed += [("group", group)] if group is not None else []
     for role, name in needed + [("where", name) for name in where or ()]:
         if name not in table.columns:
@@ -104,7 +123,7 @@ def examples_from(
                 target,
                 source,
                 group=texts[group] if group is not None else None,
-                solution=texts[solution] if solution is not None else None,
+                solution=fill(written, texts) if written else None,
             )
         )
     return examples

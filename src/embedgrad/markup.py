@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from embedgrad.errors import TemplateError
@@ -79,6 +80,11 @@ def parse(text: str, where: str) -> tuple[Piece, ...]:
         raise refuse("a span that is not closed; end it with ]]", len(text))
     close("text")
     return tuple(piece for piece in pieces if piece.text)
+
+
+def fill(pieces: Iterable[Piece], columns: Mapping[str, str]) -> str:
+    """The text with the row's columns in it; a span is its own text."""
+    return "".join(columns[p.text] if p.kind == "column" else p.text for p in pieces)
 
 
 def literal(text: str) -> str:

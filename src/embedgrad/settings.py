@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from embedgrad.errors import DataError, RecipeError, nearest
+from embedgrad.examples import solution_pieces
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class DataSettings:
     """The column with the right answer."""
     solution: str | None = None
     """The column with what the model shall write, if that is more than the answer it is scored
-    by, such as a worked solution; unset: the answer."""
+    by, such as a worked solution, or a text with columns, as "{equation} = {answer}"; unset: the
+    answer."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What values of that column mean, as in { 0 = "negative", 1 = "positive" }."""
     group: str | None = None
@@ -68,6 +70,10 @@ class DataSettings:
     """The column that may be cut where a row does not fit; unset: such a row is refused."""
     license: str | None = None
     """The data's licence, noted in the artifact."""
+
+    def __post_init__(self) -> None:
+        if self.solution is not None:
+            solution_pieces(self.solution)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from embedgrad.markup import literal, parse
+from embedgrad.markup import fill, literal, parse
 from embedgrad.sequence import Target
 from embedgrad.template import Message, Template
 
@@ -57,8 +57,7 @@ def _prefix(text: str, target: Target, *, opened: bool) -> str:
 
 
 def _filled(text: str, columns: Mapping[str, str]) -> str:
-    pieces = parse(text, "template")
-    return "".join(columns[p.text] if p.kind == "column" else p.text for p in pieces)
+    return fill(parse(text, "template"), columns)
 
 
 def _marked(text: str, span: str) -> str:
