@@ -123,6 +123,11 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Spill("~/heads").folder.parent == tmp_path / "heads"
+
+
 def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) -> None:
     notes: list[str] = []
     spill = Spill(tmp_path, notify=notes.append)
@@ -135,6 +140,7 @@ def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) 
     assert [cache.get(ids) for ids in heads] == [None, None]
     assert cache.get((1,)) is not None  # what was written stays
     assert cache.spilled_bytes == only_file(spill).stat().st_size < 1000
+    assert cache.free == 0  # or heads would be computed ahead that cannot be stored
     assert notes == [
         f"head_cache.spill: {spill.folder}: {os.strerror(errno.EFBIG)}; from here on heads over "
         "the budget are computed anew, the results stay the same"

@@ -53,7 +53,8 @@ class Spill(Shelf):
         notify: Callable[[str], None] | None = None,
     ):
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            folder = Path(folder).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix="embedgrad-heads-", dir=folder)).absolute()
         except OSError as error:
             raise RunError(
@@ -144,6 +145,7 @@ class Spill(Shelf):
 
     def _stop(self, reason: str) -> None:
         self._full = True
+        self.budget = self.nbytes  # no room, so that nothing is computed ahead in vain
         self._notify(
             f"head_cache.spill: {self.folder}: {reason}; from here on heads over the budget are "
             f"computed anew, {EXACT}"
