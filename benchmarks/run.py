@@ -18,9 +18,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,31 @@ class Compared:
     settings: list[str]
     local: list[str] = field(default_factory=list)
     """Settings that replace the Hub's data by files below --data."""
+    prepare: Callable[[Path], Path] | None = None
+    """Makes of --data the folder that the local settings mean."""
+
+
+def svamp_equations(data: Path) -> Path:
+    """SVAMP with equations as people write them, in a folder of its own; test stays as it is."""
+    folder = ROOT / "runs" / "data"
+    (folder / "svamp").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "dev", "test"):
+        text = (data / "svamp" / f"{split}.jsonl").read_text(encoding="utf-8")
+        if split != "test":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [{**row, "equation": plain_equation(row["equation"])} for row in rows]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "svamp" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def plain_equation(equation: str) -> str:
+    """ "( ( 16.0 - 11.0 ) + 12.0 )" as "(16 - 11) + 12"."""
+    text = re.sub(r"(\d)\.0\b", r"\1", equation.strip())
+    text = re.sub(r"\( +| +\)", lambda match: match[0].strip(), text)
+    inside = text[1:-1]
+    depths = [inside[:end].count("(") - inside[:end].count(")") for end in range(len(inside) + 1)]
+    return inside if text.startswith("(") and text.endswith(")") and min(depths) >= 0 else text
 
 
 PROMPTS = """compare.prompts=[
@@ -90,10 +117,18 @@ LONGER = (
     "writer liked the film and would tell others to see it, and negative if its writer was bored, "
     'annoyed or disappointed. Answer with one word, positive or negative:]]"'
 )
+SYSTEM = (
+    'template={system="[[Is this review positive or negative? Answer with one word:]]", '
+    'user="{text}"}'
+)
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
     "compare-demo-smollm2-135m": Compared("demo.toml", []),
     "compare-sst2-smollm2-135m": Compared("sst2-smollm2-135m.toml", [PROMPTS], files("sst2")),
+    # The same words where the system message stands, so before the query.
+    "compare-sst2-system-smollm2-135m": Compared(
+        "sst2-smollm2-135m.toml", [SYSTEM, "compare.seeds=[0, 1, 2]"], files("sst2")
+    ),
     "compare-imdb-smollm2-135m": Compared(
         "imdb-smollm2-135m.toml",
         ['compare.methods=["text", "embedgrad", "peft-prompt-tuning-text"]', "compare.seeds=[0]"],
@@ -138,6 +173,23 @@ COMPARISONS = {
         # The model solves too few by itself to write what it could be trained on.
         ['solutions.source="answer"', "compare.seeds=[0, 1, 2]"],
         [*files("svamp"), 'data.answer="answer"', "template.user={template}"],
+    ),
+    # The equation that the data holds is the solution: "(16 - 11) + 12 = 17".
+    "compare-svamp-equations-smollm2-135m": Compared(
+        "svamp-smollm2-135m.toml",
+        [
+            'solutions.source="column"',
+            "data.limit={train=499, dev=100}",
+            "training.epochs=3",
+            "compare.seeds=[0, 1, 2]",
+        ],
+        [
+            *files("svamp"),
+            'data.answer="answer"',
+            'data.solution="{equation} = {answer}"',
+            "template.user={template}",
+        ],
+        svamp_equations,
     ),
 }
 MEASUREMENTS = {
@@ -218,6 +270,8 @@ def measure(name: str, measurement: Measurement, data: Path | None) -> None:
 def compare(name: str, compared: Compared, data: Path | None, only: dict[str, str | None]) -> None:
     """Measure the rows of a comparison that are missing, and keep its results."""
     out = ROOT / "runs" / name
+    if data and compared.prepare:
+        data = compared.prepare(data)
     local = local_settings(compared, data) if data else []
     command = [sys.executable, "-m", "embedgrad", "compare", f"recipes/{compared.recipe}"]
     command += ["--out", str(out)]

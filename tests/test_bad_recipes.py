@@ -90,7 +90,15 @@ RECIPES: dict[str, Case] = {
     ),
     "file as spill folder": (
         lambda p: p.optimize(f"head_cache.spill={at(p.folder / 'a')}"),
-        ("head_cache.spill: ", "a: no folder can be made here (", "expected a folder that you may"),
+        (
+            "head_cache.spill: ",
+            "a': no folder can be made here (",
+            "expected a folder that you may",
+        ),
+    ),
+    "no name of a folder": (
+        lambda p: p.optimize(r'head_cache.spill="a\u0000b"'),
+        (r"head_cache.spill: 'a\x00b': no folder can be made here (", "expected a folder that you"),
     ),
     "spill budget": (
         lambda p: p.optimize("head_cache.spill_budget=-1"),

@@ -240,6 +240,17 @@ def test_tables_are_made_of_what_the_benchmarks_write(
     assert "| [demo.json](../benchmarks/results/demo.json) | the choices | 1 |" in page
 
 
+def test_equations_are_written_as_people_write_them(tmp_path: Path) -> None:
+    for theirs, plain in (
+        ("( 8.0 - 2.0 )", "8 - 2"),
+        ("( ( 16.0 - 11.0 ) + 12.0 )", "(16 - 11) + 12"),
+        ("( ( 1.0 + 2.0 ) * ( 3.0 + 4.5 ) )", "(1 + 2) * (3 + 4.5)"),
+        ("(1.0 + 2.0) * (3.0 + 4.0)", "(1 + 2) * (3 + 4)"),
+        ("10.05", "10.05"),
+    ):
+        assert bench.plain_equation(theirs) == plain
+
+
 def test_a_comparison_is_kept_without_the_place_of_its_data(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

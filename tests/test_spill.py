@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -203,6 +204,30 @@ def test_the_folder_goes_after_an_exception(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, torch\n"
+        "from embedgrad.head_cache import Head, Spill\n"
+        "spill = Spill(sys.argv[1])\n"
+        "spill.store((1,), Head(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    machine, pid = left.name.rsplit("-", 2)[:2]
+    others = [
+        tmp_path / f"{machine}x-{pid}-abc",  # another machine's, whose processes are not known
+        tmp_path / f"{machine}-{os.getpid()}-abc",  # one that runs
+        tmp_path / f"{machine}-{pid}",  # not ours
+        tmp_path / "embedgrad-heads-abc",
+    ]
+    for other in others:
+        other.mkdir()
+    spill = Spill(tmp_path)
+    assert set(tmp_path.iterdir()) == {*others, spill.folder}
+
+
 def test_two_runs_may_share_a_folder(tmp_path: Path) -> None:
     one, other = Spill(tmp_path), Spill(tmp_path)
     one.store(IDS, made())
@@ -219,6 +244,14 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, below: str) -> None:
         Spill(tmp_path / "file" / below)
     assert "\n" not in str(told.value)
     assert "leave the option out" in str(told.value)
+
+
+def test_no_name_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"^head_cache\.spill: '.*a.x00b': .*; expected a fold"
+    ) as told:
+        Spill(tmp_path / "a\0b")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

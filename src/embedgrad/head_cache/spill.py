@@ -7,7 +7,9 @@ back is used before its checksum is that of what was written.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
 import shutil
 import tempfile
 import weakref
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from embedgrad.head_cache.shelf import Shelf
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
 EXACT = "the results stay the same"
+_PREFIX = f"embedgrad-heads-{platform.node()}-"  # other machines may share the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,13 @@ class Spill(Shelf):
         try:
             folder = Path(folder).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="embedgrad-heads-", dir=folder)).absolute()
-        except OSError as error:
+            _sweep(folder)
+            prefix = f"{_PREFIX}{os.getpid()}-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"head_cache.spill: {folder}: no folder can be made here ({error.strerror}); "
+                f"head_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
                 "expected a folder that you may write to; name another, or leave the option out"
             ) from error
         # Also at the interpreter's end, whatever ended the run.
@@ -150,6 +157,14 @@ class Spill(Shelf):
             f"head_cache.spill: {self.folder}: {reason}; from here on heads over the budget are "
             f"computed anew, {EXACT}"
         )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in `folder`."""
+    for left in folder.glob(f"{glob.escape(_PREFIX)}*-*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _raw(tensor: Tensor) -> memoryview:
