@@ -232,6 +232,7 @@ def test_a_spill_folder_that_cannot_be_is_told_at_once(
     path = recipe(head_cache={"spill": str(tmp_path / "file" / "heads")})
     done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")
     assert (done.code, done.out, len(done.lines)) == (2, "", 1)
-    assert done.err.startswith(f"error: head_cache.spill: {tmp_path / 'file' / 'heads'}: no folder")
+    folder = str(tmp_path / "file" / "heads")
+    assert done.err.startswith(f"error: head_cache.spill: {folder!r}: no folder")
     assert not (tmp_path / "run").exists()
     assert (tmp_path / "file").read_text() == "mine"
