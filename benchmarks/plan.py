@@ -27,12 +27,14 @@ from embedgrad.versions import versions
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "plan.json"
 
+SENTIMENT = "[[Is this review positive or negative? Answer with one word:]]"
 # A recipe, and settings that make it short; {data} is the folder of local data.
 PAIRS: dict[str, tuple[str, list[str]]] = {
     "sst2": (
         "sst2-smollm2-135m.toml",
         [
             'data.answer="label_text"',
+            f'template={{user="{{text}}\\n\\n{SENTIMENT}"}}',
             "data.limit={train=128, dev=64, test=100}",
             "training.epochs=2",
         ],

@@ -58,7 +58,7 @@ def files(folder: str) -> list[str]:
     return [f'data.{split}="{{data}}/{folder}/{split}.jsonl"' for split in ("train", "dev", "test")]
 
 
-def losses(numbers: tuple[int, ...]) -> dict[str, list[str]]:
+def losses(numbers: tuple[int, ...], settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """Both losses of the same recipe, on 256 training rows; test is not looked at but for a row."""
     return {
         f"{over}, seed {seed}": [
@@ -66,6 +66,7 @@ def losses(numbers: tuple[int, ...]) -> dict[str, list[str]]:
             f"training={{epochs=4, seed={seed}}}",
             "trust_region.radius=0.3",
             "data.limit={train=256, dev=150, test=1}",
+            *settings,
         ]
         for over in ("answer", "choices")
         for seed in numbers
@@ -113,21 +114,20 @@ PROMPTS = """compare.prompts=[
     "Classify the text above as positive or negative. The class is",
 ]"""
 LONGER = (
-    'template.user="{text}\\n\\n[[Is this review positive or negative? A review is positive if its '
-    "writer liked the film and would tell others to see it, and negative if its writer was bored, "
-    'annoyed or disappointed. Answer with one word, positive or negative:]]"'
+    'template={user="{text}\\n\\n[[Is this review positive or negative? A review is positive if '
+    "its writer liked the film and would tell others to see it, and negative if its writer was "
+    'bored, annoyed or disappointed. Answer with one word, positive or negative:]]"}'
 )
-SYSTEM = (
-    'template={system="[[Is this review positive or negative? Answer with one word:]]", '
-    'user="{text}"}'
+AFTER = (
+    'template={user="{text}\\n\\n[[Is this review positive or negative? Answer with one word:]]"}'
 )
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
     "compare-demo-smollm2-135m": Compared("demo.toml", []),
     "compare-sst2-smollm2-135m": Compared("sst2-smollm2-135m.toml", [PROMPTS], files("sst2")),
-    # The same words where the system message stands, so before the query.
-    "compare-sst2-system-smollm2-135m": Compared(
-        "sst2-smollm2-135m.toml", [SYSTEM, "compare.seeds=[0, 1, 2]"], files("sst2")
+    # The same words after the query.
+    "compare-sst2-after-smollm2-135m": Compared(
+        "sst2-smollm2-135m.toml", [AFTER, PROMPTS], files("sst2")
     ),
     "compare-imdb-smollm2-135m": Compared(
         "imdb-smollm2-135m.toml",
@@ -196,14 +196,14 @@ MEASUREMENTS = {
     "demo": Measurement("demo.toml", seeds(0, 1, 2)),
     "loss-over": Measurement("demo.toml", losses((0, 1, 2)), dev_only=True),
     "loss-over-sst2": Measurement(
-        "sst2-smollm2-135m.toml", losses((0, 1, 2)), files("sst2"), dev_only=True
+        "sst2-smollm2-135m.toml", losses((0, 1, 2), (AFTER,)), files("sst2"), dev_only=True
     ),
     "sst2": Measurement("sst2-smollm2-135m.toml", seeds(0), files("sst2")),
     "sst2-span": Measurement(
         "sst2-smollm2-135m.toml",
         {
             f"{words} words, seed 0": [*settings, "data.limit={train=1000, dev=872, test=1}"]
-            for words, settings in (("few", []), ("many", [LONGER]))
+            for words, settings in (("few", [AFTER]), ("many", [LONGER]))
         },
         files("sst2"),
         dev_only=True,

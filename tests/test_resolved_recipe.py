@@ -146,6 +146,7 @@ RECIPES = st.builds(
         dev_share=SHARES,
         test_share=SHARES,
         truncate=st.sampled_from([None, "a"]),
+        solution=st.none() | TEXT.filter(lambda text: not set(text) & set("{}")),
     ),
     template=st.sampled_from(
         [Recipe.from_dict({**SMALLEST, "template": t}).template for t in TEMPLATES.values()]
