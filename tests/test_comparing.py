@@ -26,6 +26,7 @@ from embedgrad.report import show
 from embedgrad.report.methods_table import methods_markdown, methods_table, reliable_gain
 from embedgrad.report.tables import NARROWEST
 from embedgrad.settings import COMPARED
+from embedgrad.state import TrainingState
 from embedgrad.statistics import (
     bootstrap_mean,
     mcnemar_exact,
@@ -324,6 +325,84 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     whole_rows = {(r["method"], r["seed"]): r["correct"] for r in whole[1]["rows"]}
     for row in done.json["rows"]:
         assert row["correct"] == whole_rows[row["method"], row["seed"]]
+
+
+def test_a_scoring_goes_on_behind_its_last_block(
+    copied: Path,
+    whole: tuple[Path, dict[str, Any]],
+    model_folder: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe.from_dict(values(model_folder, data, **SMALL))
+    monkeypatch.setattr("embedgrad.comparing.loop.BLOCK", 5)
+    method, part, blocks = METHODS["peft-lora"], copied / "work" / "peft-lora-seed-0", []
+    so_far = copied / "work" / "unfinished" / "peft-lora-seed-0.json"
+    (part / "scored.json").unlink()
+
+    def answer(task: Any, trained: Any, rows: Any, progress: Any, last: int = 9) -> Any:
+        if len(blocks) == last:
+            raise KeyboardInterrupt
+        blocks.append(len(rows))
+        return type(method).answer(method, task, trained, rows, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "answer", lambda *given: answer(*given, last=2), raising=False)
+        assert compare(recipe, copied)["interrupted"] is True
+    assert blocks == [5, 5]
+    kept = json.loads(so_far.read_text())
+    so_far.write_text(json.dumps({**kept, "seconds": 1000}))
+    monkeypatch.setattr(method, "answer", answer, raising=False)
+    results = compare(recipe, copied)
+    assert blocks == [5, 5, ROWS["test"] - 10]
+    assert not so_far.exists()
+    assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
+    assert json.loads((part / "scored.json").read_text())["scoring_seconds"] > 1000
+
+    for damaged in ("{", json.dumps({**kept, "training": "another"}), json.dumps({"training": 0})):
+        (part / "scored.json").unlink()
+        so_far.write_text(damaged)
+        blocks.clear()
+        events: list[dict[str, Any]] = []
+        results = compare(recipe, copied, lambda events=events: events.append)
+        assert blocks == [5, 5, ROWS["test"] - 10]
+        assert sum("is scored anew" in str(event.get("text")) for event in events) == 1
+        assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
+
+
+def test_a_training_goes_on_at_its_last_look_at_dev(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {**SMALL, "training": {"steps": 4, "batch_size": 8, "evaluate_every": 1}}
+    path, out = recipe(**made), tmp_path / "run"
+    arguments = ("compare", path, "--out", out, "--methods", "embedgrad", "--seeds", "0")
+    plain, kept = TrainingState.save, []
+
+    def save(state: TrainingState, folder: Path) -> None:
+        plain(state, folder)
+        kept.append(state.step)
+        if kept == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "save", save)
+    assert embedgrad(*arguments).code == 130
+    state = out / "work" / "unfinished" / "embedgrad-seed-0"
+    assert state.is_dir()
+    assert embedgrad(*arguments).code == 0
+    assert kept == [1, 2, 3, 4]
+    assert not state.exists()
+
+
+def test_what_no_finished_part_vouches_for_is_not_gone_on_from(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    left = tmp_path / "run" / "work" / "unfinished" / "embedgrad-seed-0"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("of another recipe")
+    arguments = ("compare", recipe(**SMALL), "--out", tmp_path / "run", "--seeds", "0")
+    done = embedgrad(*arguments, "--methods", "embedgrad")
+    assert (done.code, "anew" in done.err) == (0, False)
+    assert not left.exists()
 
 
 # -- what is refused -------------------------------------------------------------------------------

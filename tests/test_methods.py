@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from embedgrad.methods.templates import with_examples, with_span
 from embedgrad.optimization import optimize
 from embedgrad.sequence import Target, TokenSequence
 from embedgrad.settings import COMPARED, CompareSettings
+from embedgrad.state import TrainingState
 from embedgrad.template import Renderer, Template
 from embedgrad.training import Training
 from kit import DAY, LABELS, LONG_CHOICES, PLACEMENTS, Kit, kit
@@ -238,6 +239,50 @@ def test_ctrl_c_in_the_loop_ends_the_comparison_too(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(type(task.model), "outcome", interrupted)
     with pytest.raises(KeyboardInterrupt):
         METHODS["embedgrad"].train(task, 0)
+
+
+def stopping(step: int) -> Callable[[dict[str, Any]], None]:
+    """A report that is interrupted after a step."""
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.mark.parametrize("name", ["embedgrad", "random-init", *PROMPTS, "peft-lora"])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    task, method = task_of(small()), METHODS[name]
+    whole = method.train(task, 3)
+    kept = replace(task, state=tmp_path / "state")
+    with pytest.raises(KeyboardInterrupt):
+        method.train(replace(kept, report=stopping(5)), 3)  # the last look at dev was at 4
+    state = TrainingState.load(tmp_path / "state")
+    assert (state.step, state.seconds > 0) == (4, True)
+    replace(state, seconds=1000).save(tmp_path / "state")
+    events: list[dict[str, Any]] = []
+    again = method.train(replace(kept, report=events.append), 3)
+    assert [event["step"] for event in events if event["event"] == "step"] == [5]
+    assert again.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
+    assert 1000 < again.facts["train_seconds"] < 2000
+    facts = (dict(trained.facts) for trained in (whole, again))
+    first, second = ({**one, "train_seconds": None} for one in facts)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["embedgrad", "peft-cpt"])
+def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
+    task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
+    whole = method.train(replace(task, state=folder), 0)
+    (folder / "state.safetensors").write_bytes(b"no tensors")
+    events: list[dict[str, Any]] = []
+    again = method.train(replace(task, state=folder, report=events.append), 0)
+    notes = [event for event in events if event["event"] == "note"]
+    (line,) = [n["text"] for n in notes if "starts anew" in n["text"]]
+    assert "the saved state cannot be read" in line
+    assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 
 
 # -- PEFT ------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ class TrainingState:
     """Everything that the next step depends on.
 
     The order of examples is a function of seed and epoch, so `step` alone says which batch is next.
-    `best_rows` are the rows that scored best on dev so far, `history` the dev scores in order.
+    `best_rows` are the rows that scored best on dev so far, `history` the dev scores in order, and
+    `seconds` what a comparison's training took until here.
     """
 
     step: int
@@ -32,6 +33,7 @@ class TrainingState:
     best_rows: Tensor
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
         """Write the folder anew, aside, then put it in place. Raises `RunError`."""
@@ -49,6 +51,7 @@ class TrainingState:
             "step": self.step,
             "best_step": self.best_step,
             "history": self.history,
+            "seconds": self.seconds,
             "optimizer_numbers": numbers,
             "optimizer_groups": self.optimizer["param_groups"],
         }
@@ -87,6 +90,7 @@ class TrainingState:
                 best_rows=tensors["best_rows"],
                 best_step=values["best_step"],
                 history=values["history"],
+                seconds=values.get("seconds", 0.0),
             )
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),

@@ -4,12 +4,15 @@ FOLDER/recipe.toml                    every setting; methods and seeds may grow
 FOLDER/work/comparison.json           what all parts of it share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
+FOLDER/work/unfinished/METHOD-seed-N/state.*   where a training stood at its last evaluation
+FOLDER/work/unfinished/METHOD-seed-N.json      the answers of the test rows so far
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -24,6 +27,7 @@ from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered
 from embedgrad.files import finite, write_file, write_folder, write_json
 from embedgrad.methods import METHODS, Trained
+from embedgrad.methods.base import Answers
 from embedgrad.recipe import Recipe
 
 MAY_CHANGE = ("compare.methods", "compare.seeds", "export.", "report.")  # no part depends on it
@@ -51,6 +55,7 @@ class Folder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.work = self.path / "work"
+        self.unfinished = self.work / "unfinished"
 
     # -- whose folder it is --------------------------------------------------------------------
 
@@ -64,6 +69,7 @@ class Folder:
         if not any(self._parts()):
             if self.path.exists() and (not self.path.is_dir() or self._foreign()):
                 raise RunError(f"{self.path}: exists and is no comparison; choose another --out")
+            shutil.rmtree(self.unfinished, ignore_errors=True)  # of whatever recipe it was
             return
         path = self.path / "recipe.toml"
         try:
@@ -139,6 +145,7 @@ class Folder:
             "trained.json": json.dumps(values, indent=1, ensure_ascii=False).encode(),
         }
         write_folder(self.work / part.folder, files)
+        shutil.rmtree(self.unfinished / part.folder, ignore_errors=True)
 
     def training(self, part: Part) -> Trained:
         """Read a finished training. Raises `RunError` where it is damaged."""
@@ -160,6 +167,44 @@ class Folder:
         lines = "".join(f"{json.dumps(finite(asdict(a)), ensure_ascii=False)}\n" for a in answers)
         write_file(folder / "answers.jsonl", lines.encode())
         write_json(folder / "scored.json", scores)
+        self._answered(part).unlink(missing_ok=True)
+
+    def keep_answers(self, part: Part, answers: Answers, seconds: float) -> None:
+        """Write the answers to the first test rows, and what they took."""
+        values = {
+            "training": self._digest(part),
+            "answered": [asdict(answer) for answer in answers.answered],
+            "tokens": answers.tokens,
+            "seconds": seconds,
+        }
+        self.unfinished.mkdir(exist_ok=True)
+        # Not `finite`: a loss may be infinite, and shall be so again.
+        write_file(self._answered(part), json.dumps(values, ensure_ascii=False).encode())
+
+    def answers_so_far(self, part: Part) -> tuple[Answers, float]:
+        """What `keep_answers` wrote, and the seconds. Raises `RunError` where it is damaged."""
+        path = self._answered(part)
+        if not path.exists():
+            return Answers([], []), 0.0
+        try:
+            values = _read_json(path)
+            if values["training"] != self._digest(part):
+                raise ValueError("of another training")
+            answered = [
+                Answered(**{**a, "probabilities": a["probabilities"] and tuple(a["probabilities"])})
+                for a in values["answered"]
+            ]
+            if len(answered) != len(values["tokens"]):
+                raise ValueError("answers and tokens differ in number")
+            return Answers(answered, values["tokens"]), float(values["seconds"])
+        except (RunError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: cannot be used ({error})") from error
+
+    def _answered(self, part: Part) -> Path:
+        return self.unfinished / f"{part.folder}.json"
+
+    def _digest(self, part: Part) -> str:
+        return str(_read_json(self.work / part.folder / "trained.json").get("sha256"))
 
     def scores(self, part: Part) -> dict[str, Any]:
         """What was written with the scores."""

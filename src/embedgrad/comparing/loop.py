@@ -26,11 +26,14 @@ from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.files import write_file, write_json
 from embedgrad.language_model import LanguageModel
 from embedgrad.methods import METHODS, Task
+from embedgrad.methods.base import Answers
 from embedgrad.preparation import prepare, sources
 from embedgrad.recipe import Recipe
 from embedgrad.report.methods_table import figure_svg, methods_markdown
 from embedgrad.report.words import duration
 from embedgrad.sequence import TokenSequence
+
+BLOCK = 256  # test rows that are answered before they are kept
 
 
 def compare(
@@ -154,7 +157,9 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, 
             continue
         where = f"training {number} of {len(parts)}"
         stage(task.report, f"{part}: {where}")
-        own = replace(task, report=_tagged(task.report, part))
+        own = replace(
+            task, report=_tagged(task.report, part), state=folder.unfinished / part.folder
+        )
         try:
             trained = METHODS[part.method].train(own, part.seed or 0)
         except EmbedgradError as error:
@@ -181,22 +186,51 @@ def _score(
     for part in left:
         if part.method in failed:
             continue
-        own, began = replace(task, report=_tagged(task.report, part)), time.perf_counter()
-        trained = folder.training(part)
-
-        def progress(done: int, part: Part = part) -> None:
-            task.report(scoring(str(part), done, len(test)))
-
         try:
-            answers = METHODS[part.method].answer(own, trained, test, progress)
+            so_far = folder.answers_so_far(part)
+        except RunError as error:
+            say(task.report, [f"{error}; {part} is scored anew"])
+            so_far = Answers([], []), 0.0
+        found = _answers(task, folder, part, test, so_far, failed)
+        if found is None:
+            continue
+        answers, seconds = found
+        scores = scores_of(answers, task.sequencer.target.choices, seconds)
+        folder.keep_scores(part, answers.answered, scores)
+
+
+def _answers(
+    task: Task,
+    folder: Folder,
+    part: Part,
+    test: Sequence[TokenSequence],
+    so_far: tuple[Answers, float],
+    failed: dict[str, str],
+) -> tuple[Answers, float] | None:
+    """A part's answers to the test rows, and the seconds, or None where its method fails.
+
+    Every block is kept when it is done.
+    """
+    own, trained = replace(task, report=_tagged(task.report, part)), folder.training(part)
+    answers, seconds = so_far
+    while (first := len(answers.answered)) < len(test):
+        began = time.perf_counter()
+
+        def progress(done: int, first: int = first) -> None:
+            task.report(scoring(str(part), first + done, len(test)))
+
+        block = test[first : first + BLOCK]
+        try:
+            answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
         except EmbedgradError as error:
             if part == TEXT:
                 raise
             _note_failure(task.report, part, error, failed)
-            continue
-        seconds = time.perf_counter() - began
-        scores = scores_of(answers, task.sequencer.target.choices, seconds)
-        folder.keep_scores(part, answers.answered, scores)
+            return None
+        answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
+        seconds += time.perf_counter() - began
+        folder.keep_answers(part, answers, seconds)
+    return answers, seconds
 
 
 def _note_failure(

@@ -5,22 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from embedgrad.best import score_of
+from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered, Evaluator, Progress, summarize
-from embedgrad.events import Report
+from embedgrad.events import Report, say
 from embedgrad.language_model import LanguageModel
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.state import TrainingState
 from embedgrad.template import Template
 
 
 @dataclass(frozen=True)
 class Task:
-    """A recipe's model, prompt, and the rows to learn from and choose by; no test row."""
+    """A recipe's model, prompt, and the rows to learn from and choose by; no test row.
+
+    `state` is the folder in which a training keeps where it stands, if it keeps it.
+    """
 
     recipe: Recipe
     model: LanguageModel
@@ -28,6 +34,22 @@ class Task:
     train: Sequence[TokenSequence]
     dev: Sequence[TokenSequence]
     report: Report
+    state: Path | None = None
+
+    def saved(self) -> TrainingState | None:
+        """Where an interrupted training stood, if anything of it can be read."""
+        if self.state is None or not self.state.exists():
+            return None
+        try:
+            return TrainingState.load(self.state)
+        except RunError as error:
+            say(self.report, [f"{error}; this training starts anew"])
+            return None
+
+    def keep(self, state: TrainingState) -> None:
+        """Write where the training stands. Raises `RunError`."""
+        if self.state is not None:
+            state.save(self.state)
 
     @property
     def metric(self) -> str:

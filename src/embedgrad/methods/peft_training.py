@@ -9,11 +9,14 @@ and the choice of the best are those of the recipe.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import itertools
 import math
+import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +31,7 @@ from embedgrad.events import say
 from embedgrad.methods.base import Method, Task, Trained, examples_seen
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import TokenSequence
+from embedgrad.state import TrainingState
 from embedgrad.training import Training
 
 LONGEST_GRADIENT = 1.0
@@ -120,7 +124,11 @@ class PeftMethod(Method):
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
         best, kept, ended, step = Best(task.metric, torch.empty(0)), self.kept(model), "finished", 0
-        plan = {"total": total, "every": every}
+        plan, before, saved = {"total": total, "every": every}, 0.0, task.saved()
+        if saved is not None:
+            kept = _restore(saved, leaves, optimizer)
+            best = Best(task.metric, torch.empty(0), saved.best_step, saved.history)
+            step, before = saved.step, saved.seconds
 
         def evaluate() -> None:
             nonlocal kept
@@ -131,9 +139,12 @@ class PeftMethod(Method):
             if not task.dev or best.step == step:
                 kept = self.kept(model)
 
-        evaluate()
-        for batch in batches(len(task.train), training, total):
+        if saved is None:
+            evaluate()
+        for batch in itertools.islice(batches(len(task.train), training, total), step, None):
             since = time.perf_counter()
+            # By step, so that a training that goes on draws the same dropout.
+            torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))
             for group in optimizer.param_groups:
                 group["lr"] = rate * recipe.parts.schedule.factor(step, total)
             lines = [self.line(task, task.train[i]) for i in batch]
@@ -165,10 +176,12 @@ class PeftMethod(Method):
             )
             if step % every == 0 or step == total:
                 evaluate()
+                seconds = before + time.perf_counter() - began
+                task.keep(_state(step, leaves, optimizer, kept, best, seconds))
                 if best.is_stale(training.patience):
                     ended = "patience"
                     break
-        seconds = time.perf_counter() - began
+        seconds = before + time.perf_counter() - began
         task.report({"event": "end", "ended": ended, "steps": step, "seconds": seconds})
         return Trained(
             kept,
@@ -206,3 +219,31 @@ class PeftMethod(Method):
             loss.backward()
             total += loss.item()
         return total
+
+
+def _state(
+    step: int,
+    leaves: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    kept: Mapping[str, Tensor],
+    best: Best,
+    seconds: float,
+) -> TrainingState:
+    """Where a training stands; what is kept of the best stands beside the leaves."""
+    theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+    theta |= {f"kept.{name}": value for name, value in kept.items()}
+    return TrainingState(
+        step, theta, optimizer.state_dict(), best.rows, best.step, best.history, seconds
+    )
+
+
+@torch.no_grad()
+def _restore(
+    saved: TrainingState, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Set leaves and optimizer as they were; returns what was kept of the best."""
+    for i, leaf in enumerate(leaves):
+        leaf.copy_(saved.theta[f"leaf.{i}"])
+    optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
+    of_best = (name for name in saved.theta if name.startswith("kept."))
+    return {name.removeprefix("kept."): saved.theta[name] for name in of_best}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from embedgrad.methods.base import (
 from embedgrad.optimization import optimize
 from embedgrad.prompt import TrustRegion
 from embedgrad.sequence import TokenSequence
+from embedgrad.state import TrainingState
 from embedgrad.training import Parts, Refinement
 
 Start = Callable[[LanguageModel, int, int], Tensor]
@@ -56,7 +58,12 @@ class EmbedGrad(Method):
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.span.ids)
         start = None if self._start is None else self._start(task.model, count, seed)
-        parts = self._parts(recipe.parts)
+        parts, saved, began = self._parts(recipe.parts), task.saved(), time.perf_counter()
+        before = saved.seconds if saved else 0.0
+
+        def keep(state: TrainingState) -> None:
+            task.keep(replace(state, seconds=before + time.perf_counter() - began))
+
         try:
             refinement = optimize(
                 task.model,
@@ -67,7 +74,9 @@ class EmbedGrad(Method):
                 parts=parts,
                 evaluation=recipe.evaluation,
                 start_rows=start,
+                state=saved,
                 report=task.report,
+                keep=keep,
             )
         except DivergenceError as error:
             if error.refinement is None:
@@ -76,7 +85,7 @@ class EmbedGrad(Method):
             say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return self._kept(task, refinement)
+        return self._kept(task, replace(refinement, seconds=before + refinement.seconds))
 
     def _kept(self, task: Task, refinement: Refinement) -> Trained:
         prompt, best = refinement.prompt, refinement.best
