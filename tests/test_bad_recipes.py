@@ -88,6 +88,18 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize("head_cache.budget=lots"),
         ("head_cache.budget: 'lots'; expected bytes, a size such as '2 GiB', or a fraction",),
     ),
+    "infinite budget": (
+        lambda p: p.optimize("head_cache.budget=1e400"),
+        ("head_cache.budget: inf; expected a finite number",),
+    ),
+    "budget of no type": (
+        lambda p: p.optimize("head_cache.budget=true"),
+        ("head_cache.budget: Input should be a valid string or a valid number (given: True)",),
+    ),
+    "list as budget": (
+        lambda p: p.optimize("head_cache.budget=[]"),
+        ("head_cache.budget: Input should be a valid string or a valid number (given: [])",),
+    ),
     "file as spill folder": (
         lambda p: p.optimize(f"head_cache.spill={at(p.folder / 'a')}"),
         (

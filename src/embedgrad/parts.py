@@ -25,6 +25,7 @@ from embedgrad.parameterizations import PARAMETERIZATIONS
 from embedgrad.scorers import SCORERS
 
 T = TypeVar("T")
+_SHOULD_BE = "Input should be "  # how pydantic begins
 
 KINDS: dict[str, Mapping[str, type]] = {
     "parameterization": PARAMETERIZATIONS,
@@ -90,11 +91,15 @@ def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | N
         text = json.dumps(plain, default=str)
         made = TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
+        said: dict[tuple[str, str], list[str]] = {}  # an option of several types has one per type
         for entry in error.errors(include_url=False):
             cause = entry.get("ctx", {}).get("error")
             shown = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
-            place = _place(entry["loc"], given)
-            problems.append(f"{path}.{place}: {cause or entry['msg']}{shown}")
+            place = _place(entry["loc"], given), shown
+            said.setdefault(place, []).append(str(cause or entry["msg"]))
+        for (where, shown), (first, *others) in said.items():
+            text = " or ".join([first, *(other.removeprefix(_SHOULD_BE) for other in others)])
+            problems.append(f"{path}.{where}: {text}{shown}")
         return None
     except EmbedgradError as error:
         told = str(error)

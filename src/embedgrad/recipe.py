@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -259,8 +260,7 @@ def _check_together(
             f"{nearest(data.truncate, template.columns)}"
         )
     if recipe["solutions"] and target and data:
-        column = data.solution is not None
-        problems += source_problems(recipe["solutions"], target, column=column)
+        problems += source_problems(recipe["solutions"], target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)
     if recipe["head_cache"]:
@@ -268,13 +268,13 @@ def _check_together(
 
 
 def _check_heads(heads: HeadCacheSettings, problems: list[str]) -> None:
-    for name in ("budget", "spill_budget"):
+    for name, budget in (("budget", heads.budget), ("spill_budget", heads.spill_budget)):
+        if isinstance(budget, float) and not math.isfinite(budget):
+            continue  # told already, as of every number
         try:
-            budget_bytes(getattr(heads, name), name)
+            budget_bytes(budget, name)
         except RecipeError as error:
             problems += [f"head_cache.{name}: {problem}" for problem in error.problems]
-        except (OverflowError, ValueError):
-            problems.append(f"head_cache.{name}: expected a finite number of bytes")
     if heads.spill is not None and not heads.spill.strip():
         problems.append("head_cache.spill: ''; expected a folder, or leave the option out")
 
