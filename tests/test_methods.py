@@ -273,6 +273,23 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["embedgrad", "peft-cpt"])
+def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, method = task_of(small(), training={"patience": 1}), METHODS[name]
+    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    whole = method.train(replace(task, state=tmp_path / "state"), 3)
+    assert whole.facts["ended"] == "patience"
+    events: list[dict[str, Any]] = []
+    again = method.train(replace(task, state=tmp_path / "state", report=events.append), 3)
+    assert not [event for event in events if event["event"] == "step"]
+    facts = (dict(trained.facts) for trained in (whole, again))
+    first, second = ({**one, "train_seconds": None} for one in facts)
+    assert first == second
+    assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
+
+
+@pytest.mark.parametrize("name", ["embedgrad", "peft-cpt"])
 def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
     task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
     whole = method.train(replace(task, state=folder), 0)

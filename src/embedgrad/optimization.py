@@ -126,6 +126,8 @@ class _Loop:
 
     def run(self, keep: Callable[[TrainingState], None]) -> str:
         """All steps; returns why it ended."""
+        if self.best.is_stale(self.training.patience):  # cut off right after its last state
+            return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
             loss, norm = self._step(step, batch)

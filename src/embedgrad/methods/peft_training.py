@@ -141,6 +141,8 @@ class PeftMethod(Method):
 
         if saved is None:
             evaluate()
+        if best.is_stale(training.patience):  # cut off right after its last state
+            total, ended = step, "patience"
         for batch in itertools.islice(batches(len(task.train), training, total), step, None):
             since = time.perf_counter()
             # By step, so that a training that goes on draws the same dropout.
