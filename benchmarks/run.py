@@ -111,7 +111,7 @@ def plain_equation(equation: str) -> str:
 PROMPTS = """compare.prompts=[
     "Sentiment, positive or negative:",
     "Would you say that the writer liked it? Reply with positive or negative:",
-    "Classify the text above as positive or negative. The class is",
+    "Classify the review as positive or negative. The class is",
 ]"""
 LONGER = (
     'template={user="{text}\\n\\n[[Is this review positive or negative? A review is positive if '
