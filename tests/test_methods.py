@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tiny
 from embedgrad import ModelError, Recipe
+from embedgrad.best import Best
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading import LoadedModel
 from embedgrad.markup import literal, parse
