@@ -155,14 +155,14 @@ COMPARISONS = {
         ],
         [*files("gsm8k"), 'data.solution="solution"'],
     ),
-    # As many steps as from the human solutions; dev is looked at before and after only.
+    # LoRA is trained on the same solutions.
     "compare-gsm8k-self-written-qwen2.5-coder-0.5b": Compared(
         "gsm8k-qwen2.5-0.5b.toml",
         [
             'model={name="qwen.gguf", dtype="bfloat16"}',
             "solutions.samples=2",
-            "data.limit={train=192, dev=64, test=400}",
-            "training={steps=36, evaluate_every=36}",
+            "data.limit={train=192, dev=64, test=200}",
+            "training={steps=24, evaluate_every=12}",
             "evaluation.max_new_tokens=320",
             "compare.seeds=[0]",
         ],

@@ -225,6 +225,31 @@ def test_samples_of_a_row_share_its_head_and_its_prompt(monkeypatch: pytest.Monk
     assert passes[1:] == [(12, 1)] * 5
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding", "gpt2"])
+def test_answers_that_are_over_are_left_out_of_the_passes(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_of(architecture)
+    ends = tuple(range(0, made.model.info.vocabulary, 8))  # an eighth of what may be drawn
+    decoding = Decoding(12, temperature=1.0, samples=3, seed=5)
+    alone = answers(made, decoding, end_ids=ends, batch_size=1)
+    assert {reply.cut for samples in alone for reply in samples} == {False, True}
+    sizes: list[int] = []
+    plain = made.model.logits
+
+    def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(embeds))
+        return plain(embeds, *rest)
+
+    monkeypatch.setattr(made.model, "logits", logits)
+    assert answers(made, decoding, end_ids=ends, batch_size=15) == alone
+    rows, *decoded = sizes
+    assert (rows, decoded[0], len(decoded)) == (5, 15, 11)
+    assert decoded == sorted(decoded, reverse=True)
+    assert len(set(decoded)) > 3
+    assert decoded[-1] < 8
+
+
 # -- stop strings ----------------------------------------------------------------------------------
 
 

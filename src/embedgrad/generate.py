@@ -20,6 +20,8 @@ from embedgrad.past import Growing, Slots
 from embedgrad.reuse import Ahead
 from embedgrad.sequence import TokenSequence
 
+LEFT_OUT = 0.25  # share of a batch's answers that is over when its keys and values are copied
+
 
 class Reply(NamedTuple):
     """A free answer; `cut` says that it did not end by itself."""
@@ -157,6 +159,8 @@ def _steps(
 ) -> Generator[None, None, None]:
     """Decode a batch, a token at a time; the drafts of a sequence stand next to each other.
 
+    Answers that are over are left out of the passes once they are many enough to be worth a copy.
+
     `ahead` is made outside, not in inference mode: heads are stored, and training goes through
     them.
     """
@@ -172,21 +176,26 @@ def _steps(
     logits = model.logits(embeds, batch.slots, past, last)
     positions = batch.slots.positions[:, -1:]
     samples = len(drafts) // len(sequences)
+    going = torch.arange(len(sequences), device=model.device).repeat_interleave(samples)
     if samples > 1:
-        past = past.copies(samples)
-        logits, positions = (part.repeat_interleave(samples, dim=0) for part in (logits, positions))
-    last = torch.ones_like(positions, dtype=torch.bool)
+        past, logits, positions = past.rows(going), logits[going], positions[going]
     while True:
         token = _chosen(logits, drafts)
         for draft, new in zip(drafts, token.tolist(), strict=True):
             draft.add(new)
         yield
-        if all(draft.over for draft in drafts):
+        over = torch.tensor([draft.over for draft in drafts], device=model.device)
+        if over.all():
             return
+        if over.sum() >= LEFT_OUT * len(over):
+            going = (~over).nonzero()[:, 0]
+            drafts = [drafts[i] for i in going.tolist()]
+            past, token, positions = past.rows(going), token[going], positions[going]
+            over = over[going]
         # A row that is over goes along where it is: there may be no position behind it.
-        going = torch.tensor([not draft.over for draft in drafts], device=model.device)
-        positions = positions + going[:, None].long()
+        positions = positions + (~over)[:, None].long()
         embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
+        last = torch.ones_like(positions, dtype=torch.bool)
         logits = model.logits(embeds, Slots.trunk(positions), past, last)
 
 

@@ -52,10 +52,10 @@ class Slots:
         """The same slots for so many rows."""
         return Slots(*(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave)))
 
-    def repeat(self, times: int) -> Slots:
-        """So many copies of every row, side by side."""
+    def rows(self, picked: Tensor) -> Slots:
+        """The slots of the rows of these numbers."""
         parts = (self.positions, self.enter, self.leave)
-        return Slots(*(part.repeat_interleave(times, dim=0) for part in parts))
+        return Slots(*(part.index_select(0, picked) for part in parts))
 
     def see(self, keys: Slots, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
@@ -207,13 +207,13 @@ class Growing(Past):
         key, value = grown
         return key, value
 
-    def copies(self, times: int) -> Growing:
-        """A past of its own for so many copies of every row, side by side."""
-        copied = Growing((), 0)
-        copied._slots = [slots.repeat(times) for slots in self._slots]
-        copied.own_keys = [keys.repeat_interleave(times, dim=0) for keys in self.own_keys]
-        copied.own_values = [values.repeat_interleave(times, dim=0) for values in self.own_values]
-        return copied
+    def rows(self, picked: Tensor) -> Growing:
+        """A past of its own for the rows of these numbers [N], in their order, also repeated."""
+        taken = Growing((), 0)
+        taken._slots = [slots.rows(picked) for slots in self._slots]
+        taken.own_keys = [keys.index_select(0, picked) for keys in self.own_keys]
+        taken.own_values = [values.index_select(0, picked) for values in self.own_values]
+        return taken
 
 
 def _room(like: Tensor, tokens: int) -> Tensor:
