@@ -6,7 +6,8 @@ Every row is one `embedgrad optimize` in a process of its own, but for `causal-j
 rows share one process and the heads of its long questions. Rows that a results file holds
 already are not run again, so an interrupted run goes on where it stopped; delete a file to measure
 it anew. Names that begin with `compare-` are comparisons of methods by `embedgrad compare`, which
-keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only some of their rows.
+keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only some of their rows. Rows
+that the results file has besides are kept, if they are of the same everything.
 `--data` is a folder with sst2/, imdb/, svamp/ and bbh_causal_judgement_grouped/ (train, dev and
 test.jsonl each) to use instead of the Hub.
 """
@@ -29,6 +30,8 @@ from typing import Any
 
 import embedgrad
 from embedgrad import LanguageModel, Recipe, load_model
+from embedgrad.comparing.results import methods_of
+from embedgrad.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -281,8 +284,36 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     text = (out / "results.json").read_text(encoding="utf-8")
     if data:
         text = text.replace(str(data.resolve()), "DATA")
+    path, results = RESULTS / f"{name}.json", json.loads(text)
+    if path.exists():
+        results = joined(json.loads(path.read_text(encoding="utf-8")), results)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A comparison with the rows that an earlier one has besides, if nothing else differs.
+
+    The text prompt is in both, and must have answered every row alike.
+    """
+    if _fixed(before) != _fixed(now):
+        return now
+    rows = {(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
+    order = list(METHODS)
+    ordered = sorted(rows, key=lambda key: (order.index(key[0]), key[1] or 0))
+    seeds = {seed for _, seed in ordered if seed is not None}
+    found = [rows[key] for key in ordered]
+    return {**now, "rows": found, "methods": methods_of(found), "seeds": sorted(seeds)}
+
+
+def _fixed(results: dict[str, Any]) -> list[Any]:
+    """What the rows of one results file share."""
+    recipe = {name: part for name, part in results["recipe"].items() if name != "report"}
+    recipe["compare"] = {
+        name: value for name, value in recipe["compare"].items() if name not in ("methods", "seeds")
+    }
+    text = [row["correct"] for row in results["rows"] if row["method"] == "text"]
+    return [recipe, text, *(results[name] for name in ("data", "model", "versions", "solutions"))]
 
 
 def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -261,7 +262,8 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     compared = bench.Compared("demo.toml", [], ['data.train="{data}/reviews.csv"'])
     only = {"--methods": "text,embedgrad", "--seeds": "1"}
     bench.compare("compare-demo", compared, data, only)
-    kept = text_of(repository / "benchmarks" / "results" / "compare-demo.json")
+    path = repository / "benchmarks" / "results" / "compare-demo.json"
+    kept = text_of(path)
     assert str(repository) not in kept
     results = json.loads(kept)
     assert results["recipe"]["data"]["train"] == "DATA/reviews.csv"
@@ -277,6 +279,30 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     (line,) = (line for line in page.splitlines() if line.startswith("| [demo]("))
     text = 100 * results["rows"][0]["accuracy"]
     assert f" | 1 | {text:.1f} % | {accuracy:.1f} % | {accuracy - text:+.1f} (" in line
+
+    # A later session, which has no trainings of this one, adds rows of the same everything.
+    shutil.rmtree(repository / "runs")
+    more = {"--methods": "text,embedgrad,random-init", "--seeds": "0"}
+    bench.compare("compare-demo", compared, data, more)
+    both = json.loads(text_of(path))
+    assert [(row["method"], row["seed"]) for row in both["rows"]] == [
+        ("text", None),
+        ("embedgrad", 0),
+        ("embedgrad", 1),
+        ("random-init", 0),
+    ]
+    assert both["rows"][2] == results["rows"][1]
+    assert both["seeds"] == [0, 1]
+    assert [(m["method"], m["runs"]) for m in both["methods"]] == [
+        ("text", 1),
+        ("embedgrad", 2),
+        ("random-init", 1),
+    ]
+    shutil.rmtree(repository / "runs")
+    other = bench.Compared("demo.toml", ["training.steps=2"], compared.local)
+    bench.compare("compare-demo", other, data, only)
+    rows = json.loads(text_of(path))["rows"]
+    assert [(row["method"], row["seed"]) for row in rows] == [("text", None), ("embedgrad", 1)]
 
 
 def test_a_span_is_shown_with_its_best_rows(repository: Path) -> None:

@@ -58,7 +58,7 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     del described["path"]  # a place on one machine
     return {
         "rows": rows,
-        "methods": _methods(rows),
+        "methods": methods_of(rows),
         "text": recipe.template.span,
         "test_rows": len(rows[0]["correct"]) if rows else 0,
         "seeds": sorted({part.seed for part in parts if part.seed is not None}),
@@ -118,7 +118,7 @@ def _row(
     }
 
 
-def _methods(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """An entry per method over its seeds, judged together; the text prompt itself is not judged."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
