@@ -38,9 +38,9 @@ bench: $(INSTALLED) $(MODEL) ## time everything beside its peers, 2 to 3 hours; 
 bench-quick: $(INSTALLED) $(MODEL) ## time training steps, scoring and generation once, in 8 minutes
 	@$(BIN)/python -m benchmarks.speed --quick $(NAME) $(LOCAL:%=--data %)
 
-reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report of accuracy (NAME=demo; METHODS= SEEDS= of a comparison)
+reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report of accuracy (NAME=demo ROW="seed 0"; METHODS= SEEDS= of a comparison)
 	@$(BIN)/python benchmarks/run.py $(NAME) $(LOCAL:%=--data %) \
-		$(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
+		$(if $(ROW),--row "$(ROW)") $(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
 
 docs: $(INSTALLED) ## write the generated parts of the docs
 	@$(BIN)/python docs/generate.py

@@ -1,15 +1,16 @@
 """Measure what README and docs report, into `benchmarks/results/*.json`.
 
-    python benchmarks/run.py [NAME ...] [--data FOLDER] [--methods A,B] [--seeds 0,1]
+    python benchmarks/run.py [NAME ...] [--data FOLDER] [--row ROW] [--methods A,B] [--seeds 0,1]
 
 Every row is one `embedgrad optimize` in a process of its own, but for `causal-judgement`, whose
 rows share one process and the heads of its long questions. Rows that a results file holds
-already are not run again, so an interrupted run goes on where it stopped; delete a file to measure
-it anew. Names that begin with `compare-` are comparisons of methods by `embedgrad compare`, which
-keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only some of their rows. Rows
-that the results file has besides are kept, if they are of the same everything.
-`--data` is a folder with sst2/, imdb/, svamp/ and bbh_causal_judgement_grouped/ (train, dev and
-test.jsonl each) to use instead of the Hub.
+already are not run again, so an interrupted run goes on where it stopped; `--row "seed 0"` measures
+one again, whatever the file holds. Names that begin with `compare-` are comparisons of methods by
+`embedgrad compare`, which keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only
+some of their rows. Rows that the results file has besides are kept, if nothing else differs.
+`--data` is a folder with sst2/, imdb/, svamp/, gsm8k/, bbh_causal_judgement/ and
+bbh_causal_judgement_grouped/ (train, dev and test.jsonl each) to use instead of the Hub. Some
+results need it: their splits, or a column, are not on the Hub.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Measurement:
     """Whether the rows share one loaded model, and with it the stored heads."""
     dev_only: bool = False
     """Whether only the scores on dev count; then nothing of test is kept."""
+    needs_local: bool = False
+    """Whether these rows can be had from --data alone."""
 
 
 def seeds(*numbers: int, settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
@@ -86,6 +89,8 @@ class Compared:
     """Settings that replace the Hub's data by files below --data."""
     prepare: Callable[[Path], Path] | None = None
     """Makes of --data the folder that the local settings mean."""
+    needs_local: bool = False
+    """Whether these rows can be had from --data alone."""
 
 
 def svamp_equations(data: Path) -> Path:
@@ -141,11 +146,13 @@ COMPARISONS = {
         "causal-judgement-smollm2-135m.toml",
         ["compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement_grouped"), 'data.group="group"', *CAUSAL],
+        needs_local=True,
     ),
     "compare-causal-judgement-random-split-smollm2-135m": Compared(
         "causal-judgement-smollm2-135m.toml",
         ["compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
+        needs_local=True,
     ),
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
         "gsm8k-qwen2.5-0.5b.toml",
@@ -157,6 +164,7 @@ COMPARISONS = {
             "compare.seeds=[0]",
         ],
         [*files("gsm8k"), 'data.solution="solution"'],
+        needs_local=True,
     ),
     # LoRA is trained on the same solutions.
     "compare-gsm8k-self-written-qwen2.5-coder-0.5b": Compared(
@@ -193,6 +201,7 @@ COMPARISONS = {
             "template.user={template}",
         ],
         svamp_equations,
+        needs_local=True,
     ),
 }
 MEASUREMENTS = {
@@ -202,6 +211,11 @@ MEASUREMENTS = {
         "sst2-smollm2-135m.toml", losses((0, 1, 2), (AFTER,)), files("sst2"), dev_only=True
     ),
     "sst2": Measurement("sst2-smollm2-135m.toml", seeds(0), files("sst2")),
+    "sst2-radius-0.3": Measurement(
+        "sst2-smollm2-135m.toml",
+        seeds(0, settings=(AFTER, "trust_region.radius=0.3")),
+        files("sst2"),
+    ),
     "sst2-span": Measurement(
         "sst2-smollm2-135m.toml",
         {
@@ -221,7 +235,16 @@ MEASUREMENTS = {
             "template.user={template}",
         ],
         one_process=True,
+        needs_local=True,
     ),
+}
+# What other programs write: the program, and what it must be told.
+OTHERS = {
+    "speed": ("benchmarks.speed", ""),
+    "causal-curves": ("benchmarks.causal", "--data FOLDER"),
+    "plan": ("benchmarks.plan", "--data FOLDER"),
+    "parity": ("benchmarks.parity", "NAME=RUN"),
+    "serving": ("benchmarks.serving", "RUN"),
 }
 
 
@@ -230,22 +253,55 @@ def main() -> None:
     known = [*MEASUREMENTS, *COMPARISONS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--data", type=Path, help="folder of local data instead of the Hub")
+    parser.add_argument("--row", help="measure this row again, as in 'seed 0'")
     parser.add_argument("--methods", help="only these rows of comparisons, as in text,embedgrad")
     parser.add_argument("--seeds", help="only these rows of comparisons, as in 0,1")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(known))
+    names, data = arguments.names or known, arguments.data
+    for name in names:
+        if name in OTHERS:
+            program, told = OTHERS[name]
+            parser.error(f"{name}: is written by python -m {program} {told}".rstrip())
+    unknown = sorted(set(names) - set(known))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
-    for name in arguments.names or known:
-        if name in MEASUREMENTS:
-            measure(name, MEASUREMENTS[name], arguments.data)
+    if arguments.row:
+        rows = MEASUREMENTS[names[0]].rows if names[0] in MEASUREMENTS else {}
+        if len(names) != 1 or arguments.row not in rows:
+            parser.error(
+                f"--row {arguments.row}: name one of {', '.join(MEASUREMENTS)} and its row"
+            )
+    for name in names:
+        found = MEASUREMENTS.get(name) or COMPARISONS[name]
+        lacking = missing_files(found, data)
+        if lacking and arguments.names:
+            parser.error(f"{name}: {lacking}")
+        if lacking:
+            print(f"{name} is left out: {lacking}", flush=True)
+            continue
+        if isinstance(found, Measurement):
+            measure(name, found, data, arguments.row)
         else:
             only = {"--methods": arguments.methods, "--seeds": arguments.seeds}
-            compare(name, COMPARISONS[name], arguments.data, only)
+            compare(name, found, data, only)
 
 
-def measure(name: str, measurement: Measurement, data: Path | None) -> None:
-    """Run the rows of one results file that it does not hold yet."""
+def missing_files(measurement: Measurement | Compared, data: Path | None) -> str:
+    """Which local files are needed and not there, "" if none."""
+    if data is None:
+        needed = "needs --data FOLDER: its rows are not on the Hub as they were measured"
+        return needed if measurement.needs_local else ""
+    for setting in measurement.local:
+        below = re.search(r"\{data\}/([^\"]+)", setting)
+        if below and not (data / below[1]).is_file():
+            return f"{data / below[1]}: is not there"
+    return ""
+
+
+def measure(
+    name: str, measurement: Measurement, data: Path | None, again: str | None = None
+) -> None:
+    """Run the rows of one results file that it does not hold yet, or one that it may hold again."""
     path = RESULTS / f"{name}.json"
     results: dict[str, Any] = {"recipe": f"recipes/{measurement.recipe}", "rows": {}}
     if path.exists():
@@ -254,7 +310,7 @@ def measure(name: str, measurement: Measurement, data: Path | None) -> None:
     said = [setting.replace(str(data.resolve()), "DATA") for setting in local] if data else []
     model: LanguageModel | None = None
     for row, settings in measurement.rows.items():
-        if row in results["rows"]:
+        if row != again if again else row in results["rows"]:
             continue
         print(f"{name}: {row}", flush=True)
         if measurement.one_process and model is None:
@@ -280,13 +336,19 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     command += ["--out", str(out)]
     command += [part for setting in (*compared.settings, *local) for part in ("--set", setting)]
     command += [part for flag, value in only.items() if value for part in (flag, value)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
     text = (out / "results.json").read_text(encoding="utf-8")
     if data:
         text = text.replace(str(data.resolve()), "DATA")
     path, results = RESULTS / f"{name}.json", json.loads(text)
     if path.exists():
-        results = joined(json.loads(path.read_text(encoding="utf-8")), results)
+        before = json.loads(path.read_text(encoding="utf-8"))
+        results = joined(before, results)
+        lost = len(before["rows"]) - sum(row in results["rows"] for row in before["rows"])
+        if lost:
+            print(f"{path}: {lost} rows of it were measured anew, or otherwise, and are replaced")
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -298,12 +360,18 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """
     if _fixed(before) != _fixed(now):
         return now
+    for row in before["rows"]:
+        row["versions"] = row.get("versions") or before["versions"]
     rows = {(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
     order = list(METHODS)
     ordered = sorted(rows, key=lambda key: (order.index(key[0]), key[1] or 0))
     seeds = {seed for _, seed in ordered if seed is not None}
     found = [rows[key] for key in ordered]
-    return {**now, "rows": found, "methods": methods_of(found), "seeds": sorted(seeds)}
+    recipe = {**now["recipe"], "compare": {**now["recipe"]["compare"]}}
+    recipe["compare"]["methods"] = list(dict.fromkeys(method for method, _ in ordered))
+    recipe["compare"]["seeds"] = sorted(seeds)
+    joint = {"rows": found, "methods": methods_of(found), "seeds": sorted(seeds), "recipe": recipe}
+    return {**now, **joint}
 
 
 def _fixed(results: dict[str, Any]) -> list[Any]:
@@ -313,7 +381,7 @@ def _fixed(results: dict[str, Any]) -> list[Any]:
         name: value for name, value in recipe["compare"].items() if name not in ("methods", "seeds")
     }
     text = [row["correct"] for row in results["rows"] if row["method"] == "text"]
-    return [recipe, text, *(results[name] for name in ("data", "model", "versions", "solutions"))]
+    return [recipe, text, *(results[name] for name in ("data", "model", "solutions"))]
 
 
 def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:
@@ -343,7 +411,9 @@ def run(recipe: str, settings: list[str], model: LanguageModel | None) -> dict[s
             sets = [part for setting in settings for part in ("--set", setting)]
             command = ["optimize", f"recipes/{recipe}", "--out", str(out), *sets]
             command = [sys.executable, "-m", "embedgrad", *command]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+            if done.returncode:
+                sys.exit(done.returncode)
         result = json.loads((out / "result.json").read_text(encoding="utf-8"))
         prompt = json.loads((out / "prompt" / "prompt.json").read_text(encoding="utf-8"))
     recipe_text = (ROOT / "recipes" / recipe).read_bytes()

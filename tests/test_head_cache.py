@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -298,6 +299,10 @@ def test_half_precision_leaves_a_model_in_half_precision_as_it_is() -> None:
         ("1.5kB", 1500),
         (" 7 MB ", 7 * 10**6),
         ("512b", 512),
+        ("1.5 TiB", 3 * 2**39),
+        ("2 TB", 2 * 10**12),
+        ("0.5 B", 0),  # no share of what is free
+        (10**400, 10**400),
     ],
 )
 def test_a_budget_is_read(budget: str | float, expected: int) -> None:
@@ -342,10 +347,12 @@ def test_a_gpu_fetches_from_pinned_memory_what_it_has_no_room_for(tmp_path: Path
         assert torch.equal(found.values, made.values)
 
 
-@pytest.mark.parametrize(
-    "budget", [-1, -0.5, math.nan, math.inf, "", "much", "2 parsecs", "-1", "1.2.3", "inf", "GiB"]
-)
-def test_a_budget_that_cannot_be_is_refused(budget: str | float) -> None:
+NO_BUDGETS = (-1, -0.5, 1.0, math.nan, math.inf, None, True, [1])
+NO_TEXTS = ("", "much", "2 parsecs", "-1", "1.0", "1.2.3", "inf", "GiB")
+
+
+@pytest.mark.parametrize("budget", [*NO_BUDGETS, *NO_TEXTS])
+def test_a_budget_that_cannot_be_is_refused(budget: Any) -> None:
     with pytest.raises(RecipeError, match=r"head_cache\.budget: .*expected") as caught:
         budget_bytes(budget)
     assert "\n" not in str(caught.value)

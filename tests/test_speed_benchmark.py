@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -301,8 +302,35 @@ def test_a_peer_that_computes_something_else_voids_its_row(
     assert void["note"].startswith("void: the two sides differ (loss difference 9.9e-03")
     assert void["our_seconds"] > 0
     assert all(row["ratio"] for row in rows.values())
-    (demand, *_) = reached({"rows": [void, *rows.values()]})
-    assert (demand["measured"], demand["met"]) == (None, False)
+    void |= {"memory_ratio": 0.1}
+    (first, *others) = reached({"rows": [void, *rows.values()]})
+    assert (first["measured"], first["met"]) == (None, False)
+    (memory_of_a,) = (d for d in others if d["demand"].startswith("A: peak memory"))
+    assert (memory_of_a["measured"], memory_of_a["met"]) == (None, False)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("losses", "evaluations", "same"),
+    [
+        ((1.0, 0.9, 0.8), ((0.5, 0.7), (0.9, 0.3)), True),
+        ((1.0, 0.9, 0.8005), ((0.5, 0.7), (0.8, 0.31)), True),  # rounding, which has grown
+        ((1.0001, 0.9, 0.8), ((0.5, 0.7), (0.9, 0.3)), False),
+        ((1.0, NAN, 0.8), ((0.5, 0.7), (0.9, 0.3)), False),
+        ((1.0, 0.9, NAN), ((0.5, 0.7), (0.9, 0.3)), False),
+        ((1.0, 0.9, 0.8), ((0.5, NAN), (0.9, 0.3)), False),
+        ((1.0, 0.9, 0.8), ((0.5, 0.7), (0.9, 0.4)), False),
+        ((1.0, 0.9, 0.8), ((0.5, 0.7), (0.9, NAN)), False),
+        ((1.0, 0.9, 0.8), ((0.5, 0.7), (0.7, 0.6), (0.9, 0.3)), False),
+    ],
+)
+def test_whole_runs_are_compared_from_their_beginning_to_their_end(
+    losses: tuple[float, ...], evaluations: tuple[tuple[float, float], ...], same: bool
+) -> None:
+    plain = whole.Course((1.0, 0.9, 0.8), ((0.5, 0.7), (0.9, 0.3)))
+    assert whole.Course(losses, evaluations).compared(plain)["same_result"] is same
 
 
 def test_other_replies_void_the_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +385,34 @@ def test_an_interrupted_run_keeps_what_counts(
     assert not changed.has(key, 2)
     assert not changed.has_section("growth")
     assert Results(path).values["rows"]  # shown until it is measured again
+
+
+def test_another_start_of_the_same_machine_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "speed.json"
+    Results(path).put(row_of("A"))
+    memory_now = psutil.virtual_memory()
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: memory_now._replace(total=memory_now.total - 8192)
+    )
+    assert len(Results(path).values["rows"]) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": 3}', "{}"])
+def test_a_damaged_file_is_told_in_one_line(
+    tmp_path: Path,
+    content: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "speed.json"
+    path.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["speed", "A", "--out", str(path)])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "speed.json: is no results file (" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == content
 
 
 @pytest.mark.parametrize(("finished", "fresh"), [(True, False), (False, True)])

@@ -218,6 +218,8 @@ def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path: Path) -> None:
     machine, pid = left.name.rsplit("-", 2)[:2]
     others = [
         tmp_path / f"{machine}x-{pid}-abc",  # another machine's, whose processes are not known
+        tmp_path / f"{machine}-{pid}-1-abc",  # one whose name only begins like ours
+        tmp_path / f"{machine}-{10**20}-abc",  # no process
         tmp_path / f"{machine}-{os.getpid()}-abc",  # one that runs
         tmp_path / f"{machine}-{pid}",  # not ours
         tmp_path / "embedgrad-heads-abc",
@@ -252,6 +254,11 @@ def test_no_name_of_a_folder_is_refused(tmp_path: Path) -> None:
     ) as told:
         Spill(tmp_path / "a\0b")
     assert "\n" not in str(told.value)
+
+
+def test_a_home_of_nobody_is_refused() -> None:
+    with pytest.raises(RunError, match=r"^head_cache\.spill: '~nobody-here/x': .*home directory"):
+        Spill("~nobody-here/x")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

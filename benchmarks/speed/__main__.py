@@ -46,7 +46,10 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(NAMES)}")
     full = not arguments.names and not arguments.quick
-    results = Results(arguments.out)
+    try:
+        results = Results(arguments.out)
+    except EmbedgradError as error:
+        parser.error(str(error))
     if full or arguments.fresh:
         results.begin(fresh=arguments.fresh)
     model = load_model(MODEL, dtype="float32", device="cpu")

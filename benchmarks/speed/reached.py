@@ -28,8 +28,8 @@ LOADING = 6.0
 def reached(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each demand with its target, the measured number, and whether it is met.
 
-    A ratio is that against the best peer, so the worst of the workload's rows counts; one void row
-    voids them all. `met` is None where nothing was measured.
+    A ratio is that against the best peer, so the worst of the workload's rows counts; one void row,
+    which has no ratio, voids them all. `met` is None where nothing was measured.
     """
     rows = values.get("rows", [])
     found = []
@@ -69,5 +69,5 @@ def _demand(
 def _worst(
     rows: Sequence[Mapping[str, Any]], name: str, worst: Callable[[list[float]], float]
 ) -> float | None:
-    numbers = [row[name] for row in rows]
+    numbers = [None if row["ratio"] is None else row[name] for row in rows]
     return worst(numbers) if numbers and None not in numbers else None

@@ -22,6 +22,7 @@ import torch
 
 import embedgrad
 from benchmarks.speed.reached import reached
+from embedgrad.errors import RunError
 from embedgrad.files import write_json
 from embedgrad.versions import versions
 
@@ -37,7 +38,7 @@ class Results:
         self.code = code_digest()
         self.values: dict[str, Any] = {"finished": False, "rows": []}
         if path.exists():
-            self.values = json.loads(path.read_text(encoding="utf-8"))
+            self.values = _read(path)
         here = {"machine": machine(), "versions": used_versions()}
         if any(self.values.get(name) not in (None, value) for name, value in here.items()):
             print(f"{path.name}: from another machine or other versions, so it starts anew")
@@ -104,13 +105,26 @@ def used_versions() -> dict[str, str]:
     return {**versions(), "peft": importlib.metadata.version("peft")}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values.get("rows"), list):
+            raise ValueError("it has no rows")
+    except (AttributeError, ValueError) as error:
+        raise RunError(
+            f"{path}: is no results file ({error}); restore it, or delete it to measure anew"
+        ) from error
+    return values
+
+
 def machine() -> dict[str, Any]:
     """Where it is timed."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
+        # A start of the same machine may find some bytes more or less.
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
     }
 

@@ -49,20 +49,22 @@ class Course:
     """What a run went through: the first losses, and (accuracy, log-loss) of every evaluation.
 
     Both runs start at the same rows, so the first of each are the same; later ones part as rounding
-    differs, the second and third loss by little if the gradients are the same.
+    differs, by little if the gradients are the same.
     """
 
     first_losses: tuple[float, ...]
     evaluations: tuple[tuple[float, float], ...]
 
     def compared(self, other: Course) -> dict[str, Any]:
-        """Whether both began alike and went as far."""
-        ours, theirs = (c.evaluations[0][1] for c in (self, other))
+        """Whether both began alike, and ended as rounding lets them."""
+        ours, theirs = ([loss for _, loss in c.evaluations] for c in (self, other))
         steps = [abs(1 - a / b) for a, b in zip(self.first_losses, other.first_losses, strict=True)]
-        difference = max(abs(ours - theirs) / theirs, steps[0])
-        alike = difference <= 1e-5 and max(steps) <= 1e-3
-        alike &= len(self.evaluations) == len(other.evaluations)
-        return {"same_result": alike, "result_difference": difference}
+        first = [abs(1 - ours[0] / theirs[0]), steps[0]]
+        last = abs(1 - ours[-1] / theirs[-1])
+        # `all`, because `max` may pass over a NaN.
+        alike = all(d <= 1e-5 for d in first) and all(d <= 1e-3 for d in steps) and last <= 0.05
+        alike &= len(ours) == len(theirs)
+        return {"same_result": alike, "result_difference": max(first)}
 
     def said(self) -> str:
         """The last evaluation, in words."""

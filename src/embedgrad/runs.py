@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad import artifact
-from embedgrad.errors import DivergenceError, RunError
+from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation import Evaluator, evaluate
 from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.files import finite, write_file, write_json
@@ -109,6 +109,11 @@ def run(
             artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
         except KeyboardInterrupt:
             result["interrupted"] = True
+        except RecipeError as error:  # a scorer of the user's own may fail at any reply
+            kept = (
+                f"{out / 'prompt'} holds the refined prompt; `embedgrad evaluate {out}` scores it"
+            )
+            raise RunError(f"{error}; {kept}") from error
     result["head_cache"] = {**model.heads.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     write_json(out / "result.json", result)

@@ -7,6 +7,7 @@ interrupted by Ctrl-C or SIGTERM.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; a mistake in the input is one line and exit status 2."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # Offline the Hub's client tells of every attempt; the last one's error says it all.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     given = sys.argv[1:] if arguments is None else list(arguments)
     code = 2
     try:

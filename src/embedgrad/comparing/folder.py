@@ -10,6 +10,7 @@ FOLDER/work/unfinished/METHOD-seed-N.json      the answers of the test rows so f
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from embedgrad.comparing.sameness import differences, shown, trained_with
 from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered
 from embedgrad.files import finite, write_file, write_folder, write_json
@@ -30,7 +32,8 @@ from embedgrad.methods import METHODS, Trained
 from embedgrad.methods.base import Answers
 from embedgrad.recipe import Recipe
 
-MAY_CHANGE = ("compare.methods", "compare.seeds", "export.", "report.")  # no part depends on it
+FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
+SCORES = ("accuracy", "cut", "tokens", "scoring_seconds")
 _BEGUN = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before anything is finished
 
 
@@ -62,9 +65,7 @@ class Folder:
     def open(self, recipe: Recipe) -> None:
         """Make the folder, or find it to be of this recipe. Raises `RunError` naming what differs.
 
-        Only methods and seeds may differ: a comparison can grow. So may the time that a function of
-        the user's own has for a reply, as what it did in time is the same. Where no part is
-        finished, nothing holds.
+        Where no part is finished, nothing holds.
         """
         if not any(self._parts()):
             if self.path.exists() and (not self.path.is_dir() or self._foreign()):
@@ -73,23 +74,14 @@ class Folder:
             return
         path = self.path / "recipe.toml"
         try:
-            before = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+            before = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
-        now = _flat(tomllib.loads(recipe.as_toml()))
-        free: tuple[str, ...] = MAY_CHANGE
-        if now.get("evaluation.scorer.name") == "callable":
-            free = (*free, "evaluation.scorer.timeout")
-        differ = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-        names = sorted(name for name in differ if not name.startswith(free))
-        if names:
-            told = [
-                f"{n} is {_shown(before.get(n))} there and {_shown(now.get(n))} here"
-                for n in names[:3]
-            ]
-            more = f", and {len(names) - 3} more differ" if len(names) > 3 else ""
+        told = differences(before, recipe)
+        if told:
+            more = f", and {len(told) - 3} more differ" if len(told) > 3 else ""
             raise RunError(
-                f"{self.path}: is a comparison of another recipe: {'; '.join(told)}{more}; "
+                f"{self.path}: is a comparison of another recipe: {'; '.join(told[:3])}{more}; "
                 "choose another --out"
             )
 
@@ -101,7 +93,7 @@ class Folder:
             if before[name] != value:
                 raise RunError(
                     f"{self.path}: its parts were made with another {name} "
-                    f"({_shown(before.get(name))} there, {_shown(value)} here); "
+                    f"({shown(before.get(name))} there, {shown(value)} here); "
                     "choose another --out"
                 )
         write_json(path, before)
@@ -109,9 +101,17 @@ class Folder:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What all parts share; nothing where none is finished."""
+        """What all parts share; nothing where none is finished. Raises `RunError`."""
+        if not any(self._parts()):
+            return {}
         path = self.work / "comparison.json"
-        return _read_json(path) if path.is_file() and any(self._parts()) else {}
+        unknown = "what its finished parts share is not known; restore it, or choose another --out"
+        values = _read_json(path, unknown)
+        try:
+            datetime.date.fromisoformat(values["day"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: holds no day ({error}); {unknown}") from error
+        return values
 
     # -- its parts -----------------------------------------------------------------------------
 
@@ -138,6 +138,7 @@ class Folder:
             "method": part.method,
             "seed": part.seed,
             "sha256": hashlib.sha256(content).hexdigest(),
+            "versions": trained_with(),
             "facts": finite(trained.facts),
         }
         files = {
@@ -155,8 +156,11 @@ class Folder:
             content = (folder / "trained.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != values["sha256"]:
                 raise ValueError("its digest is not the one that was written")
+            lacking = sorted(FACTS - values["facts"].keys())
+            if lacking:
+                raise ValueError(f"it does not say {', '.join(lacking)}")
             return Trained(tensors_from_bytes(content), values["facts"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(
                 f"{folder}: the training is damaged ({error}); delete the folder to train again"
             ) from error
@@ -206,9 +210,22 @@ class Folder:
     def _digest(self, part: Part) -> str:
         return str(_read_json(self.work / part.folder / "trained.json").get("sha256"))
 
+    def versions(self, part: Part) -> dict[str, str]:
+        """What it was trained with; nothing where an older version of embedgrad did not say."""
+        return dict(_read_json(self.work / part.folder / "trained.json").get("versions") or {})
+
     def scores(self, part: Part) -> dict[str, Any]:
-        """What was written with the scores."""
-        return _read_json(self.work / part.folder / "scored.json")
+        """What was written with the scores. Raises `RunError` where it is damaged."""
+        path = self.work / part.folder / "scored.json"
+        again = "delete it to score again"
+        values = _read_json(path, again)
+        judged, graded = values.get("correct"), values.get("scores")
+        sound = isinstance(judged, str) and set(judged) <= {"0", "1"}
+        sound &= graded is None or (isinstance(graded, list) and len(graded) == len(judged or ""))
+        sound &= all(isinstance(values.get(name), int | float) for name in SCORES)
+        if not sound:
+            raise RunError(f"{path}: is damaged (it does not hold all scores); {again}")
+        return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
         """The answers to the test rows, as plain values of `Answered`."""
@@ -234,33 +251,11 @@ class Folder:
                 yield part
 
 
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of every setting that the parts of a comparison share."""
-    values = _flat(recipe.as_dict())
-    shared = {name: value for name, value in values.items() if not name.startswith(MAY_CHANGE)}
-    content = json.dumps(shared, sort_keys=True, ensure_ascii=False)
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Settings by dotted name; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        where = f"{path}.{name}" if path else name
-        flat |= _flat(value, where) if isinstance(value, Mapping) else {where: value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    text = "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); delete its folder") from error
+        raise RunError(f"{path}: cannot be read ({error}); {advice}") from error
     return values

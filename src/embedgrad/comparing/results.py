@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from embedgrad.comparing.folder import Folder, Part, recipe_digest
+from embedgrad.comparing.folder import Folder, Part
+from embedgrad.comparing.sameness import recipe_digest, trained_with
 from embedgrad.comparing.verdict import row_differences, verdicts
+from embedgrad.errors import RunError
 from embedgrad.evaluation import summarize
 from embedgrad.loading import ModelInfo
 from embedgrad.methods.base import Answers
 from embedgrad.provenance import peak_memory
 from embedgrad.recipe import Recipe
 from embedgrad.statistics import bootstrap_mean, paired_p_value
-from embedgrad.versions import versions
 
 TEXT = Part("text", None)
 
@@ -50,7 +49,15 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     parts = folder.finished()
     scores = {part: folder.scores(part) for part in parts}
     facts = {part: folder.training(part).facts for part in parts}
-    rows = [_row(part, facts[part], scores[part], scores[TEXT]) for part in parts if TEXT in scores]
+    rows = []
+    for part in parts if TEXT in scores else ():
+        if len(scores[part]["correct"]) != len(scores[TEXT]["correct"]):
+            path = folder.work / part.folder / "scored.json"
+            raise RunError(
+                f"{path}: is of other test rows than the text prompt's; delete it to score again"
+            )
+        row = _row(part, facts[part], scores[part], scores[TEXT])
+        rows.append({**row, "versions": folder.versions(part) or None})
     if not recipe.target.choices:
         for row in rows:
             row |= wrong_answers(folder.answers(Part(row["method"], row["seed"])))
@@ -62,10 +69,10 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
         "text": recipe.template.span,
         "test_rows": len(rows[0]["correct"]) if rows else 0,
         "seeds": sorted({part.seed for part in parts if part.seed is not None}),
-        "recipe": recipe.as_dict(),
+        "recipe": _as_compared(recipe, parts),
         "recipe_digest": recipe_digest(recipe),
         "model": described,
-        "versions": versions() | _peft_version(),
+        "versions": trained_with(),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -156,17 +163,26 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": fmean(accuracies),
         "min": min(accuracies),
         "max": max(accuracies),
-        "macro_f1": None if None in f1 else fmean(f1),
-        **{key: fmean(row[key] for row in rows) for key in means},
+        "macro_f1": _mean(f1),
+        **{key: _mean([row[key] for row in rows]) for key in means},
         **{key: max(row[key] for row in rows) for key in most},
         **{key: fmean(row[key] for row in rows) for key in wrong if key in rows[0]},
     }
 
 
-def _peft_version() -> dict[str, str]:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return {"peft": importlib.metadata.version("peft")}
-    return {}
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    """None where one is missing: free text has no macro-F1, and an infinite loss is not written."""
+    there = [number for number in numbers if number is not None]
+    return fmean(there) if len(there) == len(numbers) else None
+
+
+def _as_compared(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
+    """The recipe with the methods and seeds that are there, whichever the last call asked for."""
+    values = recipe.as_dict()
+    values["compare"]["methods"] = list(dict.fromkeys(part.method for part in parts))
+    seeds = sorted({part.seed for part in parts if part.seed is not None})
+    values["compare"]["seeds"] = seeds or values["compare"]["seeds"]
+    return values
 
 
 def _scored(judged: Mapping[str, Any]) -> list[float]:

@@ -17,10 +17,13 @@ _UNITS = {
     "kb": 10**3,
     "mb": 10**6,
     "gb": 10**9,
+    "tb": 10**12,
     "kib": 2**10,
     "mib": 2**20,
     "gib": 2**30,
+    "tib": 2**40,
 }
+_EXPECTED = "expected bytes, a size such as '2 GiB', or a fraction below 1"
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -39,6 +42,7 @@ def budget_bytes(
 
     Raises `RecipeError` with the option's `name` for anything else.
     """
+    given, share = budget, True
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", budget)
         unit = _UNITS.get(match[2].lower()) if match else None
@@ -46,14 +50,15 @@ def budget_bytes(
             number = float(match[1]) if match else -1.0
         except ValueError:
             number = -1.0
-        if unit is None or number < 0:
-            raise RecipeError(
-                name,
-                [f"{budget!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"],
-            )
-        budget = number * unit
-    if not math.isfinite(budget):
+        if match is None or unit is None or number < 0:
+            raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
+        budget, share = (number if "." in match[1] else int(number)) * unit, not match[2]
+    elif isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
+    if isinstance(budget, float) and not math.isfinite(budget):
         raise RecipeError(name, ["expected a finite number of bytes"])
     if budget < 0:
         raise RecipeError(name, [f"{budget}; expected 0 or more"])
-    return int(free() * budget) if 0 < budget < 1 else int(budget)
+    if share and isinstance(budget, float) and budget == 1:  # all that is free, or one byte?
+        raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
+    return int(free() * budget) if share and 0 < budget < 1 else int(budget)

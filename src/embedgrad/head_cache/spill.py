@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import platform
+import re
 import shutil
 import tempfile
 import weakref
@@ -62,7 +63,8 @@ class Spill(Shelf):
             _sweep(folder)
             prefix = f"{_PREFIX}{os.getpid()}-"
             self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        # ValueError: a NUL byte in the name; RuntimeError: ~ of a user that is none.
+        except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(
                 f"head_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
@@ -162,8 +164,9 @@ class Spill(Shelf):
 def _sweep(folder: Path) -> None:
     """Remove what killed processes of this machine left in `folder`."""
     for left in folder.glob(f"{glob.escape(_PREFIX)}*-*"):
-        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        # Another machine's name may go on where this one's ends.
+        own = re.fullmatch(r"(\d{1,9})-[^-]+", left.name.removeprefix(_PREFIX))
+        if own and not psutil.pid_exists(int(own[1])):
             shutil.rmtree(left, ignore_errors=True)
 
 

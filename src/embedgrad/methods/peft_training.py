@@ -35,6 +35,7 @@ from embedgrad.state import TrainingState
 from embedgrad.training import Training
 
 LONGEST_GRADIENT = 1.0
+MOST_LOGITS = 2**28  # of a pass: with their copies some 4 GB, which a few long rows would go beyond
 Line = tuple[Ids, Ids]  # a question, and its right answer
 
 
@@ -204,8 +205,14 @@ class PeftMethod(Method):
         return {}
 
     def _gradients(self, task: Task, model: Any, lines: Sequence[Line], parts: int) -> float:
-        """The loss that the model returns, a mean over tokens; parts add up to the whole batch."""
-        size, total = math.ceil(len(lines) / parts), 0.0
+        """The loss that the model returns, a mean over tokens; parts add up to the whole batch.
+
+        The model computes the logits of every place, so a batch of long rows takes more parts.
+        """
+        longest = max(len(question) + len(answer) for question, answer in lines)
+        logits = len(lines) * longest * task.model.info.vocabulary
+        parts, total = max(parts, math.ceil(logits / MOST_LOGITS)), 0.0
+        size = math.ceil(len(lines) / parts)
         tokens = sum(len(answer) for _, answer in lines)
         for start in range(0, len(lines), size):
             part = lines[start : start + size]

@@ -20,6 +20,8 @@ from embedgrad.recipe import Recipe
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.template import Template
 
+_SHOWN = 40  # characters of a prompt in a message
+
 
 class Text(Method):
     """The text prompt as it stands in the recipe."""
@@ -60,7 +62,10 @@ class BestOfN(Method):
         for i, text in enumerate(texts):
             stage(task.report, f"best-of-n: text {i + 1} of {len(texts)}")
             sequencer = task.sequencer_of(with_span(template, text))
-            rows = sequencer.build(s.example for s in task.dev)
+            try:
+                rows = sequencer.build(s.example for s in task.dev)
+            except DataError as error:
+                raise DataError(f"best-of-n: with the prompt {_begin(text)}: {error}") from error
             best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))
         seconds = time.perf_counter() - began
         scores = [
@@ -115,6 +120,10 @@ class FewShot(Method):
         sequencer = task.sequencer_of(_shown(task, picked))
         rows = _fitting(sequencer, [s.example for s in sequences], len(picked))
         return _as_text(task, sequencer, rows, progress)
+
+
+def _begin(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:

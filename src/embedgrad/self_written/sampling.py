@@ -58,6 +58,7 @@ def training_examples(
         return writing.examples(keep_at)
     made = list(examples)
     if source == "answer":
+        check_answers(examples, sequencer.target, evaluation.scorer)
         made = [replace(example, solution=None) for example in examples]
     return made, {"source": source, "questions": len(made), "kept": len(made)}
 

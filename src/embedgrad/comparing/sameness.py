@@ -1,0 +1,64 @@
+"""Whether the parts of a comparison may stand in one table."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from embedgrad.recipe import Recipe
+from embedgrad.versions import versions
+
+# No part depends on these. Where heads are stored changes no result; in which precision does.
+MAY_CHANGE = (
+    *("compare.methods", "compare.seeds", "export.", "report."),
+    *("head_cache.budget", "head_cache.spill"),
+)
+
+
+def differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What another recipe's settings have otherwise, a phrase each, but for what may differ.
+
+    Only methods and seeds may, as a comparison can grow, and where heads are stored. So may the
+    time that a function of the user's own has for a reply, as what it did in time is the same.
+    """
+    then, now = _flat(before), _flat(tomllib.loads(recipe.as_toml()))
+    free: tuple[str, ...] = MAY_CHANGE
+    if now.get("evaluation.scorer.name") == "callable":
+        free = (*free, "evaluation.scorer.timeout")
+    names = sorted(n for n in {*then, *now} if then.get(n) != now.get(n) and not n.startswith(free))
+    return [f"{n} is {shown(then.get(n))} there and {shown(now.get(n))} here" for n in names]
+
+
+def trained_with() -> dict[str, str]:
+    """Versions of what a part's numbers depend on."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return {**versions(), "peft": importlib.metadata.version("peft")}
+    return versions()
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of every setting that the parts of a comparison share."""
+    values = _flat(recipe.as_dict())
+    shared = {name: value for name, value in values.items() if not name.startswith(MAY_CHANGE)}
+    content = json.dumps(shared, sort_keys=True, ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings by dotted name; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        flat |= _flat(value, where) if isinstance(value, Mapping) else {where: value}
+    return flat
+
+
+def shown(value: Any) -> str:
+    """A setting for a message, cut where it is long."""
+    text = "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
