@@ -412,6 +412,7 @@ def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
     copied: Path, model_folder: Path, data: Path
 ) -> None:
     other = {**SMALL, "export": {"gguf": "f32"}, "report": {"tensorboard": True}}
+    other |= {"head_cache": {"budget": 0}}  # where heads are stored changes no result
     results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
     assert results["trained"] == results["planned"] > 1
 
@@ -453,6 +454,65 @@ def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path
     (part / "trained.safetensors").write_bytes(bytes(content))
     with refused("embedgrad-seed-0", "damaged", "train again", error=RunError):
         compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+
+
+LONG = "1" * (ROWS["test"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        ("text/scored.json", {}, ("scored.json", "damaged", "delete it to score again")),
+        ("text/scored.json", "[", ("scored.json", "cannot be read", "delete it to score again")),
+        ("text/scored.json", {"correct": LONG}, ("of other test rows", "delete it to score again")),
+        ("text/scored.json", {"accuracy": None}, ("damaged", "delete it to score again")),
+        ("text/scored.json", {"scores": [1.0]}, ("damaged", "delete it to score again")),
+        ("text/trained.json", {"facts": {}}, ("does not say dev, examples_seen", "train again")),
+        ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
+        ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),
+        ("comparison.json", {"day": "nonsense"}, ("holds no day", "choose another --out")),
+    ],
+)
+def test_what_is_damaged_is_told_and_left(
+    copied: Path, model_folder: Path, data: Path, name: str, change: Any, parts: tuple[str, ...]
+) -> None:
+    path = copied / "work" / name
+    held = json.loads(path.read_text())
+    path.unlink()
+    if change is not None:
+        content = change if change == "[" else json.dumps({**held, **change} if change else {})
+        path.write_text(content)
+    before = {path: path.read_bytes() for path in (copied / "work").rglob("*") if path.is_file()}
+    with refused(str(copied), *parts, error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+    after = {path: path.read_bytes() for path in (copied / "work").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_row_tells_what_it_was_trained_with(copied: Path, model_folder: Path, data: Path) -> None:
+    part = copied / "work" / "embedgrad-seed-0" / "trained.json"
+    trained = json.loads(part.read_text())
+    assert trained["versions"]["torch"] == torch.__version__
+    part.write_text(json.dumps({**trained, "versions": {"torch": "1.0"}}))
+    fewer = {**SMALL, "compare": {**OWN, "methods": ["text"], "seeds": [7]}}
+    results = compare(Recipe.from_dict(values(model_folder, data, **fewer)), copied)
+    by_row = {(row["method"], row["seed"]): row["versions"] for row in results["rows"]}
+    assert by_row["embedgrad", 0] == {"torch": "1.0"}
+    assert by_row["embedgrad", 1] == results["versions"]
+    # The recipe names what is there, not what the last call asked for.
+    assert results["recipe"]["compare"]["methods"] == list(COMPARED)
+    assert results["recipe"]["compare"]["seeds"] == list(SEEDS)
+
+
+def test_another_text_that_is_too_long_is_named(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(training={"steps": 1}, compare={"prompts": ["Is it warm? " * 200]})
+    done = embedgrad(
+        "compare", path, "--out", tmp_path / "run", "--methods", "best-of-n", "--quiet"
+    )
+    assert done.code == 2
+    assert done.lines[0].startswith("error: best-of-n: with the prompt 'Is it warm? Is it warm? ")
 
 
 def test_a_recipe_that_cannot_be_used_leaves_no_folder(

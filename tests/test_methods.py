@@ -324,6 +324,30 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     assert len(ours) == 7
 
 
+def test_long_rows_take_more_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, method = task_of(small(), training={"steps": 1}), peft("peft-prompt-tuning-text")
+    lines = [method.line(task, sequence) for sequence in task.train[:3]]
+    longest = max(len(question) + len(answer) for question, answer in lines)
+    passes: list[int] = []
+    plain = Padded.of
+    monkeypatch.setattr(
+        Padded, "of", lambda part, device: passes.append(len(part)) or plain(part, device)
+    )
+
+    def gradients() -> tuple[float, list[Tensor]]:
+        with method.wrapped(task) as model:
+            loss = method._gradients(task, model, lines, 1)
+            return loss, [p.grad for p in model.parameters() if p.grad is not None]
+
+    whole, (expected,) = gradients()
+    limit = 2 * longest * task.model.info.vocabulary
+    monkeypatch.setattr("embedgrad.methods.peft_training.MOST_LOGITS", limit)
+    parts, (found,) = gradients()
+    assert passes == [3, 2, 1]
+    assert parts == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_is_padded_on_the_right() -> None:
     batch = Padded.of([((1, 2), (3,)), ((4,), (5,))], torch.device("cpu"))
     assert batch.ids.tolist() == [[1, 2, 3], [4, 5, 0]]

@@ -84,6 +84,10 @@ class Folder:
                 f"{self.path}: is a comparison of another recipe: {'; '.join(told[:3])}{more}; "
                 "choose another --out"
             )
+        for part in self._parts():  # what is damaged is told before anything is spent
+            self.training(part)
+            if self.is_scored(part):
+                self.scores(part)
 
     def agree(self, recipe: Recipe, shared: Mapping[str, Any]) -> None:
         """Note what all parts share, or refuse data or a model that is not that of the parts."""
