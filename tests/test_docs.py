@@ -190,7 +190,7 @@ def in_process(command: list[str], **options: Any) -> Any:
         return RUN(command, **options)
     result = CliRunner().invoke(app, [*command[3:], "--quiet"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result
+    return subprocess.CompletedProcess(command, result.exit_code)
 
 
 def test_tables_are_made_of_what_the_benchmarks_write(
@@ -303,6 +303,67 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     bench.compare("compare-demo", other, data, only)
     rows = json.loads(text_of(path))["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [("text", None), ("embedgrad", 1)]
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[tuple[str, str | None]]:
+    """What benchmarks/run.py measures when it is told this: name, and the row to measure again."""
+    made: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        bench, "measure", lambda name, _, __, again=None: made.append((name, again))
+    )
+    monkeypatch.setattr(bench, "compare", lambda name, *_: made.append((name, None)))
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    bench.main()
+    return made
+
+
+def test_a_row_is_measured_again_by_its_name(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repository / "benchmarks" / "results" / "demo.json"
+    path.parent.mkdir(parents=True)
+    held = {"seed 0": {"old": 0}, "seed 1": {"old": 1}}
+    path.write_text(json.dumps({"recipe": "recipes/demo.toml", "rows": held}), encoding="utf-8")
+    monkeypatch.setattr(bench, "run", lambda *_: {"new": True})
+    monkeypatch.setattr(sys, "argv", ["run.py", "demo", "--row", "seed 1"])
+    bench.main()
+    rows = json.loads(text_of(path))["rows"]
+    assert rows["seed 0"] == {"old": 0}
+    assert rows["seed 1"]["new"]
+    assert "seed 2" not in rows  # that one alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("demo", "--row", "seed 9"), "--row seed 9: name one of demo, "),
+        (("--row", "seed 0"), "--row seed 0: name one of demo, "),
+        (("plan",), "plan: is written by python -m benchmarks.plan --data FOLDER"),
+        (("dmo",), "unknown: dmo; known: demo, "),
+        (("causal-judgement",), "causal-judgement: needs --data FOLDER: "),
+        (("sst2", "--data", "nowhere"), "train.jsonl: is not there"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(
+    arguments: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        asked(monkeypatch, *arguments)
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_names_what_needs_local_data_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [name for name, _ in asked(monkeypatch)]
+    left = [n for n in (*bench.MEASUREMENTS, *bench.COMPARISONS) if n not in names]
+    assert "demo" in names
+    assert "compare-gsm8k-qwen2.5-coder-0.5b" in left
+    said = capsys.readouterr().out
+    assert all(f"{name} is left out: needs --data FOLDER" in said for name in left)
 
 
 def test_a_span_is_shown_with_its_best_rows(repository: Path) -> None:

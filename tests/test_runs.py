@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import embedgrad as package
-from embedgrad import Recipe, run
+from embedgrad import Recipe, RecipeError, RunError, load, run
 from embedgrad.scorers import Number
+from refusals import refused
 from run_kit import CHOICES, PROMPT, ROWS, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -363,3 +364,18 @@ def test_no_budget_for_heads_changes_nothing_but_the_hits(
     torch.testing.assert_close(
         rows_of(tmp_path / "run"), rows_of(finished[0]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_scorer_that_fails_at_the_end_loses_nothing(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise RecipeError("recipe", ["evaluation.scorer: checks:right took longer than 5 s"])
+
+    monkeypatch.setattr("embedgrad.runs.evaluate", fails)
+    out = tmp_path / "run"
+    with refused(
+        "took longer than 5 s", f"{out / 'prompt'} holds the refined prompt", error=RunError
+    ):
+        run(Recipe.from_dict(values(model_folder, data, training={"steps": 1})), out)
+    assert load(out / "prompt").rows.isfinite().all()

@@ -545,6 +545,16 @@ def test_answers_that_the_scorer_cannot_read_are_told_before_anything_is_written
 # -- a whole run -----------------------------------------------------------------------------------
 
 
+def test_bare_answers_that_the_scorer_cannot_read_are_no_targets(
+    write: Write, writer: Writer
+) -> None:
+    odd = [*sums(3), replace(sums(1)[0], answer="none at all", source="rows.csv:9")]
+    with refused("rows.csv:9", "'none at all'", "evaluation.scorer = 'number'"):
+        write(odd, Solutions(source="answer"))
+    worked = [replace(example, solution="None at all.") for example in odd]
+    assert len(write(worked, Solutions(source="column"))[0]) == 4  # there it is no target
+
+
 @pytest.fixture
 def task(model_folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """A recipe for sums, with `sections` changed."""
