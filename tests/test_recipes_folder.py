@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,13 @@ from embedgrad.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT))
 import measured  # noqa: E402
 
+import benchmarks.run as bench  # noqa: E402
+
+PROMPTS = ("text", "refined")
+METHODS = ("text", "embedgrad")
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 SCALES = ("135m", "360m", "0.5b", "1.5b", "3b", "7b", "14b")
 GAVE = re.compile(
@@ -56,8 +62,24 @@ def test_a_recipe_says_what_it_needs_and_what_it_gave(path: Path) -> None:
     assert "Needs: " in said
     assert ("Not run here" in said) != ("Gave: " in said)
     for text, refined, file in GAVE.findall(said):
-        rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"].values()
-        for shown, name in ((text, "text"), (refined, "refined")):
-            mean = 100 * sum(row[name]["accuracy"] for row in rows) / len(rows)
-            assert shown == f"{mean:.1f}"
+        found = accuracies(json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"])
+        for shown, rows in zip((text, refined), found, strict=True):
+            assert shown == f"{100 * sum(rows) / len(rows):.1f}"
     assert "Gave: " not in said or GAVE.search(said)
+
+
+def accuracies(rows: Any) -> tuple[list[float], list[float]]:
+    """Of the text prompt and of the refined one, in a results file of runs or of methods."""
+    if isinstance(rows, dict):
+        text, refined = ([row[name]["accuracy"] for row in rows.values()] for name in PROMPTS)
+        return text, refined
+    of = {name: [r["accuracy"] for r in rows if r["method"] == name] for name in METHODS}
+    return of["text"], of["embedgrad"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_that_was_measured_names_its_results(path: Path) -> None:
+    of = {**bench.MEASUREMENTS, **bench.COMPARISONS}
+    names = [name for name, measured in of.items() if measured.recipe == path.name]
+    there = [f"{name}.json" for name in names if (bench.RESULTS / f"{name}.json").exists()]
+    assert not there or any(name in opening(path) for name in there)
