@@ -340,6 +340,7 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     if done.returncode:
         sys.exit(done.returncode)
     text = (out / "results.json").read_text(encoding="utf-8")
+    text = text.replace(str(Path.home()), "~")
     if data:
         text = text.replace(str(data.resolve()), "DATA")
     path, results = RESULTS / f"{name}.json", json.loads(text)
