@@ -69,5 +69,5 @@ def _demand(
 def _worst(
     rows: Sequence[Mapping[str, Any]], name: str, worst: Callable[[list[float]], float]
 ) -> float | None:
-    numbers = [None if row["ratio"] is None else row[name] for row in rows]
-    return worst(numbers) if numbers and None not in numbers else None
+    numbers = [row[name] for row in rows if row["ratio"] is not None]
+    return worst(numbers) if len(numbers) == len(rows) > 0 and None not in numbers else None
