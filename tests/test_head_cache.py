@@ -309,7 +309,7 @@ def test_a_budget_is_read(budget: str | float, expected: int) -> None:
     assert budget_bytes(budget) == expected
 
 
-@pytest.mark.parametrize("budget", [0.25, "0.25"])
+@pytest.mark.parametrize("budget", [0.25, "0.25", ".25"])
 def test_a_share_is_one_of_free_memory(
     monkeypatch: pytest.MonkeyPatch, budget: str | float
 ) -> None:
@@ -348,7 +348,7 @@ def test_a_gpu_fetches_from_pinned_memory_what_it_has_no_room_for(tmp_path: Path
 
 
 NO_BUDGETS = (-1, -0.5, 1.0, math.nan, math.inf, None, True, [1])
-NO_TEXTS = ("", "much", "2 parsecs", "-1", "1.0", "1.2.3", "inf", "GiB")
+NO_TEXTS = ("", ".", "..5", 400 * "9", "much", "2 parsecs", "-1", "1.0", "1.2.3", "inf", "GiB")
 
 
 @pytest.mark.parametrize("budget", [*NO_BUDGETS, *NO_TEXTS])

@@ -23,7 +23,6 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_EXPECTED = "expected bytes, a size such as '2 GiB', or a fraction below 1"
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -42,23 +41,25 @@ def budget_bytes(
 
     Raises `RecipeError` with the option's `name` for anything else.
     """
-    given, share = budget, True
+    given, unit, point = budget, "", isinstance(budget, float)
     if isinstance(budget, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", budget)
-        unit = _UNITS.get(match[2].lower()) if match else None
-        try:
-            number = float(match[1]) if match else -1.0
-        except ValueError:
-            number = -1.0
-        if match is None or unit is None or number < 0:
-            raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
-        budget, share = (number if "." in match[1] else int(number)) * unit, not match[2]
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", budget)
+        if match is None or match[2].lower() not in _UNITS:
+            raise _refusal(name, given)
+        unit, point = match[2].lower(), "." in match[1]
+        budget = float(match[1]) * _UNITS[unit]
     elif isinstance(budget, bool) or not isinstance(budget, int | float):
-        raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
+        raise _refusal(name, given)
     if isinstance(budget, float) and not math.isfinite(budget):
         raise RecipeError(name, ["expected a finite number of bytes"])
     if budget < 0:
         raise RecipeError(name, [f"{budget}; expected 0 or more"])
-    if share and isinstance(budget, float) and budget == 1:  # all that is free, or one byte?
-        raise RecipeError(name, [f"{given!r}; {_EXPECTED}"])
-    return int(free() * budget) if share and 0 < budget < 1 else int(budget)
+    if point and not unit and budget == 1:  # all that is free, or one byte?
+        raise _refusal(name, given)
+    return int(free() * budget) if not unit and 0 < budget < 1 else int(budget)
+
+
+def _refusal(name: str, given: object) -> RecipeError:
+    return RecipeError(
+        name, [f"{given!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"]
+    )
