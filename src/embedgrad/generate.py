@@ -179,23 +179,23 @@ def _steps(
     going = torch.arange(len(sequences), device=model.device).repeat_interleave(samples)
     if samples > 1:
         past, logits, positions = past.rows(going), logits[going], positions[going]
+    last = torch.ones_like(positions, dtype=torch.bool)
     while True:
         token = _chosen(logits, drafts)
         for draft, new in zip(drafts, token.tolist(), strict=True):
             draft.add(new)
         yield
-        over = torch.tensor([draft.over for draft in drafts], device=model.device)
-        if over.all():
+        left = [i for i, draft in enumerate(drafts) if not draft.over]
+        if not left:
             return
-        if over.sum() >= LEFT_OUT * len(over):
-            going = (~over).nonzero()[:, 0]
-            drafts = [drafts[i] for i in going.tolist()]
-            past, token, positions = past.rows(going), token[going], positions[going]
-            over = over[going]
+        if len(drafts) - len(left) >= LEFT_OUT * len(drafts):
+            drafts, going = [drafts[i] for i in left], torch.tensor(left, device=model.device)
+            past, token = past.rows(going), token[going]
+            positions, last = positions[going], last[going]
         # A row that is over goes along where it is: there may be no position behind it.
-        positions = positions + (~over)[:, None].long()
+        moving = torch.tensor([not draft.over for draft in drafts], device=model.device)
+        positions = positions + moving[:, None].long()
         embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
-        last = torch.ones_like(positions, dtype=torch.bool)
         logits = model.logits(embeds, Slots.trunk(positions), past, last)
 
 
