@@ -31,8 +31,9 @@ from typing import Any
 
 import embedgrad
 from embedgrad import LanguageModel, Recipe, load_model
-from embedgrad.comparing.results import methods_of
-from embedgrad.methods import METHODS
+from embedgrad.comparing.folder import Part, in_order
+from embedgrad.comparing.results import as_compared, methods_of, seeds_of
+from embedgrad.comparing.sameness import shared_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -363,26 +364,19 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         return now
     for row in before["rows"]:
         row["versions"] = row.get("versions") or before["versions"]
-    rows = {(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
-    order = list(METHODS)
-    ordered = sorted(rows, key=lambda key: (order.index(key[0]), key[1] or 0))
-    seeds = {seed for _, seed in ordered if seed is not None}
-    found = [rows[key] for key in ordered]
-    recipe = {**now["recipe"], "compare": {**now["recipe"]["compare"]}}
-    recipe["compare"]["methods"] = list(dict.fromkeys(method for method, _ in ordered))
-    recipe["compare"]["seeds"] = sorted(seeds)
-    joint = {"rows": found, "methods": methods_of(found), "seeds": sorted(seeds), "recipe": recipe}
-    return {**now, **joint}
+    rows = {Part(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
+    parts = in_order(rows)
+    found = [rows[part] for part in parts]
+    recipe = as_compared(now["recipe"], parts)
+    joint = {"rows": found, "methods": methods_of(found), "seeds": seeds_of(parts)}
+    return {**now, **joint, "recipe": recipe}
 
 
 def _fixed(results: dict[str, Any]) -> list[Any]:
     """What the rows of one results file share."""
-    recipe = {name: part for name, part in results["recipe"].items() if name != "report"}
-    recipe["compare"] = {
-        name: value for name, value in recipe["compare"].items() if name not in ("methods", "seeds")
-    }
     text = [row["correct"] for row in results["rows"] if row["method"] == "text"]
-    return [recipe, text, *(results[name] for name in ("data", "model", "solutions"))]
+    others = (results[name] for name in ("data", "model", "solutions"))
+    return [shared_settings(results["recipe"]), text, *others]
 
 
 def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:

@@ -10,7 +10,6 @@ versions, the file starts anew.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -39,7 +38,7 @@ class Results:
         self.values: dict[str, Any] = {"finished": False, "rows": []}
         if path.exists():
             self.values = _read(path)
-        here = {"machine": machine(), "versions": used_versions()}
+        here = {"machine": machine(), "versions": versions("peft")}
         if any(self.values.get(name) not in (None, value) for name, value in here.items()):
             print(f"{path.name}: from another machine or other versions, so it starts anew")
             self.values = {"finished": False, "rows": []}
@@ -98,11 +97,6 @@ def code_digest() -> str:
         for path in sorted(root.rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def used_versions() -> dict[str, str]:
-    """Versions of what is timed."""
-    return {**versions(), "peft": importlib.metadata.version("peft")}
 
 
 def _read(path: Path) -> dict[str, Any]:

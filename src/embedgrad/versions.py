@@ -9,10 +9,10 @@ from contextlib import suppress
 PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what the numbers depend on, and of `more` packages where they are installed."""
     found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from embedgrad.comparing.sameness import differences, shown, trained_with
+from embedgrad.comparing.sameness import differences, shown
 from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered
 from embedgrad.files import finite, write_file, write_folder, write_json
 from embedgrad.methods import METHODS, Trained
 from embedgrad.methods.base import Answers
 from embedgrad.recipe import Recipe
+from embedgrad.versions import versions
 
 FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
 SCORES = ("accuracy", "cut", "tokens", "scoring_seconds")
@@ -50,6 +51,12 @@ class Part(NamedTuple):
     def folder(self) -> str:
         """Name of its folder."""
         return self.method if self.seed is None else f"{self.method}-seed-{self.seed}"
+
+
+def in_order(parts: Iterable[Part]) -> list[Part]:
+    """Parts by method, as the table has them, then by seed."""
+    order = list(METHODS)
+    return sorted(parts, key=lambda part: (order.index(part.method), part.seed or 0))
 
 
 class Folder:
@@ -129,9 +136,7 @@ class Folder:
 
     def finished(self) -> list[Part]:
         """Every part that is trained and scored, in the order of methods and seeds."""
-        parts = [part for part in self._parts() if self.is_trained(part) and self.is_scored(part)]
-        order = list(METHODS)
-        return sorted(parts, key=lambda part: (order.index(part.method), part.seed or 0))
+        return in_order(p for p in self._parts() if self.is_trained(p) and self.is_scored(p))
 
     def keep_training(self, part: Part, trained: Trained) -> None:
         """Write a finished training, whole or not at all."""
@@ -142,7 +147,7 @@ class Folder:
             "method": part.method,
             "seed": part.seed,
             "sha256": hashlib.sha256(content).hexdigest(),
-            "versions": trained_with(),
+            "versions": versions("peft"),
             "facts": finite(trained.facts),
         }
         files = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from embedgrad.comparing.folder import Folder, Part
-from embedgrad.comparing.sameness import recipe_digest, trained_with
+from embedgrad.comparing.sameness import recipe_digest
 from embedgrad.comparing.verdict import row_differences, verdicts
 from embedgrad.errors import RunError
 from embedgrad.evaluation import summarize
@@ -21,6 +21,7 @@ from embedgrad.methods.base import Answers
 from embedgrad.provenance import peak_memory
 from embedgrad.recipe import Recipe
 from embedgrad.statistics import bootstrap_mean, paired_p_value
+from embedgrad.versions import versions
 
 TEXT = Part("text", None)
 
@@ -68,11 +69,11 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
         "methods": methods_of(rows),
         "text": recipe.template.span,
         "test_rows": len(rows[0]["correct"]) if rows else 0,
-        "seeds": sorted({part.seed for part in parts if part.seed is not None}),
-        "recipe": _as_compared(recipe, parts),
+        "seeds": seeds_of(parts),
+        "recipe": as_compared(recipe.as_dict(), parts),
         "recipe_digest": recipe_digest(recipe),
         "model": described,
-        "versions": trained_with(),
+        "versions": versions("peft"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -176,13 +177,16 @@ def _mean(numbers: Sequence[float | None]) -> float | None:
     return fmean(there) if len(there) == len(numbers) else None
 
 
-def _as_compared(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
-    """The recipe with the methods and seeds that are there, whichever the last call asked for."""
-    values = recipe.as_dict()
-    values["compare"]["methods"] = list(dict.fromkeys(part.method for part in parts))
-    seeds = sorted({part.seed for part in parts if part.seed is not None})
-    values["compare"]["seeds"] = seeds or values["compare"]["seeds"]
-    return values
+def as_compared(recipe: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """A recipe's values with the methods and seeds that are there, whatever was asked for last."""
+    methods = list(dict.fromkeys(part.method for part in parts))
+    seeds = seeds_of(parts) or recipe["compare"]["seeds"]
+    return {**recipe, "compare": {**recipe["compare"], "methods": methods, "seeds": seeds}}
+
+
+def seeds_of(parts: Sequence[Part]) -> list[int]:
+    """Every seed that is there."""
+    return sorted({part.seed for part in parts if part.seed is not None})
 
 
 def _scored(judged: Mapping[str, Any]) -> list[float]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from embedgrad.recipe import Recipe
-from embedgrad.versions import versions
 
 # No part depends on these. Where heads are stored changes no result; in which precision does.
 MAY_CHANGE = (
@@ -34,17 +31,15 @@ def differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [f"{n} is {shown(then.get(n))} there and {shown(now.get(n))} here" for n in names]
 
 
-def trained_with() -> dict[str, str]:
-    """Versions of what a part's numbers depend on."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return {**versions(), "peft": importlib.metadata.version("peft")}
-    return versions()
+def shared_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that the parts of a comparison share, by dotted name."""
+    values = _flat(recipe)
+    return {name: value for name, value in values.items() if not name.startswith(MAY_CHANGE)}
 
 
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of every setting that the parts of a comparison share."""
-    values = _flat(recipe.as_dict())
-    shared = {name: value for name, value in values.items() if not name.startswith(MAY_CHANGE)}
+    shared = shared_settings(recipe.as_dict())
     content = json.dumps(shared, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 

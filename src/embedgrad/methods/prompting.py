@@ -18,9 +18,8 @@ from embedgrad.methods.base import Answers, Method, Task, Trained, question_toke
 from embedgrad.methods.templates import with_examples, with_span
 from embedgrad.recipe import Recipe
 from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.tables import shown
 from embedgrad.template import Template
-
-_SHOWN = 40  # characters of a prompt in a message
 
 
 class Text(Method):
@@ -65,7 +64,7 @@ class BestOfN(Method):
             try:
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
-                raise DataError(f"best-of-n: with the prompt {_begin(text)}: {error}") from error
+                raise DataError(f"best-of-n: with the prompt {shown(text, 40)}: {error}") from error
             best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))
         seconds = time.perf_counter() - began
         scores = [
@@ -120,10 +119,6 @@ class FewShot(Method):
         sequencer = task.sequencer_of(_shown(task, picked))
         rows = _fitting(sequencer, [s.example for s in sequences], len(picked))
         return _as_text(task, sequencer, rows, progress)
-
-
-def _begin(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
