@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import tiny
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
-from embedgrad.evaluation import Evaluation, Evaluator, check_answers, summarize
+from embedgrad.evaluation import Evaluation, Evaluator, check_answers, evaluate, summarize
 from embedgrad.examples import Example
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.scorers import Exact, Number
 from embedgrad.sequence import Target
 from embedgrad.template import Template
+from kit_loop import small, train
 
 ROWS = [
     Example({"review": text}, "7", f"rows.csv:{n}") for n, text in enumerate(("so", "it is"), 2)
@@ -61,3 +63,27 @@ def test_replies_without_any_answer_are_counted(monkeypatch: pytest.MonkeyPatch)
     by_reply = {a.predicted: (a.correct, a.unread) for a in answered}
     assert by_reply == {"I do not know.": (0, True), "It is 8.": (0, False), "7": (1, False)}
     assert summarize(answered, ()).unread == 1
+
+
+def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = small()
+    refined = train(made).prompt
+    kept = refined.with_rows(refined.start_rows.clone())
+    merged = [replace(s, plain=(*s.head, *made.sequencer.span.ids, *s.tail)) for s in made.sequences]
+    passes: list[int] = []
+    score = Evaluator.refined
+
+    def counted(self: Evaluator, *args: Any) -> Any:
+        passes.append(len(args[1]))
+        return score(self, *args)
+
+    monkeypatch.setattr(Evaluator, "refined", counted)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
+    for prompt, sequences, times in ((kept, made.sequences, 1), (refined, made.sequences, 2)):
+        comparison = evaluate(evaluator, prompt, sequences)
+        assert passes == [len(sequences)] * times
+        passes.clear()
+        assert comparison.refined.rows == len(sequences)
+        assert (comparison.text_answers == comparison.refined_answers) == (prompt is kept)
+    evaluate(evaluator, kept, merged)
+    assert passes == [0, len(merged), len(merged)]  # the text's tokens are others than its rows'

@@ -292,7 +292,11 @@ def evaluate(
     heads = [sequence.head for sequence in sequences]
     evaluator.model.heads.expect((heads, 2 * evaluator.lookups))
     text = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
-    refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
+    # Rows that dev left as they were need no second pass; merged text is other tokens.
+    kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
+    refined = text
+    if not kept:
+        refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
     return compare(text, refined, evaluator.target.choices)
 
 

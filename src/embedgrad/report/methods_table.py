@@ -22,7 +22,7 @@ def methods_table(results: Entry) -> RenderableType:
     cells = [_cells(entry) for entry in results["methods"]]
     parts: list[RenderableType] = []
     for columns in (_GAINS, _COSTS) if cells else ():
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name in columns:
             left = name in ("method", "verdict")
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
