@@ -16,10 +16,10 @@ import pytest
 
 from embedgrad import Recipe
 from embedgrad.errors import RecipeError
-from embedgrad.evaluation import check_answers
 from embedgrad.examples import Example
 from embedgrad.parts import build_part
 from embedgrad.scorers import Called
+from embedgrad.scorers.checks import check_answers
 from embedgrad.scorers.worker import end_workers
 from embedgrad.sequence import Target
 from small_recipe import changed
@@ -37,6 +37,21 @@ def nothing_is_left() -> Iterator[None]:
     end_workers()
     assert workers() == []
     assert (process.num_fds() if os.name == "posix" else 0) == files
+
+
+def test_a_fingerprint_is_of_the_file_and_not_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "judges" / "fair.py"
+    module.parent.mkdir()
+    module.write_text("def right(reply, answer):\n    return 1\n")
+    once = Called("judges.fair:right", 1.0).fingerprint()
+    assert Called("judges.fair:right", 9.0).fingerprint() == once
+    assert str(once["source"]).startswith("sha256:")
+    module.write_text("def right(reply, answer):\n    return 0\n")
+    assert Called("judges.fair:right", 1.0).fingerprint() != once
+    assert Called("nowhere:right").fingerprint()["source"] is None
 
 
 def called(function: str, timeout: float = 30) -> Called:

@@ -467,6 +467,7 @@ LONG = "1" * (ROWS["test"] + 1)
         ("text/scored.json", {"correct": LONG}, ("of other test rows", "delete it to score again")),
         ("text/scored.json", {"accuracy": None}, ("damaged", "delete it to score again")),
         ("text/scored.json", {"scores": [1.0]}, ("damaged", "delete it to score again")),
+        ("text/scored.json", {"interval": None}, ("damaged", "delete it to score again")),
         ("text/trained.json", {"facts": {}}, ("does not say dev, examples_seen", "train again")),
         ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
         ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),

@@ -10,11 +10,12 @@ import pytest
 import tiny
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
-from embedgrad.evaluation import Evaluation, Evaluator, check_answers, evaluate, summarize
+from embedgrad.evaluation import Evaluation, Evaluator, evaluate, summarize
 from embedgrad.examples import Example
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.scorers import Exact, Number
+from embedgrad.scorers.checks import check_answers
 from embedgrad.sequence import Target
 from embedgrad.template import Template
 from kit_loop import small, train
@@ -69,7 +70,9 @@ def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.Mon
     made = small()
     refined = train(made).prompt
     kept = refined.with_rows(refined.start_rows.clone())
-    merged = [replace(s, plain=(*s.head, *made.sequencer.span.ids, *s.tail)) for s in made.sequences]
+    merged = [
+        replace(s, plain=(*s.head, *made.sequencer.span.ids, *s.tail)) for s in made.sequences
+    ]
     passes: list[int] = []
     score = Evaluator.refined
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embedgrad.errors import EmbedgradError
+from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.examples import Example, cell_text, examples_from, guess_columns
 from embedgrad.tables import Row, Table
 from refusals import refused
@@ -204,6 +204,15 @@ def test_label_that_is_no_choice_is_refused_with_its_line_and_the_choices() -> N
         examples_from(REVIEWS, columns=["text"], answer="label", choices=["1"], labels={"0": "bad"})
     with refused("reviews.csv:3: label '0'", "not among the choices 'positive'", "labels"):
         examples_from(REVIEWS, columns=["text"], answer="label", labels={"1": "positive"})
+
+
+def test_labels_that_are_no_choices_are_named_the_first_three() -> None:
+    rows = [{"text": "a", "label": label} for label in ("warm", "cold", "wet", "hot", "dry")]
+    with pytest.raises(DataError) as raised:
+        examples_from(table(rows), columns=["text"], answer="label", choices=["warm"])
+    told = str(raised.value)
+    assert told.startswith("reviews.csv:3: label 'cold' in column 'label' is not among")
+    assert told.endswith("(of 4 such rows the next: 'wet' (reviews.csv:4), 'hot' (reviews.csv:5))")
 
 
 def test_label_with_odd_characters_is_refused_on_one_line() -> None:

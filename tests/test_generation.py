@@ -24,7 +24,7 @@ from embedgrad.evaluation import Evaluation, Evaluator
 from embedgrad.generate import Reply, _chosen, replies, stream
 from embedgrad.parts import build
 from embedgrad.sequence import Target
-from kit import Kit, cut, kit, noisy, plain_logits
+from kit import LABELS, Kit, cut, kit, noisy, plain_logits
 from run_kit import Command, Done
 
 pytest_plugins = ["tiny_runs"]
@@ -201,6 +201,15 @@ def test_logits_that_are_not_finite_are_refused(odd: float) -> None:
         draw(torch.tensor([0.0, odd, 1.0]), Decoding(temperature=1.0), 0.5)
 
 
+@pytest.mark.parametrize("target", [FREE, LABELS], ids=["free", "choices"])
+def test_a_model_that_gives_no_numbers_is_refused_and_not_scored(target: Target) -> None:
+    made = kit("llama", target=target, rows=4)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(max_new_tokens=2))
+    assert len(evaluator.refined(made.start, made.sequences)) == 4
+    with pytest.raises(ModelError, match=r"logits are not finite; set model\.dtype"):
+        evaluator.refined(made.start * torch.nan, made.sequences)
+
+
 def test_samples_of_a_row_share_its_head_and_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     made = kit("llama", target=FREE, rows=4, tie=False, budget=0)
     heads = len({s.head for s in made.sequences})
@@ -317,6 +326,18 @@ def test_the_first_of_several_stop_strings_counts() -> None:
             answer.add(token)
         assert answer.text == "one "
         assert answer.ended
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_string_that_is_a_special_token_ends_an_answer(kind: str) -> None:
+    tokenizer = words(kind)
+    special = next(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+    answer = draft(kind, "never", tokenizer.added_tokens_decoder[special].content)
+    ids = ids_of(kind, "one two")
+    for token in (*ids, special, *ids):
+        answer.add(token)
+    assert answer.ended
+    assert answer.text == decoded(kind, ids)
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from embedgrad.errors import DataError, RecipeError
-from embedgrad.evaluation import check_answers
 from embedgrad.examples import Example
 from embedgrad.scorers import Math, maths
+from embedgrad.scorers.checks import check_answers
 from embedgrad.scorers.worker import end_workers
 from embedgrad.sequence import Target
 

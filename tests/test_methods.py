@@ -17,6 +17,7 @@ from torch import Tensor
 import tiny
 from embedgrad import ModelError, Recipe
 from embedgrad.best import Best
+from embedgrad.examples import Example
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading import LoadedModel
 from embedgrad.markup import literal, parse
@@ -201,6 +202,29 @@ def test_few_shot_says_what_it_would_need() -> None:
     task = replace(task_of(made, compare={"shots": 7}), model=model)
     with refused("few-shot: with 7 examples", "takes 120", "compare.shots"):
         METHODS["few-shot"].train(task, 0)
+
+
+def test_few_shot_shows_no_question_twice() -> None:
+    twice = [Example({"q": str(n // 2)}, str(n // 2), f"r:{n}", solution=str(n)) for n in range(8)]
+    for seed in range(30):
+        shown = [twice[i].columns["q"] for i in draw(twice, 4, seed)]
+        assert sorted(shown) == ["0", "1", "2", "3"]
+    assert len(draw(twice, 9, 0)) == 4
+
+
+def test_few_shot_says_where_it_takes_room_from_a_row() -> None:
+    made = small()
+    info = replace(made.loaded.info, context=176)
+    model = LanguageModel(LoadedModel(made.loaded.model, made.loaded.tokenizer, info))
+    told: list[Any] = []
+    task = replace(task_of(made, compare={"shots": 3}), model=model, report=told.append)
+    examples = [sequence.example for sequence in task.train]
+    template = made.sequencer.renderer.template
+    sequencer = model.sequencer(template, LABELS, examples, date=DAY, truncate="review")
+    task = replace(task, sequencer=sequencer)
+    METHODS["few-shot"].train(task, 0)
+    (note,) = (event["text"] for event in told if "is cut in" in str(event.get("text")))
+    assert note.startswith("few-shot: behind 3 examples column 'review' is cut in ")
 
 
 # -- EmbedGrad and its variants --------------------------------------------------------------------

@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedgrad.errors import DataError
-from embedgrad.evaluation import check_answers
 from embedgrad.examples import Example
 from embedgrad.parts import build_part
 from embedgrad.scorers import (
@@ -24,6 +23,7 @@ from embedgrad.scorers import (
     name_of,
     parse_number,
 )
+from embedgrad.scorers.checks import check_answers
 from embedgrad.sequence import Target
 
 # Characters that the patterns care about, so that chance finds their corners; and any at all.
@@ -190,6 +190,14 @@ def test_exact_can_mind_capitals() -> None:
         ("New, York", "New York", 0.0),
         ("about 3.5 apples", "5", 0.0),
         ("about 3.5 apples", "3.5", 1.0),
+        ("It is -5", "5", 0.0),
+        ("It is -5, so", "-5", 1.0),
+        ("pages 3-5", "5", 1.0),
+        ("about .5", "5", 0.0),
+        ("5/6 of it", "5", 0.0),
+        ("cafe\u0301", "cafe", 0.0),
+        ("cafe\u0301", "caf\u00e9", 1.0),
+        ("\u0915\u093f", "\u0915", 0.0),
         ("It has 5.", "5", 1.0),
         ("the 5th", "5", 0.0),
         ("no,5 of them", "no", 1.0),
@@ -248,6 +256,14 @@ def test_contains(reply: str, answer: str, score: float) -> None:
         (r"\boxed{1} or rather \boxed{x = \text{a } 2} 3", 2.0),
         (r"\boxed{\frac{3}{4}} 9", 0.75),
         (r"\boxed{-\dfrac{3}{4}} 9", -0.75),
+        (r"\frac{-1}{2}", -0.5),
+        (r"\frac{3}{-4}", -0.75),
+        (r"-\frac{-1}{2}", 0.5),
+        (r"x=\dfrac{ -3 }{ 4 }", -0.75),
+        (r"\frac12", 0.5),
+        (r"$-\frac{3}4$", -0.75),
+        (r"3-\frac{1}{2}", 0.5),
+        (r"1\frac{1}{2}", 0.5),
         (r"\boxed{1{,}234} 9", 1234.0),
         (r"\boxed{10,\!000} 9", 10000.0),
         (r"\boxed{1\,234\,cm} 9", 1234.0),

@@ -504,6 +504,32 @@ def test_a_file_of_another_model_is_refused(write: Write, writer: Writer, tmp_pa
         write(sums(2), solutions, using=other)
 
 
+def test_a_fine_tuned_model_with_the_same_embeddings_is_another_model(
+    write: Write, writer: Writer, tmp_path: Path
+) -> None:
+    solutions = replace(TWO, file=str(tmp_path / "s.jsonl"))
+    loaded = tiny.loaded(dtype=torch.float32, seed=3)
+    other = LanguageModel(loaded)
+    write(sums(2), solutions, using=other)
+    with torch.no_grad():
+        loaded.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    with refused("another model.weights (", "now ", "name another file"):
+        write(sums(2), solutions, using=other)
+
+
+def test_what_an_older_file_does_not_say_is_taken_to_be_the_same(
+    write: Write, writer: Writer, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.jsonl"
+    write(sums(2), replace(TWO, file=str(path)))
+    header, *entries = lines(path)
+    del header["model"]["weights"]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *entries)))
+    writer.asked = []
+    write(sums(2), replace(TWO, file=str(path)))
+    assert writer.asked == []
+
+
 # -- when it does not work -------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from embedgrad.errors import EmbedgradError, ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOT_FINITE = "the model's logits are not finite; set model.dtype = 'float32'"
 FEW = 256  # of the likeliest tokens, which seldom leave out any that top_p asks for
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of a tokenizer with byte fallback
 
@@ -75,7 +76,7 @@ class Draft:
         watched: bool = False,
     ):
         self.decoding = decoding
-        self.end_ids = end_ids
+        self.end_ids = (*end_ids, *_special_stops(tokenizer, decoding.stop))
         self.most = most
         self.ids: list[int] = []
         self.ended = self.over = False
@@ -121,6 +122,12 @@ class Draft:
         old = len(text.certain)
         text.add(token)
         return any(text.text.find(s, max(0, old - len(s) + 1)) >= 0 for s in self.decoding.stop)
+
+
+def _special_stops(tokenizer: Any, stop: Sequence[str]) -> Ids:
+    """Stop strings that are special tokens, which have no text in an answer, as ids."""
+    added = tokenizer.added_tokens_decoder.items() if stop else ()
+    return tuple(i for i, token in added if token.special and token.content in stop)
 
 
 class GrowingText:
@@ -180,7 +187,7 @@ def draw(logits_V: Tensor, decoding: Decoding, uniform: float) -> int:
     logits_V = logits_V.cpu().double()
     highest = logits_V.max()
     if not torch.isfinite(highest):
-        raise ModelError("the model's logits are not finite; set model.dtype = 'float32'")
+        raise ModelError(NOT_FINITE)
     shares_V = torch.softmax((logits_V - highest) / decoding.temperature, dim=0)
     if decoding.top_p < 1:
         for most in (FEW, len(shares_V)):

@@ -26,6 +26,23 @@ class EmbedgradError(Exception):
     """Base of every error that an input can cause."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no memory left; told by its name, as torch is slow to import."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def one_line(error: Exception) -> str:
+    """An error of our own or of a library in one line, with advice where memory is lacking."""
+    if isinstance(error, EmbedgradError):
+        return str(error)
+    if is_out_of_memory(error):
+        return (
+            f"{str(error).partition('. ')[0]}; make training.batch_size, "
+            "evaluation.batch_size or head_cache.budget smaller, or training.accumulate larger"
+        )
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class RecipeError(EmbedgradError):
     """A recipe that cannot be used.
 

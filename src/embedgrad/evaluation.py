@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from embedgrad.decoding import Decoding, check_stop
-from embedgrad.errors import DataError
-from embedgrad.examples import Example
+from embedgrad.decoding import NOT_FINITE, Decoding, check_stop
+from embedgrad.errors import DataError, ModelError
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
-from embedgrad.scorers import Exact, Scorer, name_of
+from embedgrad.scorers import Exact, Scorer
 from embedgrad.sequence import Sequencer, Target, TokenSequence
 from embedgrad.statistics import bootstrap_mean, macro_f1, paired_p_value, wilson_interval
 
@@ -154,7 +153,7 @@ class Evaluator:
     def refined(
         self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
     ) -> list[Answered]:
-        """The answers with these rows, in the order of `sequences`."""
+        """The answers with these rows, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
             return []
         answered: dict[int, Answered] = {}
@@ -168,6 +167,8 @@ class Evaluator:
             outcome = self.model.outcome(
                 rows_PD, picked, choices=choices, normalize=self.target.normalize
             )
+            if outcome.scores_BC.isnan().any():
+                raise ModelError(NOT_FINITE)
             shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
@@ -202,37 +203,16 @@ class Evaluator:
         )
 
     def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> Answered:
-        answer = sequence.example.answer
-        scorer = self.evaluation.scorer
-        correct = scorer.score(reply.text, answer)
-        return Answered(
-            source=sequence.example.source,
-            answer=answer,
-            predicted=reply.text,
-            correct=correct,
-            loss=loss,
-            probabilities=None,
-            cut=reply.cut,
-            unread=not correct and scorer.is_unread(reply.text),
-        )
+        example = sequence.example
+        unjudged = Answered(example.source, example.answer, reply.text, 0.0, loss, None, reply.cut)
+        return judged(unjudged, self.evaluation.scorer)
 
 
-def check_answers(examples: Sequence[Example], target: Target, scorer: Scorer) -> None:
-    """Refuse free answers that no reply could ever match. Raises `DataError` with the first three.
-
-    A scorer that cannot work raises `RecipeError` here, before anything is spent.
-    """
-    if target.choices:
-        return
-    bad = [example for example in examples if not scorer.usable(example.answer)]
-    if bad:
-        shown = [f"{e.answer[:60]!r} ({e.source})" for e in bad[1:3]]
-        more = f" (of {len(bad)} such rows the next: {', '.join(shown)})" if shown else ""
-        raise DataError(
-            f"{bad[0].source}: the answer {bad[0].answer[:60]!r} is none that "
-            f"evaluation.scorer = {name_of(scorer)!r} can find in a reply{more}; "
-            "choose another scorer, or another column in data.answer"
-        )
+def judged(answered: Answered, scorer: Scorer) -> Answered:
+    """A free answer with what a scorer says of it. Raises what the scorer raises."""
+    correct = scorer.score(answered.predicted, answered.answer)
+    unread = not correct and scorer.is_unread(answered.predicted)
+    return replace(answered, correct=correct, unread=unread)
 
 
 def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
@@ -289,12 +269,11 @@ def evaluate(
     def report(which: str) -> Progress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))
 
-    heads = [sequence.head for sequence in sequences]
-    evaluator.model.heads.expect((heads, 2 * evaluator.lookups))
-    text = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
-    refined = text
+    heads = [sequence.head for sequence in sequences]
+    evaluator.model.heads.expect((heads, (1 if kept else 2) * evaluator.lookups))
+    text = refined = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
     if not kept:
         refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
     return compare(text, refined, evaluator.target.choices)

@@ -106,6 +106,7 @@ def examples_from(
     allowed = tuple(choices) if choices is not None else tuple(dict.fromkeys(names.values()))
 
     examples: list[Example] = []
+    unknown: list[tuple[str, str]] = []  # where, and the raw answer
     for row, source in _kept(table, where or {}):
         texts = {name: text for name, cell in row.items() if (text := cell_text(cell)) is not None}
         for _, name in needed:
@@ -116,7 +117,7 @@ def examples_from(
             raw = texts[answer]
             target = names.get(raw, raw)
             if allowed and target not in allowed:
-                raise data_error(source, _unknown_label(answer, raw, target, allowed))
+                unknown.append((source, raw))
         examples.append(
             Example(
                 texts,
@@ -126,6 +127,13 @@ def examples_from(
                 solution=fill(written, texts) if written else None,
             )
         )
+    if unknown:
+        assert answer is not None
+        source, raw = unknown[0]
+        others = ", ".join(f"{shown(text)} ({where})" for where, text in unknown[1:3])
+        more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
+        told = _unknown_label(answer, raw, names.get(raw, raw), allowed)
+        raise data_error(source, f"{told}{more}")
     return examples
 
 

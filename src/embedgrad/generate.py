@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.cutting import Ids
-from embedgrad.decoding import Decoding, Draft
+from embedgrad.decoding import NOT_FINITE, Decoding, Draft
+from embedgrad.errors import ModelError
 from embedgrad.language_model import LanguageModel
 from embedgrad.layout import Layout
 from embedgrad.past import Growing, Slots
@@ -202,7 +203,10 @@ def _steps(
 def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
     """The next token [N] of every draft; any where a draft is over."""
     if not drafts[0].decoding.temperature:
-        return logits_NV.argmax(dim=1)
+        highest_N, chosen_N = logits_NV.max(dim=1)
+        if not highest_N.isfinite().all():  # NaN where any logit of a row is
+            raise ModelError(NOT_FINITE)
+        return chosen_N
     rows = logits_NV.cpu()
     chosen = [0 if d.over else d.choose(row_V) for d, row_V in zip(drafts, rows, strict=True)]
     return torch.tensor(chosen, device=logits_NV.device)

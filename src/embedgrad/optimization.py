@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.best import Best, score_of
-from embedgrad.errors import DataError, DivergenceError, RunError
+from embedgrad.errors import DataError, DivergenceError, ModelError, RunError
 from embedgrad.evaluation import Evaluation, Evaluator, summarize
 from embedgrad.events import Report, nowhere
 from embedgrad.language_model import LanguageModel
@@ -181,8 +181,7 @@ class _Loop:
     # -- one step ------------------------------------------------------------------------------
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
-        parts, names = self.parts, list(self.theta)
-        norm = math.nan
+        parts, names, norm = self.parts, list(self.theta), math.nan
 
         def closure() -> float:
             nonlocal norm
@@ -256,8 +255,12 @@ class _Loop:
     def _evaluate(self) -> None:
         rows = self.rows().detach()
         plain = self.is_text and not self.step
-        answer = self.evaluator.text if plain else self.evaluator.refined
-        summary = summarize(answer(rows, self.dev), self.sequencer.target.choices)
+        try:
+            answered = (self.evaluator.text if plain else self.evaluator.refined)(rows, self.dev)
+        except ModelError as error:  # before the first step nothing is learned yet
+            kind = DivergenceError if self.step else ModelError
+            raise kind(f"step {self.step}: {error}") from error
+        summary = summarize(answered, self.sequencer.target.choices)
         score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
         self.best.add(score, rows)
         told = {"metric": self.best.metric, "best": self.best.score, "text": self.best.history[0]}

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import DataError
-from embedgrad.evaluation import check_answers
 from embedgrad.events import Report, say, stage
 from embedgrad.examples import Example
 from embedgrad.head_cache import HeadCache, Spill
 from embedgrad.language_model import LanguageModel, load_model
 from embedgrad.recipe import Recipe
+from embedgrad.scorers.checks import check_answers
 from embedgrad.self_written import training_examples, training_for
 from embedgrad.sequence import Sequencer, TokenSequence
 from embedgrad.splits import NAMES, Splits, label_balance, read_splits
@@ -82,8 +82,25 @@ def prepare(
     stage(report, "tokenizing")
     train, dev, test = (sequencer.build(part) for part in (written, splits.dev, splits.test))
     say(report, sequencer.notes([*train, *dev, *test]))
+    if not recipe.target.choices:
+        say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
     training = training_for(recipe.training, solutions["source"])
     return Prepared(splits, model, sequencer, written, solutions, train, dev, test, training)
+
+
+def _short_of_room(
+    sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
+) -> list[str]:
+    """Says where the context ends before an answer has as many tokens as it may have."""
+    lengths = [len(s.head) + len(sequencer.span.ids) + len(s.tail) for s in sequences]
+    short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
+    if not sequencer.context or not short:
+        return []
+    return [
+        f"in {len(short)} of {len(sequences)} rows of dev and test the model's context of "
+        f"{sequencer.context} tokens leaves fewer for an answer than evaluation.max_new_tokens = "
+        f"{limit} (least: {max(0, min(short))})"
+    ]
 
 
 def read_data(recipe: Recipe) -> Splits:

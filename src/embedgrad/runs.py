@@ -29,6 +29,7 @@ from embedgrad.preparation import prepare
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.provenance import facts_of, peak_memory, predictions, provenance_of
 from embedgrad.recipe import Recipe
+from embedgrad.self_written import refuse_inside
 from embedgrad.storage import measure_heads
 from embedgrad.training import Refinement
 
@@ -50,6 +51,7 @@ def run(
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
+    refuse_inside(recipe.solutions, out)
     parents = [parent for parent in out.parents if not parent.exists()]
     new_folder(out)
     try:

@@ -28,7 +28,7 @@ from embedgrad.cli import writing
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn
-from embedgrad.errors import EmbedgradError
+from embedgrad.errors import EmbedgradError, is_out_of_memory, one_line
 
 __all__ = [
     "answering",
@@ -71,12 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except _UsageError as error:
         warn(f"error: {_usage(error)}")
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if not is_out_of_memory(error):
             raise
-        warn(
-            f"error: {str(error).partition('. ')[0]}; make training.batch_size, "
-            "evaluation.batch_size or head_cache.budget smaller, or training.accumulate larger"
-        )
+        warn(f"error: {one_line(error)}")
     sys.exit(code)
 
 

@@ -182,10 +182,13 @@ class Folder:
         write_json(folder / "scored.json", scores)
         self._answered(part).unlink(missing_ok=True)
 
-    def keep_answers(self, part: Part, answers: Answers, seconds: float) -> None:
-        """Write the answers to the first test rows, and what they took."""
+    def keep_answers(
+        self, part: Part, answers: Answers, seconds: float, scorer: Mapping[str, Any]
+    ) -> None:
+        """Write the answers to the first test rows, what they took, and by what scorer."""
         values = {
             "training": self._digest(part),
+            "scorer": scorer,
             "answered": [asdict(answer) for answer in answers.answered],
             "tokens": answers.tokens,
             "seconds": seconds,
@@ -194,11 +197,14 @@ class Folder:
         # Not `finite`: a loss may be infinite, and shall be so again.
         write_file(self._answered(part), json.dumps(values, ensure_ascii=False).encode())
 
-    def answers_so_far(self, part: Part) -> tuple[Answers, float]:
-        """What `keep_answers` wrote, and the seconds. Raises `RunError` where it is damaged."""
+    def answers_so_far(self, part: Part) -> tuple[Answers, float, dict[str, Any] | None]:
+        """What `keep_answers` wrote: answers, seconds, scorer (None: not known).
+
+        Raises `RunError` where it is damaged.
+        """
         path = self._answered(part)
         if not path.exists():
-            return Answers([], []), 0.0
+            return Answers([], []), 0.0, None
         try:
             values = _read_json(path)
             if values["training"] != self._digest(part):
@@ -209,7 +215,8 @@ class Folder:
             ]
             if len(answered) != len(values["tokens"]):
                 raise ValueError("answers and tokens differ in number")
-            return Answers(answered, values["tokens"]), float(values["seconds"])
+            answers = Answers(answered, values["tokens"])
+            return answers, float(values["seconds"]), values.get("scorer")
         except (RunError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: cannot be used ({error})") from error
 
@@ -232,12 +239,15 @@ class Folder:
         sound = isinstance(judged, str) and set(judged) <= {"0", "1"}
         sound &= graded is None or (isinstance(graded, list) and len(graded) == len(judged or ""))
         sound &= all(isinstance(values.get(name), int | float) for name in SCORES)
+        interval = values.get("interval")
+        sound &= isinstance(interval, list) and all(isinstance(x, int | float) for x in interval)
+        sound &= {"log_loss", "macro_f1"} <= values.keys()  # either may be null
         if not sound:
             raise RunError(f"{path}: is damaged (it does not hold all scores); {again}")
         return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
-        """The answers to the test rows, as plain values of `Answered`."""
+        """The answers to the test rows, as plain values of `Answered`. Raises `RunError`."""
         path = self.work / part.folder / "answers.jsonl"
         try:
             # Not splitlines: texts may hold other line separators.

@@ -14,26 +14,32 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from embedgrad.comparing.folder import Folder, Part
+from embedgrad.comparing.judging import judge_again, judged_so_far, scorer_of
 from embedgrad.comparing.results import TEXT, results_of, scores_of
-from embedgrad.errors import EmbedgradError, RecipeError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
 from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.files import write_file, write_json
 from embedgrad.language_model import LanguageModel
+from embedgrad.loading.info import weights_digest
 from embedgrad.methods import METHODS, Task
 from embedgrad.methods.base import Answers
 from embedgrad.preparation import prepare, sources
 from embedgrad.recipe import Recipe
 from embedgrad.report.methods_table import figure_svg, methods_markdown
 from embedgrad.report.words import duration
+from embedgrad.self_written import refuse_inside
 from embedgrad.sequence import TokenSequence
 
-BLOCK = 256  # test rows that are answered before they are kept
+BLOCK = 256  # test rows with choices that are answered before they are kept
+FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what PEFT refuses
 
 
 def compare(
@@ -55,6 +61,8 @@ def compare(
     folder = Folder(out)
     folder.open(recipe)
     fresh = not folder.path.exists()
+    if fresh:
+        refuse_inside(recipe.solutions, folder.path)
     try:
         _make(folder.path)
         report = sinks()
@@ -64,17 +72,18 @@ def compare(
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     say(report, (f"{name} is left out: {reason}" for name, reason in skipped.items()))
-    failed: dict[str, str] = {}
+    failed: dict[Part, str] = {}
     interrupted = False
     try:
         _train(opened.task, folder, parts, failed)
+        judge_again(opened.task, folder)
         _score(opened.task, folder, parts, failed, opened.test)
     except KeyboardInterrupt:
         interrupted = True
     results = results_of(folder, recipe, opened.task.model.info) | opened.told
     results |= {
         "skipped": skipped,
-        "failed": failed,
+        "failed": _by_method(failed),
         "interrupted": interrupted,
         "planned": len(parts),
         "trained": sum(map(folder.is_trained, parts)),
@@ -139,21 +148,24 @@ def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
     )
     data = sources(recipe, ready.splits)
     digests = {f"{name} split": entry["sha256"] for name, entry in data.items()}
-    shared = {**digests, "model": ready.model.info.embedding_digest, "day": day}
-    if (
-        ready.solutions["source"] == "self-written"
-    ):  # what the model wrote may have been written anew
-        texts = json.dumps([example.solution for example in ready.written])
-        shared["set of solutions"] = f"sha256:{hashlib.sha256(texts.encode()).hexdigest()}"
+    info = ready.model.info
+    shared = {**digests, "model": info.embedding_digest, "precision": info.dtype, "day": day}
+    shared["set of weights"] = weights_digest(ready.model.model)
+    solutions = [example.solution for example in ready.written]
+    if any(solution is not None for solution in solutions):  # a split's digest is of answers alone
+        texts = json.dumps(solutions).encode()
+        shared["set of solutions"] = f"sha256:{hashlib.sha256(texts).hexdigest()}"
     folder.agree(recipe, shared)
     recipe = replace(recipe, training=ready.training)
     task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
-    return _Opened(task, ready.test, {"data": data, "solutions": ready.solutions})
+    del shared["day"]
+    told = {"data": data, "solutions": ready.solutions, "shared": shared}
+    return _Opened(task, ready.test, told)
 
 
-def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, str]) -> None:
+def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
     for number, part in enumerate(parts, 1):
-        if folder.is_trained(part) or part.method in failed:
+        if folder.is_trained(part):
             continue
         where = f"training {number} of {len(parts)}"
         stage(task.report, f"{part}: {where}")
@@ -162,10 +174,10 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[str, 
         )
         try:
             trained = METHODS[part.method].train(own, part.seed or 0)
-        except EmbedgradError as error:
-            if part == TEXT:
-                raise  # there is nothing to compare with
+        except FAILURES as error:
             _note_failure(task.report, part, error, failed)
+        if part in failed:
+            torch.cuda.empty_cache()  # outside, as an error holds on to what it was raised among
             continue
         folder.keep_training(part, trained)
         took, dev = duration(trained.facts["train_seconds"]), trained.facts["dev"]
@@ -177,26 +189,27 @@ def _score(
     task: Task,
     folder: Folder,
     parts: Sequence[Part],
-    failed: dict[str, str],
+    failed: dict[Part, str],
     test: Sequence[TokenSequence],
 ) -> None:
     left = [p for p in parts if folder.is_trained(p) and not folder.is_scored(p)]
     heads = [sequence.head for sequence in test]
     task.model.heads.expect((heads, len(left) * task.evaluator().lookups))
     for part in left:
-        if part.method in failed:
-            continue
         try:
-            so_far = folder.answers_so_far(part)
+            answers, seconds = judged_so_far(task, folder, part)
         except RunError as error:
             say(task.report, [f"{error}; {part} is scored anew"])
-            so_far = Answers([], []), 0.0
-        found = _answers(task, folder, part, test, so_far, failed)
-        if found is None:
+            answers, seconds = Answers([], []), 0.0
+        try:
+            answers, seconds = _answers(task, folder, part, test, answers, seconds)
+        except FAILURES as error:
+            _note_failure(task.report, part, error, failed)
+        if part in failed:
+            torch.cuda.empty_cache()
             continue
-        answers, seconds = found
         scores = scores_of(answers, task.sequencer.target.choices, seconds)
-        folder.keep_scores(part, answers.answered, scores)
+        folder.keep_scores(part, answers.answered, {**scores, "scorer": scorer_of(task)})
 
 
 def _answers(
@@ -204,41 +217,51 @@ def _answers(
     folder: Folder,
     part: Part,
     test: Sequence[TokenSequence],
-    so_far: tuple[Answers, float],
-    failed: dict[str, str],
-) -> tuple[Answers, float] | None:
-    """A part's answers to the test rows, and the seconds, or None where its method fails.
+    answers: Answers,
+    seconds: float,
+) -> tuple[Answers, float]:
+    """A part's answers to the test rows behind those that there are, and the seconds.
 
     Every block is kept when it is done.
     """
     own, trained = replace(task, report=_tagged(task.report, part)), folder.training(part)
-    answers, seconds = so_far
+    # A free answer takes long.
+    size = BLOCK if task.sequencer.target.choices else task.recipe.evaluation.batch_size
     while (first := len(answers.answered)) < len(test):
         began = time.perf_counter()
 
         def progress(done: int, first: int = first) -> None:
             task.report(scoring(str(part), first + done, len(test)))
 
-        block = test[first : first + BLOCK]
-        try:
-            answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
-        except EmbedgradError as error:
-            if part == TEXT:
-                raise
-            _note_failure(task.report, part, error, failed)
-            return None
+        block = test[first : first + size]
+        answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
         answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
         seconds += time.perf_counter() - began
-        folder.keep_answers(part, answers, seconds)
+        folder.keep_answers(part, answers, seconds, scorer_of(task))
     return answers, seconds
 
 
-def _note_failure(
-    report: Report, part: Part, error: EmbedgradError, failed: dict[str, str]
-) -> None:
-    failed[part.method] = text = str(error)
+def _note_failure(report: Report, part: Part, error: Exception, failed: dict[Part, str]) -> None:
+    """Note it; without the text prompt there is nothing to compare with, and it is raised."""
+    if part == TEXT:
+        raise error
+    failed[part] = text = one_line(error)
     named = text if text.startswith(part.method) else f"{part}: {text}"
-    say(report, [f"{named}; the other methods go on"])
+    say(report, [f"{named}; the others go on"])
+
+
+def _by_method(failed: Mapping[Part, str]) -> dict[str, str]:
+    """Why methods failed, and in which seeds."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for part, text in failed.items():
+        seeds = told.setdefault(part.method, {}).setdefault(text, [])
+        seeds += [] if part.seed is None else [str(part.seed)]
+    return {method: "; ".join(map(_with_seeds, t.items())) for method, t in told.items()}
+
+
+def _with_seeds(failure: tuple[str, list[str]]) -> str:
+    text, seeds = failure
+    return f"{text} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" if seeds else text
 
 
 def _tagged(report: Report, part: Part) -> Report:

@@ -16,6 +16,7 @@ from embedgrad.errors import ModelError
 from embedgrad.loading.guard import guarded
 
 _CHUNK_ROWS = 4096
+_SAMPLE = 1024  # numbers of each weight
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ def embedding_digest(table_VD: Tensor) -> str:
     for rows in torch.split(table_VD, _CHUNK_ROWS):
         rounded = rows.to(torch.bfloat16).cpu().contiguous()
         digest.update(rounded.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest a sample of every weight in the precision it is loaded in, as "sha256:...".
+
+    It tells a fine-tuned model from its base, whose embedding table may be the same.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        if not weight.is_meta:
+            flat = weight.detach().flatten()
+            some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().cpu()
+            digest.update(some.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -12,7 +12,7 @@ import torch
 from embedgrad.best import Best
 from embedgrad.errors import DataError
 from embedgrad.evaluation import Progress
-from embedgrad.events import stage
+from embedgrad.events import say, stage
 from embedgrad.examples import Example
 from embedgrad.methods.base import Answers, Method, Task, Trained, question_tokens
 from embedgrad.methods.templates import with_examples, with_span
@@ -101,7 +101,7 @@ class FewShot(Method):
         }
         template = _shown(task, picked)
         sequencer = task.sequencer_of(template)
-        rows = _fitting(sequencer, [s.example for s in task.dev or task.train[:1]], len(picked))
+        rows = _fitting(task, sequencer, task.dev or task.train[:1], len(picked))
         score = None
         if task.dev:
             score = task.dev_score(_as_text(task, sequencer, rows).answered, 0)
@@ -117,15 +117,22 @@ class FewShot(Method):
     ) -> Answers:
         picked = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_shown(task, picked))
-        rows = _fitting(sequencer, [s.example for s in sequences], len(picked))
+        rows = _fitting(task, sequencer, sequences, len(picked))
         return _as_text(task, sequencer, rows, progress)
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
-    """Indices of so many examples, as many of each answer as possible where answers repeat."""
+    """Indices of so many examples, as many of each answer as possible where answers repeat.
+
+    A question that stands there several times, with several solutions, is drawn once.
+    """
     generator = random.Random(f"{seed}/few-shot")
     order = list(range(len(examples)))
     generator.shuffle(order)
+    first: dict[tuple[tuple[str, str], ...], int] = {}
+    for i in order:
+        first.setdefault(tuple(examples[i].columns.items()), i)
+    order = list(first.values())
     pools: dict[str, list[int]] = {}
     if len({example.answer for example in examples}) <= len(examples) // 2:
         for i in order:
@@ -133,7 +140,7 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
     else:
         pools[""] = order
     picked: list[int] = []
-    while len(picked) < min(count, len(examples)):
+    while len(picked) < min(count, len(order)):
         for pool in pools.values():
             picked += [pool.pop()] if pool and len(picked) < count else []
     generator.shuffle(picked)
@@ -146,22 +153,40 @@ def _shown(task: Task, picked: Iterable[int]) -> Template:
     return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
 
 
-def _fitting(sequencer: Sequencer, examples: Sequence[Example], shots: int) -> list[TokenSequence]:
-    """The rows in tokens; refuses worked examples that leave a row no room in the context."""
+def _fitting(
+    task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence], shots: int
+) -> list[TokenSequence]:
+    """The rows in tokens behind worked examples; says where these take room from the rows.
+
+    Refuses examples that leave a row too little of the context for itself or for its answer.
+    """
+    examples = [sequence.example for sequence in sequences]
+    context, span = sequencer.context, len(sequencer.span.ids)
+    limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
     try:
-        return sequencer.build(examples)
+        rows, failure = sequencer.build(examples), None
     except DataError as error:
-        context, sequencer.context = sequencer.context, 0
-        rows, span = sequencer.build(examples), len(sequencer.span.ids)
-        needed = max(
-            question_tokens(row, span) + max(len(ids) for ids in row.targets) for row in rows
-        )
-        if needed <= context:
-            raise
+        sequencer.context, failure = 0, error
+        rows = sequencer.build(examples)
+    needed = 0
+    for row, alone in zip(rows, sequences, strict=True):
+        # A row that has no room without them either is no reason.
+        room = limit if question_tokens(alone, span) + limit <= context else 0
+        answer = max(room, *(len(ids) for ids in row.targets))
+        needed = max(needed, question_tokens(row, span) + answer)
+    if context and needed > context:
+        longest = f", {limit} of them for its answer (evaluation.max_new_tokens)" if limit else ""
         raise DataError(
-            f"few-shot: with {shots} examples before it, a row needs {needed} "
-            f"tokens, but the model takes {context}; make compare.shots smaller"
-        ) from error
+            f"few-shot: with {shots} examples before it, a row needs {needed} tokens{longest}, "
+            f"but the model takes {context}; make compare.shots smaller"
+        ) from failure
+    if failure is not None:
+        raise failure
+    cut = sequencer.truncated
+    if cut:
+        column = f"column {sequencer.truncate!r} is cut in {cut} of {len(rows)} rows"
+        say(task.report, [f"few-shot: behind {shots} examples {column}"])
+    return rows
 
 
 def _as_text(

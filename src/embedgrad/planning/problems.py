@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from embedgrad.errors import DataError
-from embedgrad.evaluation import check_answers
 from embedgrad.examples import Example, cell_text, examples_from
 from embedgrad.recipe import Recipe
+from embedgrad.scorers.checks import check_answers
 from embedgrad.splits import NAMES, Splits, make_splits, text_key
 from embedgrad.tables import Table, read_table
 

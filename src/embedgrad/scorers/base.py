@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Scorer(ABC):
     """Decide whether a generated reply is right. Options are the fields of the subclass."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its scores, as plain JSON values: equal ones score alike."""
+        return asdict(self)
 
     @abstractmethod
     def score(self, reply: str, answer: str) -> float:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from dataclasses import dataclass
 from typing import final
+
+import regex
 
 from embedgrad.scorers.base import Scorer
 from embedgrad.scorers.exact import tidy
 
-# A word, with the marks inside a number ("1,234.5"), or one mark by itself.
-_WORD = re.compile(r"[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*|\S")
+_LETTER = r"[\p{L}\p{M}\p{N}]"
+_SIGN = r"(?:(?<![\w)\]}])[-\u2212])?"
+# A number with its sign and the marks inside it ("-1,234.5", "5/6"), a word, or one mark by itself.
+# A letter keeps the marks that are combined with it (category M), which `re` cannot name.
+_WORD = regex.compile(
+    rf"{_SIGN}(?:(?<!\w)\.)?\d{_LETTER}*+(?:[.,/](?=\d){_LETTER}++)*+|{_LETTER}++|\S"
+)
 
 
 @final
@@ -30,4 +37,5 @@ class Contains(Scorer):
 
 def _words(text: str) -> str:
     """The words of `text`, each between two spaces: " one two "."""
-    return f" {' '.join(_WORD.findall(text.casefold()))} "
+    text = unicodedata.normalize("NFC", " ".join(text.split())).casefold()
+    return f" {' '.join(_WORD.findall(text))} "

@@ -5,6 +5,7 @@ r"""The reply's final number is the answer's.
     "\boxed{\frac{3}{4}}, in 2 steps" 0.75      then the last one in the last \boxed{...},
     "10 - 4 = 6, so 6"                6         then the last one of all
     "pages 3-5"                       5         a minus after a word or a number is no sign
+    "\frac{-1}2"                      -0.5      but inside a fraction it is one
 
 The decimal mark is the point; mixed numbers ("1 1/2") are not read. Values are Python floats:
 beyond 15 digits, neighbors are equal.
@@ -32,7 +33,8 @@ _NUMBER = rf"(?>({_SIGN})({_PLAIN})(?: ?/ ?({_PLAIN}))?)"
 _ANYWHERE = re.compile(_NUMBER)
 # "#### 2. Then" and "#### 2: Then" are headings of a worked solution, not its result.
 _MARKED = re.compile(rf"####\s*+(?:\\?[$\u20ac\u00a3\u00a5])?+{_NUMBER}(?![.:)][ \t]++\S)")
-_FRACTION = re.compile(r"\\[dt]?frac\{([\d.,]++)\}\{([\d.,]++)\}")
+_PART = r"(?:\{\s*+(-?)\s*+([\d.,]++)\s*+\}|()(\d))"
+_FRACTION = re.compile(rf"(-?)\\[dt]?frac\s*+{_PART}\s*+{_PART}")
 _LATEX = {"{,}": ",", r"\,": ",", r"\!": ""}  # between groups of thousands
 _BRACE = re.compile(r"[{}]")
 _MINUSES = str.maketrans(dict.fromkeys("\u2212\u2013\u2011\ufe63\uff0d", "-"))
@@ -61,12 +63,23 @@ def parse_number(text: str) -> float | None:
     """The final number of `text`; None if there is none, or if it is too large for a float."""
     for latex, plain in _LATEX.items():
         text = text.replace(latex, plain)
-    text = _FRACTION.sub(r"\1/\2", text.translate(_MINUSES))
+    text = _FRACTION.sub(_plain_fraction, text.translate(_MINUSES))
     for pattern, part in ((_MARKED, text), (_ANYWHERE, _boxed(text)), (_ANYWHERE, text)):
         last = deque(pattern.finditer(part), maxlen=1)
         if last:
             return _value(last[0])
     return None
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    """ "-3/4", with one sign for all that it has."""
+    minus, *parts = match.groups("")
+    above, below = parts[1] or parts[3], parts[5] or parts[7]
+    negative = (minus, parts[0], parts[4]).count("-") % 2
+    # A minus inside is a sign wherever it stands, and a digit before is a number of its own.
+    joined = not minus and match.string[: match.start()][-1:].isdigit()
+    apart = joined or bool(minus) != bool(negative)
+    return f"{' ' * apart}{'-' * negative}{above}/{below}"
 
 
 def _boxed(text: str) -> str:

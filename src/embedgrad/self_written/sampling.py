@@ -20,14 +20,16 @@ from torch import Tensor
 
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
-from embedgrad.evaluation import Evaluation, Evaluator, check_answers
+from embedgrad.evaluation import Evaluation, Evaluator
 from embedgrad.events import Report, nowhere, say, stage
 from embedgrad.examples import Example
 from embedgrad.files import write_file
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading.gguf_file import cache_folder
+from embedgrad.loading.info import weights_digest
 from embedgrad.scorers import name_of
+from embedgrad.scorers.checks import check_answers
 from embedgrad.self_written.source import Solutions, source_of
 from embedgrad.self_written.store import Solved, Store
 from embedgrad.sequence import Sequencer
@@ -252,14 +254,17 @@ class _Writing:
         names = ("name", "revision", "architecture", "dtype", "embedding_digest", "gguf_sha256")
         questions = hashlib.sha256("".join(self.questions).encode()).hexdigest()
         return {
-            "model": {name: getattr(info, name) for name in names},
+            "model": {
+                **{name: getattr(info, name) for name in names},
+                "weights": weights_digest(self.model.model),
+            },
             "prompt": {
                 "text": sequencer.span.text,
                 "template": sequencer.renderer.template.as_dict(),
                 "prefix": sequencer.target.prefix,
             },
             "decoding": asdict(self.decoding),
-            "scorer": {"name": name_of(scorer), **asdict(scorer)},
+            "scorer": {"name": name_of(scorer), **scorer.fingerprint()},
             "data": {
                 "questions": len(self.questions),
                 "sha256": questions,

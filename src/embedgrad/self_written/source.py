@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, RunError
 from embedgrad.examples import Example
 from embedgrad.scorers import Scorer
 from embedgrad.sequence import Target
@@ -42,6 +43,18 @@ class Solutions:
     file: str | None = None
     """A .jsonl file of self-written solutions: used if it fits, written if it is missing. Unset: a
     file in the cache folder, which every recipe with the same questions and settings uses."""
+
+
+def refuse_inside(solutions: Solutions, out: Path) -> None:
+    """Refuse a file in a new output folder, which goes away when nothing comes of the run.
+
+    Raises `RunError`.
+    """
+    if solutions.file is not None and out.resolve() in Path(solutions.file).resolve().parents:
+        raise RunError(
+            f"solutions.file: {solutions.file} lies in the new folder {out}, which is removed "
+            "again if the run ends early; name a file elsewhere"
+        )
 
 
 def source_problems(solutions: Solutions, target: Target, *, column: bool) -> list[str]:

@@ -80,7 +80,7 @@ class Store:
         whole, _, unfinished = content.rpartition(b"\n")
         first, *lines = whole.split(b"\n")
         header = _header(path, first)
-        told = _differences({name: header.get(name) for name in made_by}, made_by)
+        told = _differences(header, made_by)
         if told:
             more = f", and {len(told) - _MOST_DIFFERENCES} more" * (len(told) > _MOST_DIFFERENCES)
             raise DataError(
@@ -139,7 +139,8 @@ def _solved(path: Path, number: int, line: bytes) -> Solved:
 def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:
     """Every dotted name whose values differ, with both."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        names = dict.fromkeys([*ours, *theirs])
+        # What an older file does not say is taken to be as it is now.
+        names = [name for name in ours if name in theirs]
         dotted = {name: f"{path}.{name}" if path else name for name in names}
         pairs = ((theirs.get(name), ours.get(name), dotted[name]) for name in names)
         return [told for pair in pairs for told in _differences(*pair)]
