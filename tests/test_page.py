@@ -207,6 +207,30 @@ def test_short_texts_stay_whole_beside_a_long_one() -> None:
     assert long == [("long" * 1_000)[:95], 3_905]
 
 
+# -- scores between right and wrong ----------------------------------------------------------------
+
+
+def test_graded_scores_are_shown_as_they_are(tmp_path: Path) -> None:
+    rows = answered_rows(3, free=True)
+    scores = [(0.25, 1.0, "fixed"), (0.5, 0.125, "broken"), (0.0, 0.0, "same")]
+    for row, (text, refined, change) in zip(rows, scores, strict=True):
+        row["text"]["correct"], row["refined"]["correct"], row["change"] = text, refined, change
+    html = written(made_run(tmp_path, rows))
+    shown = [
+        [(row[name]["right"], row[name].get("score")) for name in ("text", "refined")]
+        for row in Elements(html).rows
+    ]
+    assert shown == [
+        [(False, 0.25), (True, None)],
+        [(False, 0.5), (False, 0.125)],
+        [(False, None), (False, None)],
+    ]
+    assert 'title="the refined prompt scores higher"' in html
+    assert 'title="only the refined prompt is right"' in written(
+        made_run(tmp_path / "right", answered_rows(3))
+    )
+
+
 # -- hostile text ----------------------------------------------------------------------------------
 
 
@@ -366,6 +390,16 @@ def test_a_walk_made_from_nonsense_is_left_out(
     (folder / "walk.json").write_text(json.dumps({"from": kept}))
     assert embedgrad("report", folder, "--no-model").code == 0
     assert "--no-model" in notes((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("p_value", ["NaN", "null"])
+def test_a_p_value_that_is_no_number_shows_no_gain(p_value: str, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(200))
+    assert '<p class="verdict gain" id="verdict">' in written(folder)
+    path = folder / "result.json"
+    damaged = re.sub(r'("p_value": )[^,]+', rf"\g<1>{p_value}", path.read_text(encoding="utf-8"))
+    path.write_text(damaged, encoding="utf-8")
+    assert '<p class="verdict none" id="verdict">No reliable gain' in written(folder)
 
 
 def test_numbers_too_large_to_draw_are_no_numbers(tmp_path: Path) -> None:

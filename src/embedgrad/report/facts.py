@@ -7,7 +7,7 @@ from typing import Any
 from embedgrad.report.found import FoundRun
 from embedgrad.report.progress import ENDINGS
 from embedgrad.report.series import is_number
-from embedgrad.report.tables import NOTHING_BETTER, RELIABLE, verdict
+from embedgrad.report.tables import NOTHING_BETTER, reliable, verdict
 
 LINE_END = "\u21b5"
 SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
@@ -21,7 +21,7 @@ def headline(found: FoundRun) -> dict[str, Any] | None:
         return None
     difference = result["difference"]
     kind = "none"
-    if difference["p_value"] < RELIABLE:
+    if reliable(difference):
         kind = "gain" if difference["accuracy"] > 0 else "loss"
     sentence = verdict(difference)
     nothing = (result.get("train") or {}).get("best_step") == 0

@@ -66,7 +66,7 @@ def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
         page.part("walk", lambda: _walk(found.walk)),
         page.part("reliability", lambda: _reliability(survey)),
         "</div>",
-        page.part("answers", lambda: {"counts": rows.counts} if rows else None),
+        page.part("answers", lambda: {"rows": rows} if rows else None),
         page.part("provenance", lambda: {"provenance": told, "recipe": found.recipe}),
     )
     return page.whole(name, top, parts, rows.json if rows else "")

@@ -21,11 +21,15 @@ MOST_COLUMNS = 12
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """Rows as JSON for a script element, how many of each kind, and what is left out."""
+    """Rows as JSON for a script element, how many of each kind, and what is left out.
+
+    `graded` says that scores lie between right and wrong.
+    """
 
     json: str
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    graded: bool = False
 
 
 def page_rows(found: FoundRun, columns: Sequence[str] = ()) -> PageRows | None:
@@ -63,7 +67,8 @@ def page_rows(found: FoundRun, columns: Sequence[str] = ()) -> PageRows | None:
             f"In {cut:,} rows texts are shortened to keep this page small; each says by how much "
             "and names its line of predictions.jsonl, where it is whole."
         )
-    return PageRows(embedded(kept), counts, tuple(notes))
+    scores = (item[name]["correct"] for _, item in survey for name in ("text", "refined"))
+    return PageRows(embedded(kept), counts, tuple(notes), any(0 < score < 1 for score in scores))
 
 
 def _compact(
@@ -97,7 +102,10 @@ def _compact(
 
 
 def _reply(answered: Mapping[str, Any], said: Any) -> dict[str, Any]:
-    reply: dict[str, Any] = {"said": said, "right": bool(answered["correct"])}
+    score = answered["correct"]
+    reply: dict[str, Any] = {"said": said, "right": score >= 1}
+    if 0 < score < 1:
+        reply["score"] = round(score, 4)
     if is_number(loss := answered.get("loss")):
         reply["loss"] = round(loss, 4)
     if answered.get("probabilities"):
