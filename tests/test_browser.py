@@ -151,6 +151,19 @@ def test_filters_show_their_rows(ordinary: Path, opened: Open) -> None:
     assert page.complaints == []
 
 
+def test_scores_between_right_and_wrong_are_no_ticks(tmp_path: Path, opened: Open) -> None:
+    rows = answered_rows(3, free=True)
+    scores = [(0.25, 1.0, "fixed"), (0.5, 0.125, "broken"), (0.5, 0.5, "same")]
+    for row, (text, refined, change) in zip(rows, scores, strict=True):
+        row["text"]["correct"], row["refined"]["correct"], row["change"] = text, refined, change
+    page = opened(written(made_run(tmp_path, rows)))
+    page.click("[data-kind=all]")
+    assert page.texts(".badge") == ["fixed", "worse", "same score"]
+    told = ["score 0.25", "\u2713 right", "score 0.5", "score 0.125", "score 0.5", "score 0.5"]
+    assert page.texts(".reply .label > span:first-child > span") == told
+    assert page.complaints == []
+
+
 def test_search_finds_words_anywhere_in_a_row(ordinary: Path, opened: Open) -> None:
     page = opened(written(ordinary))
     page.click("[data-kind=all]")

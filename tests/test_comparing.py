@@ -787,6 +787,7 @@ def test_scores_between_right_and_wrong_are_compared_as_they_are(
     assert random["difference_interval"] == list(bootstrap_mean(differences))
     told = told_of(done.json)["random-init"]
     assert told["p_value"] == random["p_value"] == sign_flip_test(differences)
+    assert "; p by flipped signs\n" in (out / "table.md").read_text()
     longer = embedgrad("compare", sums("graded", timeout=9.0), "--out", out, "--json")
     assert longer.code == 0  # what was scored in time stays what it is
     assert longer.json["rows"][0] == text

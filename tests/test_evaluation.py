@@ -10,13 +10,21 @@ import pytest
 import tiny
 from embedgrad.decoding import Decoding
 from embedgrad.errors import DataError
-from embedgrad.evaluation import Evaluation, Evaluator, evaluate, summarize
+from embedgrad.evaluation import (
+    Answered,
+    Evaluation,
+    Evaluator,
+    compare,
+    evaluate,
+    summarize,
+)
 from embedgrad.examples import Example
 from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.scorers import Exact, Number
 from embedgrad.scorers.checks import check_answers
 from embedgrad.sequence import Target
+from embedgrad.statistics import bootstrap_mean, wilson_interval
 from embedgrad.template import Template
 from kit_loop import small, train
 
@@ -64,6 +72,21 @@ def test_replies_without_any_answer_are_counted(monkeypatch: pytest.MonkeyPatch)
     by_reply = {a.predicted: (a.correct, a.unread) for a in answered}
     assert by_reply == {"I do not know.": (0, True), "It is 8.": (0, False), "7": (1, False)}
     assert summarize(answered, ()).unread == 1
+
+
+def answered(*scores: float) -> list[Answered]:
+    return [Answered("a:1", "7", "7", score, 0.5, None) for score in scores]
+
+
+def test_graded_scores_have_a_bootstrap_interval_and_their_own_test() -> None:
+    text, refined = answered(0.25, 0.25, 0.5, 0.0), answered(1.0, 0.75, 0.5, 0.25)
+    compared = compare(text, refined, ()).as_dict()
+    assert compared["text"]["accuracy"] == 0.25
+    assert compared["text"]["interval"] == bootstrap_mean([0.25, 0.25, 0.5, 0.0])
+    assert compared["difference"]["test"] == "sign-flip"
+    compared = compare(answered(0, 1, 0, 0), answered(1, 1, 1, 0), ()).as_dict()
+    assert compared["text"]["interval"] == wilson_interval(1, 4)
+    assert compared["difference"]["test"] == "McNemar"
 
 
 def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:

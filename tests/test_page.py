@@ -22,8 +22,8 @@ from embedgrad.report.found import find_comparison, find_run
 from embedgrad.report.page import comparison_page, run_page
 from embedgrad.report.rows import page_rows
 from embedgrad.report.theme import COLORS
-from made_runs import HOSTILE, answered_rows, made_comparison, made_results, made_run
-from run_kit import Command
+from made_runs import HOSTILE, answered_rows, events, made_comparison, made_results, made_run
+from run_kit import Command, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
 
@@ -147,6 +147,22 @@ def test_five_hundred_examples_take_two_megabytes_at_most(tmp_path: Path) -> Non
     assert "In 500 rows texts are shortened" in notes(html)
 
 
+@pytest.mark.usefixtures("drawn")
+def test_a_long_prompt_and_many_evaluations_leave_rows_less_room(tmp_path: Path) -> None:
+    texts = ["A long review sentence with many words. " * 200]
+    words = [f"\u00b7word{i}" for i in range(1_000)]
+    folder = made_run(tmp_path, answered_rows(500, texts=texts), words=words)
+    write_jsonl(folder / "events.jsonl", events(8 * 5_000))
+    html = written(folder)
+    assert len(html.encode()) <= 2_000_000
+    assert len(Elements(html).rows) == 500
+    assert "1 in 13 of 5,001 evaluations, with the last and that of the rows" in html
+    steps = [int(step) for step in re.findall(r'<tr><td class="number">(\d+)</td><td', html)]
+    learned = steps[steps.index(0) :][:387]
+    assert (learned[:4], learned[-2:]) == ([0, 24, 104, 208], [39_936, 40_000])
+    assert "evaluations, with the last" not in written(made_run(tmp_path, answered_rows(3)))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_ten_thousand_examples_take_twenty_megabytes_at_most(tmp_path: Path) -> None:
@@ -205,6 +221,30 @@ def test_short_texts_stay_whole_beside_a_long_one() -> None:
     short, long = shortened(["short", "long" * 1_000], 100)
     assert short == "short"
     assert long == [("long" * 1_000)[:95], 3_905]
+
+
+# -- scores between right and wrong ----------------------------------------------------------------
+
+
+def test_graded_scores_are_shown_as_they_are(tmp_path: Path) -> None:
+    rows = answered_rows(3, free=True)
+    scores = [(0.25, 1.0, "fixed"), (0.5, 0.125, "broken"), (0.0, 0.0, "same")]
+    for row, (text, refined, change) in zip(rows, scores, strict=True):
+        row["text"]["correct"], row["refined"]["correct"], row["change"] = text, refined, change
+    html = written(made_run(tmp_path, rows))
+    shown = [
+        [(row[name]["right"], row[name].get("score")) for name in ("text", "refined")]
+        for row in Elements(html).rows
+    ]
+    assert shown == [
+        [(False, 0.25), (True, None)],
+        [(False, 0.5), (False, 0.125)],
+        [(False, None), (False, None)],
+    ]
+    assert 'title="the refined prompt scores higher"' in html
+    assert 'title="only the refined prompt is right"' in written(
+        made_run(tmp_path / "right", answered_rows(3))
+    )
 
 
 # -- hostile text ----------------------------------------------------------------------------------
@@ -368,6 +408,26 @@ def test_a_walk_made_from_nonsense_is_left_out(
     assert "--no-model" in notes((folder / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("name", ["versions", "model"])
+def test_objects_in_objects_without_end_cost_their_part(name: str, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(3))
+    deep = f'{{"{name}": {{"name": ' + '{"a":' * 900 + "1" + "}" * 902
+    (folder / "prompt" / "prompt.json").write_text(deep, encoding="utf-8")
+    html = written(folder)
+    assert "Left out: provenance (damaged: RecursionError(" in notes(html)
+    assert 'id="answers"' in html
+
+
+@pytest.mark.parametrize("p_value", ["NaN", "null"])
+def test_a_p_value_that_is_no_number_shows_no_gain(p_value: str, tmp_path: Path) -> None:
+    folder = made_run(tmp_path, answered_rows(200))
+    assert '<p class="verdict gain" id="verdict">' in written(folder)
+    path = folder / "result.json"
+    damaged = re.sub(r'("p_value": )[^,]+', rf"\g<1>{p_value}", path.read_text(encoding="utf-8"))
+    path.write_text(damaged, encoding="utf-8")
+    assert '<p class="verdict none" id="verdict">No reliable gain' in written(folder)
+
+
 def test_numbers_too_large_to_draw_are_no_numbers(tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(3))
     for name in ("result.json", "predictions.jsonl", "events.jsonl"):
@@ -392,6 +452,7 @@ def test_a_comparison_that_is_not_finished_says_so(embedgrad: Command, tmp_path:
 
 def test_a_comparison_says_what_its_results_say() -> None:
     results = made_results()
+    results["rows"][2]["extra_tokens"] = 530 / 3
     html = comparison_page(results, "sst2")
     best = max(results["methods"], key=lambda entry: entry["difference"])
     row = re.search(rf'<tr data-method="{best["method"]}">.*?</tr>', html, flags=re.DOTALL)
@@ -400,6 +461,7 @@ def test_a_comparison_says_what_its_results_say() -> None:
     assert f"{100 * best['difference']:+.1f}" in row[0]
     assert "improved" in row[0]
     seed = results["rows"][2]
+    assert '<td class="number">177</td></tr>' in html  # never 176.66666666666666
     interval = "{:.1f} % to {:.1f} %".format(*(100 * edge for edge in seed["interval"]))
     assert f'<td class="number">{interval}</td>' in html
     assert "peft-cpt skipped: the package peft is missing" in notes(html)
@@ -524,6 +586,11 @@ def test_wrong_wishes_are_one_line(
 def test_a_figure_without_its_data_is_one_line(embedgrad: Command, tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(3, free=True))
     (folder / "events.jsonl").unlink()
+    unscored = made_run(tmp_path / "unscored", answered_rows(3))
+    (unscored / "predictions.jsonl").unlink()
+    done = embedgrad("report", unscored, "--format", "png", "--figure", "reliability")
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "reliability: there are no scored rows to draw" in done.err
     for name, told in (
         ("reliability", "free answers have no probabilities"),
         ("curves", "the events hold no step and no evaluation"),

@@ -562,6 +562,15 @@ def test_time_is_brought_down_by_fewer_epochs() -> None:
     assert not found["data.limit.dev"].fits
 
 
+def test_few_epochs_are_never_brought_down_to_none() -> None:
+    recipe, estimating = recipe_of(training={"epochs": 0.04, "batch_size": 1}), estimator()
+    rows = dataclasses.replace(estimating.rows, train=[*estimating.rows.train] * 5)
+    estimating = dataclasses.replace(estimating, rows=rows)
+    assert estimating(recipe).course.steps == 4  # of 100 in an epoch
+    found = {k.setting: k for k in knobs(recipe, estimating, Budget(seconds=0.0))}
+    assert found["training.epochs"].value == 0.01
+
+
 def test_a_number_of_steps_is_brought_down_itself() -> None:
     recipe, estimating = recipe_of(training={"steps": 12}), estimator()
     found = {k.setting: k for k in knobs(recipe, estimating, Budget(seconds=0.0))}

@@ -603,6 +603,19 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
             "loss: difference of -4.0 points (95 % interval -6.8 to -1.2), McNemar p = 0.004;",
         ),
         ({"accuracy": 0.0, "interval": [0, 0], "p_value": 1.0}, "no reliable gain"),
+        (
+            {"p_value": 0.004, "test": "sign-flip"},
+            "gain of 14.2 points (95 % interval 10.9 to 17.5), sign-flip p = 0.004;",
+        ),
+        (
+            {"p_value": 1e-9, "test": "McNemar"},
+            "gain of 14.2 points (95 % interval 10.9 to 17.5), McN",
+        ),
+        (
+            {"p_value": math.nan},
+            "no reliable gain: difference of +14.2 points (95 % interval 10.9 to 17.5), "
+            "McNemar p unknown;",
+        ),
     ],
 )
 def test_the_verdict_is_honest(difference: dict[str, Any], words: str) -> None:

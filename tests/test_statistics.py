@@ -18,6 +18,8 @@ from embedgrad.statistics import (
     macro_f1,
     mcnemar_exact,
     paired_bootstrap,
+    paired_test,
+    score_interval,
     sign_flip_test,
     wilson_interval,
 )
@@ -287,6 +289,20 @@ def test_thirds_that_rounding_made_unequal_count_as_equal() -> None:
     assert 1 - 2 / 3 != 1 / 3
     mixed = sign_flip_test([1 / 3] * 6 + [1 - 2 / 3] * 6 + [-1 / 3] * 3)
     assert mixed == sign_flip_test([1 / 3] * 12 + [-1 / 3] * 3)
+
+
+def test_the_test_is_named_and_graded_scores_have_their_own() -> None:
+    assert paired_test([1, 1, 0, -1]) == ("McNemar", mcnemar_exact(1, 2))
+    graded = [0.5, 1, 0, -1]
+    assert paired_test(graded) == ("sign-flip", sign_flip_test(graded))
+
+
+def test_a_mean_of_graded_scores_has_no_interval_of_a_rounded_count() -> None:
+    assert score_interval([1.0, 0.0, 1.0, 1.0]) == wilson_interval(3, 4)
+    graded = [0.25, 0.75, 0.25] * 10
+    low, high = score_interval(graded)
+    assert (low, high) == bootstrap_mean(graded)
+    assert 0.25 < low < sum(graded) / 30 < high < 0.52 < wilson_interval(12, 30)[1]
 
 
 def test_flipped_signs_of_nothing_show_nothing() -> None:

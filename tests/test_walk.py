@@ -105,6 +105,17 @@ def test_a_walk_is_kept_and_used_again(
     assert json.loads((folder / "walk.json").read_text(encoding="utf-8"))["rows"] == 7
 
 
+def test_a_walk_that_cannot_be_written_is_shown(folder: Path, embedgrad: Command) -> None:
+    (folder / "walk.json").mkdir()  # what no file can replace
+    done = embedgrad("report", folder, "--rows", "3", "--quiet")
+    assert (done.code, len(done.lines)) == (0, 1)
+    assert done.err.startswith("Not kept: what needs the model (")
+    assert "walk.json: cannot be written" in done.err
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="walk"' in html
+    assert 'id="meaning"' in html
+
+
 def test_a_walk_shows_how_far_it_is(folder: Path) -> None:
     told: list[dict[str, Any]] = []
     take_walk(folder, 3, (), told.append)

@@ -18,7 +18,7 @@ from embedgrad.language_model import LanguageModel
 from embedgrad.prompt import PromptEmbedding
 from embedgrad.scorers import Exact, Scorer
 from embedgrad.sequence import Sequencer, Target, TokenSequence
-from embedgrad.statistics import bootstrap_mean, macro_f1, paired_p_value, wilson_interval
+from embedgrad.statistics import bootstrap_mean, macro_f1, paired_test, score_interval
 
 Progress = Callable[[int], None]
 
@@ -45,8 +45,9 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Scores of one prompt; `interval` is Wilson's at 95 %, `log_loss` the mean loss in nats.
+    """Scores of one prompt; `interval` is 95 %, Wilson's or, of graded scores, a bootstrap's.
 
+    `accuracy` is the mean of `Answered.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
     finds no answer: failures of form, which say nothing of the reasoning.
     """
@@ -65,14 +66,15 @@ class Comparison:
     """Two prompts on the same rows.
 
     `difference` is refined minus text, with its bootstrap interval (95 %, rows resampled in pairs)
-    and the p-value of `paired_p_value`, McNemar's where answers are right or wrong; `fixed` and
-    `broken` are indices of rows that changed.
+    and the `test` and p-value of `paired_test`, McNemar's where answers are right or wrong;
+    `fixed` and `broken` are indices of rows whose score rose or fell.
     """
 
     text: Summary
     refined: Summary
     difference: float
     interval: tuple[float, float]
+    test: str
     p_value: float
     fixed: tuple[int, ...]
     broken: tuple[int, ...]
@@ -87,6 +89,7 @@ class Comparison:
             "difference": {
                 "accuracy": self.difference,
                 "interval": list(self.interval),
+                "test": self.test,
                 "p_value": self.p_value,
                 "fixed": len(self.fixed),
                 "broken": len(self.broken),
@@ -141,8 +144,7 @@ class Evaluator:
             return self.refined(start_PD, sequences, progress)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answered: dict[int, Answered] = {}
-        parts = [(same, start_PD), (merged, start_PD[:0])]
-        for part, rows in parts:
+        for part, rows in ((same, start_PD), (merged, start_PD[:0])):
             picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
             done = len(answered)
             report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
@@ -216,15 +218,13 @@ def judged(answered: Answered, scorer: Scorer) -> Answered:
 
 
 def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
-    """Scores of one prompt's answers."""
-    right = sum(a.correct for a in answered)
-    f1 = None
-    if choices:
-        f1 = macro_f1([a.answer for a in answered], [a.predicted for a in answered], choices)
+    """Scores of one prompt's answers, with the interval of `score_interval`."""
+    scores, said = [a.correct for a in answered], [a.predicted for a in answered]
+    f1 = macro_f1([a.answer for a in answered], said, choices) if choices else None
     return Summary(
         rows=len(answered),
-        accuracy=right / len(answered),
-        interval=wilson_interval(round(right), len(answered)),
+        accuracy=sum(scores) / len(answered),
+        interval=score_interval(scores),
         macro_f1=f1,
         log_loss=sum(a.loss for a in answered) / len(answered),
         cut=sum(a.cut for a in answered),
@@ -239,12 +239,14 @@ def compare(
     differences = [b.correct - a.correct for a, b in zip(text, refined, strict=True)]
     fixed = tuple(i for i, difference in enumerate(differences) if difference > 0)
     broken = tuple(i for i, difference in enumerate(differences) if difference < 0)
+    test, p_value = paired_test(differences)
     return Comparison(
         text=summarize(text, choices),
         refined=summarize(refined, choices),
         difference=sum(differences) / len(differences),
         interval=bootstrap_mean(differences),
-        p_value=paired_p_value(differences),
+        test=test,
+        p_value=p_value,
         fixed=fixed,
         broken=broken,
         text_answers=tuple(text),

@@ -94,6 +94,16 @@ def paired_bootstrap(
     return bootstrap_mean(differences, samples=samples, confidence=confidence, seed=seed)
 
 
+def score_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean score: Wilson's where each row is right (1) or wrong (0).
+
+    A mean of graded scores is no share of the rows: its interval is the bootstrap's.
+    """
+    if set(scores) <= {0, 1}:
+        return wilson_interval(round(sum(scores)), len(scores))
+    return bootstrap_mean(scores)
+
+
 def sign_flip_test(differences: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value that paired differences are as likely to be below 0 as above it.
 
@@ -119,15 +129,21 @@ def sign_flip_test(differences: Sequence[float], *, samples: int = 10_000, seed:
     return (beyond + 1) / (samples + 1)
 
 
-def paired_p_value(differences: Sequence[float]) -> float:
-    """Two-sided p-value of a mean of paired differences, one per row.
+def paired_test(differences: Sequence[float]) -> tuple[str, float]:
+    """Which test a mean of paired differences gets, one per row, and its two-sided p-value.
 
-    McNemar's exact test where each is -1, 0 or 1, as for answers that are right or wrong; the
-    sign-flip test where there is something between, as means over seeds and graded scores have.
+    "McNemar", the exact test, where each is -1, 0 or 1, as for answers that are right or wrong;
+    "sign-flip" where there is something between, as means over seeds and graded scores have.
     """
     if set(differences) <= {-1, 0, 1}:
-        return mcnemar_exact(sum(d < 0 for d in differences), sum(d > 0 for d in differences))
-    return sign_flip_test(differences)
+        worse, better = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+        return "McNemar", mcnemar_exact(worse, better)
+    return "sign-flip", sign_flip_test(differences)
+
+
+def paired_p_value(differences: Sequence[float]) -> float:
+    """The p-value of `paired_test`."""
+    return paired_test(differences)[1]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

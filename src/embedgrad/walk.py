@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def take_walk(
     overrides: Sequence[str] = (),
     report: Report = nowhere,
 ) -> dict[str, Any]:
-    """Walk a finished run's line on `rows` dev rows, ask the model, and keep both in `walk.json`.
+    """Walk a finished run's line on `rows` dev rows and ask the model: what `walk.json` holds.
 
     Without dev rows test rows serve, and then training rows. Raises what `open_run` raises, and
     `DataError` where there are no rows.
@@ -50,15 +50,18 @@ def take_walk(
     stage(report, "walking")
     points = walk(run, sequences, lambda done: report(scoring("the walk", done, total)))
     stage(report, "asking the model")
-    values = {
+    return {
         **asked_for(folder, rows, overrides),
         "split": split,
         "rows": len(sequences),
         "points": points,
         "replies": replies(run),
     }
-    write_json(folder / WALK, values)
-    return values
+
+
+def keep_walk(folder: str | Path, values: Mapping[str, Any]) -> None:
+    """Write `walk.json`, for the next page. Raises `RunError`."""
+    write_json(Path(folder) / WALK, values)
 
 
 def walk(

@@ -106,13 +106,17 @@ def _walked(
     if no_model:
         return ["Left out: what needs the model (--no-model)."]
     from embedgrad.report import Progress
-    from embedgrad.walk import take_walk
+    from embedgrad.walk import keep_walk, take_walk
 
     try:
         with Progress(quiet=quiet) as progress:
             found.walk = take_walk(found.folder, rows, overrides, progress)
     except EmbedgradError as error:
         return [f"Left out: what needs the model ({error})."]
+    try:
+        keep_walk(found.folder, found.walk)
+    except EmbedgradError as error:
+        return [f"Not kept: what needs the model ({error}); the next report asks it again."]
     return []
 
 

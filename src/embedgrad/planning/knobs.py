@@ -170,7 +170,8 @@ def _for_time(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
         yield "training.steps", False, [math.ceil(run.steps * share) for share in SHARES]
     else:
         epochs = run.steps / run.steps_per_epoch
-        yield "training.epochs", False, [round(epochs * share, 2) for share in SHARES]
+        # Two digits that count: a small number of epochs never becomes 0, which no recipe may say.
+        yield "training.epochs", False, [float(f"{epochs * share:.2g}") for share in SHARES]
     if not recipe.target.choices:
         yield "evaluation.max_new_tokens", False, _halves(recipe.evaluation.max_new_tokens)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from embedgrad.report.found import FoundRun
 from embedgrad.report.progress import ENDINGS
-from embedgrad.report.series import is_number
-from embedgrad.report.tables import NOTHING_BETTER, RELIABLE, verdict
+from embedgrad.report.series import MOST_POINTS, is_number
+from embedgrad.report.tables import NOTHING_BETTER, reliable, verdict
 
 LINE_END = "\u21b5"
 SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
@@ -21,7 +22,7 @@ def headline(found: FoundRun) -> dict[str, Any] | None:
         return None
     difference = result["difference"]
     kind = "none"
-    if difference["p_value"] < RELIABLE:
+    if reliable(difference):
         kind = "gain" if difference["accuracy"] > 0 else "loss"
     sentence = verdict(difference)
     nothing = (result.get("train") or {}).get("best_step") == 0
@@ -76,11 +77,19 @@ def drifted(found: FoundRun) -> dict[str, Any] | None:
 
 
 def learned(found: FoundRun) -> dict[str, Any]:
-    """How training went: its end, and the dev scores by step."""
-    scores = [event for event in found.events if event.get("event") == "evaluation"]
+    """How training went: its end, and the dev scores by step.
+
+    Of many scores 1 in `every`, with the last and that of the rows that were kept.
+    """
+    told = [event for event in found.events if event.get("event") == "evaluation"]
+    scores = [score for score in told if is_number(score.get("step"))]
     train = found.result.get("train") or {}
+    every = math.ceil(len(scores) / MOST_POINTS) or 1
+    ends = (scores[-1]["step"], train.get("best_step")) if scores else ()
     return {
-        "scores": [score for score in scores if is_number(score.get("step"))],
+        "scores": [s for i, s in enumerate(scores) if i % every == 0 or s["step"] in ends],
+        "of": len(scores),
+        "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
     }

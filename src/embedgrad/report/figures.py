@@ -96,9 +96,11 @@ def walk_figure(walk: Row) -> Figure:
 def reliability(predictions: Iterable[Row]) -> Figure:
     """Accuracy against confidence for both prompts, with the share of rows at each confidence.
 
-    Raises `RunError` for free answers, which have no probabilities.
+    Raises `RunError` where there are no rows, and for free answers, which have no probabilities.
     """
     rows = list(predictions)
+    if not rows:
+        raise RunError("reliability: there are no scored rows to draw")
     found = {name: calibration(confidences(rows, name)) for name in ("text", "refined")}
     if not all(found[name].bins for name in found):
         raise RunError("reliability: free answers have no probabilities; it is drawn for choices")

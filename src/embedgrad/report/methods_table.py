@@ -95,9 +95,12 @@ def _sentences(results: Entry) -> list[str]:
     lines = []
     if results["methods"]:
         seeds = ", ".join(map(str, results["seeds"])) or "none"
+        test = "McNemar's exact test for one seed, by flipped signs for several"
+        if any(row.get("scores") for row in results["rows"]):  # graded, by a function
+            test = "flipped signs"
         lines += [
             f"{results['test_rows']} test rows, seeds: {seeds}; differences in points to the text "
-            "prompt, by rows; p by McNemar's exact test for one seed, by flipped signs for several",
+            f"prompt, by rows; p by {test}",
             "numbers: how many are trained; training: mean time; tokens: more per question than "
             "the text prompt takes",
         ]

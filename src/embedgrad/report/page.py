@@ -45,7 +45,10 @@ SAID = {
 # Keys of a comparison's results that are shown elsewhere.
 NOT_PROVENANCE = ("rows", "recipe", "methods", "skipped", "failed", "interrupted")
 # What damaged values raise where they are read; anything else is our own mistake.
-DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EmbedgradError)
+DAMAGE = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EmbedgradError),
+    RecursionError,  # objects in objects in objects
+)
 
 
 def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
@@ -53,11 +56,9 @@ def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
     page = _Page([*found.notes, *notes])
     survey = [row for _, row in found.survey]
     told: dict[str, Any] = page.value("provenance", lambda: provenance(found), {})
-    rows = page.value("rows", lambda: page_rows(found, recipe_columns(found)), None)
-    page.notes += rows.notes if rows else ()
     facts = {"name": name, "provenance": told, "test_rows": found.result.get("test_rows")}
-    top = page.rendered("run_top", facts)
-    parts = (
+    top = page.part("run_top", lambda: facts)
+    parts = [
         page.part("scores", lambda: headline(found)) or page.rendered("scores", {}),
         page.part("words", lambda: drifted(found)),
         page.part("meaning", lambda: {"replies": r} if (r := found.walk.get("replies")) else None),
@@ -66,9 +67,12 @@ def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
         page.part("walk", lambda: _walk(found.walk)),
         page.part("reliability", lambda: _reliability(survey)),
         "</div>",
-        page.part("answers", lambda: {"counts": rows.counts} if rows else None),
         page.part("provenance", lambda: {"provenance": told, "recipe": found.recipe}),
-    )
+    ]
+    taken = sum(len(part.encode()) for part in parts)
+    rows = page.value("rows", lambda: page_rows(found, recipe_columns(found), taken), None)
+    page.notes += rows.notes if rows else ()
+    parts.insert(-1, page.part("answers", lambda: {"rows": rows} if rows else None))
     return page.whole(name, top, parts, rows.json if rows else "")
 
 

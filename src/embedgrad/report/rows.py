@@ -10,10 +10,10 @@ from embedgrad.report.foreign import embedded, shortened
 from embedgrad.report.found import FoundRun, replies_differ
 from embedgrad.report.series import is_number
 
-# A page of 500 rows shall take 2 MB at most, one of 10,000 rows 20 MB; figures take 0.2 MB.
+# A page of 500 rows shall take 2 MB at most, one of 10,000 rows 20 MB.
 MOST_ROWS = 10_000
 LARGEST_ROW, SMALLEST_ROW = 20_000, 1_800  # bytes
-BYTES_OF_FEW = 1_700_000  # in all, while rows may still take more than the smallest
+BYTES_OF_FEW = 1_900_000  # of the page, while rows may still take more than the smallest
 FRAME = 330  # bytes of a row besides its texts
 MARK = 12  # bytes that say how much of a text is left out
 MOST_COLUMNS = 12
@@ -21,24 +21,29 @@ MOST_COLUMNS = 12
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """Rows as JSON for a script element, how many of each kind, and what is left out."""
+    """Rows as JSON for a script element, how many of each kind, and what is left out.
+
+    `graded` says that scores lie between right and wrong.
+    """
 
     json: str
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    graded: bool = False
 
 
-def page_rows(found: FoundRun, columns: Sequence[str] = ()) -> PageRows | None:
+def page_rows(found: FoundRun, columns: Sequence[str] = (), others: int = 0) -> PageRows | None:
     """The rows of a run, changed ones first where not all have room; None where there are none.
 
-    `columns` are those that the prompt holds; others come after them.
+    `columns` are those that the prompt holds; others come after them. `others` are the bytes that
+    the page's other parts take of what it may take in all.
     """
     survey = found.survey
     if not survey:
         return None
     by_weight = sorted(survey, key=lambda item: (item[1]["change"] == "same", item[0]))
     chosen = {number for number, _ in by_weight[:MOST_ROWS]}
-    size = max(SMALLEST_ROW, min(LARGEST_ROW, BYTES_OF_FEW // len(chosen)))
+    size = max(SMALLEST_ROW, min(LARGEST_ROW, (BYTES_OF_FEW - others) // len(chosen)))
     kept, cut = [], 0
     for number, row in found.predictions():
         if number in chosen:
@@ -63,7 +68,8 @@ def page_rows(found: FoundRun, columns: Sequence[str] = ()) -> PageRows | None:
             f"In {cut:,} rows texts are shortened to keep this page small; each says by how much "
             "and names its line of predictions.jsonl, where it is whole."
         )
-    return PageRows(embedded(kept), counts, tuple(notes))
+    scores = (item[name]["correct"] for _, item in survey for name in ("text", "refined"))
+    return PageRows(embedded(kept), counts, tuple(notes), any(0 < score < 1 for score in scores))
 
 
 def _compact(
@@ -97,7 +103,10 @@ def _compact(
 
 
 def _reply(answered: Mapping[str, Any], said: Any) -> dict[str, Any]:
-    reply: dict[str, Any] = {"said": said, "right": bool(answered["correct"])}
+    score = answered["correct"]
+    reply: dict[str, Any] = {"said": said, "right": score >= 1}
+    if 0 < score < 1:
+        reply["score"] = round(score, 4)
     if is_number(loss := answered.get("loss")):
         reply["loss"] = round(loss, 4)
     if answered.get("probabilities"):

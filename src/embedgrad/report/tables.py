@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedgrad.report.progress import ENDINGS
+from embedgrad.report.series import is_number
 from embedgrad.report.words import duration, encodable, percent, size, visible
 
 NOTHING_BETTER = (
@@ -44,17 +45,28 @@ def comparison_table(result: Row) -> RenderableType:
 
 
 def verdict(difference: Row) -> str:
-    """The difference in words; without a p-value below 0.05 there is "no reliable gain"."""
+    """The difference in words; without a p-value below 0.05 there is "no reliable gain".
+
+    "test" names the test; results without it are of an older version, which always said McNemar.
+    """
     low, high = (100 * edge for edge in difference["interval"])
     points, p = 100 * difference["accuracy"], difference["p_value"]
-    test = "McNemar p < 0.001" if p < 0.001 else f"McNemar p = {p:.3f}"
+    name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
+    value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
+    test = f"{name} p {value}"
     interval = f"(95 % interval {low:.1f} to {high:.1f}), {test}"
     rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
-    if p >= RELIABLE:
+    if not reliable(difference):
         return f"no reliable gain: difference of {points:+.1f} points {interval}; {rows}"
     if points > 0:
         return f"gain of {points:.1f} points {interval}; {rows}"
     return f"loss: difference of {points:+.1f} points {interval}; {rows}"
+
+
+def reliable(difference: Row) -> bool:
+    """Whether a difference counts; one that is damaged, with no number as its p-value, does not."""
+    p = difference["p_value"]
+    return is_number(p) and p < RELIABLE
 
 
 def drift_table(rows: Sequence[Row]) -> RenderableType:

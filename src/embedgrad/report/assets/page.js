@@ -102,13 +102,19 @@
     if (answered.sure !== undefined) how.push(`${(100 * answered.sure).toFixed(0)} % sure`);
     if (answered.loss !== undefined) how.push(`log-loss ${answered.loss.toFixed(2)}`);
     if (answered.cut) how.push("cut");
-    const right = element("span", answered.right ? "right" : "wrong", answered.right ? "\u2713 right" : "\u2717 wrong");
-    const label = element("div", "label", element("span", "", `${name} prompt: `, right), element("span", "how", how.join(", ")));
+    const [judged, words] = answered.score !== undefined ? ["partly", `score ${answered.score}`]
+      : answered.right ? ["right", "\u2713 right"] : ["wrong", "\u2717 wrong"];
+    const label = element("div", "label", element("span", "", `${name} prompt: `, element("span", judged, words)), element("span", "how", how.join(", ")));
     return element("div", "reply", label, box);
   }
 
   function card(row) {
-    const kinds = { fixed: "fixed", broken: "broken", same: row.text.right ? "both right" : "both wrong" };
+    // Scores between right and wrong may rise and fall too.
+    const kinds = {
+      fixed: row.refined.right ? "fixed" : "better",
+      broken: row.text.right ? "broken" : "worse",
+      same: row.text.right ? "both right" : row.text.score === undefined ? "both wrong" : "same score",
+    };
     const source = element("bdi", "foreign", head(row.source));
     const answer = element("bdi", "foreign answer", head(row.answer));
     const header = element("header", "",
