@@ -18,6 +18,7 @@ from embedgrad import Recipe, RunError
 from embedgrad.comparing import compare
 from embedgrad.comparing.folder import Folder
 from embedgrad.comparing.results import wrong_answers
+from embedgrad.comparing.sameness import differences, shared_settings
 from embedgrad.comparing.verdict import row_differences, verdicts
 from embedgrad.evaluation import Evaluator
 from embedgrad.methods import METHODS
@@ -415,6 +416,21 @@ def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
     other |= {"head_cache": {"budget": 0}}  # where heads are stored changes no result
     results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
     assert results["trained"] == results["planned"] > 1
+
+
+def test_a_setting_that_an_older_recipe_does_not_have_is_at_its_default() -> None:
+    recipe = Recipe.from_dict(values(Path("model"), Path("data"), **SMALL))
+    older = recipe.as_dict()
+    for section, name in (("data", "drop_duplicates"), ("evaluation", "batch_size")):
+        del older[section][name]
+    del older["export"], older["gradients"][0]["max_norm"]
+    assert differences(older, recipe) == []
+    assert shared_settings(older) == shared_settings(recipe.as_dict())
+    dropped = values(Path("model"), Path("data"), **SMALL, data={"drop_duplicates": True})
+    told = differences(older, Recipe.from_dict(dropped))
+    assert told == ["data.drop_duplicates is false there and true here"]
+    older["data"]["gone"] = 1
+    assert "data.gone is 1 there and unset here" in differences(older, recipe)
 
 
 def test_a_folder_of_another_recipe_is_refused(

@@ -22,6 +22,7 @@ import benchmarks.run as bench  # noqa: E402
 PROMPTS = ("text", "refined")
 METHODS = ("text", "embedgrad")
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+REPEATING = ("hub:SetFit/sst2:train", "hub:stanfordnlp/imdb:train")  # texts of later splits
 SCALES = ("135m", "360m", "0.5b", "1.5b", "3b", "7b", "14b")
 GAVE = re.compile(
     r"Gave: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
@@ -53,6 +54,12 @@ def test_a_recipe_can_be_used(path: Path) -> None:
         recipe.target.choices
         or recipe.evaluation.scorer != Recipe.read(ROOT / "recipes" / "demo.toml").evaluation.scorer
     ), "free answers need a scorer that finds them"
+
+
+def test_recipes_of_data_that_repeats_texts_of_test_can_start() -> None:
+    of = [r.data for r in map(Recipe.read, RECIPES) if r.data.train in REPEATING]
+    assert len(of) == 8
+    assert all(data.drop_duplicates for data in of)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
