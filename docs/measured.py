@@ -243,10 +243,20 @@ def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ..
         f"{gain:+.1f} points ({100 * low:.1f} to {100 * high:.1f})",
         "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
         str(len(rows)),
-        f"{seconds:.0f} s on {results['machine']['cores']} cores",
+        f"{seconds:.0f} s{_threads(rows)}",
         f"{min(row['cosine']['mean'] for row in rows):.3f}",
         f"[{name}.json]({up}{FOLDER}/{name}.json)",
     )
+
+
+def _threads(rows: Sequence[Results]) -> str:
+    """On how many threads; nothing where a row does not say it."""
+    counts = {row.get("threads") for row in rows}
+    if None in counts:
+        return ""
+    fewest, most = min(counts), max(counts)
+    told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f" on {told} thread{'s' * (most > 1)}"
 
 
 def _accuracy(scores: Sequence[Results]) -> str:

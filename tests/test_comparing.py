@@ -152,6 +152,7 @@ def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> N
             assert row["trained_numbers"] == width * span
             assert row["stored_bytes"] == 4 * width * span
         assert (row["train_seconds"] > 0) == (name != "text")
+        assert row["threads"] == torch.get_num_threads()
         assert row["scoring_seconds"] > 0
         assert row["dev"]["log_loss"] > 0
     # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 heads of 8.

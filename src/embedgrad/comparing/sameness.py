@@ -23,7 +23,7 @@ def differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     Only methods and seeds may, as a comparison can grow, and where heads are stored. So may the
     time that a function of the user's own has for a reply, as what it did in time is the same.
     """
-    then, now = _settings(before), _flat(recipe.as_dict())
+    then, now = _settings(before), dotted(recipe.as_dict())
     free: tuple[str, ...] = MAY_CHANGE
     if now.get("evaluation.scorer.name") == "callable":
         free = (*free, "evaluation.scorer.timeout")
@@ -54,17 +54,17 @@ def recipe_digest(recipe: Recipe) -> str:
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's values by dotted name; what it is too old to have is at its default."""
     try:
-        return _flat(Recipe.from_dict(recipe).as_dict())
+        return dotted(Recipe.from_dict(recipe).as_dict())
     except RecipeError:  # it has what there is no longer, which is a difference
-        return _flat(recipe)
+        return dotted(recipe)
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Settings by dotted name; lists stay whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         where = f"{path}.{name}" if path else name
-        flat |= _flat(value, where) if isinstance(value, Mapping) else {where: value}
+        flat |= dotted(value, where) if isinstance(value, Mapping) else {where: value}
     return flat
 
 
