@@ -90,6 +90,9 @@ def loss_table(root: Path, up: str) -> str:
     )
     count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs with the same data"
     source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
+    if {"choices", "answer"} <= set(scores):
+        lower = sum(scores["choices"][pair][1] < scores["answer"][pair][1] for pair in pairs)
+        source += f"The log-loss is lower over the choices in {lower} of {len(pairs)}.\n"
     source = source if pairs else ""
     return markdown(table) + source + _missing(root, LOSSES)
 

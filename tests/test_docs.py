@@ -246,6 +246,16 @@ def test_tables_are_made_of_what_the_benchmarks_write(
         cells = f"| the {over} | {seed} | 12 | {100 * before['accuracy']:.1f} % "
         cells += f"| {100 * after['accuracy']:.1f} % | {before['log_loss']:.3f} "
         assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
+    lower = 0
+    for seed in (0, 1, 2):
+        kept = [held[f"{over}, seed {seed}"] for over in ("choices", "answer")]
+        if seed < 2:
+            kept[0] = results["rows"][f"seed {seed}"]
+        first, second = (
+            next(s for s in k["dev_history"] if s["step"] == k["train"]["best_step"]) for k in kept
+        )
+        lower += first["log_loss"] < second["log_loss"]
+    assert f"\nThe log-loss is lower over the choices in {lower} of 3.\n" in page
     assert "| [loss-over.json](../benchmarks/results/loss-over.json) | the answer | 0 |" in page
     assert "| [demo.json](../benchmarks/results/demo.json) | the choices | 1 |" in page
 
@@ -307,6 +317,13 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
         ("embedgrad", 2),
         ("random-init", 1),
     ]
+    # Written aside, then renamed: what is there is never half written.
+    written_aside: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "write_json", lambda path, _: written_aside.append(path))
+        bench.compare("compare-demo", compared, data, more)
+    assert written_aside == [path]
+    assert json.loads(text_of(path)) == both
     # Other texts for best-of-n change none of these rows; another setting changes all of them.
     shutil.rmtree(repository / "runs")
     named = bench.Compared("demo.toml", ['compare.prompts=["Good or bad?"]'], compared.local)
