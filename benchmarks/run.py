@@ -7,10 +7,12 @@ rows share one process and the heads of its long questions. Rows that a results 
 already are not run again, so an interrupted run goes on where it stopped; `--row "seed 0"` measures
 one again, whatever the file holds. Names that begin with `compare-` are comparisons of methods by
 `embedgrad compare`, which keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only
-some of their rows. Rows that the results file has besides are kept, if nothing else differs.
+some of their rows. Rows that the results file has besides are kept; where anything else differs,
+the file stays as it is and what differs is told.
 `--data` is a folder with sst2/, imdb/, svamp/, gsm8k/, bbh_causal_judgement/ and
-bbh_causal_judgement_grouped/ (train, dev and test.jsonl each) to use instead of the Hub. Some
-results need it: their splits, or a column, are not on the Hub.
+bbh_causal_judgement_grouped/ (train, dev and test.jsonl each). All results but `demo`, `loss-over`
+and `compare-demo-smollm2-135m` need it: their rows, splits or columns are not on the Hub as they
+were measured.
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ import embedgrad
 from embedgrad import LanguageModel, Recipe, load_model
 from embedgrad.comparing.folder import Part, in_order
 from embedgrad.comparing.results import as_compared, methods_of, seeds_of
-from embedgrad.comparing.sameness import shared_settings
+from embedgrad.comparing.sameness import dotted, shared_settings, unlike
+from embedgrad.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OF_TEST = ("text", "refined", "difference", "test_rows")
-OF_RUN = ("drift", "cosine", "nearest_tokens_unchanged", "train", "peak_memory_bytes", "head_cache")
+OF_RUN = (
+    *("drift", "cosine", "nearest_tokens_unchanged", "train", "threads"),
+    *("peak_memory_bytes", "head_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,11 @@ class Measurement:
     recipe: str
     rows: dict[str, list[str]]
     local: list[str] = field(default_factory=list)
-    """Settings that replace the Hub's data by files below --data."""
+    """Settings that replace the Hub's data by files below --data; without it there are no rows."""
     one_process: bool = False
     """Whether the rows share one loaded model, and with it the stored heads."""
     dev_only: bool = False
     """Whether only the scores on dev count; then nothing of test is kept."""
-    needs_local: bool = False
-    """Whether these rows can be had from --data alone."""
 
 
 def seeds(*numbers: int, settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
@@ -62,7 +66,10 @@ def seeds(*numbers: int, settings: tuple[str, ...] = ()) -> dict[str, list[str]]
 
 
 def files(folder: str) -> list[str]:
-    return [f'data.{split}="{{data}}/{folder}/{split}.jsonl"' for split in ("train", "dev", "test")]
+    names = ("train", "dev", "test")
+    # The files hold no duplicates, and were measured before the recipes dropped those of the Hub.
+    drop = "data.drop_duplicates=false"
+    return [*(f'data.{name}="{{data}}/{folder}/{name}.jsonl"' for name in names), drop]
 
 
 def losses(numbers: tuple[int, ...], settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
@@ -87,11 +94,9 @@ class Compared:
     recipe: str
     settings: list[str]
     local: list[str] = field(default_factory=list)
-    """Settings that replace the Hub's data by files below --data."""
+    """Settings that replace the Hub's data by files below --data; without it there are no rows."""
     prepare: Callable[[Path], Path] | None = None
     """Makes of --data the folder that the local settings mean."""
-    needs_local: bool = False
-    """Whether these rows can be had from --data alone."""
 
 
 def svamp_equations(data: Path) -> Path:
@@ -147,13 +152,11 @@ COMPARISONS = {
         "causal-judgement-smollm2-135m.toml",
         ["compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement_grouped"), 'data.group="group"', *CAUSAL],
-        needs_local=True,
     ),
     "compare-causal-judgement-random-split-smollm2-135m": Compared(
         "causal-judgement-smollm2-135m.toml",
         ["compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
-        needs_local=True,
     ),
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
         "gsm8k-qwen2.5-0.5b.toml",
@@ -165,7 +168,6 @@ COMPARISONS = {
             "compare.seeds=[0]",
         ],
         [*files("gsm8k"), 'data.solution="solution"'],
-        needs_local=True,
     ),
     # LoRA is trained on the same solutions.
     "compare-gsm8k-self-written-qwen2.5-coder-0.5b": Compared(
@@ -208,7 +210,6 @@ COMPARISONS = {
             "template.user={template}",
         ],
         svamp_equations,
-        needs_local=True,
     ),
 }
 MEASUREMENTS = {
@@ -242,7 +243,6 @@ MEASUREMENTS = {
             "template.user={template}",
         ],
         one_process=True,
-        needs_local=True,
     ),
 }
 # What other programs write: the program, and what it must be told.
@@ -297,7 +297,7 @@ def missing_files(measurement: Measurement | Compared, data: Path | None) -> str
     """Which local files are needed and not there, "" if none."""
     if data is None:
         needed = "needs --data FOLDER: its rows are not on the Hub as they were measured"
-        return needed if measurement.needs_local else ""
+        return needed if measurement.local else ""
     for setting in measurement.local:
         below = re.search(r"\{data\}/([^\"]+)", setting)
         if below and not (data / below[1]).is_file():
@@ -314,7 +314,7 @@ def measure(
     if path.exists():
         results = json.loads(path.read_text(encoding="utf-8"))
     local = local_settings(measurement, data) if data else []
-    said = [setting.replace(str(data.resolve()), "DATA") for setting in local] if data else []
+    said = placeless(local, data)
     model: LanguageModel | None = None
     for row, settings in measurement.rows.items():
         if row != again if again else row in results["rows"]:
@@ -327,10 +327,7 @@ def measure(
             found = {key: value for key, value in found.items() if key not in OF_TEST}
         results["rows"][row] = {"settings": [*settings, *said], **found}
         results["machine"] = {"cores": os.cpu_count(), "machine": platform.machine()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_json(path, results)
 
 
 def compare(name: str, compared: Compared, data: Path | None, only: dict[str, str | None]) -> None:
@@ -346,28 +343,41 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    text = (out / "results.json").read_text(encoding="utf-8")
-    text = text.replace(str(Path.home()), "~")
-    if data:
-        text = text.replace(str(data.resolve()), "DATA")
-    path, results = RESULTS / f"{name}.json", json.loads(text)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    results = placeless(results, data)
+    path = RESULTS / f"{name}.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
+        told = differing(before, results)
+        if told:
+            told = [*told[:3], f"and {len(told) - 3} more"] if len(told) > 3 else told
+            kept = path.relative_to(ROOT)
+            sys.exit(
+                f"{kept} has other rows: {'; '.join(told)}; the new results are in "
+                f"{out.relative_to(ROOT)}; deleting {kept} makes place for them"
+            )
         results = joined(before, results)
-        lost = len(before["rows"]) - sum(row in results["rows"] for row in before["rows"])
-        if lost:
-            print(f"{path}: {lost} rows of it were measured anew, or otherwise, and are replaced")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, results)
+
+
+def placeless(value: Any, data: Path | None) -> Any:
+    """The value with DATA and ~ for the places that only this machine has, where paths begin."""
+    if isinstance(value, dict):
+        return {name: placeless(inner, data) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [placeless(inner, data) for inner in value]
+    if not isinstance(value, str):
+        return value
+    places = {data.resolve(): "DATA"} if data else {}
+    for place, name in {**places, Path.home(): "~"}.items():
+        if place != place.parent:  # a root stands for nothing
+            path = rf"(?<![^\s\"'=]){re.escape(str(place))}(?=[/\\\s\"']|$)"
+            value = re.sub(path, name, value)
+    return value
 
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """A comparison with the rows that an earlier one has besides, if nothing else differs.
-
-    The text prompt is in both, and must have answered every row alike.
-    """
-    if _fixed(before) != _fixed(now):
-        return now
+    """A comparison with the rows that an earlier one, from which nothing differs, has besides."""
     for row in before["rows"]:
         row["versions"] = row.get("versions") or before["versions"]
     rows = {Part(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
@@ -378,11 +388,22 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {**now, **joint, "recipe": recipe}
 
 
-def _fixed(results: dict[str, Any]) -> list[Any]:
-    """What the rows of one results file share."""
-    text = [row["correct"] for row in results["rows"] if row["method"] == "text"]
-    others = (results[name] for name in ("data", "model", "solutions"))
-    return [shared_settings(results["recipe"]), text, *others]
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Why the rows of two comparisons cannot stand in one file, a phrase each.
+
+    The text prompt is in both, and must have answered every row alike.
+    """
+    methods = {row["method"] for row in (*before["rows"], *now["rows"])}
+    free = () if "best-of-n" in methods else ("compare.prompts",)
+    told = unlike(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
+    # Where solutions lie, and how many were sampled in that session, says nothing about them.
+    of_session = ("solutions.file", "solutions.sampled_questions")
+    # An older file does not say what its parts share besides.
+    known = ("shared",) if "shared" in before and "shared" in now else ()
+    for name in ("data", "model", "solutions", *known):
+        told += unlike(dotted(before[name], name), dotted(now[name], name), of_session)
+    texts = [[r["correct"] for r in x["rows"] if r["method"] == "text"] for x in (before, now)]
+    return told if texts[0] == texts[1] else [*told, "the text prompt answers otherwise"]
 
 
 def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:

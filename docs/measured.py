@@ -90,6 +90,9 @@ def loss_table(root: Path, up: str) -> str:
     )
     count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs with the same data"
     source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
+    if {"choices", "answer"} <= set(scores):
+        lower = sum(scores["choices"][pair][1] < scores["answer"][pair][1] for pair in pairs)
+        source += f"The log-loss is lower over the choices in {lower} of {len(pairs)}.\n"
     source = source if pairs else ""
     return markdown(table) + source + _missing(root, LOSSES)
 
@@ -243,10 +246,20 @@ def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ..
         f"{gain:+.1f} points ({100 * low:.1f} to {100 * high:.1f})",
         "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
         str(len(rows)),
-        f"{seconds:.0f} s on {results['machine']['cores']} cores",
+        f"{seconds:.0f} s{_threads(rows)}",
         f"{min(row['cosine']['mean'] for row in rows):.3f}",
         f"[{name}.json]({up}{FOLDER}/{name}.json)",
     )
+
+
+def _threads(rows: Sequence[Results]) -> str:
+    """On how many threads; nothing where a row does not say it."""
+    counts = {row.get("threads") for row in rows}
+    if None in counts:
+        return ""
+    fewest, most = min(counts), max(counts)
+    told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f" on {told} thread{'s' * (most > 1)}"
 
 
 def _accuracy(scores: Sequence[Results]) -> str:

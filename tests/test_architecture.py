@@ -27,6 +27,7 @@ ORDER = (
     "tables",
     "markup",
     "examples",
+    "duplicates",
     "splits",
     "template",
     "cutting",

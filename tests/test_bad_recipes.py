@@ -76,6 +76,10 @@ RECIPES: dict[str, Case] = {
         ("evaluation.batch_size: Input should be greater than 0 (given: 0)",),
     ),
     "radius": (lambda p: p.optimize("trust_region.radius=-1"), ("trust_region.radius: ", "-1")),
+    "duplicates allowed and dropped": (
+        lambda p: p.optimize("data.allow_duplicates=true", "data.drop_duplicates=true"),
+        ("recipe.toml: data.allow_duplicates and data.drop_duplicates are both true; set one",),
+    ),
     "bad setting": (
         lambda p: p.optimize("training"),
         ("--set: 'training': expected section.option=value",),

@@ -18,6 +18,7 @@ from embedgrad import Recipe, RunError
 from embedgrad.comparing import compare
 from embedgrad.comparing.folder import Folder
 from embedgrad.comparing.results import wrong_answers
+from embedgrad.comparing.sameness import differences, shared_settings
 from embedgrad.comparing.verdict import row_differences, verdicts
 from embedgrad.evaluation import Evaluator
 from embedgrad.methods import METHODS
@@ -151,6 +152,7 @@ def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> N
             assert row["trained_numbers"] == width * span
             assert row["stored_bytes"] == 4 * width * span
         assert (row["train_seconds"] > 0) == (name != "text")
+        assert row["threads"] == torch.get_num_threads()
         assert row["scoring_seconds"] > 0
         assert row["dev"]["log_loss"] > 0
     # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 heads of 8.
@@ -415,6 +417,21 @@ def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
     other |= {"head_cache": {"budget": 0}}  # where heads are stored changes no result
     results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
     assert results["trained"] == results["planned"] > 1
+
+
+def test_a_setting_that_an_older_recipe_does_not_have_is_at_its_default() -> None:
+    recipe = Recipe.from_dict(values(Path("model"), Path("data"), **SMALL))
+    older = recipe.as_dict()
+    for section, name in (("data", "drop_duplicates"), ("evaluation", "batch_size")):
+        del older[section][name]
+    del older["export"], older["gradients"][0]["max_norm"]
+    assert differences(older, recipe) == []
+    assert shared_settings(older) == shared_settings(recipe.as_dict())
+    dropped = values(Path("model"), Path("data"), **SMALL, data={"drop_duplicates": True})
+    told = differences(older, Recipe.from_dict(dropped))
+    assert told == ["data.drop_duplicates is false there and true here"]
+    older["data"]["gone"] = 1
+    assert "data.gone is 1 there and unset here" in differences(older, recipe)
 
 
 def test_a_folder_of_another_recipe_is_refused(

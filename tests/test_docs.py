@@ -209,7 +209,8 @@ def test_tables_are_made_of_what_the_benchmarks_write(
         row["difference"] |= difference
         row["train"]["seconds"] = 100.0 + 11 * seed
         row["cosine"]["mean"] = 0.98 - 0.01 * seed
-    results["machine"]["cores"] = 3
+        assert row["threads"] == torch.get_num_threads()
+        row["threads"] = 3
     path.write_text(json.dumps(results), encoding="utf-8")
     generated()
 
@@ -217,11 +218,19 @@ def test_tables_are_made_of_what_the_benchmarks_write(
     line = (
         "| [Sentiment of made-up reviews](recipes/demo.toml), 12 rows | Tiny-0.1M "
         "| 70.0 % (60.0 to 79.0) | 85.0 % (75.0 to 94.0) | +15.0 points (10.0 to 30.0) | 0.002 "
-        "| 2 | 106 s on 3 cores | 0.970 | [demo.json](benchmarks/results/demo.json) |\n"
+        "| 2 | 106 s on 3 threads | 0.970 | [demo.json](benchmarks/results/demo.json) |\n"
     )
     assert line in readme
     assert line.replace("](", "](../") in page
     assert "Not measured yet: `sst2`, `causal-judgement`." in readme
+    results["rows"]["seed 1"]["threads"] = 1
+    path.write_text(json.dumps(results), encoding="utf-8")
+    generated()
+    assert line.replace("on 3", "on 1 to 3") in text_of(repository / "README.md")
+    del results["rows"]["seed 1"]["threads"]  # as in files of before
+    path.write_text(json.dumps(results), encoding="utf-8")
+    generated()
+    assert line.replace(" on 3 threads", "") in text_of(repository / "README.md")
     # What the demo prints: from the first seed.
     assert re.search(r"^text prompt +70.0 % +60.0 to 79.0", readme, re.M)
     assert "gain of 10.0 points (95 % interval 10.0 to 30.0), McNemar p < 0.001" in readme
@@ -237,6 +246,16 @@ def test_tables_are_made_of_what_the_benchmarks_write(
         cells = f"| the {over} | {seed} | 12 | {100 * before['accuracy']:.1f} % "
         cells += f"| {100 * after['accuracy']:.1f} % | {before['log_loss']:.3f} "
         assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
+    lower = 0
+    for seed in (0, 1, 2):
+        kept = [held[f"{over}, seed {seed}"] for over in ("choices", "answer")]
+        if seed < 2:
+            kept[0] = results["rows"][f"seed {seed}"]
+        first, second = (
+            next(s for s in k["dev_history"] if s["step"] == k["train"]["best_step"]) for k in kept
+        )
+        lower += first["log_loss"] < second["log_loss"]
+    assert f"\nThe log-loss is lower over the choices in {lower} of 3.\n" in page
     assert "| [loss-over.json](../benchmarks/results/loss-over.json) | the answer | 0 |" in page
     assert "| [demo.json](../benchmarks/results/demo.json) | the choices | 1 |" in page
 
@@ -298,11 +317,90 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
         ("embedgrad", 2),
         ("random-init", 1),
     ]
+    # Written aside, then renamed: what is there is never half written.
+    written_aside: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "write_json", lambda path, _: written_aside.append(path))
+        bench.compare("compare-demo", compared, data, more)
+    assert written_aside == [path]
+    assert json.loads(text_of(path)) == both
+    # Other texts for best-of-n change none of these rows; another setting changes all of them.
+    shutil.rmtree(repository / "runs")
+    named = bench.Compared("demo.toml", ['compare.prompts=["Good or bad?"]'], compared.local)
+    bench.compare("compare-demo", named, data, only)
+    kept = text_of(path)
+    assert len(json.loads(kept)["rows"]) == 4
     shutil.rmtree(repository / "runs")
     other = bench.Compared("demo.toml", ["training.steps=2"], compared.local)
-    bench.compare("compare-demo", other, data, only)
-    rows = json.loads(text_of(path))["rows"]
-    assert [(row["method"], row["seed"]) for row in rows] == [("text", None), ("embedgrad", 1)]
+    with pytest.raises(SystemExit) as ended:
+        bench.compare("compare-demo", other, data, only)
+    assert ended.value.code == (
+        "benchmarks/results/compare-demo.json has other rows: training.steps is unset there and 2 "
+        "here; the new results are in runs/compare-demo; deleting "
+        "benchmarks/results/compare-demo.json makes place for them"
+    )
+    assert text_of(path) == kept
+    assert (repository / "runs" / "compare-demo" / "results.json").exists()
+
+
+def comparison(**changes: Any) -> dict[str, Any]:
+    """A results file of a comparison, as far as it is compared with another."""
+    recipe = Recipe.from_dict(tomllib.loads(RECIPE)).as_dict()
+    rows = [{"method": "text", "correct": "0101"}, {"method": "embedgrad", "correct": "1111"}]
+    told = {"recipe": recipe, "rows": rows, "model": {"dtype": "float32"}}
+    told |= {"data": {"test": {"rows": 4}}, "solutions": {"source": "answer", "file": "~/a"}}
+    return {**told, **changes}
+
+
+def test_what_keeps_two_comparisons_apart_is_named() -> None:
+    before = comparison()
+    assert bench.differing(before, comparison()) == []
+    session = {"source": "answer", "file": "~/b", "sampled_questions": 2}
+    assert bench.differing(before, comparison(solutions=session)) == []
+    for changes, told in (
+        ({"data": {"test": {"rows": 5}}}, "data.test.rows is 4 there and 5 here"),
+        ({"model": {"dtype": "float16"}}, 'model.dtype is "float32" there and "float16" here'),
+        ({"solutions": {"source": "column"}}, 'solutions.source is "answer" there and "column"'),
+        ({"rows": [{"method": "text", "correct": "1101"}]}, "the text prompt answers otherwise"),
+    ):
+        (found,) = bench.differing(before, comparison(**changes))
+        assert told in found
+    prompts = {**before["recipe"]["compare"], "prompts": ["Good or bad?"]}
+    other = comparison(recipe={**before["recipe"], "compare": prompts})
+    assert bench.differing(before, other) == []
+    other["rows"].append({"method": "best-of-n", "correct": "0101"})
+    assert "compare.prompts is [] there" in bench.differing(before, other)[0]
+    older = comparison()
+    del older["recipe"]["data"]["drop_duplicates"]
+    assert bench.differing(older, before) == []
+
+
+def test_only_paths_are_written_without_their_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, data = tmp_path, tmp_path / "data"
+    values = {
+        "train": f"{data}/a.jsonl",
+        "dev": f"a share of {data}/a.jsonl",
+        "set": [f'data.test="{data}/t.jsonl"', str(data)],
+        "file": f"{home}/solutions.jsonl",
+        "text": f"{home}less, mine{home}/x and 1/2 or / or {data}-set",
+        "seconds": 1.5,
+    }
+    monkeypatch.setattr(Path, "home", lambda: home)
+    kept = {
+        **values,
+        "train": "DATA/a.jsonl",
+        "dev": "a share of DATA/a.jsonl",
+        "set": ['data.test="DATA/t.jsonl"', "DATA"],
+        "file": "~/solutions.jsonl",
+        "text": f"{home}less, mine{home}/x and 1/2 or / or ~/data-set",
+    }
+    assert bench.placeless(values, data) == kept
+    # A home that is a root, as in some containers, begins every path.
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert bench.placeless(values, data)["train"] == "DATA/a.jsonl"
+    assert bench.placeless(values["text"], None) == values["text"]
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[tuple[str, str | None]]:
@@ -341,6 +439,7 @@ def test_a_row_is_measured_again_by_its_name(
         (("plan",), "plan: is written by python -m benchmarks.plan --data FOLDER"),
         (("dmo",), "unknown: dmo; known: demo, "),
         (("causal-judgement",), "causal-judgement: needs --data FOLDER: "),
+        (("sst2",), "sst2: needs --data FOLDER: its rows are not on the Hub as they were measured"),
         (("sst2", "--data", "nowhere"), "train.jsonl: is not there"),
     ],
 )
@@ -360,8 +459,7 @@ def test_without_names_what_needs_local_data_is_left_out(
 ) -> None:
     names = [name for name, _ in asked(monkeypatch)]
     left = [n for n in (*bench.MEASUREMENTS, *bench.COMPARISONS) if n not in names]
-    assert "demo" in names
-    assert "compare-gsm8k-qwen2.5-coder-0.5b" in left
+    assert names == ["demo", "loss-over", "compare-demo-smollm2-135m"]
     said = capsys.readouterr().out
     assert all(f"{name} is left out: needs --data FOLDER" in said for name in left)
 

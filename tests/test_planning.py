@@ -326,6 +326,21 @@ def test_every_problem_is_told_at_once(
     assert [line.strip() for line in done.lines[1:]] == done.json["problems"]
 
 
+def test_rows_that_are_dropped_are_no_problem_and_no_duplicates(
+    recipe: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    dev = [json.loads(line) for line in (data / "dev.jsonl").read_text().splitlines()]
+    twice = write_jsonl(tmp_path / "twice.jsonl", [*lines, dev[0]])
+    found = plan(
+        Recipe.read(recipe(data={"train": str(twice), "drop_duplicates": True})), measure=False
+    )
+    assert found["problems"] == []
+    assert found["data"]["train"]["rows"] == 24
+    assert found["data"]["duplicates"]["between_splits"] == 0
+    assert "Left out by data.drop_duplicates: 1 row of train also in dev or test." in found["notes"]
+
+
 def test_a_template_that_the_model_cannot_hold_is_a_problem_beside_the_others(
     recipe: Callable[..., Path], data: Path, other_models: dict[str, Path], embedgrad: Command
 ) -> None:

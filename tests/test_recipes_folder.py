@@ -22,6 +22,8 @@ import benchmarks.run as bench  # noqa: E402
 PROMPTS = ("text", "refined")
 METHODS = ("text", "embedgrad")
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+REPEATING = ("hub:SetFit/sst2:train", "hub:stanfordnlp/imdb:train")  # texts of later splits
+MINUTES = re.compile(r"about (\d+) minutes of training")
 SCALES = ("135m", "360m", "0.5b", "1.5b", "3b", "7b", "14b")
 GAVE = re.compile(
     r"Gave: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
@@ -55,6 +57,12 @@ def test_a_recipe_can_be_used(path: Path) -> None:
     ), "free answers need a scorer that finds them"
 
 
+def test_recipes_of_data_that_repeats_texts_of_test_can_start() -> None:
+    of = [r.data for r in map(Recipe.read, RECIPES) if r.data.train in REPEATING]
+    assert len(of) == 8
+    assert all(data.drop_duplicates for data in of)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_says_what_it_needs_and_what_it_gave(path: Path) -> None:
     said = opening(path)
@@ -68,6 +76,32 @@ def test_a_recipe_says_what_it_needs_and_what_it_gave(path: Path) -> None:
     assert "Gave: " not in said or GAVE.search(said)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_minutes_are_those_of_the_longest_training_that_was_measured(path: Path) -> None:
+    said = opening(path)
+    told = [int(minutes) for minutes in MINUTES.findall(said)]
+    took = [
+        round(max(seconds(json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"])) / 60)
+        for _, _, file in GAVE.findall(said)
+    ]
+    assert told == took
+    assert len(re.findall(r"\bminutes?\b", said)) == len(told)
+
+
+def seconds(rows: Any) -> list[float]:
+    """Of each training of the refined prompt, in a results file of runs or of methods."""
+    if isinstance(rows, dict):
+        return [row["train"]["seconds"] for row in rows.values()]
+    return [row["train_seconds"] for row in rows if row["method"] == METHODS[1]]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_solution_of_columns_that_a_comment_names_has_those_of_the_hub(path: Path) -> None:
+    said, data = opening(path), Recipe.read(path).data
+    for text in re.findall(r'data\.solution = "(.+?)"', said):
+        assert "{" not in text or f"{{{data.answer}}}" in text
+
+
 def accuracies(rows: Any) -> tuple[list[float], list[float]]:
     """Of the text prompt and of the refined one, in a results file of runs or of methods."""
     if isinstance(rows, dict):
@@ -75,6 +109,16 @@ def accuracies(rows: Any) -> tuple[list[float], list[float]]:
         return text, refined
     of = {name: [r["accuracy"] for r in rows if r["method"] == name] for name in METHODS}
     return of["text"], of["embedgrad"]
+
+
+@pytest.mark.parametrize("name", bench.MEASUREMENTS)
+def test_rows_state_the_settings_that_made_them(name: str) -> None:
+    path, measurement = bench.RESULTS / f"{name}.json", bench.MEASUREMENTS[name]
+    found = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    local = bench.placeless(bench.local_settings(measurement, ROOT), ROOT)
+    for row, values in found.items():
+        said = bench.read(measurement.recipe, [*values["settings"], "data.drop_duplicates=false"])
+        assert said == bench.read(measurement.recipe, [*measurement.rows[row], *local]), row
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -145,6 +145,7 @@ RECIPES = st.builds(
         limit=st.dictionaries(st.sampled_from(["train", "dev", "test"]), st.integers(1, 2**62)),
         dev_share=SHARES,
         test_share=SHARES,
+        allow_duplicates=st.just(False),  # not together with drop_duplicates
         truncate=st.sampled_from([None, "a"]),
         solution=st.none() | TEXT.filter(lambda text: not set(text) & set("{}")),
     ),

@@ -44,6 +44,7 @@ PROMISED = (
     "train.steps",
     "train.seconds",
     "peak_memory_bytes",
+    "threads",
     "head_cache.hits",
 )
 

@@ -209,7 +209,7 @@ def test_texts_in_two_splits_are_refused_with_their_number_and_first_pair() -> N
     dev = [row(0, "OWN", file="d")]
     with refused("data: 1 row repeats the text", "first: dev d.csv:2 and test t.csv:2"):
         make_splits(rows(9), dev, test, columns=COLUMNS)
-    with refused("2 rows repeat", "train a.csv:11 and test t.csv:3", "data.allow_duplicates"):
+    with refused("2 rows repeat", "train a.csv:11 and test t.csv:3", "data.drop_duplicates"):
         make_splits(train, rows(4, "d"), test, columns=COLUMNS)
     with refused("1 row repeats", "first: train a.csv:11 and test t.csv:3"):
         make_splits(train, test=test[:2], columns=COLUMNS)  # where dev is yet to be carved
@@ -219,6 +219,46 @@ def test_texts_in_two_splits_may_be_allowed_and_are_noted() -> None:
     splits = make_splits(rows(9), rows(3), rows(3, "t"), columns=COLUMNS, allow_duplicates=True)
     assert [len(part) for part in parts(splits).values()] == [9, 3, 3]
     assert splits.notes[0].startswith("Allowed by data.allow_duplicates: 3 rows repeat the text")
+
+
+def test_texts_of_later_splits_are_dropped_before_any_limit_and_noted() -> None:
+    train = [*rows(9), row(9, "D 0"), row(10, "t  1"), row(11, "t 2")]
+    dev = [*rows(3, "d"), row(3, "T 2", file="d")]
+    splits = make_splits(
+        train, dev, rows(3, "t"), columns=COLUMNS, limit={"train": 9}, drop_duplicates=True
+    )
+    assert sorted(sources(splits.train)) == sorted(sources(rows(9)))
+    assert sorted(sources(splits.dev)) == sorted(sources(rows(3, "d")))
+    assert sorted(sources(splits.test)) == sorted(sources(rows(3, "t")))
+    assert splits.notes == (
+        "Left out by data.drop_duplicates: 3 rows of train also in dev or test.",
+        "Left out by data.drop_duplicates: 1 row of dev also in test.",
+    )
+    plain = make_splits(rows(9), rows(3, "d"), rows(3, "t"), columns=COLUMNS)
+    assert plain.digests == splits.digests  # nothing else of the splits has changed
+
+
+def test_what_is_dropped_is_not_carved_either() -> None:
+    train = [*rows(50), *rows(10, "t")]
+    splits = make_splits(train, test=rows(10, "t"), columns=COLUMNS, drop_duplicates=True)
+    assert len(splits.train) + len(splits.dev) == 50
+    assert splits.notes[0] == "Left out by data.drop_duplicates: 10 rows of train also in test."
+    assert splits.notes[1].startswith("Set aside 10 of 50 rows for dev")
+
+
+def test_repeats_inside_a_split_are_not_dropped() -> None:
+    examples = [*rows(9), row(9, "a 0")]
+    given_rows = examples, rows(3, "d"), rows(3, "t")
+    dropped = make_splits(*given_rows, columns=COLUMNS, drop_duplicates=True)
+    assert len(dropped.train) == 10
+    assert dropped == make_splits(*given_rows, columns=COLUMNS)
+
+
+def test_a_split_of_which_nothing_is_left_is_refused() -> None:
+    with refused("data.dev: every row has a text of test", "data.drop_duplicates"):
+        make_splits(rows(9), rows(3, "d"), rows(3, "d"), columns=COLUMNS, drop_duplicates=True)
+    with refused("data.train: every row has a text of dev or test"):
+        make_splits(rows(2), rows(1), rows(2)[1:], columns=COLUMNS, drop_duplicates=True)
 
 
 def test_duplicates_are_judged_by_the_columns_of_the_template() -> None:

@@ -123,6 +123,7 @@ def read_data(recipe: Recipe) -> Splits:
         seed=data.seed,
         limit=data.limit,
         allow_duplicates=data.allow_duplicates,
+        drop_duplicates=data.drop_duplicates,
     )
 
 

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from embedgrad import artifact
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation import Evaluator, evaluate
@@ -118,6 +120,7 @@ def run(
             raise RunError(f"{error}; {kept}") from error
     result["head_cache"] = {**model.heads.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
+    result["threads"] = torch.get_num_threads()
     write_json(out / "result.json", result)
     return result
 

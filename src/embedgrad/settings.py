@@ -66,6 +66,9 @@ class DataSettings:
     """Decides shuffling and splits."""
     allow_duplicates: bool = False
     """Allow the same text in two splits."""
+    drop_duplicates: bool = False
+    """Leave out rows of train whose text stands in dev or test, and rows of dev whose text stands
+    in test, before any limit."""
     truncate: str | None = None
     """The column that may be cut where a row does not fit; unset: such a row is refused."""
     license: str | None = None
@@ -74,6 +77,10 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.solution is not None:
             solution_pieces(self.solution)
+        if self.allow_duplicates and self.drop_duplicates:
+            raise DataError(
+                "data.allow_duplicates and data.drop_duplicates are both true; set one of them"
+            )
 
 
 @dataclass(frozen=True)

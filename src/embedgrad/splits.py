@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from embedgrad.duplicates import shared_texts, text_key, without_shared
 from embedgrad.errors import nearest
 from embedgrad.examples import Example, examples_from
 from embedgrad.tables import data_error, read_table, shown
@@ -48,6 +49,7 @@ def read_splits(
     seed: int = 0,
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
+    drop_duplicates: bool = False,
 ) -> Splits:
     """Read files or Hub data sets and split them: `read_table`, `examples_from`, `make_splits`."""
 
@@ -77,6 +79,7 @@ def read_splits(
         seed=seed,
         limit=limit,
         allow_duplicates=allow_duplicates,
+        drop_duplicates=drop_duplicates,
     )
 
 
@@ -91,6 +94,7 @@ def make_splits(
     seed: int = 0,
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
+    drop_duplicates: bool = False,
 ) -> Splits:
     """Shuffle, and carve a split that is not given out of `train`.
 
@@ -98,8 +102,9 @@ def make_splits(
     for splits that are not given. Examples of one group, or with the same text in all template
     `columns`, stay in one split; without groups the carving is stratified by answer. `limit`
     counts rows per split, after shuffling. `choices` makes it a classification: then `train` must
-    hold at least two answers. Raises DataError, also when a group or a text (unless
-    `allow_duplicates`) stands in two of the given splits.
+    hold at least two answers. `drop_duplicates` first leaves out rows of train whose text stands in
+    a given dev or test, and rows of dev whose text stands in test. Raises DataError, also when a
+    group or a text (unless `allow_duplicates`) stands in two of the given splits.
     """
     given = {"train": train, "dev": dev, "test": test}
     explicit = {name: rows for name, rows in given.items() if rows is not None}
@@ -111,10 +116,17 @@ def make_splits(
         if name not in NAMES:
             raise data_error("data.limit", f"unknown split {name!r}; {nearest(name, NAMES)}")
     notes: list[str] = []
+    if drop_duplicates:
+        explicit, notes = without_shared(explicit, columns)
+        train = explicit["train"]
     _refuse_shared_groups(explicit)
-    repeats = _shared_texts(explicit, columns)
+    repeats = shared_texts(explicit, columns)
     if repeats and not allow_duplicates:
-        raise data_error("data", f"{repeats}; remove them or set data.allow_duplicates = true")
+        raise data_error(
+            "data",
+            f"{repeats}; leave them out with data.drop_duplicates = true, or allow them with "
+            "data.allow_duplicates = true",
+        )
     if repeats:
         notes.append(f"Allowed by data.allow_duplicates: {repeats}.")
 
@@ -135,11 +147,6 @@ def label_balance(examples: Iterable[Example]) -> dict[str, int]:
     return dict(sorted(Counter(example.answer for example in examples).items()))
 
 
-def text_key(example: Example, columns: Sequence[str]) -> tuple[str, ...]:
-    """What makes two texts duplicates: equal but for case and white space."""
-    return tuple(" ".join(example.columns.get(name, "").split()).casefold() for name in columns)
-
-
 def _refuse_shared_groups(explicit: Mapping[str, Sequence[Example]]) -> None:
     first: dict[str, tuple[str, Example]] = {}
     for name, rows in explicit.items():
@@ -154,22 +161,6 @@ def _refuse_shared_groups(explicit: Mapping[str, Sequence[Example]]) -> None:
                     f"({example.source}); move its rows to one split, or give one file and let it "
                     "be split by group",
                 )
-
-
-def _shared_texts(explicit: Mapping[str, Sequence[Example]], columns: Sequence[str]) -> str:
-    """Say how many rows repeat a text of an earlier split, and where the first pair is."""
-    if len(explicit) == 1:
-        return ""
-    first: dict[tuple[str, ...], tuple[str, Example]] = {}
-    count, pair = 0, ""
-    for name, rows in explicit.items():
-        for example in rows:
-            home, other = first.setdefault(text_key(example, columns), (name, example))
-            if home != name:
-                count += 1
-                pair = pair or f"{home} {other.source} and {name} {example.source}"
-    what = "1 row repeats" if count == 1 else f"{count} rows repeat"
-    return f"{what} the text of a row in another split (first: {pair})" if count else ""
 
 
 def _shares(

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -148,7 +149,7 @@ class Folder:
             "seed": part.seed,
             "sha256": hashlib.sha256(content).hexdigest(),
             "versions": versions("peft"),
-            "facts": finite(trained.facts),
+            "facts": finite({**trained.facts, "threads": torch.get_num_threads()}),
         }
         files = {
             "trained.safetensors": content,

@@ -116,6 +116,7 @@ def _row(
         "stored_bytes": facts["stored_bytes"],
         "examples_seen": facts["examples_seen"],
         "train_seconds": facts["train_seconds"],
+        "threads": facts.get("threads"),
         "scoring_seconds": scores["scoring_seconds"],
         "dev": facts["dev"],
         "history": facts.get("history", []),

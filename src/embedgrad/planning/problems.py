@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from embedgrad.duplicates import text_key
 from embedgrad.errors import DataError
 from embedgrad.examples import Example, cell_text, examples_from
 from embedgrad.recipe import Recipe
 from embedgrad.scorers.checks import check_answers
-from embedgrad.splits import NAMES, Splits, make_splits, text_key
+from embedgrad.splits import NAMES, Splits, make_splits
 from embedgrad.tables import Table, read_table
 
 SHOWN = 5  # problems of one kind; further ones are counted
@@ -54,6 +55,7 @@ def read_all(recipe: Recipe, problems: Problems) -> Splits | None:
     options: dict[str, Any] = {
         "choices": recipe.target.choices or None,
         "allow_duplicates": data.allow_duplicates,
+        "drop_duplicates": data.drop_duplicates,
     }
     splits: Splits | None = problems.tried(partial(_split, recipe, parts, options))
     # What refused is left out, one after the other, so that the next check can speak.
@@ -63,7 +65,7 @@ def read_all(recipe: Recipe, problems: Problems) -> Splits | None:
         if left_out == "groups":
             parts = {name: _ungrouped(rows) for name, rows in parts.items()}
         elif left_out == "duplicates":
-            options["allow_duplicates"] = True
+            options |= {"allow_duplicates": True, "drop_duplicates": False}
         else:
             options["choices"] = None
         splits = problems.tried(partial(_split, recipe, parts, options))
