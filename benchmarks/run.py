@@ -371,7 +371,7 @@ def placeless(value: Any, data: Path | None) -> Any:
     places = {data.resolve(): "DATA"} if data else {}
     for place, name in {**places, Path.home(): "~"}.items():
         if place != place.parent:  # a root stands for nothing
-            path = rf"(?<![^\s\"'=]){re.escape(str(place))}(?=[/\\\s\"']|$)"
+            path = rf"(?<![\w./~-]){re.escape(str(place))}(?![\w.-])"
             value = re.sub(path, name, value)
     return value
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedgrad import Recipe, RunError, load_model
+from embedgrad import Recipe, RecipeError, RunError, load_model
 from embedgrad.comparing import compare
 from embedgrad.methods import METHODS
+from embedgrad.scorers import Number
+from embedgrad.scorers.worker import end_workers
 from refusals import refused
 from run_kit import ROWS, values, write_jsonl
 
@@ -160,6 +162,23 @@ def test_few_shot_leaves_room_to_answer(free: Free, tmp_path: Path) -> None:
     assert not any("leaves fewer for an answer" in text for text in told)
 
 
+def test_few_shot_cuts_a_row_where_the_data_may_be_cut(
+    free: Free, sums: Path, tmp_path: Path
+) -> None:
+    path = sums / "test.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    long = json.loads(first) | {"question": "one more and " * 150}
+    path.write_text("".join([json.dumps(long) + "\n", *others]))
+    recipe = free(
+        "few-shot",
+        evaluation={"max_new_tokens": 40, "batch_size": 1},
+        data={**{split: str(sums / f"{split}.jsonl") for split in ROWS}, "truncate": "question"},
+    )
+    results, told = notes_of(recipe, tmp_path / "run")
+    assert [row["method"] for row in results["rows"]] == ["text", "few-shot"]
+    assert sum("column 'question' is cut in rows" in text for text in told) == 1
+
+
 def test_a_text_prompt_that_leaves_little_room_is_told(free: Free, tmp_path: Path) -> None:
     evaluation = {"scorer": {"name": "number"}, "max_new_tokens": 505}
     _, told = notes_of(free("text", evaluation=evaluation), tmp_path / "run")
@@ -184,13 +203,11 @@ def test_answers_are_judged_again_by_a_function_that_changed(
     _, told = notes_of(free("text", "few-shot", **own), tmp_path / "run")
     assert not any("judged again" in text for text in told)
     module.write_text("def score(reply, answer):\n    return 0.25\n")
-    from embedgrad.scorers.worker import end_workers
-
     end_workers()
     asked: list[int] = []
     monkeypatch.setattr(METHODS["text"], "answer", lambda *given: asked.append(1), raising=False)
     after, told = notes_of(free("text", "few-shot", **own), tmp_path / "run")
-    assert sum("has changed, and the answers are judged again" in text for text in told) == 2
+    assert sum("has changed, and its answers are judged again" in text for text in told) == 2
     assert [row["accuracy"] for row in after["rows"]] == [0.25, 0.25]
     assert not asked
     for row, old in zip(after["rows"], before["rows"], strict=True):
@@ -201,10 +218,56 @@ def test_answers_are_judged_again_by_a_function_that_changed(
     assert said[0] == said[1]
 
 
-def test_free_answers_are_kept_a_batch_at_a_time(
+def test_answers_by_a_scorer_that_an_older_version_did_not_note_are_judged_again(
+    free: Free, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    before, _ = notes_of(free("text", "few-shot"), out)
+    path = out / "work" / "text" / "scored.json"
+    scores = json.loads(path.read_text())
+    assert scores.pop("scorer") == {
+        **{"name": "number", "relative_tolerance": 0.0, "absolute_tolerance": 0.0},
+        "rules": Number.rules,
+    }
+    path.write_text(json.dumps({**scores, "accuracy": 1.0, "correct": "1" * ROWS["test"]}))
+    after, told = notes_of(free("text", "few-shot"), out)
+    assert [row["correct"] for row in after["rows"]] == [row["correct"] for row in before["rows"]]
+    assert sum("are judged again" in text for text in told) == 1
+    assert "scorer" in json.loads(path.read_text())
+    answers = path.with_name("answers.jsonl")
+    whole = answers.read_text().splitlines(keepends=True)
+    for damaged in ("".join(whole[1:]), "".join(whole[1:]) + "{}\n", "".join(whole[1:]) + "[]\n"):
+        answers.write_text(damaged)
+        path.write_text(json.dumps(scores))
+        with refused("answers.jsonl", "damaged", "to answer again", error=RunError):
+            compare(free("text", "few-shot"), out)
+        assert json.loads(path.read_text()) == scores
+
+
+def test_a_scorer_that_fails_at_judging_again_changes_nothing(
     free: Free, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation = {"scorer": {"name": "number"}, "max_new_tokens": 3, "batch_size": 4}
+    monkeypatch.chdir(tmp_path)
+    end_workers()
+    scorer = {"name": "callable", "path": "mine_failing:score"}
+    own = {"evaluation": {"scorer": scorer, "max_new_tokens": 3}}
+    module = tmp_path / "mine_failing.py"
+    module.write_text("def score(reply, answer):\n    return 1\n")
+    compare(free("text", "few-shot", **own), tmp_path / "run")
+    kept = {p: p.read_bytes() for p in (tmp_path / "run").rglob("scored.json")}
+    count = "import pathlib\n\ndef score(reply, answer):\n    p = pathlib.Path('n')\n"
+    count += "    n = int(p.read_text()) if p.exists() else 0\n    p.write_text(str(n + 1))\n"
+    module.write_text(f"{count}    return 1 / (n < {2 * ROWS['test'] - 1})\n")
+    end_workers()
+    with refused("mine_failing:score raised ZeroDivisionError", error=RecipeError):
+        compare(free("text", "few-shot", **own), tmp_path / "run")
+    assert {p: p.read_bytes() for p in kept} == kept
+
+
+def test_free_answers_are_kept_some_batches_at_a_time(
+    free: Free, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = {"scorer": {"name": "number"}, "max_new_tokens": 3, "batch_size": 1}
     method, blocks = METHODS["text"], []
 
     def answer(task: Any, trained: Any, rows: Any, progress: Any = None) -> Any:

@@ -224,7 +224,7 @@ def test_few_shot_says_where_it_takes_room_from_a_row() -> None:
     task = replace(task, sequencer=sequencer)
     METHODS["few-shot"].train(task, 0)
     (note,) = (event["text"] for event in told if "is cut in" in str(event.get("text")))
-    assert note.startswith("few-shot: behind 3 examples column 'review' is cut in ")
+    assert note == "few-shot: behind 3 examples column 'review' is cut in rows that do not fit"
 
 
 # -- EmbedGrad and its variants --------------------------------------------------------------------

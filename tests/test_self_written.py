@@ -517,6 +517,33 @@ def test_a_fine_tuned_model_with_the_same_embeddings_is_another_model(
         write(sums(2), solutions, using=other)
 
 
+def test_a_fine_tuned_model_writes_into_a_file_of_its_own(
+    write: Write, writer: Writer, cache: Path
+) -> None:
+    loaded = tiny.loaded(dtype=torch.float32, seed=4)
+    other = LanguageModel(loaded)
+    _, first = write(sums(2), TWO, using=other)
+    with torch.no_grad():
+        loaded.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    _, second = write(sums(2), TWO, using=other)
+    assert (first["sampled_questions"], second["sampled_questions"]) == (2, 2)
+    assert Path(second["file"]).stem.startswith(Path(first["file"]).stem + "-")
+    _, third = write(sums(2), TWO, using=other)
+    assert (third["file"], third["sampled_questions"]) == (second["file"], 0)
+
+
+def test_a_file_of_another_kind_of_template_is_refused(
+    write: Write, writer: Writer, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.jsonl"
+    write(sums(2), replace(TWO, file=str(path)))
+    header, *entries = lines(path)
+    header["prompt"]["template"] = {"text": "{question} [[Think:]]"}
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *entries)))
+    with refused("made with another prompt.template.messages"):
+        write(sums(2), replace(TWO, file=str(path)))
+
+
 def test_what_an_older_file_does_not_say_is_taken_to_be_the_same(
     write: Write, writer: Writer, tmp_path: Path
 ) -> None:

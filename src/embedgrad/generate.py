@@ -203,8 +203,8 @@ def _steps(
 def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
     """The next token [N] of every draft; any where a draft is over."""
     if not drafts[0].decoding.temperature:
-        highest_N, chosen_N = logits_NV.max(dim=1)
-        if not highest_N.isfinite().all():  # NaN where any logit of a row is
+        highest_N, chosen_N = logits_NV.max(dim=1)  # NaN where any logit of a row is
+        if not all(d.over or h for d, h in zip(drafts, highest_N.isfinite().tolist(), strict=True)):
             raise ModelError(NOT_FINITE)
         return chosen_N
     rows = logits_NV.cpu()

@@ -259,7 +259,7 @@ class _Loop:
             answered = (self.evaluator.text if plain else self.evaluator.refined)(rows, self.dev)
         except ModelError as error:  # before the first step nothing is learned yet
             kind = DivergenceError if self.step else ModelError
-            raise kind(f"step {self.step}: {error}") from error
+            raise kind(f"step {self.step}: {error}, or a smaller learning rate") from error
         summary = summarize(answered, self.sequencer.target.choices)
         score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
         self.best.add(score, rows)

@@ -68,9 +68,10 @@ def compare(
             "scorings, and the same command goes on from there"
         )
     failed = results["failed"]
-    told = dict.fromkeys(failed[name] for name in checked.compare.methods if name in failed)
+    names = [name for name in dict.fromkeys(checked.compare.methods) if name in failed]
+    told = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
     if told:
-        raise RunError("; ".join([*told, f"the other methods are in {out}"]))
+        raise RunError("; ".join([*told, f"all others are in {out}"]))
     gained, found = reliable_gain(results)
     if require_gain and not gained:
         raise NoGain(found)

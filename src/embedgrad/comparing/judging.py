@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.comparing.folder import Folder, Part
 from embedgrad.comparing.results import scores_of
+from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered, judged
-from embedgrad.events import say
+from embedgrad.events import say, stage
 from embedgrad.methods import Task
 from embedgrad.methods.base import Answers
 from embedgrad.scorers import name_of
@@ -22,39 +24,54 @@ def scorer_of(task: Task) -> dict[str, Any]:
     return {"name": name_of(scorer), **scorer.fingerprint()}
 
 
-def judge_again(task: Task, folder: Folder) -> None:
-    """Judge the answers of finished parts again where the user's own function has changed.
+def judge_again(task: Task, folder: Folder, now: Mapping[str, Any]) -> None:
+    """Judge the answers of finished parts again where another scorer did, or one not known.
 
-    Raises `RunError` for damaged answers, and what the scorer raises.
+    All or none of them. Raises `RunError` for damaged answers, and what the scorer raises.
     """
-    now = scorer_of(task)
+    if not now:
+        return
+    made: list[tuple[Part, list[Answered], dict[str, Any]]] = []
     for part in folder.finished():
         before = folder.scores(part)
-        if before.get("scorer", now) == now:
+        if before.get("scorer") == now:
             continue
-        say(
-            task.report,
-            [
-                f"{part}: evaluation.scorer has changed, and the answers are judged again; its "
-                "training chose by the scorer as it was"
-            ],
-        )
-        kept = [_read(values) for values in folder.answers(part)]
-        answers = [judged(answer, task.recipe.evaluation.scorer) for answer in kept]
+        if not made:
+            stage(task.report, "judging answers again")
+        answers = [judged(a, task.recipe.evaluation.scorer) for a in _kept(folder, part, before)]
         again = scores_of(Answers(answers, [before["tokens"]]), (), before["scoring_seconds"])
-        folder.keep_scores(part, answers, {**again, "scorer": now})
+        made.append((part, answers, {**again, "scorer": now}))
+        if again["correct"] != before["correct"] or again["scores"] != before.get("scores"):
+            told = "evaluation.scorer has changed, and its answers are judged again"
+            say(task.report, [f"{part}: {told}; its training chose by the scorer as it was"])
+    for part, answers, scores in made:
+        folder.keep_scores(part, answers, scores)
 
 
-def judged_so_far(task: Task, folder: Folder, part: Part) -> tuple[Answers, float]:
+def judged_so_far(
+    task: Task, folder: Folder, part: Part, now: Mapping[str, Any]
+) -> tuple[Answers, float]:
     """The answers of an interrupted scoring, and the seconds. Raises `RunError`."""
     answers, seconds, scorer = folder.answers_so_far(part)
-    now = scorer_of(task)
-    if now and scorer is not None and scorer != now:
+    if now and scorer != now:
         again = [judged(answer, task.recipe.evaluation.scorer) for answer in answers.answered]
         answers = Answers(again, answers.tokens)
     return answers, seconds
 
 
-def _read(values: dict[str, Any]) -> Answered:
-    # An infinite loss is written as null.
-    return Answered(**{**values, "loss": math.inf if values["loss"] is None else values["loss"]})
+def _kept(folder: Folder, part: Part, scores: Mapping[str, Any]) -> list[Answered]:
+    values = folder.answers(part)
+    try:
+        # An infinite loss is written as null.
+        kept = [
+            Answered(**{**v, "loss": math.inf if v["loss"] is None else v["loss"]}) for v in values
+        ]
+        if len(kept) != len(scores["correct"]):
+            raise ValueError(f"{len(kept)} answers for {len(scores['correct'])} scores")
+    except (KeyError, TypeError, ValueError) as error:
+        path = folder.work / part.folder
+        raise RunError(
+            f"{path / 'answers.jsonl'}: is damaged ({error}); delete {path / 'scored.json'} to "
+            "answer again"
+        ) from error
+    return kept

@@ -39,6 +39,7 @@ from embedgrad.self_written import refuse_inside
 from embedgrad.sequence import TokenSequence
 
 BLOCK = 256  # test rows with choices that are answered before they are kept
+BATCHES = 4  # of free answers, which take longer
 FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what PEFT refuses
 
 
@@ -75,9 +76,9 @@ def compare(
     failed: dict[Part, str] = {}
     interrupted = False
     try:
+        judge_again(opened.task, folder, opened.scorer)
         _train(opened.task, folder, parts, failed)
-        judge_again(opened.task, folder)
-        _score(opened.task, folder, parts, failed, opened.test)
+        _score(opened, folder, parts, failed)
     except KeyboardInterrupt:
         interrupted = True
     results = results_of(folder, recipe, opened.task.model.info) | opened.told
@@ -123,6 +124,7 @@ class _Opened:
 
     task: Task
     test: Sequence[TokenSequence]
+    scorer: dict[str, Any]  # as it was when it was first needed: its process keeps it
     told: dict[str, Any]
 
 
@@ -160,7 +162,7 @@ def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
     task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
     del shared["day"]
     told = {"data": data, "solutions": ready.solutions, "shared": shared}
-    return _Opened(task, ready.test, told)
+    return _Opened(task, ready.test, scorer_of(task), told)
 
 
 def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
@@ -185,48 +187,37 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part,
         say(task.report, [f"{part}: ready after {took}{score}"])
 
 
-def _score(
-    task: Task,
-    folder: Folder,
-    parts: Sequence[Part],
-    failed: dict[Part, str],
-    test: Sequence[TokenSequence],
-) -> None:
+def _score(opened: _Opened, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
+    task, test = opened.task, opened.test
     left = [p for p in parts if folder.is_trained(p) and not folder.is_scored(p)]
     heads = [sequence.head for sequence in test]
     task.model.heads.expect((heads, len(left) * task.evaluator().lookups))
     for part in left:
         try:
-            answers, seconds = judged_so_far(task, folder, part)
-        except RunError as error:
-            say(task.report, [f"{error}; {part} is scored anew"])
-            answers, seconds = Answers([], []), 0.0
-        try:
-            answers, seconds = _answers(task, folder, part, test, answers, seconds)
+            answers, seconds = _answers(opened, folder, part)
         except FAILURES as error:
             _note_failure(task.report, part, error, failed)
         if part in failed:
             torch.cuda.empty_cache()
             continue
         scores = scores_of(answers, task.sequencer.target.choices, seconds)
-        folder.keep_scores(part, answers.answered, {**scores, "scorer": scorer_of(task)})
+        folder.keep_scores(part, answers.answered, {**scores, "scorer": opened.scorer})
 
 
-def _answers(
-    task: Task,
-    folder: Folder,
-    part: Part,
-    test: Sequence[TokenSequence],
-    answers: Answers,
-    seconds: float,
-) -> tuple[Answers, float]:
-    """A part's answers to the test rows behind those that there are, and the seconds.
+def _answers(opened: _Opened, folder: Folder, part: Part) -> tuple[Answers, float]:
+    """A part's answers to the test rows, and the seconds; what there is of them is taken.
 
     Every block is kept when it is done.
     """
+    task, test = opened.task, opened.test
+    try:
+        answers, seconds = judged_so_far(task, folder, part, opened.scorer)
+    except RunError as error:
+        say(task.report, [f"{error}; {part} is scored anew"])
+        answers, seconds = Answers([], []), 0.0
     own, trained = replace(task, report=_tagged(task.report, part)), folder.training(part)
-    # A free answer takes long.
-    size = BLOCK if task.sequencer.target.choices else task.recipe.evaluation.batch_size
+    free = not task.sequencer.target.choices
+    size = BATCHES * task.recipe.evaluation.batch_size if free else BLOCK
     while (first := len(answers.answered)) < len(test):
         began = time.perf_counter()
 
@@ -237,7 +228,7 @@ def _answers(
         answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
         answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
         seconds += time.perf_counter() - began
-        folder.keep_answers(part, answers, seconds, scorer_of(task))
+        folder.keep_answers(part, answers, seconds, opened.scorer)
     return answers, seconds
 
 
@@ -265,5 +256,14 @@ def _with_seeds(failure: tuple[str, list[str]]) -> str:
 
 
 def _tagged(report: Report, part: Part) -> Report:
-    """Events that say whose they are."""
-    return lambda event: report({**event, "method": part.method, "seed": part.seed})
+    """Events that say whose they are; what is noted of block after block is told once."""
+    noted = set()
+
+    def tagged(event: dict[str, Any]) -> None:
+        if event.get("event") == "note":
+            if event["text"] in noted:
+                return
+            noted.add(event["text"])
+        report({**event, "method": part.method, "seed": part.seed})
+
+    return tagged

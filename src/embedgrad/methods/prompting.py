@@ -163,6 +163,8 @@ def _fitting(
     examples = [sequence.example for sequence in sequences]
     context, span = sequencer.context, len(sequencer.span.ids)
     limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
+    if sequencer.truncate is not None and context > limit:
+        sequencer.context = context - limit  # a row is cut so that there is room for its answer
     try:
         rows, failure = sequencer.build(examples), None
     except DataError as error:
@@ -182,9 +184,8 @@ def _fitting(
         ) from failure
     if failure is not None:
         raise failure
-    cut = sequencer.truncated
-    if cut:
-        column = f"column {sequencer.truncate!r} is cut in {cut} of {len(rows)} rows"
+    if sequencer.truncated:
+        column = f"column {sequencer.truncate!r} is cut in rows that do not fit"
         say(task.report, [f"few-shot: behind {shots} examples {column}"])
     return rows
 

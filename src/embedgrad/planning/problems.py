@@ -121,14 +121,15 @@ def _examples(recipe: Recipe, source: str | None, problems: Problems) -> list[Ex
     try:
         return examples_from(table, **options, where=data.where or None)
     except DataError as error:
-        problems.add([str(error)])
-    return _row_by_row(table, options, recipe, problems)
+        found, lines = _row_by_row(table, options, recipe)
+        problems.add(lines or [str(error)])
+        return found
 
 
 def _row_by_row(
-    table: Table, options: dict[str, Any], recipe: Recipe, problems: Problems
-) -> list[Example]:
-    """The good rows of a table that has bad ones."""
+    table: Table, options: dict[str, Any], recipe: Recipe
+) -> tuple[list[Example], list[str]]:
+    """The good rows of a table that has bad ones, and what is wrong with these."""
     found: list[Example] = []
     lines: list[str] = []
     wanted = dict(recipe.data.where).items()
@@ -141,8 +142,7 @@ def _row_by_row(
             )
         except DataError as error:
             lines.append(str(error))
-    problems.add(lines)
-    return found
+    return found, lines
 
 
 def _ungrouped(rows: list[Example] | None) -> list[Example] | None:

@@ -12,11 +12,15 @@ from embedgrad.scorers.base import Scorer
 from embedgrad.scorers.exact import tidy
 
 _LETTER = r"[\p{L}\p{M}\p{N}]"
-_SIGN = r"(?:(?<![\w)\]}])[-\u2212])?"
+_PLAIN = r"\d++(?:[.,]\d++)*+"
+_SIGNED = rf"(?:(?<![\p{{L}}\p{{M}}\p{{N}})\]}}])[-\u2212])?(?:(?<!\w)\.)?{_PLAIN}"
 # A number with its sign and the marks inside it ("-1,234.5", "5/6"), a word, or one mark by itself.
 # A letter keeps the marks that are combined with it (category M), which `re` cannot name.
 _WORD = regex.compile(
-    rf"{_SIGN}(?:(?<!\w)\.)?\d{_LETTER}*+(?:[.,/](?=\d){_LETTER}++)*+|{_LETTER}++|\S"
+    rf"(?<!/){_SIGNED}/{_PLAIN}(?![.,/]?{_LETTER})"
+    rf"|{_SIGNED}{_LETTER}*+"
+    rf"|{_LETTER}++(?:(?<=\d)[.,](?=\d){_LETTER}++)*+"
+    r"|\S"
 )
 
 
@@ -28,6 +32,8 @@ class Contains(Scorer):
     A reply that names several candidates, or says "not" before the answer, is right too: ask for
     one short answer. Scripts without spaces between words need `exact`.
     """
+
+    rules = 2  # the first read fewer numbers
 
     def score(self, reply: str, answer: str) -> float:
         wanted = _words(tidy(answer))

@@ -33,8 +33,8 @@ _NUMBER = rf"(?>({_SIGN})({_PLAIN})(?: ?/ ?({_PLAIN}))?)"
 _ANYWHERE = re.compile(_NUMBER)
 # "#### 2. Then" and "#### 2: Then" are headings of a worked solution, not its result.
 _MARKED = re.compile(rf"####\s*+(?:\\?[$\u20ac\u00a3\u00a5])?+{_NUMBER}(?![.:)][ \t]++\S)")
-_PART = r"(?:\{\s*+(-?)\s*+([\d.,]++)\s*+\}|()(\d))"
-_FRACTION = re.compile(rf"(-?)\\[dt]?frac\s*+{_PART}\s*+{_PART}")
+_PART = r"(?:\{\s*+([+-]?)\s*+([\d.,]++)\s*+\}|()(\d))"
+_FRACTION = re.compile(rf"(-?)\\[dt]?frac\s*+{_PART}\s*+{_PART}(?!\d)")
 _LATEX = {"{,}": ",", r"\,": ",", r"\!": ""}  # between groups of thousands
 _BRACE = re.compile(r"[{}]")
 _MINUSES = str.maketrans(dict.fromkeys("\u2212\u2013\u2011\ufe63\uff0d", "-"))
@@ -44,6 +44,8 @@ _MINUSES = str.maketrans(dict.fromkeys("\u2212\u2013\u2011\ufe63\uff0d", "-"))
 @dataclass(frozen=True)
 class Number(Scorer):
     """The reply's final number equals the answer's, within the wider of two tolerances."""
+
+    rules = 2  # the first read fewer numbers
 
     relative_tolerance: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Largest distance that counts as equal, as a share of the answer (0 to below 1)."""

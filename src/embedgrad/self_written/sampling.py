@@ -28,7 +28,7 @@ from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading.gguf_file import cache_folder
 from embedgrad.loading.info import weights_digest
-from embedgrad.scorers import name_of
+from embedgrad.scorers import Called, name_of
 from embedgrad.scorers.checks import check_answers
 from embedgrad.self_written.source import Solutions, source_of
 from embedgrad.self_written.store import Solved, Store
@@ -253,6 +253,9 @@ class _Writing:
         info, sequencer, scorer = self.model.info, self.sequencer, self.evaluation.scorer
         names = ("name", "revision", "architecture", "dtype", "embedding_digest", "gguf_sha256")
         questions = hashlib.sha256("".join(self.questions).encode()).hexdigest()
+        options = asdict(scorer)
+        if isinstance(scorer, Called):  # what scored in time scores the same with more of it
+            del options["timeout"]
         return {
             "model": {
                 **{name: getattr(info, name) for name in names},
@@ -264,7 +267,7 @@ class _Writing:
                 "prefix": sequencer.target.prefix,
             },
             "decoding": asdict(self.decoding),
-            "scorer": {"name": name_of(scorer), **scorer.fingerprint()},
+            "scorer": {"name": name_of(scorer), **options},
             "data": {
                 "questions": len(self.questions),
                 "sha256": questions,
@@ -274,8 +277,15 @@ class _Writing:
 
 
 def _cached(made_by: Mapping[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder() / "solutions" / f"{key}.jsonl"
+    """A file in the cache folder; a fine-tuned model of the same name gets one of its own."""
+    weights = made_by["model"]["weights"]
+    model = {name: value for name, value in made_by["model"].items() if name != "weights"}
+    named = {**made_by, "model": model}
+    key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "solutions" / f"{key}.jsonl"
+    if Store.weights_of(path) in (None, weights):
+        return path
+    return path.with_stem(f"{key}-{weights.removeprefix('sha256:')[:8]}")
 
 
 def _summary(told: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ from embedgrad.files import write_file
 from embedgrad.versions import versions
 
 FORMAT = {"format": "embedgrad-solutions", "version": 1}
+# What files of older versions lack, or have and need not; it is taken to be as it is now.
+_NOT_IN_ALL = ("model.weights", "scorer.timeout")
 _MOST_DIFFERENCES = 3
 _LONGEST_VALUE = 40  # characters
 
@@ -80,7 +82,7 @@ class Store:
         whole, _, unfinished = content.rpartition(b"\n")
         first, *lines = whole.split(b"\n")
         header = _header(path, first)
-        told = _differences(header, made_by)
+        told = _differences({name: header.get(name) for name in made_by}, made_by)
         if told:
             more = f", and {len(told) - _MOST_DIFFERENCES} more" * (len(told) > _MOST_DIFFERENCES)
             raise DataError(
@@ -91,6 +93,15 @@ class Store:
         if unfinished:
             write_file(path, whole + b"\n")
         return cls(path, header, solved)
+
+    @staticmethod
+    def weights_of(path: Path) -> str | None:
+        """The weights that a file's header names; None where it names none or cannot be read."""
+        try:
+            with path.open("rb") as file:
+                return str(_header(path, file.readline())["model"]["weights"])
+        except (OSError, DataError, KeyError, TypeError):
+            return None
 
     def add(self, solved: Iterable[Solved]) -> None:
         """Append what was made to the file. Raises `RunError`."""
@@ -139,9 +150,11 @@ def _solved(path: Path, number: int, line: bytes) -> Solved:
 def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:
     """Every dotted name whose values differ, with both."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        # What an older file does not say is taken to be as it is now.
-        names = [name for name in ours if name in theirs]
+        names = dict.fromkeys([*ours, *theirs])
         dotted = {name: f"{path}.{name}" if path else name for name in names}
+        for name in set(ours) ^ set(theirs):
+            if dotted[name] in _NOT_IN_ALL:
+                del names[name]
         pairs = ((theirs.get(name), ours.get(name), dotted[name]) for name in names)
         return [told for pair in pairs for told in _differences(*pair)]
     return [] if theirs == ours else [f"{path} ({_shown(theirs)}, now {_shown(ours)})"]
