@@ -326,8 +326,9 @@ def test_it_ends_when_the_program_is_killed(work: str) -> None:
 @posix
 def test_ctrl_c_in_the_middle_of_a_call_ends_it_without_a_word() -> None:
     process = script(
+        "slow = Called(slow.path, 100)\n"
         "same.score('7', '7')\nslow.score('0', '')\nprint(pid(), flush=True)\n"
-        "try: slow.score('4', '')\n"
+        "try: slow.score('90', '')\n"
         "except KeyboardInterrupt: print('interrupted', slow.score('0', ''))"
     )
     assert process.stdout is not None

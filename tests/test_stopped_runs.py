@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from embedgrad import DivergenceError, Recipe, RunError, load, run
+from embedgrad.evaluation import Evaluator
+from embedgrad.files import finite
 from embedgrad.language_model import LanguageModel
 from embedgrad.report import read_events
 from embedgrad.state import TrainingState
@@ -210,20 +212,45 @@ def test_a_model_that_says_only_nan_leaves_the_text_prompt(
     spoil(monkeypatch, training=0, dev=True)
     done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
     assert done.code == 2
-    assert len(done.lines) == 1
+    (line,) = done.lines
+    assert line.startswith("error: step 0: the model's logits are not finite; set model.dtype =")
     prompt = load(tmp_path / "run")
     assert torch.equal(prompt.rows, prompt.start_rows)
-    (score,) = prompt.provenance["training"]["dev_history"]
-    assert score["log_loss"] is None
+    assert prompt.provenance["training"]["dev_history"] == []
 
 
-def test_scores_that_are_not_finite_are_null(
+def test_a_model_that_says_only_nan_later_keeps_the_last_good_rows(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, looks = Evaluator.refined, iter(range(10))
+
+    def refined(self: Evaluator, rows: torch.Tensor, *others: Any) -> Any:
+        return score(self, rows * torch.nan if next(looks) == 2 else rows, *others)
+
+    monkeypatch.setattr(Evaluator, "refined", refined)
+    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    assert done.code == 2
+    (line,) = done.lines
+    assert line.startswith("error: step 6: the model's logits are not finite")
+    assert line.endswith(f"the last good rows are in {tmp_path / 'run' / 'prompt'}")
+    training = load(tmp_path / "run").provenance["training"]
+    assert [score["step"] for score in training["dev_history"]] == [0, 3]
+
+
+def test_numbers_that_json_does_not_know_are_null() -> None:
+    held = {"loss": torch.inf, "history": [{"gap": torch.nan}, (1.5, -torch.inf)]}
+    assert finite(held) == {"loss": None, "history": [{"gap": None}, [1.5, None]]}
+
+
+def test_scores_that_are_no_numbers_are_refused(
     finished: tuple[Path, Any], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, training=0, dev=True)
-    done = embedgrad("evaluate", finished[0], "--json")
-    assert done.code == 0, done.err
-    assert done.json["text"]["log_loss"] is None
+    done = embedgrad("evaluate", finished[0], "--quiet")
+    assert (done.code, done.lines) == (
+        2,
+        ["error: the model's logits are not finite; set model.dtype = 'float32'"],
+    )
 
 
 def test_python_gets_the_last_good_rows_with_the_error(

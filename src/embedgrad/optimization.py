@@ -257,9 +257,9 @@ class _Loop:
         plain = self.is_text and not self.step
         try:
             answered = (self.evaluator.text if plain else self.evaluator.refined)(rows, self.dev)
-        except ModelError as error:  # before the first step nothing is learned yet
-            kind = DivergenceError if self.step else ModelError
-            raise kind(f"step {self.step}: {error}, or a smaller learning rate") from error
+        except ModelError as error:
+            why = f"step {self.step}: {error}, or a smaller optimizer.learning_rate"
+            raise DivergenceError(why) from error
         summary = summarize(answered, self.sequencer.target.choices)
         score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
         self.best.add(score, rows)
