@@ -267,7 +267,9 @@ def test_a_recipe_names_the_function() -> None:
 def script(code: str) -> subprocess.Popen[str]:
     """A Python process that scores, in a group of its own; it prints the pid of its worker."""
     start = (
-        "import os, psutil, sys, time\n"
+        "import os, psutil, signal, sys, time\n"
+        # A shell starts what runs in its background deaf to it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from embedgrad.scorers import Called\n"
         "same, slow = (Called(f'functions_to_call:{n}') for n in ('same', 'slow'))\n"
         "def pid(): return psutil.Process().children()[0].pid\n"
