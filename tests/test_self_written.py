@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def write(model: LanguageModel) -> Write:
         )
 
     return made
+
+
+@contextmanager
+def header_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The header of a file of solutions, to be changed and written."""
+    header, *entries = lines(path)
+    yield header
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *entries)))
 
 
 def lines(path: Path) -> list[Any]:
@@ -537,9 +546,8 @@ def test_a_file_of_another_kind_of_template_is_refused(
 ) -> None:
     path = tmp_path / "s.jsonl"
     write(sums(2), replace(TWO, file=str(path)))
-    header, *entries = lines(path)
-    header["prompt"]["template"] = {"text": "{question} [[Think:]]"}
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *entries)))
+    with header_of(path) as header:
+        header["prompt"]["template"] = {"text": "{question} [[Think:]]"}
     with refused("made with another prompt.template.messages"):
         write(sums(2), replace(TWO, file=str(path)))
 
@@ -549,9 +557,8 @@ def test_what_an_older_file_does_not_say_is_taken_to_be_the_same(
 ) -> None:
     path = tmp_path / "s.jsonl"
     write(sums(2), replace(TWO, file=str(path)))
-    header, *entries = lines(path)
-    del header["model"]["weights"]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in (header, *entries)))
+    with header_of(path) as header:
+        del header["model"]["weights"]
     writer.asked = []
     write(sums(2), replace(TWO, file=str(path)))
     assert writer.asked == []

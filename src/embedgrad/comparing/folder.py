@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +53,16 @@ class Part(NamedTuple):
     def folder(self) -> str:
         """Name of its folder."""
         return self.method if self.seed is None else f"{self.method}-seed-{self.seed}"
+
+
+def answered_from(values: Mapping[str, Any]) -> Answered:
+    """An answer as it was before it was JSON, where an infinite loss may be null.
+
+    Raises `KeyError` or `TypeError` for what is none.
+    """
+    shares, loss = values["probabilities"], values["loss"]
+    told = {"probabilities": shares and tuple(shares), "loss": math.inf if loss is None else loss}
+    return Answered(**{**values, **told})
 
 
 def in_order(parts: Iterable[Part]) -> list[Part]:
@@ -210,10 +221,7 @@ class Folder:
             values = _read_json(path)
             if values["training"] != self._digest(part):
                 raise ValueError("of another training")
-            answered = [
-                Answered(**{**a, "probabilities": a["probabilities"] and tuple(a["probabilities"])})
-                for a in values["answered"]
-            ]
+            answered = [answered_from(a) for a in values["answered"]]
             if len(answered) != len(values["tokens"]):
                 raise ValueError("answers and tokens differ in number")
             answers = Answers(answered, values["tokens"])

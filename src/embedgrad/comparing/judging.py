@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from embedgrad.comparing.folder import Folder, Part
+from embedgrad.comparing.folder import Folder, Part, answered_from
 from embedgrad.comparing.results import scores_of
 from embedgrad.errors import RunError
 from embedgrad.evaluation import Answered, judged
@@ -62,10 +61,7 @@ def judged_so_far(
 def _kept(folder: Folder, part: Part, scores: Mapping[str, Any]) -> list[Answered]:
     values = folder.answers(part)
     try:
-        # An infinite loss is written as null.
-        kept = [
-            Answered(**{**v, "loss": math.inf if v["loss"] is None else v["loss"]}) for v in values
-        ]
+        kept = [answered_from(value) for value in values]
         if len(kept) != len(scores["correct"]):
             raise ValueError(f"{len(kept)} answers for {len(scores['correct'])} scores")
     except (KeyError, TypeError, ValueError) as error:

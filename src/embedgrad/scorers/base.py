@@ -14,9 +14,13 @@ class Scorer(ABC):
     rules: ClassVar[int] = 1
     """Goes up when it begins to score some text otherwise."""
 
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide its scores, as plain JSON values."""
+        return asdict(self)
+
     def fingerprint(self) -> dict[str, Any]:
-        """What decides its scores, as plain JSON values: equal ones score alike."""
-        return {**asdict(self), "rules": self.rules}
+        """All that decides its scores, as plain JSON values: equal ones score alike."""
+        return {**self.deciding(), "rules": self.rules}
 
     @abstractmethod
     def score(self, reply: str, answer: str) -> float:

@@ -46,9 +46,13 @@ class Called(Scorer):
         except WorkerError as error:
             raise self._problem(self._told(error, reply)) from None
 
+    def deciding(self) -> dict[str, Any]:
+        """The path: what scored in time scores the same with more of it."""
+        return {"path": self.path}
+
     def fingerprint(self) -> dict[str, Any]:
-        """The path and its file's digest; what scored in time scores the same with more of it."""
-        return {"path": self.path, "source": _source_digest(self.path.partition(":")[0])}
+        """The path and its file's digest."""
+        return {**self.deciding(), "source": _source_digest(self.path.partition(":")[0])}
 
     def usable(self, answer: str) -> bool:
         """Always; but the function is tried on it, before anything is spent."""

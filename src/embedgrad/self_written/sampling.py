@@ -28,7 +28,7 @@ from embedgrad.generate import Reply, replies
 from embedgrad.language_model import LanguageModel
 from embedgrad.loading.gguf_file import cache_folder
 from embedgrad.loading.info import weights_digest
-from embedgrad.scorers import Called, name_of
+from embedgrad.scorers import name_of
 from embedgrad.scorers.checks import check_answers
 from embedgrad.self_written.source import Solutions, source_of
 from embedgrad.self_written.store import Solved, Store
@@ -253,9 +253,6 @@ class _Writing:
         info, sequencer, scorer = self.model.info, self.sequencer, self.evaluation.scorer
         names = ("name", "revision", "architecture", "dtype", "embedding_digest", "gguf_sha256")
         questions = hashlib.sha256("".join(self.questions).encode()).hexdigest()
-        options = asdict(scorer)
-        if isinstance(scorer, Called):  # what scored in time scores the same with more of it
-            del options["timeout"]
         return {
             "model": {
                 **{name: getattr(info, name) for name in names},
@@ -267,7 +264,7 @@ class _Writing:
                 "prefix": sequencer.target.prefix,
             },
             "decoding": asdict(self.decoding),
-            "scorer": {"name": name_of(scorer), **options},
+            "scorer": {"name": name_of(scorer), **scorer.deciding()},
             "data": {
                 "questions": len(self.questions),
                 "sha256": questions,
