@@ -12,7 +12,7 @@ DATA := data/reviews/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-quick reproduce docs clean
+.PHONY: help demo test check bench bench-quick reproduce golden docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,6 +41,9 @@ bench-quick: $(INSTALLED) $(MODEL) ## time training steps, scoring and generatio
 reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report of accuracy (NAME=demo ROW="seed 0"; METHODS= SEEDS= of a comparison)
 	@$(BIN)/python benchmarks/run.py $(NAME) $(LOCAL:%=--data %) \
 		$(if $(ROW),--row "$(ROW)") $(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
+
+golden: $(INSTALLED) ## write the golden curves anew, after a decision to change the numbers
+	@PYTHONPATH=tests $(BIN)/python -m golden.curves
 
 docs: $(INSTALLED) ## write the generated parts of the docs
 	@$(BIN)/python docs/generate.py
