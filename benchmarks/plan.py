@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedgrad.files import write_json
-from embedgrad.versions import versions
+from embedgrad.atomic_files import write_json
+from embedgrad.environment import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "plan.json"

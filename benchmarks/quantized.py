@@ -19,9 +19,16 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType, dequantize
 
-from embedgrad.exporting.gguf_source import read_contents
-from embedgrad.exporting.gguf_weights import HEAD, TABLE, Bytes, Weight, bytes_of
-from embedgrad.exporting.gguf_writer import Entry, write_gguf
+from embedgrad.deploy.formats.gguf_reader import read_contents
+from embedgrad.deploy.formats.gguf_writer import (
+    HEAD,
+    TABLE,
+    Bytes,
+    Entry,
+    Weight,
+    bytes_of,
+    write_gguf,
+)
 
 MIXTURES = {"f16": 1, "q8_0": 7, "q4_k_m": 15}  # with llama.cpp's numbers of them
 SUPER_BLOCK = 256  # a row of another length takes the kind behind the arrow

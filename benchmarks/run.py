@@ -33,10 +33,10 @@ from typing import Any
 
 import embedgrad
 from embedgrad import LanguageModel, Recipe, load_model
-from embedgrad.comparing.folder import Part, in_order
-from embedgrad.comparing.results import as_compared, methods_of, seeds_of
-from embedgrad.comparing.sameness import dotted, shared_settings, unlike
-from embedgrad.files import write_json
+from embedgrad.atomic_files import write_json
+from embedgrad.experiments.compare.folder import Part, in_order
+from embedgrad.experiments.compare.recipe_diff import dotted, shared_settings, unlike
+from embedgrad.experiments.compare.results import as_compared, methods_of, seeds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

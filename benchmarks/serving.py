@@ -22,16 +22,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedgrad.deployment import export
-from embedgrad.exporting.query import plain_messages
-from embedgrad.files import write_json
-from embedgrad.loading.resolve import resolve
-from embedgrad.opened import open_run
-from embedgrad.preparation import read_data
-from embedgrad.statistics import bootstrap_mean
-from embedgrad.template import Template
-from embedgrad.verifying.llamacpp_server import LlamaCppServer
-from embedgrad.versions import versions
+from embedgrad.atomic_files import write_json
+from embedgrad.deploy.export import export
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
+from embedgrad.environment import versions
+from embedgrad.evaluation.significance import bootstrap_mean
+from embedgrad.model.loading.resolve import resolve
+from embedgrad.prompt.template import Template
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"

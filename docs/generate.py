@@ -29,8 +29,8 @@ from typer.testing import CliRunner
 
 import embedgrad
 from embedgrad import errors
-from embedgrad.catalog import catalog
 from embedgrad.cli import app
+from embedgrad.recipe.catalog import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.S)

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from embedgrad.formatting import size
 from embedgrad.report import comparison_table
-from embedgrad.report.methods_table import methods_markdown
-from embedgrad.report.words import size
+from embedgrad.report.terminal.methods_table import methods_markdown
 
 TASKS = ("demo", "sst2", "causal-judgement")
 LOSSES = ("loss-over", "loss-over-sst2")

@@ -15,15 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tiny
 from embedgrad import Target, Template, load_model
-from embedgrad.examples import Example
-from embedgrad.exporting.base import Exported, Job
-from embedgrad.exporting.query import plain_messages
-from embedgrad.exporting.vocabulary import Vocabulary
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading.guard import silenced
-from embedgrad.prompt import PromptEmbedding
-from embedgrad.settings import ExportSettings
-from embedgrad.verifying.base import Asked
+from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
+from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.verify.engine import Asked
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading.quiet import silenced
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.recipe.settings import ExportSettings
 
 TAG = "k3v9x0q7t2ma"
 USER = "Review: {review}\n\n[[Is the review positive or negative?]]"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import tiny
-from embedgrad.examples import Example
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading import LoadedModel
-from embedgrad.sequence import Sequencer, Target, TokenSequence
-from embedgrad.template import Renderer, Template
+from embedgrad.data.examples import Example
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
+from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
+from embedgrad.prompt.template import Renderer, Template
 
 DAY = datetime.date(2024, 3, 12)
 CHOICES = ("positive", "negative")

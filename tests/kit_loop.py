@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation import Evaluation
-from embedgrad.optimization import optimize
-from embedgrad.optimizers import AdamW
-from embedgrad.parameterizations import Free
-from embedgrad.sequence import TokenSequence
-from embedgrad.state import TrainingState
-from embedgrad.training import Parts, Refinement, Training
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.parameterizations import Free
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.loop import optimize
+from embedgrad.training.settings import Parts, Refinement, Training
 from kit import Kit, kit
 
 QUICK = Training(steps=6, batch_size=3)

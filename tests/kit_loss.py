@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.language_model import LanguageModel
-from embedgrad.sequence import Target, TokenSequence
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.sequence import Target, TokenSequence
 from kit import LONG_CHOICES, Kit, full_logprobs, kit
 
 LONG = Target(choices=LONG_CHOICES)

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 import tiny
-from embedgrad.examples import Example
-from embedgrad.sequence import Ids, Sequencer, Target
-from embedgrad.template import END_MARK, SPAN_MARK, Renderer, Template
+from embedgrad.data.examples import Example
+from embedgrad.prompt.sequence import Ids, Sequencer, Target
+from embedgrad.prompt.template import END_MARK, SPAN_MARK, Renderer, Template
 from kit import DAY, LABELS, PLACEMENTS
 
 CHATS = {"chatml": tiny.CHATML, "trimming": tiny.TRIMMING, "plain": tiny.PLAIN}

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedgrad.files import write_json
-from embedgrad.report.found import asked_for
-from embedgrad.statistics import mcnemar_exact, wilson_interval
+from embedgrad.atomic_files import write_json
+from embedgrad.evaluation.significance import mcnemar_exact, wilson_interval
+from embedgrad.report.page.run_files import asked_for
 from run_kit import write_jsonl
 
 CHOICES = ("negative", "positive")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedgrad.generate import Reply
+from embedgrad.model.generation import Reply
 from run_kit import CHOICES, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -151,7 +151,7 @@ def test_free_answers_are_text_that_cannot_drive_a_terminal(
     assert found.keys() == {"answer", "columns", "cut"}
     for cut, mark in ((False, ""), (True, " [cut]")):
         reply = Reply("one\x1b[2J\ntwo\r", cut)
-        monkeypatch.setattr("embedgrad.answer.replies", lambda *a, r=reply, **k: [(r,)])
+        monkeypatch.setattr("embedgrad.inference.answer.replies", lambda *a, r=reply, **k: [(r,)])
         done = embedgrad("generate", generated, "What is 1 plus 1?")
         assert done.out == f"one\\x1b[2J\ntwo\\r{mark}\n"
 

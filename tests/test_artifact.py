@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 import refusals
-from embedgrad.artifact import fitted, load, save
 from embedgrad.errors import ArtifactError
-from embedgrad.prompt import PromptEmbedding, TrustRegion
-from embedgrad.sequence import Target
-from embedgrad.template import Template
+from embedgrad.model.compatibility import fit_to_model
+from embedgrad.prompt.artifact import load, save
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.template import Template
+from embedgrad.prompt.trust_region import TrustRegion
 from kit import DAY, LABELS, PLACEMENTS, Kit, kit, noisy
 
 refused = functools.partial(refusals.refused, error=ArtifactError)
@@ -284,7 +286,7 @@ def test_start_rows_take_half_the_room_and_are_the_models_own_again(
     found = load(folder)
     assert found.start_rows.dtype == torch.float32
     assert not torch.equal(found.start_rows, prompt.start_rows)  # random weights need more bits
-    again = fitted(found, made.loaded.info, made.model.embed)
+    again = fit_to_model(found, made.loaded.info, made.model.embed)
     assert torch.equal(again.start_rows, prompt.start_rows)
     assert torch.equal(again.rows, prompt.rows)
 
@@ -301,7 +303,7 @@ def test_a_row_that_never_moved_is_its_start_row_to_the_bit(made: Kit, tmp_path:
 def test_start_rows_of_the_users_own_stay_what_they_are(made: Kit, tmp_path: Path) -> None:
     elsewhere = noisy(made.start, 0.5, seed=4)
     found = load(save(prompt_of(made, start_rows=elsewhere), tmp_path / "own"))
-    again = fitted(found, made.loaded.info, made.model.embed)
+    again = fit_to_model(found, made.loaded.info, made.model.embed)
     assert torch.equal(again.start_rows, found.start_rows)
     assert torch.allclose(again.start_rows, elsewhere, rtol=1e-3, atol=1e-4)
 
@@ -324,24 +326,24 @@ def test_start_rows_keep_the_bits_that_they_need(
 
 
 def test_a_prompt_fits_its_own_model_only(prompt: PromptEmbedding, made: Kit) -> None:
-    fitted(prompt, made.loaded.info, made.model.embed)
+    fit_to_model(prompt, made.loaded.info, made.model.embed)
     other = kit(dtype=torch.float32, seed=3)
     with refused("tiny-llama", "embedding tables differ", "words start from"):
-        fitted(prompt, other.loaded.info, other.model.embed)
+        fit_to_model(prompt, other.loaded.info, other.model.embed)
     for architecture in ("gemma3", "qwen2"):
         scaled = kit(architecture, dtype=torch.float32, seed=1)
         with refused("made for tiny-llama", f"not for tiny-{architecture}"):
-            fitted(prompt, scaled.loaded.info, scaled.model.embed)
+            fit_to_model(prompt, scaled.loaded.info, scaled.model.embed)
 
 
 def test_a_prompt_of_another_width_is_refused(made: Kit) -> None:
     narrow = prompt_of(made, start_rows=made.start[:, :16], rows=made.start[:, :16])
     with refused("rows are 16 wide", "the model's 32"):
-        fitted(narrow, made.loaded.info, made.model.embed)
+        fit_to_model(narrow, made.loaded.info, made.model.embed)
 
 
 @pytest.mark.parametrize("model", [None, "gpt2", [], {}])
 def test_a_prompt_of_an_unknown_model_is_refused(made: Kit, model: object) -> None:
     unknown = prompt_of(made, provenance={} if model == {} else {"model": model})
     with refused("unknown model"):
-        fitted(unknown, made.loaded.info, made.model.embed)
+        fit_to_model(unknown, made.loaded.info, made.model.embed)

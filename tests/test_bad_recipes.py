@@ -13,7 +13,7 @@ import tomli_w
 
 from bad_kit import Case, Place, at, check
 from embedgrad import Recipe, RecipeError, Training, run
-from embedgrad.objectives import CrossEntropy
+from embedgrad.parts.objectives import CrossEntropy
 from run_kit import Command, values
 
 pytest_plugins = ["tiny_runs"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from browser import Browser, Page, find_browser
-from embedgrad.report.found import find_comparison, find_run
-from embedgrad.report.page import comparison_page, run_page
+from embedgrad.report.page.page import comparison_page, run_page
+from embedgrad.report.page.run_files import find_comparison, find_run
 from made_runs import HOSTILE, answered_rows, made_comparison, made_run
 
 pytestmark = pytest.mark.slow

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from embedgrad import Recipe
+from embedgrad.data.examples import Example
 from embedgrad.errors import RecipeError
-from embedgrad.examples import Example
-from embedgrad.parts import build_part
-from embedgrad.scorers import Called
-from embedgrad.scorers.checks import check_answers
-from embedgrad.scorers.worker import end_workers
-from embedgrad.sequence import Target
+from embedgrad.parts.registry import build_part
+from embedgrad.parts.scorers import Called
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.parts.scorers.sandbox import end_workers
+from embedgrad.prompt.sequence import Target
 from small_recipe import changed
 
 TESTS = Path(__file__).parent

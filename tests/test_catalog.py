@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from embedgrad import Recipe
-from embedgrad.catalog import catalog, catalog_text
 from embedgrad.errors import RecipeError
-from embedgrad.parts import DEFAULTS, KINDS
-from embedgrad.recipe import SECTIONS
+from embedgrad.parts.registry import DEFAULTS, KINDS
+from embedgrad.recipe.catalog import catalog, catalog_text
+from embedgrad.recipe.recipe import SECTIONS
 from small_recipe import changed
 
 FOUND = catalog()

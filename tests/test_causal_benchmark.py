@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from embedgrad import LanguageModel
-from embedgrad.examples import Example
+from embedgrad.data.examples import Example
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m` has it
 

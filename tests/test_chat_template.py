@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import refusals
 import tiny
 from embedgrad.errors import TemplateError
-from embedgrad.template import END_MARK, SPAN_MARK, Renderer, Template
+from embedgrad.prompt.template import END_MARK, SPAN_MARK, Renderer, Template
 from kit import DAY
 
 refused = functools.partial(refusals.refused, error=TemplateError)

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedgrad import ExportError
-from embedgrad.exporting import checkpoint
-from embedgrad.exporting.base import Job
-from embedgrad.exporting.checkpoint import Checkpoint
-from embedgrad.exporting.vocabulary import Vocabulary
-from embedgrad.settings import ExportSettings
-from embedgrad.verifying.checkpoint_engine import CheckpointEngine
-from embedgrad.verifying.reference import next_logprobs
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
+from embedgrad.deploy.formats import checkpoint
+from embedgrad.deploy.formats.checkpoint import Checkpoint
+from embedgrad.deploy.job import Job
+from embedgrad.deploy.verify.reference import next_logprobs
+from embedgrad.deploy.verify.vocabulary import CheckpointEngine
+from embedgrad.recipe.settings import ExportSettings
 from export_kit import (
     asked,
     config,

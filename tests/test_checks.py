@@ -16,14 +16,15 @@ import export_kit
 import kit
 import tiny
 from embedgrad import Target, Template
-from embedgrad.cutting import Ids
+from embedgrad.deploy.card import check_rows, check_text
+from embedgrad.deploy.job import Job
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.deploy.verify import registry as table
+from embedgrad.deploy.verify.engine import Asked, Engine
+from embedgrad.deploy.verify.reference import expected, next_logprobs
 from embedgrad.errors import EngineError
-from embedgrad.exporting.base import Job
-from embedgrad.exporting.card import check_rows, check_text
-from embedgrad.language_model import LanguageModel
-from embedgrad.verifying import checks, table
-from embedgrad.verifying.base import Asked, Engine
-from embedgrad.verifying.reference import expected, next_logprobs
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.boundaries import Ids
 
 
 class Again(Engine):

@@ -150,7 +150,7 @@ def test_the_verbs_and_their_options_are_these() -> None:
 
 
 def test_options_that_say_the_same_are_called_the_same_in_the_recipe() -> None:
-    from embedgrad.catalog import catalog
+    from embedgrad.recipe.catalog import catalog
 
     settings = {option["name"] for option in catalog("model")["model"]["options"]}
     assert {"device", "dtype", "attention"} <= settings
@@ -390,7 +390,7 @@ def test_running_out_of_memory_is_one_line_that_says_what_to_make_smaller(
     def fail(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    monkeypatch.setattr("embedgrad.experiments.run.optimize", fail)
     done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
     assert done == Done(
         2,
@@ -406,6 +406,6 @@ def test_our_own_mistakes_keep_their_traceback(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    monkeypatch.setattr("embedgrad.experiments.run.optimize", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")

@@ -15,26 +15,26 @@ import tomli_w
 import torch
 
 from embedgrad import Recipe, RunError
-from embedgrad.comparing import compare
-from embedgrad.comparing.folder import Folder
-from embedgrad.comparing.results import wrong_answers
-from embedgrad.comparing.sameness import differences, shared_settings
-from embedgrad.comparing.verdict import row_differences, verdicts
-from embedgrad.evaluation import Evaluator
-from embedgrad.methods import METHODS
-from embedgrad.methods.base import Method
-from embedgrad.report import show
-from embedgrad.report.methods_table import methods_markdown, methods_table, reliable_gain
-from embedgrad.report.tables import NARROWEST
-from embedgrad.settings import COMPARED
-from embedgrad.state import TrainingState
-from embedgrad.statistics import (
+from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.evaluation.significance import (
     bootstrap_mean,
     mcnemar_exact,
     paired_bootstrap,
     sign_flip_test,
     wilson_interval,
 )
+from embedgrad.evaluation.verdict import row_differences, verdicts
+from embedgrad.experiments.baselines import METHODS
+from embedgrad.experiments.baselines.base import Method
+from embedgrad.experiments.compare import compare
+from embedgrad.experiments.compare.folder import Folder
+from embedgrad.experiments.compare.recipe_diff import differences, shared_settings
+from embedgrad.experiments.compare.results import wrong_answers
+from embedgrad.recipe.settings import COMPARED
+from embedgrad.report import show
+from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
+from embedgrad.report.terminal.tables import NARROWEST
+from embedgrad.training.checkpoint import TrainingState
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values
 
@@ -337,7 +337,7 @@ def test_a_scoring_goes_on_behind_its_last_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = Recipe.from_dict(values(model_folder, data, **SMALL))
-    monkeypatch.setattr("embedgrad.comparing.loop.BLOCK", 5)
+    monkeypatch.setattr("embedgrad.experiments.compare.compare.BLOCK", 5)
     method, part, blocks = METHODS["peft-lora"], copied / "work" / "peft-lora-seed-0", []
     so_far = copied / "work" / "unfinished" / "peft-lora-seed-0.json"
     (part / "scored.json").unlink()

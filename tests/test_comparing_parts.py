@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedgrad import Recipe, RecipeError, RunError, load_model
-from embedgrad.comparing import compare
-from embedgrad.methods import METHODS
-from embedgrad.scorers import Number
-from embedgrad.scorers.worker import end_workers
+from embedgrad.experiments.baselines import METHODS
+from embedgrad.experiments.compare import compare
+from embedgrad.parts.scorers import Number
+from embedgrad.parts.scorers.sandbox import end_workers
 from refusals import refused
 from run_kit import ROWS, values, write_jsonl
 

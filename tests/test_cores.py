@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedgrad.loading import device
-from embedgrad.loading.device import real_cores, use_real_cores
+from embedgrad.model.loading import device
+from embedgrad.model.loading.device import real_cores, use_real_cores
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import tiny
-from embedgrad.decoding import Decoding
-from embedgrad.generate import replies
-from embedgrad.head_cache import HeadCache
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading import LoadedModel
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import replies
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
+from embedgrad.model.prefix_cache import HeadCache
 from kit_loss import loss_and_gradient, mixed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import refusals
-from embedgrad.artifact import load, save
 from embedgrad.errors import ArtifactError
-from embedgrad.prompt import PromptEmbedding
+from embedgrad.prompt.artifact import load, save
+from embedgrad.prompt.embedding import PromptEmbedding
 from kit import DAY, Kit, kit, noisy
 
 refused = functools.partial(refusals.refused, error=ArtifactError)

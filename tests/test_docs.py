@@ -27,10 +27,10 @@ import embedgrad
 import tiny
 from embedgrad import errors
 from embedgrad.cli import app
-from embedgrad.objectives import OBJECTIVES
-from embedgrad.outcome import Outcome
-from embedgrad.parts import build_part
-from embedgrad.recipe import Recipe
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import OBJECTIVES
+from embedgrad.parts.registry import build_part
+from embedgrad.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"

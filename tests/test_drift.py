@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from embedgrad import drift
-from embedgrad.drift import nearest_tokens, readable, row_worth, token_drift
-from embedgrad.evaluation import Evaluation, Evaluator, summarize
-from embedgrad.language_model import LanguageModel
-from embedgrad.prompt import PromptEmbedding
+from embedgrad.evaluation import drift
+from embedgrad.evaluation.drift import nearest_tokens, readable, row_worth, token_drift
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.embedding import PromptEmbedding
 from kit import CHOICES, DAY, Kit, kit, noisy
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import tiny
-from embedgrad.decoding import Decoding
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
-from embedgrad.evaluation import (
+from embedgrad.evaluation.evaluator import (
     Answered,
     Evaluation,
     Evaluator,
@@ -18,14 +18,14 @@ from embedgrad.evaluation import (
     evaluate,
     summarize,
 )
-from embedgrad.examples import Example
-from embedgrad.generate import Reply, replies
-from embedgrad.language_model import LanguageModel
-from embedgrad.scorers import Exact, Number
-from embedgrad.scorers.checks import check_answers
-from embedgrad.sequence import Target
-from embedgrad.statistics import bootstrap_mean, wilson_interval
-from embedgrad.template import Template
+from embedgrad.evaluation.significance import bootstrap_mean, wilson_interval
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import Reply, replies
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.scorers import Exact, Number
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.template import Template
 from kit_loop import small, train
 
 ROWS = [

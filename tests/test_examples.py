@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from embedgrad.data.examples import Example, cell_text, examples_from
+from embedgrad.data.guess_columns import guess_columns
+from embedgrad.data.readers import Row, Table
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.examples import Example, cell_text, examples_from, guess_columns
-from embedgrad.tables import Row, Table
 from refusals import refused
 
 

@@ -20,23 +20,23 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 import refusals
 import tiny
 from chats import CHATS, LLAMA
-from embedgrad.errors import EngineError, ExportError
-from embedgrad.examples import Example
-from embedgrad.exporting.base import Exported
-from embedgrad.exporting.chat_template import (
+from embedgrad.data.examples import Example
+from embedgrad.deploy.formats.chat_template import (
     askable,
     check_rendering,
     exported_template,
     exported_tokenizer,
     jinja,
 )
-from embedgrad.exporting.names import new_tag, token_names
-from embedgrad.exporting.query import plain_messages, query_of
-from embedgrad.exporting.rules import Facts, exportability
-from embedgrad.prompt import PromptEmbedding
-from embedgrad.sequence import Sequencer
-from embedgrad.template import Message, Renderer, Template
-from embedgrad.verifying.llamacpp_server import LlamaCppServer
+from embedgrad.deploy.formats.token_names import new_tag, token_names
+from embedgrad.deploy.job import Exported
+from embedgrad.deploy.query import plain_messages, query_of
+from embedgrad.deploy.rules import Facts, exportability
+from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
+from embedgrad.errors import EngineError, ExportError
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.template import Message, Renderer, Template
 from kit import DAY, LABELS, PLACEMENTS
 from kit_text import TEXTS
 from tiny_gguf import write_gguf

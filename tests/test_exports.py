@@ -18,11 +18,12 @@ import embedgrad as package
 import export_kit
 import tiny
 from bad_kit import contents
-from embedgrad import Recipe, artifact, run
-from embedgrad.exporting import folder as folders
-from embedgrad.exporting.base import Destination, Job
-from embedgrad.exporting.table import DESTINATIONS, destination
-from embedgrad.verifying import checks
+from embedgrad import Recipe, run
+from embedgrad.deploy import folder as folders
+from embedgrad.deploy.destinations.registry import DESTINATIONS, destination
+from embedgrad.deploy.job import Destination, Job
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.prompt import artifact
 from kit import noisy
 from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
 
@@ -290,7 +291,7 @@ def test_what_is_written_is_not_calibrated_on_the_rows_of_the_check(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(made, "write", written)
-    monkeypatch.setattr("embedgrad.deployment.check", checked)
+    monkeypatch.setattr("embedgrad.deploy.export.check", checked)
     with pytest.raises(KeyboardInterrupt):
         package.export(runs.folder / "after", "safetensors", tmp_path / "out")
     assert len(seen["written"]) == len(seen["checked"]) == 32
@@ -516,10 +517,10 @@ def test_a_destination_that_cannot_hold_the_prompt_says_why_and_what_can(
 def test_a_missing_engine_is_told_before_anything_is_loaded(
     runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedgrad.verifying import table
+    from embedgrad.deploy.verify import registry as table
 
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("embedgrad.deployment.open_runs", pytest.fail)
+    monkeypatch.setattr("embedgrad.deploy.export.open_runs", pytest.fail)
     done = exported(embedgrad, runs, "gguf", tmp_path / "out")
     one_line(done, "needs the package xllamacpp", "pip install 'embedgrad[llamacpp]'")
 
@@ -584,7 +585,7 @@ def test_links_are_named_where_they_would_make_room(
 def test_a_file_that_cannot_be_written_is_told_by_the_folder_asked_for(
     to: str, runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedgrad import files
+    from embedgrad import atomic_files as files
 
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -626,7 +627,7 @@ def test_an_interrupted_check_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedgrad.verifying.checks.open_engine", stop)
+    monkeypatch.setattr("embedgrad.deploy.verify.parity.open_engine", stop)
     assert exported(embedgrad, runs, "safetensors", tmp_path / "out").code == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -635,7 +636,7 @@ def test_an_interrupted_check_leaves_nothing(
 
 
 def test_foreign_text_stays_text_on_the_card() -> None:
-    from embedgrad.exporting.card import code
+    from embedgrad.deploy.card import code
 
     assert code("a") == "`a`"
     assert code("a`b") == "`` a`b ``"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from embedgrad.errors import RunError
-from embedgrad.report import figures
-from embedgrad.report.comparison_figures import count
-from embedgrad.report.series import MOST_POINTS, smoothed, thinned
-from embedgrad.report.theme import image, inline_svg
+from embedgrad.report.figures import run as figures
+from embedgrad.report.figures.comparison import count
+from embedgrad.report.figures.series import MOST_POINTS, smoothed, thinned
+from embedgrad.report.figures.theme import image, inline_svg
 from made_runs import HOSTILE, answered_rows, events, made_results, walked
 
 

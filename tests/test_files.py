@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 import refusals
-from embedgrad import artifact, files
+from embedgrad import atomic_files as files
+from embedgrad.atomic_files import write_file, write_folder
 from embedgrad.errors import RunError
-from embedgrad.files import write_file, write_folder
-from embedgrad.prompt import PromptEmbedding
-from embedgrad.state import TrainingState
+from embedgrad.prompt import artifact
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.training.checkpoint import TrainingState
 from kit import DAY, kit, noisy
 
 refused = functools.partial(refusals.refused, error=RunError)

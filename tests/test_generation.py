@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from embedgrad.decoding import Decoding, Draft, GrowingText, draw
 from embedgrad.errors import EmbedgradError, ModelError
-from embedgrad.evaluation import Evaluation, Evaluator
-from embedgrad.generate import Reply, _chosen, replies, stream
-from embedgrad.parts import build
-from embedgrad.sequence import Target
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.decoding import Decoding, Draft, GrowingText, draw
+from embedgrad.model.generation import Reply, _chosen, replies, stream
+from embedgrad.parts.registry import build
+from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
 from run_kit import Command, Done
 
@@ -611,7 +611,9 @@ def test_a_stream_can_be_left(
     expected = made.model.outcome(rows, made.sequences).logprobs_BC
     greedy = answers(made, Decoding(6))
     steps = []
-    monkeypatch.setattr("embedgrad.generate._chosen", lambda *a: steps.append(1) or _chosen(*a))
+    monkeypatch.setattr(
+        "embedgrad.model.generation._chosen", lambda *a: steps.append(1) or _chosen(*a)
+    )
     pieces = stream(made.model, rows, made.sequences[0], Decoding(300), end_ids=())
     next(pieces)
     # The consumer's own modes are untouched while the stream waits.
@@ -639,7 +641,7 @@ def test_what_goes_wrong_in_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ModelError("no more")
 
-    monkeypatch.setattr("embedgrad.generate._chosen", fail)
+    monkeypatch.setattr("embedgrad.model.generation._chosen", fail)
     with pytest.raises(ModelError, match="no more"):
         streamed(made, Decoding(5))
 
@@ -721,7 +723,7 @@ def test_what_is_streamed_cannot_drive_a_terminal(
         yield "two\r"
         return Reply("", True)
 
-    monkeypatch.setattr("embedgrad.answer.stream", pieces)
+    monkeypatch.setattr("embedgrad.inference.answer.stream", pieces)
     assert ask("--stream").out == "one\\x1b[2J\ntwo\\r [cut]\n"
 
 

@@ -22,20 +22,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import refusals
 import tiny
 from embedgrad import Template
+from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.gguf import FILE, Gguf
+from embedgrad.deploy.formats.gguf_reader import read_contents, replace_rows
+from embedgrad.deploy.formats.gguf_writer import count, listed, table_rows, write_gguf
+from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.verify.engine import Asked
+from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
+from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError, ExportError
-from embedgrad.examples import Example
-from embedgrad.exporting.base import Exported, Job
-from embedgrad.exporting.gguf_file import FILE, Gguf
-from embedgrad.exporting.gguf_source import read_contents, replace_rows
-from embedgrad.exporting.gguf_weights import table_rows
-from embedgrad.exporting.gguf_writer import count, listed, write_gguf
-from embedgrad.exporting.query import plain_messages
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading.guard import silenced
-from embedgrad.settings import ExportSettings
-from embedgrad.verifying.base import Asked
-from embedgrad.verifying.llamacpp_engine import TOLERANCE, LlamaCppEngine
-from embedgrad.verifying.llamacpp_server import LlamaCppServer
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading.quiet import silenced
+from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, quiet, save_base
 from tiny_gguf import TOKENS as TINY_TOKENS
 from tiny_gguf import write_gguf as write_tiny
@@ -525,7 +524,7 @@ def test_an_output_layer_that_llamacpp_does_not_read_is_refused(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = read_contents(Path(model.info.name))._replace(architecture="gemma2")
-    monkeypatch.setattr("embedgrad.exporting.gguf_file.from_gguf", lambda _: held)
+    monkeypatch.setattr("embedgrad.deploy.destinations.gguf.from_gguf", lambda _: held)
     with refused("gemma2", "no output layer", "'vocabulary'"):
         Gguf().bytes_needed(job_of(model))
 

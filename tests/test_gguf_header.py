@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedgrad.errors import ModelError
-from embedgrad.loading.gguf_header import read_header
+from embedgrad.model.loading.gguf_header import read_header
 from tiny_gguf import write_gguf
 
 

@@ -10,17 +10,17 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from embedgrad import load_model
-from embedgrad.examples import Example
-from embedgrad.exporting.gguf_checkpoint import from_checkpoint
-from embedgrad.exporting.gguf_file import FILE, Gguf
-from embedgrad.exporting.gguf_source import read_contents
-from embedgrad.exporting.query import plain_messages
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading.resolve import resolve
-from embedgrad.settings import ExportSettings
-from embedgrad.verifying.base import Asked
-from embedgrad.verifying.llamacpp_engine import TOLERANCE, LlamaCppEngine
-from embedgrad.verifying.reference import next_logprobs
+from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.gguf import FILE, Gguf
+from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
+from embedgrad.deploy.formats.gguf_reader import read_contents
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.verify.engine import Asked
+from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
+from embedgrad.deploy.verify.reference import next_logprobs
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading.resolve import resolve
+from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of
 
 pytestmark = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedgrad.exporting import guard_row
+from embedgrad.deploy.formats import guard_row
 from export_kit import (
     exported,
     job_of,

@@ -12,13 +12,14 @@ import pytest
 
 import export_kit
 import tiny
-from embedgrad import Recipe, artifact
+from embedgrad import Recipe
 from embedgrad import run as embedgrad_run
-from embedgrad.deployment import export
-from embedgrad.exporting.query import query_of
-from embedgrad.opened import open_run
-from embedgrad.preparation import read_data
-from embedgrad.verifying import checks
+from embedgrad.deploy.export import export
+from embedgrad.deploy.query import query_of
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.prompt import artifact
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import open_run
 from kit import noisy
 from run_kit import ROWS, values, write_jsonl
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedgrad.errors import RecipeError
-from embedgrad.head_cache import Head, HeadCache, Spill, budget_bytes
+from embedgrad.model.prefix_cache import Head, HeadCache, Spill, budget_bytes
 
 
 def head(tokens: int, number: float = 0.0, dtype: torch.dtype = torch.float32) -> Head:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedgrad.cutting import Ids
-from embedgrad.layout import PASS_COST, Batch, Layout, passes
+from embedgrad.model.packing import PASS_COST, Batch, Layout, passes
+from embedgrad.prompt.boundaries import Ids
 
 CPU = torch.device("cpu")
 

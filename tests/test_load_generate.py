@@ -16,14 +16,14 @@ import torch
 import embedgrad
 import tiny
 from embedgrad import ArtifactError, DataError, EmbedgradError, EngineError, Target, Template
-from embedgrad.artifact import save
-from embedgrad.exporting.base import Job
-from embedgrad.exporting.client_code import example_source_of, run_written
-from embedgrad.exporting.files_only import PROGRAM, FilesOnly
-from embedgrad.generate import replies
-from embedgrad.prompt import PromptEmbedding
-from embedgrad.verifying import checks
-from embedgrad.verifying.snippet_engine import SnippetEngine
+from embedgrad.deploy.destinations.client_code import example_source_of, run_written
+from embedgrad.deploy.destinations.safetensors import PROGRAM, FilesOnly
+from embedgrad.deploy.job import Job
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.deploy.verify.safetensors import SnippetEngine
+from embedgrad.model.generation import replies
+from embedgrad.prompt.artifact import save
+from embedgrad.prompt.embedding import PromptEmbedding
 from export_kit import asked, exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
@@ -99,7 +99,7 @@ def test_a_query_is_answered_by_a_text_and_a_list_by_a_list(free: Job, tmp_path:
 def test_the_model_is_loaded_once(
     free: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedgrad import deployed
+    from embedgrad.inference import refined_prompt as deployed
 
     loaded: list[tuple[Any, ...]] = []
     real = deployed.load_model

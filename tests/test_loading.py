@@ -24,7 +24,8 @@ from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
 
 import tiny
 from embedgrad.errors import ModelError
-from embedgrad.loading import gguf_file, load
+from embedgrad.model.loading import gguf_conversion as gguf_file
+from embedgrad.model.loading import load
 from tiny_gguf import write_gguf
 
 WEIGHTS = "model.safetensors"

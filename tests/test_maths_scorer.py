@@ -10,12 +10,12 @@ from importlib.util import find_spec
 import psutil
 import pytest
 
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, RecipeError
-from embedgrad.examples import Example
-from embedgrad.scorers import Math, maths
-from embedgrad.scorers.checks import check_answers
-from embedgrad.scorers.worker import end_workers
-from embedgrad.sequence import Target
+from embedgrad.parts.scorers import Math, maths
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.parts.scorers.sandbox import end_workers
+from embedgrad.prompt.sequence import Target
 
 
 def workers() -> list[psutil.Process]:

@@ -16,23 +16,23 @@ from torch import Tensor
 
 import tiny
 from embedgrad import ModelError, Recipe
-from embedgrad.best import Best
-from embedgrad.examples import Example
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading import LoadedModel
-from embedgrad.markup import literal, parse
-from embedgrad.methods import METHODS, Task, Trained
-from embedgrad.methods.peft_prompts import prompt_first, rows_of
-from embedgrad.methods.peft_training import Padded, PeftMethod, batches
-from embedgrad.methods.prompting import draw
-from embedgrad.methods.refining import random_rows
-from embedgrad.methods.templates import with_examples, with_span
-from embedgrad.optimization import optimize
-from embedgrad.sequence import Target, TokenSequence
-from embedgrad.settings import COMPARED, CompareSettings
-from embedgrad.state import TrainingState
-from embedgrad.template import Renderer, Template
-from embedgrad.training import Training
+from embedgrad.data.examples import Example
+from embedgrad.data.markup import literal, parse
+from embedgrad.experiments.baselines import METHODS, Task, Trained
+from embedgrad.experiments.baselines.embedgrad import random_rows
+from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod, batches
+from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
+from embedgrad.experiments.baselines.prompting import draw
+from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
+from embedgrad.prompt.sequence import Target, TokenSequence
+from embedgrad.prompt.template import Renderer, Template
+from embedgrad.recipe.settings import COMPARED, CompareSettings
+from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.loop import optimize
+from embedgrad.training.selection import Best
+from embedgrad.training.settings import Training
 from kit import DAY, LABELS, LONG_CHOICES, PLACEMENTS, Kit, kit
 from refusals import refused
 from run_kit import save_model, values
@@ -365,7 +365,7 @@ def test_long_rows_take_more_passes_and_the_same_step(monkeypatch: pytest.Monkey
 
     whole, (expected,) = gradients()
     limit = 2 * longest * task.model.info.vocabulary
-    monkeypatch.setattr("embedgrad.methods.peft_training.MOST_LOGITS", limit)
+    monkeypatch.setattr("embedgrad.experiments.baselines.peft_loop.MOST_LOGITS", limit)
     parts, (found,) = gradients()
     assert passes == [3, 2, 1]
     assert parts == pytest.approx(whole, rel=1e-5)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from embedgrad import Recipe, TrustRegion
 from embedgrad.errors import RecipeError
-from embedgrad.optimizers import SGD, AdamW
-from embedgrad.settings import override
-from embedgrad.training import Training
+from embedgrad.parts.optimizers import SGD, AdamW
+from embedgrad.recipe.overrides import override
+from embedgrad.training.settings import Training
 from small_recipe import changed, read, written
 
 

@@ -15,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedgrad.errors import EmbedgradError
-from embedgrad.report import page as page_module
-from embedgrad.report.calibration import calibration
-from embedgrad.report.foreign import embedded, readable, shortened
-from embedgrad.report.found import find_comparison, find_run
-from embedgrad.report.page import comparison_page, run_page
-from embedgrad.report.rows import page_rows
-from embedgrad.report.theme import COLORS
+from embedgrad.report.figures.calibration import calibration
+from embedgrad.report.figures.theme import COLORS
+from embedgrad.report.page import page as page_module
+from embedgrad.report.page.page import comparison_page, run_page
+from embedgrad.report.page.predictions import page_rows
+from embedgrad.report.page.run_files import find_comparison, find_run
+from embedgrad.report.page.safe_text import embedded, readable, shortened
 from made_runs import HOSTILE, answered_rows, events, made_comparison, made_results, made_run
 from run_kit import Command, write_jsonl
 
@@ -176,7 +176,7 @@ def test_ten_thousand_examples_take_twenty_megabytes_at_most(tmp_path: Path) -> 
 def test_more_rows_than_a_page_holds_leave_unchanged_ones_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedgrad.report.rows.MOST_ROWS", 30)
+    monkeypatch.setattr("embedgrad.report.page.predictions.MOST_ROWS", 30)
     rows = answered_rows(60)
     changed = {row["source"] for row in rows if row["change"] != "same"}
     assert 10 < len(changed) < 30
@@ -512,7 +512,9 @@ def test_a_kept_walk_needs_no_model(
     embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made_run(tmp_path, answered_rows(5))
-    monkeypatch.setattr("embedgrad.walk.take_walk", lambda *_: pytest.fail("walked again"))
+    monkeypatch.setattr(
+        "embedgrad.experiments.interpolation.take_walk", lambda *_: pytest.fail("walked again")
+    )
     assert embedgrad("report", folder).code == 0
     assert 'id="walk"' in (folder / "report.html").read_text(encoding="utf-8")
 

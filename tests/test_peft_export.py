@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from embedgrad import ExportError, Template
-from embedgrad.examples import Example
-from embedgrad.exporting.base import Job
-from embedgrad.exporting.peft_adapter import PeftAdapter
-from embedgrad.loading.guard import silenced
-from embedgrad.verifying import checks
-from embedgrad.verifying.reference import next_logprobs
+from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.peft import PeftAdapter
+from embedgrad.deploy.job import Job
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.deploy.verify.reference import next_logprobs
+from embedgrad.model.loading.quiet import silenced
 from export_kit import exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
@@ -107,8 +107,8 @@ def test_the_files_hold_head_and_rows(tmp_path: Path) -> None:
 
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the tail's tokens, and only new text."""
-    from embedgrad.exporting.client_code import example_source_of, run_written
-    from embedgrad.exporting.peft_adapter import PROGRAM
+    from embedgrad.deploy.destinations.client_code import example_source_of, run_written
+    from embedgrad.deploy.destinations.peft import PROGRAM
 
     job = made(tmp_path)
     (prompt,) = job.prompts

@@ -15,22 +15,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from embedgrad import Recipe, optimize
-from embedgrad.evaluation import Evaluator, evaluate
-from embedgrad.exporting.rules import Facts, exportability
-from embedgrad.head_cache import HeadCache
-from embedgrad.language_model import LanguageModel
-from embedgrad.planning import Budget, plan
-from embedgrad.planning.batches import Rows
-from embedgrad.planning.counts import Pass, Reuse, causal, flops_of, tree
-from embedgrad.planning.course import Course, Replies, course
-from embedgrad.planning.estimate import Estimator, Machine
-from embedgrad.planning.knobs import SHARES, knobs, together
-from embedgrad.planning.rates import Rates
-from embedgrad.planning.shape import Shape, empty_model, shape_of
-from embedgrad.prompt import PromptEmbedding
-from embedgrad.report.plan_table import operations
-from embedgrad.sequence import Target
-from embedgrad.template import Template
+from embedgrad.deploy.rules import Facts, exportability
+from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.experiments.plan import Budget, plan
+from embedgrad.experiments.plan.batches import Rows
+from embedgrad.experiments.plan.estimate import Estimator, Machine, Rates
+from embedgrad.experiments.plan.flops import Pass, Reuse, causal, flops_of, tree
+from embedgrad.experiments.plan.model_shape import Shape, empty_model, shape_of
+from embedgrad.experiments.plan.suggestions import SHARES, knobs, together
+from embedgrad.experiments.plan.workload import Course, Replies, course
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.prefix_cache import HeadCache
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.template import Template
+from embedgrad.report.terminal.plan_table import operations
 from kit import LABELS, Kit, kit
 from run_kit import CHOICES, Command, save_model, values, write_jsonl
 
@@ -259,7 +258,7 @@ def test_tokens_are_those_of_the_rows(
     recipe: Callable[..., Path], model_folder: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
     from embedgrad import load_model
-    from embedgrad.preparation import read_data
+    from embedgrad.recipe.build import read_data
 
     read = Recipe.read(recipe())
     found = plan(read, measure=False)
@@ -297,7 +296,7 @@ def test_what_is_counted_does_not_depend_on_the_measurement(recipe: Callable[...
 def test_without_a_probe_no_weights_are_read(
     recipe: Callable[..., Path], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedgrad.loading import load
+    from embedgrad.model.loading import load
 
     def refuse(*_: object) -> None:
         raise AssertionError("weights were loaded")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedgrad import readout
-from embedgrad.readout import hidden_logprobs, token_logprobs
+from embedgrad.model import token_logprobs as readout
+from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
 
 ROWS = torch.tensor([0, 0, 2, 6, 5, 5, 5])
 TOKENS = torch.tensor([3, 10, 3, 0, 1, 1, 12])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embedgrad import Target, Template, load_model
-from embedgrad.examples import Example
+from embedgrad.data.examples import Example
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,11 +13,11 @@ import tomli_w
 
 from embedgrad import Recipe, Template, TrustRegion
 from embedgrad.errors import RecipeError
-from embedgrad.evaluation import Evaluation
-from embedgrad.optimizers import AdamW
-from embedgrad.parts import DEFAULTS, KINDS
-from embedgrad.settings import DataSettings, HeadCacheSettings, ModelSettings
-from embedgrad.training import Training
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.registry import DEFAULTS, KINDS
+from embedgrad.recipe.settings import DataSettings, HeadCacheSettings, ModelSettings
+from embedgrad.training.settings import Training
 from small_recipe import SMALLEST, changed
 
 

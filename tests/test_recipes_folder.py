@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedgrad.recipe import Recipe
+from embedgrad.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedgrad.errors import RunError
+from embedgrad.formatting import duration, encodable, size, visible
 from embedgrad.report import (
     EventLog,
     Progress,
@@ -33,8 +34,7 @@ from embedgrad.report import (
     read_events,
     show,
 )
-from embedgrad.report.forecast import TimeLeft
-from embedgrad.report.words import duration, encodable, size, visible
+from embedgrad.report.terminal.time_left import TimeLeft
 from terminal import Screen
 
 Event = dict[str, Any]

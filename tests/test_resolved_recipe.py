@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
-from embedgrad.evaluation import Evaluation
-from embedgrad.optimizers import Schedule
-from embedgrad.parts import KINDS
-from embedgrad.recipe import SECTIONS
-from embedgrad.self_written import Solutions, source_problems
-from embedgrad.settings import DataSettings, HeadCacheSettings, ModelSettings, ReportSettings
-from embedgrad.training import Parts, Training
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.registry import KINDS
+from embedgrad.recipe.recipe import SECTIONS
+from embedgrad.recipe.settings import DataSettings, HeadCacheSettings, ModelSettings, ReportSettings
+from embedgrad.training.self_training import Solutions, source_problems
+from embedgrad.training.settings import Parts, Training
 from small_recipe import SMALLEST, changed
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import embedgrad as package
 from embedgrad import Recipe, RecipeError, RunError, load, run
-from embedgrad.scorers import Number
+from embedgrad.parts.scorers import Number
 from refusals import refused
 from run_kit import CHOICES, PROMPT, ROWS, Command, values
 
@@ -373,7 +373,7 @@ def test_a_scorer_that_fails_at_the_end_loses_nothing(
     def fails(*arguments: Any) -> None:
         raise RecipeError("recipe", ["evaluation.scorer: checks:right took longer than 5 s"])
 
-    monkeypatch.setattr("embedgrad.runs.evaluate", fails)
+    monkeypatch.setattr("embedgrad.experiments.run.evaluate", fails)
     out = tmp_path / "run"
     with refused(
         "took longer than 5 s", f"{out / 'prompt'} holds the refined prompt", error=RunError

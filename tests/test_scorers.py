@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
-from embedgrad.examples import Example
-from embedgrad.parts import build_part
-from embedgrad.scorers import (
+from embedgrad.parts.registry import build_part
+from embedgrad.parts.scorers import (
     SCORERS,
     Called,
     Contains,
@@ -23,8 +23,8 @@ from embedgrad.scorers import (
     name_of,
     parse_number,
 )
-from embedgrad.scorers.checks import check_answers
-from embedgrad.sequence import Target
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sequence import Target
 
 # Characters that the patterns care about, so that chance finds their corners; and any at all.
 ODD_TEXT = st.one_of(

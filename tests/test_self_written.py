@@ -9,20 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import embedgrad.self_written.sampling as sampling
 import pytest
 import torch
 
-import embedgrad.self_written.sampling as sampling
 import tiny
-from embedgrad import Evaluation, Example, LanguageModel, Recipe, Target, Template, run, runs
-from embedgrad.decoding import Decoding
+from embedgrad import Evaluation, Example, LanguageModel, Recipe, Target, Template, run
 from embedgrad.errors import DataError, RecipeError, RunError
-from embedgrad.generate import Reply
-from embedgrad.preparation import read_data
-from embedgrad.scorers import Contains, Exact, Number, Scorer
-from embedgrad.self_written import Solutions, source_of, training_examples, training_for
-from embedgrad.sequence import Sequencer, TokenSequence
-from embedgrad.training import Training
+from embedgrad.experiments import run as runs
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import Reply
+from embedgrad.parts.scorers import Contains, Exact, Number, Scorer
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.recipe.build import read_data
+from embedgrad.training.self_training import Solutions, source_of, training_examples, training_for
+from embedgrad.training.settings import Training
 from refusals import refused
 from run_kit import Command, values, write_jsonl
 from small_recipe import changed

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 import tiny
 from embedgrad.errors import DataError, TemplateError
-from embedgrad.template import Template
+from embedgrad.prompt.template import Template
 from kit import PLACEMENTS, cut
 from kit_text import CHATS, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
 

@@ -24,16 +24,19 @@ from openai import OpenAI
 
 import export_kit
 import tiny
-from embedgrad import Recipe, artifact
+from embedgrad import Recipe
 from embedgrad import run as embedgrad_run
+from embedgrad.data.examples import Example
+from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.serve import Served, engines, process, serve
+from embedgrad.deploy.serve import cached_export as prepared
+from embedgrad.deploy.serve import server as served
+from embedgrad.deploy.serve.engines import ENGINES, ServingEngine, Wanted
+from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.errors import EmbedgradError, EngineError, ExportError, RunError
-from embedgrad.examples import Example
-from embedgrad.exporting.query import plain_messages
-from embedgrad.opened import OpenRun, open_run
-from embedgrad.preparation import read_data
-from embedgrad.serving import Served, engines, prepared, process, serve, served
-from embedgrad.serving.engines import ENGINES, ServingEngine, Wanted
-from embedgrad.verifying.reference import next_logprobs
+from embedgrad.prompt import artifact
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import OpenRun, open_run
 from kit import noisy
 from run_kit import ROWS, Command, values, write_jsonl
 

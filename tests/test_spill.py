@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from embedgrad.errors import RecipeError, RunError
-from embedgrad.head_cache import Head, HeadCache, Spill
+from embedgrad.model.prefix_cache import Head, HeadCache, Spill
 
 IDS = (1, 2, 3)
 

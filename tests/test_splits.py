@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedgrad.examples import Example
-from embedgrad.splits import NAMES, Splits, label_balance, make_splits
+from embedgrad.data.examples import Example
+from embedgrad.data.splits import NAMES, Splits, label_balance, make_splits
 from refusals import refused
 
 COLUMNS = ("text",)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
-from embedgrad.statistics import (
+from embedgrad.evaluation.significance import (
     bootstrap_mean,
     holm,
     log_loss,

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from embedgrad import DivergenceError, Recipe, RunError, load, run
-from embedgrad.evaluation import Evaluator
-from embedgrad.files import finite
-from embedgrad.language_model import LanguageModel
+from embedgrad.atomic_files import finite
+from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.report import read_events
-from embedgrad.state import TrainingState
+from embedgrad.training.checkpoint import TrainingState
 from run_kit import ROWS, Command, values
 
 pytest_plugins = ["tiny_runs"]

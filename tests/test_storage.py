@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from embedgrad import Recipe, run
-from embedgrad.cutting import Ids
-from embedgrad.evaluation import Evaluation, Evaluator, evaluate
-from embedgrad.head_cache import Head, HeadCache
-from embedgrad.objectives import CrossEntropy
-from embedgrad.sequence import Target
-from embedgrad.storage import lack_of_room, precision_effect
-from embedgrad.training import Training
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, evaluate
+from embedgrad.model.prefix_cache import Head, HeadCache
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.sequence import Target
+from embedgrad.recipe.prefix_cache_effect import lack_of_room, precision_effect
+from embedgrad.training.settings import Training
 from kit import LABELS, Kit, noisy
 from kit_loop import small, train
 from kit_loss import mixed
@@ -189,7 +189,7 @@ def test_a_run_that_fails_leaves_no_file(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("embedgrad.runs.optimize", fail)
+    monkeypatch.setattr("embedgrad.experiments.run.optimize", fail)
     cache = {"budget": 0, "spill": str(tmp_path / "heads")}
     recipe = Recipe.from_dict(values(model_folder, data, head_cache=cache))
     with pytest.raises(RuntimeError, match="a bug"):
@@ -226,7 +226,7 @@ def test_a_spill_folder_that_cannot_be_is_told_at_once(
     recipe: Any, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "embedgrad.preparation.load_model", lambda *_, **__: pytest.fail("too late")
+        "embedgrad.recipe.build.load_model", lambda *_, **__: pytest.fail("too late")
     )
     (tmp_path / "file").write_text("mine")
     path = recipe(head_cache={"spill": str(tmp_path / "file" / "heads")})

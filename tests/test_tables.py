@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from embedgrad.tables import Table, data_error, read_table, shown
+from embedgrad.data.readers import Table, data_error, read_table, shown
 from refusals import refused
 
 ROWS: list[dict[str, object]] = [

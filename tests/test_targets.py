@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 import tiny
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
-from embedgrad.examples import Example
-from embedgrad.sequence import Sequencer, Target
-from embedgrad.template import Renderer, Template
+from embedgrad.prompt.sequence import Sequencer, Target
+from embedgrad.prompt.template import Renderer, Template
 from kit import CHOICES, DAY, PLACEMENTS, cut
 from kit_text import FREE, KINDS, TEXTS, example, sequencer, shared, tokens
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refusals
+from embedgrad.data.markup import parse
 from embedgrad.errors import TemplateError
-from embedgrad.markup import parse
-from embedgrad.template import Message, Template
+from embedgrad.prompt.template import Message, Template
 from kit import PLACEMENTS
 
 refused = functools.partial(refusals.refused, error=TemplateError)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from embedgrad.comparing.verdict import verdicts
+from embedgrad.evaluation.verdict import verdicts
 
 Scores = list[float]
 COMPARISONS, MOST_FALSE = 2000, 130

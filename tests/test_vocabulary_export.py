@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from embedgrad import Decoding, ExportError, Template
-from embedgrad.examples import Example
-from embedgrad.exporting import tokenizer_files
-from embedgrad.exporting.vocabulary import Vocabulary
-from embedgrad.generate import replies
-from embedgrad.language_model import LanguageModel
-from embedgrad.verifying.checkpoint_engine import CheckpointEngine
-from embedgrad.verifying.checks import check
-from embedgrad.verifying.reference import next_logprobs
+from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
+from embedgrad.deploy.formats import hf_files as tokenizer_files
+from embedgrad.deploy.verify.parity import check
+from embedgrad.deploy.verify.reference import next_logprobs
+from embedgrad.deploy.verify.vocabulary import CheckpointEngine
+from embedgrad.model.generation import replies
+from embedgrad.model.language_model import LanguageModel
 from export_kit import (
     TAG,
     asked,

@@ -11,10 +11,18 @@ import pytest
 import torch
 
 from embedgrad.errors import DataError
-from embedgrad.evaluation import summarize
-from embedgrad.opened import OpenRun, open_run
-from embedgrad.preparation import read_data
-from embedgrad.walk import PLACES, QUESTIONS, _asked, replies, rows_at, take_walk, walk
+from embedgrad.evaluation.evaluator import summarize
+from embedgrad.experiments.interpolation import (
+    PLACES,
+    QUESTIONS,
+    _asked,
+    replies,
+    rows_at,
+    take_walk,
+    walk,
+)
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import OpenRun, open_run
 from run_kit import Command
 
 pytest_plugins = ["tiny_runs"]
@@ -97,7 +105,9 @@ def test_a_walk_is_kept_and_used_again(
     assert 'id="walk"' in html
     assert 'id="meaning"' in html
     with monkeypatch.context() as patch:
-        patch.setattr("embedgrad.walk.take_walk", lambda *_: pytest.fail("walked again"))
+        patch.setattr(
+            "embedgrad.experiments.interpolation.take_walk", lambda *_: pytest.fail("walked again")
+        )
         assert embedgrad("report", folder, "--rows", "5", "--quiet").code == 0
         assert embedgrad("report", folder, "--rows", "7", "--no-model").code == 0
     assert (folder / "report.html").read_text(encoding="utf-8") == html

@@ -23,19 +23,18 @@ from safetensors.torch import load_file
 
 import tiny
 from embedgrad import EngineError, ExportError, Template
-from embedgrad.exporting import vllm_chat
-from embedgrad.exporting.base import Destination, Exported, Job
-from embedgrad.exporting.bodies import Bodies
-from embedgrad.exporting.client_code import base_of, run_written
-from embedgrad.exporting.sglang_bodies import SglangBodies
-from embedgrad.exporting.vllm_bodies import VllmBodies
-from embedgrad.exporting.vllm_chat import PLACEHOLDER
-from embedgrad.settings import ExportSettings
-from embedgrad.verifying import checks
-from embedgrad.verifying.saved_tensor import read_saved, saved
-from embedgrad.verifying.sglang_stand_in import SglangStandIn
-from embedgrad.verifying.stand_in import StandIn
-from embedgrad.verifying.vllm_stand_in import VllmStandIn
+from embedgrad.deploy.destinations import vllm_chat
+from embedgrad.deploy.destinations.client_code import base_of, run_written
+from embedgrad.deploy.destinations.embedding_client import Bodies
+from embedgrad.deploy.destinations.sglang import SglangBodies
+from embedgrad.deploy.destinations.vllm import VllmBodies
+from embedgrad.deploy.destinations.vllm_chat import PLACEHOLDER
+from embedgrad.deploy.job import Destination, Exported, Job
+from embedgrad.deploy.verify import parity as checks
+from embedgrad.deploy.verify.sglang_stand_in import SglangStandIn
+from embedgrad.deploy.verify.stand_in import StandIn, read_saved, saved
+from embedgrad.deploy.verify.vllm_stand_in import VllmStandIn
+from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, save_base
 from kit import PLACEMENTS
 

@@ -29,7 +29,7 @@ from tiny_text import (
 )
 
 if TYPE_CHECKING:
-    from embedgrad.loading import LoadedModel
+    from embedgrad.model.loading import LoadedModel
 
 __all__ = [
     "ARCHITECTURES",
@@ -185,12 +185,12 @@ def loaded(
     template: str | None = CHATML,
     **kwargs: Any,
 ) -> LoadedModel:
-    """Build what `embedgrad.loading.load` returns; `kwargs` go to `model`.
+    """Build what `embedgrad.model.loading.load` returns; `kwargs` go to `model`.
 
     The tokenizer is the caller's own copy. No file stands behind it: `info.path` is empty.
     """
-    from embedgrad.loading import LoadedModel, ModelInfo
-    from embedgrad.loading.info import (
+    from embedgrad.model.loading import LoadedModel, ModelInfo
+    from embedgrad.model.loading.info import (
         context_length,
         embedding_digest,
         embedding_scale,

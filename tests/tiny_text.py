@@ -15,7 +15,7 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from embedgrad.examples import Example
+    from embedgrad.data.examples import Example
 
 # --------------------------------------------------------------------------------- examples
 
@@ -42,7 +42,7 @@ def _review(rng: random.Random, group: str, answer: str) -> str:
 
 def reviews(n: int, seed: int = 0) -> list[Example]:
     """Make `n` labelled reviews of mixed lengths; columns "review" and "label"."""
-    from embedgrad.examples import Example
+    from embedgrad.data.examples import Example
 
     rng = random.Random(seed)
     made = []

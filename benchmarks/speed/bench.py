@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from benchmarks.speed.measure import Pairs, Side, alternate, voided
 from benchmarks.speed.results import Results
 from embedgrad import LanguageModel
-from embedgrad.sequence import TokenSequence
+from embedgrad.prompt.sequence import TokenSequence
 
 UNMEASURED = (
     *("same_gradient", "same_result"),

@@ -27,7 +27,7 @@ from benchmarks.speed.ours import Ours
 from benchmarks.speed.peers import TRAINING
 from benchmarks.speed.workloads import Ids
 from embedgrad import Example, LanguageModel, load_model
-from embedgrad.sequence import TokenSequence
+from embedgrad.prompt.sequence import TokenSequence
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLEAR = Path("/proc/self/clear_refs")

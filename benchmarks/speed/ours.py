@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from embedgrad import LanguageModel
-from embedgrad.decoding import Decoding
-from embedgrad.generate import replies
-from embedgrad.sequence import TokenSequence
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import replies
+from embedgrad.prompt.sequence import TokenSequence
 
 LEARNING_RATE = 1e-3
 

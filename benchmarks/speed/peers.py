@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from benchmarks.speed.ours import LEARNING_RATE, Step
 from benchmarks.speed.workloads import PROMPT, Ids
-from embedgrad.sequence import TokenSequence
+from embedgrad.prompt.sequence import TokenSequence
 
 
 def prompt_first(sequence: TokenSequence) -> TokenSequence:

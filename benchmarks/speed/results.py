@@ -21,9 +21,9 @@ import torch
 
 import embedgrad
 from benchmarks.speed.reached import reached
+from embedgrad.atomic_files import write_json
+from embedgrad.environment import versions
 from embedgrad.errors import RunError
-from embedgrad.files import write_json
-from embedgrad.versions import versions
 
 Row = dict[str, Any]
 KEY = ("workload", "heads", "peer")

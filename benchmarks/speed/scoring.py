@@ -12,7 +12,7 @@ from benchmarks.speed.measure import Side, compare_scores
 from benchmarks.speed.ours import Ours
 from benchmarks.speed.peers import Generate, InputsEmbeds
 from benchmarks.speed.workloads import CANDIDATES, NEW_TOKENS, SHAPES, prompt_ids, synthetic
-from embedgrad.sequence import TokenSequence
+from embedgrad.prompt.sequence import TokenSequence
 
 HEADS = ("built", "at hand")
 

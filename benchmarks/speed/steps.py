@@ -23,7 +23,7 @@ from benchmarks.speed.workloads import (
     synthetic,
 )
 from embedgrad import LanguageModel
-from embedgrad.sequence import TokenSequence
+from embedgrad.prompt.sequence import TokenSequence
 
 WITH_MATMUL = ("B", "C")
 WITH_MEMORY = ("A", "C")

@@ -21,9 +21,9 @@ from benchmarks.speed.measure import Side, alternate
 from benchmarks.speed.peers import InputsEmbeds, pad
 from benchmarks.speed.workloads import ROWS, examples
 from embedgrad import Evaluation, LanguageModel, Parts, Training, TrustRegion, optimize
-from embedgrad.objectives import CrossEntropy
-from embedgrad.optimizers import AdamW, Schedule
-from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.parts.optimizers import AdamW, Schedule
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 LEARNING_RATE = 0.01
 """In root mean squares of a row; see `Free`."""

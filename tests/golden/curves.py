@@ -24,17 +24,17 @@ import torch
 import transformers
 
 import tiny
-from embedgrad.evaluation import Evaluation
-from embedgrad.gradients import Clip
-from embedgrad.language_model import LanguageModel
-from embedgrad.objectives import CrossEntropy
-from embedgrad.optimization import optimize
-from embedgrad.optimizers import SGD, AdamW, Schedule
-from embedgrad.prompt import TrustRegion
-from embedgrad.scorers import Contains, Exact
-from embedgrad.sequence import Sequencer, Target
-from embedgrad.template import Renderer
-from embedgrad.training import Parts, Training
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.parts.optimizers import SGD, AdamW, Schedule
+from embedgrad.parts.scorers import Contains, Exact
+from embedgrad.parts.transforms import Clip
+from embedgrad.prompt.sequence import Sequencer, Target
+from embedgrad.prompt.template import Renderer
+from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.training.loop import optimize
+from embedgrad.training.settings import Parts, Training
 from kit import DAY, LABELS, PLACEMENTS
 
 FILE = Path(__file__).with_name("curves.json")

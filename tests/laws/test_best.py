@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from embedgrad import optimization
-from embedgrad.evaluation import Evaluation, Evaluator, Summary, summarize
-from embedgrad.sequence import TokenSequence
-from embedgrad.training import Training
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Summary, summarize
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.training import loop as optimization
+from embedgrad.training.settings import Training
 from kit import CHOICES
 from kit_loop import rows_at_evaluations, small, train
 

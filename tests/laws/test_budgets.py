@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedgrad.evaluation import Evaluator, evaluate
-from embedgrad.head_cache import HeadCache, Spill
+from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.model.prefix_cache import HeadCache, Spill
 from kit_loop import small, train
 
 # Bytes of memory, and of disk if there is one. A head of the kit takes about 15 kB.

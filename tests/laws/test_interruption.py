@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.language_model import LanguageModel
-from embedgrad.optimizers import OPTIMIZERS, SGD, Schedule
-from embedgrad.outcome import Outcome
-from embedgrad.parameterizations import PARAMETERIZATIONS
-from embedgrad.prompt import TrustRegion
-from embedgrad.state import TrainingState
-from embedgrad.training import Parts, Refinement, Training
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
+from embedgrad.parts.parameterizations import PARAMETERIZATIONS
+from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 
 EVERY_STEP = dataclasses.replace(QUICK, evaluate_every=1)

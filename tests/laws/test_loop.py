@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DataError
-from embedgrad.language_model import LanguageModel
-from embedgrad.optimization import optimize
-from embedgrad.optimizers import OPTIMIZERS, SGD, Schedule
-from embedgrad.parameterizations import PARAMETERIZATIONS
-from embedgrad.prompt import TrustRegion, drift_P
-from embedgrad.sequence import TokenSequence
-from embedgrad.training import Parts, Training
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
+from embedgrad.parts.parameterizations import PARAMETERIZATIONS
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.trust_region import TrustRegion, drift_P
+from embedgrad.training.loop import optimize
+from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import QUICK, small, train
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import EmbedgradError
-from embedgrad.objectives import OBJECTIVES, CrossEntropy, Objective
-from embedgrad.outcome import Outcome
-from embedgrad.sequence import Target, TokenSequence
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Objective
+from embedgrad.prompt.sequence import Target, TokenSequence
 from kit import LONG_CHOICES, Kit, full_logprobs, kit, noisy
 
 LONG = Target(choices=LONG_CHOICES)

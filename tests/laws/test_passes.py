@@ -14,12 +14,12 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 import tiny
-from embedgrad.attention import attend, attending
-from embedgrad.decoding import Decoding
-from embedgrad.generate import replies
-from embedgrad.language_model import LanguageModel
-from embedgrad.loading import LoadedModel
-from embedgrad.past import Past, Slots, Stretch
+from embedgrad.model.attention import attend, attending
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import replies
+from embedgrad.model.kv_cache import Past, Slots, Stretch
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
 from kit import REUSING, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
@@ -99,7 +99,9 @@ def test_a_model_with_its_own_attention_gets_all_keys_in_one_piece(
 def test_an_attention_that_gives_other_scores_is_found_out(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr("embedgrad.attention._product", lambda left, right: 1.3 * left @ right)
+    monkeypatch.setattr(
+        "embedgrad.model.attention._product", lambda left, right: 1.3 * left @ right
+    )
     model = LanguageModel(tiny.loaded("llama", dtype=dtype))
     assert model.joins_keys
     assert model.reuse_off == ""
@@ -107,7 +109,7 @@ def test_an_attention_that_gives_other_scores_is_found_out(
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])
 def test_queries_in_blocks(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
-    monkeypatch.setattr("embedgrad.attention.BLOCK", 3)
+    monkeypatch.setattr("embedgrad.model.attention.BLOCK", 3)
     made = mixed(architecture)
     rows = noisy(made.start)
     assert_same(
@@ -118,7 +120,7 @@ def test_queries_in_blocks(monkeypatch: pytest.MonkeyPatch, architecture: str) -
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_every_row_in_a_pass_of_its_own(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
-    monkeypatch.setattr("embedgrad.layout.PASS_COST", 0)
+    monkeypatch.setattr("embedgrad.model.packing.PASS_COST", 0)
     made = mixed(architecture, "system")
     rows = noisy(made.start)
     assert_same(

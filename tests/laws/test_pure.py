@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedgrad.language_model import LanguageModel
+from embedgrad.model.language_model import LanguageModel
 from kit import REUSING, noisy
 from kit_loss import loss_and_gradient, mixed, weighted
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embedgrad.evaluation import Evaluation
-from embedgrad.gradients import GRADIENTS, Clip
-from embedgrad.optimizers import OPTIMIZERS, Schedule
-from embedgrad.parameterizations import PARAMETERIZATIONS, Parameterization
-from embedgrad.parts import build
-from embedgrad.prompt import TrustRegion, cosine_P, drift_P
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.parts.optimizers import OPTIMIZERS, Schedule
+from embedgrad.parts.parameterizations import PARAMETERIZATIONS, Parameterization
+from embedgrad.parts.registry import build
+from embedgrad.parts.transforms import GRADIENTS, Clip
+from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 from kit import noisy
 
 RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from embedgrad.language_model import LanguageModel
+from embedgrad.model.language_model import LanguageModel
 from kit import ATTENTION, PLACEMENTS, REUSING, Kit, full_logprobs, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import tiny
-from embedgrad.decoding import Decoding
-from embedgrad.evaluation import Evaluation, Evaluator
-from embedgrad.examples import Example
-from embedgrad.generate import replies
-from embedgrad.sequence import Ids, Target
-from embedgrad.template import Template
+from embedgrad.data.examples import Example
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import replies
+from embedgrad.prompt.sequence import Ids, Target
+from embedgrad.prompt.template import Template
 from kit import ATTENTION, LABELS, LONG_CHOICES, PLACEMENTS, Kit, cut, kit, plain_logprobs
 
 LONG = Target(choices=LONG_CHOICES)

@@ -17,14 +17,14 @@ import typer
 
 # In the order in which `embedgrad --help` lists their verbs.
 # isort: off
-from embedgrad.cli import planning
-from embedgrad.cli import running
-from embedgrad.cli import comparing
-from embedgrad.cli import reporting
-from embedgrad.cli import answering
-from embedgrad.cli import exporting
-from embedgrad.cli import serving
-from embedgrad.cli import writing
+from embedgrad.cli import plan as planning
+from embedgrad.cli import run as running
+from embedgrad.cli import compare as comparing
+from embedgrad.cli import report as reporting
+from embedgrad.cli import generate as answering
+from embedgrad.cli import export as exporting
+from embedgrad.cli import serve as serving
+from embedgrad.cli import recipe as writing
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn

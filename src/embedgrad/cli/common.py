@@ -39,13 +39,13 @@ class NoGain(Exception):
 
 
 def warn(*lines: str) -> None:
-    from embedgrad.report.words import visible
+    from embedgrad.formatting import visible
 
     sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
 
 
 def echo(text: str) -> None:
-    from embedgrad.report.words import encodable
+    from embedgrad.formatting import encodable
 
     typer.echo(encodable(text, sys.stdout.encoding))
 
@@ -56,8 +56,8 @@ def print_values(
     if not as_json:
         show(values)
         return
-    from embedgrad.files import finite
-    from embedgrad.report.words import encodable
+    from embedgrad.atomic_files import finite
+    from embedgrad.formatting import encodable
 
     line = json.dumps(finite(values), ensure_ascii=False)
     # A line separator inside the line would end it for some readers.

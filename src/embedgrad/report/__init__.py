@@ -1,8 +1,8 @@
 """What a run tells: progress while it goes on, events for machines, tables at its end."""
 
-from embedgrad.report.progress import Progress
 from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out, read_events
-from embedgrad.report.tables import (
+from embedgrad.report.terminal.progress import Progress
+from embedgrad.report.terminal.tables import (
     changes_table,
     comparison_table,
     drift_table,

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from embedgrad.atomic_files import finite
 from embedgrad.errors import RunError
-from embedgrad.files import finite
-from embedgrad.report.words import visible
+from embedgrad.formatting import visible
 
 Sink = Callable[[dict[str, Any]], None]
 

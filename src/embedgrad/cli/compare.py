@@ -1,0 +1,84 @@
+"""The verb that sets methods side by side: compare."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedgrad.cli.common import (
+    AsJson,
+    Interruption,
+    NoGain,
+    Quiet,
+    RecipeFile,
+    RequireGain,
+    Set,
+    app,
+    print_values,
+    warn,
+)
+
+
+@app.command(epilog="Example:  embedgrad compare recipes/demo.toml --out runs/compare")
+def compare(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same one goes on.")],
+    methods: Annotated[
+        str | None, typer.Option(help="Short for --set compare.methods, as in text,embedgrad.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Short for --set compare.seeds, as in 0,1,2.")
+    ] = None,
+    overrides: Set = None,
+    require_gain: RequireGain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods on the same rows, over several seeds."""
+    from embedgrad.errors import RunError
+    from embedgrad.experiments.compare import compare as run_all
+    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.report import EventLog, Progress, Sink, fan_out
+    from embedgrad.report.terminal.methods_table import reliable_gain
+
+    short = []
+    if methods is not None:
+        names = [name.strip() for name in methods.split(",")]
+        short.append(f"compare.methods={json.dumps(names)}")
+    if seeds is not None:
+        short.append(f"compare.seeds=[{seeds}]")
+    checked = Recipe.read(recipe, [*(overrides or []), *short])
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
+
+        def sinks() -> Sink:
+            log = stack.enter_context(EventLog(out / "events.jsonl"))
+            return fan_out(progress, log, warn=warn)
+
+        results = run_all(checked, out, sinks)
+    print_values(results, as_json, _show)
+    if results["interrupted"]:
+        trained, scored, planned = (results[n] for n in ("trained", "scored", "planned"))
+        raise Interruption(
+            f"interrupted; {out} keeps {trained} of {planned} trainings and {scored} of {planned} "
+            "scorings, and the same command goes on from there"
+        )
+    failed = results["failed"]
+    names = [name for name in dict.fromkeys(checked.compare.methods) if name in failed]
+    told = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
+    if told:
+        raise RunError("; ".join([*told, f"all others are in {out}"]))
+    gained, found = reliable_gain(results)
+    if require_gain and not gained:
+        raise NoGain(found)
+
+
+def _show(results: dict[str, Any]) -> None:
+    from embedgrad.report import show
+    from embedgrad.report.terminal.methods_table import methods_table
+
+    show(methods_table(results))

@@ -1,0 +1,97 @@
+"""The verb that answers queries: generate."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from embedgrad.cli.common import AsJson, Quiet, Run, Set, app, echo, print_values, warn
+from embedgrad.errors import EmbedgradError
+
+
+@app.command(epilog='Example:  embedgrad generate runs/first "A film to remember."')
+def generate(
+    run: Run,
+    query: Annotated[
+        str | None,
+        typer.Argument(help="Text of the template's column; none: JSONL on standard input."),
+    ] = None,
+    text_prompt: Annotated[
+        bool, typer.Option("--text-prompt", help="Answer with the unrefined prompt.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest free answer; unset: the recipe's.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample; unset or 0: the likeliest token each time.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the likeliest tokens of this share only.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Free answers per query.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that ends a free answer; may be repeated; unset: the recipe's."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides what is sampled.")] = None,
+    as_stream: Annotated[
+        bool, typer.Option("--stream", help="Print the answer while it is generated.")
+    ] = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer queries with a refined prompt; JSONL in, JSONL out."""
+    from embedgrad.formatting import encodable
+    from embedgrad.inference.answer import answer, as_text, decoding_of, queries_from, stream_answer
+    from embedgrad.recipe.open_run import open_run
+    from embedgrad.report import Progress
+
+    if as_stream:
+        _check_stream(query, as_json, samples)
+    if query is None and sys.stdin.isatty():
+        raise EmbedgradError(
+            "generate: no query; give one as an argument, or JSON lines on standard input"
+        )
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "samples": samples,
+        "stop": stop or None,
+        "seed": seed,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    with Progress(quiet=quiet) as progress:
+        opened = open_run(run, overrides or (), progress)
+        if as_stream and opened.prompt.target.choices:
+            raise EmbedgradError(
+                "--stream: this run's answers are choices and come at once; leave it out"
+            )
+        decoding = decoding_of(opened, given)
+        columns = opened.prompt.template.columns
+        queries = queries_from(query, sys.stdin.buffer, columns)
+        if not as_stream:
+            for reply in answer(opened, queries, refined=not text_prompt, decoding=decoding):
+                print_values(reply, as_json or query is None, lambda values: echo(as_text(values)))
+    if as_stream:  # the progress display would hold back a line until it ends
+        (one,) = queries
+        for piece in stream_answer(opened, one, refined=not text_prompt, decoding=decoding):
+            typer.echo(encodable(piece, sys.stdout.encoding), nl=False)
+        typer.echo()
+    if opened.sequencer.truncated:
+        warn(*opened.sequencer.notes([])[-1:])
+
+
+def _check_stream(query: str | None, as_json: bool, samples: int | None) -> None:
+    """Refuse what cannot be shown while it is generated."""
+    if query is None:
+        raise EmbedgradError(
+            "--stream: answers one query, given as an argument; leave it out for standard input"
+        )
+    if as_json:
+        raise EmbedgradError("--stream: prints plain text as it comes; leave out --json")
+    if samples is not None and samples > 1:
+        raise EmbedgradError("--stream: shows one answer as it comes; leave out --samples")

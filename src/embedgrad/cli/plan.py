@@ -1,0 +1,63 @@
+"""The verb that looks ahead: plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from embedgrad.cli.common import AsJson, Quiet, RecipeFile, Set, app, print_values
+
+
+@app.command(epilog="Example:  embedgrad plan recipes/demo.toml --minutes 10")
+def plan(
+    recipe: RecipeFile,
+    memory: Annotated[
+        str | None, typer.Option(help='Memory the run may take, as in "4 GiB".')
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Minutes the run may take.")
+    ] = None,
+    no_probe: Annotated[
+        bool,
+        typer.Option("--no-probe", help="Load no weights and time nothing; count only."),
+    ] = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a recipe takes before it runs."""
+    import psutil
+
+    from embedgrad.errors import RecipeError
+    from embedgrad.experiments.plan import Budget
+    from embedgrad.experiments.plan import plan as look_ahead
+    from embedgrad.model.prefix_cache import budget_bytes
+    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.report import Progress
+
+    checked = Recipe.read(recipe, overrides or [])
+    if no_probe and (memory is not None or minutes is not None):
+        raise RecipeError("--no-probe", ["a budget needs the measurement; leave one of them out"])
+    budget = Budget(
+        None if memory is None else budget_bytes(memory, "--memory"),
+        None if minutes is None else 60 * minutes,
+    )
+    with Progress(quiet=quiet) as progress:
+        found = look_ahead(
+            checked,
+            budget=budget,
+            measure=not no_probe,
+            report=progress,
+            started=psutil.Process().create_time(),
+        )
+    print_values({"recipe": str(recipe), **found}, as_json, _show)
+    if found["problems"]:
+        raise RecipeError(str(recipe), found["problems"])
+
+
+def _show(found: dict[str, Any]) -> None:
+    from embedgrad.report import show
+    from embedgrad.report.terminal.plan_table import plan_table
+
+    show(plan_table(found))

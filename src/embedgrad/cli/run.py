@@ -1,0 +1,174 @@
+"""Verbs that make a run and look at it: optimize, evaluate, inspect."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedgrad.cli.common import (
+    AsJson,
+    Interruption,
+    NoGain,
+    Quiet,
+    RecipeFile,
+    RequireGain,
+    Run,
+    Set,
+    app,
+    echo,
+    print_values,
+    warn,
+)
+
+
+@app.command(epilog="Example:  embedgrad optimize recipes/demo.toml --out runs/first")
+def optimize(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option(help="Folder of the run; it must not exist.")],
+    overrides: Set = None,
+    device: Annotated[str | None, typer.Option(help="Short for --set model.device=...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Short for --set model.dtype=...")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Short for --set model.attention=...")
+    ] = None,
+    require_gain: RequireGain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Refine a prompt by a recipe and score it on held-out rows."""
+    from embedgrad.experiments.run import interruption, run
+    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
+
+    flags = {"device": device, "dtype": dtype, "attention": attention}
+    short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
+    checked = Recipe.read(recipe, [*(overrides or []), *short])
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
+
+        def sinks() -> Sink:
+            found: list[Sink] = [stack.enter_context(EventLog(out / "events.jsonl"))]
+            if checked.report.tensorboard:
+                found.append(stack.enter_context(TensorBoard(out / "tensorboard")))
+            return fan_out(progress, *found, warn=warn)
+
+        result = run(checked, out, sinks)
+    print_values(result, as_json, _show_result)
+    if result["interrupted"]:
+        raise Interruption(interruption(result))
+    if require_gain:
+        _refuse_no_gain(result)
+
+
+@app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    overrides: Set = None,
+    require_gain: RequireGain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a run's saved prompt again, beside its text prompt."""
+    from embedgrad.data.splits import NAMES
+    from embedgrad.errors import DataError, nearest
+    from embedgrad.evaluation.evaluator import evaluate as score
+    from embedgrad.events import say, scoring
+    from embedgrad.recipe.build import read_data
+    from embedgrad.recipe.open_run import open_run
+    from embedgrad.recipe.provenance import predictions
+    from embedgrad.report import Progress
+
+    if split not in NAMES:
+        raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
+    with Progress(quiet=quiet) as progress:
+        opened = open_run(run, overrides or (), progress)
+        examples = getattr(read_data(opened.recipe), split)
+        if not examples:
+            raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
+        sequences = opened.sequencer.build(examples)
+        say(progress, opened.sequencer.notes(sequences))
+        comparison = score(
+            opened.evaluator,
+            opened.prompt,
+            sequences,
+            lambda *args: progress(scoring(*args)),
+        )
+    rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
+    found = {**comparison.as_dict(), "split": split, "changed": rows}
+    print_values(found, as_json, _show_result)
+    if require_gain:
+        _refuse_no_gain(found)
+
+
+@app.command(epilog="Example:  embedgrad inspect runs/first")
+def inspect(
+    run: Run,
+    rows: Annotated[
+        int, typer.Option(min=0, help="Dev rows to measure each row's worth on; 0: do not.")
+    ] = 48,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show where every row went and what is lost without it."""
+    from dataclasses import asdict
+
+    from embedgrad.evaluation.drift import row_worth, token_drift
+    from embedgrad.events import scoring
+    from embedgrad.recipe.build import read_data
+    from embedgrad.recipe.open_run import open_run
+    from embedgrad.report import Progress
+
+    with Progress(quiet=quiet) as progress:
+        opened = open_run(run, overrides or (), progress)
+        sequences = []
+        tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
+        if rows:
+            data = read_data(opened.recipe)
+            sequences = opened.sequencer.build((data.dev or data.test or data.train)[:rows])
+            worth = row_worth(
+                opened.prompt,
+                opened.evaluator,
+                sequences,
+                lambda *args: progress(scoring("each row alone", *args)),
+            )
+            tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
+    found = {
+        "text": opened.prompt.span.text,
+        "measured_on_rows": len(sequences),
+        "tokens": tokens,
+        **{k: opened.prompt.provenance.get(k) for k in ("model", "scores", "versions", "created")},
+    }
+    print_values(found, as_json, _show_tokens)
+
+
+def _refuse_no_gain(result: dict[str, Any]) -> None:
+    """--require-gain: anything but a gain that is told as one."""
+    from embedgrad.report import verdict
+
+    told = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
+    if not told.startswith("gain"):
+        raise NoGain(told)
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    from embedgrad.report import changes_table, comparison_table, drift_table, show
+
+    show(comparison_table(result))
+    if "changed" in result:
+        show(changes_table(result["changed"]))
+    if "tokens" in result:
+        show(drift_table(result["tokens"]))
+
+
+def _show_tokens(found: dict[str, Any]) -> None:
+    from embedgrad.formatting import visible
+    from embedgrad.report import drift_table, show
+
+    echo(f"prompt: {visible(found['text'])}")
+    show(drift_table(found["tokens"]))

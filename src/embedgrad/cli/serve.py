@@ -1,0 +1,36 @@
+"""The verb that answers over a network: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedgrad.cli.common import Quiet, Set, app, echo
+
+
+@app.command(epilog="Example:  embedgrad serve runs/first")
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `export` wrote.")
+    ],
+    engine: Annotated[str, typer.Option(help="llamacpp, transformers or vllm.")] = "llamacpp",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")
+    ] = 8080,
+    overrides: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a refined prompt behind an OpenAI-compatible API."""
+    from embedgrad.deploy.serve import serve as start
+    from embedgrad.report import Progress
+
+    with Progress(quiet=quiet) as progress:
+        served = start(
+            folder, engine, host=host, port=port, overrides=overrides or (), report=progress
+        )
+    with served:
+        echo(f"{engine} serves {served.model} at {served.url}\n\n{served.example}\n")
+        served.wait()

@@ -1,0 +1,219 @@
+"""llama.cpp: one GGUF file with a new token per refined row, chat template included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFValueType as Type
+
+from embedgrad.deploy.formats.chat_template import (
+    check_rendering,
+    exported_template,
+    exported_tokenizer,
+)
+from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
+from embedgrad.deploy.formats.gguf_reader import from_gguf
+from embedgrad.deploy.formats.gguf_writer import (
+    HEAD,
+    TABLE,
+    Contents,
+    Entry,
+    Weight,
+    count,
+    flag,
+    listed,
+    row_bytes,
+    served_kind,
+    string,
+    table_rows,
+    write_gguf,
+)
+from embedgrad.deploy.formats.guard_row import guard_row
+from embedgrad.deploy.formats.token_names import token_names
+from embedgrad.deploy.job import Destination, Job
+from embedgrad.errors import ExportError
+
+FILE = "model.gguf"
+_CONTROL, _UNUSED, _NEVER_MERGED = 3, 5, -1000.0
+_TOKENS, _KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+_SCORES, _TEMPLATE = "tokenizer.ggml.scores", "tokenizer.chat_template"
+_ADDS_BOS = "tokenizer.ggml.add_bos_token"
+_FILE_TYPE, _FILE_TYPES = "general.file_type", {"f32": 0, "f16": 1, "q8_0": 7}
+_TABLE_KINDS = {"float32": Kind.F32, "bfloat16": Kind.BF16, "float16": Kind.F16}
+
+
+class Gguf(Destination):
+    """The model as a GGUF file: from the GGUF file it came from, else from its checkpoint."""
+
+    name = "gguf"
+
+    def bytes_needed(self, job: Job) -> int:
+        template = exported_template(job.prompts, job.tag, job.settings.system)
+        return _extended(job, _contents(job), guard=0).nbytes + 4 * len(template)
+
+    def write(self, job: Job, folder: Path) -> dict[str, Any]:
+        contents, template = _contents(job), _template(job)
+        job.report({"event": "stage", "text": "choosing the output row of the new tokens"})
+        guard = guard_row(job)
+        job.report({"event": "stage", "text": f"writing {FILE}"})
+        extended = _extended(job, contents, guard.row)
+        metadata = {**extended.metadata, _TEMPLATE: string(template)}
+        write_gguf(folder / FILE, extended._replace(metadata=metadata))
+        kinds = {weight.name: weight.kind.name for weight in extended.weights}
+        (table,) = (weight for weight in extended.weights if weight.name == TABLE)
+        notes = []
+        if table.kind == Kind.F32 and job.settings.gguf != "f32":
+            notes.append(
+                f"the embedding table takes {table.nbytes / 1e6:,.0f} MB in f32, so that refined "
+                "rows are exact; export.dtype = 'float16' halves it"
+            )
+        return {
+            "notes": notes,
+            "file": FILE,
+            "tokens": {name: list(ids) for name, ids in _ids(job).items()},
+            "added": list(_added(job, contents)),
+            "size": len(extended.metadata[_TOKENS].value),
+            "types": dict(Counter(kinds.values())),
+            "embedding": kinds[TABLE],
+            "output": kinds[HEAD],
+            "untied": HEAD not in {weight.name for weight in contents.weights},
+            "guard": {
+                "row": guard.row,
+                "token": str(contents.metadata[_TOKENS].value[guard.row]),
+                "max_logprob": guard.logprob,
+                "positions": guard.positions,
+            },
+        }
+
+    def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
+        return [f"llama-server -m {folder / written['file']} --jinja --host 127.0.0.1 --port 8080"]
+
+
+def _contents(job: Job) -> Contents:
+    """The base model in GGUF's terms. Raises `ExportError` for what llama.cpp cannot serve."""
+    info = job.model.info
+    contents = from_gguf(info) if info.gguf_sha256 else from_checkpoint(job.model)
+    if _always_tied(contents.architecture):
+        raise ExportError(
+            f"gguf: llama.cpp reads no output layer for {contents.architecture} but the embedding "
+            "table, so refined rows would be answers too; export to 'vocabulary'"
+        )
+    return contents
+
+
+def _template(job: Job) -> str:
+    """The exported chat template. Raises `ExportError` if it is not what training had."""
+    system = job.settings.system
+    tokenizer = exported_tokenizer(job.prompts, job.model.tokenizer, job.tag, system)
+    check_rendering(job.prompts, tokenizer, job.tag)
+    return str(tokenizer.chat_template)
+
+
+def _always_tied(architecture: str) -> bool:
+    archs = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
+    arch = archs.get(architecture)
+    return arch is not None and MODEL_TENSOR.OUTPUT not in MODEL_TENSORS[arch]
+
+
+def _ids(job: Job) -> dict[str, range]:
+    """Ids of every prompt's tokens: on from the tokenizer's length, one prompt after another."""
+    first, ids = len(job.model.tokenizer), {}
+    for exported in job.prompts:
+        ids[exported.name] = range(first, first + len(exported.rows_PD))
+        first += len(exported.rows_PD)
+    return ids
+
+
+def _added(job: Job, contents: Contents) -> tuple[int, int]:
+    """From which id on, and up to which, tokens come to those of the model."""
+    ids = _ids(job).values()
+    first = min(len(contents.metadata[_TOKENS].value), *(i.start for i in ids))
+    return first, max(i.stop for i in ids)
+
+
+def _extended(job: Job, contents: Contents, guard: int) -> Contents:
+    """With new tokens, their rows in the table, and copies of row `guard` in the output layer."""
+    info, setting = job.model.info, job.settings.gguf
+    by_name = {weight.name: weight for weight in contents.weights}
+    table = by_name[TABLE]
+    head = by_name.get(HEAD) or replace(table, name=HEAD)
+    rows_PD = table_rows(torch.cat([exported.rows_PD for exported in job.prompts]), info)
+    names = [t for e in job.prompts for t in token_names(job.tag, e.name, len(e.rows_PD))]
+    first, stop = _added(job, contents)
+    # Tokens that the tokenizer has and the file has not get places too, so that ids agree.
+    missing = stop - first - len(names)
+    rows_PD = torch.cat([torch.zeros(missing, info.width), rows_PD])
+    head = head.converted(served_kind(head, setting))
+    kind = _table_kind(job)
+    changed = {
+        TABLE: table.converted(kind).with_rows(first, row_bytes(rows_PD, kind)),
+        HEAD: head.with_rows(first, head.read(guard, guard + 1).repeat(len(rows_PD), axis=0)),
+    }
+    bias = by_name.get("output.bias")
+    if bias:
+        changed[bias.name] = _longer_vector(bias, first, guard, len(rows_PD))
+    weights = [w.converted(served_kind(w, setting)) for w in contents.weights]
+    weights = [changed.pop(weight.name, weight) for weight in weights]
+    # A new output layer stands where llama.cpp's converter puts it: behind the table.
+    at = 1 + next(i for i, weight in enumerate(weights) if weight.name == TABLE)
+    weights[at:at] = changed.values()
+    tokens = [(f"[PAD{i}]", _UNUSED) for i in range(first, first + missing)]
+    tokens += [(name, _CONTROL) for name in names]
+    metadata = _with_tokens(contents, tokens, first)
+    bos = job.model.tokenizer.bos_token_id
+    if any(s.head[:1] != (bos,) for exported in job.prompts for s in exported.sequences):
+        metadata[_ADDS_BOS] = flag(False)  # llama.cpp would put it before what training had
+    if setting != "keep":
+        metadata[_FILE_TYPE] = count(_FILE_TYPES[setting])
+    return Contents(contents.architecture, metadata, weights)
+
+
+def _table_kind(job: Job) -> Kind:
+    settings = job.settings
+    if settings.dtype != "model":
+        return _TABLE_KINDS[settings.dtype]
+    return Kind.F16 if settings.gguf == "f16" else Kind.F32
+
+
+def _longer_vector(weight: Weight, first: int, guard: int, more: int) -> Weight:
+    """One number per token, as f32."""
+    held = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
+    held = np.concatenate([held[:first], held[[guard] * more], held[first + more :]])
+    vector = held.reshape(1, -1)
+    return replace(weight, kind=Kind.F32, shape=(len(held),), read=lambda a, b: vector[a:b])
+
+
+def _with_tokens(
+    contents: Contents, added: Sequence[tuple[str, int]], first: int
+) -> dict[str, Entry]:
+    """The metadata with names and types of tokens from id `first` on."""
+    metadata = dict(contents.metadata)
+    tokens = [str(token) for token in metadata[_TOKENS].value]
+    kinds = metadata.get(_KINDS, listed([1] * len(tokens), Type.INT32))
+    stop = first + len(added)
+
+    def put(values: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+        return [*values[:first], *new, *values[stop:]]
+
+    metadata[_TOKENS] = listed(put(tokens, [name for name, _ in added]), Type.STRING)
+    metadata[_KINDS] = kinds._replace(value=put(kinds.value, [kind for _, kind in added]))
+    if _SCORES in metadata:
+        scores = metadata[_SCORES]
+        metadata[_SCORES] = scores._replace(value=put(scores.value, [_NEVER_MERGED] * len(added)))
+    size = f"{contents.architecture}.vocab_size"
+    if size in metadata:
+        metadata[size] = metadata[size]._replace(value=len(metadata[_TOKENS].value))
+    # A second template would be chosen where tools are given, and knows nothing of the span.
+    return {
+        key: entry
+        for key, entry in metadata.items()
+        if not key.startswith((f"{_TEMPLATE}s", f"{_TEMPLATE}."))
+    }

@@ -1,0 +1,158 @@
+"""An ordinary checkpoint with a token for every refined row, for engines that read such a folder.
+
+The chat template puts the tokens where the prompt was trained, so that plain messages get it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.deploy.formats.chat_template import check_rendering, exported_tokenizer
+from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint
+from embedgrad.deploy.formats.guard_row import guard_row
+from embedgrad.deploy.formats.hf_files import (
+    quantization_of,
+    write_config,
+    write_generation_config,
+    write_tokenizer,
+)
+from embedgrad.deploy.formats.new_rows import Tables
+from embedgrad.deploy.formats.token_names import token_names
+from embedgrad.deploy.job import Destination, Job
+from embedgrad.errors import ExportError
+
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # go wherever the weights go
+
+
+class Vocabulary(Destination):
+    """A Hugging Face checkpoint with new tokens."""
+
+    name = "vocabulary"
+
+    def bytes_needed(self, job: Job) -> int:
+        """Room of the weights and of a tokenizer that is somewhat longer."""
+        source = Path(job.model.info.path)
+        tables = _tables(job, source)
+        changes = tables.changes(_rows_ND(job), len(job.model.tokenizer), 0, _code(job, source))
+        weights = tables.checkpoint.bytes_needed(changes, tables.table, link=_links(job))
+        others = (f for f in source.iterdir() if f.is_file() and f.suffix != ".safetensors")
+        return weights + 2 * sum(f.stat().st_size for f in others) + 2**20
+
+    def write(self, job: Job, folder: Path) -> dict[str, Any]:
+        """Tokenizer first: it says which ids the new tokens get, or refuses them."""
+        source = Path(job.model.info.path)
+        tables, code = _tables(job, source), _code(job, source)
+        job.report({"event": "stage", "text": "writing the tokenizer"})
+        exported = exported_tokenizer(
+            job.prompts, job.model.tokenizer, job.tag, job.settings.system
+        )
+        opened = write_tokenizer(source, folder, exported)
+        check_rendering(job.prompts, opened, job.tag)
+        names = [token_names(job.tag, p.name, len(p.rows_PD)) for p in job.prompts]
+        ids = [opened.convert_tokens_to_ids(list(some)) for some in names]
+        new = [i for some in ids for i in some]
+
+        job.report({"event": "stage", "text": "looking for the least likely output row"})
+        guard = guard_row(job)
+        rows_ND = _rows_ND(job)
+        changes = tables.changes(rows_ND, new[0], guard.row, code)
+        made = changes[tables.table]
+        job.report({"event": "stage", "text": "writing the weights"})
+        linked = tables.checkpoint.write(folder, changes, tables.table, link=_links(job))
+        write_config(
+            source, folder, vocabulary=made.shape[0], head=tables.layer, dtype=_dtype(code)
+        )
+        unspoken = [*range(job.model.info.vocabulary, new[0]), *new]
+        write_generation_config(source, folder, job.model.model.generation_config, unspoken)
+        for pattern in TERMS:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+
+        dtype = _dtype(made.dtype)
+        rounded_ND = rows_ND.to(DTYPES[made.dtype]).float()
+        return {
+            "prompts": [
+                {"name": p.name, "tokens": list(some), "first_id": first[0]}
+                for p, some, first in zip(job.prompts, names, ids, strict=True)
+            ],
+            "vocabulary": made.shape[0],
+            "rows_dtype": dtype,
+            "rounding": _relative(rounded_ND, rows_ND),
+            "quantized": quantization_of(source),
+            "untied": job.model.info.tied,
+            "embedding_scale": job.model.info.embedding_scale,
+            "guard": {
+                "row": guard.row,
+                "token": job.model.tokenizer.convert_ids_to_tokens(guard.row),
+                "max_logprob": guard.logprob,
+                "positions": guard.positions,
+            },
+            "linked": linked,
+            "vllm": not (job.model.info.tied and job.model.info.architecture.startswith("Gemma")),
+            "notes": _notes(job, linked, dtype, quantization_of(source)),
+        }
+
+    def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
+        """One line for each server that reads such a folder."""
+        path = shlex.quote(str(folder))
+        lines = [f"transformers serve {path}"]
+        if written["vllm"]:  # its Gemma insists on a head that is the table
+            lines.append(f"vllm serve {path}")
+        return [*lines, f"python -m sglang.launch_server --model-path {path}"]
+
+
+def _tables(job: Job, source: Path) -> Tables:
+    return Tables.find(Checkpoint.read(source), job.model.model, job.model.info)
+
+
+def _rows_ND(job: Job) -> Tensor:
+    """Rows of all prompts as the table holds them: the model scales what it looks up."""
+    return torch.cat([p.rows_PD.cpu() for p in job.prompts]) / job.model.info.embedding_scale
+
+
+def _links(job: Job) -> bool:
+    return job.settings.weights == "link"
+
+
+def _code(job: Job, source: Path) -> str:
+    """The precision that all weights are to be rounded to; "": they stay as they are."""
+    if job.settings.dtype == "model":
+        return ""
+    quantized = quantization_of(source)
+    if quantized:
+        raise ExportError(
+            f"export.dtype: {job.settings.dtype}, but the base model's weights are quantized "
+            f"({quantized}); expected model"
+        )
+    return CODES[job.settings.dtype]
+
+
+def _dtype(code: str) -> str:
+    return str(DTYPES[code]).removeprefix("torch.") if code else ""
+
+
+def _relative(rounded_ND: Tensor, rows_ND: Tensor) -> float:
+    """The farthest that rounding moved a row, in norms of the row."""
+    norms = rows_ND.norm(dim=1).clamp(min=1e-30)
+    return float(((rounded_ND - rows_ND).norm(dim=1) / norms).max())
+
+
+def _notes(job: Job, linked: Sequence[str], dtype: str, quantized: str) -> list[str]:
+    notes = []
+    if job.model.info.tied:
+        notes.append("the output layer was the embedding table, and is now a copy of its own")
+    if _links(job) and not linked:
+        notes.append("no file could be linked: each holds a tensor that changes")
+    if dtype != "float32":
+        notes.append(f"refined rows are rounded to {dtype}, as the model's own are")
+    if quantized:
+        notes.append(f"the base model is quantized ({quantized}); new rows are not")
+    return notes

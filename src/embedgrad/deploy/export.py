@@ -1,0 +1,195 @@
+"""A run's refined prompt, put where it is served, and checked there.
+
+runs -> rules -> room -> written aside -> checked in the destination's own engine -> in its place
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from embedgrad.atomic_files import write_file, write_json
+from embedgrad.deploy import folder as folders
+from embedgrad.deploy.card import card, smaller_ways, with_check
+from embedgrad.deploy.destinations.registry import destination
+from embedgrad.deploy.formats.token_names import new_tag
+from embedgrad.deploy.job import Job
+from embedgrad.deploy.runs import Opened, Runs, named, open_runs, refuse
+from embedgrad.deploy.verify.parity import check
+from embedgrad.deploy.verify.registry import ENGINES, check_installed
+from embedgrad.environment import versions
+from embedgrad.errors import ExportError
+from embedgrad.events import Report, nowhere, say, stage
+from embedgrad.prompt import artifact
+
+
+def export(
+    runs: Runs,
+    to: str,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    verify: bool = True,
+    report: Report = nowhere,
+) -> dict[str, Any]:
+    """Write refined prompts for a destination into a new folder, and check them in its engine.
+
+    Several runs of one model share an export; a run is called by its folder's name, or by NAME in
+    "NAME=RUN". `overrides` change the recipes' settings. Returns plain JSON values. Raises
+    `ExportError`, also where the check fails (then OUT.failed.json says what it found), and
+    `EngineError`, `RunError`, `ArtifactError`, `RecipeError`, `ModelError`.
+    """
+    began, out = time.perf_counter(), Path(out)
+    made = destination(to)
+    if verify:
+        check_installed(to)
+    folders.refuse_existing(out)
+    opened = open_runs(named(runs), overrides, report)
+    notes = refuse(to, opened)
+    job = opened.job(new_tag(), report)
+    copies = 1 + (ENGINES[to].copies if verify else 0)
+    folders.check_room(out, copies * made.bytes_needed(job), links=to == "vocabulary")
+    with folders.staging(out) as aside:
+        stage(report, f"writing for {to}")
+        with folders.one_line(out):
+            written = made.write(job, aside)
+            for prompt in job.prompts:
+                artifact.save(prompt.prompt, aside / folders.OWN / prompt.name)
+            entries = _entries(to, out, opened, job, overrides, written, aside)
+            write_json(aside / folders.FILE, entries)
+        checked = None
+        if verify:
+            checked = check(to, aside, opened.checking(job), written)
+            _refuse_failed(out, checked)
+        commands = made.commands(out, written)
+        notes += [note for note in written.get("notes", ()) if note not in notes]
+        text = card(out.name, entries, job, checked, commands=commands, notes=notes)
+        with folders.one_line(out):
+            if checked:
+                write_json(aside / folders.REPORT, checked)
+            write_file(aside / folders.CARD, text.encode())
+    say(report, notes)
+    _failed(out).unlink(missing_ok=True)  # of an attempt before
+    own, linked = folders.sizes(out)
+    return {
+        "folder": str(out),
+        "destination": to,
+        "bytes": own,
+        "linked_bytes": linked,
+        "prompts": entries["prompts"],
+        "commands": commands,
+        "snippet": written.get("snippet"),
+        "notes": notes,
+        "smaller": smaller_ways(to, job),
+        "verify": checked,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def verify(folder: str | Path, *, runs: Runs = (), report: Report = nowhere) -> dict[str, Any]:
+    """Check an export again, in its destination's own engine, and keep what was found in it.
+
+    `runs` says where the runs are that it was made from, if they are not where they were. Returns
+    the content of `verify.json`, whose "passed" and "problems" say how it went. Raises
+    `ExportError` for files that are not those that were written, and what `export` raises.
+    """
+    folder = Path(folder)
+    entries = folders.read_export(folder)
+    to = entries["destination"]
+    check_installed(to)
+    folders.check_files(folder, entries)
+    opened = open_runs(_runs_of(folder, entries, runs), entries["settings"], report)
+    job = opened.checking(opened.job(entries["tag"], report))
+    checked = check(to, folder, job, entries["written"])
+    write_json(folder / folders.REPORT, checked)
+    path = folder / folders.CARD
+    if path.is_file():
+        text = with_check(path.read_text(encoding="utf-8"), checked)
+        write_file(path, text.encode())
+    return checked
+
+
+def _runs_of(folder: Path, entries: Mapping[str, Any], given: Runs) -> dict[str, Path]:
+    """The runs that an export was made from. Raises `ExportError` where they changed since."""
+    prompts = entries["prompts"]
+    where = named(given) if given else {}
+    if len(where) == len(prompts) == 1:
+        where = dict(zip(prompts, where.values(), strict=True))
+    for name in where:
+        if name not in prompts:
+            raise ExportError(f"--run {name}: {folder} holds {', '.join(prompts)}")
+    before = {name: (folder.resolve() / entry["run"]).resolve() for name, entry in prompts.items()}
+    runs = {**before, **where}
+    for name, run in runs.items():
+        rows = run / "prompt" / artifact.ROWS_FILE
+        if not rows.is_file():
+            raise ExportError(
+                f"{folder}: the run that it was made from is not in {run}; say where it is: "
+                f"--run {name}=RUN"
+            )
+        if folders.digest(rows) != prompts[name]["artifact"]:
+            raise ExportError(
+                f"{folder}: was made from other rows than {run} holds; export that run again"
+            )
+    return runs
+
+
+def _entries(
+    to: str,
+    out: Path,
+    opened: Opened,
+    job: Job,
+    overrides: Sequence[str],
+    written: Mapping[str, Any],
+    aside: Path,
+) -> dict[str, Any]:
+    """What `export.json` holds."""
+    model = {k: v for k, v in asdict(job.model.info).items() if k != "path"}  # of one machine
+    return {
+        "format": folders.FORMAT,
+        "version": folders.VERSION,
+        "destination": to,
+        "tag": job.tag,
+        "prompts": {
+            prompt.name: {
+                "run": _seen_from(out, run.folder),
+                "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
+                "tokens": len(prompt.prompt.span.ids),
+            }
+            for prompt, run in zip(job.prompts, opened.runs, strict=True)
+        },
+        "model": model,
+        "export": asdict(job.settings),
+        "settings": list(overrides),
+        "written": dict(written),
+        "files": folders.digests(aside),
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _seen_from(out: Path, run: Path) -> str:
+    """The run's folder from the export's, so that both may move together."""
+    try:
+        return Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return str(run.resolve())
+
+
+def _refuse_failed(out: Path, checked: Mapping[str, Any]) -> None:
+    """Raise `ExportError` where the check failed, and keep beside `out` what it found."""
+    if not checked["passed"]:
+        write_json(_failed(out), checked)
+        raise ExportError(
+            f"{out}: the export does not compute what training computed: {checked['problems'][0]}; "
+            f"it was not kept, and {_failed(out)} says what was found"
+        )
+
+
+def _failed(out: Path) -> Path:
+    return out.with_name(f"{out.name}.failed.json")

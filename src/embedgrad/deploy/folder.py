@@ -1,0 +1,194 @@
+"""An export's folder: made aside, put in its place when whole, and what `export.json` says of it.
+
+OUT/...                      what the destination writes
+OUT/embedgrad/NAME/          the artifact of each prompt
+OUT/embedgrad/export.json    where it comes from, what was written, and the digest of every file
+OUT/README.md                the card
+OUT/verify.json              what the check found
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from embedgrad.deploy.destinations.registry import DESTINATIONS
+from embedgrad.errors import ExportError, RunError
+from embedgrad.formatting import size
+
+FORMAT, VERSION = "embedgrad-export", 1
+OWN = "embedgrad"
+FILE = f"{OWN}/export.json"
+CARD = "README.md"
+REPORT = "verify.json"
+SPARE = 2**20  # bytes for what is written besides the destination's own files
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What `export.json` says of a prompt."""
+
+    run: str
+    artifact: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What a check needs of `export.json`."""
+
+    destination: str
+    tag: str
+    prompts: Annotated[dict[str, _Prompt], MinLen(1)]
+    settings: list[str]
+    written: dict[str, Any]
+    files: dict[str, str]
+
+
+_NAMES = [field.name for field in fields(_Export)]
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `out` at the end, or is gone if anything fails.
+
+    Raises `ExportError` where `out` exists or cannot be made.
+    """
+    refuse_existing(out)
+    parents = [parent for parent in out.parents if not parent.exists()]
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with one_line(out):
+            aside.mkdir(parents=True)
+        yield aside
+        with one_line(out):
+            os.rename(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else may have moved in
+            for parent in parents:
+                parent.rmdir()
+        raise
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `ExportError` where there is something already."""
+    if os.path.lexists(out):
+        raise ExportError(f"{out}: exists already; choose another folder for --out")
+
+
+@contextlib.contextmanager
+def one_line(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses into an `ExportError`."""
+    try:
+        yield
+    except (OSError, SafetensorError, RunError) as error:
+        # A `RunError` of `files` names the folder aside, which is gone by the time it is read.
+        why = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(why, OSError | SafetensorError):
+            raise
+        told = getattr(why, "strerror", None) or str(why).partition("\n")[0]
+        raise ExportError(
+            f"{out}: cannot be written ({told}); nothing was left there; make room, or choose "
+            "another folder for --out"
+        ) from error
+
+
+def check_room(out: Path, need: int, *, links: bool = False) -> None:
+    """Raise `ExportError` where a disk has no room for so many bytes and a little more.
+
+    `links`: whether links instead of copies would take less.
+    """
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(parent).free
+    if free < need + SPARE:
+        more = ", or --set export.weights=link" if links else ""
+        raise ExportError(
+            f"{out}: needs {size(need + SPARE)}, and {size(free)} are free there; make room, or "
+            f"choose another folder for --out{more}"
+        )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file by its path, except those that say what an export is."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (FILE, CARD, REPORT):
+            found[name] = digest(path)
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of an export's own files, and of those that are links to a model's."""
+    own = linked = 0
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        if path.is_symlink() or path.stat().st_nlink > 1:
+            linked += path.stat().st_size
+        else:
+            own += path.stat().st_size
+    return own, linked
+
+
+def read_export(folder: str | Path) -> dict[str, Any]:
+    """What `export.json` says. Raises `ExportError` where it is missing or damaged."""
+    path = Path(folder) / FILE
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be read ({error.strerror}); expected the folder of an export, as "
+            "`embedgrad export RUN --to NAME --out DIR` makes one"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: is not JSON ({error}); export the run again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ExportError(f'{path}: is not of an export; expected "format": "{FORMAT}"')
+    if values.get("version") != VERSION:
+        raise ExportError(
+            f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
+            "install the version that wrote it"
+        )
+    entries = {name: values[name] for name in _NAMES if name in values}
+    try:
+        TypeAdapter(_Export).validate_json(json.dumps(entries), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ExportError(f"{path}: {place}: {first['msg']}; export the run again") from error
+    if values["destination"] not in DESTINATIONS:
+        raise ExportError(f"{path}: unknown destination {values['destination']!r}")
+    return values
+
+
+def check_files(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Raise `ExportError` where a file is not the one that was written."""
+    for name, wanted in entries["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ExportError(f"{path}: is missing; export the run again")
+        if digest(path) != wanted:
+            raise ExportError(
+                f"{path}: is not the file that was written (its digest differs); "
+                "export the run again"
+            )

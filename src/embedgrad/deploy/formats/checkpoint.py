@@ -1,0 +1,242 @@
+"""Writes a checkpoint again with some tensors changed, and never holds one of them in memory.
+
+    Checkpoint: names of tensors -> where their bytes are, in one safetensors file or in shards
+    write:      a file with changed tensors is written anew, in pieces; the others are copied or
+                linked as they are
+
+The format is that of https://github.com/huggingface/safetensors: eight bytes for the length of a
+JSON header, the header, then the bytes of all tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.errors import ExportError, ModelError
+from embedgrad.model.loading.checkpoint_folder import INDEX, WEIGHTS, check_folder
+
+CHUNK = 8 * 2**20  # bytes in memory at a time
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its bytes are `size` from `start` on."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    def part(self, first: int, last: int) -> Stored:
+        """The entries [first, last) along the first axis."""
+        entry = self.size // self.shape[0]
+        shape = (last - first, *self.shape[1:])
+        return replace(
+            self, shape=shape, start=self.start + first * entry, size=(last - first) * entry
+        )
+
+    def read(self) -> Tensor:
+        """All of it in memory; a floating tensor."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            raw = bytearray(file.read(self.size))
+        return torch.frombuffer(raw, dtype=DTYPES[self.dtype]).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor as it shall be written: stored pieces and new ones, one after another.
+
+    Stored bytes are taken over as they are, or rounded to another `dtype`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Sequence[Stored | Tensor]
+
+    @classmethod
+    def joined(cls, dtype: str, *pieces: Stored | Tensor) -> Made:
+        """Pieces joined along the first axis."""
+        entries = sum(piece.shape[0] for piece in pieces)
+        return cls(dtype, (entries, *pieces[0].shape[1:]), pieces)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        if self.dtype in DTYPES:
+            return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return sum(piece.size for piece in self.pieces if isinstance(piece, Stored))
+
+    def content(self) -> Iterator[bytes]:
+        """Its bytes, a chunk at a time. Raises `ExportError` where a number does not fit."""
+        for piece in self.pieces:
+            if isinstance(piece, Tensor):
+                yield _bytes(piece, self.dtype)
+                continue
+            for raw in _chunks(piece):
+                if piece.dtype == self.dtype:
+                    yield raw
+                else:
+                    numbers = torch.frombuffer(bytearray(raw), dtype=DTYPES[piece.dtype])
+                    yield _bytes(numbers, self.dtype)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a model folder: where each tensor is, by name, in order of the files."""
+
+    folder: Path
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, Mapping[str, str]]
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """Read the headers only. Raises `ExportError` for weights that are no safetensors."""
+        try:
+            check_folder(folder)
+        except ModelError as error:
+            raise ExportError(f"the base model cannot be copied: {error}") from error
+        index: dict[str, Any] = {}
+        files = [folder / WEIGHTS]
+        if not files[0].is_file():
+            index = json.loads((folder / INDEX).read_text("utf-8"))
+            files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        tensors: dict[str, Stored] = {}
+        metadata = {}
+        for file in files:
+            found, metadata[file.name] = _header(file)
+            tensors |= found
+        return cls(folder, tensors, metadata, index)
+
+    def files(self, changes: Mapping[str, Made], beside: str) -> dict[str, dict[str, Made]]:
+        """What every file shall hold; tensors that are new go where the tensor `beside` is."""
+        files: dict[str, dict[str, Made]] = {name: {} for name in self.metadata}
+        for name, stored in self.tensors.items():
+            whole = Made(stored.dtype, stored.shape, [stored])
+            files[stored.file.name][name] = changes.get(name, whole)
+        home = self.tensors[beside].file.name
+        for name in changes.keys() - self.tensors.keys():
+            files[home][name] = changes[name]
+        return files
+
+    def bytes_needed(self, changes: Mapping[str, Made], beside: str, *, link: bool) -> int:
+        """Room that `write` takes, headers left out."""
+        return sum(
+            sum(made.size for made in tensors.values())
+            for name, tensors in self.files(changes, beside).items()
+            if not link or tensors.keys() & changes.keys()
+        )
+
+    def write(
+        self, folder: Path, changes: Mapping[str, Made], beside: str, *, link: bool
+    ) -> list[str]:
+        """Write all files into `folder`; returns the names of those that were linked."""
+        linked = []
+        files = self.files(changes, beside)
+        for name, tensors in files.items():
+            if tensors.keys() & changes.keys():
+                _write(folder / name, tensors, self.metadata[name])
+            elif link:
+                _link(self.folder / name, folder / name)
+                linked.append(name)
+            else:
+                shutil.copyfile(self.folder / name, folder / name)
+        if self.index:
+            total = sum(made.size for tensors in files.values() for made in tensors.values())
+            index = {
+                **self.index,
+                "metadata": {**self.index.get("metadata", {}), "total_size": total},
+                "weight_map": {t: name for name, tensors in files.items() for t in tensors},
+            }
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        return linked
+
+
+def _header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Tensors and metadata of a safetensors file that is known to open."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        tensors[name] = Stored(file, entry["dtype"], shape, 8 + length + first, last - first)
+    return tensors, metadata
+
+
+def _write(path: Path, tensors: Mapping[str, Made], metadata: Mapping[str, str]) -> None:
+    # Wide numbers first, as the library has it, so that each tensor begins at a multiple of them.
+    order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name in order:
+        made = tensors[name]
+        header[name] = {
+            "dtype": made.dtype,
+            "shape": list(made.shape),
+            "data_offsets": [at, at + made.size],
+        }
+        at += made.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for chunk in tensors[name].content():
+                file.write(chunk)
+
+
+def _itemsize(made: Made) -> int:
+    count = math.prod(made.shape)
+    return made.size // count if count else 1
+
+
+def _chunks(stored: Stored) -> Iterator[bytes]:
+    left = stored.size
+    with stored.file.open("rb") as file:
+        file.seek(stored.start)
+        while left:
+            raw = file.read(min(CHUNK, left))
+            if not raw:
+                raise ExportError(f"{stored.file}: ends too soon; download or copy it again")
+            left -= len(raw)
+            yield raw
+
+
+def _bytes(numbers: Tensor, dtype: str) -> bytes:
+    rounded = numbers.to(DTYPES[dtype])
+    if not rounded.isfinite().all():
+        raise ExportError(
+            f"export.dtype: {dtype} cannot hold all of the model's weights; choose bfloat16"
+        )
+    return bytes(rounded.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for the same file; a symbolic one where disks differ."""
+    source = source.resolve()
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source)

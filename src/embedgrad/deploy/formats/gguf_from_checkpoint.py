@@ -1,0 +1,230 @@
+"""A Hugging Face checkpoint in GGUF's terms, for the families that differ from it in little.
+
+Names of tensors come from the `gguf` package. What a family needs besides stands in its row of
+`FAMILIES`; what llama.cpp would compute otherwise than transformers is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
+from gguf import GGMLQuantizationType as Kind
+from safetensors import safe_open
+from torch import Tensor
+
+from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
+from embedgrad.deploy.formats.gguf_writer import (
+    Bytes,
+    Contents,
+    Entry,
+    Weight,
+    count,
+    number,
+    string,
+)
+from embedgrad.errors import ExportError
+from embedgrad.model.language_model import LanguageModel
+
+WAY_OUT = "export to 'vocabulary' and convert that folder with llama.cpp's convert_hf_to_gguf.py"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type of transformers becomes an architecture of llama.cpp.
+
+    `pairs_halves`: rotary halves of a head lie beside each other. `norms_add`: what llama.cpp adds
+    to norms beforehand. `refuses` says why a configuration cannot be served.
+    """
+
+    arch: MODEL_ARCH
+    refuses: Callable[[Any], str] = lambda config: ""
+    pairs_halves: bool = False
+    norms_add: float = 0.0
+
+
+def _slides(config: Any) -> str:
+    """llama.cpp lets every layer of these families see everything."""
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", True)
+    if window and used and window < config.max_position_embeddings:
+        return f"llama.cpp knows no sliding window ({window} tokens) for {config.model_type}"
+    return ""
+
+
+def _other_gemma(config: Any) -> str:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    if any(kind != kinds[i % 6] for i, kind in enumerate(config.layer_types)):
+        return "llama.cpp takes every sixth layer of Gemma 3 as the one without a window"
+    if config.query_pre_attn_scalar != config.head_dim:
+        return "llama.cpp divides the queries of Gemma 3 by the root of their width"
+    return ""
+
+
+FAMILIES = {
+    "llama": Family(MODEL_ARCH.LLAMA, pairs_halves=True),
+    "mistral": Family(MODEL_ARCH.LLAMA, _slides, pairs_halves=True),
+    "qwen2": Family(MODEL_ARCH.QWEN2, _slides),
+    "qwen3": Family(MODEL_ARCH.QWEN3, _slides),
+    "gemma3_text": Family(MODEL_ARCH.GEMMA3, _other_gemma, norms_add=1.0),
+}
+_FILE_TYPES = {Kind.F32: 0, Kind.F16: 1, Kind.BF16: 32}
+_DTYPES = {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
+
+
+def from_checkpoint(model: LanguageModel) -> Contents:
+    """The safetensors of a loaded model's folder. Raises `ExportError`."""
+    config: Any = model.model.config.get_text_config(decoder=True)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise ExportError(f"gguf: {config.model_type} is not among {known}; {WAY_OUT}")
+    problem = family.refuses(config)
+    if problem:
+        raise ExportError(f"gguf: {problem}; {WAY_OUT}")
+    if getattr(config, "quantization_config", None):
+        raise ExportError(
+            f"gguf: {model.info.name} is quantized in a way that GGUF cannot hold; name the model "
+            "that it was made from, or a GGUF file"
+        )
+    arch = family.arch.name.lower()
+    metadata = {
+        "general.name": string(Path(model.info.name).name),
+        **({"general.license": string(model.info.license)} if model.info.license else {}),
+        **{f"{arch}.{key}": entry for key, entry in _numbers(config).items()},
+        **tokenizer_metadata(model.tokenizer, model.info.vocabulary, model.end_ids),
+    }
+    weights = list(_weights(Path(model.info.path), config, family, model.info.tied))
+    matrix = max(weights, key=lambda weight: weight.nbytes)
+    metadata["general.file_type"] = count(_FILE_TYPES[matrix.kind])
+    return Contents(arch, metadata, [*_rope_factors(config), *weights])
+
+
+def _numbers(config: Any) -> dict[str, Entry]:
+    head = _head_width(config)
+    rope = _rope(config)
+    entries = {
+        "block_count": count(config.num_hidden_layers),
+        "context_length": count(config.max_position_embeddings),
+        "embedding_length": count(config.hidden_size),
+        "feed_forward_length": count(config.intermediate_size),
+        "vocab_size": count(config.vocab_size),
+        "attention.head_count": count(config.num_attention_heads),
+        "attention.head_count_kv": count(config.num_key_value_heads),
+        "attention.key_length": count(head),
+        "attention.value_length": count(head),
+        "attention.layer_norm_rms_epsilon": number(config.rms_norm_eps),
+        "rope.dimension_count": count(head),
+        "rope.freq_base": number(rope["rope_theta"]),
+    }
+    if config.model_type == "gemma3_text":
+        local = config.rope_parameters["sliding_attention"]
+        entries["attention.sliding_window"] = count(config.sliding_window)
+        entries["rope.freq_base_swa"] = number(local["rope_theta"])
+    if rope["rope_type"] == "linear":
+        entries["rope.scaling.type"] = string("linear")
+        entries["rope.scaling.factor"] = number(rope["factor"])
+    return entries
+
+
+def _rope(config: Any) -> Mapping[str, Any]:
+    """Rotary settings of the layers without a window."""
+    rope: Mapping[str, Any] = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    if rope["rope_type"] not in ("default", "linear", "llama3"):
+        raise ExportError(
+            f"gguf: rotary scaling of the type {rope['rope_type']!r} is not converted; {WAY_OUT}"
+        )
+    return rope
+
+
+def _rope_factors(config: Any) -> Iterator[Weight]:
+    """By what llama.cpp divides the frequencies: Llama 3.1's scaling, as transformers computes it
+    (`_compute_llama3_parameters` of modeling_rope_utils)."""
+    rope = _rope(config)
+    if rope["rope_type"] != "llama3":
+        return
+    width, base = _head_width(config), rope["rope_theta"]
+    original = rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    factors = []
+    for i in range(0, width, 2):
+        wavelength = 2 * math.pi * base ** (i / width)
+        turns = original / wavelength
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)  # 1: as before, 0: scaled in full
+        factors.append(1 / ((1 - share) / rope["factor"] + share))
+    held = np.array([factors], dtype=np.float32).view(np.uint8)
+    yield Weight("rope_freqs.weight", Kind.F32, (width // 2,), lambda a, b: held[a:b])
+
+
+def _head_width(config: Any) -> int:
+    named: int | None = getattr(config, "head_dim", None)
+    return named or int(config.hidden_size // config.num_attention_heads)
+
+
+def _weights(folder: Path, config: Any, family: Family, tied: bool) -> Iterator[Weight]:
+    names = get_tensor_name_map(family.arch, config.num_hidden_layers)
+    for file, name, shape in _tensors(folder):
+        if (name == "lm_head.weight" and tied) or name.endswith("rotary_emb.inv_freq"):
+            continue
+        yield _weight(file, name, shape, _gguf_name(name, names, config), config, family)
+
+
+def _gguf_name(name: str, names: TensorNameMap, config: Any) -> str:
+    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise ExportError(
+            f"gguf: the weight {name} of {config.model_type} has no place in GGUF; {WAY_OUT}"
+        )
+    return found
+
+
+def _weight(
+    file: Path, name: str, shape: tuple[int, ...], short: str, config: Any, family: Family
+) -> Weight:
+    order: Tensor | None = None
+    heads = {"attn_q.": config.num_attention_heads, "attn_k.": config.num_key_value_heads}
+    for part, n in heads.items():
+        if family.pairs_halves and part in short:
+            order = torch.arange(shape[0]).view(n, 2, -1).transpose(1, 2).flatten()
+    plus = family.norms_add if short.endswith("_norm.weight") else 0.0
+
+    def rows(start: int, stop: int) -> Tensor:
+        with safe_open(file, framework="pt") as opened:
+            if len(shape) == 1:
+                vector: Tensor = opened.get_tensor(name).float()
+                return (vector if order is None else vector[order])[None] + plus
+            if order is not None:
+                whole: Tensor = opened.get_tensor(name)
+                return whole[order[start:stop]]
+            part: Tensor = opened.get_slice(name)[start:stop]
+            return part
+
+    def read(start: int, stop: int) -> Bytes:
+        found: Bytes = rows(start, stop).contiguous().view(torch.uint8).numpy()
+        return found
+
+    with safe_open(file, framework="pt") as opened:
+        dtype = opened.get_slice(name)[:1].dtype
+    if dtype not in _DTYPES:
+        raise ExportError(f"gguf: the weight {name} is of {dtype}, which is not converted")
+    return Weight(short, Kind.F32 if len(shape) == 1 else _DTYPES[dtype], shape, read)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    index = folder / "model.safetensors.index.json"
+    shards = [folder / "model.safetensors"]
+    if not shards[0].is_file():
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        shards = [folder / name for name in sorted(set(weight_map.values()))]
+    for file in shards:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                yield file, name, tuple(opened.get_slice(name).get_shape())

@@ -1,0 +1,224 @@
+"""A GGUF file, written from weights that are read a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFValueType as Type
+from gguf import GGUFWriter, dequantize, quantize
+from gguf.constants import GGML_QUANT_SIZES
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedgrad.errors import ExportError
+from embedgrad.model.loading import ModelInfo
+
+_BY_THE_WRITER = ("general.architecture", "general.alignment")
+
+
+class Entry(NamedTuple):
+    """A value of the metadata with its type; `element` is the type of a list's elements."""
+
+    value: Any
+    type: Type
+    element: Type | None = None
+
+
+class Contents(NamedTuple):
+    """What a GGUF file holds."""
+
+    architecture: str
+    metadata: Mapping[str, Entry]
+    weights: Sequence[Weight]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file at most."""
+        texts = sum(_bytes(entry) + 64 + 4 * len(key) for key, entry in self.metadata.items())
+        return texts + sum(w.nbytes + 256 + len(w.name) for w in self.weights) + 4096
+
+
+def string(text: str) -> Entry:
+    return Entry(text, Type.STRING)
+
+
+def count(number: int) -> Entry:
+    return Entry(number, Type.UINT32)
+
+
+def number(value: float) -> Entry:
+    return Entry(value, Type.FLOAT32)
+
+
+def flag(value: bool) -> Entry:
+    return Entry(value, Type.BOOL)
+
+
+def listed(values: Sequence[Any], element: Type) -> Entry:
+    return Entry(list(values), Type.ARRAY, element)
+
+
+def write_gguf(path: Path, contents: Contents) -> None:
+    """Write a GGUF file of version 3."""
+    writer = GGUFWriter(str(path), contents.architecture)
+    alignment = contents.metadata.get("general.alignment")
+    if alignment:
+        writer.add_custom_alignment(int(alignment.value))
+    for key, entry in contents.metadata.items():
+        empty = entry.type == Type.ARRAY and not entry.value  # the writer takes none
+        if key not in _BY_THE_WRITER and not empty:
+            writer.add_key_value(key, entry.value, entry.type, entry.element)
+    for w in contents.weights:
+        writer.add_tensor_info(w.name, w.shape, np.dtype(np.float32), w.nbytes, raw_dtype=w.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    step = writer.data_alignment
+    with path.open("ab") as file:
+        file.write(bytes(-file.tell() % step))
+        for weight in contents.weights:
+            for chunk in weight.chunks():
+                file.write(np.ascontiguousarray(chunk).data)
+            file.write(bytes(-file.tell() % step))
+
+
+def _bytes(entry: Entry) -> int:
+    values = entry.value if entry.type == Type.ARRAY else [entry.value]
+    return sum(4 * len(v) + 8 if isinstance(v, str) else 8 for v in values)
+
+
+TABLE = "token_embd.weight"
+
+
+HEAD = "output.weight"
+
+
+Bytes = NDArray[np.uint8]  # [rows, bytes of a row]
+
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of a GGUF file: `shape` in elements, rows last; `read(a, b)` gives rows a to b."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Bytes]
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        return bytes_of(self.shape[-1], self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    def chunks(self) -> Iterator[Bytes]:
+        """All rows, a few at a time."""
+        step = max(1, _CHUNK_BYTES // self.row_bytes)
+        for start in range(0, self.rows, step):
+            yield self.read(start, min(start + step, self.rows))
+
+    def converted(self, kind: Kind) -> Weight:
+        """The same weights in another kind; rounded where the kind asks for it.
+
+        Raises `ExportError` for a kind that the `gguf` package cannot read.
+        """
+        if kind == self.kind:
+            return self
+        try:
+            dequantize(np.ascontiguousarray(self.read(0, 1)), self.kind)
+        except NotImplementedError as error:
+            raise ExportError(
+                f"{self.name}: weights of the kind {self.kind.name} cannot be read here; name a "
+                "GGUF file of another quantization"
+            ) from error
+
+        def read(start: int, stop: int) -> Bytes:
+            values = dequantize(np.ascontiguousarray(self.read(start, stop)), self.kind)
+            return encoded(values, kind, self.name)
+
+        return replace(self, kind=kind, read=read)
+
+    def with_rows(self, first: int, new: Bytes) -> Weight:
+        """With `new` from row `first` on: in place of old rows, and behind them."""
+        assert first <= self.rows, "no gap between old rows and new ones"
+        stop = first + len(new)
+        rows = max(self.rows, stop)
+
+        def read(start: int, end: int) -> Bytes:
+            a, b = min(max(start, first), end), max(min(end, stop), start)
+            if a >= b:
+                return self.read(start, end)
+            parts = [new[a - first : b - first]]
+            if start < a:
+                parts.insert(0, self.read(start, a))
+            if b < end:
+                parts.append(self.read(b, end))
+            return np.concatenate(parts)
+
+        return replace(self, shape=(rows, *self.shape[1:]), read=read)
+
+
+def bytes_of(width: int, kind: Kind) -> int:
+    """Bytes of a row of `width` elements."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return width // block * size
+
+
+def encoded(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
+    """Rows of numbers as bytes. Raises `ExportError` where f16 cannot hold them."""
+    if kind == Kind.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise ExportError(
+            f"{what}: values beyond {np.finfo(np.float16).max:.0f}, which f16 cannot hold; "
+            "use export.gguf = 'f32'"
+        )
+    found: Bytes = np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
+    return found
+
+
+def served_kind(weight: Weight, setting: str) -> Kind:
+    """The kind that a weight takes by the setting export.gguf; as llama.cpp expects them, vectors
+    and what routes between experts stay in f32."""
+    if setting == "keep":
+        return weight.kind
+    if len(weight.shape) == 1 or weight.name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
+        return Kind.F32
+    kind = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}[setting]
+    block, _ = GGML_QUANT_SIZES[kind]
+    return Kind.F16 if weight.shape[-1] % block else kind
+
+
+def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
+    """Rows of `inputs_embeds` as the table holds them: scaled in f32, they are those rows again.
+
+    llama.cpp scales Gemma's by the square root of the width, whatever the model's precision.
+    """
+    scale = torch.tensor(info.embedding_scale, dtype=torch.float32)
+    if info.architecture.lower().startswith("gemma"):
+        scale = torch.tensor(info.width, dtype=torch.float32).sqrt()
+    rows = rows_PD.detach().float().cpu()
+    found = rows / scale
+    for other in (found.nextafter(found + 1), found.nextafter(found - 1)):
+        found = torch.where(found * scale == rows, found, other)
+    return torch.where(found * scale == rows, found, rows / scale)
+
+
+def row_bytes(rows_PD: Tensor, kind: Kind) -> Bytes:
+    """Rows of a prompt in the kind of the table."""
+    return encoded(rows_PD.to(torch.float32).numpy(), kind, "the refined rows")

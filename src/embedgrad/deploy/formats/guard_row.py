@@ -1,0 +1,84 @@
+"""Which output row of a model is the least likely: what new tokens' head rows are copies of.
+
+A refined row needs a token, and a token needs an output row. A row of zeros has the logit 0, which
+may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row that
+the model never comes near: the one whose highest probability over calibration text is the lowest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedgrad.deploy.job import Job
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.sequence import TokenSequence
+
+POSITIONS = 1024  # of calibration text, over all prompts
+CHUNK_BYTES = 8 * 2**20  # of logits at a time
+
+
+@dataclass(frozen=True)
+class GuardRow:
+    """The output row `row`, and its highest log-probability (natural) at so many positions."""
+
+    row: int
+    logprob: float
+    positions: int
+
+    def mass(self, copies: int) -> float:
+        """About the largest probability that so many copies add together."""
+        return copies * math.exp(self.logprob)
+
+
+@torch.no_grad()
+def guard_row(job: Job) -> GuardRow:
+    """Look for it in the next-token distributions of refined prompts, a row of each in turn.
+
+    Every position of head, prompt, tail and right answer counts. Among equals the first row wins.
+    """
+    highest_V: Tensor | None = None
+    positions = 0
+    for round_ in itertools.zip_longest(*(exported.sequences for exported in job.prompts)):
+        for exported, sequence in zip(job.prompts, round_, strict=True):
+            if sequence is None:
+                continue
+            for logits_NV in _logits(job.model, exported.rows_PD, sequence):
+                logits = logits_NV.float()
+                here_V = logits.sub_(logits.logsumexp(dim=1, keepdim=True)).amax(dim=0)
+                highest_V = here_V if highest_V is None else torch.maximum(highest_V, here_V)
+                positions += len(logits_NV)
+        if positions >= POSITIONS:
+            break
+    assert highest_V is not None, "a prompt comes with rows"
+    row = int(highest_V.argmin())
+    return GuardRow(row, float(highest_V[row]), positions)
+
+
+def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
+    """Logits [N, V] at all positions of a row, few enough at a time."""
+    ids = sequence.head + (0,) * len(rows_PD) + sequence.tail + sequence.targets[sequence.gold]
+    ids_BT = torch.tensor([ids], device=model.device)
+    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.head)
+    embeds = model.splice(ids_BT, prompt_at, rows_PD)
+    mask_BT = torch.ones_like(ids_BT)
+    size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
+    if model.plain_head:
+        model.forget_longest_pass()
+        output = model.model.base_model(
+            inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
+        )
+        head = model.model.get_output_embeddings()
+        for hidden_ND in output.last_hidden_state[0].split(size):
+            yield F.linear(hidden_ND, head.weight, getattr(head, "bias", None))
+        return
+    for first in range(0, len(ids), size):  # a pass for each part: the model makes its own logits
+        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        keep_BT[:, first : first + size] = True
+        yield model.full_pass(embeds, mask_BT, keep_BT)

@@ -1,0 +1,132 @@
+"""Files beside the weights: tokenizer, chat template, config.json, generation settings.
+
+The files are edited, not saved again by `transformers`: its versions write them differently, and an
+engine may come with an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from embedgrad.errors import ExportError, ModelError
+from embedgrad.model.loading.checkpoint_folder import CONFIG
+from embedgrad.model.loading.load import load_tokenizer
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, ADDED = "chat_template.jinja", "added_tokens.json"
+GENERATION = "generation_config.json"
+OTHERS = ("special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
+
+
+def write_tokenizer(source: Path, folder: Path, exported: Any) -> Any:
+    """Write the files of `exported`, a tokenizer that was that of `source`; returns it reopened.
+
+    Raises `ExportError` where the written tokenizer does not know the new tokens as they are.
+    """
+    if (source / TOKENIZER).is_file():
+        for pattern in OTHERS:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+        _edit(source, folder, exported)
+    else:
+        exported.save_pretrained(folder)
+    (folder / TEMPLATE).write_text(exported.chat_template, "utf-8")
+    try:
+        opened = load_tokenizer("the exported model", folder)
+    except ModelError as error:
+        raise ExportError(f"the model's tokenizer refuses new tokens: {error}") from error
+    if opened.get_vocab() != exported.get_vocab() or opened.chat_template != exported.chat_template:
+        changed = dict(opened.get_vocab().items() ^ exported.get_vocab().items())
+        raise ExportError(
+            "the model's tokenizer refuses new tokens: read back from its files, "
+            f"{', '.join(sorted(changed)[:3]) or 'its chat template'} differs; "
+            "export prompt embeddings (--to vllm) instead"
+        )
+    return opened
+
+
+def _edit(source: Path, folder: Path, exported: Any) -> None:
+    content = _read(source / TOKENIZER)
+    known = {entry["id"] for entry in content["added_tokens"]}
+    new = [(i, t) for i, t in sorted(exported.added_tokens_decoder.items()) if i not in known]
+    flags = {
+        i: {
+            "content": token.content,
+            "single_word": token.single_word,
+            "lstrip": token.lstrip,
+            "rstrip": token.rstrip,
+            "normalized": token.normalized,
+            "special": token.special,
+        }
+        for i, token in new
+    }
+    content["added_tokens"] += [{"id": i, **values} for i, values in flags.items()]
+    _write(folder / TOKENIZER, content)
+    config = _read(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}
+    # Of the two places the file wins; older versions and other programs know this one only.
+    config["chat_template"] = exported.chat_template
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(i): values for i, values in flags.items()}
+    _write(folder / TOKENIZER_CONFIG, config)
+    if (source / ADDED).is_file():
+        _write(folder / ADDED, _read(source / ADDED) | {t.content: i for i, t in new})
+
+
+# Where methods of quantization list the layers that they leave alone; unset: the head among them.
+_LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
+
+
+def quantization_of(source: Path) -> str:
+    """Name of the method that the checkpoint in `source` is quantized by; "" for a plain one."""
+    settings = _read(source / CONFIG).get("quantization_config")
+    return str(settings.get("quant_method", "an unknown method")) if settings else ""
+
+
+def write_config(source: Path, folder: Path, *, vocabulary: int, head: str, dtype: str) -> None:
+    """Write config.json for a table of so many rows and an output layer `head` of its own.
+
+    `dtype` is the precision that all weights were rounded to; "": they were not.
+    """
+    config = _read(source / CONFIG)
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    text["vocab_size"] = vocabulary
+    text["tie_word_embeddings"] = config["tie_word_embeddings"] = False
+    if dtype:
+        named = {key for part in (text, config) for key in ("dtype", "torch_dtype") if key in part}
+        for key in named or {"dtype"}:
+            text[key] = config[key] = dtype
+    quantization = config.get("quantization_config") or {}
+    for key in _LEFT_ALONE:
+        layers = quantization.get(key)
+        if isinstance(layers, list) and head not in layers:
+            layers.append(head)
+    _write(folder / CONFIG, config)
+
+
+def write_generation_config(
+    source: Path, folder: Path, generation: Any, suppressed: Sequence[int]
+) -> None:
+    """Write generation settings by which `generate` never gives these ids.
+
+    `generation` is the loaded model's, for a folder without a file.
+    """
+    file = source / GENERATION
+    values = _read(file) if file.is_file() else generation.to_diff_dict()
+    # By it transformers 4 would take config.json's settings instead of this file's.
+    values.pop("_from_model_config", None)
+    values["suppress_tokens"] = [*(values.get("suppress_tokens") or ()), *suppressed]
+    _write(folder / GENERATION, values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return values
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,122 @@
+"""The tensors of a checkpoint that new tokens change: embedding table, output layer, its bias.
+
+    table   old rows | refined rows            | padding that is left
+    head    old rows | copies of the guard row | padding that is left
+
+Old rows are the same bytes, so old logits are the same bits. A head that was the table becomes a
+tensor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, Made, Stored
+from embedgrad.errors import ExportError
+from embedgrad.model.loading import ModelInfo
+
+COMPARED = 8  # rows of a table by which its tensor is known
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Names of embedding table, head and the head's bias ("": none) in a checkpoint.
+
+    `layer` is the head's name as a layer of the model.
+    """
+
+    checkpoint: Checkpoint
+    info: ModelInfo
+    table: str
+    head: str
+    bias: str
+    layer: str
+
+    @classmethod
+    def find(cls, checkpoint: Checkpoint, model: Any, info: ModelInfo) -> Tables:
+        """Look for them by shape and content. Raises `ExportError`."""
+        head = model.get_output_embeddings()
+        layer = _name(model, head)
+        table_name = f"{_name(model, model.get_input_embeddings())}.weight"
+        table = _find(checkpoint, table_name, model.get_input_embeddings().weight)
+        name, bias = f"{layer}.weight", ""
+        if not info.tied:
+            name = _find(checkpoint, name, head.weight)
+        if getattr(head, "bias", None) is not None:
+            bias = _find(checkpoint, f"{layer}.bias", head.bias)
+        return cls(checkpoint, info, table, name, bias, layer)
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the table, as the file has it."""
+        return self.checkpoint.tensors[self.table].dtype
+
+    def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, Made]:
+        """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
+
+        `rows_ND` are rows of the table, before the model scales them.
+        """
+        stored = self.checkpoint.tensors
+        table = stored[self.table]
+        head = table if self.info.tied else stored[self.head]
+        made = {
+            self.table: _with(table, [rows_ND], first, guard, dtype),
+            self.head: _with(head, _copies(head, guard, len(rows_ND)), first, guard, dtype),
+        }
+        if self.bias:
+            bias = stored[self.bias]
+            made[self.bias] = _with(bias, _copies(bias, guard, len(rows_ND)), first, guard, dtype)
+        if dtype:
+            made |= {
+                name: Made(dtype, tensor.shape, [tensor])
+                for name, tensor in stored.items()
+                if name not in made and tensor.dtype in DTYPES and tensor.dtype != dtype
+            }
+        return made
+
+
+def _name(model: Any, wanted: Any) -> str:
+    name: str = next(name for name, module in model.named_modules() if module is wanted)
+    return name
+
+
+def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
+    """The tensor that holds a weight of the loaded model; files may name it otherwise."""
+    ending = ".".join(name.split(".")[-2:])
+    order = sorted(checkpoint.tensors, key=lambda n: (n != name, not n.endswith(ending)))
+    for candidate in order:
+        stored = checkpoint.tensors[candidate]
+        if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES and _same(stored, weight):
+            return candidate
+    raise ExportError(
+        f"{checkpoint.folder}: no plain tensor holds the model's {name} (a quantized one cannot "
+        "take new rows); export prompt embeddings (--to vllm) instead"
+    )
+
+
+def _same(stored: Stored, weight: Tensor) -> bool:
+    places = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
+    return all(
+        torch.equal(stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i].cpu())
+        for i in places
+    )
+
+
+def _copies(stored: Stored, guard: int, count: int) -> list[Stored]:
+    return [stored.part(guard, guard + 1)] * count
+
+
+def _with(
+    stored: Stored, new: Sequence[Stored | Tensor], first: int, guard: int, dtype: str
+) -> Made:
+    """A tensor with new entries from `first` on, over padding or at its end."""
+    old, last = stored.shape[0], first + sum(piece.shape[0] for piece in new)
+    # A tokenizer may name more tokens than there are rows; no text has them.
+    gap = _copies(stored, guard, max(0, first - old))
+    behind = [stored.part(last, old)] if last < old else []
+    return Made.joined(dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind)

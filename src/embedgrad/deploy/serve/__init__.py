@@ -1,0 +1,6 @@
+"""Existing servers, started on an export: an OpenAI-compatible API on a loopback port."""
+
+from embedgrad.deploy.serve.engines import ENGINES
+from embedgrad.deploy.serve.server import Served, serve
+
+__all__ = ["ENGINES", "Served", "serve"]

@@ -1,0 +1,98 @@
+"""A refined prompt behind an OpenAI-compatible API, by a server that exists."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from embedgrad.deploy.serve.cached_export import prepared
+from embedgrad.deploy.serve.engines import Wanted, engine_of
+from embedgrad.deploy.serve.process import ServerProcess, free_port
+from embedgrad.events import Report, nowhere, say, stage
+
+LONGEST_START = 900.0  # seconds: a large model is read from disk
+LOOPBACK = ("127.", "localhost", "::1")
+
+
+class Served:
+    """A server that runs until the `with` block ends, or until `stop`.
+
+    `url` is the base of its OpenAI-compatible API, `model` what clients call the model by.
+    """
+
+    def __init__(self, url: str, model: str, process: ServerProcess, stack: ExitStack):
+        self.url = url
+        self.model = model
+        self._process = process
+        self._stack = stack
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        return self._process.pid
+
+    @property
+    def example(self) -> str:
+        """How to ask it: a line for a shell, and Python."""
+        return f"""\
+curl {self.url}/chat/completions -H "Content-Type: application/json" \\
+  -d '{{"messages": [{{"role": "user", "content": "YOUR TEXT"}}], "temperature": 0}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{self.url}", api_key="none")
+messages = [{{"role": "user", "content": "YOUR TEXT"}}]
+reply = client.chat.completions.create(model="{self.model}", messages=messages, temperature=0)
+print(reply.choices[0].message.content)"""
+
+    def wait(self) -> None:
+        """Return never by itself: raises `EngineError` with its last lines when it ends."""
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End the server; done twice, it does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def serve(
+    folder: str | Path,
+    engine: str = "llamacpp",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    overrides: Sequence[str] = (),
+    report: Report = nowhere,
+) -> Served:
+    """Start a server on a run or on an export, and return when it answers.
+
+    The export of a run is made once and kept beside it. Port 0 takes any free one; `overrides` are
+    settings of the run's recipe. Raises `EngineError` where the engine is not installed, the port
+    is taken or the server ends, and whatever an export raises.
+    """
+    found = engine_of(engine)
+    port = free_port(host, port)  # before an export, which takes longer
+    export, name = prepared(Path(folder), found.destination, overrides, report)
+    wanted = Wanted(export, name, host, free_port(host, port))
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if not host.startswith(LOOPBACK):
+        say(report, [f"{host} is reached from other machines, and the server asks no password"])
+    with ExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedgrad-serve-"))
+        stage(report, f"starting {engine}")
+        process = ServerProcess(engine, found.command(wanted), Path(logs) / "server.log")
+        stack.callback(process.stop)
+        model = name if found.knows_names else str(export)
+        served = Served(f"{url}/v1", model, process, stack.pop_all())
+    try:
+        process.wait_until_ready(f"{url}/health", LONGEST_START)
+    except BaseException:
+        served.stop()
+        raise
+    return served

@@ -1,0 +1,109 @@
+"""Where every refined row went: distance, nearest tokens, and what the row is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.evaluation.evaluator import Evaluator, summarize
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import TokenSequence
+
+ROWS_AT_A_TIME = 8192  # of the embedding table
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDrift:
+    """One refined row.
+
+    `distance` is in norms of the start row. `nearest` are the vocabulary's tokens with the largest
+    cosine to the row, `unchanged` whether the nearest one reads as the row's own token. `typical`
+    is the row's norm over the vocabulary's mean norm.
+    """
+
+    token: str
+    distance: float
+    cosine: float
+    nearest: tuple[str, ...]
+    unchanged: bool
+    typical: float
+
+
+def token_drift(
+    prompt: PromptEmbedding, model: LanguageModel, *, nearest: int = 3
+) -> list[TokenDrift]:
+    """Drift of every row, with its nearest vocabulary tokens by cosine."""
+    table = model.vocabulary_rows()
+    ids = nearest_tokens(prompt.rows.to(table), table, nearest)
+    tokenizer, own = model.tokenizer, prompt.span.ids
+    mean_norm = table.norm(dim=1).mean().item()
+    same = nearest_tokens(prompt.start_rows.to(table), table, 1)
+    return [
+        TokenDrift(
+            token=readable(prompt.span.tokens[p], tokenizer, own[p]),
+            distance=prompt.drift[p].item(),
+            cosine=prompt.cosine[p].item(),
+            # A padded table has rows that no token stands for.
+            nearest=tuple(
+                readable(tokenizer.convert_ids_to_tokens(i) or f"[row-{i}]", tokenizer, i)
+                for i in ids[p]
+            ),
+            # Twins in the table (equal rows) count as the token itself.
+            unchanged=ids[p][0] in (own[p], same[p][0]),
+            typical=prompt.rows[p].norm().item() / mean_norm,
+        )
+        for p in range(len(own))
+    ]
+
+
+def nearest_tokens(rows_PD: Tensor, table_VD: Tensor, count: int) -> list[list[int]]:
+    """Ids of the `count` tokens with the largest cosine to each row, best first."""
+    rows = torch.nn.functional.normalize(rows_PD, dim=1)
+    parts = [
+        rows @ torch.nn.functional.normalize(part, dim=1).T
+        for part in torch.split(table_VD, ROWS_AT_A_TIME)
+    ]
+    best: list[list[int]] = torch.cat(parts, dim=1).topk(count, dim=1).indices.tolist()
+    return best
+
+
+def row_worth(
+    prompt: PromptEmbedding,
+    evaluator: Evaluator,
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, float]]:
+    """What is lost when one row alone goes back to text, measured on `sequences`.
+
+    Per row: `accuracy` and `log_loss` (nats) lost; positive means that the refined row helps.
+    Measured one row at a time, so the numbers do not add up to the whole gain.
+    """
+    choices = evaluator.target.choices
+    whole = summarize(evaluator.refined(prompt.rows, sequences), choices)
+    worth = []
+    for p in range(len(prompt.rows)):
+        rows = prompt.rows.clone()
+        rows[p] = prompt.start_rows[p]
+        without = summarize(evaluator.refined(rows, sequences), choices)
+        worth.append(
+            {
+                "accuracy": whole.accuracy - without.accuracy,
+                "log_loss": without.log_loss - whole.log_loss,
+            }
+        )
+        if progress is not None:
+            progress(p + 1, len(prompt.rows))
+    return worth
+
+
+def readable(token: str, tokenizer: Any, token_id: int) -> str:
+    """A token as text, with spaces and line feeds visible."""
+    text = str(tokenizer.decode([token_id]))
+    if not text or "�" in text:
+        text = token
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")

@@ -1,0 +1,285 @@
+"""Text prompt against refined prompt, on the same rows, by one scorer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from embedgrad.errors import DataError, ModelError
+from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
+from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
+from embedgrad.model.generation import Reply, replies
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.scorers import Exact, Scorer
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One row's answer: what was right, what was said, and how likely the right one was.
+
+    `correct` is 1 or 0, or between for a function of the user's own; `cut` says that a free answer
+    did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
+    in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
+    choices among themselves, or None for free text.
+    """
+
+    source: str
+    answer: str
+    predicted: str
+    correct: float
+    loss: float
+    probabilities: tuple[float, ...] | None
+    cut: bool = False
+    unread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Scores of one prompt; `interval` is 95 %, Wilson's or, of graded scores, a bootstrap's.
+
+    `accuracy` is the mean of `Answered.correct`, `log_loss` the mean loss in nats.
+    `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
+    finds no answer: failures of form, which say nothing of the reasoning.
+    """
+
+    rows: int
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float | None
+    log_loss: float
+    cut: int
+    unread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two prompts on the same rows.
+
+    `difference` is refined minus text, with its bootstrap interval (95 %, rows resampled in pairs)
+    and the `test` and p-value of `paired_test`, McNemar's where answers are right or wrong;
+    `fixed` and `broken` are indices of rows whose score rose or fell.
+    """
+
+    text: Summary
+    refined: Summary
+    difference: float
+    interval: tuple[float, float]
+    test: str
+    p_value: float
+    fixed: tuple[int, ...]
+    broken: tuple[int, ...]
+    text_answers: tuple[Answered, ...] = field(repr=False)
+    refined_answers: tuple[Answered, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part of `result.json` that holds scores."""
+        return {
+            "text": asdict(self.text),
+            "refined": asdict(self.refined),
+            "difference": {
+                "accuracy": self.difference,
+                "interval": list(self.interval),
+                "test": self.test,
+                "p_value": self.p_value,
+                "fixed": len(self.fixed),
+                "broken": len(self.broken),
+            },
+            "test_rows": self.text.rows,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How answers are scored."""
+
+    scorer: Scorer = Exact()
+    """When a free answer is right; choices are compared by their log-probabilities."""
+    max_new_tokens: Annotated[int, Gt(0)] = 256
+    """Longest free answer, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a free answer, which is cut before the first of them."""
+    batch_size: Annotated[int, Gt(0)] = 32
+    """Rows per pass."""
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop, "evaluation.stop")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How free answers are decoded: greedily."""
+        return Decoding(max_new_tokens=self.max_new_tokens, stop=self.stop)
+
+
+class Evaluator:
+    """Answers rows with a prompt and scores the answers."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sequencer: Sequencer,
+        evaluation: Evaluation = Evaluation(),
+    ):
+        self.model = model
+        self.target: Target = sequencer.target
+        self.end_ids = model.ends_of(sequencer)
+        self.evaluation = evaluation
+        self.lookups = 1 if self.target.choices else 2  # of a row's head: decoding, then its loss
+
+    def text(
+        self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    ) -> list[Answered]:
+        """The text prompt's answers: start rows, and plain tokens where text merges with them."""
+        merged = [i for i, s in enumerate(sequences) if s.plain is not None]
+        if not merged:
+            return self.refined(start_PD, sequences, progress)
+        same = [i for i, s in enumerate(sequences) if s.plain is None]
+        answered: dict[int, Answered] = {}
+        for part, rows in ((same, start_PD), (merged, start_PD[:0])):
+            picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
+            done = len(answered)
+            report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
+            answered |= zip(part, self.refined(rows, picked, report), strict=True)
+        return [answered[i] for i in range(len(sequences))]
+
+    @torch.no_grad()
+    def refined(
+        self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    ) -> list[Answered]:
+        """The answers with these rows, in the order of `sequences`. Raises `ModelError` for NaN."""
+        if not sequences:
+            return []
+        answered: dict[int, Answered] = {}
+        # Rows of like length together, so that little is padding.
+        order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
+        choices = bool(self.target.choices)
+        for start in range(0, len(order), self.evaluation.batch_size):
+            batch = order[start : start + self.evaluation.batch_size]
+            picked = [sequences[i] for i in batch]
+            free = None if choices else self._replies(rows_PD, picked)
+            outcome = self.model.outcome(
+                rows_PD, picked, choices=choices, normalize=self.target.normalize
+            )
+            if outcome.scores_BC.isnan().any():
+                raise ModelError(NOT_FINITE)
+            shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
+            losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
+            for b, i in enumerate(batch):
+                if free is None:
+                    answered[i] = self._choice(sequences[i], shares_BC[b])
+                else:
+                    answered[i] = self._free(sequences[i], free[b], losses[b].item())
+            if progress is not None:
+                progress(len(answered))
+        return [answered[i] for i in range(len(sequences))]
+
+    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
+        made = replies(
+            self.model,
+            rows_PD,
+            sequences,
+            self.evaluation.decoding,
+            end_ids=self.end_ids,
+            batch_size=self.evaluation.batch_size,
+        )
+        return [reply for (reply,) in made]
+
+    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> Answered:
+        best = int(shares_C.argmax())
+        return Answered(
+            source=sequence.example.source,
+            answer=sequence.example.answer,
+            predicted=self.target.choices[best],
+            correct=float(best == sequence.gold),
+            loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
+            probabilities=tuple(shares_C.tolist()),
+        )
+
+    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> Answered:
+        example = sequence.example
+        unjudged = Answered(example.source, example.answer, reply.text, 0.0, loss, None, reply.cut)
+        return judged(unjudged, self.evaluation.scorer)
+
+
+def judged(answered: Answered, scorer: Scorer) -> Answered:
+    """A free answer with what a scorer says of it. Raises what the scorer raises."""
+    correct = scorer.score(answered.predicted, answered.answer)
+    unread = not correct and scorer.is_unread(answered.predicted)
+    return replace(answered, correct=correct, unread=unread)
+
+
+def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
+    """Scores of one prompt's answers, with the interval of `score_interval`."""
+    scores, said = [a.correct for a in answered], [a.predicted for a in answered]
+    f1 = macro_f1([a.answer for a in answered], said, choices) if choices else None
+    return Summary(
+        rows=len(answered),
+        accuracy=sum(scores) / len(answered),
+        interval=score_interval(scores),
+        macro_f1=f1,
+        log_loss=sum(a.loss for a in answered) / len(answered),
+        cut=sum(a.cut for a in answered),
+        unread=sum(a.unread for a in answered),
+    )
+
+
+def compare(
+    text: Sequence[Answered], refined: Sequence[Answered], choices: Sequence[str]
+) -> Comparison:
+    """Two prompts' answers to the same rows."""
+    differences = [b.correct - a.correct for a, b in zip(text, refined, strict=True)]
+    fixed = tuple(i for i, difference in enumerate(differences) if difference > 0)
+    broken = tuple(i for i, difference in enumerate(differences) if difference < 0)
+    test, p_value = paired_test(differences)
+    return Comparison(
+        text=summarize(text, choices),
+        refined=summarize(refined, choices),
+        difference=sum(differences) / len(differences),
+        interval=bootstrap_mean(differences),
+        test=test,
+        p_value=p_value,
+        fixed=fixed,
+        broken=broken,
+        text_answers=tuple(text),
+        refined_answers=tuple(refined),
+    )
+
+
+def evaluate(
+    evaluator: Evaluator,
+    prompt: PromptEmbedding,
+    sequences: Sequence[TokenSequence],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Score a prompt's text and its refined rows on the same examples.
+
+    `progress` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
+    where there are no rows.
+    """
+    if not sequences:
+        raise DataError("no rows to score; give at least one example")
+
+    def report(which: str) -> Progress | None:
+        return None if progress is None else lambda done: progress(which, done, len(sequences))
+
+    # Rows that dev left as they were need no second pass; merged text is other tokens.
+    kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
+    heads = [sequence.head for sequence in sequences]
+    evaluator.model.heads.expect((heads, (1 if kept else 2) * evaluator.lookups))
+    text = refined = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
+    if not kept:
+        refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
+    return compare(text, refined, evaluator.target.choices)
+
+
+def _length(sequence: TokenSequence) -> int:
+    return len(sequence.head) + len(sequence.tail)

@@ -1,0 +1,26 @@
+"""The methods that a comparison sets side by side, each scored by the same evaluator."""
+
+from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
+from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, unbounded
+from embedgrad.experiments.baselines.lora import Lora
+from embedgrad.experiments.baselines.prompt_tuning import CPT, PromptTuning
+from embedgrad.experiments.baselines.prompting import BestOfN, FewShot, Text
+
+# In the order of the table; the names are those that `settings.COMPARED` lets a recipe say.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Text("text"),
+        BestOfN("best-of-n"),
+        FewShot("few-shot"),
+        EmbedGrad("embedgrad"),
+        EmbedGrad("embedgrad-no-region", parts=unbounded),
+        EmbedGrad("random-init", start=random_rows),
+        PromptTuning("peft-prompt-tuning-text", from_text=True),
+        PromptTuning("peft-prompt-tuning-random", from_text=False),
+        CPT("peft-cpt"),
+        Lora("peft-lora"),
+    )
+}
+
+__all__ = ["METHODS", "Answers", "Method", "Task", "Trained"]

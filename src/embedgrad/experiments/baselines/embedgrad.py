@@ -1,0 +1,123 @@
+"""EmbedGrad, also without its trust region or without the words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from embedgrad.errors import DivergenceError
+from embedgrad.evaluation.evaluator import Progress
+from embedgrad.events import say
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Method,
+    Task,
+    Trained,
+    examples_seen,
+    question_tokens,
+)
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.loop import optimize
+from embedgrad.training.settings import Parts, Refinement
+
+Start = Callable[[LanguageModel, int, int], Tensor]
+
+
+def unbounded(parts: Parts) -> Parts:
+    """The same parts without a trust region."""
+    return replace(parts, trust_region=TrustRegion(radius=None))
+
+
+def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
+    """Rows from a normal distribution with the vocabulary's mean and deviation per dimension."""
+    rows_VD = model.vocabulary_rows()
+    generator = torch.Generator().manual_seed(seed)
+    noise_PD = torch.randn(count, rows_VD.shape[1], generator=generator).to(rows_VD)
+    return rows_VD.mean(dim=0) + noise_PD * rows_VD.std(dim=0)
+
+
+class EmbedGrad(Method):
+    """The recipe's own training, with other parts or other rows to start from where given."""
+
+    def __init__(
+        self,
+        name: str,
+        parts: Callable[[Parts], Parts] = lambda parts: parts,
+        start: Start | None = None,
+    ):
+        super().__init__(name)
+        self._parts, self._start = parts, start
+
+    def train(self, task: Task, seed: int) -> Trained:
+        recipe, count = task.recipe, len(task.sequencer.span.ids)
+        start = None if self._start is None else self._start(task.model, count, seed)
+        parts, saved, began = self._parts(recipe.parts), task.saved(), time.perf_counter()
+        before = saved.seconds if saved else 0.0
+
+        def keep(state: TrainingState) -> None:
+            task.keep(replace(state, seconds=before + time.perf_counter() - began))
+
+        try:
+            refinement = optimize(
+                task.model,
+                task.sequencer,
+                task.train,
+                task.dev,
+                training=replace(recipe.training, seed=seed),
+                parts=parts,
+                evaluation=recipe.evaluation,
+                start_rows=start,
+                state=saved,
+                report=task.report,
+                keep=keep,
+            )
+        except DivergenceError as error:
+            if error.refinement is None:
+                raise
+            refinement = error.refinement
+            say(task.report, [f"{self.name}, seed {seed}: {error}"])
+        if refinement.ended == "interrupted":
+            raise KeyboardInterrupt
+        return self._kept(task, replace(refinement, seconds=before + refinement.seconds))
+
+    def _kept(self, task: Task, refinement: Refinement) -> Trained:
+        prompt, best = refinement.prompt, refinement.best
+        seen = examples_seen(len(task.train), task.recipe.training.batch_size, refinement.steps)
+        return Trained(
+            {"rows": prompt.rows},
+            {
+                "trained_numbers": prompt.rows.numel(),
+                "stored_bytes": 4 * prompt.rows.numel(),
+                "examples_seen": seen,
+                "train_seconds": refinement.seconds,
+                "dev": best.score if best.history else None,
+                "history": best.history,
+                "ended": refinement.ended,
+                "settings": {
+                    "learning_rate": self._parts(task.recipe.parts).optimizer.learning_rate,
+                    "radius": prompt.trust_region.radius,
+                    "steps": refinement.steps,
+                    "best_step": best.step,
+                    "drift_mean": prompt.drift.mean().item(),
+                    "drift_max": prompt.drift.max().item(),
+                },
+            },
+        )
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        rows_PD = trained.tensors["rows"].to(task.model.device)
+        answered = task.evaluator().refined(rows_PD, sequences, progress)
+        return Answers(answered, [question_tokens(s, len(rows_PD)) for s in sequences])

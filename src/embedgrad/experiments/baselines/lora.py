@@ -1,0 +1,104 @@
+"""PEFT's LoRA: small matrices added to the model's own, the ceiling that a prompt may approach.
+
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's quick tour for alpha and dropout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.errors import ModelError
+from embedgrad.evaluation.evaluator import Answered, Progress
+from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.recipe.recipe import Recipe
+
+ALPHA_PER_RANK, DROPOUT = 4, 0.1
+
+
+class Lora(PeftMethod):
+    """PEFT LoRA on the modules that PEFT chooses for the architecture, with the text prompt."""
+
+    def learning_rate(self, recipe: Recipe) -> float:
+        return recipe.compare.lora_learning_rate
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        rank = recipe.compare.lora_rank
+        return {"rank": rank, "alpha": ALPHA_PER_RANK * rank, "dropout": DROPOUT}
+
+    @contextlib.contextmanager
+    def wrapped(self, task: Task) -> Iterator[Any]:
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        base, rank = task.model.model, task.recipe.compare.lora_rank
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=rank,
+            lora_alpha=ALPHA_PER_RANK * rank,
+            lora_dropout=DROPOUT,
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                # What PEFT corrects by itself in GPT-2.
+                warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
+                model: Any = get_peft_model(base, config)
+        except ValueError as error:
+            known = f"PEFT has no LoRA for {task.model.info.architecture}"
+            raise ModelError(f"{self.name}: {known} ({error}); leave it out") from error
+        try:
+            yield model
+        finally:
+            model.unload()
+            base.eval().requires_grad_(False)
+
+    def line(self, task: Task, sequence: TokenSequence) -> Line:
+        question = sequence.plain
+        if question is None:
+            question = sequence.head + task.sequencer.span.ids + sequence.tail
+        return question, sequence.targets[sequence.gold]
+
+    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+        return _answers(task, task.dev)
+
+    def kept(self, model: Any) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in _trained(model).items()}
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        with torch.random.fork_rng(), self.wrapped(task) as model:
+            model.eval()
+            with torch.no_grad():
+                for name, value in _trained(model).items():
+                    value.copy_(trained.tensors[name])
+            answered = _answers(task, sequences, progress)
+        count = len(task.sequencer.span.ids)
+        return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
+
+
+def _trained(model: Any) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _answers(
+    task: Task, sequences: Sequence[TokenSequence], progress: Progress | None = None
+) -> list[Answered]:
+    """By the model with what was added to it: no head that the model alone has read serves it."""
+    own = task.model
+    model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), head_cache_budget=0)
+    start_PD = model.embed(task.sequencer.span.ids)
+    return task.evaluator(model).text(start_PD, sequences, progress)

@@ -1,0 +1,258 @@
+"""A plain training loop around a PEFT model, fed with the same batches as our own loop.
+
+    loss = model(input_ids=..., attention_mask=..., labels=...).loss
+
+as PEFT's documentation does: the batch padded on the right, labels on the answer only, AdamW, the
+gradient cut at 1 as `transformers.Trainer` does. Schedule, order of examples, evaluations on dev
+and the choice of the best are those of the recipe.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import math
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.evaluation.evaluator import Answered
+from embedgrad.events import say
+from embedgrad.experiments.baselines.base import Method, Task, Trained, examples_seen
+from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.selection import Best
+from embedgrad.training.settings import Training
+
+LONGEST_GRADIENT = 1.0
+MOST_LOGITS = 2**28  # of a pass: with their copies some 4 GB, which a few long rows would go beyond
+Line = tuple[Ids, Ids]  # a question, and its right answer
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch as a data collator makes it, shapes [B, T]; labels are -100 but on the answers."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, lines: Sequence[Line], device: torch.device) -> Padded:
+        """Pad on the right with token 0, which the mask hides."""
+        shape = len(lines), max(len(question) + len(answer) for question, answer in lines)
+        ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, -100)
+        for row, (question, answer) in enumerate(lines):
+            end = len(question) + len(answer)
+            ids[row, :end] = torch.tensor(question + answer)
+            mask[row, :end] = 1
+            labels[row, len(question) : end] = torch.tensor(answer)
+        return cls(ids.to(device), mask.to(device), labels.to(device))
+
+
+def batches(rows: int, training: Training, steps: int) -> Iterator[list[int]]:
+    """Indices of the rows of each step, in the order of our own loop."""
+    size, made = training.batch_size, 0
+    for epoch in range(steps):  # an epoch has at least one step
+        order = training.epoch_order(rows, epoch)
+        for start in range(0, rows, size):
+            if made == steps:
+                return
+            made += 1
+            yield order[start : start + size]
+
+
+class PeftMethod(Method):
+    """A method of the PEFT library."""
+
+    def lacks(self, recipe: Recipe) -> str:
+        if importlib.util.find_spec("peft") is None:
+            return 'PEFT is not installed; pip install "embedgrad[compare]"'
+        return ""
+
+    @abstractmethod
+    def learning_rate(self, recipe: Recipe) -> float:
+        """Its full step size."""
+
+    @abstractmethod
+    def wrapped(self, task: Task) -> AbstractContextManager[Any]:
+        """The PEFT model; leaving the context gives the base model back as it was."""
+
+    @abstractmethod
+    def line(self, task: Task, sequence: TokenSequence) -> Line:
+        """A row as this method reads it."""
+
+    @abstractmethod
+    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+        """The answers to dev as the model is now."""
+
+    @abstractmethod
+    def kept(self, model: Any) -> dict[str, Tensor]:
+        """Copies of what must be stored."""
+
+    def inputs(self, batch: Padded) -> dict[str, Tensor]:
+        """What the model takes besides ids, mask and labels."""
+        return {}
+
+    def distances(self, task: Task, model: Any) -> dict[str, float]:
+        """How far rows have moved, for the progress display."""
+        return {}
+
+    def train(self, task: Task, seed: int) -> Trained:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            with self.wrapped(task) as model:
+                model.eval()
+                return self._fit(task, model, seed)
+
+    def _fit(self, task: Task, model: Any, seed: int) -> Trained:
+        recipe, began = task.recipe, time.perf_counter()
+        training = replace(recipe.training, seed=seed)
+        total = training.steps_in_all(len(task.train))
+        every = training.steps_between_evaluations(len(task.train))
+        leaves = [value for value in model.parameters() if value.requires_grad]
+        rate = self.learning_rate(recipe)
+        optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
+        best, kept, ended, step = Best(task.metric, torch.empty(0)), self.kept(model), "finished", 0
+        plan, before, saved = {"total": total, "every": every}, 0.0, task.saved()
+        if saved is not None:
+            kept = _restore(saved, leaves, optimizer)
+            best = Best(task.metric, torch.empty(0), saved.best_step, saved.history)
+            step, before = saved.step, saved.seconds
+
+        def evaluate() -> None:
+            nonlocal kept
+            if task.dev:
+                best.add(task.dev_score(self.dev_answers(task, model), step), best.rows)
+                told = {"metric": best.metric, "best": best.score, "text": best.history[0]}
+                task.report({"event": "evaluation", **best.history[-1], **told, **plan})
+            if not task.dev or best.step == step:
+                kept = self.kept(model)
+
+        if saved is None:
+            evaluate()
+        if best.is_stale(training.patience):  # cut off right after its last state
+            total, ended = step, "patience"
+        for batch in itertools.islice(batches(len(task.train), training, total), step, None):
+            since = time.perf_counter()
+            # By step, so that a training that goes on draws the same dropout.
+            torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * recipe.parts.schedule.factor(step, total)
+            lines = [self.line(task, task.train[i]) for i in batch]
+            model.train()
+            loss = self._gradients(task, model, lines, training.accumulate)
+            norm = torch.nn.utils.clip_grad_norm_(leaves, LONGEST_GRADIENT).item()
+            model.eval()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                ended, where = "diverged", f"{self.name}, seed {seed}, step {step + 1}"
+                text = f"{where}: the loss is {loss}; stopped, with the best so far kept"
+                say(task.report, [text])
+                break
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            task.report(
+                {
+                    "event": "step",
+                    "step": step,
+                    "total": total,
+                    "loss": loss,
+                    "gradient_norm": norm,
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    **self.distances(task, model),
+                    "examples": len(batch),
+                    "seconds": time.perf_counter() - since,
+                    **task.model.heads.progress,
+                }
+            )
+            if step % every == 0 or step == total:
+                evaluate()
+                seconds = before + time.perf_counter() - began
+                task.keep(_state(step, leaves, optimizer, kept, best, seconds))
+                if best.is_stale(training.patience):
+                    ended = "patience"
+                    break
+        seconds = before + time.perf_counter() - began
+        task.report({"event": "end", "ended": ended, "steps": step, "seconds": seconds})
+        return Trained(
+            kept,
+            {
+                "trained_numbers": sum(leaf.numel() for leaf in leaves),
+                "stored_bytes": sum(t.numel() * t.element_size() for t in kept.values()),
+                "examples_seen": examples_seen(len(task.train), training.batch_size, step),
+                "train_seconds": seconds,
+                "dev": best.score if best.history else None,
+                "history": best.history,
+                "ended": ended,
+                "settings": {"learning_rate": rate, "steps": step, **self.settings(recipe)},
+            },
+        )
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What the results say of how it was run."""
+        return {}
+
+    def _gradients(self, task: Task, model: Any, lines: Sequence[Line], parts: int) -> float:
+        """The loss that the model returns, a mean over tokens; parts add up to the whole batch.
+
+        The model computes the logits of every place, so a batch of long rows takes more parts.
+        """
+        longest = max(len(question) + len(answer) for question, answer in lines)
+        logits = len(lines) * longest * task.model.info.vocabulary
+        parts, total = max(parts, math.ceil(logits / MOST_LOGITS)), 0.0
+        size = math.ceil(len(lines) / parts)
+        tokens = sum(len(answer) for _, answer in lines)
+        for start in range(0, len(lines), size):
+            part = lines[start : start + size]
+            batch = Padded.of(part, task.model.device)
+            loss = model(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                labels=batch.labels,
+                use_cache=False,
+                **self.inputs(batch),
+            ).loss
+            loss = loss * (sum(len(answer) for _, answer in part) / tokens)
+            loss.backward()
+            total += loss.item()
+        return total
+
+
+def _state(
+    step: int,
+    leaves: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    kept: Mapping[str, Tensor],
+    best: Best,
+    seconds: float,
+) -> TrainingState:
+    """Where a training stands; what is kept of the best stands beside the leaves."""
+    theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+    theta |= {f"kept.{name}": value for name, value in kept.items()}
+    return TrainingState(
+        step, theta, optimizer.state_dict(), best.rows, best.step, best.history, seconds
+    )
+
+
+@torch.no_grad()
+def _restore(
+    saved: TrainingState, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Set leaves and optimizer as they were; returns what was kept of the best."""
+    for i, leaf in enumerate(leaves):
+        leaf.copy_(saved.theta[f"leaf.{i}"])
+    optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
+    of_best = (name for name in saved.theta if name.startswith("kept."))
+    return {name.removeprefix("kept."): saved.theta[name] for name in of_best}

@@ -1,0 +1,157 @@
+"""PEFT's prompt tuning and CPT.
+
+PEFT puts virtual tokens before everything else, the chat template's opening included, and nowhere
+else. So the span's words leave their place in the template, and as many virtual tokens stand first.
+Sources: Lester et al. 2021, https://arxiv.org/abs/2104.08691 (prompt tuning); Blau et al. 2024,
+https://arxiv.org/abs/2410.17222 (CPT); PEFT 0.21 `PeftModelForCausalLM.forward`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.evaluation.evaluator import Answered, Progress
+from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.trust_region import distances
+from embedgrad.recipe.recipe import Recipe
+
+ORDER = "PEFT puts the prompt first: as many rows, before the chat template's opening"
+
+
+def prompt_first(sequence: TokenSequence) -> TokenSequence:
+    """The row as PEFT can have it."""
+    tail = sequence.head + sequence.tail
+    return replace(sequence, head=(), tail=tail, plain=None, shared=0)
+
+
+class PeftPrompt(PeftMethod):
+    """A PEFT method that trains rows, which our evaluator then scores."""
+
+    start: str
+
+    @abstractmethod
+    def config(self, task: Task) -> Any:
+        """The `PeftConfig`."""
+
+    @contextlib.contextmanager
+    def wrapped(self, task: Task) -> Iterator[Any]:
+        from peft import get_peft_model
+
+        base = task.model.model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it asks for a renamed property
+            model: Any = get_peft_model(base, self.config(task))
+        try:
+            yield model
+        finally:
+            base.eval()  # nothing else of it was changed
+
+    def line(self, task: Task, sequence: TokenSequence) -> Line:
+        return sequence.head + sequence.tail, sequence.targets[sequence.gold]
+
+    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+        rows = [prompt_first(sequence) for sequence in task.dev]
+        return task.evaluator().refined(rows_of(model), rows)
+
+    def kept(self, model: Any) -> dict[str, Tensor]:
+        return {"rows": rows_of(model).cpu()}
+
+    def distances(self, task: Task, model: Any) -> dict[str, float]:
+        return distances(rows_of(model), task.model.embed(task.sequencer.span.ids))
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return {"start": self.start, "order": ORDER}
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        rows_PD = trained.tensors["rows"].to(task.model.device)
+        rows = [prompt_first(sequence) for sequence in sequences]
+        answered = task.evaluator().refined(rows_PD, rows, progress)
+        return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
+
+
+class PromptTuning(PeftPrompt):
+    """PEFT prompt tuning from the span's own tokens, or from random rows."""
+
+    def __init__(self, name: str, *, from_text: bool):
+        super().__init__(name)
+        self.from_text = from_text
+        self.start = "the span's tokens" if from_text else "PEFT's random rows"
+
+    def learning_rate(self, recipe: Recipe) -> float:
+        compare = recipe.compare
+        return (
+            compare.prompt_tuning_learning_rate
+            if self.from_text
+            else compare.random_prompt_learning_rate
+        )
+
+    def config(self, task: Task) -> Any:
+        from peft import PromptTuningConfig, PromptTuningInit, TaskType
+
+        return PromptTuningConfig(
+            task_type=TaskType.CAUSAL_LM,
+            prompt_tuning_init=PromptTuningInit.RANDOM,
+            num_virtual_tokens=len(task.sequencer.span.ids),
+        )
+
+    @contextlib.contextmanager
+    def wrapped(self, task: Task) -> Iterator[Any]:
+        with super().wrapped(task) as model:
+            if self.from_text:
+                # What PEFT's own TEXT start does, but with the tokens that the template gives the
+                # span: alone, its text may be cut into others.
+                rows_PD = task.model.embed(task.sequencer.span.ids)
+                with torch.no_grad():
+                    _encoder(model).embedding.weight.copy_(rows_PD)
+            yield model
+
+
+class CPT(PeftPrompt):
+    """PEFT CPT: a trained difference to the span's embeddings, of bounded length."""
+
+    start = "the span's tokens"
+
+    def learning_rate(self, recipe: Recipe) -> float:
+        return recipe.compare.cpt_learning_rate
+
+    def config(self, task: Task) -> Any:
+        from peft import CPTConfig, TaskType
+
+        ids = task.sequencer.span.ids
+        return CPTConfig(
+            task_type=TaskType.CAUSAL_LM,
+            cpt_token_ids=list(ids),
+            cpt_mask=[1] * len(ids),
+            cpt_tokens_type_mask=[1] * len(ids),  # words of the template, all of them trained
+        )
+
+    def inputs(self, batch: Padded) -> dict[str, Tensor]:
+        # CPT adds the prompt's largest type, 1, to these, in place; a multiple of 4 is a label.
+        return {"input_type_mask": torch.where(batch.labels == -100, 1, 3) * batch.mask}
+
+
+@torch.no_grad()
+def rows_of(model: Any) -> Tensor:
+    """The rows [P, D] that PEFT puts before a batch, in float32."""
+    rows: Tensor = model.get_prompt(batch_size=1)[0]
+    return rows.detach().float().clone()
+
+
+def _encoder(model: Any) -> Any:
+    return model.prompt_encoder[model.active_adapter]

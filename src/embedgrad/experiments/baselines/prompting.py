@@ -1,0 +1,214 @@
+"""Methods that train nothing: the text prompt, the best of several texts, worked examples."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from embedgrad.data.examples import Example
+from embedgrad.data.readers import shown
+from embedgrad.errors import DataError
+from embedgrad.evaluation.evaluator import Progress
+from embedgrad.events import say, stage
+from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.template import Template
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.selection import Best
+
+
+class Text(Method):
+    """The text prompt as it stands in the recipe."""
+
+    seeded = False
+
+    def train(self, task: Task, seed: int) -> Trained:
+        score = None
+        if task.dev:
+            score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
+        return Trained({}, _facts(task.sequencer.span.text, score, {}))
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        return _as_text(task, task.sequencer, sequences, progress)
+
+
+class BestOfN(Method):
+    """The text that scores best on dev, among the recipe's own and `compare.prompts`."""
+
+    seeded = False
+
+    def lacks(self, recipe: Recipe) -> str:
+        return "" if recipe.compare.prompts else "compare.prompts lists no other texts"
+
+    def train(self, task: Task, seed: int) -> Trained:
+        if not task.dev:
+            raise DataError("best-of-n: there are no dev rows to choose by; set data.dev_share")
+        template = task.sequencer.renderer.template
+        texts = list(dict.fromkeys((template.span, *task.recipe.compare.prompts)))
+        best = Best(task.metric, torch.empty(0))
+        began = time.perf_counter()
+        for i, text in enumerate(texts):
+            stage(task.report, f"best-of-n: text {i + 1} of {len(texts)}")
+            sequencer = task.sequencer_of(with_span(template, text))
+            try:
+                rows = sequencer.build(s.example for s in task.dev)
+            except DataError as error:
+                raise DataError(f"best-of-n: with the prompt {shown(text, 40)}: {error}") from error
+            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))
+        seconds = time.perf_counter() - began
+        scores = [
+            {"prompt": text, **{k: v for k, v in score.items() if k != "step"}}
+            for text, score in zip(texts, best.history, strict=True)
+        ]
+        chosen = {"prompt": texts[best.step], "candidates": scores}
+        return Trained({}, _facts(texts[best.step], best.score, chosen, seconds))
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        text = trained.facts["settings"]["prompt"]
+        sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
+        rows = sequencer.build(s.example for s in sequences)
+        return _as_text(task, sequencer, rows, progress)
+
+
+class FewShot(Method):
+    """The text prompt after k training examples with their answers, drawn by seed."""
+
+    def train(self, task: Task, seed: int) -> Trained:
+        began = time.perf_counter()
+        examples = [sequence.example for sequence in task.train]
+        picked = draw(examples, task.recipe.compare.shots, seed)
+        settings: dict[str, Any] = {
+            "shots": len(picked),
+            "rows": picked,
+            "sources": [examples[i].source for i in picked],
+        }
+        template = _shown(task, picked)
+        sequencer = task.sequencer_of(template)
+        rows = _fitting(task, sequencer, task.dev or task.train[:1], len(picked))
+        score = None
+        if task.dev:
+            score = task.dev_score(_as_text(task, sequencer, rows).answered, 0)
+        text = template.text or "".join(message.content for message in template.messages)
+        return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
+
+    def answer(
+        self,
+        task: Task,
+        trained: Trained,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
+    ) -> Answers:
+        picked = trained.facts["settings"]["rows"]
+        sequencer = task.sequencer_of(_shown(task, picked))
+        rows = _fitting(task, sequencer, sequences, len(picked))
+        return _as_text(task, sequencer, rows, progress)
+
+
+def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
+    """Indices of so many examples, as many of each answer as possible where answers repeat.
+
+    A question that stands there several times, with several solutions, is drawn once.
+    """
+    generator = random.Random(f"{seed}/few-shot")
+    order = list(range(len(examples)))
+    generator.shuffle(order)
+    first: dict[tuple[tuple[str, str], ...], int] = {}
+    for i in order:
+        first.setdefault(tuple(examples[i].columns.items()), i)
+    order = list(first.values())
+    pools: dict[str, list[int]] = {}
+    if len({example.answer for example in examples}) <= len(examples) // 2:
+        for i in order:
+            pools.setdefault(examples[i].answer, []).append(i)
+    else:
+        pools[""] = order
+    picked: list[int] = []
+    while len(picked) < min(count, len(order)):
+        for pool in pools.values():
+            picked += [pool.pop()] if pool and len(picked) < count else []
+    generator.shuffle(picked)
+    return picked
+
+
+def _shown(task: Task, picked: Iterable[int]) -> Template:
+    examples = [task.train[i].example for i in picked]
+    shots = [(e.columns, e.answer if e.solution is None else e.solution) for e in examples]
+    return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
+
+
+def _fitting(
+    task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence], shots: int
+) -> list[TokenSequence]:
+    """The rows in tokens behind worked examples; says where these take room from the rows.
+
+    Refuses examples that leave a row too little of the context for itself or for its answer.
+    """
+    examples = [sequence.example for sequence in sequences]
+    context, span = sequencer.context, len(sequencer.span.ids)
+    limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
+    if sequencer.truncate is not None and context > limit:
+        sequencer.context = context - limit  # a row is cut so that there is room for its answer
+    try:
+        rows, failure = sequencer.build(examples), None
+    except DataError as error:
+        sequencer.context, failure = 0, error
+        rows = sequencer.build(examples)
+    needed = 0
+    for row, alone in zip(rows, sequences, strict=True):
+        # A row that has no room without them either is no reason.
+        room = limit if question_tokens(alone, span) + limit <= context else 0
+        answer = max(room, *(len(ids) for ids in row.targets))
+        needed = max(needed, question_tokens(row, span) + answer)
+    if context and needed > context:
+        longest = f", {limit} of them for its answer (evaluation.max_new_tokens)" if limit else ""
+        raise DataError(
+            f"few-shot: with {shots} examples before it, a row needs {needed} tokens{longest}, "
+            f"but the model takes {context}; make compare.shots smaller"
+        ) from failure
+    if failure is not None:
+        raise failure
+    if sequencer.truncated:
+        column = f"column {sequencer.truncate!r} is cut in rows that do not fit"
+        say(task.report, [f"few-shot: behind {shots} examples {column}"])
+    return rows
+
+
+def _as_text(
+    task: Task,
+    sequencer: Sequencer,
+    sequences: Sequence[TokenSequence],
+    progress: Progress | None = None,
+) -> Answers:
+    start_PD = task.model.embed(sequencer.span.ids)
+    answered = task.evaluator().text(start_PD, sequences, progress)
+    return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
+
+
+def _facts(
+    text: str, score: dict[str, float] | None, settings: dict[str, Any], seconds: float = 0.0
+) -> dict[str, Any]:
+    return {
+        "trained_numbers": 0,
+        "stored_bytes": len(text.encode()),
+        "examples_seen": 0,
+        "train_seconds": seconds,
+        "dev": score,
+        "settings": settings,
+    }

@@ -1,0 +1,71 @@
+"""Other templates made of one: with another span text, or with worked examples before the question.
+
+Columns of the examples are written into the template as literal text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from embedgrad.data.markup import fill, literal, parse
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.template import Message, Template
+
+Shot = tuple[Mapping[str, str], str]  # columns, and the answer as the model shall write it
+_BETWEEN = "\n\n"  # worked examples of a plain text
+
+
+def with_span(template: Template, span: str) -> Template:
+    """The template with another text in place of its span."""
+    if template.text is not None:
+        return Template.plain(_marked(template.text, span))
+    messages = tuple(Message(m.role, _marked(m.content, span)) for m in template.messages)
+    return Template(messages=messages, options=template.options)
+
+
+def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> Template:
+    """The template after worked examples, each answered by the text prompt's own words.
+
+    Chat: the messages behind the leading system messages, filled in, and the answer as the
+    assistant's. Plain text: filled in, with the answer behind it.
+    """
+    if template.text is not None:
+        blocks = []
+        for columns, answer in shots:
+            filled = _filled(template.text, columns)
+            blocks.append(literal(filled + _prefix(filled, target, opened=True) + answer))
+        return Template.plain("".join(block + _BETWEEN for block in blocks) + template.text)
+    messages = list(template.messages)
+    leading = next(i for i, m in enumerate(messages) if m.role != "system")
+    turns = messages[leading:]
+    made = messages[:leading]
+    for columns, answer in shots:
+        filled_turns = [Message(m.role, _filled(m.content, columns)) for m in turns]
+        opened = filled_turns[-1].role == "assistant"
+        opening = filled_turns.pop().content if opened else ""
+        reply = opening + _prefix(opening, target, opened=opened) + answer
+        filled_turns.append(Message("assistant", reply))
+        made += [Message(m.role, literal(m.content)) for m in filled_turns]
+    return Template(messages=(*made, *turns), options=template.options)
+
+
+def _prefix(text: str, target: Target, *, opened: bool) -> str:
+    """What stands between an opening and the answer, as the sequencer puts it there."""
+    if target.prefix is not None:
+        return target.prefix
+    return " " if opened and not text[-1:].isspace() else ""
+
+
+def _filled(text: str, columns: Mapping[str, str]) -> str:
+    return fill(parse(text, "template"), columns)
+
+
+def _marked(text: str, span: str) -> str:
+    """The text with its marks as they were, and another span."""
+    written = []
+    for piece in parse(text, "template"):
+        if piece.kind == "span":
+            written.append(f"[[{literal(span)}]]")
+        else:
+            written.append(f"{{{piece.text}}}" if piece.kind == "column" else literal(piece.text))
+    return "".join(written)

@@ -1,0 +1,134 @@
+"""The straight line from the text rows through the refined rows: how far does meaning bend?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embedgrad.atomic_files import write_json
+from embedgrad.data.examples import Example
+from embedgrad.data.markup import literal
+from embedgrad.errors import DataError, EmbedgradError
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Progress, summarize
+from embedgrad.events import Report, nowhere, scoring, stage
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target, TokenSequence
+from embedgrad.prompt.template import Message, Template
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.open_run import OpenRun, open_run
+from embedgrad.report.page.run_files import WALK, asked_for
+
+PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+PROMPT = "<prompt>"  # where a question holds the rows
+QUESTIONS = (
+    f'A note says: "{PROMPT}" In one sentence, what does the note ask for?',
+    f'Repeat the words between the quotes, and nothing else: "{PROMPT}"',
+)
+LONGEST_REPLY = 60  # tokens
+
+
+def take_walk(
+    folder: str | Path,
+    rows: int,
+    overrides: Sequence[str] = (),
+    report: Report = nowhere,
+) -> dict[str, Any]:
+    """Walk a finished run's line on `rows` dev rows and ask the model: what `walk.json` holds.
+
+    Without dev rows test rows serve, and then training rows. Raises what `open_run` raises, and
+    `DataError` where there are no rows.
+    """
+    folder = Path(folder)
+    run = open_run(folder, overrides, report)
+    splits = read_data(run.recipe)
+    split = next((name for name in ("dev", "test", "train") if getattr(splits, name)), "dev")
+    sequences = run.sequencer.build(getattr(splits, split)[:rows])
+    total = len(PLACES) * len(sequences)
+    stage(report, "walking")
+    points = walk(run, sequences, lambda done: report(scoring("the walk", done, total)))
+    stage(report, "asking the model")
+    return {
+        **asked_for(folder, rows, overrides),
+        "split": split,
+        "rows": len(sequences),
+        "points": points,
+        "replies": replies(run),
+    }
+
+
+def keep_walk(folder: str | Path, values: Mapping[str, Any]) -> None:
+    """Write `walk.json`, for the next page. Raises `RunError`."""
+    write_json(Path(folder) / WALK, values)
+
+
+def walk(
+    run: OpenRun, sequences: Sequence[TokenSequence], progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Scores with the rows at each of `PLACES`: 0 is the text, 1 the refined prompt.
+
+    Raises `DataError` where there are no rows.
+    """
+    if not sequences:
+        raise DataError("the walk: no rows to score; give at least one example")
+    evaluator, points = run.evaluator, []
+    heads = [sequence.head for sequence in sequences]
+    run.model.heads.expect((heads, len(PLACES) * evaluator.lookups))
+    for i, place in enumerate(PLACES):
+        before = i * len(sequences)
+        told = None if progress is None else lambda n, p=progress, b=before: p(b + n)
+        answered = evaluator.refined(rows_at(run.prompt, place), sequences, told)
+        summary = summarize(answered, evaluator.target.choices)
+        points.append(
+            {
+                "t": place,
+                "accuracy": summary.accuracy,
+                "interval": list(summary.interval),
+                "log_loss": summary.log_loss,
+            }
+        )
+    return points
+
+
+def rows_at(prompt: PromptEmbedding, place: float) -> Tensor:
+    """Rows at a place of the line, to the bit the prompt's own at 0 and 1; shape [P, D]."""
+    if place == 1:
+        return prompt.rows
+    return prompt.start_rows + place * (prompt.rows - prompt.start_rows)
+
+
+def replies(run: OpenRun) -> list[dict[str, Any]]:
+    """What the model says to each of `QUESTIONS` that hold the text rows and the refined rows.
+
+    A question that this model's chat template cannot hold is left out.
+    """
+    found = []
+    for question in QUESTIONS:
+        try:
+            sequence, evaluator = _asked(run, question)
+            said = {}
+            for name in ("text", "refined"):
+                rows = run.prompt.start_rows if name == "text" else run.prompt.rows
+                reply = evaluator.refined(rows, [sequence])[0]
+                said[name] = {"reply": reply.predicted.strip(), "cut": reply.cut}
+        except EmbedgradError:
+            continue
+        found.append({"question": question.replace(PROMPT, "..."), **said})
+    return found
+
+
+def _asked(run: OpenRun, question: str) -> tuple[TokenSequence, Evaluator]:
+    """The question as tokens around a place for rows, and what decodes the reply."""
+    span, template = run.prompt.span, run.prompt.template
+    before, after = (literal(part) for part in question.split(PROMPT))
+    left, right = literal(span.drawn_left), literal(span.drawn_right)
+    text = f"{before}{left}[[{literal(template.span)}]]{right}{after}"
+    if template.text is None:
+        asking = Template(messages=(Message("user", text),), options=template.options)
+    else:
+        asking = Template.plain(f"{text}\n\nAnswer:")
+    sequencer = run.model.sequencer(asking, Target(), span=span, date=run.prompt.date)
+    evaluator = Evaluator(run.model, sequencer, Evaluation(max_new_tokens=LONGEST_REPLY))
+    return sequencer(Example({}, "", "the question")), evaluator

@@ -1,0 +1,172 @@
+"""The recipe's model, loaded, or known without its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from embedgrad.data.examples import Example
+from embedgrad.data.splits import Splits
+from embedgrad.errors import DataError
+from embedgrad.events import Report, say
+from embedgrad.experiments.plan.flops import Reuse
+from embedgrad.experiments.plan.model_shape import Shape, empty_model, shape_of
+from embedgrad.experiments.plan.problems import Problems
+from embedgrad.model.capabilities import no_reuse, rope_limit
+from embedgrad.model.forward import last_feed_forward
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import gguf_conversion as gguf_file
+from embedgrad.model.loading.checkpoint_folder import check_folder
+from embedgrad.model.loading.device import choose_device, choose_dtype
+from embedgrad.model.loading.info import context_length
+from embedgrad.model.loading.load import load_config, load_tokenizer
+from embedgrad.model.loading.resolve import resolve
+from embedgrad.model.prefix_cache import HeadCache, Spill
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.template import Renderer
+from embedgrad.recipe.build import open_model
+from embedgrad.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model's tokenizer, configuration and shape; the model itself where it was loaded."""
+
+    name: str
+    tokenizer: Any
+    config: Any
+    shape: Shape
+    reuse: Reuse
+    no_reuse: str
+    context: int
+    dtype: str
+    device: Any
+    room: int
+    """Bytes for heads in the device's memory."""
+    slower_room: int
+    """Bytes for heads in a GPU's host memory and on disk."""
+    embedding_scale: float
+    kind: str
+    """Of its source; see `ModelInfo`."""
+    model: LanguageModel | None
+
+
+def loaded(recipe: Recipe, report: Report) -> Described:
+    """The model as a run loads it."""
+    model = open_model(recipe, report)
+    shape = shape_of(model.model, model.feed_forward)
+    if not model.reuse_off:
+        shape = _with_keys_of(shape, model)
+    return Described(
+        name=recipe.model.name,
+        tokenizer=model.tokenizer,
+        config=model.model.config,
+        shape=shape,
+        reuse=Reuse(not model.reuse_off, model.longest_reuse),
+        no_reuse=model.reuse_off,
+        context=model.info.context,
+        dtype=model.info.dtype,
+        device=model.device,
+        room=model.heads.budget,
+        slower_room=model.heads.room - model.heads.budget,
+        embedding_scale=model.info.embedding_scale,
+        kind=model.info.kind,
+        model=model,
+    )
+
+
+def _with_keys_of(shape: Shape, model: LanguageModel) -> Shape:
+    """The shape with keys as they really are; not every configuration says it alike."""
+    stored, model.heads = model.heads, HeadCache(0)  # a look at one head is no use of it
+    try:
+        (head,) = model.heads_of([(0, 1)])
+    finally:
+        model.heads = stored
+    _, kv_heads, _, size = head.keys.shape
+    return dataclasses.replace(shape, kv_heads=kv_heads, head_size=size)
+
+
+def described(recipe: Recipe, report: Report) -> Described:
+    """The model without its weights: configuration, tokenizer, and modules that hold no memory."""
+    settings = recipe.model
+
+    def notify(text: str) -> None:
+        say(report, [text])
+
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    source = resolve(
+        settings.name, revision=settings.revision, local_files_only=False, notify=notify
+    )
+    folder = source.path
+    if source.kind in ("gguf", "package"):
+        folder, _ = gguf_file.converted_folder(folder, notify)
+    check_folder(folder)
+    what = f"model {settings.name!r} in {folder}"
+    config, tokenizer = load_config(what, folder), load_tokenizer(what, folder)
+    model = empty_model(config)
+    text = config.get_text_config(decoder=True)
+    why_not = no_reuse(model, text)
+    stored = recipe.head_cache
+    spill = None if stored.spill is None else Spill(stored.spill, stored.spill_budget, notify)
+    heads = HeadCache.on(device, stored.budget, spill=spill)
+    return Described(
+        name=settings.name,
+        tokenizer=tokenizer,
+        config=config,
+        shape=shape_of(model, last_feed_forward(model, text.num_hidden_layers), dtype.itemsize),
+        reuse=Reuse(not why_not, rope_limit(text)),
+        no_reuse=why_not,
+        context=context_length(config),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        room=heads.budget,
+        slower_room=heads.room - heads.budget,
+        embedding_scale=getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0),
+        kind=source.kind,
+        model=None,
+    )
+
+
+def sequencer_of(recipe: Recipe, model: Described, splits: Splits) -> Sequencer:
+    """What turns rows into tokens; rows that do not fit are refused by `tokenized` only."""
+    return Sequencer(
+        Renderer(recipe.template, model.tokenizer, date=datetime.date.today()),
+        model.tokenizer,
+        recipe.target,
+        rows=splits.train,
+        context=model.context if recipe.data.truncate else 0,
+        merges="report",
+        truncate=recipe.data.truncate,
+    )
+
+
+def tokenized(
+    sequencer: Sequencer, examples: tuple[Example, ...], context: int, problems: Problems
+) -> tuple[list[TokenSequence], int]:
+    """Every row in tokens, and the longest length; rows that a run would refuse are noted."""
+    found, lines, longest = [], [], 0
+    for example in examples:
+        try:
+            sequence = sequencer(example)
+        except DataError as error:
+            lines.append(str(error))
+            continue
+        found.append(sequence)
+        length = length_of(sequence, len(sequencer.span.ids))
+        longest = max(longest, length)
+        if context and length > context:
+            lines.append(
+                f"{example.source}: {length} tokens, but the model takes {context}; shorten the "
+                "row, drop it, or set data.truncate to the column that may be cut"
+            )
+    problems.add(lines)
+    return found, longest
+
+
+def length_of(sequence: TokenSequence, prompt: int) -> int:
+    """Tokens of a row with its longest target."""
+    longest = max((len(ids) for ids in sequence.targets), default=0)
+    return len(sequence.head) + prompt + len(sequence.tail) + longest

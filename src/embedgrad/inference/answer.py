@@ -1,0 +1,208 @@
+"""Answer a user's queries with a run's prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from embedgrad.data.examples import Example, cell_text
+from embedgrad.errors import DataError, EmbedgradError, nearest
+from embedgrad.formatting import visible
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import Reply, replies, stream
+from embedgrad.parts.registry import build, values_of
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.recipe.open_run import Answering
+from embedgrad.recipe.overrides import check_values
+
+CUT = " [cut]"  # behind an answer that did not end by itself
+
+
+def queries_from(
+    query: str | None, lines: Iterable[bytes], columns: Sequence[str]
+) -> Iterator[Example]:
+    """Examples without an answer: one from `query`, or one per JSON line. Raises `DataError`.
+
+    A query, or a line that is only a JSON string, is the text of the template's one column.
+    """
+    if query is not None:
+        yield example_of(query, columns, "the query")
+        return
+    for number, line in enumerate(lines, start=1):
+        where = f"standard input:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: is not JSON ({error}); expected an object per line"
+            ) from error
+        yield example_of(row, columns, where)
+
+
+def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
+    """The recipe's decoding, changed by options of the command line. Raises `EmbedgradError`."""
+    choices = run.prompt.target.choices
+    if given and choices:
+        raise EmbedgradError(
+            f"{_option(next(iter(given)))}: this run's answers are chosen from {len(choices)} "
+            "choices and not generated; leave it out"
+        )
+    problems: list[str] = []
+    check_values(given, "", problems)
+    made = None
+    if not problems:
+        values = values_of(run.evaluator.evaluation.decoding)
+        made = build(Decoding, {**values, **given}, "decoding", problems)
+    if made is None:
+        told = (problem.removeprefix("decoding.").partition(":") for problem in problems)
+        raise EmbedgradError("; ".join(f"{_option(name)}:{rest}" for name, _, rest in told))
+    for name, idle in (("samples", made.samples > 1), ("top_p", made.top_p < 1)):
+        if idle and not made.temperature:
+            raise EmbedgradError(
+                f"{_option(name)}: decoding is greedy, so there is one answer; give --temperature "
+                "above 0 too"
+            )
+    return made
+
+
+def _option(place: str) -> str:
+    """The option of the command line for a setting, such as stop.0."""
+    return f"--{place.partition('.')[0].replace('_', '-')}"
+
+
+def answer(
+    run: Answering, queries: Iterable[Example], *, refined: bool, decoding: Decoding | None = None
+) -> Iterator[dict[str, Any]]:
+    """One plain JSON value per query, in order, batch by batch.
+
+    `answer` is the text, or `answers` with several samples; with choices, `probabilities` says how
+    likely each is among them. What stands before a query that is refused is answered first.
+    `decoding` is by default the recipe's.
+    """
+    queries, failure = iter(queries), None
+    size = run.evaluator.evaluation.batch_size
+    done = 0
+    while failure is None:
+        batch: list[TokenSequence] = []
+        try:
+            for query in islice(queries, size):
+                batch.append(run.sequencer(query))
+        except EmbedgradError as error:
+            failure = error
+        if not batch and failure is None:
+            return
+        if run.prompt.target.choices:
+            found = _chosen(run, batch, refined)
+        else:
+            found = _free(run, batch, refined, decoding, done)
+        for sequence, values in zip(batch, found, strict=True):
+            yield {**values, "columns": dict(sequence.example.columns)}
+        done += len(batch)
+    raise failure
+
+
+def stream_answer(
+    run: Answering, query: Example, *, refined: bool, decoding: Decoding | None = None
+) -> Iterator[str]:
+    """A free answer as `as_text` gives it, in pieces as they come."""
+    rows_PD, sequence = _asked(run, run.sequencer(query), refined)
+    settings = decoding or run.evaluator.evaluation.decoding
+    pieces = stream(run.model, rows_PD, sequence, settings, end_ids=run.evaluator.end_ids)
+    while True:
+        try:
+            yield _shown(next(pieces))
+        except StopIteration as end:
+            if end.value.cut:
+                yield CUT
+            return
+
+
+def as_text(values: dict[str, Any]) -> str:
+    """Values of `answer` for a terminal; what could drive it is shown as an escape."""
+    if "answers" in values:
+        return "\n".join(f"[{n}] {as_text(v)}" for n, v in enumerate(values["answers"], start=1))
+    text = _shown(str(values["answer"]))
+    chances = values.get("probabilities")
+    if not chances:
+        return f"{text}{CUT}" if values.get("cut") else text
+    listed = ", ".join(f"{visible(choice)} {chance:.3f}" for choice, chance in chances.items())
+    return f"{text}  ({listed})"
+
+
+def _shown(text: str) -> str:
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def _chosen(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
+    if refined:
+        answered = run.evaluator.refined(run.prompt.rows, batch)
+    else:
+        answered = run.evaluator.text(run.prompt.start_rows, batch)
+    choices = run.prompt.target.choices
+    for found in answered:
+        assert found.probabilities is not None
+        chances = dict(zip(choices, found.probabilities, strict=True))
+        yield {"answer": found.predicted, "probabilities": chances}
+
+
+def _free(
+    run: Answering, batch: list[TokenSequence], refined: bool, decoding: Decoding | None, first: int
+) -> Iterator[dict[str, Any]]:
+    """`first` is the number of the batch's first query."""
+    settings = decoding or run.evaluator.evaluation.decoding
+    asked = [_asked(run, sequence, refined) for sequence in batch]
+    made: dict[int, tuple[Reply, ...]] = {}
+    for length in {len(rows_PD) for rows_PD, _ in asked}:
+        places = [i for i, (rows_PD, _) in enumerate(asked) if len(rows_PD) == length]
+        found = replies(
+            run.model,
+            asked[places[0]][0],
+            [asked[i][1] for i in places],
+            settings,
+            end_ids=run.evaluator.end_ids,
+            batch_size=run.evaluator.evaluation.batch_size,
+            numbers=[first + i for i in places],
+        )
+        made |= zip(places, found, strict=True)
+    for i in range(len(batch)):
+        samples = [{"answer": reply.text, "cut": reply.cut} for reply in made[i]]
+        yield samples[0] if settings.samples == 1 else {"answers": samples}
+
+
+def _asked(run: Answering, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
+    """The rows and the sequence that a prompt makes of a query; see `Evaluator.text`."""
+    if refined:
+        return run.prompt.rows, sequence
+    if sequence.plain is None:
+        return run.prompt.start_rows, sequence
+    return run.prompt.start_rows[:0], sequence.uncut()
+
+
+def example_of(row: object, columns: Sequence[str], where: str) -> Example:
+    """A query as an example; every column of the template must have text."""
+    if isinstance(row, str):
+        if len(columns) != 1:
+            raise DataError(
+                f"{where}: the template has {len(columns)} columns ({', '.join(columns)}); "
+                "give JSON lines with all of them on standard input"
+            )
+        row = {columns[0]: row}
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object with {', '.join(columns)}")
+    texts = {name: text for name in row if (text := cell_text(row[name])) is not None}
+    for name in columns:
+        if name not in row:
+            raise DataError(f"{where}: no column {name!r}; {nearest(name, row)}")
+        if not texts.get(name, "").strip():
+            raise DataError(f"{where}: column {name!r} holds no text; expected some")
+        try:
+            texts[name].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: column {name!r} is not UTF-8 text") from error
+    return Example(texts, "", where)

@@ -1,0 +1,155 @@
+"""A saved prompt that answers: `embedgrad.load(path).generate("...")`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from embedgrad.data.examples import Example
+from embedgrad.errors import ArtifactError, DataError, EmbedgradError, nearest
+from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.inference.answer import answer, example_of
+from embedgrad.model.compatibility import fit_to_model
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.language_model import LanguageModel, load_model
+from embedgrad.parts.registry import build
+from embedgrad.prompt import artifact
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.recipe.open_run import Answering
+from embedgrad.recipe.overrides import check_values
+
+Query = str | Mapping[str, str]
+"""The text of the template's one column, or the texts of all of them."""
+
+EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
+
+
+@dataclass(frozen=True)
+class RefinedPrompt(PromptEmbedding):
+    """A saved prompt, and its model once it has been asked something."""
+
+    _opened: dict[object, Answering] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def generate(
+        self,
+        queries: Query | Sequence[Query],
+        *,
+        model: LanguageModel | str | None = None,
+        **decoding: Any,
+    ) -> Any:
+        """Answer a query by a text, or a list of queries by a list.
+
+        Answers are the likeliest choices where the prompt was trained to choose, else text decoded
+        as it was scored; `decoding` changes that by options of `Decoding`, and several `samples`
+        make each answer a list. `model` is by default the one that the artifact names, which is
+        loaded once. Raises `ArtifactError`, `DataError`, `EmbedgradError` and `ModelError`.
+        """
+        alone = isinstance(queries, str | Mapping)
+        asked: Sequence[object] = [queries] if alone else list(queries)
+        examples = [self._example(query, i, alone) for i, query in enumerate(asked)]
+        settings = self._decoding(decoding)
+        opened = self._answering(model)
+        found = [_text(a) for a in answer(opened, examples, refined=True, decoding=settings)]
+        return found[0] if alone else found
+
+    def _example(self, query: object, number: int, alone: bool) -> Example:
+        columns, where = self.template.columns, "the query" if alone else f"query {number}"
+        if isinstance(query, str) and len(columns) != 1:
+            raise DataError(
+                f"{where}: the template has {len(columns)} columns ({', '.join(columns)}); "
+                "give a mapping with their texts"
+            )
+        if not isinstance(query, str | Mapping):
+            raise DataError(
+                f"{where}: {type(query).__name__}; expected a text, or a mapping with "
+                f"{', '.join(columns)}"
+            )
+        row = query if isinstance(query, str) else dict(query)
+        return example_of(row, columns, where)
+
+    def _decoding(self, given: Mapping[str, Any]) -> Decoding:
+        """As the artifact says, changed by what is given."""
+        known = [f.name for f in fields(Decoding)]
+        for name in given:
+            if name not in known:
+                raise EmbedgradError(f"generate: unknown option {name!r}; {nearest(name, known)}")
+            if self.target.choices:
+                raise EmbedgradError(
+                    f"generate: {name}: this prompt's answers are chosen from "
+                    f"{len(self.target.choices)} choices and not generated; leave it out"
+                )
+        saved = self.provenance.get("decoding")
+        saved = saved if isinstance(saved, dict) else {}
+        values = {name: saved[name] for name in ("max_new_tokens", "stop") if name in saved}
+        values |= {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
+        problems: list[str] = []
+        check_values(values, "decoding", problems)
+        made = None if problems else build(Decoding, values, "decoding", problems)
+        if made is None:
+            raise EmbedgradError(f"generate: {'; '.join(problems)}")
+        if not made.temperature and (made.samples > 1 or made.top_p < 1):
+            raise EmbedgradError(
+                "generate: decoding is greedy, so there is one answer; give a temperature above 0 "
+                "too"
+            )
+        return made
+
+    def _answering(self, model: LanguageModel | str | None) -> Answering:
+        """The prompt with its model; kept, so that the next query finds both."""
+        key = id(model) if isinstance(model, LanguageModel) else model
+        if key not in self._opened:
+            opened = self._loaded(model)
+            prompt = fit_to_model(self, opened.info, opened.embed)
+            sequencer = opened.sequencer(self.template, self.target, span=self.span, date=self.date)
+            evaluator = Evaluator(opened, sequencer)
+            self._opened.clear()  # one model at a time
+            self._opened[key] = Answering(prompt, opened, sequencer, evaluator)
+        return self._opened[key]
+
+    def _loaded(self, model: LanguageModel | str | None) -> LanguageModel:
+        if isinstance(model, LanguageModel):
+            return model
+        made_for = self.provenance.get("model")
+        made_for = made_for if isinstance(made_for, dict) else {}
+        name, revision = model or made_for.get("name"), None
+        if model is None:
+            revision = made_for.get("revision")
+        if not isinstance(name, str):
+            raise ArtifactError(
+                "generate: this prompt does not say which model it is for; give model="
+            )
+        precision = made_for.get("dtype")
+        return load_model(
+            name,
+            revision=revision if isinstance(revision, str) else None,
+            dtype=precision if isinstance(precision, str) else "auto",
+        )
+
+
+def load(folder: str | Path) -> RefinedPrompt:
+    """Read a saved prompt: its folder, a run's, or an export's that holds one prompt.
+
+    Raises `ArtifactError` that says what is missing, damaged or unknown.
+    """
+    folder = Path(folder)
+    if not any((folder / f).exists() for f in (artifact.JSON_FILE, "prompt")):
+        inside = sorted(p.parent for p in (folder / EXPORT_FOLDER).glob("*/" + artifact.JSON_FILE))
+        if len(inside) > 1:
+            raise ArtifactError(
+                f"{folder}: holds {len(inside)} prompts; give the folder of one: "
+                f"{', '.join(map(str, inside))}"
+            )
+        folder = inside[0] if inside else folder
+    found = artifact.load(folder)
+    return RefinedPrompt(**{f.name: getattr(found, f.name) for f in fields(found)})
+
+
+def _text(values: Mapping[str, Any]) -> str | list[str]:
+    """An answer of `answer`, or all its samples."""
+    if "answers" in values:
+        return [str(sample["answer"]) for sample in values["answers"]]
+    return str(values["answer"])

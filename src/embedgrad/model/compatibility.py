@@ -1,0 +1,51 @@
+"""Whether a saved prompt belongs to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from embedgrad.errors import ArtifactError
+from embedgrad.model.loading import ModelInfo
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.trust_region import near
+
+
+def fit_to_model(
+    prompt: PromptEmbedding,
+    model: ModelInfo,
+    embed: Callable[[Sequence[int]], torch.Tensor],
+) -> PromptEmbedding:
+    """The prompt with the start rows of its model, which a file may hold in fewer bits.
+
+    `embed` gives the model's own rows of token ids. Raises `ArtifactError` for a prompt that was
+    made for another model, and names what differs.
+    """
+    known = prompt.provenance.get("model")
+    made_for = known if isinstance(known, dict) else {}
+    width, digest = prompt.rows.shape[1], made_for.get("embedding_digest")
+    if width != model.width:
+        problem = f"its rows are {width} wide, the model's {model.width}"
+    elif digest == model.embedding_digest:
+        own = embed(prompt.span.ids).detach().cpu().float()
+        # Others are kept: training may start elsewhere than at the words.
+        return replace(prompt, start_rows=own) if near(prompt.start_rows, own, 1e-2) else prompt
+    else:
+        here = _short(model.embedding_digest)
+        problem = f"the embedding tables differ ({_short(digest)}, here {here})"
+        inside = max(prompt.span.ids) < model.vocabulary
+        if not inside or not torch.allclose(
+            embed(prompt.span.ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
+        ):
+            problem += ", and the rows that its words start from"
+    raise ArtifactError(
+        f"this prompt was made for {made_for.get('name', 'an unknown model')} (revision "
+        f"{made_for.get('revision')}), not for {model.name}: {problem}; "
+        "use the model that it was made for"
+    )
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:19]

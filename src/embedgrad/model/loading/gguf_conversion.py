@@ -1,0 +1,147 @@
+"""A GGUF file as a model folder: checked, converted to safetensors once, kept in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from embedgrad.errors import ModelError
+from embedgrad.model.loading.gguf_header import GgufHeader, read_header
+from embedgrad.model.loading.quiet import Notify, guarded
+
+SOURCE = "source.json"
+
+# Text splitting rules (tokenizer.ggml.pre) in which every digit stands alone, as llama.cpp has them
+# (llama-vocab.cpp); transformers splits such text by GPT-2's rule, and a run of spaces before a
+# digit would get other tokens than in training.
+_DIGITS_APART = frozenset(
+    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+)
+
+_WEIGHTS_PER_SECOND = 7_000_000
+
+
+def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
+    """Convert `file` unless that has been done, and return the folder and the file's SHA-256.
+
+    The folder is written aside and renamed when it is whole, so neither a crash nor a second
+    process at work leaves half of one. Raises `ModelError` for a file that is not a sound GGUF or
+    that transformers cannot convert, and when the cache cannot hold the result.
+    """
+    header = read_header(file)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    parent = cache_folder() / "converted"
+    folder = parent / digest[:16]
+    if folder.is_dir():
+        return folder, digest
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder {parent} cannot be written: {error.strerror};"
+            " set EMBEDGRAD_CACHE to a folder that can"
+        ) from error
+    try:
+        _check_space(file, header, parent)
+        if notify:
+            seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
+            notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
+        with guarded(f"{file}: could not be converted to safetensors in {parent}"):
+            _convert(file, header, aside)
+            (aside / SOURCE).write_text(_provenance(file, header, digest), "utf-8")
+            _rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder, digest
+
+
+def license_of(folder: Path) -> str | None:
+    """The license that the GGUF file of a converted `folder` named."""
+    with guarded(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
+        name = json.loads((folder / SOURCE).read_text("utf-8"))["license"]
+    return str(name) if name else None
+
+
+def cache_folder() -> Path:
+    """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
+    own, shared = os.environ.get("EMBEDGRAD_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser()
+    return (Path(shared) if shared else Path.home() / ".cache") / "embedgrad"
+
+
+def _check_space(file: Path, header: GgufHeader, parent: Path) -> None:
+    needed, free = header.weights * 4, shutil.disk_usage(parent).free
+    if needed > free:
+        raise ModelError(
+            f"{file}: its safetensors copy needs {needed:,} bytes, but {parent} has {free:,} free;"
+            " make room or set EMBEDGRAD_CACHE to another disk"
+        )
+
+
+def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
+    """Write model and tokenizer of `file` into the empty folder `aside`, weights in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    auto: Any = AutoModelForCausalLM
+    # An absolute file in an empty folder: configuration files that lie beside the GGUF stay out.
+    names = {"gguf_file": str(file.resolve()), "local_files_only": True}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(aside, **names)
+        model, report = auto.from_pretrained(
+            aside,
+            **names,
+            dtype="float32",
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        raise ModelError(f"{file}: lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
+    if header.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
+        _split_digits(tokenizer)
+    # The weights are plain float32 now, but marked as quantized, which forbids saving them.
+    for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+
+
+def _split_digits(tokenizer: Any) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel, Digits
+    from tokenizers.pre_tokenizers import Sequence as InTurn
+
+    tokenizer.backend_tokenizer.pre_tokenizer = InTurn(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+
+
+def _provenance(file: Path, header: GgufHeader, digest: str) -> str:
+    libraries = ("gguf", "torch", "transformers", "tokenizers")
+    source = {
+        "file": file.name,
+        "sha256": digest,
+        "license": header.metadata.get("general.license"),
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+    }
+    return json.dumps(source, indent=2) + "\n"
+
+
+def _rename(aside: Path, folder: Path) -> None:
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and its result is as good
+            raise

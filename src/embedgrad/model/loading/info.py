@@ -1,0 +1,132 @@
+"""What a loaded model is: the facts that an artifact records and checks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from embedgrad.errors import ModelError
+from embedgrad.model.loading.quiet import guarded
+
+_CHUNK_ROWS = 4096
+_SAMPLE = 1024  # numbers of each weight
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Identity of a frozen model.
+
+    name: what the user asked for. revision: the commit of a Hub model, else None.
+    kind: "hub", "folder", "gguf" or "package". path: the folder whose safetensors were read.
+    width, vocabulary: D and V of the embedding table. context: the longest sequence, 0 if unknown.
+    embedding_digest, embedding_scale: see the functions of these names.
+    tied: the output layer uses the embedding table.
+    license: from the model card or the GGUF file, else None. gguf_sha256: of the file converted.
+    """
+
+    name: str
+    revision: str | None
+    kind: str
+    path: str
+    architecture: str
+    width: int
+    vocabulary: int
+    context: int
+    dtype: str
+    embedding_digest: str
+    embedding_scale: float
+    tied: bool
+    license: str | None
+    gguf_sha256: str | None
+
+
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """The table table_VD that token ids are looked up in, before any scaling.
+
+    Raises `ModelError` when the model has none that is a plain matrix.
+    """
+    table = getattr(model.get_input_embeddings(), "weight", None)
+    if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
+        raise ModelError(f"{type(model).__name__} has no plain embedding table to take rows from")
+    return table.detach()
+
+
+def embedding_digest(table_VD: Tensor) -> str:
+    """Digest a table's shape and its values rounded to bfloat16, as "sha256:...".
+
+    The rounding makes float32, float64 and bfloat16 loads of one checkpoint agree. float16 agrees
+    too unless the checkpoint has values that float16 cannot hold.
+    """
+    digest = hashlib.sha256(f"{table_VD.shape[0]}x{table_VD.shape[1]}\n".encode())
+    for rows in torch.split(table_VD, _CHUNK_ROWS):
+        rounded = rows.to(torch.bfloat16).cpu().contiguous()
+        digest.update(rounded.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest a sample of every weight in the precision it is loaded in, as "sha256:...".
+
+    It tells a fine-tuned model from its base, whose embedding table may be the same.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        if not weight.is_meta:
+            flat = weight.detach().flatten()
+            some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().cpu()
+            digest.update(some.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def embedding_scale(embedding: nn.Module, table_VD: Tensor) -> float:
+    """Measure the factor between table rows and what the embedding module gives for their ids.
+
+    That output is the space of `inputs_embeds`: 1.0 for Llama, Qwen and GPT-2, sqrt(D) in the
+    model's dtype for Gemma. Raises `ModelError` when no one factor explains the output.
+    """
+    vocabulary, width = table_VD.shape
+    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 16), device=table_VD.device).long()
+    # A table of ones shows the factor itself, free of rounding and of rows that are zero.
+    ones_VD = torch.ones(1, 1, dtype=table_VD.dtype, device=table_VD.device)
+    ones_VD = ones_VD.expand(vocabulary, width)
+    with torch.no_grad():
+        factors = torch.func.functional_call(embedding, {"weight": ones_VD}, (ids,))
+        given = embedding(ids)
+    scale = factors.flatten()[0]
+    if not (factors == scale).all() or not torch.allclose(given, table_VD[ids] * scale, rtol=1e-2):
+        raise ModelError(
+            f"{type(embedding).__name__} does more than scale its rows; such a model cannot be used"
+        )
+    return float(scale)
+
+
+def context_length(config: Any) -> int:
+    """The longest sequence of the text model, 0 when its configuration names none."""
+    text = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        length = getattr(text, name, None)
+        if isinstance(length, int):
+            return length
+    return 0
+
+
+def card_license(folder: Path) -> str | None:
+    """The license that the front matter of a model card (README.md) names, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        with guarded(f"{card}: its front matter cannot be read"):
+            matter = huggingface_hub.metadata_load(card) or {}
+    except ModelError:  # a card is for people; a broken one keeps nobody from the model
+        return None
+    name = matter.get("license_name") if matter.get("license") == "other" else matter.get("license")
+    return name if isinstance(name, str) else None

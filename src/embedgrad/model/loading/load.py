@@ -1,0 +1,173 @@
+"""The one way to a model: name -> folder -> checks -> tokenizer, model -> frozen -> facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from embedgrad.errors import ModelError
+from embedgrad.model.loading import gguf_conversion as gguf_file
+from embedgrad.model.loading.checkpoint_folder import check_folder
+from embedgrad.model.loading.device import (
+    check_attention,
+    choose_device,
+    choose_dtype,
+    use_real_cores,
+)
+from embedgrad.model.loading.info import (
+    ModelInfo,
+    card_license,
+    context_length,
+    embedding_digest,
+    embedding_scale,
+    embedding_table,
+)
+from embedgrad.model.loading.quiet import Notify, guarded
+from embedgrad.model.loading.resolve import resolve
+
+
+class LoadedModel(NamedTuple):
+    """A frozen model in eval mode, its tokenizer, and what it is."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    info: ModelInfo
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    local_files_only: bool = False,
+    notify: Notify | None = None,
+) -> LoadedModel:
+    """Load a causal language model with every weight frozen.
+
+    `name` is tried as `package:NAME` (a GGUF that an installed Python package carries), a `.gguf`
+    file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
+    converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
+    `notify` gets one line before something that takes long.
+
+    Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
+    """
+    check_attention(attention)
+    use_real_cores()
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    source = resolve(name, revision=revision, local_files_only=local_files_only, notify=notify)
+    folder, gguf_sha256 = source.path, None
+    if source.kind in ("gguf", "package"):
+        folder, gguf_sha256 = gguf_file.converted_folder(source.path, notify)
+    check_folder(folder)
+
+    what = f"model {name!r} in {folder}"
+    config = load_config(what, folder)
+    tokenizer = load_tokenizer(what, folder)
+    model: Any = _load_weights(what, folder, config, precision, attention)  # partly without types
+    with guarded(f"{what}: does not run on {place} in {precision}"):
+        model.to(place)
+        _check_causal(what, model)
+        table_VD = embedding_table(model)
+        embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+        scale = embedding_scale(embedding, table_VD)
+    info = ModelInfo(
+        name=name,
+        revision=source.revision,
+        kind=source.kind,
+        path=str(folder.absolute()),
+        architecture=(config.architectures or [config.model_type])[0],
+        width=table_VD.shape[1],
+        vocabulary=table_VD.shape[0],
+        context=context_length(config),
+        dtype=str(precision).removeprefix("torch."),
+        embedding_digest=embedding_digest(table_VD),
+        embedding_scale=scale,
+        tied=output is not None and output.weight is embedding.weight,
+        license=gguf_file.license_of(folder) if gguf_sha256 else card_license(folder),
+        gguf_sha256=gguf_sha256,
+    )
+    return LoadedModel(model, tokenizer, info)
+
+
+def load_config(what: str, folder: Path) -> Any:
+    with guarded(f"{what}: its config.json cannot be used"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{what}: {config.model_type} is not a causal language model; give one that generates"
+            " text from left to right"
+        )
+    if getattr(config.get_text_config(decoder=True), "hidden_size_per_layer_input", None):
+        raise ModelError(
+            f"{what}: {config.model_type} embeds every token again in each layer: a prompt's rows"
+            " do not stand for it alone; give a model without per-layer embeddings"
+        )
+    # It may name another weights file than the one that was checked.
+    config.transformers_weights = None
+    return config
+
+
+def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
+    with guarded(f"{what}: its tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise ModelError(f"{what}: its tokenizer has no fast version (tokenizer.json)")
+    return tokenizer
+
+
+def _load_weights(
+    what: str, folder: Path, config: Any, precision: torch.dtype, attention: str
+) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    with guarded(f"{what}: cannot be loaded"):
+        model, report = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=precision,
+            attn_implementation=None if attention == "auto" else attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"
+            f" such as {missing[0]}"
+        )
+    model.requires_grad_(False).eval()
+    frozen: PreTrainedModel = model
+    return frozen
+
+
+def _check_causal(what: str, model: PreTrainedModel) -> None:
+    """Raise `ModelError` if a token changes the logits before it.
+
+    Measured, since configurations do not say: GPT-NeoX and BERT both load with is_decoder=False.
+    """
+    ids_BT = torch.tensor([[0, 1, 2], [0, 1, 3]], device=model.device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # six tokens: on a busy machine threads would only wait for each other
+    try:
+        with torch.no_grad():
+            first, second = model(input_ids=ids_BT, use_cache=False).logits[:, :2].float()
+    finally:
+        torch.set_num_threads(threads)
+    if (first - second).abs().max() > 0.02 * first.abs().max():
+        raise ModelError(f"{what}: not causal: a token changes the logits of tokens before it")

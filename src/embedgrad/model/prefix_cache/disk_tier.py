@@ -1,0 +1,191 @@
+"""Heads in files, for what does not fit into memory.
+
+A file holds the raw bytes of keys and values; shapes and checksum stay in memory. Nothing read
+back is used before its checksum is that of what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import platform
+import re
+import shutil
+import tempfile
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from embedgrad.errors import RunError
+from embedgrad.model.prefix_cache.budget import budget_bytes
+from embedgrad.model.prefix_cache.entry import Head
+from embedgrad.model.prefix_cache.memory_tier import Shelf
+from embedgrad.prompt.boundaries import Ids
+
+KEPT_FREE = 0.05  # share of the disk that is never filled
+EXACT = "the results stay the same"
+_PREFIX = f"embedgrad-heads-{platform.node()}-"  # other machines may share the folder
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    checksum: int
+    nbytes: int
+    parts: tuple[tuple[torch.Size, torch.dtype], tuple[torch.Size, torch.dtype]]
+
+
+class Spill(Shelf):
+    """Heads in files of a private folder in `folder`, which goes when nobody needs it any more.
+
+    `budget` is in bytes, a size, or a share of the free disk. `notify` gets a line when a disk is
+    full or a file is damaged. Raises `RunError` where the folder cannot be used.
+    """
+
+    writes = True
+
+    def __init__(
+        self,
+        folder: str | Path,
+        budget: str | float = 0.5,
+        notify: Callable[[str], None] | None = None,
+    ):
+        try:
+            folder = Path(folder).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            prefix = f"{_PREFIX}{os.getpid()}-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
+        # ValueError: a NUL byte in the name; RuntimeError: ~ of a user that is none.
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(
+                f"head_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
+                "expected a folder that you may write to; name another, or leave the option out"
+            ) from error
+        # Also at the interpreter's end, whatever ended the run.
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        size = budget_bytes(
+            budget, "head_cache.spill_budget", lambda: shutil.disk_usage(folder).free
+        )
+        super().__init__(size)
+        self.damaged = 0
+        self._full = False
+        self._written = 0
+        self._files: dict[Ids, _File] = {}
+        self._notify = notify or (lambda text: None)
+
+    @property
+    def sizes(self) -> Iterator[tuple[Ids, int]]:
+        return ((ids, file.nbytes) for ids, file in self._files.items())
+
+    def __contains__(self, ids: object) -> bool:
+        return ids in self._files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def store(self, ids: Ids, head: Head) -> bool:
+        """Write a head; once the disk is full nothing is written any more."""
+        if self._full:
+            return False
+        path = self.folder / f"{self._written}.head"
+        self._written += 1
+        tensors = [t.detach().cpu().contiguous() for t in (head.keys, head.values)]
+        checksum = 0
+        try:
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - head.nbytes < KEPT_FREE * disk.total:
+                self._stop(f"less than {100 * KEPT_FREE:.0f} % of the disk is free")
+                return False
+            with open(path, "xb") as file:
+                for raw in map(_raw, tensors):
+                    checksum = zlib.crc32(raw, checksum)
+                    file.write(raw)
+        except OSError as error:
+            _unlink(path)
+            self._stop(error.strerror or str(error))
+            return False
+        except BaseException:  # Ctrl-C in the middle
+            _unlink(path)
+            raise
+        keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
+        self._files[ids] = _File(path, checksum, head.nbytes, (keys, values))
+        self.nbytes += head.nbytes
+        return True
+
+    def load(self, ids: Ids) -> Head | None:
+        """Read a head back; one that is not as it was written is forgotten, and None."""
+        file = self._files[ids]
+        try:
+            raw = _read(file)
+        except (OSError, ValueError):  # ValueError: cut short this very moment
+            raw = None
+        if raw is None or zlib.crc32(_raw(raw)) != file.checksum:
+            self.remove(ids)
+            self.damaged += 1
+            if self.damaged == 1:
+                self._notify(
+                    f"head_cache.spill: {file.path} is damaged or gone; such heads are computed "
+                    f"anew, {EXACT} (said once)"
+                )
+            return None
+        (shape, dtype), (value_shape, value_dtype) = file.parts
+        end = shape.numel() * dtype.itemsize
+        return Head(
+            raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
+        )
+
+    def remove(self, ids: Ids) -> None:
+        file = self._files.pop(ids)
+        self.nbytes -= file.nbytes
+        _unlink(file.path)
+
+    def clear(self) -> None:
+        for ids in list(self._files):
+            self.remove(ids)
+
+    def _stop(self, reason: str) -> None:
+        self._full = True
+        self.budget = self.nbytes  # no room, so that nothing is computed ahead in vain
+        self._notify(
+            f"head_cache.spill: {self.folder}: {reason}; from here on heads over the budget are "
+            f"computed anew, {EXACT}"
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in `folder`."""
+    for left in folder.glob(f"{glob.escape(_PREFIX)}*-*"):
+        # Another machine's name may go on where this one's ends.
+        own = re.fullmatch(r"(\d{1,9})-[^-]+", left.name.removeprefix(_PREFIX))
+        if own and not psutil.pid_exists(int(own[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.view(torch.uint8).numpy().data
+
+
+def _read(file: _File) -> Tensor | None:
+    """A file's bytes; None where the size is wrong.
+
+    No memory map: it shows later changes too, and an error of the disk would end the process.
+    """
+    with open(file.path, "rb") as opened:
+        if os.fstat(opened.fileno()).st_size != file.nbytes:
+            return None
+        raw = torch.empty(file.nbytes, dtype=torch.uint8)
+        return raw if opened.readinto(raw.numpy().data) == file.nbytes else None
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

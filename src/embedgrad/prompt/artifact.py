@@ -1,0 +1,252 @@
+"""A refined prompt on disk: `prompt.safetensors` (rows) and `prompt.json` (everything else).
+
+The two files belong together: the JSON holds the digest of the other. Nothing in them is executed,
+and everything is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from annotated_types import Ge, Lt
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from embedgrad.atomic_files import write_folder
+from embedgrad.errors import ArtifactError, EmbedgradError
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.span import Span
+from embedgrad.prompt.template import Template
+from embedgrad.prompt.trust_region import TrustRegion, shortened
+
+T = TypeVar("T")
+
+FORMAT = "embedgrad-prompt"
+VERSION = 1
+ROWS_FILE = "prompt.safetensors"
+JSON_FILE = "prompt.json"
+LARGEST_HEADER = 2**20
+LARGEST_FILE = 2**30
+START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
+    """Write the prompt into `folder`, whose old content survives if anything fails.
+
+    Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
+    """
+    # Cloned, because safetensors refuses tensors that share memory.
+    both = {"rows": prompt.rows, "start_rows": prompt.start_rows}
+    tensors = {n: t.detach().float().cpu().clone().contiguous() for n, t in both.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{folder}: {name} are not finite; nothing was written")
+    tensors["start_rows"] = shortened(tensors["start_rows"])
+    content = tensors_to_bytes(tensors)
+    count, width = tensors["rows"].shape
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "text": prompt.span.text,
+        "token_ids": list(prompt.span.ids),
+        "tokens": list(prompt.span.tokens),
+        "drawn_into_span": [prompt.span.drawn_left, prompt.span.drawn_right],
+        "template": prompt.template.as_dict(),
+        "date": prompt.date.isoformat(),
+        "target": asdict(prompt.target),
+        "rows": {
+            "count": count,
+            "width": width,
+            "dtype": "float32",
+            "space": "inputs_embeds",
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "trust_region": asdict(prompt.trust_region),
+        "drift": prompt.drift.tolist(),
+        "cosine": prompt.cosine.tolist(),
+        **prompt.provenance,
+    }
+    try:
+        text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}: the provenance holds what JSON cannot ({error}); nothing was written"
+        ) from error
+    write_folder(Path(folder), {ROWS_FILE: content, JSON_FILE: text.encode()})
+    return Path(folder)
+
+
+def load(folder: str | Path) -> PromptEmbedding:
+    """Read a saved prompt. Raises `ArtifactError` that says what is missing, damaged or unknown."""
+    folder = Path(folder)
+    if not (folder / JSON_FILE).is_file() and (folder / "prompt" / JSON_FILE).is_file():
+        folder = folder / "prompt"  # a run folder was given
+    values = _read_json(folder / JSON_FILE)
+    path = folder / ROWS_FILE
+    content = _read_bytes(path)
+    try:
+        _check_safetensors(path, content)
+        if hashlib.sha256(content).hexdigest() != values["rows"]["sha256"]:
+            raise ArtifactError(
+                f"{path}: is not the file that {JSON_FILE} was written with (digest differs); "
+                "restore both files from the same run"
+            )
+        entries = _checked(_Entries, {name: values[name] for name in _ENTRY_NAMES}, "prompt")
+        target = _checked(Target, values["target"], "target", "choices")
+        region = _checked(TrustRegion, values["trust_region"], "trust_region", "radius")
+        template = Template.from_dict(entries.template)
+        ids, (left, right) = entries.token_ids, entries.drawn_into_span
+        if not len(ids) == len(entries.tokens) > 0:
+            raise ValueError(f"{len(ids)} token_ids and {len(entries.tokens)} tokens")
+        if entries.text != left + template.span + right:
+            raise ValueError(f"text {entries.text!r} is not the template's {template.span!r}")
+        rows, start_rows = _read_rows(path, content, len(ids), entries.rows.width)
+        return PromptEmbedding(
+            template=template,
+            target=target,
+            span=Span(entries.text, ids, entries.tokens, left, right),
+            date=entries.date,
+            start_rows=start_rows,
+            rows=rows,
+            trust_region=region,
+            provenance={k: v for k, v in values.items() if k not in _WRITTEN_BY_SAVE},
+        )
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, EmbedgradError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"{folder / JSON_FILE}: is not a whole prompt: {what}") from error
+
+
+@dataclass(frozen=True)
+class _RowsEntry:
+    """What `prompt.json` says of the rows."""
+
+    count: int
+    width: int
+    dtype: Literal["float32"]
+    space: Literal["inputs_embeds"]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """What `prompt.json` holds besides target, trust region and provenance."""
+
+    text: str
+    token_ids: tuple[Annotated[int, Ge(0), Lt(2**31)], ...]
+    tokens: tuple[str, ...]
+    drawn_into_span: tuple[str, str]
+    template: dict[str, Any]
+    date: datetime.date
+    rows: _RowsEntry
+
+
+_ENTRY_NAMES = tuple(field.name for field in fields(_Entries))
+
+
+def _checked(cls: type[T], values: Any, name: str, *needed: str) -> T:
+    """A dataclass from JSON values, nothing converted; raises ValueError or KeyError."""
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) - known:
+        raise ValueError(f"{name}: expected entries {', '.join(sorted(known))}")
+    for entry in needed:
+        values[entry]
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (name, *first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from error
+
+
+_WRITTEN_BY_SAVE = {
+    *("format", "version", "text", "token_ids", "tokens", "drawn_into_span", "template", "date"),
+    *("target", "rows", "trust_region", "drift", "cosine"),
+}
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    content = _read_bytes(path)
+    try:
+        values = json.loads(content, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
+    if values.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
+            "install the version that wrote it"
+        )
+    return values
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} is given twice")
+    return values
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ArtifactError(f"{path}: is larger than any prompt ({LARGEST_FILE} bytes)")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); expected the folder of a saved prompt, "
+            f"with {JSON_FILE} and {ROWS_FILE}"
+        ) from error
+
+
+def _check_safetensors(path: Path, content: bytes) -> None:
+    """Bound the header before the library parses it."""
+    if len(content) < 8:
+        raise ArtifactError(f"{path}: is not safetensors ({len(content)} bytes); restore the file")
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > min(LARGEST_HEADER, len(content) - 8) or content[8:9] != b"{":
+        raise ArtifactError(
+            f"{path}: is not safetensors, or was cut short (its header claims {length} bytes, the "
+            f"file has {len(content)}); restore the file"
+        )
+
+
+def _read_rows(
+    path: Path, content: bytes, count: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        tensors = tensors_from_bytes(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); restore the file") from error
+    if set(tensors) != {"rows", "start_rows"}:
+        raise ArtifactError(f"{path}: holds {sorted(tensors)}; expected rows and start_rows")
+    for name, tensor in tensors.items():
+        kinds = (torch.float32,) if name == "rows" else START_DTYPES
+        if tensor.dtype not in kinds or tuple(tensor.shape) != (count, width):
+            expected = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
+            raise ArtifactError(
+                f"{path}: {name} are {tensor.dtype} {list(tensor.shape)}; expected {expected} "
+                f"[{count}, {width}], one row per token of the text"
+            )
+        bad = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten().tolist()
+        if bad:
+            raise ArtifactError(f"{path}: {name} hold numbers that are not finite, in rows {bad}")
+    rows, start = tensors["rows"], tensors["start_rows"]
+    # A row that never moved is its start row to the bit, also where that one was rounded.
+    unmoved = (rows.to(start.dtype) == start).all(dim=1, keepdim=True)
+    return rows, torch.where(unmoved, rows, start.float())

@@ -1,0 +1,298 @@
+"""From a filled template to token ids: head | prompt | tail | target.
+
+Head and tail are tokenized exactly as exported tokens will cut them, and every row is compared with
+the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens in
+`plain`, by which the text prompt is scored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from embedgrad.data.examples import Example
+from embedgrad.errors import DataError, TemplateError, nearest
+from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.span import Span, find_span
+from embedgrad.prompt.template import Rendered, Renderer
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the model shall answer: one of `choices`, or free text when there are none."""
+
+    choices: tuple[str, ...] = ()
+    """The answers to choose from, as the model shall write them."""
+    prefix: str | None = None
+    """Text before the answer. Unset: a space after text that does not end in white space."""
+    normalize: bool = False
+    """Compare choices by log-probability per token instead of the sum."""
+    end: bool | None = None
+    """Learn to end the turn after the answer. Unset: for free text only."""
+
+    def __post_init__(self) -> None:
+        repeated = [choice for choice, n in Counter(self.choices).items() if n > 1]
+        if repeated or len(self.choices) == 1 or "" in self.choices:
+            raise DataError(
+                f"target.choices: {list(self.choices)!r}; expected two or more different texts"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One row in token ids.
+
+    `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
+    `plain` holds the uncut ids of head, span and tail where they differ from the cut ones, else
+    None. The first `shared` ids of the head come from the template, and many rows share them.
+    """
+
+    head: Ids
+    tail: Ids
+    targets: tuple[Ids, ...]
+    gold: int
+    plain: Ids | None
+    example: Example
+    shared: int = 0
+
+    def uncut(self) -> Self:
+        """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
+        assert self.plain is not None
+        return type(self)((), self.plain, self.targets, self.gold, None, self.example)
+
+
+class Sequencer:
+    """Turns examples into `TokenSequence`s for one template, tokenizer and target.
+
+    `rows` are examples that decide, once, what must be drawn into the span; a `span` from a saved
+    prompt is taken as it is. `context` is the model's longest sequence in tokens (0: unknown).
+    `merges` is "report" or "refuse", for rows whose own text merges with the span. `truncate` names
+    the column whose end is cut where a row does not fit; without it such a row is refused.
+    Raises `TemplateError` and `DataError`.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        tokenizer: Any,
+        target: Target,
+        *,
+        rows: Sequence[Example] = (),
+        span: Span | None = None,
+        context: int = 0,
+        merges: str = "report",
+        truncate: str | None = None,
+    ):
+        self.renderer = renderer
+        self.tokenizer = tokenizer
+        self.target = target
+        self.context = context
+        self.merges = merges
+        self.truncate = truncate
+        self.truncated = 0
+        self._spaced = False
+        self._told_apart = False
+        adds_bos = renderer.template.text is not None
+        self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
+        self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
+        self.end_ids = self._end_of_turn()
+        if target.end and not self.end_ids:
+            raise TemplateError(
+                "target.end: this model's tokenizer has no token that ends an answer"
+            )
+        self.span = span or find_span(renderer, self._cutting, rows)
+        whole = self.span.drawn_left + renderer.template.span + self.span.drawn_right
+        if self.span.text != whole:
+            raise TemplateError(
+                f"template: the span {renderer.template.span!r} is not the one it was prepared for "
+                f"({self.span.text!r})"
+            )
+
+    def __call__(self, example: Example) -> TokenSequence:
+        """Tokenize one example."""
+        columns = dict(example.columns)
+        while True:
+            rendered = self.renderer(columns)
+            sequence = self._sequence(rendered, example)
+            excess = self._excess(sequence)
+            if not excess:
+                return sequence
+            columns = self._shorten(columns, excess, example)
+
+    def build(self, examples: Iterable[Example]) -> list[TokenSequence]:
+        """Tokenize all examples; refuse or keep those whose text merges with the span."""
+        sequences = [self(example) for example in examples]
+        merged = [s for s in sequences if s.plain is not None]
+        if merged and self.merges == "refuse":
+            raise TemplateError(
+                f"template: in {len(merged)} of {len(sequences)} rows the text next to the span "
+                f"merges with it (first: {merged[0].example.source}); put a line feed between the "
+                "column and the span, or set template.merges = 'report'"
+            )
+        return sequences
+
+    def notes(self, sequences: Sequence[TokenSequence]) -> list[str]:
+        """What the user should know of these rows, one sentence each."""
+        notes = []
+        if self.span.drawn_left or self.span.drawn_right:
+            notes.append(
+                f"the span became {self.span.text!r}: its ends merge with the text next to it"
+            )
+        merged = sum(s.plain is not None for s in sequences)
+        if merged:
+            notes.append(
+                f"in {merged} of {len(sequences)} rows the row's own text merges with the span; "
+                "the text prompt is scored with its plain tokens there"
+            )
+        if self._spaced:
+            notes.append("answers follow a space, as the text before them has none at its end")
+        if self._told_apart:
+            notes.append("one choice begins another, so each is scored with the end of the turn")
+        if not self.target.choices and not self.end_ids:
+            notes.append(
+                "this model has no end token: free answers go on to evaluation.max_new_tokens"
+            )
+        if self.truncated:
+            notes.append(
+                f"column {self.truncate!r} was cut in {self.truncated} rows that did not fit"
+            )
+        return notes
+
+    # -- one row -------------------------------------------------------------------------------
+
+    def _sequence(self, rendered: Rendered, example: Example) -> TokenSequence:
+        head_text, tail_text = self._outer(rendered)
+        head = self._cutting.head(head_text, rendered.text)
+        # The tail does not depend on what stands before the cut, so equal tails are tokenized once.
+        opening = self._prefix(rendered)
+        tail, _ = self._answer_ids(tail_text, "")
+        solution = example.answer if example.solution is None else example.solution
+        answers = self.target.choices or (solution,)
+        targets = tuple(self._answer_ids(tail_text, opening + answer)[1] for answer in answers)
+        if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
+            raise DataError(
+                f"target.choices: {list(answers)!r} are not different texts for this model's "
+                "tokenizer; choose other words"
+            )
+        if self._ends(targets):
+            targets = tuple(ids + self.end_ids for ids in targets)
+        gold = 0
+        if self.target.choices and example.answer:
+            if example.answer not in self.target.choices:
+                raise DataError(
+                    f"{example.source}: the answer {example.answer!r} is not a choice; "
+                    f"{nearest(example.answer, self.target.choices)}"
+                )
+            gold = self.target.choices.index(example.answer)
+        plain = self._cutting.plain(rendered.text)
+        same = plain == head + self.span.ids + tail
+        shared = _alike(head, self._opening)
+        return TokenSequence(head, tail, targets, gold, None if same else plain, example, shared)
+
+    @functools.cached_property
+    def _opening(self) -> Ids:
+        """How every head begins, whatever the columns hold."""
+        columns = self.renderer.template.columns
+        heads = []
+        for filling in "ab":
+            rendered = self.renderer(dict.fromkeys(columns, filling))
+            heads.append(self._cutting.head(self._outer(rendered)[0], rendered.text))
+        opening = heads[0][: _alike(*heads)]
+        return opening if len(opening) < len(heads[0]) else ()
+
+    def _ends(self, targets: Sequence[Ids]) -> bool:
+        """Whether the end of the turn belongs to the answers."""
+        begins = any(a != b and b[: len(a)] == a for a in targets for b in targets)
+        if not begins or self.target.normalize:
+            free = not self.target.choices
+            return free if self.target.end is None else self.target.end
+        # A text is never more likely than its own beginning: only its end tells them apart.
+        if self.target.end is False or not self.end_ids:
+            raise DataError(
+                f"target.choices: {list(self.target.choices)!r}: one begins another, so the longer "
+                "can never win; reword them, or set target.normalize = true"
+            )
+        self._told_apart = True
+        return True
+
+    def _outer(self, rendered: Rendered) -> tuple[str, str]:
+        """Head and tail without what was drawn into the span."""
+        left, right = self.span.drawn_left, self.span.drawn_right
+        if not (rendered.head.endswith(left) and rendered.tail.startswith(right)):
+            raise TemplateError(
+                f"template: the text next to the span is not the one it was prepared for "
+                f"({left!r} before it, {right!r} after it)"
+            )
+        return rendered.head[: len(rendered.head) - len(left)], rendered.tail[len(right) :]
+
+    def _prefix(self, rendered: Rendered) -> str:
+        if self.target.prefix is not None:
+            return self.target.prefix
+        template = self.renderer.template
+        opened = template.text is not None or template.messages[-1].role == "assistant"
+        spaced = opened and not rendered.text[-1:].isspace()
+        self._spaced |= spaced
+        return " " if spaced else ""
+
+    def _tokenize_answer(self, tail: str, answer: str) -> tuple[Ids, Ids]:
+        """Ids of the tail, and of an answer behind it."""
+        tail_ids = self._cutting.tail(tail)
+        if not answer:
+            return tail_ids, ()
+        joint = self._cutting.tail(tail + answer)
+        if joint[: len(tail_ids)] == tail_ids and len(joint) > len(tail_ids):
+            return tail_ids, joint[len(tail_ids) :]
+        # The answer would merge with the tail, but the tail is fixed before the model answers.
+        return tail_ids, self._cutting.cut("", tail, answer)[2]
+
+    def _end_of_turn(self) -> Ids:
+        """The token that ends an answer: the chat template's, else the tokenizer's."""
+        after = self.tokenizer(self.renderer.after_answer(), add_special_tokens=False)["input_ids"]
+        # Gemma 3 names <end_of_turn> nowhere but among its added tokens.
+        added = self.tokenizer.added_tokens_decoder
+        if after and after[0] in added and added[after[0]].special:
+            return (int(after[0]),)
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (int(end),)
+
+    # -- the context's limit -------------------------------------------------------------------
+
+    def _excess(self, sequence: TokenSequence) -> int:
+        """Tokens over the context; refuses the row unless truncation was asked for."""
+        longest = max((len(ids) for ids in sequence.targets), default=0)
+        length = len(sequence.head) + len(self.span.ids) + len(sequence.tail) + longest
+        if not self.context or length <= self.context:
+            return 0
+        if self.truncate is None:
+            raise DataError(
+                f"{sequence.example.source}: {length} tokens, but the model takes {self.context}; "
+                "shorten the row, drop it, or set data.truncate to the column that may be cut"
+            )
+        return length - self.context
+
+    def _shorten(self, columns: Mapping[str, str], excess: int, example: Example) -> dict[str, str]:
+        name = self.truncate
+        assert name is not None
+        text = columns.get(name, "")
+        if not text:
+            raise DataError(
+                f"{example.source}: does not fit into the model's {self.context} tokens "
+                f"even without column {name!r}; shorten the template"
+            )
+        if text == example.columns.get(name):
+            self.truncated += 1
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A text may have more tokens in its place than alone, so none of these may be left.
+        kept_ids = ids[: max(0, len(ids) - excess)]
+        kept = self.tokenizer.decode(kept_ids, clean_up_tokenization_spaces=False)
+        # Decoding may give back a text as long as before where tokens are lossy.
+        return {**columns, name: kept if len(kept) < len(text) else text[: len(text) - excess]}
+
+
+def _alike(one: Ids, other: Ids) -> int:
+    """Ids by which both begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,0 +1,281 @@
+"""A prompt with `{columns}` and one `[[span to refine]]`, as chat messages or as plain text.
+
+The span may stand in any message. A last assistant message is the opening of the model's answer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedgrad.data.markup import Piece, parse
+from embedgrad.errors import TemplateError, nearest
+
+ROLES = ("system", "user", "assistant")
+
+# Plain letters and digits, because chat templates trim, and some would escape anything rarer.
+SPAN_MARK = "Xembedgrad7span7markX"
+END_MARK = "Xembedgrad7end7markX"
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_KNOWN = re.compile(r"\bstrftime_now\s+is\s+defined\b")
+_DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.*?)\2\s*\)""")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A chat message before its columns are filled in."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A filled template: the text before the span, the span, and the text after it."""
+
+    head: str
+    span: str
+    tail: str
+
+    @property
+    def text(self) -> str:
+        """The whole text, as a model without refined rows would get it."""
+        return self.head + self.span + self.tail
+
+
+@dataclass(frozen=True)
+class Template:
+    """Chat messages or plain text with `{columns}` and exactly one `[[span]]`.
+
+    Build it with `Template.chat` or `Template.plain`. Raises `TemplateError` for a template without
+    a span or with several, an unclosed bracket or brace, a column inside the span, or an unknown
+    role.
+    """
+
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Extra variables for the model's chat template, such as `enable_thinking = false`."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (not self.messages):
+            raise TemplateError("template: give either chat messages or one plain text")
+        for message in self.messages:
+            if message.role not in ROLES:
+                raise TemplateError(
+                    f"template: unknown role {message.role!r}; {nearest(message.role, ROLES)}"
+                )
+        if self.messages and self.messages[-1].role == "system":
+            raise TemplateError(
+                "template: the last message is a system message; add a user message, "
+                "or an assistant message that opens the answer"
+            )
+        spans = [piece for piece in self._pieces() if piece.kind == "span"]
+        if len(spans) != 1:
+            raise TemplateError(
+                f"template: {len(spans) or 'no'} spans; mark exactly one piece of text "
+                "as [[the words to refine]]"
+            )
+
+    @classmethod
+    def chat(
+        cls,
+        *,
+        user: str | None = None,
+        system: str | None = None,
+        assistant: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Template:
+        """One system, one user and one opening assistant message, each of them optional."""
+        given = (("system", system), ("user", user), ("assistant", assistant))
+        messages = tuple(Message(role, content) for role, content in given if content is not None)
+        return cls(messages=messages, options=dict(options or {}))
+
+    @classmethod
+    def plain(cls, text: str) -> Template:
+        """Text for a model without a chat template; the answer follows its end."""
+        return cls(text=text)
+
+    @property
+    def span(self) -> str:
+        """The words whose rows are refined."""
+        return next(piece.text for piece in self._pieces() if piece.kind == "span")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns it needs, in order of appearance."""
+        names = (piece.text for piece in self._pieces() if piece.kind == "column")
+        return tuple(dict.fromkeys(names))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `Template.from_dict` takes: plain JSON values."""
+        if self.text is not None:
+            return {"text": self.text}
+        messages = [{"role": m.role, "content": m.content} for m in self.messages]
+        return {"messages": messages, "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Template:
+        """The template that `as_dict` wrote."""
+        if "text" in values:
+            return cls.plain(values["text"])
+        messages = tuple(Message(m["role"], m["content"]) for m in values["messages"])
+        return cls(messages=messages, options=dict(values.get("options", {})))
+
+    def _pieces(self) -> Iterator[Piece]:
+        if self.text is not None:
+            yield from parse(self.text, "template.text")
+        for message in self.messages:
+            yield from parse(message.content, f"template.{message.role}")
+
+
+class Renderer:
+    """Fills a template for one model, through the model's own chat template.
+
+    `date` is what a chat template gets that asks for today's date, so that a prompt trained today
+    is the same prompt tomorrow. Raises `TemplateError` where the chat template is missing, refuses
+    a role, or changes the text around the span (it trims or reorders), so that the span would not
+    stand where it was trained.
+    """
+
+    def __init__(self, template: Template, tokenizer: Any, *, date: datetime.date):
+        self.template = template
+        self.date = date
+        self._tokenizer = tokenizer
+        if template.messages and not getattr(tokenizer, "chat_template", None):
+            raise TemplateError(
+                "template: this model has no chat template; give the prompt as plain text "
+                "([template] text = ...)"
+            )
+        reserved = inspect.signature(tokenizer.apply_chat_template).parameters
+        for name in template.options:
+            if name in reserved or name == "strftime_now":
+                raise TemplateError(
+                    f"template.options.{name}: is set by embedgrad; name variables of the model's "
+                    "own chat template only"
+                )
+
+    def __call__(self, columns: Mapping[str, str]) -> Rendered:
+        """Fill in the columns of one row."""
+        marked = self._render(columns, SPAN_MARK)
+        if marked.count(SPAN_MARK) != 1:
+            raise TemplateError(
+                f"template: the chat template shows the span {marked.count(SPAN_MARK)} times "
+                "instead of once; put the span into another message"
+            )
+        head, tail = marked.split(SPAN_MARK)
+        rendered = Rendered(head, self.template.span, tail)
+        if self._render(columns, self.template.span) != rendered.text:
+            raise TemplateError(
+                "template: the chat template changes the text of the message that holds the span "
+                "(it trims or rewrites it); remove white space at the message's ends, "
+                "or put the span into another message"
+            )
+        return rendered
+
+    def after_answer(self) -> str:
+        """What the chat template puts behind an answer, as `<|im_end|>`; "" for plain text."""
+        if self.template.text is not None:
+            return ""
+        messages = self._messages(dict.fromkeys(self.template.columns, "x"), "x")
+        if messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        messages[-1]["content"] = f"x{END_MARK}"
+        return self._apply(messages, generation=False).partition(END_MARK)[2]
+
+    @functools.cached_property
+    def chat_template(self) -> str:
+        """The model's own chat template with the date written into it: it has no other clock.
+
+        Engines without a clock, or that set the date themselves, take the same path through it.
+        Raises `TemplateError`.
+        """
+
+        def frozen(call: re.Match[str]) -> str:
+            return json.dumps(self.date.strftime(call[2]))
+
+        own = self._tokenizer.get_chat_template()
+        chat_template = _DATE_KNOWN.sub("true", _DATE_CALL.sub(frozen, own))
+        if "strftime_now(" in chat_template:
+            raise TemplateError(
+                "template: the model's chat template asks for today's date in a way that cannot be "
+                "frozen; give the prompt as plain text ([template] text = ...)"
+            )
+        # llama.cpp sets Llama's `date_string` to today, and the template would take that.
+        for name, day in {found[1]: found[3] for found in _DATE_SET.finditer(own)}.items():
+            asks = re.search(rf"\b{name}\s+is\s+(not\s+)?(un)?defined\b", own)
+            if asks and name not in self.template.options:
+                value = json.dumps(self.date.strftime(day))
+                chat_template = f"{{% set {name} = {value} %}}\n{chat_template}"
+        return chat_template
+
+    def _render(self, columns: Mapping[str, str], span: str) -> str:
+        if self.template.text is not None:
+            return _fill(parse(self.template.text, "template.text"), columns, span)
+        messages = self._messages(columns, span)
+        if messages[-1]["role"] != "assistant":
+            return self._apply(messages, generation=True)
+        # The opening of the answer: keep what stands before the mark, whatever the template adds.
+        messages[-1]["content"] += END_MARK
+        text, mark, _ = self._apply(messages, generation=False).partition(END_MARK)
+        if not mark:
+            raise TemplateError(
+                "template: the chat template drops an assistant message at the end; "
+                "remove template.assistant"
+            )
+        return text
+
+    def _messages(self, columns: Mapping[str, str], span: str) -> list[dict[str, str]]:
+        return [
+            {
+                "role": message.role,
+                "content": _fill(parse(message.content, f"template.{message.role}"), columns, span),
+            }
+            for message in self.template.messages
+        ]
+
+    def _apply(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+        chat_template = self.chat_template
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self.template.options,
+            )
+        except Exception as error:  # a program from elsewhere: it may fail in any way
+            roles = ", ".join(message["role"] for message in messages)
+            raise TemplateError(
+                f"template: the model's chat template refuses the messages ({roles}): {error}"
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+
+def _fill(pieces: tuple[Piece, ...], columns: Mapping[str, str], span: str) -> str:
+    parts: list[str] = []
+    for piece in pieces:
+        if piece.kind == "text":
+            parts.append(piece.text)
+        elif piece.kind == "span":
+            parts.append(span)
+        else:
+            value = columns.get(piece.text)
+            if value is None:
+                raise TemplateError(
+                    f"template: unknown column {{{piece.text}}}; {nearest(piece.text, columns)}"
+                )
+            if SPAN_MARK in value or END_MARK in value:
+                raise TemplateError(
+                    f"template: the text of column {piece.text!r} contains embedgrad's own mark"
+                )
+            parts.append(value)
+    return "".join(parts)

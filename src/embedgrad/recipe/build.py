@@ -1,0 +1,164 @@
+"""From a recipe to what can be trained: data read, model loaded, rows tokenized."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedgrad.data.examples import Example
+from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
+from embedgrad.errors import DataError
+from embedgrad.events import Report, say, stage
+from embedgrad.model.language_model import LanguageModel, load_model
+from embedgrad.model.prefix_cache import HeadCache, Spill
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.self_training import training_examples, training_for
+from embedgrad.training.settings import Training
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe stands for, ready to be trained on.
+
+    `written` are the training examples with what the model shall write, `solutions` says where that
+    came from, and `training` is the recipe's, as these sources need it.
+    """
+
+    splits: Splits
+    model: LanguageModel
+    sequencer: Sequencer
+    written: Sequence[Example]
+    solutions: dict[str, Any]
+    train: Sequence[TokenSequence]
+    dev: Sequence[TokenSequence]
+    test: Sequence[TokenSequence]
+    training: Training
+
+
+def prepare(
+    recipe: Recipe,
+    keep_at: Path,
+    report: Report,
+    *,
+    model: LanguageModel | None = None,
+    date: datetime.date | None = None,
+    tested: bool = False,
+) -> Prepared:
+    """Read, load and tokenize; solutions that the model writes are kept in `keep_at`.
+
+    `date` is what a chat template is told as today; unset: today. `tested` asks for test rows.
+    Raises whatever the recipe's data, template and model raise.
+    """
+    splits = read_data(recipe)
+    if tested and not splits.test:
+        raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
+    check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
+    say(report, [*splits.notes, _counts(splits)])
+    stage(report, f"loading {recipe.model.name}")
+    model = model or open_model(recipe, report)
+    say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
+    sequencer = model.sequencer(
+        recipe.template,
+        recipe.target,
+        splits.train,
+        date=date,
+        merges=recipe.merges,
+        truncate=recipe.data.truncate,
+    )
+    written, solutions = training_examples(
+        model,
+        sequencer,
+        splits.train,
+        recipe.solutions,
+        evaluation=recipe.evaluation,
+        report=report,
+        keep_at=keep_at,
+    )
+    stage(report, "tokenizing")
+    train, dev, test = (sequencer.build(part) for part in (written, splits.dev, splits.test))
+    say(report, sequencer.notes([*train, *dev, *test]))
+    if not recipe.target.choices:
+        say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
+    training = training_for(recipe.training, solutions["source"])
+    return Prepared(splits, model, sequencer, written, solutions, train, dev, test, training)
+
+
+def _short_of_room(
+    sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
+) -> list[str]:
+    """Says where the context ends before an answer has as many tokens as it may have."""
+    lengths = [len(s.head) + len(sequencer.span.ids) + len(s.tail) for s in sequences]
+    short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
+    if not sequencer.context or not short:
+        return []
+    return [
+        f"in {len(short)} of {len(sequences)} rows of dev and test the model's context of "
+        f"{sequencer.context} tokens leaves fewer for an answer than evaluation.max_new_tokens = "
+        f"{limit} (least: {max(0, min(short))})"
+    ]
+
+
+def read_data(recipe: Recipe) -> Splits:
+    """The recipe's examples, checked and split."""
+    data = recipe.data
+    worked = recipe.solutions.source in ("auto", "column")
+    return read_splits(
+        data.train,
+        data.dev,
+        data.test,
+        columns=recipe.template.columns,
+        answer=data.answer,
+        choices=recipe.target.choices,
+        labels=data.labels,
+        solution=data.solution if worked else None,
+        group=data.group,
+        where=data.where,
+        dev_share=data.dev_share,
+        test_share=data.test_share,
+        seed=data.seed,
+        limit=data.limit,
+        allow_duplicates=data.allow_duplicates,
+        drop_duplicates=data.drop_duplicates,
+    )
+
+
+def open_model(recipe: Recipe, report: Report) -> LanguageModel:
+    """The recipe's model, with a store of heads as the recipe says."""
+
+    def notify(text: str) -> None:
+        say(report, [text])
+
+    heads = recipe.head_cache
+    # First of all: a folder that cannot be used is told at once.
+    spill = None if heads.spill is None else Spill(heads.spill, heads.spill_budget, notify)
+    model = load_model(**asdict(recipe.model), head_cache_budget=0, notify=notify)
+    model.heads = HeadCache.on(model.device, heads.budget, spill=spill, precision=heads.precision)
+    return model
+
+
+def sources(recipe: Recipe, splits: Splits) -> dict[str, dict[str, Any]]:
+    """Per split: where its rows come from, how many there are, and their digest."""
+    return {
+        name: {
+            "source": str(getattr(recipe.data, name) or f"a share of {recipe.data.train}"),
+            "rows": len(getattr(splits, name)),
+            "sha256": splits.digests.get(name),
+        }
+        for name in NAMES
+    }
+
+
+def _counts(splits: Splits) -> str:
+    parts = []
+    for name in NAMES:
+        rows = getattr(splits, name)
+        balance = label_balance(rows)
+        listed = ", ".join(f"{n} {label}" for label, n in balance.items())
+        few = 0 < len(balance) <= 5
+        parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if few else ""))
+    return "; ".join(parts)

@@ -1,0 +1,93 @@
+"""Everything that a recipe may say, read off the classes that check it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from embedgrad.errors import RecipeError, nearest
+from embedgrad.parts.registry import DEFAULTS, KINDS, Option, options_of, summary_of
+from embedgrad.recipe.recipe import SECTIONS
+
+_TEMPLATE = (
+    Option(
+        "text",
+        "str",
+        "unset",
+        "Plain text with {columns} and one [[span]], for a model without a chat template.",
+    ),
+    Option("system", "str", "unset", "The system message."),
+    Option("user", "str", "unset", "The user message."),
+    Option("assistant", "str", "unset", "The opening of the answer."),
+    Option(
+        "messages",
+        "list of tables",
+        "unset",
+        "Instead of these three: a list of { role, content }.",
+    ),
+    Option("options", "table", "{}", "Extra variables for the model's chat template."),
+    Option(
+        "merges",
+        "'report' | 'refuse'",
+        '"report"',
+        "What to do about rows whose own text merges with the span.",
+    ),
+)
+_SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
+# How a part is written where it is not a section of its own.
+_WRITTEN = {"gradients": "[[gradients]]", "scorer": "[evaluation] scorer ="}
+
+
+def catalog(only: str | None = None) -> dict[str, Any]:
+    """Sections and kinds of parts by name. Raises `RecipeError` for an unknown one."""
+    found: dict[str, Any] = {}
+    for name, cls in SECTIONS.items():
+        if cls is not None:
+            found[name] = {"summary": summary_of(cls), "options": _options(cls)}
+    found["template"] = {
+        "summary": _SUMMARY,
+        "options": [asdict(option) for option in _TEMPLATE],
+    }
+    for kind, table in KINDS.items():
+        found[kind] = {
+            "default": DEFAULTS[kind],
+            "parts": {
+                name: {"summary": summary_of(cls), "options": _options(cls)}
+                for name, cls in table.items()
+            },
+        }
+    if only is None:
+        return found
+    if only not in found:
+        raise RecipeError("parts", [f"{only!r} is not known; {nearest(only, found)}"])
+    return {only: found[only]}
+
+
+def catalog_text(found: Mapping[str, Any]) -> str:
+    """The catalog for a terminal."""
+    lines: list[str] = []
+    for name, entry in found.items():
+        if "parts" in entry:
+            lines += ["", f"{_WRITTEN.get(name, f'[{name}]')}  one of"]
+            for part, described in entry["parts"].items():
+                default = " (default)" if part == entry["default"] else ""
+                lines.append(f'  {{ name = "{part}" }}{default}  {described["summary"]}')
+                lines += _option_lines(described["options"], "      ")
+        else:
+            lines += ["", f"[{name}]  {entry['summary']}", *_option_lines(entry["options"], "  ")]
+    return "\n".join(lines[1:])
+
+
+def _options(cls: type) -> list[dict[str, str]]:
+    return [asdict(option) for option in options_of(cls) if option.name != "scorer"]
+
+
+def _option_lines(options: list[dict[str, str]], indent: str) -> list[str]:
+    lines = []
+    for option in options:
+        lines += [
+            f"{indent}{option['name']} = {option['default']}  ({option['type']})",
+            f"{indent}    {option['help']}",
+        ]
+    return lines

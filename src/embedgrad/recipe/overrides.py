@@ -1,0 +1,97 @@
+"""Single settings from outside, and values that no recipe may hold."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from embedgrad.errors import RecipeError
+
+
+def override(values: dict[str, Any], settings: Sequence[str]) -> None:
+    """Change plain values by settings such as "training.epochs=2". Raises `RecipeError`.
+
+    A value is TOML, or else plain text; no value at all takes the option away. A number in a name
+    counts in a list, from 0.
+    """
+    problems: list[str] = []
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not name:
+            problems.append(f"{setting!r}: expected section.option=value")
+        else:
+            _set(values, name, _keys(name), text, problems)
+    if problems:
+        raise RecipeError("--set", problems)
+
+
+def _set(
+    values: dict[str, Any], name: str, keys: Sequence[str], text: str, problems: list[str]
+) -> None:
+    inner: Any = values
+    for i, key in enumerate(keys):
+        if isinstance(inner, list) and key.isdecimal() and int(key) < len(inner):
+            index: Any = int(key)
+        elif isinstance(inner, dict):
+            index = key
+        else:
+            problems.append(f"{name}: {'.'.join(keys[:i])} is {inner!r}, which has no {key!r}")
+            return
+        if i < len(keys) - 1:
+            inner = inner.setdefault(index, {}) if isinstance(inner, dict) else inner[index]
+        elif text:
+            inner[index] = _value(text)
+        elif isinstance(inner, dict):
+            inner.pop(index, None)
+        else:
+            del inner[index]
+
+
+def _keys(name: str) -> list[str]:
+    """The keys of a dotted name; one that holds a dot is written in quotes."""
+    keys = []
+    try:
+        values: Any = tomllib.loads(f"{name} = 0")
+        while isinstance(values, dict):
+            ((key, values),) = values.items()
+            keys.append(key)
+    except ValueError:
+        return name.split(".")
+    return keys
+
+
+def _value(text: str) -> object:
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return values["value"] if len(values) == 1 else text
+
+
+def check_values(value: object, path: str, problems: list[str]) -> None:
+    """Refuse what neither a recipe nor an artifact could hold, wherever it stands."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_values(inner, f"{path}.{name}" if path else str(name), problems)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            check_values(inner, f"{path}.{i}", problems)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{path}: {value}; expected a finite number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        problems.append(f"{path}: {value}; expected a number of at most 64 bits")
+    elif isinstance(value, str) and not _is_text(value):
+        problems.append(f"{path}: {value!r} is not UTF-8 text")
+    elif not isinstance(value, str | int | float | PurePath | None):
+        problems.append(f"{path}: {value}; a {type(value).__name__} is written as text, in quotes")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an argument of the command line that was not UTF-8
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""What a run says of itself: provenance of the artifact, facts of the result, predictions."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from embedgrad.atomic_files import finite
+from embedgrad.data.examples import Example
+from embedgrad.environment import versions
+from embedgrad.evaluation.drift import token_drift
+from embedgrad.evaluation.evaluator import Comparison
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.recipe.build import Prepared, sources
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.settings import Refinement
+
+
+def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> dict[str, Any]:
+    """What the artifact says of where it comes from; plain JSON values."""
+    info = asdict(ready.model.info)
+    del info["path"]  # a place on one machine
+    return {
+        "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
+        "recipe": recipe.as_dict(),
+        "data": sources(recipe, ready.splits),
+        "solutions": {name: value for name, value in ready.solutions.items() if name != "file"},
+        "licenses": {"model": info["license"], "data": recipe.data.license},
+        "decoding": {
+            "do_sample": False,
+            "max_new_tokens": recipe.evaluation.max_new_tokens,
+            "stop": list(recipe.evaluation.stop),
+        },
+        "training": {
+            "ended": refinement.ended,
+            "steps": refinement.steps,
+            "best_step": refinement.best.step,
+            "dev_history": finite(refinement.best.history),
+        },
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def facts_of(
+    prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
+) -> dict[str, Any]:
+    """Where the rows went and what it took: the part of `result.json` besides the scores."""
+    tokens = token_drift(prompt, model)
+    return {
+        "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
+        "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
+        "nearest_tokens_unchanged": sum(t.unchanged for t in tokens) / len(tokens),
+        "tokens": [asdict(token) for token in tokens],
+        "train": {
+            "steps": refinement.steps,
+            "best_step": refinement.best.step,
+            "seconds": refinement.seconds,
+            "ended": refinement.ended,
+        },
+        "artifact": str(out / "prompt"),
+    }
+
+
+def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dict[str, Any]]:
+    """One plain value per row with both prompts' answers, and whether it was fixed or broken."""
+    rows = []
+    pairs = zip(comparison.text_answers, comparison.refined_answers, strict=True)
+    for example, (a, b) in zip(examples, pairs, strict=True):
+        change = "fixed" if a.correct < b.correct else "broken" if a.correct > b.correct else "same"
+        row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
+        row["columns"] = dict(example.columns)
+        for name, answered in (("text", a), ("refined", b)):
+            kept = asdict(answered).items()
+            row[name] = {k: v for k, v in kept if k not in ("source", "answer")}
+        rows.append(row)
+    return rows

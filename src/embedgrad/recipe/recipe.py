@@ -1,0 +1,299 @@
+"""A recipe: a TOML file -> checked settings -> built parts. Every problem is told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from embedgrad.data.splits import NAMES as SPLITS
+from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.model.prefix_cache import budget_bytes
+from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.registry import build, build_part, part_values, values_of
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.template import ROLES, Message, Template
+from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.overrides import check_values, override
+from embedgrad.recipe.settings import (
+    CompareSettings,
+    DataSettings,
+    ExportSettings,
+    HeadCacheSettings,
+    ModelSettings,
+    ReportSettings,
+)
+from embedgrad.training.self_training import Solutions, source_problems
+from embedgrad.training.settings import Parts, Training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Checked settings and built parts of one run."""
+
+    model: ModelSettings
+    data: DataSettings
+    template: Template
+    target: Target
+    training: Training = Training()
+    parts: Parts = Parts()
+    evaluation: Evaluation = Evaluation()
+    solutions: Solutions = Solutions()
+    head_cache: HeadCacheSettings = HeadCacheSettings()
+    report: ReportSettings = ReportSettings()
+    compare: CompareSettings = CompareSettings()
+    export: ExportSettings = ExportSettings()
+    merges: str = "report"
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a TOML file; `overrides` are like "training.epochs=2". Raises `RecipeError`."""
+        source = str(path)
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise RecipeError(
+                source, [f"cannot be read ({error.strerror}); `embedgrad new` writes a recipe"]
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RecipeError(source, [f"is not TOML: {error}"]) from error
+        override(values, overrides)
+        return cls.from_dict(values, source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Check plain values and build the parts. Raises `RecipeError` with every problem."""
+        if not isinstance(values, Mapping):
+            raise RecipeError(source, ["expected a table of sections"])
+        problems = [
+            f"{name}: unknown section; {nearest(str(name), SECTIONS)}"
+            for name in values
+            if name not in SECTIONS
+        ]
+        check_values(values, "", problems)
+        for name in ("model", "data", "template"):
+            if name not in values:
+                problems.append(f"{name}: missing section")
+
+        def section(name: str, kind: type) -> Any:
+            if name not in values and name in ("model", "data"):
+                return None
+            return build(kind, values.get(name, {}), name, problems)
+
+        evaluation = values.get("evaluation", {})
+        scorer: Any = {}
+        if isinstance(evaluation, Mapping):
+            evaluation = dict(evaluation)
+            scorer = evaluation.pop("scorer", scorer)
+        scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
+        built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
+        gradients = values.get("gradients", [{}])
+        if not isinstance(gradients, list | tuple):
+            problems.append("gradients: expected a list, as in [[gradients]]")
+            gradients = []
+        template, merges = _template(values.get("template"), problems)
+        target = section("target", Target)
+        parts = {
+            "trust_region": section("trust_region", TrustRegion),
+            "schedule": section("schedule", Schedule),
+            "gradients": tuple(
+                build_part("gradients", value, f"gradients.{i}", problems)
+                for i, value in enumerate(gradients)
+            ),
+            **{
+                kind: build_part(kind, values.get(kind, {}), kind, problems)
+                for kind in ("parameterization", "objective", "optimizer")
+            },
+        }
+        recipe = {
+            "model": section("model", ModelSettings),
+            "data": section("data", DataSettings),
+            "template": template,
+            "target": target,
+            "training": section("training", Training),
+            "solutions": section("solutions", Solutions),
+            "head_cache": section("head_cache", HeadCacheSettings),
+            "report": section("report", ReportSettings),
+            "compare": section("compare", CompareSettings),
+            "export": section("export", ExportSettings),
+        }
+        _check_together(recipe, parts, problems)
+        if problems:
+            raise RecipeError(source, problems)
+        assert built_evaluation is not None
+        return cls(
+            **recipe,
+            parts=Parts(**parts),
+            evaluation=dataclasses.replace(built_evaluation, scorer=scorer),
+            merges=merges,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting, defaults included, as `from_dict` takes it."""
+        template = {**self.template.as_dict(), "merges": self.merges}
+        parts = self.parts
+        values = {
+            "model": values_of(self.model),
+            "data": values_of(self.data),
+            "template": template,
+            "target": values_of(self.target),
+            "trust_region": values_of(parts.trust_region),
+            "parameterization": part_values("parameterization", parts.parameterization),
+            "objective": part_values("objective", parts.objective),
+            "gradients": [part_values("gradients", part) for part in parts.gradients],
+            "optimizer": part_values("optimizer", parts.optimizer),
+            "schedule": values_of(parts.schedule),
+            "training": values_of(self.training),
+            "solutions": values_of(self.solutions),
+            "evaluation": {
+                **values_of(self.evaluation),
+                "scorer": part_values("scorer", self.evaluation.scorer),
+            },
+            "head_cache": values_of(self.head_cache),
+            "report": values_of(self.report),
+            "compare": values_of(self.compare),
+            "export": values_of(self.export),
+        }
+        resolved: dict[str, Any] = _plain(values)
+        return resolved
+
+    def as_toml(self) -> str:
+        """The resolved recipe; TOML has no null, so what is unset is left out."""
+        return tomli_w.dumps(self.as_dict())
+
+
+SECTIONS: dict[str, type | None] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "template": None,
+    "target": Target,
+    "trust_region": TrustRegion,
+    "parameterization": None,
+    "objective": None,
+    "gradients": None,
+    "optimizer": None,
+    "schedule": Schedule,
+    "training": Training,
+    "solutions": Solutions,
+    "evaluation": Evaluation,
+    "head_cache": HeadCacheSettings,
+    "report": ReportSettings,
+    "compare": CompareSettings,
+    "export": ExportSettings,
+}
+
+
+def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
+    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
+    if not isinstance(values, Mapping):
+        if values is not None:
+            problems.append(f"template: {values!r}; expected a table of options")
+        return None, "report"
+    known = {*ROLES, "text", "messages", "options", "merges"}
+    unknown = [name for name in values if name not in known]
+    problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
+    merges = values.get("merges", "report")
+    if merges not in ("report", "refuse"):
+        problems.append(f"template.merges: {merges!r}; expected 'report' or 'refuse'")
+    texts = {name: values[name] for name in (*ROLES, "text") if name in values}
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    problems += [f"template.{name}: {texts[name]!r}; expected text" for name in wrong]
+    options, messages = values.get("options", {}), values.get("messages")
+    if not isinstance(options, Mapping) or ("text" in texts and options):
+        problems.append(
+            f"template.options: {options!r}; expected a table of variables for the model's chat "
+            "template, which plain text does not use"
+        )
+        wrong.append("options")
+    if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
+        problems.append("template: give either text, or messages, or system/user/assistant")
+        return None, merges
+    try:
+        if wrong:
+            return None, merges
+        if "text" in texts:
+            return Template.plain(texts["text"]), merges
+        if messages is not None:
+            return Template(messages=_messages(messages), options=dict(options)), merges
+        return Template.chat(**texts, options=options), merges
+    except EmbedgradError as error:
+        problems.append(str(error))
+    return None, merges
+
+
+def _messages(messages: object) -> tuple[Message, ...]:
+    right = isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping)
+        and set(message) == {"role", "content"}
+        and all(isinstance(text, str) for text in message.values())
+        for message in messages
+    )
+    if not right or not isinstance(messages, list | tuple):
+        raise TemplateError(
+            "template.messages: expected a list of messages, each with a role and a content, "
+            'as in { role = "user", content = "..." }'
+        )
+    return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+def _check_together(
+    recipe: Mapping[str, Any], parts: Mapping[str, Any], problems: list[str]
+) -> None:
+    """What no section can see alone."""
+    template, data, target = recipe["template"], recipe["data"], recipe["target"]
+    free = target and not target.choices
+    if free and parts["objective"] and parts["objective"].needs_choices(available=False):
+        problems.append("objective.over: 'choices', but target.choices lists none")
+    if free and recipe["training"] and recipe["training"].metric == "macro_f1":
+        problems.append("training.metric: 'macro_f1', but target.choices lists none")
+    if template and data and data.truncate and data.truncate not in template.columns:
+        problems.append(
+            f"data.truncate: {data.truncate!r} is not a column of the template; "
+            f"{nearest(data.truncate, template.columns)}"
+        )
+    if recipe["solutions"] and target and data:
+        problems += source_problems(recipe["solutions"], target, column=data.solution is not None)
+    if data:
+        _check_splits(data, problems)
+    if recipe["head_cache"]:
+        _check_heads(recipe["head_cache"], problems)
+
+
+def _check_heads(heads: HeadCacheSettings, problems: list[str]) -> None:
+    for name, budget in (("budget", heads.budget), ("spill_budget", heads.spill_budget)):
+        if isinstance(budget, float) and not math.isfinite(budget):
+            continue  # told already, as of every number
+        try:
+            budget_bytes(budget, name)
+        except RecipeError as error:
+            problems += [f"head_cache.{name}: {problem}" for problem in error.problems]
+    if heads.spill is not None and not heads.spill.strip():
+        problems.append("head_cache.spill: ''; expected a folder, or leave the option out")
+
+
+def _check_splits(data: DataSettings, problems: list[str]) -> None:
+    for name, rows in data.limit.items():
+        if name not in SPLITS:
+            problems.append(f"data.limit.{name}: unknown split; {nearest(name, SPLITS)}")
+        elif rows < 1:
+            problems.append(f"data.limit.{name}: {rows}; expected at least 1")
+    shares = {"dev": data.dev_share, "test": data.test_share}
+    taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
+    if sum(taken.values()) >= 1:
+        told = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
+        problems.append(f"data: {told} leave nothing to train on")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,172 @@
+"""The plain sections of a recipe, and single settings from outside.
+
+embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "yes"]'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from embedgrad.data.examples import solution_pieces
+from embedgrad.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which frozen model, and how it is loaded."""
+
+    name: str
+    """Hub id, folder, .gguf file, or package:NAME (a GGUF that an installed package carries)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16, float16, float64; the refined rows are always kept in float32."""
+    attention: str = "auto"
+    """Of full passes: auto (sdpa where the model has it), sdpa, or eager."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where examples come from, and how they are split."""
+
+    train: str
+    """A .jsonl, .csv, .tsv or .parquet file, or hub:OWNER/NAME[@CONFIG][:SPLIT]."""
+    dev: str | None = None
+    """As train; unset: a share of train."""
+    test: str | None = None
+    """As train; unset: a share of train."""
+    answer: str = "label"
+    """The column with the right answer."""
+    solution: str | None = None
+    """The column with what the model shall write, if that is more than the answer it is scored
+    by, such as a worked solution, or a text with columns, as "{equation} = {answer}"; unset: the
+    answer."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What values of that column mean, as in { 0 = "negative", 1 = "positive" }."""
+    group: str | None = None
+    """A column whose rows belong together: no group crosses a split."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Keep only rows with these values, as in { domain = "movies" }."""
+    limit: Mapping[str, int] = field(default_factory=dict)
+    """Most rows per split, after shuffling, as in { train = 256 }."""
+    dev_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
+    """Share of train that becomes dev where dev is unset."""
+    test_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
+    """Share of train that becomes test where test is unset."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Decides shuffling and splits."""
+    allow_duplicates: bool = False
+    """Allow the same text in two splits."""
+    drop_duplicates: bool = False
+    """Leave out rows of train whose text stands in dev or test, and rows of dev whose text stands
+    in test, before any limit."""
+    truncate: str | None = None
+    """The column that may be cut where a row does not fit; unset: such a row is refused."""
+    license: str | None = None
+    """The data's licence, noted in the artifact."""
+
+    def __post_init__(self) -> None:
+        if self.solution is not None:
+            solution_pieces(self.solution)
+        if self.allow_duplicates and self.drop_duplicates:
+            raise DataError(
+                "data.allow_duplicates and data.drop_duplicates are both true; set one of them"
+            )
+
+
+@dataclass(frozen=True)
+class HeadCacheSettings:
+    """Where stored heads may lie, and how much room they may take."""
+
+    budget: str | float = 0.25
+    """Bytes, a size such as "2 GiB", or a share (below 1) of free memory, on a GPU of its own;
+    0 stores nothing there."""
+    spill: str | None = None
+    """A folder for heads that do not fit into memory; unset: they are computed anew."""
+    spill_budget: str | float = 0.5
+    """As budget, of free disk; the last 5 % of a disk stay free."""
+    precision: Literal["model", "half"] = "model"
+    """Of stored heads; half: 16 bits a number, and what it changes in the loss is told."""
+
+
+COMPARED = (
+    "text",
+    "best-of-n",
+    "few-shot",
+    "embedgrad",
+    "embedgrad-no-region",
+    "random-init",
+    "peft-prompt-tuning-text",
+    "peft-prompt-tuning-random",
+    "peft-cpt",
+    "peft-lora",
+)
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Which methods `embedgrad compare` sets side by side, and their own options."""
+
+    methods: tuple[str, ...] = ()
+    """Methods by name; unset: all that can run. The text prompt is always among them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A training of each method per seed, in place of training.seed."""
+    prompts: tuple[str, ...] = ()
+    """Other texts for the span, among which best-of-n chooses on dev."""
+    shots: Annotated[int, Gt(0)] = 4
+    """Training examples that few-shot shows before the question."""
+    prompt_tuning_learning_rate: Annotated[float, Gt(0)] = 0.003
+    """Of PEFT prompt tuning that starts at the text."""
+    random_prompt_learning_rate: Annotated[float, Gt(0)] = 0.03
+    """Of PEFT prompt tuning that starts at random, with rows many times longer than a text's."""
+    cpt_learning_rate: Annotated[float, Gt(0)] = 0.003
+    """Of PEFT CPT."""
+    lora_learning_rate: Annotated[float, Gt(0)] = 0.0003
+    """Of PEFT LoRA."""
+    lora_rank: Annotated[int, Gt(0)] = 8
+    """Rank of PEFT LoRA; its alpha is four times that."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in COMPARED:
+                raise DataError(
+                    f"compare.methods: unknown method {name!r}; {nearest(name, COMPARED)}"
+                )
+        if not self.seeds or min(self.seeds) < 0:
+            raise DataError(
+                f"compare.seeds: {list(self.seeds)}; expected one or more numbers from 0 up"
+            )
+        for option in ("methods", "seeds"):
+            given = getattr(self, option)
+            if len(set(given)) < len(given):
+                raise DataError(f"compare.{option}: {list(given)}; expected each one once")
+        if "" in self.prompts:
+            raise DataError("compare.prompts: '' holds no words; expected texts for the span")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a refined prompt is put where it is served."""
+
+    system: Literal["append", "refuse"] = "append"
+    """A client's own system message: put behind the prompt's one, or refused."""
+    dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
+    """Of all weights of an exported checkpoint; model: as the checkpoint has them."""
+    gguf: Literal["keep", "f32", "f16", "q8_0"] = "keep"
+    """Of the other weights in a GGUF export; keep: as the file has them."""
+    weights: Literal["copy", "link"] = "copy"
+    """Of files that an export does not change: copied, or linked to the base model's."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What is written besides the terminal and events.jsonl."""
+
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder (extra: tensorboard)."""

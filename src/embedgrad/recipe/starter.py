@@ -1,0 +1,130 @@
+"""`embedgrad new`: a commented recipe for a data file, with what was guessed said aloud."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import tomli_w
+
+from embedgrad.atomic_files import write_file
+from embedgrad.data.examples import cell_text
+from embedgrad.data.guess_columns import Guess, guess_columns
+from embedgrad.data.readers import Table, read_table
+from embedgrad.errors import DataError, RecipeError, RunError
+from embedgrad.parts.scorers import parse_number
+from embedgrad.recipe.recipe import Recipe
+
+CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
+STEPS_PROMPT = "Please reason step by step, then give the final answer."
+NUMBER_PROMPT = "Give the final number only:"
+SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
+CHAT_NOTE = "Guessed that the model has a chat template; if not, write text instead of user."
+FREE_PROMPT = "Give the answer only:"
+ANSWER_ONLY = """
+
+[solutions]
+source = "answer"        # as the prompt asks for it; self-written: solutions of the model's own"""
+
+
+def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[str, ...]]:
+    """Write a recipe for `data` to `out`; returns its path and what was guessed.
+
+    Raises `DataError` for data that cannot be used and `RunError` where `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise RunError(f"{out}: exists already; choose another name for --out")
+    table = read_table(data)
+    guess = guess_columns(table)
+    text = starter(data, table, guess, model)
+    try:
+        Recipe.from_dict(tomllib.loads(text))
+    except RecipeError as error:
+        raise DataError(
+            f"{data}: its columns cannot be named in a recipe ({'; '.join(error.problems)}); "
+            "rename them in the file"
+        ) from error
+    write_file(out, text.encode())
+    return out, (*guess.notes, CHAT_NOTE)
+
+
+def starter(data: str, table: Table, guess: Guess, model: str) -> str:
+    """The recipe as text."""
+    guessed = "".join(f"#   {note}\n" for note in (*guess.notes, CHAT_NOTE))
+    prompt, target, scorer = _task(table, guess)
+    user = f"{{{guess.text}}}\n\n[[{prompt}]]"
+    group = f"group = {_toml(guess.group)}\n" if guess.group else ""
+    solution = None if guess.choices else _solution(table)
+    if solution:
+        group = f"solution = {_toml(solution)}        # what the model shall write\n{group}"
+    return f"""\
+# A starter recipe. Guessed from the data, so look at it:
+{guessed}#
+# Run it:  embedgrad optimize THIS.toml --out runs/first
+
+[model]
+name = {_toml(model)}        # Hub id, folder, .gguf file, or package:NAME
+
+[data]
+train = {_toml(data)}
+# dev and test: files of their own, or else shares of train, drawn by seed
+dev_share = 0.2
+test_share = 0.2
+answer = {_toml(guess.answer or "answer")}        # the column with the right answer
+{group}# labels = {{ 0 = "no", 1 = "yes" }}   # what the values mean, if they are not words
+# limit = {{ train = 256 }}        # most rows per split
+
+[template]
+# {{column}} is filled in per row; [[...]] is the text whose rows are refined, anywhere in it.
+# system = "..." and assistant = "..." (the answer's opening) may stand beside it.
+# A model without a chat template takes text = "..." instead.
+user = {_toml(user)}
+
+[target]
+{target}
+
+[evaluation]
+{scorer}
+
+[trust_region]
+radius = 0.3        # how far a row may go, in its own norms; 0.3 keeps every cosine above 0.95
+
+[training]
+epochs = 4
+batch_size = 16
+seed = 0
+
+# `embedgrad parts` lists everything else that may stand here.
+"""
+
+
+def _task(table: Table, guess: Guess) -> tuple[str, str, str]:
+    """The prompt, and what stands in [target] and [evaluation]."""
+    if guess.choices:
+        # Marks of the template inside a choice would have to be escaped; leave them out.
+        marked = any(mark in choice for choice in guess.choices for mark in "{}[]")
+        listed = "the labels" if marked else ", ".join(guess.choices)
+        return (
+            CHOICE_PROMPT.format(choices=listed),
+            f"choices = {_toml(list(guess.choices))}",
+            "# Choices are compared by their probabilities; a scorer is for free answers.",
+        )
+    target = "# No choices: the model answers in its own words, and learns to end its turn."
+    answers = [cell_text(row.get(guess.answer or "")) or "" for row in table.rows]
+    if all(parse_number(answer) is not None for answer in answers):
+        scorer = 'scorer = "number"        # or exact, contains'
+        if _solution(table):
+            return STEPS_PROMPT, target, scorer
+        return NUMBER_PROMPT, target + ANSWER_ONLY, scorer
+    return FREE_PROMPT, target, 'scorer = "exact"        # or contains, number'
+
+
+def _solution(table: Table) -> str | None:
+    """The column with worked solutions, by its name."""
+    return next((name for name in table.columns if name.lower() in SOLUTIONS), None)
+
+
+def _toml(value: str | list[str]) -> str:
+    """A value as TOML writes it."""
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")

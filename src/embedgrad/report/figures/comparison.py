@@ -1,0 +1,181 @@
+"""Figures of a comparison of methods, from plain values as its results file holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedgrad.errors import RunError
+from embedgrad.formatting import visible
+from embedgrad.report.figures.series import is_number
+from embedgrad.report.figures.theme import LIGHT, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEXT = "text"  # the method that the others are compared with
+WIDTH = 440  # SVG units
+LONGEST_NAME = 40  # characters
+RELIABLE = 0.05
+TICKS = (
+    *(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 20.0),  # seconds
+    *(60.0 * n for n in (0.5, 1, 2, 5, 10, 20, 30)),
+    *(3600.0 * n for n in (1, 2, 5, 10, 20, 50, 100, 1000)),
+)
+
+
+def forest(results: Mapping[str, Any]) -> Figure:
+    """Difference to the text prompt by method: interval, mean, and a dot for each seed.
+
+    Raises `RunError` where no method has a difference.
+    """
+    methods = ranked(results)
+    if not methods:
+        raise RunError("forest: the results hold no method with a difference to the text prompt")
+    with style():
+        figure = new_figure(WIDTH, 40 * len(methods) + 64)
+        axes = figure.subplots()
+        axes.axvline(0, color=LIGHT["text"], linewidth=1.2)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        for y, entry in enumerate(methods):
+            name = entry["method"]
+            seeds = [r.get("difference") for r in results["rows"] if r.get("method") == name]
+            _estimate(axes, y, entry, [100 * s for s in seeds if is_number(s)])
+        axes.set(ylim=(len(methods) - 0.3, -0.75), yticks=[])
+        axes.margins(x=0.06)
+        axes.set_xlabel("difference to the text prompt, points of accuracy")
+    return figure
+
+
+def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
+    """Accuracy by training time; a bar spans the seeds, the label tells the numbers trained.
+
+    Raises `RunError` where no method has both.
+    """
+    points = _costs(results)
+    if not points:
+        raise RunError("cost: the results hold no method with an accuracy and training seconds")
+    trained = [p["seconds"] for p in points if p["seconds"] > 0]
+    # Untrained methods stand at 0, left of everything that took time.
+    least = min(trained, default=1.0)
+    with style():
+        figure = new_figure(WIDTH, 340)
+        axes = figure.subplots()
+        ticks = _times(least, max(p["seconds"] for p in points))
+        axes.set_xscale("symlog", linthresh=ticks[0], linscale=0.3)
+        for point in points:
+            color = LIGHT["text"] if point["name"] == TEXT else LIGHT["refined"]
+            axes.plot([point["seconds"]] * 2, [point["min"], point["max"]], color=color, alpha=0.4)
+            axes.plot([point["seconds"]], [point["accuracy"]], marker="o", color=color)
+        axes.set_xlim(-0.25 * ticks[0], max(*ticks, *trained, least) * 1.3)
+        axes.set_xticks([0, *ticks], ["0", *map(_time, ticks)])
+        axes.set_xticks([], minor=True)
+        axes.margins(y=0.14)
+        _label(axes, points)
+        axes.set_xlabel("training time")
+        axes.set_title("accuracy, %")
+    return figure
+
+
+def ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The methods besides the text prompt that have a difference to it, the best first."""
+    others = [entry for entry in results["methods"] if entry["method"] != TEXT]
+    found = [entry for entry in others if is_number(entry.get("difference"))]
+    return sorted(found, key=lambda entry: -entry["difference"])
+
+
+def count(numbers: float) -> str:
+    """A count as people say it: 576, 7.5k, 1.2M."""
+    for unit in ("", "k", "M"):
+        if numbers < 1000:
+            return f"{numbers:.3g}{unit}"
+        numbers /= 1000
+    return f"{numbers:.3g}G"
+
+
+# -- parts of figures ------------------------------------------------------------------------------
+
+
+def _estimate(axes: Axes, y: int, entry: Mapping[str, Any], seeds: Sequence[float]) -> None:
+    difference = 100 * entry["difference"]
+    p = entry.get("p_holm")
+    color = LIGHT["muted"]
+    if is_number(p) and p < RELIABLE:
+        color = LIGHT["fixed"] if difference > 0 else LIGHT["broken"]
+    label = f"{difference:+.1f}"
+    if entry.get("difference_interval"):
+        low, high = (100 * edge for edge in entry["difference_interval"])
+        axes.plot([low, high], [y, y], color=color, linewidth=2)
+        label += f"  ({low:+.1f} to {high:+.1f})"
+    if len(seeds) > 1:
+        axes.plot(seeds, [y] * len(seeds), "o", color=color, markersize=4, alpha=0.45)
+    axes.plot([difference], [y], marker="D", markersize=6.5, color=color)
+    across = axes.get_yaxis_transform()
+    name = visible(entry["method"])[:LONGEST_NAME]
+    on_paper: dict[str, Any] = {"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5}
+    at = axes.text(0, y - 0.36, name, color=LIGHT["ink"], va="center", transform=across)
+    at.set_bbox(on_paper)
+    at = axes.text(1, y - 0.36, label, color=color, va="center", ha="right", transform=across)
+    at.set_bbox(on_paper)
+
+
+def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the figure draws of each method that has an accuracy and training seconds."""
+    points = []
+    for entry in results["methods"]:
+        if not (is_number(entry.get("train_seconds")) and is_number(entry.get("accuracy"))):
+            continue
+        edges = [entry[k] if is_number(entry.get(k)) else entry["accuracy"] for k in ("min", "max")]
+        points.append(
+            {
+                "name": str(entry["method"]),
+                "seconds": entry["train_seconds"],
+                "accuracy": 100 * entry["accuracy"],
+                "min": 100 * edges[0],
+                "max": 100 * edges[1],
+                "numbers": entry.get("trained_numbers") or 0,
+            }
+        )
+    return points
+
+
+def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """A name beside each point, moved up or down where two would stand on each other."""
+    low, high = axes.get_ylim()
+    height = 0.05 * (high - low)
+    middle = axes.transAxes.inverted()
+    placed: list[tuple[bool, float]] = []
+    for point in sorted(points, key=lambda p: -p["accuracy"]):
+        at = middle.transform(axes.transData.transform((point["seconds"], point["accuracy"])))
+        left = bool(at[0] > 0.5)
+        y = point["accuracy"]
+        for side, other in placed:
+            if side == left and abs(other - y) < height:
+                y = other - height
+        placed.append((left, y))
+        numbers = f", {count(point['numbers'])} numbers" if point["numbers"] else ""
+        axes.annotate(
+            visible(point["name"])[:LONGEST_NAME] + numbers,
+            (point["seconds"], y),
+            xytext=(-8 if left else 8, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9.5,
+            color=LIGHT["ink"],
+        )
+
+
+def _times(least: float, most: float) -> list[float]:
+    """Round times from just below `least` up to `most`, six at the most."""
+    round_ones = [s for s in TICKS if least < s <= most]
+    below = max((s for s in TICKS if s <= least), default=TICKS[0])
+    return [below, *round_ones][:: 1 + len(round_ones) // 6]
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"

@@ -1,0 +1,290 @@
+"""Figures of one run, from plain values as its files hold them. All of them fit a phone.
+
+Each function takes JSON values and returns a matplotlib figure, drawn in `theme`'s light colors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedgrad.errors import RunError
+from embedgrad.formatting import visible
+from embedgrad.report.figures.calibration import BINS, Calibration, calibration, confidences
+from embedgrad.report.figures.comparison import accuracy_against_cost, forest
+from embedgrad.report.figures.series import (
+    MOST_POINTS,
+    is_number,
+    number,
+    percents,
+    smoothed,
+    thinned,
+)
+from embedgrad.report.figures.theme import LIGHT, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "FIGURES_OF_COMPARISONS",
+    "FIGURES_OF_RUNS",
+    "accuracy_against_cost",
+    "curves",
+    "forest",
+    "heat_strip",
+    "reliability",
+    "walk_figure",
+]
+
+Row = Mapping[str, Any]
+
+FIGURES_OF_RUNS = ("curves", "drift", "reliability", "walk")
+FIGURES_OF_COMPARISONS = ("cost", "forest")
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
+
+WIDTH = 380  # SVG units; on a phone a little less, on a screen a little more
+SMOOTHED_OVER = 0.1  # of all steps
+MOST_DOTS = 60  # on a line
+LINE_OF_TOKENS = 54  # characters
+MOST_TOKENS = 600  # of a strip
+
+
+def curves(events: Sequence[Row]) -> Figure:
+    """Training loss by step, and the dev score by step beside the text prompt's.
+
+    Raises `RunError` where the events hold neither.
+    """
+    found = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
+    steps = [(step, loss) for step, loss in found if is_number(step) and is_number(loss)]
+    scores = [e for e in events if e.get("event") == "evaluation"]
+    panels: list[Callable[[Axes], None]] = []
+    if steps:
+        panels.append(lambda axes: _loss(axes, steps))
+    metric = str(scores[0].get("metric", "accuracy")) if scores else ""
+    scores = [e for e in scores if is_number(e.get(metric)) and is_number(e.get("step"))]
+    if scores:
+        panels.append(lambda axes: _dev(axes, scores, metric))
+    if not panels:
+        raise RunError("curves: the events hold no step and no evaluation to draw")
+    with style():
+        figure = new_figure(WIDTH, 190 * len(panels) + 20)
+        axes = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+        for panel, part in zip(panels, axes, strict=True):
+            panel(part)
+        axes[-1].set_xlabel("step")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def walk_figure(walk: Row) -> Figure:
+    """Accuracy and log-loss along the straight line from the text rows, and beyond the refined."""
+    points = walk["points"]
+    places = [point["t"] for point in points]
+    with style():
+        figure = new_figure(WIDTH, 400)
+        upper, lower = figure.subplots(2, sharex=True)
+        low, high = zip(*(point["interval"] for point in points), strict=True)
+        upper.fill_between(
+            places, percents(low), percents(high), color=LIGHT["refined"], alpha=0.13, linewidth=0
+        )
+        _line_of_walk(upper, places, percents([point["accuracy"] for point in points]))
+        upper.set_title(f"accuracy on {walk['rows']} {walk['split']} rows, %")
+        _line_of_walk(lower, places, [number(point["log_loss"]) for point in points])
+        lower.set_title("log-loss, nats")
+        names = {0.0: "0\ntext", 1.0: "1\nrefined"}
+        ticks = [place for place in places if place in names or (place * 2).is_integer()]
+        lower.set_xticks(ticks, [names.get(place, f"{place:g}") for place in ticks])
+        lower.set_xlabel("place on the line")
+    return figure
+
+
+def reliability(predictions: Iterable[Row]) -> Figure:
+    """Accuracy against confidence for both prompts, with the share of rows at each confidence.
+
+    Raises `RunError` where there are no rows, and for free answers, which have no probabilities.
+    """
+    rows = list(predictions)
+    if not rows:
+        raise RunError("reliability: there are no scored rows to draw")
+    found = {name: calibration(confidences(rows, name)) for name in ("text", "refined")}
+    if not all(found[name].bins for name in found):
+        raise RunError("reliability: free answers have no probabilities; it is drawn for choices")
+    with style():
+        figure = new_figure(WIDTH, 400)
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 100], [0, 100], color=LIGHT["muted"], linewidth=1, linestyle=(0, (3, 3)))
+        for name, side in (("text", -1), ("refined", 1)):
+            _reliable(upper, name, found[name])
+            _counted(lower, name, found[name], 1.9 * side)
+        least = min(b.confidence for name in found for b in found[name].bins)
+        upper.set(xlim=(max(0, math.floor(least * 10) * 10) - 2, 102), ylim=(-4, 104))
+        upper.set_title("right, %")
+        upper.legend(loc="lower right", handlelength=1.2)
+        lower.set_title("share of rows, %")
+        lower.set_xlabel("confidence in the chosen answer, %")
+    return figure
+
+
+def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
+    """The prompt's tokens on colors that say how far each one went.
+
+    Tokens are `TokenDrift`s as dicts; the scale ends at `radius`, or at the farthest token.
+    """
+    from rich.cells import cell_len
+
+    words = [visible(str(token["token"]))[:LINE_OF_TOKENS] for token in tokens[:MOST_TOKENS]]
+    far = [number(token["distance"]) for token in tokens[:MOST_TOKENS]]
+    most = max([radius or 0, *(d for d in far if math.isfinite(d))]) or 1.0
+    places, x, y = [], 0, 0
+    for word in words:
+        width = max(1, cell_len(word))
+        if x and x + width > LINE_OF_TOKENS:
+            x, y = 0, y + 1
+        places.append((x, y, width))
+        x += width + 1
+        if word.endswith("\u21b5"):
+            x, y = 0, y + 1
+    lines = 1 + max((y for _, y, _ in places), default=0)
+    with style():
+        figure = new_figure(WIDTH, 26 * lines + 52)
+        axes = figure.subplots()
+        axes.set(xlim=(-0.5, LINE_OF_TOKENS + 0.5), ylim=(lines + 0.1, -0.5))
+        axes.axis("off")
+        for word, d, (x, y, width) in zip(words, far, places, strict=True):
+            _token(axes, word, d / most, x, y, width)
+        _scale(figure, most, radius)
+    return figure
+
+
+# -- parts of figures ------------------------------------------------------------------------------
+
+
+def _loss(axes: Axes, steps: Sequence[tuple[float, float]]) -> None:
+    places, losses = [s for s, _ in steps], [loss for _, loss in steps]
+    window = max(4, round(len(steps) * SMOOTHED_OVER))
+    places = thinned(places)
+    axes.plot(places, thinned(losses), color=LIGHT["refined"], alpha=0.3, linewidth=1)
+    axes.plot(places, thinned(smoothed(losses, window)), color=LIGHT["refined"])
+    axes.set_title("training loss, nats")
+
+
+def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
+    scale = 1 if metric == "log_loss" else 100
+    places = [e["step"] for e in scores]
+    values = [scale * e[metric] for e in scores]
+    kept = (scores[-1].get("best") or {}).get("step")
+    highest = max if scale > 1 else min
+    best = places.index(kept) if kept in places else values.index(highest(values))
+    text = (scores[0].get("text") or {}).get(metric)
+    if is_number(text):
+        axes.axhline(scale * text, color=LIGHT["text"], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "text prompt",
+            (1, scale * text),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            color=LIGHT["text"],
+        )
+    marker = "o" if len(places) <= MOST_DOTS else None
+    few = slice(None, None, 1 + len(places) // MOST_POINTS)
+    axes.plot(places[few], values[few], color=LIGHT["refined"], marker=marker, markersize=4)
+    axes.plot(
+        [places[best]],
+        [values[best]],
+        color=LIGHT["refined"],
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor=LIGHT["refined"],
+    )
+    form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %"
+    axes.set_title(f"dev {METRICS.get(metric, metric)}, best {form} at step {places[best]}")
+    axes.margins(y=0.15)
+
+
+def _line_of_walk(axes: Axes, places: Sequence[float], values: Sequence[float]) -> None:
+    axes.axvspan(1, max(places), color=LIGHT["panel"], linewidth=0, zorder=0)
+    axes.plot(places, values, color=LIGHT["refined"], marker="o", markersize=4)
+    for place, name in ((0.0, "text"), (1.0, "refined")):
+        if place in places:
+            value = values[list(places).index(place)]
+            axes.plot(
+                [place],
+                [value],
+                marker="o",
+                markersize=9,
+                color=LIGHT[name],
+                markeredgecolor=LIGHT["paper"],
+                markeredgewidth=1.5,
+                linestyle="none",
+            )
+    axes.margins(x=0.03, y=0.12)
+
+
+def _reliable(axes: Axes, name: str, found: Calibration) -> None:
+    total = sum(b.count for b in found.bins)
+    across = [100 * b.confidence for b in found.bins]
+    up = [100 * b.accuracy for b in found.bins]
+    label = f"{name} prompt, ECE {100 * found.ece:.1f} points"
+    axes.plot(across, up, color=LIGHT[name], label=label)
+    sizes = [20 + 200 * b.count / total for b in found.bins]
+    axes.scatter(across, up, s=sizes, color=LIGHT[name], alpha=0.55, linewidths=0)
+
+
+def _counted(axes: Axes, name: str, found: Calibration, aside: float) -> None:
+    """A bar per bin, beside the other prompt's."""
+    total = sum(b.count for b in found.bins)
+    wide = 100 / BINS
+    middles = [(min(int(b.confidence * BINS), BINS - 1) + 0.5) * wide for b in found.bins]
+    shares = [100 * b.count / total for b in found.bins]
+    axes.bar([m + aside for m in middles], shares, width=3.4, color=LIGHT[name])
+
+
+def _token(axes: Axes, word: str, share: float, x: float, y: float, width: float) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    if math.isfinite(share):
+        box = FancyBboxPatch(
+            (x - 0.15, y - 0.36),
+            width + 0.3,
+            0.72,
+            boxstyle="round,pad=0,rounding_size=0.12",
+            color=LIGHT["heat"],
+            alpha=min(1.0, max(0.0, share)) * 0.85,
+            linewidth=0,
+        )
+        axes.add_patch(box)
+    axes.text(
+        x + width / 2,
+        y,
+        word,
+        ha="center",
+        va="center",
+        fontsize=10,
+        fontfamily=["DejaVu Sans Mono"],
+    )
+
+
+def _scale(figure: Figure, most: float, radius: float | None) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
+
+    ends = [(*to_rgba(LIGHT["heat"])[:3], alpha) for alpha in (0.0, 0.85)]
+    colors = LinearSegmentedColormap.from_list("heat", ends, N=32)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, most), colors),
+        ax=figure.axes[0],
+        orientation="horizontal",
+        fraction=0.08,
+        aspect=40,
+        pad=0.02,
+    )
+    edge = f"{most:.2f}, the trust region's edge" if most == radius else f"{most:.2f}"
+    bar.set_ticks([0, most], labels=["0", edge])
+    bar.ax.get_xticklabels()[-1].set_horizontalalignment("right")
+    bar.set_label("distance from the start row, in its norms")
+    bar.outline.set_edgecolor(LIGHT["line"])

@@ -1,0 +1,127 @@
+"""What a page says of a run, picked from its files: scores, drift, learning, provenance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from embedgrad.report.figures.series import MOST_POINTS, is_number
+from embedgrad.report.page.run_files import FoundRun
+from embedgrad.report.terminal.progress import ENDINGS
+from embedgrad.report.terminal.tables import NOTHING_BETTER, reliable, verdict
+
+LINE_END = "\u21b5"
+SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
+OF_PROVENANCE = ("model", "data", "licenses", "versions", "decoding", "created")
+
+
+def headline(found: FoundRun) -> dict[str, Any] | None:
+    """The two scores and the verdict on them; None where no test rows were scored."""
+    result = found.result
+    if "difference" not in result:
+        return None
+    difference = result["difference"]
+    kind = "none"
+    if reliable(difference):
+        kind = "gain" if difference["accuracy"] > 0 else "loss"
+    sentence = verdict(difference)
+    nothing = (result.get("train") or {}).get("best_step") == 0
+    values = {
+        "text": result["text"],
+        "refined": result["refined"],
+        "difference": difference,
+        "rows": result["test_rows"],
+        "kind": kind,
+        "verdict": sentence[0].upper() + sentence[1:],
+        "nothing_better": NOTHING_BETTER if nothing else "",
+    }
+    for name in ("text", "refined"):
+        low, high = result[name]["interval"]
+        values[f"{name}_interval"] = [100 * low, 100 * high]
+        values[f"{name}_at"] = 100 * result[name]["accuracy"]
+    return {"headline": values}
+
+
+def drifted(found: FoundRun) -> dict[str, Any] | None:
+    """Every row's way, from the result, or as far as the saved prompt tells it."""
+    tokens = found.result.get("tokens")
+    if not tokens and found.prompt:
+        names, far = found.prompt["tokens"], found.prompt["drift"]
+        tokens = [
+            {"token": _spelled(name), "distance": d, "cosine": c}
+            for name, d, c in zip(names, far, found.prompt["cosine"], strict=True)
+        ]
+    if not tokens:
+        return None
+    radius = (found.prompt.get("trust_region") or {}).get("radius")
+    most = max([*(token["distance"] for token in tokens), *([radius] if radius else [])])
+    words = [str(token["token"]) for token in tokens]
+    return {
+        "rows": [
+            {
+                **token,
+                "share": token["distance"] / most if most else 0.0,
+                # Where the tokenizer wrote no space and no line ended.
+                "joined": i > 0 and word[:1] not in SPACES and words[i - 1][-1:] != LINE_END,
+                "word": word.removeprefix(SPACES[0]) or word,
+                "other": _other(token),
+            }
+            for i, (token, word) in enumerate(zip(tokens, words, strict=True))
+        ],
+        "most": most,
+        "radius": radius,
+        "moved": sum(not token.get("unchanged", True) for token in tokens),
+        "named": all("nearest" in token for token in tokens),
+        "drift": found.result.get("drift"),
+    }
+
+
+def learned(found: FoundRun) -> dict[str, Any]:
+    """How training went: its end, and the dev scores by step.
+
+    Of many scores 1 in `every`, with the last and that of the rows that were kept.
+    """
+    told = [event for event in found.events if event.get("event") == "evaluation"]
+    scores = [score for score in told if is_number(score.get("step"))]
+    train = found.result.get("train") or {}
+    every = math.ceil(len(scores) / MOST_POINTS) or 1
+    ends = (scores[-1]["step"], train.get("best_step")) if scores else ()
+    return {
+        "scores": [s for i, s in enumerate(scores) if i % every == 0 or s["step"] in ends],
+        "of": len(scores),
+        "every": every,
+        "train": train,
+        "ended": ENDINGS.get(str(train.get("ended")), ""),
+    }
+
+
+def provenance(found: FoundRun) -> dict[str, Any]:
+    """Model, data, licenses, versions and seeds, as far as the saved prompt tells them."""
+    told = {name: found.prompt[name] for name in OF_PROVENANCE if name in found.prompt}
+    recipe = found.prompt.get("recipe") or {}
+    seeds = {
+        name: recipe[name]["seed"]
+        for name in ("data", "training")
+        if "seed" in recipe.get(name, {})
+    }
+    return {**told, **({"seeds": seeds} if seeds else {})}
+
+
+def recipe_columns(found: FoundRun) -> tuple[str, ...]:
+    """Columns that the prompt holds, as far as the saved prompt tells them."""
+    from embedgrad.prompt.template import Template
+
+    template = found.prompt.get("template")
+    return Template.from_dict(template).columns if template else ()
+
+
+def _other(token: dict[str, Any]) -> str:
+    """The nearest vocabulary token where it is no longer the row's own."""
+    return "" if token.get("unchanged", True) else str(token["nearest"][0])
+
+
+def _spelled(token: str) -> str:
+    """A token of a byte-level tokenizer with its spaces and line feeds as `drift` shows them."""
+    for own, shown in (("\u0120", SPACES[0]), ("\u2581", SPACES[0]), ("\u010a", LINE_END)):
+        token = token.replace(own, shown)
+    return token

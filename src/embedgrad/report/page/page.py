@@ -1,0 +1,211 @@
+"""A run or a comparison as one HTML page that needs nothing but itself.
+
+Whatever text a page shows goes through `readable` and the template engine's escaping; rows are JSON
+in an inert script element, which the page's one script puts on the page as text. A policy in the
+page itself allows that script, by its digest, and nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from embedgrad.errors import EmbedgradError
+from embedgrad.formatting import duration, percent, size
+from embedgrad.report.figures import comparison as comparison_figures
+from embedgrad.report.figures import run as figures
+from embedgrad.report.figures.calibration import calibration, confidences
+from embedgrad.report.figures.series import is_number
+from embedgrad.report.figures.theme import css_variables, inline_svg
+from embedgrad.report.page.facts import drifted, headline, learned, provenance, recipe_columns
+from embedgrad.report.page.predictions import page_rows
+from embedgrad.report.page.run_files import FoundRun
+from embedgrad.report.page.safe_text import readable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+_TITLES = re.compile(r'<section id="(\w+)" aria-labelledby="[\w-]+">\s*<h2 [^>]*>([^<]*)</h2>')
+
+# What a screen reader says in the place of a figure; the numbers stand in a table below it.
+SAID = {
+    "cost": "Accuracy by training time, method by method",
+    "curves": "Training loss and dev score by step",
+    "forest": "Difference to the text prompt with its interval, method by method",
+    "reliability": "Accuracy by confidence, for both prompts",
+    "walk": "Accuracy and log-loss from the text rows to the refined rows and beyond",
+}
+# Keys of a comparison's results that are shown elsewhere.
+NOT_PROVENANCE = ("rows", "recipe", "methods", "skipped", "failed", "interrupted")
+# What damaged values raise where they are read; anything else is our own mistake.
+DAMAGE = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EmbedgradError),
+    RecursionError,  # objects in objects in objects
+)
+
+
+def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
+    """The page of a run, with a sentence for each part that could not be made."""
+    page = _Page([*found.notes, *notes])
+    survey = [row for _, row in found.survey]
+    told: dict[str, Any] = page.value("provenance", lambda: provenance(found), {})
+    facts = {"name": name, "provenance": told, "test_rows": found.result.get("test_rows")}
+    top = page.part("run_top", lambda: facts)
+    parts = [
+        page.part("scores", lambda: headline(found)) or page.rendered("scores", {}),
+        page.part("words", lambda: drifted(found)),
+        page.part("meaning", lambda: {"replies": r} if (r := found.walk.get("replies")) else None),
+        '<div class="figures">',
+        page.part("learning", lambda: _learning(found)),
+        page.part("walk", lambda: _walk(found.walk)),
+        page.part("reliability", lambda: _reliability(survey)),
+        "</div>",
+        page.part("provenance", lambda: {"provenance": told, "recipe": found.recipe}),
+    ]
+    taken = sum(len(part.encode()) for part in parts)
+    rows = page.value("rows", lambda: page_rows(found, recipe_columns(found), taken), None)
+    page.notes += rows.notes if rows else ()
+    parts.insert(-1, page.part("answers", lambda: {"rows": rows} if rows else None))
+    return page.whole(name, top, parts, rows.json if rows else "")
+
+
+def comparison_page(results: Mapping[str, Any], name: str) -> str:
+    """The page of a comparison of methods, with a sentence for each part that is left out."""
+    page = _Page([])
+    for kind in ("skipped", "failed"):
+        for method, reason in results.get(kind, {}).items():
+            page.notes.append(f"{method} {kind}: {reason}")
+    if results.get("interrupted"):
+        page.notes.append(
+            f"The comparison was interrupted: of {results.get('planned')} trainings "
+            f"{results.get('scored')} are scored. The same command goes on."
+        )
+    text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
+    methods = [*text, *comparison_figures.ranked(results)]
+    facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
+    recipe = results.get("recipe")
+    parts = (
+        '<div class="figures">',
+        page.part("differences", lambda: {"drawn": _svg("forest", figures.forest(results))}),
+        page.part("cost", lambda: {"drawn": _svg("cost", figures.accuracy_against_cost(results))}),
+        "</div>",
+        page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
+        page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),
+    )
+    top = page.rendered("comparison_top", {"name": name, "methods": methods})
+    return page.whole(name, top, parts)
+
+
+class _Page:
+    """Makes a page part by part; what is damaged costs its part, and is told in `notes`."""
+
+    def __init__(self, notes: list[str]):
+        self.notes = notes
+
+    def value(self, what: str, make: Callable[[], T], otherwise: T) -> T:
+        """What `make` gives, or something else where its sources are damaged."""
+        try:
+            return make()
+        except DAMAGE as error:
+            why = str(error) if isinstance(error, EmbedgradError) else f"damaged: {error!r}"
+            self.notes.append(f"Left out: {what} ({why}).")
+            return otherwise
+
+    def part(self, name: str, values: Callable[[], Mapping[str, Any] | None]) -> str:
+        """A part of the page with these values; nothing where there are none."""
+
+        def make() -> str:
+            found = values()
+            return "" if found is None else self.rendered(name, found)
+
+        return self.value(name, make, "")
+
+    def rendered(self, name: str, values: Mapping[str, Any]) -> str:
+        """A part's HTML."""
+        part: str = _environment().get_template(f"parts/{name}.html").render(values)
+        return part
+
+    def whole(self, name: str, top: str, parts: Iterable[str], data: str = "") -> str:
+        """The page around its parts, with the one script that its policy allows."""
+        script, main = _asset("page.js"), "\n".join(filter(None, parts))
+        page: str = (
+            _environment()
+            .get_template("page.html")
+            .render(
+                name=name,
+                top=top,
+                parts=main,
+                contents=_TITLES.findall(main),
+                data=data,
+                notes=self.notes,
+                script=script,
+                digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+                css=css_variables() + _asset("page.css"),
+            )
+        )
+        return page
+
+
+def _learning(found: FoundRun) -> dict[str, Any] | None:
+    if not found.events:
+        return None
+    return {"learned": learned(found), "drawn": _svg("curves", figures.curves(found.events))}
+
+
+def _walk(walk: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {**walk, "drawn": _svg("walk", figures.walk_figure(walk))} if walk else None
+
+
+def _reliability(survey: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not any(row["text"]["probabilities"] for row in survey):
+        return None
+    found = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
+    return {"found": found, "drawn": _svg("reliability", figures.reliability(survey))}
+
+
+def _svg(name: str, figure: Figure) -> str:
+    return inline_svg(figure, name, SAID[name])
+
+
+def _asset(name: str) -> str:
+    return files("embedgrad.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    def shown(value: Any) -> Any:
+        """Everything that is written out but what a template calls safe."""
+        foreign = isinstance(value, str) and not hasattr(value, "__html__")
+        return readable(value) if foreign else value
+
+    def fixed(value: object, digits: int = 3) -> str:
+        return f"{value:.{digits}f}" if is_number(value) else "-"
+
+    environment = Environment(
+        loader=PackageLoader("embedgrad.report", "assets"),
+        autoescape=True,
+        finalize=shown,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=lambda share: percent(share) if is_number(share) else "-",
+        points=lambda share: f"{100 * share:+.1f}" if is_number(share) else "-",
+        fixed=fixed,
+        duration=lambda seconds: duration(seconds) if is_number(seconds) else "-",
+        size=lambda count: size(count) if is_number(count) else "-",
+        chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else fixed(p),
+        count=lambda value: f"{value:,}" if is_number(value) else "-",
+    )
+    return environment

@@ -1,0 +1,195 @@
+"""What a folder holds that can be shown; whatever is missing or damaged is said and left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from embedgrad.errors import RunError
+from embedgrad.report.figures.series import is_number
+
+EVENTS = "events.jsonl"
+PREDICTIONS = "predictions.jsonl"
+WALK = "walk.json"
+RESULTS = "results.json"  # of a comparison
+UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
+ROWS_FILE = Path("prompt", "prompt.safetensors")
+_OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTIONS)
+_LONGEST_RECIPE = 200_000  # characters
+
+
+@dataclass
+class FoundRun:
+    """A run's files as plain values, empty where there are none; `notes` say what is left out."""
+
+    folder: Path
+    result: dict[str, Any] = field(default_factory=dict)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    walk: dict[str, Any] = field(default_factory=dict)
+    survey: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """Line number and scores of every row of the predictions, without its texts."""
+    notes: list[str] = field(default_factory=list)
+
+    def predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line number and content of every whole row, read as it is asked for."""
+        for number, row in json_lines(self.folder / PREDICTIONS):
+            if row is not None and is_prediction(row):
+                yield number, row
+
+
+def find_run(folder: Path) -> FoundRun:
+    """Read a run's folder. Raises `RunError` where it is none."""
+    if not any((folder / name).is_file() for name in _OF_RUNS):
+        raise RunError(
+            f"{folder}: is no run and no comparison; give a folder that `embedgrad optimize` or "
+            "`embedgrad compare` wrote"
+        )
+    found = FoundRun(folder)
+    found.result = _read(found, "result.json", "the scores are left out")
+    found.prompt = _read(found, "prompt/prompt.json", "provenance is left out")
+    found.recipe = _recipe(found)
+    found.events = _events(found)
+    _survey(found)
+    if (folder / WALK).is_file():
+        found.walk = _read(found, WALK, "it is left out")
+    return found
+
+
+def find_comparison(path: Path) -> dict[str, Any] | None:
+    """The results of a comparison, from its folder or file; None where it is none.
+
+    Raises `RunError` for a file that is damaged, and where no row is scored yet.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        if (path / UNFINISHED).is_file():
+            raise RunError(
+                f"{path}: a comparison without results yet; `embedgrad compare` with its recipe "
+                "and this folder goes on with it"
+            )
+        return None
+    try:
+        values = json.loads(file.read_bytes())
+        for entry in (*values["methods"], *values["rows"]):
+            if not isinstance(entry["method"], str):
+                raise TypeError("a method's name is no text")
+        if not all(isinstance(values.get(name, {}), dict) for name in ("skipped", "failed")):
+            raise TypeError("skipped and failed are no objects")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{file}: is no results file of `embedgrad compare` ({why}); run it again"
+        ) from error
+    found: dict[str, Any] = values
+    return found
+
+
+def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a kept walk must have been made from to serve again: digests and what was asked for."""
+    digests = {}
+    for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
+        content = path.read_bytes() if path.is_file() else b""
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return {"from": {**digests, "at_most": rows, "overrides": list(overrides)}}
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and content of every line that is not blank; None for one that holds no object."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            yield number, value if isinstance(value, dict) else None
+
+
+def is_prediction(row: Mapping[str, Any]) -> bool:
+    """Whether a row has all that is shown of it, in the types that it must have."""
+    columns = row.get("columns", {})
+    return (
+        isinstance(row.get("source"), str)
+        and isinstance(row.get("answer"), str)
+        and row.get("change") in ("fixed", "broken", "same")
+        and isinstance(columns, dict)
+        and all(isinstance(text, str) for text in columns.values())
+        and all(_is_answer(row.get(name)) for name in ("text", "refined"))
+    )
+
+
+def _is_answer(answer: object) -> bool:
+    if not isinstance(answer, dict) or not isinstance(answer.get("predicted"), str):
+        return False
+    shares = answer.get("probabilities")
+    known = isinstance(shares, list) and shares and all(map(is_number, shares))
+    return is_number(answer.get("correct")) and bool(shares is None or known)
+
+
+def replies_differ(row: Mapping[str, Any]) -> bool:
+    """Whether the refined prompt's answer is another one, right or wrong."""
+    return bool(row["text"]["predicted"] != row["refined"]["predicted"])
+
+
+def _read(found: FoundRun, name: str, what: str) -> dict[str, Any]:
+    path = found.folder / name
+    if not path.is_file():
+        found.notes.append(f"There is no {name}: {what}.")
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        found.notes.append(f"{name} is damaged ({error}): {what}.")
+        return {}
+    return values
+
+
+def _recipe(found: FoundRun) -> str:
+    try:
+        text = (found.folder / "recipe.toml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        found.notes.append("There is no recipe.toml: the recipe is left out.")
+        return ""
+    if len(text) > _LONGEST_RECIPE:
+        found.notes.append(f"Of recipe.toml the first {_LONGEST_RECIPE:,} characters are shown.")
+    return text[:_LONGEST_RECIPE]
+
+
+def _events(found: FoundRun) -> list[dict[str, Any]]:
+    if not (found.folder / EVENTS).is_file():
+        found.notes.append(f"There is no {EVENTS}: the curves are left out.")
+    events = [event for _, event in json_lines(found.folder / EVENTS)]
+    whole = [event for event in events if event is not None]
+    _count_damage(found, EVENTS, len(events) - len(whole), len(events))
+    return whole
+
+
+def _survey(found: FoundRun) -> None:
+    path, damaged = found.folder / PREDICTIONS, 0
+    if not path.is_file():
+        found.notes.append(f"There is no {PREDICTIONS}: the rows are left out.")
+    for number, row in json_lines(path):
+        if row is None or not is_prediction(row):
+            damaged += 1
+            continue
+        kept = {"change": row["change"], "differ": replies_differ(row)}
+        for name in ("text", "refined"):
+            kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
+        found.survey.append((number, kept))
+    _count_damage(found, PREDICTIONS, damaged, damaged + len(found.survey))
+
+
+def _count_damage(found: FoundRun, name: str, damaged: int, lines: int) -> None:
+    if damaged:
+        found.notes.append(f"{name} has damaged lines, left out: {damaged:,} of {lines:,}.")

@@ -1,0 +1,133 @@
+"""A comparison of methods as a table: for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from embedgrad.formatting import duration, percent, size, visible
+
+Entry = Mapping[str, Any]
+_GAINS = ("method", "accuracy", "difference (95 %)", "verdict")
+_COSTS = ("method", "over seeds", "p (Holm)", "numbers", "training", "tokens")
+
+
+def methods_table(results: Entry) -> RenderableType:
+    """A line per method, with the verdict in words, and what is missing and why."""
+    cells = [_cells(entry) for entry in results["methods"]]
+    parts: list[RenderableType] = []
+    for columns in (_GAINS, _COSTS) if cells else ():
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in columns:
+            left = name in ("method", "verdict")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+        for row in cells:
+            style = "bold" if row["verdict"] == "improved" else ""
+            table.add_row(*(Text(row[name]) for name in columns), style=style)
+        parts += [table, ""]
+    return Group(*parts, *(_line(text) for text in _sentences(results)))
+
+
+def methods_markdown(results: Entry) -> str:
+    """The same for a file."""
+    rows = [_cells(entry) for entry in results["methods"]]
+    columns = [*_GAINS, *_COSTS[1:], "stored"]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
+    sentences = "".join(f"\n{visible(text)}\n" for text in _sentences(results))
+    return f"{table}{sentences}"
+
+
+def figure_svg(results: Entry) -> bytes | None:
+    """The forest plot of differences; None without a method to compare."""
+    if not any(entry["verdict"] is not None for entry in results["methods"]):
+        return None
+    from embedgrad.report.figures.run import forest
+    from embedgrad.report.figures.theme import image
+
+    return image(forest(results), "svg")
+
+
+def reliable_gain(results: Entry) -> tuple[bool, str]:
+    """Whether EmbedGrad improved (without it: any method), and the answer in words.
+
+    Where a seed of EmbedGrad failed, no other has improved in its place.
+    """
+    if "embedgrad" in results["failed"]:
+        return False, f"embedgrad failed: {results['failed']['embedgrad']}"
+    judged = {e["method"]: e["verdict"] for e in results["methods"] if e["verdict"] is not None}
+    if "embedgrad" in judged:
+        gained = judged["embedgrad"] == "improved"
+        return gained, f"embedgrad: {judged['embedgrad']} over the text prompt"
+    gained = "improved" in judged.values()
+    found = ", ".join(name for name, verdict in judged.items() if verdict == "improved")
+    return gained, f"improved: {found}" if gained else "no method has a reliable gain"
+
+
+def _cells(entry: Entry) -> dict[str, str]:
+    """A method's cells by column."""
+    cells = {
+        "method": entry["method"],
+        "accuracy": percent(entry["accuracy"]),
+        "numbers": f"{entry['trained_numbers']:,}",
+        "stored": size(entry["stored_bytes"]),
+        "training": duration(entry["train_seconds"]),
+        "tokens": f"{entry['extra_tokens']:+.0f}",
+        **dict.fromkeys(("over seeds", "difference (95 %)", "p (Holm)", "verdict"), "-"),
+    }
+    if entry["runs"] > 1:
+        cells["over seeds"] = f"{100 * entry['min']:.1f} to {100 * entry['max']:.1f}"
+    if entry["verdict"] is not None:
+        low, high = (f"{100 * edge:+.1f}" for edge in entry["difference_interval"])
+        cells["difference (95 %)"] = f"{100 * entry['difference']:+.1f} ({low} to {high})"
+        cells["p (Holm)"] = "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}"
+        cells["verdict"] = entry["verdict"]
+    return cells
+
+
+def _sentences(results: Entry) -> list[str]:
+    """What the table does not say."""
+    lines = []
+    if results["methods"]:
+        seeds = ", ".join(map(str, results["seeds"])) or "none"
+        test = "McNemar's exact test for one seed, by flipped signs for several"
+        if any(row.get("scores") for row in results["rows"]):  # graded, by a function
+            test = "flipped signs"
+        lines += [
+            f"{results['test_rows']} test rows, seeds: {seeds}; differences in points to the text "
+            f"prompt, by rows; p by {test}",
+            "numbers: how many are trained; training: mean time; tokens: more per question than "
+            "the text prompt takes",
+        ]
+        if "wrong_in_form" in results["methods"][0]:
+            lines.append(
+                "wrong answers that did not end or held no answer (form), and that said another "
+                "one (content): " + "; ".join(map(_wrong, results["methods"]))
+            )
+        firsts = [e["method"] for e in results["methods"] if _is_prompt_first(e["method"])]
+        if firsts:
+            lines.append(
+                f"{', '.join(firsts)}: PEFT can only put the prompt first, so the span's words "
+                "leave their place in the template"
+            )
+    for kind in ("skipped", "failed"):
+        lines += [f"{name} {kind}: {reason}" for name, reason in results.get(kind, {}).items()]
+    return lines
+
+
+def _wrong(entry: Entry) -> str:
+    form, content = (f"{entry[f'wrong_in_{name}']:.0f}" for name in ("form", "content"))
+    return f"{entry['method']} {form} and {content}"
+
+
+def _is_prompt_first(method: str) -> bool:
+    return method.startswith("peft-") and method != "peft-lora"
+
+
+def _line(text: str) -> Text:
+    return Text(visible(text), no_wrap=True, overflow="ignore")

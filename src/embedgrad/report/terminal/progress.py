@@ -1,0 +1,193 @@
+"""The answer to "is it working?" while a run goes on.
+
+    ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  heads 88 MB, 512 hits
+    dev accuracy 81.3 %, best 84.4 %, gain 12.5 points over the text prompt, 41 % done, 52 s left
+
+Two lines in a terminal, renewed in place and gone at the end; elsewhere plain lines.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from embedgrad.formatting import duration, encodable, joined, left, percent, size, visible
+from embedgrad.report.terminal.display import OVER_TEXT, Display, View
+from embedgrad.report.terminal.time_left import TimeLeft
+
+QUIET_SECONDS = 10.0  # between two plain lines about scoring
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
+ENDINGS = {
+    "finished": "all steps done",
+    "patience": "stopped early, dev did not get better",
+    "interrupted": "interrupted",
+    "diverged": "stopped, the loss was not finite",
+}
+
+
+class Progress:
+    """Takes a run's events and shows on `stream` (default: stderr) where the run stands.
+
+    In a terminal two lines are renewed in place, with notes printed above them; leaving the
+    context restores the terminal, whatever ended the run. Anywhere else a note, a stage and an
+    evaluation are one plain line each, and scoring one line in ten seconds at most; a run without
+    dev rows gets a line per tenth. `quiet` writes nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._quiet, self._clock = quiet, clock
+        self._stream = stream = sys.stderr if stream is None else stream
+        # FORCE_COLOR in the environment makes no terminal of a pipe.
+        self._console = Console(file=stream, force_terminal=stream.isatty(), force_jupyter=False)
+        self._display: Display | None = None
+        self._forecast = TimeLeft()
+        self._last = clock()  # the last event but notes
+        self._status = ""  # of the last step
+        self._score = ""  # of the last evaluation
+        self._scoring = ("", 0)
+        self._scoring_since = self._scoring_said = 0.0
+
+    def __str__(self) -> str:
+        return "the progress display"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        if self._quiet:
+            return
+        if self._display is None and self._console.is_interactive:
+            self._display = Display(self._console, self._clock)
+        now = self._clock()
+        match event["event"]:
+            case "note":
+                self._say(event["text"])
+                return
+            case "stage":
+                self._stage(event, now)
+            case "step":
+                self._step(event, now)
+            case "evaluation":
+                self._evaluation(event, now)
+            case "scoring":
+                self._scored(event, now)
+            case "end":
+                ending, took = ENDINGS[event["ended"]], duration(event["seconds"])
+                self._say(f"{ending}: {event['steps']} steps in {took}")
+        self._last = now
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _stage(self, event: dict[str, Any], now: float) -> None:
+        self._status = self._score = ""  # of another training, where several follow
+        self._forecast = TimeLeft()
+        self._show(View(first=event["text"], since=now))
+        self._say_plainly(event["text"])
+
+    def _step(self, event: dict[str, Any], now: float) -> None:
+        drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
+        self._status = joined(f"loss {event['loss']:.3f}", drift)
+        if event["head_cache_bytes"] or event["head_cache_hits"]:
+            held, hits = size(event["head_cache_bytes"]), event["head_cache_hits"]
+            spilled = event.get("head_cache_spilled_bytes", 0)
+            disk = f" and {size(spilled)} on disk" if spilled else ""
+            self._status += f", heads {held}{disk}, {hits} hits"
+        seconds = self._forecast.step(event)
+        self._show_training(event, now, seconds)
+        step, total = event["step"], event["total"]
+        if not self._score and step * 10 // total > (step - 1) * 10 // total:
+            # Without dev rows no evaluation says where the run is.
+            self._say_plainly(joined(f"step {step}/{total}", self._status, left(seconds)))
+
+    def _evaluation(self, event: dict[str, Any], now: float) -> None:
+        seconds = self._forecast.evaluation(event, now - self._last)
+        self._score = _score(event)
+        self._show_training(event, now, seconds)
+        step, total = event["step"], event["total"]
+        share = f"{100 * step // total} % done"
+        place = f"step {step}/{total}"
+        self._say_plainly(joined(place, self._score, share, left(seconds), self._status))
+
+    def _show_training(self, event: dict[str, Any], now: float, seconds: float | None) -> None:
+        step, total = event["step"], event["total"]
+        self._show(
+            View(
+                first=joined(f"{step}/{total}", self._status),
+                second=joined(self._score, f"{100 * step // total} % done"),
+                done=step,
+                total=total,
+                until=None if seconds is None else now + seconds,
+            )
+        )
+
+    def _scored(self, event: dict[str, Any], now: float) -> None:
+        which, done, total = event["which"], event["done"], event["total"]
+        if which != self._scoring[0] or done < self._scoring[1]:
+            self._scoring_since = self._scoring_said = self._last
+        self._scoring = (which, done)
+        seconds = (now - self._scoring_since) * (total - done) / done if done else None
+        text = f"scoring {which} {done}/{total}"
+        self._show(
+            View(
+                first=text,
+                second=f"{100 * done // max(total, 1)} % done",
+                done=done,
+                total=total,
+                until=None if seconds is None else now + seconds,
+            )
+        )
+        if now - self._scoring_said >= QUIET_SECONDS:
+            self._scoring_said = now
+            self._say_plainly(joined(text, left(seconds)))
+
+    # -- output ------------------------------------------------------------------------------------
+
+    def _show(self, view: View) -> None:
+        if self._display is not None:
+            self._display.view = view
+
+    def _say(self, text: str) -> None:
+        """Print a line, in a terminal above the two."""
+        if self._display is None:
+            self._say_plainly(text)
+        else:
+            self._display.say(text)
+
+    def _say_plainly(self, text: str) -> None:
+        """Print a line where there is no terminal."""
+        if self._display is None:
+            self._stream.write(encodable(visible(text), self._console.encoding) + "\n")
+            self._stream.flush()
+
+
+def _score(event: dict[str, Any]) -> str:
+    """Dev score now, the best one, and what that gained; at step 0 the text prompt's score."""
+    metric: str = event["metric"]
+    best, text = event["best"][metric], event["text"][metric]
+    now = f"dev {METRICS[metric]} {_form(metric, event[metric])}"
+    if event["step"] == 0:
+        return f"{now} with the text prompt"
+    gain = f"{100 * (best - text):.1f} points"
+    if metric == "log_loss":
+        gain = f"{text - best:.3f} nats"
+    return f"{now}, best {_form(metric, best)}, gain {gain}{OVER_TEXT}"
+
+
+def _form(metric: str, value: float) -> str:
+    return percent(value) if metric == "accuracy" else f"{value:.3f}"

@@ -1,0 +1,243 @@
+"""Results as text for a terminal, from dicts as `result.json` and `predictions.jsonl` hold them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from embedgrad.formatting import duration, encodable, percent, size, visible
+from embedgrad.report.figures.series import is_number
+from embedgrad.report.terminal.progress import ENDINGS
+
+NOTHING_BETTER = (
+    "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
+)
+RELIABLE = 0.05  # the p-value below which a difference counts
+# Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
+TYPICAL = (0.5, 2.0)
+NARROWEST = 80  # columns; a smaller terminal wraps lines, which loses less than cutting cells
+LONGEST_CELL = 1000  # characters; more than any terminal is wide
+
+Row = Mapping[str, Any]
+
+
+def comparison_table(result: Row) -> RenderableType:
+    """Text prompt against refined prompt, the verdict, and what else a result holds.
+
+    Of `result.json` every part may be missing: an interrupted run has no scores, scores of other
+    rows ("split" says which, if not test) come without drift and training.
+    """
+    parts: list[RenderableType] = []
+    if "difference" in result:
+        parts += [_scores(result), "", _sentence(verdict(result["difference"]), "bold")]
+    elif "train" in result:
+        parts.append(_sentence("no test rows were scored", "bold"))
+    if "train" in result and not result["train"].get("best_step", 1):
+        parts.append(_sentence(NOTHING_BETTER, "bold"))
+    parts += [_sentence(line) for line in _facts(result)]
+    return Group(*parts)
+
+
+def verdict(difference: Row) -> str:
+    """The difference in words; without a p-value below 0.05 there is "no reliable gain".
+
+    "test" names the test; results without it are of an older version, which always said McNemar.
+    """
+    low, high = (100 * edge for edge in difference["interval"])
+    points, p = 100 * difference["accuracy"], difference["p_value"]
+    name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
+    value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
+    test = f"{name} p {value}"
+    interval = f"(95 % interval {low:.1f} to {high:.1f}), {test}"
+    rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
+    if not reliable(difference):
+        return f"no reliable gain: difference of {points:+.1f} points {interval}; {rows}"
+    if points > 0:
+        return f"gain of {points:.1f} points {interval}; {rows}"
+    return f"loss: difference of {points:+.1f} points {interval}; {rows}"
+
+
+def reliable(difference: Row) -> bool:
+    """Whether a difference counts; one that is damaged, with no number as its p-value, does not."""
+    p = difference["p_value"]
+    return is_number(p) and p < RELIABLE
+
+
+def drift_table(rows: Sequence[Row]) -> RenderableType:
+    """Where every row went, the farthest first, with a warning for rows unlike real embeddings.
+
+    A row is a `TokenDrift` as a dict; where it has a "worth" (`row_worth`), what is lost when this
+    row alone goes back to text is shown too. The warning is for norms outside 0.5 to 2 times the
+    vocabulary's mean, where next to no real embedding lies.
+    """
+    measured = any(row.get("worth") for row in rows)
+    table = _table()
+    table.add_column("row", justify="right")
+    table.add_column("token", min_width=10)
+    numbers = ["distance", "cosine", "norm", *(["points", "log-loss"] * measured)]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("nearest tokens", min_width=12)
+    numbered = sorted(enumerate(rows, 1), key=lambda item: -item[1]["distance"])
+    for number, row in numbered:
+        cells = [
+            Text(str(number)),
+            _cell(row["token"]),
+            Text(f"{row['distance']:.3f}"),
+            Text(f"{row['cosine']:.3f}"),
+            Text(f"{row['typical']:.2f}"),
+        ]
+        if measured:
+            worth = row.get("worth") or {}
+            cells += [
+                Text(_number(worth.get("accuracy"), "{:+.1f}", 100)),
+                Text(_number(worth.get("log_loss"), "{:+.3f}")),
+            ]
+        table.add_row(*cells, _cell("  ".join(row["nearest"])))
+    parts: list[RenderableType] = [
+        table,
+        _sentence("distance in norms of the start row; norm in mean norms of the vocabulary"),
+    ]
+    if measured:
+        parts.append(
+            _sentence(
+                "points and log-loss: lost when this row alone goes back to text; "
+                "measured one at a time, not additive"
+            )
+        )
+    low, high = TYPICAL
+    outside = [(n, row["typical"]) for n, row in numbered if not low <= row["typical"] <= high]
+    if outside:
+        named = ", ".join(f"row {n} ({typical:.2f})" for n, typical in sorted(outside))
+        parts.append(
+            _sentence(
+                "warning: outside the cloud of real embeddings, with a norm not within "
+                f"{low:g} to {high:g} of the vocabulary's mean: {named}; "
+                "a smaller trust_region.radius keeps rows closer to their words",
+                "bold yellow",
+            )
+        )
+    return Group(*parts)
+
+
+def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
+    """The first rows that the refined prompt fixed, and the first that it broke.
+
+    Rows are those of `predictions.jsonl`: "source", "answer", "change", what both prompts
+    "predicted", and, where it is to be shown, the example's "columns". Cells are cut to the width.
+    """
+    parts: list[RenderableType] = []
+    for change in ("fixed", "broken"):
+        changed = [row for row in rows if row["change"] == change]
+        if not changed:
+            parts.append(_sentence(f"no rows {change}"))
+            continue
+        shown = changed[:first]
+        table = _table()
+        for name in ("row", "answer", "text prompt", "refined prompt"):
+            table.add_column(name)
+        with_text = any(row.get("columns") for row in shown)
+        if with_text:
+            table.add_column("text")
+        for row in shown:
+            cells = [row["source"], row["answer"]]
+            cells += [row["text"]["predicted"], row["refined"]["predicted"]]
+            if with_text:
+                cells.append(_columns(row["columns"]))
+            table.add_row(*(_cell(cell, cut=True) for cell in cells))
+        count = f"{len(changed)} row{'s' * (len(changed) > 1)} {change}"
+        if len(shown) < len(changed):
+            count += f", the first {len(shown)}"
+        parts += [_sentence(f"{count}:"), table]
+    return Group(*parts)
+
+
+def show(renderable: RenderableType, file: TextIO | None = None) -> None:
+    """Print to a file (default: stdout), in ASCII where its encoding has no more."""
+    file = sys.stdout if file is None else file
+    console = Console(file=file, markup=False, emoji=False, highlight=False, force_jupyter=False)
+    console.width = max(console.width, NARROWEST)
+    with console.capture() as capture:
+        console.print(renderable, crop=False)
+    file.write(encodable(capture.get(), console.encoding))
+    file.flush()
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+def _scores(result: Row) -> Table:
+    table = _table()
+    table.add_column(f"on {result['test_rows']} {result.get('split', 'test')} rows")
+    for name in ("accuracy", "95 % interval", "macro-F1", "log-loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("text", "refined"):
+        scores = result[name]
+        low, high = scores["interval"]
+        table.add_row(
+            f"{name} prompt",
+            percent(scores["accuracy"]),
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            _number(scores["macro_f1"], "{:.3f}"),
+            _number(scores["log_loss"], "{:.3f}"),
+        )
+    return table
+
+
+def _facts(result: Row) -> list[str]:
+    """A line for each of the rest: where the rows went, what it took, where they are."""
+    lines = []
+    for name in ("text", "refined"):
+        if name in result and result[name].get("cut"):
+            counts = f"{result[name]['cut']} of {result[name]['rows']} replies"
+            limits = "evaluation.max_new_tokens or the model's context"
+            lines.append(f"{counts} to the {name} prompt were cut at {limits}")
+        if name in result and result[name].get("unread"):
+            counts = f"{result[name]['unread']} of {result[name]['rows']} replies"
+            lines.append(f"{counts} to the {name} prompt hold no answer that the scorer finds")
+    if "drift" in result:
+        drift, cosine = result["drift"], result["cosine"]
+        lines.append(
+            f"drift {drift['mean']:.3f} mean, {drift['max']:.3f} max; "
+            f"cosine to the start rows {cosine['mean']:.3f} mean, {cosine['min']:.3f} min; "
+            f"nearest token unchanged for {100 * result['nearest_tokens_unchanged']:.0f} % of rows"
+        )
+    if "train" in result:
+        train, heads = result["train"], result["head_cache"]
+        line = f"{train['steps']} steps in {duration(train['seconds'])}"
+        line += f" ({ENDINGS[train['ended']]})"
+        if result.get("peak_memory_bytes"):
+            line += f", peak memory {size(result['peak_memory_bytes'])}"
+        line += f", head cache {heads['hits']} hits, {heads['misses']} misses"
+        lines.append(f"{line}, {size(heads['bytes'])}")
+    if "artifact" in result:
+        lines.append(f"refined prompt saved in {result['artifact']}")
+    return lines
+
+
+def _sentence(text: str, style: str = "") -> Text:
+    """A line that the terminal may wrap, but that stays whole in a file."""
+    return Text(visible(text), style=style, no_wrap=True, overflow="ignore")
+
+
+def _cell(text: str, *, cut: bool = False) -> Text:
+    """Foreign text: never markup, never control characters; cut to one line or folded."""
+    text = visible(text[:LONGEST_CELL])
+    return Text(text, no_wrap=True, overflow="ellipsis") if cut else Text(text, overflow="fold")
+
+
+def _columns(columns: Mapping[str, str]) -> str:
+    if len(columns) == 1:
+        return next(iter(columns.values()))[:LONGEST_CELL]
+    return "  ".join(f"{name}: {text[:LONGEST_CELL]}" for name, text in columns.items())
+
+
+def _number(value: float | None, form: str, factor: float = 1) -> str:
+    return "-" if value is None else form.format(factor * value)

@@ -1,0 +1,24 @@
+"""What the model is trained to write, its own solutions included."""
+
+from __future__ import annotations
+
+from embedgrad.training.self_training.sampling import training_examples
+from embedgrad.training.self_training.settings import (
+    Solutions,
+    refuse_inside,
+    source_of,
+    source_problems,
+    training_for,
+)
+from embedgrad.training.self_training.store import Solved, Store
+
+__all__ = [
+    "Solutions",
+    "Solved",
+    "Store",
+    "refuse_inside",
+    "source_of",
+    "source_problems",
+    "training_examples",
+    "training_for",
+]
