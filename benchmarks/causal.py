@@ -27,7 +27,7 @@ import embedgrad as eg
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
-from embedgrad.evaluation.evaluator import Answered, summarize
+from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.optimizers import AdamW
@@ -82,7 +82,7 @@ class Recorded(eg.TrustRegion):
 class Curve:
     """Answers to all held-out rows with one kind of rows, and the losses of the epoch's steps."""
 
-    answers: dict[int, Answered] = field(default_factory=dict)
+    answers: dict[int, ScoredAnswer] = field(default_factory=dict)
     train_losses: list[float] = field(default_factory=list)
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
     examples = read(arguments.data / "bbh_causal_judgement_grouped")
-    model = eg.load_model(MODEL, dtype="float32", head_cache_budget="4 GiB")
+    model = eg.load_model(MODEL, dtype="float32", prefix_cache_budget="4 GiB")
     for name in arguments.names or VARIANTS:
         if name in stored()["variants"]:
             print(f"{name}: is measured already, in {RESULT.name}", flush=True)
@@ -138,7 +138,7 @@ def measure(
     sequencer = model.sequencer(template, target, examples)
     sequences = sequencer.build(examples)
     evaluator = eg.Evaluator(model, sequencer)
-    text = evaluator.text(model.embed(sequencer.span.ids), sequences)
+    text = evaluator.score_text_prompt(model.embed(sequencer.span.ids), sequences)
     curves: dict[tuple[int, str], Curve] = {}
     for fold, held in enumerate(folds(examples)):
         rest = [sequences[i] for i in range(len(examples)) if i not in held]
@@ -146,7 +146,7 @@ def measure(
         paths = [path for path, _ in trained]
         for (epoch, kind), rows in candidates(paths, variant.epochs).items():
             curve = curves.setdefault((epoch, kind), Curve())
-            answers = evaluator.refined(rows, [sequences[i] for i in held])
+            answers = evaluator.score(rows, [sequences[i] for i in held])
             curve.answers |= dict(zip(held, answers, strict=True))
             told_seeds = trained if kind == "soup" else trained[:1]
             curve.train_losses += [losses[epoch - 1] for _, losses in told_seeds]
@@ -219,7 +219,7 @@ def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, st
     return found
 
 
-def told(epoch: int, kind: str, curve: Curve, text: Sequence[Answered]) -> dict[str, Any]:
+def told(epoch: int, kind: str, curve: Curve, text: Sequence[ScoredAnswer]) -> dict[str, Any]:
     """One point of a curve."""
     answers = curve.answers
     right = sum(a.correct for a in answers.values())

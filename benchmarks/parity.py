@@ -71,7 +71,7 @@ class Asked:
 
     def plain(self, sequence: TokenSequence) -> list[int]:
         """Ids of the text prompt."""
-        cut = (*sequence.head, *self.run.prompt.span.ids, *sequence.tail)
+        cut = (*sequence.prefix, *self.run.prompt.span.ids, *sequence.suffix)
         return list(cut if sequence.plain is None else sequence.plain)
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def both(asked: Asked, replies: Replies) -> dict[str, Any]:
 def in_training(asked: Asked, refined: bool) -> Iterator[str]:
     """As `embedgrad evaluate` scores."""
     prompt, evaluator = asked.run.prompt, asked.run.evaluator
-    answer = evaluator.refined if refined else evaluator.text
+    answer = evaluator.score if refined else evaluator.score_text_prompt
     for found in answer(prompt.rows if refined else prompt.start_rows, asked.sequences):
         yield found.predicted
 

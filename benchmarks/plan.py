@@ -104,20 +104,21 @@ def pair(name: str, data: Path) -> dict[str, Any]:
         "seconds": planned["seconds"]["all"] / seconds,
         "train_seconds": planned["seconds"]["train"] / result["train"]["seconds"],
         "memory": planned["memory"]["peak"] / result["peak_memory_bytes"],
-        "heads": planned["heads"]["stored_bytes"] / max(result["head_cache"]["bytes"], 1),
+        "prefixes": planned["prefixes"]["stored_bytes"] / max(result["prefix_cache"]["bytes"], 1),
     }
     return {
         "recipe": f"recipes/{recipe}",
         "settings": settings,
         "planned": {
-            key: planned[key] for key in ("seconds", "memory", "heads", "replies", "probe", "flops")
+            key: planned[key]
+            for key in ("seconds", "memory", "prefixes", "replies", "probe", "flops")
         },
         "run": {
             "seconds": seconds,
             "train_seconds": result["train"]["seconds"],
             "steps": result["train"]["steps"],
             "peak_memory_bytes": result["peak_memory_bytes"],
-            "head_cache_bytes": result["head_cache"]["bytes"],
+            "prefix_cache_bytes": result["prefix_cache"]["bytes"],
             "cut": [result[prompt]["cut"] for prompt in ("text", "refined")],
         },
         "ratios": ratios,

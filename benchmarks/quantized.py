@@ -21,7 +21,7 @@ from gguf import GGUFValueType, dequantize
 
 from embedgrad.deploy.formats.gguf_reader import read_contents
 from embedgrad.deploy.formats.gguf_writer import (
-    HEAD,
+    LM_HEAD,
     TABLE,
     Bytes,
     Entry,
@@ -57,12 +57,12 @@ def quantize(source: Path, target: Path, mixture: str) -> None:
 def kind_of(weight: Weight, mixture: str, layers: int) -> Kind:
     """What a mixture makes of a weight."""
     plain = weight.kind in (Kind.F32, Kind.F16, Kind.BF16)
-    is_head = weight.name == HEAD
-    if len(weight.shape) < 2 or weight.name == TABLE or (is_head and not plain):
+    is_lm_head = weight.name == LM_HEAD
+    if len(weight.shape) < 2 or weight.name == TABLE or (is_lm_head and not plain):
         return weight.kind
     if mixture != "q4_k_m":
         return Kind[mixture.upper()]
-    if is_head:
+    if is_lm_head:
         kind = Kind.Q6_K
     else:
         finer = "attn_v" in weight.name or "ffn_down" in weight.name

@@ -3,7 +3,7 @@
     python benchmarks/run.py [NAME ...] [--data FOLDER] [--row ROW] [--methods A,B] [--seeds 0,1]
 
 Every row is one `embedgrad optimize` in a process of its own, but for `causal-judgement`, whose
-rows share one process and the heads of its long questions. Rows that a results file holds
+rows share one process and the prefixes of its long questions. Rows that a results file holds
 already are not run again, so an interrupted run goes on where it stopped; `--row "seed 0"` measures
 one again, whatever the file holds. Names that begin with `compare-` are comparisons of methods by
 `embedgrad compare`, which keeps its trainings in runs/NAME; `--methods` and `--seeds` measure only
@@ -43,7 +43,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 OF_TEST = ("text", "refined", "difference", "test_rows")
 OF_RUN = (
     *("drift", "cosine", "nearest_tokens_unchanged", "train", "threads"),
-    *("peak_memory_bytes", "head_cache"),
+    *("peak_memory_bytes", "prefix_cache"),
 )
 
 
@@ -56,7 +56,7 @@ class Measurement:
     local: list[str] = field(default_factory=list)
     """Settings that replace the Hub's data by files below --data; without it there are no rows."""
     one_process: bool = False
-    """Whether the rows share one loaded model, and with it the stored heads."""
+    """Whether the rows share one loaded model, and with it the stored prefixes."""
     dev_only: bool = False
     """Whether only the scores on dev count; then nothing of test is kept."""
 

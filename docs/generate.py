@@ -39,7 +39,7 @@ HEADER = (
     "Written by `docs/generate.py` from the program itself: change the program, not this page.\n"
 )
 PLACES = {
-    "gradients": 'a list, applied in order: `gradients = [{ name = "clip" }]`',
+    "transforms": 'a list, applied in order: `transforms = [{ name = "clip" }]`',
     "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
 }
 WORDS = ("required", "unset")  # instead of a default

@@ -176,8 +176,8 @@ def compared(root: Path, up: str) -> str:
 
 def compared_short(root: Path, up: str) -> str:
     """A line for every comparison: EmbedGrad beside the text prompt, and the others' accuracy."""
-    heads = ("comparison", "test rows", "seeds", "text prompt", "EmbedGrad")
-    table = [(*heads, "difference (95 %)", "verdict", "others")]
+    prefixes = ("comparison", "test rows", "seeds", "text prompt", "EmbedGrad")
+    table = [(*prefixes, "difference (95 %)", "verdict", "others")]
     for path in sorted((root / FOLDER).glob("compare-*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         methods = {entry["method"]: entry for entry in results["methods"]}
@@ -287,6 +287,6 @@ def _missing(root: Path, names: Sequence[str]) -> str:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    head, *rows = table
-    lines = [head, ["---"] * len(head), *rows]
+    prefix, *rows = table
+    lines = [prefix, ["---"] * len(prefix), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

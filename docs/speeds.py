@@ -95,7 +95,7 @@ def _best(rows: Sequence[Row]) -> list[Row]:
     """The row of each workload's best peer; a void one counts as the best."""
     best: dict[tuple[str, str], Row] = {}
     for row in rows:
-        key = row["workload"], row["heads"]
+        key = row["workload"], row["prefixes"]
         held = best.get(key)
         if held is None or (row["ratio"] or 0) < (held["ratio"] or 0):
             best[key] = row
@@ -103,7 +103,7 @@ def _best(rows: Sequence[Row]) -> list[Row]:
 
 
 def _name(row: Row) -> str:
-    return f"{row['workload']}: {row['title']}, heads {row['heads']}"
+    return f"{row['workload']}: {row['title']}, prefixes {row['prefixes']}"
 
 
 def _ratio(row: Row) -> str:

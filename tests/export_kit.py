@@ -38,7 +38,7 @@ def quiet(model: PreTrainedModel, token: int) -> PreTrainedModel:
     changes it, and the token's output row is a large negative multiple of it.
     """
     with torch.no_grad():
-        table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        table, prefix = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         table[:, 0] = 1.0
         for name, module in model.named_modules():
             last = name.rpartition(".")[2]
@@ -49,8 +49,8 @@ def quiet(model: PreTrainedModel, token: int) -> PreTrainedModel:
             bias = getattr(module, "bias", None)
             if bias is not None and last in (*LAST, "c_proj"):
                 bias[0] = 0
-        head[token] = 0
-        head[token, 0] = -100.0
+        prefix[token] = 0
+        prefix[token, 0] = -100.0
     return model
 
 
@@ -93,7 +93,7 @@ def _phi(vocabulary: int) -> PreTrainedModel:
 
 def opened(folder: Path) -> LanguageModel:
     """Load it as a user would, on the CPU in float32."""
-    return load_model(str(folder), device="cpu", dtype="float32", head_cache_budget="64 MiB")
+    return load_model(str(folder), device="cpu", dtype="float32", prefix_cache_budget="64 MiB")
 
 
 def exported(

@@ -76,7 +76,7 @@ def kit(
     sequencer = Sequencer(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
-    language_model = LanguageModel(loaded, head_cache_budget=budget)
+    language_model = LanguageModel(loaded, prefix_cache_budget=budget)
     start = language_model.embed(sequencer.span.ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
@@ -122,8 +122,8 @@ def full_logprobs(
     for sequence in sequences:
         sums = []
         for target in sequence.targets:
-            before = table(torch.tensor(sequence.head, dtype=torch.long))
-            after = table(torch.tensor([*sequence.tail, *target[:-1]], dtype=torch.long))
+            before = table(torch.tensor(sequence.prefix, dtype=torch.long))
+            after = table(torch.tensor([*sequence.suffix, *target[:-1]], dtype=torch.long))
             for module in model.modules():  # dynamic rotary scaling remembers its longest pass
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
@@ -144,5 +144,5 @@ def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:
 
 
 def cut(sequence: TokenSequence, span: Sequence[int]) -> list[int]:
-    """Head, span and tail of a row as it is deployed."""
-    return [*sequence.head, *span, *sequence.tail]
+    """Prefix, span and suffix of a row as it is deployed."""
+    return [*sequence.prefix, *span, *sequence.suffix]

@@ -12,7 +12,7 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import TokenSequence
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit import Kit, kit
@@ -43,7 +43,7 @@ def rows_at_evaluations(made: Kit, **options: Any) -> tuple[Refinement, dict[int
     """A run, and the rows at each of its evaluations by step."""
     rows = {0: made.start}
 
-    def keep(state: TrainingState) -> None:
+    def keep(state: Checkpoint) -> None:
         free = Free()
         rows[state.step] = free.rows(state.theta, made.start).detach().clone()
 

@@ -94,7 +94,9 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
     (folder / "recipe.toml").write_text('[model]\nname = "tiny"\n', encoding="utf-8")
     write_jsonl(folder / "events.jsonl", events())
     write_jsonl(folder / "predictions.jsonl", rows)
-    write_json(folder / "walk.json", {**asked_for(folder, 100, ()), **walked()})
+    write_json(
+        folder / "interpolation.json", {**asked_for(folder, 100, ()), **made_interpolation()}
+    )
     return folder
 
 
@@ -115,8 +117,8 @@ def events(steps: int = 32) -> list[dict[str, Any]]:
     return told
 
 
-def walked() -> dict[str, Any]:
-    """What `walk.json` holds besides what it was made from."""
+def made_interpolation() -> dict[str, Any]:
+    """What `interpolation.json` holds besides what it was made from."""
     points = [
         {"t": t, "accuracy": 0.6 + 0.2 * t - 0.05 * t**2, "interval": [0.5, 0.9], "log_loss": 0.6}
         for t in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)

@@ -61,7 +61,7 @@ def values(model: Path, folder: Path, /, **sections: Mapping[str, Any]) -> dict[
         "template": {"user": f"Review: {{review}}\n\n[[{PROMPT}]]"},
         "target": {"choices": CHOICES},
         "training": {"epochs": 2, "batch_size": 8},
-        "head_cache": {"budget": "64 MiB"},
+        "prefix_cache": {"budget": "64 MiB"},
     }
     for name, section in sections.items():
         recipe[name] = {**recipe.get(name, {}), **section}

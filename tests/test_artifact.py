@@ -94,7 +94,11 @@ def rewrite(folder: Path, content: bytes | dict[str, Tensor] | None = None, **ch
 @pytest.mark.parametrize("template", [*PLACEMENTS, OPTIONS])
 @pytest.mark.parametrize(
     "target",
-    [LABELS, Target(prefix="\n", normalize=True, end=False), Target(choices=("a", "\u00e9"))],
+    [
+        LABELS,
+        Target(answer_prefix="\n", normalize=True, end=False),
+        Target(choices=("a", "\u00e9")),
+    ],
 )
 def test_a_prompt_comes_back(template: str | Template, target: Target, tmp_path: Path) -> None:
     made = kit(dtype=torch.float32, template=template, rows=2)

@@ -89,36 +89,39 @@ RECIPES: dict[str, Case] = {
         ("--set: model.name.x: model.name is ",),
     ),
     "bad budget": (
-        lambda p: p.optimize("head_cache.budget=lots"),
-        ("head_cache.budget: 'lots'; expected bytes, a size such as '2 GiB', or a fraction",),
+        lambda p: p.optimize("prefix_cache.budget=lots"),
+        ("prefix_cache.budget: 'lots'; expected bytes, a size such as '2 GiB', or a fraction",),
     ),
     "infinite budget": (
-        lambda p: p.optimize("head_cache.budget=1e400"),
-        ("head_cache.budget: inf; expected a finite number",),
+        lambda p: p.optimize("prefix_cache.budget=1e400"),
+        ("prefix_cache.budget: inf; expected a finite number",),
     ),
     "budget of no type": (
-        lambda p: p.optimize("head_cache.budget=true"),
-        ("head_cache.budget: Input should be a valid string or a valid number (given: True)",),
+        lambda p: p.optimize("prefix_cache.budget=true"),
+        ("prefix_cache.budget: Input should be a valid string or a valid number (given: True)",),
     ),
     "list as budget": (
-        lambda p: p.optimize("head_cache.budget=[]"),
-        ("head_cache.budget: Input should be a valid string or a valid number (given: [])",),
+        lambda p: p.optimize("prefix_cache.budget=[]"),
+        ("prefix_cache.budget: Input should be a valid string or a valid number (given: [])",),
     ),
     "file as spill folder": (
-        lambda p: p.optimize(f"head_cache.spill={at(p.folder / 'a')}"),
+        lambda p: p.optimize(f"prefix_cache.spill={at(p.folder / 'a')}"),
         (
-            "head_cache.spill: ",
+            "prefix_cache.spill: ",
             "a': no folder can be made here (",
             "expected a folder that you may",
         ),
     ),
     "no name of a folder": (
-        lambda p: p.optimize(r'head_cache.spill="a\u0000b"'),
-        (r"head_cache.spill: 'a\x00b': no folder can be made here (", "expected a folder that you"),
+        lambda p: p.optimize(r'prefix_cache.spill="a\u0000b"'),
+        (
+            r"prefix_cache.spill: 'a\x00b': no folder can be made here (",
+            "expected a folder that you",
+        ),
     ),
     "spill budget": (
-        lambda p: p.optimize("head_cache.spill_budget=-1"),
-        ("head_cache.spill_budget: -1.0; expected 0 or more",),
+        lambda p: p.optimize("prefix_cache.spill_budget=-1"),
+        ("prefix_cache.spill_budget: -1.0; expected 0 or more",),
     ),
     "choices of nothing": (
         lambda p: p.optimize("objective.over=choices", "target.choices=[]"),

@@ -105,7 +105,7 @@ def test_the_text_shows_how_a_part_is_written(kind: str) -> None:
         given = "".join(f', {o["name"]} = "x"' for o in options if o["default"] == "required")
         one = f'{{ name = "{name}"{given} }}'
         written: dict[str, Any] = {
-            "gradients": f'{section}\nname = "{name}"',
+            "transforms": f'{section}\nname = "{name}"',
             "scorer": f"{section.replace('] ', ']@')} {one}".replace("@", "\n"),
         }
         toml = written.get(kind, f'{section}\nname = "{name}"')

@@ -83,15 +83,15 @@ def test_text_is_what_transformers_renders(chat: str, place: str, a: str, b: str
     assert rendered.text == expected(chat, template, columns)
     assert rendered.span == SPAN
     if place.startswith("opening"):
-        assert rendered.tail == ("" if place == "opening-end" else " It is")
+        assert rendered.suffix == ("" if place == "opening-end" else " It is")
 
 
 @given(a=TEXT | BRACKETS | st.sampled_from(["{b}", "[[x]]", "{{ bos_token }}", "{% if %}"]))
 def test_a_column_is_never_parsed(a: str) -> None:
     plain = Renderer(Template.plain("{a}[[go]]{b}"), tiny.tokenizer("metaspace"), date=DAY)
-    assert plain({"a": a, "b": "z"}).head == a
-    assert plain({"a": a, "b": "z"}).tail == "z"
-    assert a in renderer(Template.chat(user="<{a}> [[go]]"))({"a": a}).head
+    assert plain({"a": a, "b": "z"}).prefix == a
+    assert plain({"a": a, "b": "z"}).suffix == "z"
+    assert a in renderer(Template.chat(user="<{a}> [[go]]"))({"a": a}).prefix
 
 
 def test_the_span_stands_where_it_was_written() -> None:
@@ -100,21 +100,21 @@ def test_the_span_stands_where_it_was_written() -> None:
     after = renderer(PLACES["user-after"])(columns)
     system = renderer(PLACES["system"])(columns)
     opening = renderer(PLACES["opening"])(columns)
-    assert before.head.endswith("<|im_start|>user\n")
-    assert before.tail == "\nA: x\nB: y.<|im_end|>\n<|im_start|>assistant\n"
-    assert after.head.endswith("<|im_start|>user\nA: x\nB: y\n")
-    assert after.tail == "<|im_end|>\n<|im_start|>assistant\n"
-    assert system.head == "<|im_start|>system\nBe kind. "
-    assert system.tail.startswith(" Be brief.<|im_end|>\n<|im_start|>user\nx and y<|im_end|>")
-    assert opening.head.endswith("<|im_start|>assistant\nSo: ")
+    assert before.prefix.endswith("<|im_start|>user\n")
+    assert before.suffix == "\nA: x\nB: y.<|im_end|>\n<|im_start|>assistant\n"
+    assert after.prefix.endswith("<|im_start|>user\nA: x\nB: y\n")
+    assert after.suffix == "<|im_end|>\n<|im_start|>assistant\n"
+    assert system.prefix == "<|im_start|>system\nBe kind. "
+    assert system.suffix.startswith(" Be brief.<|im_end|>\n<|im_start|>user\nx and y<|im_end|>")
+    assert opening.prefix.endswith("<|im_start|>assistant\nSo: ")
 
 
 def test_the_date_is_frozen() -> None:
     template = PLACES["user-after"]
     columns = {"a": "x", "b": "y"}
-    assert "Today is 12 Mar 2024." in renderer(template, "dated")(columns).head
+    assert "Today is 12 Mar 2024." in renderer(template, "dated")(columns).prefix
     other = renderer(template, "dated", datetime.date(1999, 1, 2))(columns)
-    assert "Today is 02 Jan 1999." in other.head
+    assert "Today is 02 Jan 1999." in other.prefix
 
 
 def test_options_reach_the_chat_template() -> None:
@@ -123,8 +123,8 @@ def test_options_reach_the_chat_template() -> None:
     )
     quiet = Template.chat(user="[[go]]")
     loud = Template.chat(user="[[go]]", options={"loud": True})
-    assert Renderer(quiet, tokenizer, date=DAY)({}).head == ""
-    assert Renderer(loud, tokenizer, date=DAY)({}).head == "!"
+    assert Renderer(quiet, tokenizer, date=DAY)({}).prefix == ""
+    assert Renderer(loud, tokenizer, date=DAY)({}).prefix == "!"
 
 
 @pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "strftime_now"])

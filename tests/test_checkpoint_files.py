@@ -216,13 +216,13 @@ def test_odd_tensors_are_copied_as_they_are(tmp_path: Path) -> None:
 # -- quantized checkpoints ------------------------------------------------------------------------
 
 
-def quantized(tmp_path: Path, settings: dict[str, Any], *, head: bool = False) -> Job:
+def quantized(tmp_path: Path, settings: dict[str, Any], *, lm_head: bool = False) -> Job:
     """A job whose checkpoint says it is quantized; training saw it dequantized."""
     job = small(tmp_path, tie=False)
     base = tmp_path / "base"
     (base / "config.json").write_text(json.dumps({**config(base), "quantization_config": settings}))
     weights = load_file(base / "model.safetensors")
-    packed = [n for n in weights if "_proj" in n] + ["lm_head.weight"] * head
+    packed = [n for n in weights if "_proj" in n] + ["lm_head.weight"] * lm_head
     for name in packed:
         weights[name] = torch.randint(0, 255, (len(weights[name]), 5), dtype=torch.uint8)
     save_file(weights, base / "model.safetensors", {"format": "pt"})
@@ -272,8 +272,8 @@ def test_of_a_quantized_model_differences_are_reported_only(tmp_path: Path) -> N
         assert engine.tolerance is None
 
 
-def test_a_quantized_head_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    job = quantized(tmp_path, {"quant_method": "bitsandbytes"}, head=True)
+def test_a_quantized_lm_head_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    job = quantized(tmp_path, {"quant_method": "bitsandbytes"}, lm_head=True)
     with pytest.raises(ExportError, match=r"no plain tensor holds .*lm_head\.weight .*--to vllm"):
         written(tmp_path / "out", job)
 

@@ -38,7 +38,7 @@ class Again(Engine):
         self.start = wrong.get("start", self.exported.prompt.start_rows)
         self.noise = wrong.get("noise", 0.0)
         self.mass = wrong.get("mass", 0.0)
-        self.tail = wrong.get("tail", ())  # ids behind a greedy answer's end
+        self.suffix = wrong.get("suffix", ())  # ids behind a greedy answer's end
         self.asked: list[Asked] = []
 
     def __exit__(self, *exception: object) -> None:
@@ -61,9 +61,9 @@ class Again(Engine):
             sequence = row.sequence
             end = tuple({*self.exported.sequencer.end_ids, *self.model.end_ids})
             while len(ids) < max_new_tokens and not (ids and ids[-1] in end):
-                grown = dataclasses.replace(sequence, tail=(*sequence.tail, *ids))
+                grown = dataclasses.replace(sequence, suffix=(*sequence.suffix, *ids))
                 ids.append(int(next_logprobs(self.model, self.rows, [grown]).argmax()))
-            found.append((*ids, *self.tail))
+            found.append((*ids, *self.suffix))
         return found
 
     def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:
@@ -81,7 +81,7 @@ class Again(Engine):
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    model = LanguageModel(tiny.loaded(dtype=torch.float32), head_cache_budget="64 MiB")
+    model = LanguageModel(tiny.loaded(dtype=torch.float32), prefix_cache_budget="64 MiB")
     return export_kit.job_of(model)
 
 
@@ -184,7 +184,7 @@ def test_a_small_break_shows_in_the_mean_where_rounding_hides_the_largest(
 
 
 def test_a_model_in_half_precision_is_no_exact_reference(job: Job, checked: Any) -> None:
-    half = LanguageModel(tiny.loaded(dtype=torch.bfloat16), head_cache_budget="64 MiB")
+    half = LanguageModel(tiny.loaded(dtype=torch.bfloat16), prefix_cache_budget="64 MiB")
     found = checked(export_kit.job_of(half), tolerance=1e-4)
     assert found["passed"], found["problems"]
     assert found["tolerance"] == pytest.approx(0.01)
@@ -194,7 +194,7 @@ def test_a_model_in_half_precision_is_no_exact_reference(job: Job, checked: Any)
 def test_rounded_rows_of_a_model_that_scales_them_may_miss_the_text_a_little(
     checked: Any, job: Job
 ) -> None:
-    gemma = LanguageModel(tiny.loaded("gemma3", dtype=torch.float32), head_cache_budget="64 MiB")
+    gemma = LanguageModel(tiny.loaded("gemma3", dtype=torch.float32), prefix_cache_budget="64 MiB")
     for model, passes in ((gemma, True), (job.model, False)):
         one = export_kit.job_of(model)
         start = one.prompts[0].prompt.start_rows * 1.0002
@@ -205,18 +205,18 @@ def test_rounded_rows_of_a_model_that_scales_them_may_miss_the_text_a_little(
 
 
 def test_greedy_texts_are_compared_up_to_the_end_token(checked: Any, job: Job) -> None:
-    assert checked(tail=(job.model.end_ids[0], 5, 6))["greedy_agreement"] == 1
+    assert checked(suffix=(job.model.end_ids[0], 5, 6))["greedy_agreement"] == 1
 
 
 def test_other_greedy_texts_fail_where_weights_are_exact(checked: Any) -> None:
-    found = checked(tail=(5,))
+    found = checked(suffix=(5,))
     assert found["greedy_agreement"] == 0
     assert found["problems"] == ["greedy texts agree with training in 0% of the rows only"]
-    assert checked(tail=(5,), tolerance=None)["passed"]  # reported only
+    assert checked(suffix=(5,), tolerance=None)["passed"]  # reported only
 
 
 def test_normalized_choices_are_compared_per_token(checked: Any) -> None:
-    model = LanguageModel(tiny.loaded(dtype=torch.float32), head_cache_budget="64 MiB")
+    model = LanguageModel(tiny.loaded(dtype=torch.float32), prefix_cache_budget="64 MiB")
     found = []
     for normalize in (False, True):
         target = Target(kit.LONG_CHOICES, normalize=normalize)

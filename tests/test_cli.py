@@ -396,7 +396,7 @@ def test_running_out_of_memory_is_one_line_that_says_what_to_make_smaller(
         2,
         "",
         "error: CUDA out of memory; make training.batch_size, evaluation.batch_size or "
-        "head_cache.budget smaller, or training.accumulate larger\n",
+        "prefix_cache.budget smaller, or training.accumulate larger\n",
     )
 
 

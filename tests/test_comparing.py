@@ -34,7 +34,7 @@ from embedgrad.recipe.settings import COMPARED
 from embedgrad.report import show
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
 from embedgrad.report.terminal.tables import NARROWEST
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values
 
@@ -155,7 +155,7 @@ def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> N
         assert row["threads"] == torch.get_num_threads()
         assert row["scoring_seconds"] > 0
         assert row["dev"]["log_loss"] > 0
-    # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 heads of 8.
+    # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 prefixes of 8.
     assert rows["peft-lora", 0]["trained_numbers"] == 3 * 8 * (32 + 32 + 32 + 16)
     assert rows["few-shot", 0]["extra_tokens"] > 20
     assert rows["few-shot", 0]["settings"] != rows["few-shot", 1]["settings"]
@@ -211,7 +211,7 @@ def test_no_test_row_is_answered_before_every_training_is_finished(
     model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
-    plain = Evaluator.refined
+    plain = Evaluator.score
 
     def spy(self: Any, rows: Any, sequences: Any, *more: Any) -> Any:
         sources = {s.example.source.rpartition(":")[0].rpartition("/")[2] for s in sequences}
@@ -378,15 +378,15 @@ def test_a_training_goes_on_at_its_last_look_at_dev(
     made = {**SMALL, "training": {"steps": 4, "batch_size": 8, "evaluate_every": 1}}
     path, out = recipe(**made), tmp_path / "run"
     arguments = ("compare", path, "--out", out, "--methods", "embedgrad", "--seeds", "0")
-    plain, kept = TrainingState.save, []
+    plain, kept = Checkpoint.save, []
 
-    def save(state: TrainingState, folder: Path) -> None:
+    def save(state: Checkpoint, folder: Path) -> None:
         plain(state, folder)
         kept.append(state.step)
         if kept == [1, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingState, "save", save)
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert embedgrad(*arguments).code == 130
     state = out / "work" / "unfinished" / "embedgrad-seed-0"
     assert state.is_dir()
@@ -414,7 +414,7 @@ def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
     copied: Path, model_folder: Path, data: Path
 ) -> None:
     other = {**SMALL, "export": {"gguf": "f32"}, "report": {"tensorboard": True}}
-    other |= {"head_cache": {"budget": 0}}  # where heads are stored changes no result
+    other |= {"prefix_cache": {"budget": 0}}  # where prefixes are stored changes no result
     results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
     assert results["trained"] == results["planned"] > 1
 
@@ -424,7 +424,7 @@ def test_a_setting_that_an_older_recipe_does_not_have_is_at_its_default() -> Non
     older = recipe.as_dict()
     for section, name in (("data", "drop_duplicates"), ("evaluation", "batch_size")):
         del older[section][name]
-    del older["export"], older["gradients"][0]["max_norm"]
+    del older["export"], older["transforms"][0]["max_norm"]
     assert differences(older, recipe) == []
     assert shared_settings(older) == shared_settings(recipe.as_dict())
     dropped = values(Path("model"), Path("data"), **SMALL, data={"drop_duplicates": True})

@@ -1,4 +1,4 @@
-"""On a GPU: bfloat16 passes with fp32 rows, heads beyond the GPU's budget in host memory."""
+"""On a GPU: bfloat16 passes with fp32 rows, prefixes beyond the GPU's budget in host memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
-from embedgrad.model.prefix_cache import HeadCache
+from embedgrad.model.prefix_cache import PrefixCache
 from kit_loss import loss_and_gradient, mixed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -36,18 +36,18 @@ def test_loss_and_gradient_are_those_of_the_cpu(
     assert ((gradient.cpu() - slope).norm() / slope.norm()).item() < near
 
 
-def test_heads_over_the_budget_lie_in_host_memory() -> None:
+def test_prefixes_over_the_budget_lie_in_host_memory() -> None:
     made = mixed(dtype=torch.float32, attention="sdpa")
     model = on_gpu("llama", torch.float32)
     rows = made.start.to("cuda")
     expected = loss_and_gradient(model, rows, made.sequences)
-    (head,) = model.heads_of([made.sequences[0].head])
-    model.heads = HeadCache(head.nbytes, host=2**30)
+    (prefix,) = model.prefixes_of([made.sequences[0].prefix])
+    model.prefix_cache = PrefixCache(prefix.nbytes, host=2**30)
     for _ in range(2):
         loss, gradient = loss_and_gradient(model, rows, made.sequences)
         assert torch.allclose(loss, expected[0], rtol=1e-5)
         assert torch.allclose(gradient, expected[1], rtol=1e-3, atol=1e-5)
-    assert len(model.heads) == len({s.head for s in made.sequences})
+    assert len(model.prefix_cache) == len({s.prefix for s in made.sequences})
 
 
 def test_replies_are_those_of_the_cpu() -> None:

@@ -140,7 +140,7 @@ def test_what_is_of_the_wrong_kind_is_refused(folder: Path, name: str, value: st
         ("target", "choices", '"ab"'),
         ("target", "choices", "[1, 2]"),
         ("target", "choices", '["a", "a"]'),
-        ("target", "prefix", "7"),
+        ("target", "answer_prefix", "7"),
         ("target", "normalize", '"yes"'),
         ("target", "more", "1"),
         ("template", "text", '"no span"'),

@@ -594,7 +594,7 @@ def test_every_field_of_a_run_is_explained(first_run: Path) -> None:
         *fields(prompt, "rows", "trust_region", "licenses", "decoding", "training", "target"),
         *fields(prompt["model"]),
         *fields(prompt["data"]["test"]),
-        *fields(result, "text", "difference", "drift", "cosine", "train", "head_cache"),
+        *fields(result, "text", "difference", "drift", "cosine", "train", "prefix_cache"),
         *fields(result["tokens"][0]),
         *(file.name for file in first_run.iterdir()),
         *(file.name for file in (first_run / "prompt").iterdir()),

@@ -99,7 +99,7 @@ def test_a_row_put_onto_another_token_says_so(made: Kit) -> None:
 
 
 def test_a_row_of_a_padded_table_that_is_no_token_is_named_by_its_number() -> None:
-    model = LanguageModel(tiny.loaded(dtype=torch.float32), head_cache_budget="1 MiB")
+    model = LanguageModel(tiny.loaded(dtype=torch.float32), prefix_cache_budget="1 MiB")
     length = len(model.tokenizer)
     model.model.resize_token_embeddings(length + 1, mean_resizing=False)
     table = model.vocabulary_rows()
@@ -182,9 +182,9 @@ def test_worth_is_what_is_lost_without_the_row(made: Kit) -> None:
     prompt = moved(made, {1: 0.6, 4: 0.9})
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=3))
     worth = row_worth(prompt, evaluator, made.sequences)
-    whole = summarize(evaluator.refined(prompt.rows, made.sequences), CHOICES)
+    whole = summarize(evaluator.score(prompt.rows, made.sequences), CHOICES)
     only_four = moved(made, {4: 0.9}).rows
-    without = summarize(evaluator.refined(only_four, made.sequences), CHOICES)
+    without = summarize(evaluator.score(only_four, made.sequences), CHOICES)
     assert worth[1]["accuracy"] == whole.accuracy - without.accuracy
     assert worth[1]["log_loss"] == without.log_loss - whole.log_loss
     assert torch.equal(prompt.rows, moved(made, {1: 0.6, 4: 0.9}).rows)
@@ -194,7 +194,7 @@ def test_a_single_moved_row_is_worth_the_whole_gain(made: Kit) -> None:
     prompt = moved(made, {2: 0.9})
     evaluator = Evaluator(made.model, made.sequencer, Evaluation())
     worth = row_worth(prompt, evaluator, made.sequences)
-    text = summarize(evaluator.refined(made.start, made.sequences), CHOICES)
-    refined = summarize(evaluator.refined(prompt.rows, made.sequences), CHOICES)
+    text = summarize(evaluator.score(made.start, made.sequences), CHOICES)
+    refined = summarize(evaluator.score(prompt.rows, made.sequences), CHOICES)
     assert worth[2]["log_loss"] == text.log_loss - refined.log_loss
     assert worth[2]["log_loss"] != 0

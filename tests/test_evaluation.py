@@ -11,9 +11,9 @@ import tiny
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import (
-    Answered,
     Evaluation,
     Evaluator,
+    ScoredAnswer,
     compare,
     evaluate,
     summarize,
@@ -57,7 +57,7 @@ def test_replies_that_run_into_the_limit_are_counted() -> None:
     assert at_once == [(("", False),), (("", False),)]
     evaluator = Evaluator(model, sequencer, Evaluation(max_new_tokens=1))
     evaluator.end_ids = ()
-    answered = evaluator.refined(rows, sequences)
+    answered = evaluator.score(rows, sequences)
     assert summarize(answered, ()).cut == 2
 
 
@@ -68,14 +68,14 @@ def test_replies_without_any_answer_are_counted(monkeypatch: pytest.MonkeyPatch)
     evaluator = Evaluator(model, sequencer, Evaluation(scorer=Number()))
     said = [Reply("I do not know.", True), Reply("It is 8.", False), Reply("7", False)]
     monkeypatch.setattr(evaluator, "_replies", lambda rows, sequences: said)
-    answered = evaluator.refined(model.embed(sequencer.span.ids), sequencer.build(numbers))
+    answered = evaluator.score(model.embed(sequencer.span.ids), sequencer.build(numbers))
     by_reply = {a.predicted: (a.correct, a.unread) for a in answered}
     assert by_reply == {"I do not know.": (0, True), "It is 8.": (0, False), "7": (1, False)}
     assert summarize(answered, ()).unread == 1
 
 
-def answered(*scores: float) -> list[Answered]:
-    return [Answered("a:1", "7", "7", score, 0.5, None) for score in scores]
+def answered(*scores: float) -> list[ScoredAnswer]:
+    return [ScoredAnswer("a:1", "7", "7", score, 0.5, None) for score in scores]
 
 
 def test_graded_scores_have_a_bootstrap_interval_and_their_own_test() -> None:
@@ -94,10 +94,10 @@ def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.Mon
     refined = train(made).prompt
     kept = refined.with_rows(refined.start_rows.clone())
     merged = [
-        replace(s, plain=(*s.head, *made.sequencer.span.ids, *s.tail)) for s in made.sequences
+        replace(s, plain=(*s.prefix, *made.sequencer.span.ids, *s.suffix)) for s in made.sequences
     ]
     passes: list[int] = []
-    score = Evaluator.refined
+    score = Evaluator.score
 
     def counted(self: Evaluator, *args: Any) -> Any:
         passes.append(len(args[1]))

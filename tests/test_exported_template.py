@@ -153,7 +153,7 @@ def test_a_plain_query_gives_the_tokens_of_training(chat: str, kind: str) -> Non
             ids = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=False, prompt=place
             )
-            assert tuple(ids) == row.head + new + row.tail
+            assert tuple(ids) == row.prefix + new + row.suffix
     check_rendering(prompts, tokenizer, TAG)
 
 
@@ -190,7 +190,7 @@ def test_so_does_any_query(chat: str, place: str, text: str) -> None:
     row = prompt.sequencer(Example({"review": text}, "", "x"))
     new = tokenizer.convert_tokens_to_ids(list(token_names(TAG, "p", len(prompt.rows_PD))))
     ids = tokenizer.apply_chat_template([user(text)], add_generation_prompt=True, return_dict=False)
-    assert tuple(ids) == (*row.head, *new, *row.tail)
+    assert tuple(ids) == (*row.prefix, *new, *row.suffix)
 
 
 @functools.cache
@@ -272,7 +272,7 @@ def test_every_row_is_checked() -> None:
     prompt = one("user-after")
     tokenizer = exported_tokenizer([prompt], prompt.sequencer.tokenizer, TAG, "append")
     last = prompt.sequences[-1]
-    wrong = dataclasses.replace(last, tail=(*last.tail, 7))
+    wrong = dataclasses.replace(last, suffix=(*last.suffix, 7))
     with refused(last.example.source, "behind it"):
         changed = dataclasses.replace(prompt, sequences=[*prompt.sequences[:-1], wrong])
         check_rendering([changed], tokenizer, TAG)
@@ -387,14 +387,14 @@ def test_a_chat_template_that_looks_ahead_sees_the_opening_as_in_training() -> N
 
 def test_a_request_names_its_prompt() -> None:
     tokenizer = served(("a", "user-after"), ("b-2", "system"), ("c", "opening"), chat="phi")
-    tails = {
+    suffixes = {
         "a": "Review: Hi\n\n[a]<|im_end|>\n<|assistant|>\n",
         "b-2": "brief. [b-2] One word.<|im_end|>\n<|user|>\nReview: Hi<|im_end|>\n<|assistant|>\n",
         "c": "Review: Hi<|im_end|>\n<|assistant|>\n[c] so:",
     }
-    assert shown(tokenizer, [user("Hi")]).endswith(tails["a"])
-    for name, tail in tails.items():
-        assert shown(tokenizer, [user("Hi")], prompt=name).endswith(tail)
+    assert shown(tokenizer, [user("Hi")]).endswith(suffixes["a"])
+    for name, suffix in suffixes.items():
+        assert shown(tokenizer, [user("Hi")], prompt=name).endswith(suffix)
         marked = [system(f" <<prompt:{name}>>\n"), user("Hi")]
         assert shown(tokenizer, marked) == shown(tokenizer, [user("Hi")], prompt=name)
         # The variable counts more, and the marker goes all the same.
@@ -402,7 +402,7 @@ def test_a_request_names_its_prompt() -> None:
     kind = shown(tokenizer, [system("Be kind.<<prompt:b-2>> Ever."), user("Hi")])
     assert "[b-2] One word.\n\nBe kind. Ever.<|im_end|>" in kind
     for empty in (None, ""):
-        assert shown(tokenizer, [user("Hi")], prompt=empty).endswith(tails["a"])
+        assert shown(tokenizer, [user("Hi")], prompt=empty).endswith(suffixes["a"])
 
 
 def test_ids_of_several_prompts_follow_each_other() -> None:

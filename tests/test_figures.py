@@ -12,7 +12,7 @@ from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.comparison import count
 from embedgrad.report.figures.series import MOST_POINTS, smoothed, thinned
 from embedgrad.report.figures.theme import image, inline_svg
-from made_runs import HOSTILE, answered_rows, events, made_results, walked
+from made_runs import HOSTILE, answered_rows, events, made_interpolation, made_results
 
 
 def lines(figure: Any, axes: int) -> list[tuple[list[float], list[float]]]:
@@ -74,12 +74,12 @@ def test_a_long_run_is_a_short_line() -> None:
     assert len(image(figure, "svg")) < 100_000
 
 
-def test_the_walk_shows_every_place() -> None:
-    walk = walked()
-    figure = figures.walk_figure(walk)
-    places = [point["t"] for point in walk["points"]]
-    assert (places, [100 * p["accuracy"] for p in walk["points"]]) in lines(figure, 0)
-    assert (places, [p["log_loss"] for p in walk["points"]]) in lines(figure, 1)
+def test_the_interpolation_shows_every_place() -> None:
+    interpolation = made_interpolation()
+    figure = figures.interpolation_figure(interpolation)
+    places = [point["t"] for point in interpolation["points"]]
+    assert (places, [100 * p["accuracy"] for p in interpolation["points"]]) in lines(figure, 0)
+    assert (places, [p["log_loss"] for p in interpolation["points"]]) in lines(figure, 1)
     assert figure.axes[0].get_title("left") == "accuracy on 40 dev rows, %"
     ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert ticks == ["0\ntext", "0.5", "1\nrefined", "1.5"]
@@ -183,17 +183,24 @@ def test_any_words_can_be_drawn(name: str) -> None:
 
 
 def test_the_same_figure_is_the_same_file() -> None:
-    one, other = (image(figures.walk_figure(walked()), "svg") for _ in range(2))
+    one, other = (
+        image(figures.interpolation_figure(made_interpolation()), "svg") for _ in range(2)
+    )
     assert one == other
-    assert image(figures.walk_figure(walked()), "png").startswith(b"\x89PNG\r\n")
+    assert image(figures.interpolation_figure(made_interpolation()), "png").startswith(
+        b"\x89PNG\r\n"
+    )
 
 
 def test_figures_heed_no_settings_of_the_user() -> None:
     import matplotlib
 
-    before = inline_svg(figures.walk_figure(walked()), "walk", "")
+    before = inline_svg(figures.interpolation_figure(made_interpolation()), "interpolation", "")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "text.usetex": True}):
-        assert inline_svg(figures.walk_figure(walked()), "walk", "") == before
+        assert (
+            inline_svg(figures.interpolation_figure(made_interpolation()), "interpolation", "")
+            == before
+        )
 
 
 def test_series() -> None:

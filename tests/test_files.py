@@ -21,7 +21,7 @@ from embedgrad.atomic_files import write_file, write_folder
 from embedgrad.errors import RunError
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from kit import DAY, kit, noisy
 
 refused = functools.partial(refusals.refused, error=RunError)
@@ -272,12 +272,12 @@ def test_the_current_folder_can_be_written_to(
 def test_a_state_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(6.0).view(2, 3)
     optimizer = {"state": {0: {"step": torch.tensor(3.0), "average": rows}}, "param_groups": []}
-    old = TrainingState(3, {"change": rows}, optimizer, rows + 1, 2, [{"step": 0, "loss": 0.5}])
-    new = TrainingState(4, {"change": rows * 2}, optimizer, rows, 4, [])
+    old = Checkpoint(3, {"change": rows}, optimizer, rows + 1, 2, [{"step": 0, "loss": 0.5}])
+    new = Checkpoint(4, {"change": rows * 2}, optimizer, rows, 4, [])
     folder = tmp_path / "state"
 
-    def holds(expected: TrainingState) -> bool:
-        found = TrainingState.load(folder)
+    def holds(expected: Checkpoint) -> bool:
+        found = Checkpoint.load(folder)
         average = found.optimizer["state"][0]["average"]
         return (
             (found.step, found.best_step, found.history)

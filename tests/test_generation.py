@@ -30,7 +30,7 @@ from run_kit import Command, Done
 pytest_plugins = ["tiny_runs"]
 
 FREE = Target()
-# The last two take no stored heads.
+# The last two take no stored prefixes.
 ARCHITECTURES = ("llama", "qwen2-sliding", "gemma3", "gpt2", "mamba", "llama-dynamic")
 ALONE = ARCHITECTURES[-2:]
 SAMPLED = Decoding(6, temperature=1.0, top_p=0.9, samples=3, seed=5)
@@ -205,14 +205,14 @@ def test_logits_that_are_not_finite_are_refused(odd: float) -> None:
 def test_a_model_that_gives_no_numbers_is_refused_and_not_scored(target: Target) -> None:
     made = kit("llama", target=target, rows=4)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(max_new_tokens=2))
-    assert len(evaluator.refined(made.start, made.sequences)) == 4
+    assert len(evaluator.score(made.start, made.sequences)) == 4
     with pytest.raises(ModelError, match=r"logits are not finite; set model\.dtype"):
-        evaluator.refined(made.start * torch.nan, made.sequences)
+        evaluator.score(made.start * torch.nan, made.sequences)
 
 
-def test_samples_of_a_row_share_its_head_and_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_a_row_share_its_prefix_and_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     made = kit("llama", target=FREE, rows=4, tie=False, budget=0)
-    heads = len({s.head for s in made.sequences})
+    prefixes = len({s.prefix for s in made.sequences})
     passes: list[tuple[int, ...]] = []
     plain = made.model.logits
 
@@ -221,11 +221,11 @@ def test_samples_of_a_row_share_its_head_and_its_prompt(monkeypatch: pytest.Monk
         return plain(embeds, *rest)
 
     monkeypatch.setattr(made.model, "logits", logits)
-    before = made.model.heads.misses
+    before = made.model.prefix_cache.misses
     for size in (4, 12, 2):  # more samples than a batch takes, whole rows, fewer
         expected = answers(made, SAMPLED, batch_size=size)
-        assert made.model.heads.misses - before == heads
-        before = made.model.heads.misses
+        assert made.model.prefix_cache.misses - before == prefixes
+        before = made.model.prefix_cache.misses
         assert expected == answers(made_of("llama", 4), SAMPLED)
     passes.clear()
     answers(made, SAMPLED, batch_size=12)
@@ -451,13 +451,13 @@ def test_the_evaluation_stops_at_its_stop_strings() -> None:
     made = made_of("llama")
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(max_new_tokens=10))
     evaluator.end_ids = ()
-    whole = evaluator.refined(made.start, made.sequences)
+    whole = evaluator.score(made.start, made.sequences)
     stop = whole[0].predicted[4:6]
     evaluator.evaluation = Evaluation(max_new_tokens=10, stop=(stop,))
-    found = evaluator.refined(made.start, made.sequences)
+    found = evaluator.score(made.start, made.sequences)
     for before, after in zip(whole, found, strict=True):
-        head, ended, _ = before.predicted.partition(stop)
-        assert (after.predicted, after.cut) == (head, not ended)
+        prefix, ended, _ = before.predicted.partition(stop)
+        assert (after.predicted, after.cut) == (prefix, not ended)
     assert not found[0].cut
 
 

@@ -114,8 +114,8 @@ def _trained(model: LanguageModel, rows_PD: Tensor, asked: Sequence[Asked]) -> T
     """Log-probabilities of the token after the prompt, as training computes them, [B, V]."""
     found = []
     for sequence in (row.sequence for row in asked):
-        ids = torch.tensor([(*sequence.head, *[0] * len(rows_PD), *sequence.tail)])
-        at = torch.arange(len(rows_PD)) + len(sequence.head)
+        ids = torch.tensor([(*sequence.prefix, *[0] * len(rows_PD), *sequence.suffix)])
+        at = torch.arange(len(rows_PD)) + len(sequence.prefix)
         logits = model.model(inputs_embeds=model.splice(ids, at, rows_PD)).logits[0, -1]
         # Of the tokenizer's tokens: new ones take the places of rows behind them.
         found.append(logits[: len(model.tokenizer)].log_softmax(-1))
@@ -335,7 +335,7 @@ def _greedy(model: LanguageModel, rows_PD: Tensor, row: Asked, most: int) -> lis
     """Greedy ids by full passes, up to an end token."""
     found: list[int] = []
     for _ in range(most):
-        sequence = dataclasses.replace(row.sequence, tail=(*row.sequence.tail, *found))
+        sequence = dataclasses.replace(row.sequence, suffix=(*row.sequence.suffix, *found))
         logprobs = _trained(model, rows_PD, [Asked(sequence, row.messages)])
         token = int(logprobs.argmax())
         if token in model.end_ids:

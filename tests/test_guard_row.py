@@ -30,9 +30,9 @@ def test_the_guard_row_is_the_one_whose_highest_probability_is_lowest(
     for s in prompt.sequences:
         embeds = torch.cat(
             [
-                job.model.embed(s.head),
+                job.model.embed(s.prefix),
                 prompt.rows_PD,
-                job.model.embed(s.tail + s.targets[s.gold]),
+                job.model.embed(s.suffix + s.targets[s.gold]),
             ]
         )
         with torch.no_grad():
@@ -54,5 +54,5 @@ def test_calibration_ends_after_a_while_but_hears_every_prompt(
     monkeypatch.setattr(guard_row, "POSITIONS", 1)
     found = guard_row.guard_row(job_of(model, *prompts))
     first = prompts[0].sequences[0]
-    length = len(first.head) + len(prompts[0].rows_PD) + len(first.tail)
+    length = len(first.prefix) + len(prompts[0].rows_PD) + len(first.suffix)
     assert found.positions == 3 * (length + len(first.targets[first.gold]))

@@ -64,7 +64,7 @@ def test_lm_eval_finds_our_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = open_run(tmp_path / "run")
     examples = read_data(run.recipe).test
     sequences = run.sequencer.build(examples)
-    ours = run.evaluator.refined(run.prompt.rows, sequences)
+    ours = run.evaluator.score(run.prompt.rows, sequences)
     # The gold answers are then those that we predict, but for every fourth row.
     golds = [letters.index(answered.predicted) for answered in ours]
     golds = [(g + 1) % len(letters) if i % 4 == 0 else g for i, g in enumerate(golds)]

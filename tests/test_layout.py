@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedgrad.model.packing import PASS_COST, Batch, Layout, passes
+from embedgrad.model.packing import PASS_COST, Batch, Packing, passes
 from embedgrad.prompt.boundaries import Ids
 
 CPU = torch.device("cpu")
 
 
-def batch(tail: Ids, targets: list[Ids], prompt: int = 2, before: int = 7) -> Batch:
-    layout = Layout(prompt, len(targets))
-    layout.add(before, tail, targets)
+def batch(suffix: Ids, targets: list[Ids], prompt: int = 2, before: int = 7) -> Batch:
+    layout = Packing(prompt, len(targets))
+    layout.add(before, suffix, targets)
     return layout.tensors([0], CPU)
 
 
@@ -50,7 +50,7 @@ def test_targets_that_begin_alike_share_their_beginning() -> None:
     pad=st.integers(0, 3),
 )
 def test_every_target_token_is_read_behind_its_own_beginning(targets: list[Ids], pad: int) -> None:
-    layout = Layout(0, len(targets))
+    layout = Packing(0, len(targets))
     layout.add(3, (9,), targets)
     layout.add(3, (9,) * (30 + pad), [(1,)])  # the first row is then padded on the left
     made = layout.tensors([0, 1], CPU)
@@ -65,7 +65,7 @@ def test_every_target_token_is_read_behind_its_own_beginning(targets: list[Ids],
 
 
 def test_padding_is_seen_by_nobody() -> None:
-    layout = Layout(1, 1)
+    layout = Packing(1, 1)
     layout.add(2, (3,), [(4, 5)])
     layout.add(2, (3, 3, 3), [(4, 5)])
     made = layout.tensors([0, 1], CPU)

@@ -134,7 +134,7 @@ def test_a_prompt_with_choices_chooses(job: Job, tmp_path: Path) -> None:
     prompt = embedgrad.load(saved(job, tmp_path / "prompt"))
     (made,) = job.prompts
     evaluator = embedgrad.Evaluator(job.model, made.sequencer)
-    answered = evaluator.refined(made.rows_PD, made.sequences)
+    answered = evaluator.score(made.rows_PD, made.sequences)
     texts = [sequence.example.columns["review"] for sequence in made.sequences]
     assert prompt.generate(texts, model=job.model) == [a.predicted for a in answered]
     with pytest.raises(EmbedgradError, match="seed: this prompt's answers are chosen from 2"):
@@ -270,7 +270,7 @@ def test_the_check_writes_texts_side_by_side_and_alters_none(job: Job, tmp_path:
     """Rows of several lengths: what is padded is not read."""
     out, facts = files(job, tmp_path / "out")
     rows = asked(job.prompts[0])
-    assert len({len(row.sequence.head) for row in rows}) > 2
+    assert len({len(row.sequence.prefix) for row in rows}) > 2
     with SnippetEngine(out, job, job.prompts[0], facts) as engine:
         sizes: list[int] = []
         generate = engine.model.generate
@@ -300,9 +300,9 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
     dated = template == tiny.DATED
     assert (out / "chat_template.jinja").is_file() is dated
     for sequence in job.prompts[0].sequences:
-        head, tail = program.token_ids(dict(sequence.example.columns))
-        assert (tuple(head), tuple(tail)) == (sequence.head, sequence.tail)
-    assert ("12 Mar 2024" in program.tokenizer.decode(head)) is dated
+        prefix, suffix = program.token_ids(dict(sequence.example.columns))
+        assert (tuple(prefix), tuple(suffix)) == (sequence.prefix, sequence.suffix)
+    assert ("12 Mar 2024" in program.tokenizer.decode(prefix)) is dated
 
 
 def test_a_query_cannot_hold_the_place_of_the_rows(job: Job, tmp_path: Path) -> None:
@@ -359,5 +359,5 @@ def test_names_of_columns_are_never_code(base: Path, tmp_path: Path) -> None:
     program = run_written(
         out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
     )
-    assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].head)
+    assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].prefix)
     assert not trace.exists()

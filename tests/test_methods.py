@@ -29,7 +29,7 @@ from embedgrad.model.loading import LoadedModel
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 from embedgrad.recipe.settings import COMPARED, CompareSettings
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.settings import Training
@@ -114,7 +114,7 @@ def test_worked_examples_are_turns_of_the_chat() -> None:
         add_generation_prompt=True,
     )
     assert rendered.text == expected
-    assert rendered.head.count("Good or bad?") == 2
+    assert rendered.prefix.count("Good or bad?") == 2
 
 
 def test_worked_examples_keep_the_opening_of_the_answer() -> None:
@@ -135,7 +135,7 @@ def test_worked_examples_of_a_plain_text_are_blocks() -> None:
         "Review: Dull.\nIs it positive or negative?\nAnswer: negative\n\n"
         "Review: {review}\n[[Is it positive or negative?]]\nAnswer:"
     )
-    prefixed = Target(choices=("a", "b"), prefix="\n")
+    prefixed = Target(choices=("a", "b"), answer_prefix="\n")
     made = with_examples(PLACEMENTS["plain"], prefixed, [({"review": "x"}, "a")])
     assert "Answer:\na\n\n" in str(made.text)
 
@@ -283,7 +283,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_pa
     kept = replace(task, state=tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         method.train(replace(kept, report=stopping(5)), 3)  # the last look at dev was at 4
-    state = TrainingState.load(tmp_path / "state")
+    state = Checkpoint.load(tmp_path / "state")
     assert (state.step, state.seconds > 0) == (4, True)
     replace(state, seconds=1000).save(tmp_path / "state")
     events: list[dict[str, Any]] = []
@@ -399,7 +399,7 @@ def test_prompt_rows_score_as_in_pefts_own_forward(name: str, placement: str) ->
     choices = replace(LABELS, choices=LONG_CHOICES)
     made = small(template=placement, target=choices)
     task, method = task_of(made), peft(name)
-    lengths = {len(s.head + s.tail + s.targets[s.gold]) for s in task.dev}
+    lengths = {len(s.prefix + s.suffix + s.targets[s.gold]) for s in task.dev}
     assert len(lengths) > 1  # some rows are padded
     with torch.random.fork_rng(), method.wrapped(task) as model:
         torch.manual_seed(0)
@@ -439,7 +439,7 @@ def test_lora_scores_as_in_pefts_own_forward(architecture: str) -> None:
                 value.copy_(kept[name])
         model.eval()
         loaded = LoadedModel(made.model.model, made.model.tokenizer, made.model.info)
-        fresh = LanguageModel(loaded, head_cache_budget=0)
+        fresh = LanguageModel(loaded, prefix_cache_budget=0)
         again = fresh.outcome(made.start, task.dev).answer_logprobs_B
     assert torch.allclose(again, expected, atol=2e-4)
 

@@ -66,14 +66,14 @@ def test_overrides_apply_in_order_and_the_file_stays(tmp_path: Path) -> None:
 def test_an_override_without_a_value_takes_the_option_away(tmp_path: Path) -> None:
     assert read(tmp_path, "training.epochs=", training={"epochs": 9}).training == Training()
     assert read(tmp_path, "training.steps=").training == Training()
-    assert read(tmp_path, "gradients.0=", gradients=["clip"]).parts.gradients == ()
+    assert read(tmp_path, "transforms.0=", transforms=["clip"]).parts.transforms == ()
     with pytest.raises(RecipeError, match=r"model\.name: Field required"):
         read(tmp_path, "model.name=")
 
 
 def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
-    recipe = read(tmp_path, "gradients.0.max_norm=0.5", gradients=[{"name": "clip"}])
-    assert [vars(part) for part in recipe.parts.gradients] == [{"max_norm": 0.5}]
+    recipe = read(tmp_path, "transforms.0.max_norm=0.5", transforms=[{"name": "clip"}])
+    assert [vars(part) for part in recipe.parts.transforms] == [{"max_norm": 0.5}]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
         (["epochs"], "--set: 'epochs': expected section.option=value"),
         (["=3"], "--set: '=3': expected section.option=value"),
         (["model.name.first=x"], "--set: model.name.first: model.name is 'tiny', which has no"),
-        (["gradients.3.max_norm=1"], "--set: gradients.3.max_norm: gradients is \\[\\]"),
+        (["transforms.3.max_norm=1"], "--set: gradients.3.max_norm: transforms is \\[\\]"),
         (["a", "b"], "--set: 2 problems\n  'a': expected .*\n  'b': expected"),
         (["training.epoch=1"], "r.toml: training.epoch: unknown option; did you mean 'epochs'"),
         (["..=1"], "r.toml: : unknown section"),
@@ -91,7 +91,7 @@ def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_told(tmp_path: Path, settings: list[str], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
-        read(tmp_path, *settings, gradients=[])
+        read(tmp_path, *settings, transforms=[])
 
 
 @given(name=st.text(max_size=12), value=st.text(max_size=12))

@@ -21,7 +21,7 @@ from embedgrad.report.page import page as page_module
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import page_rows
 from embedgrad.report.page.run_files import find_comparison, find_run
-from embedgrad.report.page.safe_text import embedded, readable, shortened
+from embedgrad.report.page.safe_text import embedded, readable, store_compact
 from made_runs import HOSTILE, answered_rows, events, made_comparison, made_results, made_run
 from run_kit import Command, write_jsonl
 
@@ -205,7 +205,7 @@ def test_many_columns_do_not_make_a_row_large(tmp_path: Path) -> None:
 @example(["<" * 100, "\ud800" * 100], 300)
 @example(["\x00" * 5, "short"], 12)
 def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget: int) -> None:
-    shown = shortened(texts, budget)
+    shown = store_compact(texts, budget)
     taken = 0
     for text, part in zip(texts, shown, strict=True):
         kept, left = (part, 0) if isinstance(part, str) else part
@@ -218,7 +218,7 @@ def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget
 
 
 def test_short_texts_stay_whole_beside_a_long_one() -> None:
-    short, long = shortened(["short", "long" * 1_000], 100)
+    short, long = store_compact(["short", "long" * 1_000], 100)
     assert short == "short"
     assert long == [("long" * 1_000)[:95], 3_905]
 
@@ -301,7 +301,7 @@ def test_foreign_text_outside_the_rows_is_text(tmp_path: Path) -> None:
         ("predictions.jsonl", "There is no predictions.jsonl", 'id="answers"'),
         ("recipe.toml", "There is no recipe.toml", "The recipe, every setting"),
         ("prompt/prompt.json", "There is no prompt/prompt.json", "apache-2.0"),
-        ("walk.json", "", 'id="walk"'),
+        ("interpolation.json", "", 'id="interpolation"'),
     ],
 )
 def test_a_page_is_made_of_what_is_there(name: str, said: str, lost: str, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_page_is_made_of_what_is_there(name: str, said: str, lost: str, tmp_pa
 
 def test_an_interrupted_run_has_a_page(tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(5))
-    for name in ("result.json", "predictions.jsonl", "walk.json"):
+    for name in ("result.json", "predictions.jsonl", "interpolation.json"):
         (folder / name).unlink()
     html = written(folder)
     assert "No test rows were scored." in html
@@ -357,7 +357,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 NONSENSE = (None, "x", [], {}, -1, 1e400, 10**400, [None], {"x": "y"})
 
 
-@pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json", "walk.json"])
+@pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json", "interpolation.json"])
 def test_whatever_is_damaged_a_page_is_made(name: str, tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(4))
     (folder / "events.jsonl").write_bytes(b"")
@@ -399,11 +399,11 @@ def test_whatever_is_damaged_in_a_comparison_is_left_out_or_one_line(
 
 
 @pytest.mark.parametrize("kept", [5, ["artifact"], {"artifact": 5}])
-def test_a_walk_made_from_nonsense_is_left_out(
+def test_an_interpolation_made_from_nonsense_is_left_out(
     kept: Any, embedgrad: Command, tmp_path: Path
 ) -> None:
     folder = made_run(tmp_path, answered_rows(3))
-    (folder / "walk.json").write_text(json.dumps({"from": kept}))
+    (folder / "interpolation.json").write_text(json.dumps({"from": kept}))
     assert embedgrad("report", folder, "--no-model").code == 0
     assert "--no-model" in notes((folder / "report.html").read_text(encoding="utf-8"))
 
@@ -508,24 +508,25 @@ def test_report_writes_a_page_and_says_where(embedgrad: Command, tmp_path: Path)
     assert other.read_bytes() == path.read_bytes()
 
 
-def test_a_kept_walk_needs_no_model(
+def test_a_kept_interpolation_needs_no_model(
     embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made_run(tmp_path, answered_rows(5))
     monkeypatch.setattr(
-        "embedgrad.experiments.interpolation.take_walk", lambda *_: pytest.fail("walked again")
+        "embedgrad.experiments.interpolation.interpolate",
+        lambda *_: pytest.fail("interpolated again"),
     )
     assert embedgrad("report", folder).code == 0
-    assert 'id="walk"' in (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="interpolation"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_walk_of_other_rows_is_not_shown(embedgrad: Command, tmp_path: Path) -> None:
+def test_an_interpolation_of_other_rows_is_not_shown(embedgrad: Command, tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(5))
     (folder / "prompt" / "prompt.safetensors").write_bytes(b"other rows")
     done = embedgrad("report", folder, "--no-model")
     assert done.code == 0
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="walk"' not in html
+    assert 'id="interpolation"' not in html
     assert "--no-model" in notes(html)
 
 
@@ -542,7 +543,7 @@ def test_a_model_that_cannot_be_used_costs_only_its_parts(
     assert 'id="answers"' in html
 
 
-@pytest.mark.parametrize("name", ["curves", "drift", "reliability", "walk"])
+@pytest.mark.parametrize("name", ["curves", "drift", "reliability", "interpolation"])
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_report_writes_single_figures(
     name: str, form: str, embedgrad: Command, tmp_path: Path
@@ -568,11 +569,17 @@ def test_report_writes_figures_of_a_comparison(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--format", "pgn", "--figure", "walk"], "did you mean 'png'?"),
+        (["--format", "pgn", "--figure", "interpolation"], "did you mean 'png'?"),
         (["--format", "png", "--figure", "curve"], "did you mean 'curves'?"),
-        (["--format", "png", "--figure", "forest"], "known: curves, drift, reliability, walk"),
-        (["--format", "png"], "give --figure with it, one of curves, drift, reliability, walk"),
-        (["--figure", "walk"], "give --format png or svg with it"),
+        (
+            ["--format", "png", "--figure", "forest"],
+            "known: curves, drift, reliability, interpolation",
+        ),
+        (
+            ["--format", "png"],
+            "give --figure with it, one of curves, drift, reliability, interpolation",
+        ),
+        (["--figure", "interpolation"], "give --format png or svg with it"),
         (["--out", "result.json"], "does not end in .html"),
         (["--rows", "0"], "'--rows'"),
     ],

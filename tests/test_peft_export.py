@@ -51,7 +51,7 @@ def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path)
         model = PeftModel.from_pretrained(base, out).eval()
     expected = next_logprobs(job.model, prompt.rows_PD, prompt.sequences)
     for sequence, expected_V in zip(prompt.sequences, expected, strict=True):
-        logits = model(input_ids=torch.tensor([sequence.tail])).logits[0, -1]
+        logits = model(input_ids=torch.tensor([sequence.suffix])).logits[0, -1]
         found_V = torch.log_softmax(logits, dim=0)[: len(expected_V)]
         assert (found_V - expected_V).abs().max().item() < 1e-4
 
@@ -87,26 +87,26 @@ def test_a_writer_broken_in_one_row_is_caught(
     assert "are not those of training" in found["problems"][0]
 
 
-def test_the_files_hold_head_and_rows(tmp_path: Path) -> None:
+def test_the_files_hold_prefix_and_rows(tmp_path: Path) -> None:
     """Format of PEFT 0.21: one fp32 tensor; nothing that PEFT would need a tokenizer for."""
     job = made(tmp_path)
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    head = prompt.sequences[0].head
+    prefix = prompt.sequences[0].prefix
     tensors = load_file(out / "adapter_model.safetensors")
     assert set(tensors) == {"prompt_embeddings"}
     rows = tensors["prompt_embeddings"]
-    assert torch.equal(rows[: len(head)], job.model.embed(head))
-    assert torch.equal(rows[len(head) :], prompt.rows_PD)
+    assert torch.equal(rows[: len(prefix)], job.model.embed(prefix))
+    assert torch.equal(rows[len(prefix) :], prompt.rows_PD)
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["num_virtual_tokens"] == len(rows) == facts["virtual_tokens"]
     assert config["peft_type"], config["prompt_tuning_init"] == ("PROMPT_TUNING", "RANDOM")
-    assert facts["folded"] == len(head) > 0
+    assert facts["folded"] == len(prefix) > 0
     assert "a query is what stands behind the span" in facts["notes"][1]
 
 
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
-    """`example.py` as written, without embedgrad: the tail's tokens, and only new text."""
+    """`example.py` as written, without embedgrad: the suffix's tokens, and only new text."""
     from embedgrad.deploy.destinations.client_code import example_source_of, run_written
     from embedgrad.deploy.destinations.peft import PROGRAM
 
@@ -120,11 +120,11 @@ def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
         sequence = prompt.sequences[0]
         answer = program.answer(model, dict(sequence.example.columns), max_new_tokens=8)
-        rows = torch.cat([job.model.embed(sequence.head), prompt.rows_PD])
-        embeds = torch.cat([rows, job.model.embed(sequence.tail)])[None]
+        rows = torch.cat([job.model.embed(sequence.prefix), prompt.rows_PD])
+        embeds = torch.cat([rows, job.model.embed(sequence.suffix)])[None]
         ids = base.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False)[0]
     assert answer == tokenizer.decode(ids, skip_special_tokens=True)
-    assert program.token_ids(dict(sequence.example.columns))[0] == list(sequence.head)
+    assert program.token_ids(dict(sequence.example.columns))[0] == list(sequence.prefix)
 
 
 @pytest.mark.parametrize("placement", ["user-after", "opening", "plain"])

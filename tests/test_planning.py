@@ -25,7 +25,7 @@ from embedgrad.experiments.plan.model_shape import Shape, empty_model, shape_of
 from embedgrad.experiments.plan.suggestions import SHARES, knobs, together
 from embedgrad.experiments.plan.workload import Course, Replies, course
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.prefix_cache import HeadCache
+from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
@@ -40,7 +40,7 @@ FREE = Target()
 SPLITS = (20, 28, 40)  # where train, dev and test end
 LONGEST = 6  # tokens of a free answer
 
-# The tiny Llama: width 32, 4 heads of 8 on 2 key heads, inner 64, 3 layers, 512 tokens.
+# The tiny Llama: width 32, 4 prefixes of 8 on 2 key heads, inner 64, 3 layers, 512 tokens.
 ATTENTION = 32 * 32 + 2 * 32 * 16 + 32 * 32
 FEED_FORWARD = 3 * 32 * 64
 
@@ -84,7 +84,7 @@ def counted(action: Callable[[], Any]) -> tuple[int, Any]:
 def fresh(*arguments: Any, **options: Any) -> Kit:
     """A kit with a model wrapper of its own: nothing is built or stored yet."""
     made = kit(*arguments, rows=SPLITS[-1], dtype=torch.float32, **options)
-    return dataclasses.replace(made, model=LanguageModel(made.loaded, head_cache_budget=0))
+    return dataclasses.replace(made, model=LanguageModel(made.loaded, prefix_cache_budget=0))
 
 
 # -- operations and bytes --------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_pass_counts_what_a_pencil_counts() -> None:
     shape = Shape(
         layers=3,
         width=32,
-        heads=4,
+        prefixes=4,
         kv_heads=2,
         head_size=8,
         inner=64,
@@ -107,9 +107,9 @@ def test_a_pass_counts_what_a_pencil_counts() -> None:
     one = Pass(rows=2, tokens=5, read=2, last=2, stored=7, pairs=causal(5))
     weights = 2 * (10 * (3 * ATTENTION + 2 * FEED_FORWARD) + 2 * FEED_FORWARD)
     logits = 2 * 2 * 512 * 32
-    heads, own = 3 * 4 * 2 * 2 * 8 * 2 * 5 * 7, 3 * 4 * 2 * 2 * 8 * 2 * 25
-    assert flops_of(shape, one) == weights + logits + heads + own
-    assert flops_of(shape, one, backward=True) == 2 * (weights + logits + heads) + 3 * own
+    prefixes, own = 3 * 4 * 2 * 2 * 8 * 2 * 5 * 7, 3 * 4 * 2 * 2 * 8 * 2 * 25
+    assert flops_of(shape, one) == weights + logits + prefixes + own
+    assert flops_of(shape, one, backward=True) == 2 * (weights + logits + prefixes) + 3 * own
     assert shape.token_bytes() == 3 * 2 * 2 * 8 * 4
     assert shape.token_bytes("half") == shape.token_bytes() // 2
 
@@ -128,7 +128,7 @@ def test_the_shape_is_that_of_the_model_with_weights_and_without() -> None:
 
 def test_targets_that_begin_alike_are_counted_once() -> None:
     assert tree(((1,), (2,))) == (0, 1)
-    assert tree(((1, 2, 3), (1, 2, 4, 5), (9,))) == (3, 4)  # 1, 12, 124; and the end of the tail
+    assert tree(((1, 2, 3), (1, 2, 4, 5), (9,))) == (3, 4)  # 1, 12, 124; and the end of the suffix
 
 
 def test_own_attention_goes_by_blocks() -> None:
@@ -152,7 +152,7 @@ def test_later_epochs_are_like_the_first() -> None:
     check_operations(fresh(), recipe_of(training={"epochs": 3}), AMPLE, within=0.005)
 
 
-def test_heads_without_room_are_counted_as_often_as_they_are_built() -> None:
+def test_prefixes_without_room_are_counted_as_often_as_they_are_built() -> None:
     made = fresh()
     recipe = recipe_of(training={"epochs": 3})
     check_operations(made, recipe, 30_000, within=0.03)
@@ -174,7 +174,7 @@ def moved(prompt: PromptEmbedding) -> PromptEmbedding:
 def check_operations(made: Kit, recipe: Recipe, room: int, within: float = 1e-6) -> None:
     """Run for real, count with torch, and compare."""
     model, rows = made.model, rows_of(made)
-    model.heads = HeadCache(room)
+    model.prefix_cache = PrefixCache(room)
     run = looked_ahead(made, recipe, room)
     planned = (run.building.training, run.training, run.dev, run.dev_decoding)
     found, refinement = counted(
@@ -202,37 +202,37 @@ def check_free_answers(made: Kit, recipe: Recipe) -> None:
     """What the counts of free answers stand on: a tiny model's go on to their limit."""
     if not recipe.target.choices:
         evaluator = Evaluator(made.model, made.sequencer, recipe.evaluation)
-        stored, made.model.heads = made.model.heads, HeadCache(0)
-        assert all(a.cut for a in evaluator.refined(made.start, made.sequences))
-        made.model.heads = stored
+        stored, made.model.prefix_cache = made.model.prefix_cache, PrefixCache(0)
+        assert all(a.cut for a in evaluator.score(made.start, made.sequences))
+        made.model.prefix_cache = stored
 
 
 @pytest.mark.parametrize("precision", ["model", "half"])
-def test_bytes_of_heads_are_those_that_the_cache_reports(precision: Any) -> None:
+def test_bytes_of_prefixes_are_those_that_the_cache_reports(precision: Any) -> None:
     made = fresh()
-    recipe = recipe_of(head_cache={"precision": precision})
-    made.model.heads = HeadCache(AMPLE, precision=precision)
+    recipe = recipe_of(prefix_cache={"precision": precision})
+    made.model.prefix_cache = PrefixCache(AMPLE, precision=precision)
     run, rows = looked_ahead(made, recipe).building, rows_of(made)
     refinement = optimize(
         made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
     )
-    assert made.model.heads.nbytes == run.training_bytes
+    assert made.model.prefix_cache.nbytes == run.training_bytes
     evaluate(Evaluator(made.model, made.sequencer), moved(refinement.prompt), rows.test)
-    assert made.model.heads.most_bytes == run.all_bytes == run.test_bytes
-    assert made.model.heads.misses == len({s.head for s in rows.everything})
+    assert made.model.prefix_cache.most_bytes == run.all_bytes == run.test_bytes
+    assert made.model.prefix_cache.misses == len({s.prefix for s in rows.everything})
 
 
-def test_rows_that_no_step_takes_have_no_heads() -> None:
+def test_rows_that_no_step_takes_have_no_prefixes() -> None:
     made = fresh()
     recipe, rows = recipe_of(training={"steps": 1}), rows_of(made)
-    made.model.heads = HeadCache(AMPLE)
+    made.model.prefix_cache = PrefixCache(AMPLE)
     run = looked_ahead(made, recipe).building
     refinement = optimize(
         made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
     )
-    assert made.model.heads.nbytes == run.training_bytes
+    assert made.model.prefix_cache.nbytes == run.training_bytes
     evaluate(Evaluator(made.model, made.sequencer), moved(refinement.prompt), rows.test)
-    assert made.model.heads.most_bytes == run.all_bytes == run.test_bytes
+    assert made.model.prefix_cache.most_bytes == run.all_bytes == run.test_bytes
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -267,21 +267,21 @@ def test_tokens_are_those_of_the_rows(
     sequencer = model.sequencer(read.template, read.target, splits.train)
     train = sequencer.build(splits.train)
     tokens, prompt = found["tokens"], len(sequencer.span.ids)
-    assert tokens["head"] == sum(len(s.head) for s in train)
+    assert tokens["prefix"] == sum(len(s.prefix) for s in train)
     assert tokens["prompt"] == 24 * prompt
-    assert tokens["tail"] == sum(len(s.tail) for s in train)
+    assert tokens["suffix"] == sum(len(s.suffix) for s in train)
     assert tokens["target"] == sum(len(ids) for s in train for ids in s.targets)
     lines = [(s, ids) for s in train for ids in s.targets]
-    full = sum(len(s.head) + prompt + len(s.tail) + len(ids) - 1 for s, ids in lines)
+    full = sum(len(s.prefix) + prompt + len(s.suffix) + len(ids) - 1 for s, ids in lines)
     assert tokens["per_step_without_reuse"] == full / 3
     assert tokens["per_step"] < tokens["per_step_without_reuse"] / 4
     everything = [*train, *sequencer.build(splits.dev), *sequencer.build(splits.test)]
     assert found["data"]["train"]["longest"] == max(
-        len(s.head) + prompt + len(s.tail) + max(map(len, s.targets)) for s in train
+        len(s.prefix) + prompt + len(s.suffix) + max(map(len, s.targets)) for s in train
     )
-    assert found["heads"]["bytes"] == finished[1]["head_cache"]["bytes"]
-    assert found["heads"]["bytes"] == found["heads"]["token_bytes"] * sum(
-        map(len, {s.head for s in everything})
+    assert found["prefixes"]["bytes"] == finished[1]["prefix_cache"]["bytes"]
+    assert found["prefixes"]["bytes"] == found["prefixes"]["token_bytes"] * sum(
+        map(len, {s.prefix for s in everything})
     )
 
 
@@ -454,7 +454,7 @@ def test_no_test_row_is_answered(
 
 
 @pytest.mark.parametrize("architecture", ["llama-dynamic", "mamba"])
-def test_where_no_row_reuses_its_head_reuse_saves_nothing(
+def test_where_no_row_reuses_its_prefix_reuse_saves_nothing(
     architecture: str, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = save_model(tmp_path / architecture, architecture)
@@ -462,24 +462,24 @@ def test_where_no_row_reuses_its_head_reuse_saves_nothing(
     tokens, flops = found["tokens"], found["flops"]
     assert tokens["per_step"] == tokens["per_step_without_reuse"]
     assert flops["steps"] == pytest.approx(flops["steps_without_reuse"])
-    assert flops["heads"] == 0
+    assert flops["prefixes"] == 0
 
 
 def test_room_on_a_disk_is_room_and_takes_no_memory(
     recipe: Callable[..., Path], tmp_path: Path, embedgrad: Command
 ) -> None:
-    spill = {"budget": 100_000, "spill": str(tmp_path / "heads"), "spill_budget": 10**9}
+    spill = {"budget": 100_000, "spill": str(tmp_path / "prefixes"), "spill_budget": 10**9}
     without, beside = (
-        plan(Recipe.read(recipe(head_cache=cache)), measure=False)
+        plan(Recipe.read(recipe(prefix_cache=cache)), measure=False)
         for cache in ({"budget": 100_000}, spill)
     )
-    assert beside["flops"]["heads"] < 0.6 * without["flops"]["heads"]
-    assert beside["heads"]["room_bytes"] == without["heads"]["room_bytes"] == 100_000
-    assert beside["heads"]["slower_room_bytes"] == 10**9
-    told = embedgrad("plan", recipe(head_cache=spill), "--no-probe", "--quiet").out
-    assert "room for 100 kB (head_cache.budget) and for 1.0 GB in slower places\n" in told
+    assert beside["flops"]["prefixes"] < 0.6 * without["flops"]["prefixes"]
+    assert beside["prefixes"]["room_bytes"] == without["prefixes"]["room_bytes"] == 100_000
+    assert beside["prefixes"]["slower_room_bytes"] == 10**9
+    told = embedgrad("plan", recipe(prefix_cache=spill), "--no-probe", "--quiet").out
+    assert "room for 100 kB (prefix_cache.budget) and for 1.0 GB in slower places\n" in told
     estimating = dataclasses.replace(estimator(), room=30_000, slower_room=AMPLE)
-    assert estimating(recipe_of()).memory["heads"] == 30_000
+    assert estimating(recipe_of()).memory["prefixes"] == 30_000
     assert estimating(recipe_of()).total == pytest.approx(estimator()(recipe_of()).total)
 
 
@@ -539,7 +539,7 @@ def estimator(**rates: float) -> Estimator:
         shape_of(made.model.model, made.model.feed_forward),
         Reuse(),
         Machine(base_bytes=10**7, load_bytes=10**7),
-        Rates(**{"heads": 1e-9, "steps": 1e-9, "scoring": 1e-9, **rates}),
+        Rates(**{"prefixes": 1e-9, "steps": 1e-9, "scoring": 1e-9, **rates}),
         room=AMPLE,
     )
 
@@ -555,13 +555,13 @@ def test_a_recipe_that_fits_needs_no_knob() -> None:
 def test_memory_is_brought_down_by_what_changes_no_result_first() -> None:
     recipe, estimating = recipe_of(), estimator()
     now = estimating(recipe)
-    heads = now.course.building.all_bytes
-    budget = Budget(memory_bytes=int(now.peak - heads / 4))
+    prefixes = now.course.building.all_bytes
+    budget = Budget(memory_bytes=int(now.peak - prefixes / 4))
     first = knobs(recipe, estimating, budget)[0]
-    assert (first.setting, first.exact, first.fits) == ("head_cache.budget", True, True)
+    assert (first.setting, first.exact, first.fits) == ("prefix_cache.budget", True, True)
     assert budget.memory_bytes is not None
     assert first.memory_bytes <= budget.memory_bytes
-    milder = {int(heads * share) for share in (0.9, *SHARES)} - {first.value}
+    milder = {int(prefixes * share) for share in (0.9, *SHARES)} - {first.value}
     for value in (value for value in milder if value > first.value):
         assert budget.over(estimating.with_room(value)(recipe)) == ["memory"]
     assert first.seconds is not None
@@ -627,10 +627,10 @@ def test_half_the_bytes_of_a_number_halve_the_model() -> None:
 # -- exports ---------------------------------------------------------------------------------------
 
 
-def facts(template: Template, heads: tuple[tuple[int, ...], ...], **others: Any) -> Facts:
+def facts(template: Template, prefixes: tuple[tuple[int, ...], ...], **others: Any) -> Facts:
     return Facts(
         **{
-            "heads": frozenset(heads),
+            "prefixes": frozenset(prefixes),
             "template": template,
             "model_type": "llama",
             "embedding_scale": 1.0,
@@ -651,7 +651,7 @@ def test_a_prompt_that_is_first_goes_everywhere() -> None:
     assert found["peft"] == (True, "")
 
 
-def test_peft_folds_one_head_in_and_refuses_several() -> None:
+def test_peft_folds_one_prefix_in_and_refuses_several() -> None:
     template = Template.chat(system="[[Be brief.]]", user="{text}")
     assert said(facts(template, ((1, 2, 3),)))["peft"] == (
         True,

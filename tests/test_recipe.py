@@ -16,7 +16,7 @@ from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.registry import DEFAULTS, KINDS
-from embedgrad.recipe.settings import DataSettings, HeadCacheSettings, ModelSettings
+from embedgrad.recipe.settings import DataSettings, ModelSettings, PrefixCacheSettings
 from embedgrad.training.settings import Training
 from small_recipe import SMALLEST, changed
 
@@ -34,7 +34,7 @@ def test_the_smallest_recipe_has_the_defaults_of_the_parts_themselves() -> None:
     assert recipe.parts.trust_region == TrustRegion(radius=0.3, min_cosine=None)
     assert recipe.parts.optimizer == AdamW()
     assert recipe.evaluation == Evaluation()
-    assert recipe.head_cache == HeadCacheSettings()
+    assert recipe.prefix_cache == PrefixCacheSettings()
     assert recipe.data.answer == "label"
     assert recipe.merges == "report"
     assert recipe == Recipe(
@@ -60,7 +60,7 @@ def test_all_problems_are_told_at_once_each_by_its_path() -> None:
             "traning": {},
             "optimizer": {"name": "adam"},
             "objective": {"over": "answers"},
-            "gradients": [{"name": "clip"}, {"max_norm": 0}, "clp"],
+            "transforms": [{"name": "clip"}, {"max_norm": 0}, "clp"],
             "evaluation": {"scorer": {"name": "number", "absolute_tolerance": "1"}},
             "trust_region": 0.3,
         }
@@ -70,8 +70,8 @@ def test_all_problems_are_told_at_once_each_by_its_path() -> None:
         "data.limit.train",
         "data.seed",
         "evaluation.scorer.absolute_tolerance",
-        "gradients.1.max_norm",
-        "gradients.2.name",
+        "transforms.1.max_norm",
+        "transforms.2.name",
         "model.dtyp",
         "model.name",
         "objective.over",
@@ -133,19 +133,19 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"optimizer": {"momentum": 0.5}}, "optimizer.momentum: unknown option; known: beta1,"),
         ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate: inf; .* finite"),
         (
-            {"gradients": {"name": "clip"}},
-            "gradients: expected a list, as in \\[\\[gradients\\]\\]",
+            {"transforms": {"name": "clip"}},
+            "transforms: expected a list, as in \\[\\[gradients\\]\\]",
         ),
-        ({"gradients": 5}, "gradients: expected a list"),
+        ({"transforms": 5}, "transforms: expected a list"),
         ({"evaluation": "exact"}, "evaluation: 'exact'; expected a table of options"),
         ({"evaluation": {"scorer": "numbers"}}, "evaluation.scorer.name: unknown scorer 'numbers'"),
-        ({"head_cache": {"budget": "much"}}, "head_cache.budget: 'much'; expected bytes"),
-        ({"head_cache": {"budget": -1}}, "head_cache.budget: -1.* expected 0 or more"),
-        ({"head_cache": {"spill_budget": "x"}}, "head_cache.spill_budget: 'x'; expected bytes"),
-        ({"head_cache": {"spill": " "}}, "head_cache.spill: ''; expected a folder, or leave"),
-        ({"head_cache": {"precision": "int8"}}, "head_cache.precision: .*'model' or 'half'"),
-        ({"head_cache": {"budget": 400 * "9"}}, "head_cache.budget: expected a finite number"),
-        ({"head_cache": {"budget": math.nan}}, "head_cache.budget: nan; .* finite"),
+        ({"prefix_cache": {"budget": "much"}}, "prefix_cache.budget: 'much'; expected bytes"),
+        ({"prefix_cache": {"budget": -1}}, "prefix_cache.budget: -1.* expected 0 or more"),
+        ({"prefix_cache": {"spill_budget": "x"}}, "prefix_cache.spill_budget: 'x'; expected bytes"),
+        ({"prefix_cache": {"spill": " "}}, "prefix_cache.spill: ''; expected a folder, or leave"),
+        ({"prefix_cache": {"precision": "int8"}}, "prefix_cache.precision: .*'model' or 'half'"),
+        ({"prefix_cache": {"budget": 400 * "9"}}, "prefix_cache.budget: expected a finite number"),
+        ({"prefix_cache": {"budget": math.nan}}, "prefix_cache.budget: nan; .* finite"),
         ({"report": {"tensorboard": 1}}, "report.tensorboard: .*boolean.* \\(given: 1\\)"),
         ({"data": {"answer": "\udcff"}}, "data.answer: .* is not UTF-8 text"),
     ],

@@ -65,8 +65,8 @@ def step_event(step: int, total: int, seconds: float = 1.0, **more: Any) -> Even
         "cosine_min": 0.96,
         "examples": 16,
         "seconds": seconds,
-        "head_cache_bytes": 88_000_000,
-        "head_cache_hits": 512,
+        "prefix_cache_bytes": 88_000_000,
+        "prefix_cache_hits": 512,
         **more,
     }
 
@@ -91,12 +91,12 @@ def lines_of(*events: Event) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_heads_on_disk_are_shown_where_there_are_any() -> None:
+def test_prefixes_on_disk_are_shown_where_there_are_any() -> None:
     for spilled, told in (
-        (0, "heads 88 MB, 512 hits"),
-        (2e9, "heads 88 MB and 2.0 GB on disk, 512"),
+        (0, "prefixes 88 MB, 512 hits"),
+        (2e9, "prefixes 88 MB and 2.0 GB on disk, 512"),
     ):
-        event = step_event(10, 10, head_cache_spilled_bytes=int(spilled))
+        event = step_event(10, 10, prefix_cache_spilled_bytes=int(spilled))
         (line,) = lines_of(event)
         assert told in line
 
@@ -118,7 +118,7 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
         "refining",
         "step 0/64, dev accuracy 71.9 % with the text prompt, 0 % done",
         "step 16/64, dev accuracy 81.2 %, best 84.4 %, gain 12.5 points over the text prompt, "
-        "25 % done, loss 0.412, drift 0.120, heads 88 MB, 512 hits",
+        "25 % done, loss 0.412, drift 0.120, prefixes 88 MB, 512 hits",
         "stopped early, dev did not get better: 16 steps in 1.2 min",
     ]
     assert ", 48 s left," in lines[3]
@@ -348,7 +348,7 @@ def test_a_terminal_shows_two_lines_at_most(columns: int) -> None:
     assert max(heights) == 2
     assert screen.cursor_shown
     if columns == 120:
-        assert "loss 0.412, drift 0.120, heads 88 MB, 512 hits" in text
+        assert "loss 0.412, drift 0.120, prefixes 88 MB, 512 hits" in text
         assert "gain 12.5 points over the text prompt, 75 % done, 16 s left" in text
         assert "scoring text prompt 200/500" in text
     if columns == 80:
@@ -562,7 +562,7 @@ def result(**difference: Any) -> dict[str, Any]:
         "nearest_tokens_unchanged": 0.96,
         "train": {"steps": 64, "seconds": 92.3, "ended": "finished"},
         "peak_memory_bytes": 1_900_000_000,
-        "head_cache": {"hits": 1024, "misses": 512, "bytes": 88_000_000},
+        "prefix_cache": {"hits": 1024, "misses": 512, "bytes": 88_000_000},
         "artifact": "runs/demo/prompt",
     }
 
@@ -583,7 +583,7 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
         "drift 0.213 mean, 0.300 max; cosine to the start rows 0.978 mean, 0.954 min; "
         "nearest token unchanged for 96 % of rows",
         "64 steps in 1.5 min (all steps done), peak memory 1.9 GB, "
-        "head cache 1024 hits, 512 misses, 88 MB",
+        "prefix cache 1024 hits, 512 misses, 88 MB",
         "refined prompt saved in runs/demo/prompt",
     ]
 
@@ -624,12 +624,12 @@ def test_the_verdict_is_honest(difference: dict[str, Any], words: str) -> None:
 
 
 def test_a_result_may_lack_parts() -> None:
-    interrupted = {k: v for k, v in result().items() if k in ("train", "head_cache", "artifact")}
+    interrupted = {k: v for k, v in result().items() if k in ("train", "prefix_cache", "artifact")}
     interrupted["train"] = {"steps": 7, "seconds": 12.0, "ended": "interrupted"}
     lines = printed(comparison_table(interrupted)).splitlines()
     assert lines == [
         "no test rows were scored",
-        "7 steps in 12 s (interrupted), head cache 1024 hits, 512 misses, 88 MB",
+        "7 steps in 12 s (interrupted), prefix cache 1024 hits, 512 misses, 88 MB",
         "refined prompt saved in runs/demo/prompt",
     ]
     dev = {k: v for k, v in result().items() if k in ("text", "refined", "difference", "test_rows")}
@@ -783,7 +783,7 @@ def test_importing_the_package_does_not_import_rich() -> None:
 def test_a_run_that_found_nothing_better_says_so() -> None:
     result = {
         "train": {"steps": 2, "best_step": 0, "seconds": 1.0, "ended": "finished"},
-        "head_cache": {"hits": 0, "misses": 0, "bytes": 0},
+        "prefix_cache": {"hits": 0, "misses": 0, "bytes": 0},
     }
     assert "the saved rows are the text prompt's own" in "\n".join(
         printed(comparison_table(result)).splitlines()

@@ -17,7 +17,12 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
-from embedgrad.recipe.settings import DataSettings, HeadCacheSettings, ModelSettings, ReportSettings
+from embedgrad.recipe.settings import (
+    DataSettings,
+    ModelSettings,
+    PrefixCacheSettings,
+    ReportSettings,
+)
 from embedgrad.training.self_training import Solutions, source_problems
 from embedgrad.training.settings import Parts, Training
 from small_recipe import SMALLEST, changed
@@ -58,8 +63,8 @@ def test_every_kind_of_template_comes_back(template: dict[str, Any]) -> None:
     [
         {},
         {"choices": ["no", "yes"], "normalize": True},
-        {"choices": ["no\n", " ü"], "prefix": "", "end": True},
-        {"prefix": " ", "end": False},
+        {"choices": ["no\n", " ü"], "answer_prefix": "", "end": True},
+        {"answer_prefix": " ", "end": False},
     ],
 )
 def test_every_kind_of_target_comes_back(target: dict[str, Any]) -> None:
@@ -86,8 +91,8 @@ def test_what_is_unset_by_default_takes_none_as_a_word() -> None:
 
 
 def test_no_gradient_transforms_is_not_the_default() -> None:
-    recipe = Recipe.from_dict(changed(gradients=[]))
-    assert recipe.parts.gradients == ()
+    recipe = Recipe.from_dict(changed(transforms=[]))
+    assert recipe.parts.transforms == ()
     assert returned(recipe) == recipe != Recipe.from_dict(SMALLEST)
 
 
@@ -159,7 +164,7 @@ RECIPES = st.builds(
         trust_region=instances(TrustRegion),
         parameterization=parts("parameterization"),
         objective=parts("objective"),
-        gradients=st.lists(parts("gradients"), max_size=3).map(tuple),
+        transforms=st.lists(parts("transforms"), max_size=3).map(tuple),
         optimizer=parts("optimizer"),
         schedule=instances(Schedule),
     ),
@@ -168,10 +173,10 @@ RECIPES = st.builds(
         scorer=parts("scorer"),
         stop=st.lists(TEXT.filter(bool), max_size=2).map(tuple),
     ),
-    head_cache=st.builds(
-        HeadCacheSettings,
+    prefix_cache=st.builds(
+        PrefixCacheSettings,
         st.sampled_from([0.0, 0.25, 1e9, "2 GiB", "0"]),
-        st.sampled_from([None, "heads"]),
+        st.sampled_from([None, "prefixes"]),
         st.sampled_from([0.5, "10 GB"]),
         st.sampled_from(["model", "half"]),
     ),

@@ -45,7 +45,7 @@ PROMISED = (
     "train.seconds",
     "peak_memory_bytes",
     "threads",
-    "head_cache.hits",
+    "prefix_cache.hits",
 )
 
 
@@ -103,7 +103,7 @@ def test_the_result_holds_every_promised_number(finished: Finished) -> None:
     assert result["test_rows"] == ROWS["test"]
     assert result["train"]["steps"] == 6
     assert result["train"]["seconds"] > 0
-    assert result["head_cache"]["hits"] > 0
+    assert result["prefix_cache"]["hits"] > 0
     assert result["peak_memory_bytes"] > 2**24
     assert result["interrupted"] is False
     assert 0 < result["drift"]["mean"] <= result["drift"]["max"] <= 0.3 + 1e-5
@@ -356,12 +356,12 @@ def test_a_run_without_dev_and_test_rows_keeps_the_last_rows(
     assert embedgrad("evaluate", tmp_path / "run", "--split", "train").code == 0
 
 
-def test_no_budget_for_heads_changes_nothing_but_the_hits(
+def test_no_budget_for_prefixes_changes_nothing_but_the_hits(
     finished: Finished, model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    recipe = Recipe.from_dict(values(model_folder, data, head_cache={"budget": 0}))
+    recipe = Recipe.from_dict(values(model_folder, data, prefix_cache={"budget": 0}))
     result = run(recipe, tmp_path / "run")
-    assert result["head_cache"]["hits"] == 0
+    assert result["prefix_cache"]["hits"] == 0
     torch.testing.assert_close(
         rows_of(tmp_path / "run"), rows_of(finished[0]), rtol=1e-4, atol=1e-5
     )

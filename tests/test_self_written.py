@@ -51,7 +51,7 @@ class Writer:
         self.write = write
         self.asked: list[str] = []
         self.decodings: list[Decoding] = []
-        self.shapes: list[tuple[int, int]] = []  # tokens of the head, rows of the prompt
+        self.shapes: list[tuple[int, int]] = []  # tokens of the prefix, rows of the prompt
         self.numbers: dict[str, int] = {}
         self.stop_before = 10**9
 
@@ -71,7 +71,7 @@ class Writer:
         self.asked += questions
         self.numbers |= zip(questions, numbers, strict=True)
         self.decodings += [decoding] * len(sequences)
-        self.shapes += [(len(sequence.head), len(rows_PD)) for sequence in sequences]
+        self.shapes += [(len(sequence.prefix), len(rows_PD)) for sequence in sequences]
         made = [self.write(question) for question in questions]
         return [tuple(Reply(t.removesuffix("..."), t.endswith("...")) for t in ts) for ts in made]
 
@@ -286,7 +286,7 @@ def test_what_stands_before_every_answer_is_not_written_twice(
     write: Write, writer: Writer, model: LanguageModel
 ) -> None:
     writer.write = lambda question: ["Answer: it is 1.", "1"]
-    target = Target(prefix="Answer: ")
+    target = Target(answer_prefix="Answer: ")
     (made, same), _ = write(sums(1), replace(TWO, keep=2), target=target)
     assert (made.solution, same.solution) == ("it is 1.", "1")
     plain = Template.plain("{question}\n[[Think first.]]\nAnswer:")
@@ -317,7 +317,7 @@ def test_rows_that_merge_with_the_prompt_are_asked_by_their_plain_tokens(
     assert len(made) == 2
     seen = dict(zip(writer.asked, writer.shapes, strict=True))
     assert seen["What is 1 plus 1? The fi"] == (0, 0)
-    assert seen["What is 0 plus 1?"] == (len(sequencer(rows[0]).head), len(sequencer.span.ids))
+    assert seen["What is 0 plus 1?"] == (len(sequencer(rows[0]).prefix), len(sequencer.span.ids))
 
 
 def test_truncated_rows_are_counted_once(

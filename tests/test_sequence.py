@@ -1,4 +1,4 @@
-"""Head, span and tail are the tokens of the plain text, or the row says that they are not."""
+"""Prefix, span and suffix are the tokens of the plain text, or the row says that they are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedgrad.prompt.template import Template
 from kit import PLACEMENTS, cut
 from kit_text import CHATS, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
 
-# --------------------------------------------------------------- head, span and tail are the text
+# --------------------------------------------------------------- prefix, span and suffix are the te
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -31,7 +31,7 @@ def test_a_row_is_its_plain_tokens_or_says_so(
     else:
         assert list(sequence.plain) == expected
         assert deployed != expected
-        assert sequence.uncut().tail == sequence.plain
+        assert sequence.uncut().suffix == sequence.plain
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -62,7 +62,7 @@ def test_a_space_before_the_span_is_drawn_in() -> None:
     made = sequencer("bytelevel", Template.chat(system="Say. [[it was positive]]", user="{review}"))
     assert (made.span.text, made.span.drawn_left) == (" it was positive", " ")
     assert made.span.tokens[0] == "\u0120it"
-    assert tokens(made, made(example("x")).head)[-1] == "."
+    assert tokens(made, made(example("x")).prefix)[-1] == "."
 
 
 def test_nothing_is_drawn_in_next_to_special_tokens_and_line_feeds() -> None:
@@ -157,7 +157,7 @@ def test_bos_stands_once_where_the_model_expects_it(
     sequence = made(example("fine"))
     ids = [*cut(sequence, made.span.ids)]
     assert ids.count(made.tokenizer.bos_token_id) == count
-    assert (sequence.head[:1] == (made.tokenizer.bos_token_id,)) == bool(count)
+    assert (sequence.prefix[:1] == (made.tokenizer.bos_token_id,)) == bool(count)
 
 
 def test_plain_text_that_writes_its_bos_gets_no_second() -> None:

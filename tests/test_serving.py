@@ -435,7 +435,7 @@ def test_the_demo_s_questions_get_the_predictions_of_evaluate(
     examples = read_data(run.recipe).dev
     assert len(examples) == 32
     sequences = run.sequencer.build(examples)
-    answers = run.evaluator.refined(run.prompt.rows, sequences)  # as `embedgrad evaluate`
+    answers = run.evaluator.score(run.prompt.rows, sequences)  # as `embedgrad evaluate`
     tokens = [ids[0] for ids in sequences[0].targets]
     expected = [tokens[run.prompt.target.choices.index(a.predicted)] for a in answers]
     with serve(tmp_path / "demo", port=0, overrides=["export.gguf=f32"]) as server:

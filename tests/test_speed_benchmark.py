@@ -75,7 +75,7 @@ def bench(
     monkeypatch.setattr(steps, "matmul_rate", lambda: 1e9)
     monkeypatch.setattr(steps, "D_BATCH", 4)
     monkeypatch.setattr(scoring, "NEW_TOKENS", 5)
-    model.heads.clear()
+    model.prefix_cache.clear()
     return Bench(model, Results(tmp_path / "speed.json"), quick=True, data=folder)
 
 
@@ -97,10 +97,10 @@ def test_synthetic_rows_have_the_lengths_of_their_workload(
     assert len(rows) == shape.batch
     header = workloads.synthetic(model, replace(shape, query=0))[0]
     for row in rows:
-        queries = len(row.head) - len(header.head), len(row.tail) - len(header.tail)
+        queries = len(row.prefix) - len(header.prefix), len(row.suffix) - len(header.suffix)
         assert queries == ((0, shape.query) if shape.before else (shape.query, 0))
         assert [len(ids) for ids in row.targets] == [shape.answer] * shape.choices
-    assert len({row.head + row.tail for row in rows}) == shape.batch
+    assert len({row.prefix + row.suffix for row in rows}) == shape.batch
     assert rows == workloads.synthetic(model, shape)
 
 
@@ -132,7 +132,7 @@ def test_peft_starts_at_the_words_of_the_prompt(model: LanguageModel) -> None:
     assert torch.equal(tuned.rows.detach(), model.embed(prompt))
     row = workloads.synthetic(model, SHAPES["A"])[0]
     first = tuned.layout(row)
-    assert (first.head, first.tail) == ((), row.head + row.tail)
+    assert (first.prefix, first.suffix) == ((), row.prefix + row.suffix)
 
 
 def test_real_rows_leave_long_queries_out(
@@ -154,9 +154,9 @@ def test_a_workload_gives_valid_rows(bench: Bench, letter: str) -> None:
     rows = held(bench)
     names = [kind.name for kind in peers.TRAINING] if letter in "ABC" else ["inputs_embeds"]
     names = ["transformers-generate"] if letter == "G" else names
-    heads = {"E": ["at hand", "built"], "F": ["at hand", "built"], "G": ["built"]}
-    expected = [(h, name) for h in heads.get(letter, ["at hand"]) for name in sorted(names)]
-    assert [(row["heads"], row["peer"]) for row in rows] == expected
+    prefixes = {"E": ["at hand", "built"], "F": ["at hand", "built"], "G": ["built"]}
+    expected = [(h, name) for h in prefixes.get(letter, ["at hand"]) for name in sorted(names)]
+    assert [(row["prefixes"], row["peer"]) for row in rows] == expected
     for row in rows:
         assert row["workload"] == letter
         assert row["pairs"] == (1 if bench.quick else 5)
@@ -205,14 +205,14 @@ def test_work_is_counted_as_by_hand(model: LanguageModel) -> None:
     peer.step(rows)
     config = model.model.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    heads = config.num_attention_heads
-    size = width // heads
+    prefixes = config.num_attention_heads
+    size = width // prefixes
     keys = config.num_key_value_heads * size
-    length = len(rows[0].head) + 6 + len(rows[0].tail) + len(rows[0].targets[0])
+    length = len(rows[0].prefix) + 6 + len(rows[0].suffix) + len(rows[0].targets[0])
     tokens = len(rows) * length
     weights = layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
     weights += width * config.vocab_size
-    attention = layers * len(rows) * heads * length * length * 2 * size
+    attention = layers * len(rows) * prefixes * length * length * 2 * size
     # Forward and backward; attention has two products forward and four backward.
     assert operations(lambda: peer.step(rows)) == 2 * 2 * weights * tokens + 2 * 3 * attention
 
@@ -226,11 +226,11 @@ def test_the_rate_of_a_multiply_counts_its_operations() -> None:
     assert rate / 20 < matmul_rate(size=256) < rate * 20
 
 
-def test_head_reuse_does_less_work(model: LanguageModel) -> None:
+def test_prefix_reuse_does_less_work(model: LanguageModel) -> None:
     rows = workloads.synthetic(model, workloads.SHAPES["A"])
     prompt = workloads.prompt_ids(model, 16)
     ours, peer = Ours(model, prompt), peers.InputsEmbeds(model.info.path, prompt)
-    ours.build_heads(rows)
+    ours.build_prefixes(rows)
     assert operations(lambda: ours.step(rows)) < operations(lambda: peer.step(rows)) / 5
 
 
@@ -347,7 +347,7 @@ def row_of(letter: str, peer: str = "inputs_embeds", **more: Any) -> dict[str, A
     times = Pairs(None, None, [1.0, 2.0], [9.0, 20.0]).summary()
     checks = {"same_gradient": True, "loss_difference": 1e-7, "gradient_difference": 2e-6}
     others = {"same_result": None, "result_difference": None, "memory_ratio": None}
-    key = {"workload": letter, "title": "a title", "heads": "at hand", "peer": peer}
+    key = {"workload": letter, "title": "a title", "prefixes": "at hand", "peer": peer}
     more = {"matmul_fraction": None, "note": "", **more}
     return {**key, **times, **checks, **others, **more}
 
@@ -514,9 +514,9 @@ def test_the_worst_row_says_whether_a_demand_is_met() -> None:
     found = reached({"rows": rows, "growth": {"our_growth": 1.6}, "loading": loading})
     facts = {line["demand"]: (line["measured"], line["met"]) for line in found}
     best = "times as fast as the best peer"
-    assert facts[f"A, heads at hand: {best}"] == (9.5, False)
-    assert facts[f"B, heads at hand: {best}"] == (None, None)
-    assert facts[f"C, heads at hand: {best}"] == (1.9, True)
+    assert facts[f"A, prefixes stored: {best}"] == (9.5, False)
+    assert facts[f"B, prefixes stored: {best}"] == (None, None)
+    assert facts[f"C, prefixes stored: {best}"] == (1.9, True)
     assert facts["A: peak memory of a step, as a share of the best peer's"] == (0.26, False)
     assert facts["C: floating-point rate, as a share of torch.mm's"] == (0.6, True)
     assert facts["A: step time at a query of 800 tokens, over that at 100"] == (1.6, False)
@@ -539,9 +539,9 @@ def test_tables_show_rows_and_what_is_missing(tmp_path: Path) -> None:
     results.put_section("growth", {"peer": "p", "queries": [100, 800], **seconds, **growths})
 
     short = speeds.summary(tmp_path, "../")
-    line = "| A: a title, heads at hand | **11.00** (9.00 to 10.00) | 2 | 1.50 s | 14.50 s "
+    line = "| A: a title, prefixes stored | **11.00** (9.00 to 10.00) | 2 | 1.50 s | 14.50 s "
     assert f"{line}| peft-cpt |\n" in short
-    assert "| B: a title, heads at hand | void |" in short
+    assert "| B: a title, prefixes stored | void |" in short
     assert "Not measured yet: `C`, `D`, `E`, `F`, `G`, `H`, `I`." in short
     assert "From [speed.json](../benchmarks/results/speed.json), on " in short
     every = speeds.rows(tmp_path)

@@ -1,4 +1,4 @@
-"""Heads on disk: whatever happens to the files, a head comes back whole or not at all."""
+"""Prefixes on disk: whatever happens to the files, a prefix comes back whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from embedgrad.errors import RecipeError, RunError
-from embedgrad.model.prefix_cache import Head, HeadCache, Spill
+from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache, Spill
 
 IDS = (1, 2, 3)
 
 
-def made(dtype: torch.dtype = torch.float32) -> Head:
+def made(dtype: torch.dtype = torch.float32) -> CachedPrefix:
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(3, 2, 7, 4, generator=generator).to(dtype)
-    return Head(keys, torch.randn(3, 2, 7, 6, generator=generator).to(dtype))
+    return CachedPrefix(keys, torch.randn(3, 2, 7, 6, generator=generator).to(dtype))
 
 
 def only_file(spill: Spill) -> Path:
@@ -36,20 +36,20 @@ def only_file(spill: Spill) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_a_head_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    spill, head = Spill(tmp_path), made(dtype)
-    assert spill.store(IDS, head)
-    assert only_file(spill).stat().st_size == head.nbytes == spill.nbytes
+def test_a_prefix_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    spill, prefix = Spill(tmp_path), made(dtype)
+    assert spill.store(IDS, prefix)
+    assert only_file(spill).stat().st_size == prefix.nbytes == spill.nbytes
     found = spill.load(IDS)
     assert found is not None
-    assert torch.equal(found.keys, head.keys)
-    assert torch.equal(found.values, head.values)
+    assert torch.equal(found.keys, prefix.keys)
+    assert torch.equal(found.values, prefix.values)
     assert (found.keys.dtype, found.values.dtype) == (dtype, dtype)
 
 
 def test_a_view_comes_back_as_it_looks(tmp_path: Path) -> None:
     spill, wide = Spill(tmp_path), torch.randn(3, 2, 4, 7)
-    spill.store(IDS, Head(wide.transpose(2, 3), wide.transpose(2, 3)[:, :, :, :2]))
+    spill.store(IDS, CachedPrefix(wide.transpose(2, 3), wide.transpose(2, 3)[:, :, :, :2]))
     found = spill.load(IDS)
     assert found is not None
     assert torch.equal(found.keys, wide.transpose(2, 3))
@@ -85,7 +85,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) -> None:
     notes: list[str] = []
-    cache = HeadCache(0, spill=Spill(tmp_path, notify=notes.append))
+    cache = PrefixCache(0, spill=Spill(tmp_path, notify=notes.append))
     cache.put(IDS, made())
     (folder,) = tmp_path.iterdir()
     (path,) = folder.iterdir()
@@ -94,10 +94,10 @@ def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) 
     assert (cache.damaged, cache.hits, cache.misses, cache.spilled_bytes) == (1, 0, 1, 0)
     assert IDS not in cache
     assert notes == [
-        f"head_cache.spill: {path} is damaged or gone; such heads are computed anew, the results "
-        "stay the same (said once)"
+        f"prefix_cache.spill: {path} is damaged or gone; such prefixes are computed anew, the "
+        "results stay the same (said once)"
     ]
-    if folder.exists() and not path.exists():  # the head is computed anew, and stored again
+    if folder.exists() and not path.exists():  # the prefix is computed anew, and stored again
         cache.put(IDS, made())
         assert cache.get(IDS) is not None
         (again,) = folder.iterdir()
@@ -126,25 +126,25 @@ def small_files() -> Iterator[None]:
 
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Spill("~/heads").folder.parent == tmp_path / "heads"
+    assert Spill("~/prefixes").folder.parent == tmp_path / "prefixes"
 
 
 def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) -> None:
     notes: list[str] = []
     spill = Spill(tmp_path, notify=notes.append)
-    cache = HeadCache(0, spill=spill)
-    cache.put((1,), Head(made().keys[:1, :, :2], made().values[:1, :, :2]))
-    heads = {ids: made() for ids in ((2,), (3,))}
+    cache = PrefixCache(0, spill=spill)
+    cache.put((1,), CachedPrefix(made().keys[:1, :, :2], made().values[:1, :, :2]))
+    prefixes = {ids: made() for ids in ((2,), (3,))}
     with small_files():
-        for ids, head in heads.items():
-            cache.put(ids, head)
-    assert [cache.get(ids) for ids in heads] == [None, None]
+        for ids, prefix in prefixes.items():
+            cache.put(ids, prefix)
+    assert [cache.get(ids) for ids in prefixes] == [None, None]
     assert cache.get((1,)) is not None  # what was written stays
     assert cache.spilled_bytes == only_file(spill).stat().st_size < 1000
-    assert cache.free == 0  # or heads would be computed ahead that cannot be stored
+    assert cache.free == 0  # or prefixes would be computed ahead that cannot be stored
     assert notes == [
-        f"head_cache.spill: {spill.folder}: {os.strerror(errno.EFBIG)}; from here on heads over "
-        "the budget are computed anew, the results stay the same"
+        f"prefix_cache.spill: {spill.folder}: {os.strerror(errno.EFBIG)}; from here on prefixes "
+        "over the budget are computed anew, the results stay the same"
     ]
 
 
@@ -175,24 +175,24 @@ def test_the_last_share_of_a_disk_stays_free(
 
 
 def test_the_folder_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
-    cache = HeadCache(0, spill=Spill(tmp_path / "new" / "heads"))
+    cache = PrefixCache(0, spill=Spill(tmp_path / "new" / "prefixes"))
     cache.put(IDS, made())
-    (folder,) = (tmp_path / "new" / "heads").iterdir()
+    (folder,) = (tmp_path / "new" / "prefixes").iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     cache.clear()
     assert list(folder.iterdir()) == []
     cache.put(IDS, made())
     del cache
     gc.collect()
-    assert list((tmp_path / "new" / "heads").iterdir()) == []
+    assert list((tmp_path / "new" / "prefixes").iterdir()) == []
 
 
 def test_the_folder_goes_after_an_exception(tmp_path: Path) -> None:
     code = (
         "import sys, torch\n"
-        "from embedgrad.head_cache import Head, Spill\n"
+        "from embedgrad.model.prefix_cache import CachedPrefix, Spill\n"
         "spill = Spill(sys.argv[1])\n"
-        "spill.store((1,), Head(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
+        "spill.store((1,), CachedPrefix(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
         "print(len(list(spill.folder.iterdir())))\n"
         "raise SystemError('a bug')\n"
     )
@@ -207,9 +207,9 @@ def test_the_folder_goes_after_an_exception(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, torch\n"
-        "from embedgrad.head_cache import Head, Spill\n"
+        "from embedgrad.model.prefix_cache import CachedPrefix, Spill\n"
         "spill = Spill(sys.argv[1])\n"
-        "spill.store((1,), Head(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
+        "spill.store((1,), CachedPrefix(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
@@ -222,7 +222,7 @@ def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path: Path) -> None:
         tmp_path / f"{machine}-{10**20}-abc",  # no process
         tmp_path / f"{machine}-{os.getpid()}-abc",  # one that runs
         tmp_path / f"{machine}-{pid}",  # not ours
-        tmp_path / "embedgrad-heads-abc",
+        tmp_path / "embedgrad-prefixes-abc",
     ]
     for other in others:
         other.mkdir()
@@ -242,7 +242,9 @@ def test_two_runs_may_share_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "inside"])
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"^head_cache\.spill: .*file.*; expected a folder") as told:
+    with pytest.raises(
+        RunError, match=r"^prefix_cache\.spill: .*file.*; expected a folder"
+    ) as told:
         Spill(tmp_path / "file" / below)
     assert "\n" not in str(told.value)
     assert "leave the option out" in str(told.value)
@@ -250,14 +252,14 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, below: str) -> None:
 
 def test_no_name_of_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        RunError, match=r"^head_cache\.spill: '.*a.x00b': .*; expected a fold"
+        RunError, match=r"^prefix_cache\.spill: '.*a.x00b': .*; expected a fold"
     ) as told:
         Spill(tmp_path / "a\0b")
     assert "\n" not in str(told.value)
 
 
 def test_a_home_of_nobody_is_refused() -> None:
-    with pytest.raises(RunError, match=r"^head_cache\.spill: '~nobody-here/x': .*home directory"):
+    with pytest.raises(RunError, match=r"^prefix_cache\.spill: '~nobody-here/x': .*home directory"):
         Spill("~nobody-here/x")
 
 
@@ -273,12 +275,12 @@ def test_a_folder_that_refuses_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(RunError, match=r"^head_cache\.spill: .*Permission denied.*write to"):
+    with pytest.raises(RunError, match=r"^prefix_cache\.spill: .*Permission denied.*write to"):
         Spill(tmp_path)
 
 
 def test_a_budget_of_the_disk_is_refused_by_its_own_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^head_cache\.spill_budget: 'lots'; expected bytes"):
+    with pytest.raises(RecipeError, match=r"^prefix_cache\.spill_budget: 'lots'; expected bytes"):
         Spill(tmp_path, "lots")
     gc.collect()
     assert list(tmp_path.iterdir()) == []

@@ -182,7 +182,7 @@ def test_limit_cuts_after_shuffling() -> None:
     assert few.train == full.train[:64]
     assert few.dev == full.dev
     balance = label_balance(few.train)
-    assert min(balance["a"], balance["b"]) >= 16  # not the head of a sorted file
+    assert min(balance["a"], balance["b"]) >= 16  # not the prefix of a sorted file
 
 
 def test_limit_beyond_the_rows_is_noted() -> None:

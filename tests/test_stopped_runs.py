@@ -21,7 +21,7 @@ from embedgrad.atomic_files import finite
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report import read_events
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from run_kit import ROWS, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -73,7 +73,7 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
         f"interrupted at step {result['train']['steps']}; {out / 'prompt'} holds"
     )
     assert torch.isfinite(load(out).rows).all()
-    assert TrainingState.load(out / "state").step <= result["train"]["steps"]
+    assert Checkpoint.load(out / "state").step <= result["train"]["steps"]
     assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_says_only_nan_leaves_the_text_prompt(
 def test_a_model_that_says_only_nan_later_keeps_the_last_good_rows(
     recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, looks = Evaluator.refined, iter(range(10))
+    score, looks = Evaluator.score, iter(range(10))
 
     def refined(self: Evaluator, rows: torch.Tensor, *others: Any) -> Any:
         return score(self, rows * torch.nan if next(looks) == 2 else rows, *others)
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
         if (out / "prompt").exists():
             load(out)
         if (out / "state").exists():
-            TrainingState.load(out / "state")
+            Checkpoint.load(out / "state")
     refused = {line.partition(":")[0].rpartition(os.sep)[2] for line in told}
     assert refused == {"recipe.toml", "state", "prompt", "predictions.jsonl", "result.json"}
 

@@ -1,4 +1,4 @@
-"""What a run says of its heads: room for a batch, the effect of half precision, files on disk."""
+"""What a run says of its prefixes: room for a batch, the effect of half precision, files on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from embedgrad import Recipe, run
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, evaluate
-from embedgrad.model.prefix_cache import Head, HeadCache
+from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Target
@@ -31,32 +31,34 @@ pytest_plugins = ["tiny_runs"]
 
 def test_a_budget_below_one_batch_is_told_with_both_numbers() -> None:
     made = small()
-    sizes = sorted(head.nbytes for head in made.model.heads_of([s.head for s in made.sequences]))
+    sizes = sorted(
+        prefix.nbytes for prefix in made.model.prefixes_of([s.prefix for s in made.sequences])
+    )
     need = sum(sizes[-3:])
-    made.model.heads = HeadCache(need - 1)
+    made.model.prefix_cache = PrefixCache(need - 1)
     note = lack_of_room(made.model, made.sequences, 3)
     assert note == (
-        f"head_cache.budget: the heads of a batch of 3 rows need {round(need / 1000)} kB, and "
+        f"prefix_cache.budget: the prefixes of a batch of 3 rows need {round(need / 1000)} kB, and "
         f"there is room for {round((need - 1) / 1000)} kB; the others are computed anew in every "
-        "step, with the same results; raise the budget, or name a folder in head_cache.spill"
+        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
     )
     for budget in (need, 0):
-        made.model.heads = HeadCache(budget)
+        made.model.prefix_cache = PrefixCache(budget)
         assert lack_of_room(made.model, made.sequences, 3) == ""
-    made.model.heads = HeadCache(need // 2 + 1, precision="half")
+    made.model.prefix_cache = PrefixCache(need // 2 + 1, precision="half")
     assert lack_of_room(made.model, made.sequences, 3) == ""
 
 
-def test_one_head_for_all_rows_needs_room_once() -> None:
+def test_one_prefix_for_all_rows_needs_room_once() -> None:
     made = small(template="system")
-    (head,) = made.model.heads_of([made.sequences[0].head])
-    made.model.heads = HeadCache(head.nbytes)
+    (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
+    made.model.prefix_cache = PrefixCache(prefix.nbytes)
     assert lack_of_room(made.model, made.sequences, 12) == ""
 
 
-def test_rows_without_heads_need_no_room() -> None:
+def test_rows_without_prefixes_need_no_room() -> None:
     made = small(template="plain-start")
-    made.model.heads = HeadCache(1)
+    made.model.prefix_cache = PrefixCache(1)
     assert lack_of_room(made.model, made.sequences, 12) == ""
 
 
@@ -64,9 +66,11 @@ def test_rows_without_heads_need_no_room() -> None:
 
 
 def room_for_three(made: Kit) -> int:
-    sizes = sorted(head.nbytes for head in made.model.heads_of([s.head for s in made.sequences]))
-    made.model.heads = HeadCache(sum(sizes[-3:]))
-    return made.model.heads.budget
+    sizes = sorted(
+        prefix.nbytes for prefix in made.model.prefixes_of([s.prefix for s in made.sequences])
+    )
+    made.model.prefix_cache = PrefixCache(sum(sizes[-3:]))
+    return made.model.prefix_cache.budget
 
 
 def test_train_rows_take_the_room_of_dev_rows_that_are_scored_less_often() -> None:
@@ -74,30 +78,30 @@ def test_train_rows_take_the_room_of_dev_rows_that_are_scored_less_often() -> No
     budget = room_for_three(made)
     train(made, Training(steps=6, batch_size=8, evaluate_every=6))
     # Three rows and more for five steps; the dev rows, which came first, would give one hit each.
-    assert made.model.heads.hits >= 3 * 5
-    assert made.model.heads.most_bytes <= budget
+    assert made.model.prefix_cache.hits >= 3 * 5
+    assert made.model.prefix_cache.most_bytes <= budget
 
 
 def test_test_rows_take_the_room_of_a_training_that_is_over() -> None:
     made = small(rows=20)
     room_for_three(made)
     refined = train(made, dev=made.sequences[8:12])
-    before = made.model.heads.hits
+    before = made.model.prefix_cache.hits
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
     evaluate(evaluator, refined.prompt, made.sequences[12:])
-    assert made.model.heads.hits - before >= 3
+    assert made.model.prefix_cache.hits - before >= 3
 
 
 @pytest.mark.parametrize("target", [LABELS, Target()], ids=["choices", "free answers"])
-def test_heads_are_asked_for_as_often_as_expected(
+def test_prefixes_are_asked_for_as_often_as_expected(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = small(target=target)
-    heads, got = made.model.heads, Counter[Ids]()
+    prefixes, got = made.model.prefix_cache, Counter[Ids]()
     expected: dict[Ids, float] = {}
-    get, expect = heads.get, heads.expect
+    get, expect = prefixes.get, prefixes.expect
 
-    def counted(ids: Ids) -> Head | None:
+    def counted(ids: Ids) -> CachedPrefix | None:
         got[ids] += 1
         return get(ids)
 
@@ -107,12 +111,12 @@ def test_heads_are_asked_for_as_often_as_expected(
                 expected[ids] = expected.get(ids, 0) + uses
         expect(*groups)
 
-    monkeypatch.setattr(heads, "get", counted)
-    monkeypatch.setattr(heads, "expect", noted)
+    monkeypatch.setattr(prefixes, "get", counted)
+    monkeypatch.setattr(prefixes, "expect", noted)
     evaluation = Evaluation(batch_size=4, max_new_tokens=2)
     training = Training(epochs=3, batch_size=4, evaluate_every=3)
     refined = train(made, training, evaluation=evaluation)
-    assert len({s.head for s in made.sequences}) == len(expected) == 12
+    assert len({s.prefix for s in made.sequences}) == len(expected) == 12
     assert got == expected
     evaluate(Evaluator(made.model, made.sequencer, evaluation), refined.prompt, made.sequences)
     assert got == expected
@@ -122,23 +126,23 @@ def test_heads_are_asked_for_as_often_as_expected(
 
 
 @pytest.mark.parametrize("choices", [True, False])
-def test_the_effect_is_that_of_rounded_heads(choices: bool) -> None:
+def test_the_effect_is_that_of_rounded_prefixes(choices: bool) -> None:
     made = mixed()
     rows, objective = noisy(made.start), CrossEntropy()
-    stored = made.model.heads
+    stored = made.model.prefix_cache
 
-    def losses(heads: HeadCache) -> torch.Tensor:
-        made.model.heads = heads
+    def losses(prefixes: PrefixCache) -> torch.Tensor:
+        made.model.prefix_cache = prefixes
         for _ in range(2):  # the second time from what is stored
             outcome = made.model.outcome(rows, made.sequences, choices=choices)
         return objective.losses(outcome)
 
-    change = losses(HeadCache(2**30, precision="half")) - losses(HeadCache(2**30))
-    made.model.heads = stored
+    change = losses(PrefixCache(2**30, precision="half")) - losses(PrefixCache(2**30))
+    made.model.prefix_cache = stored
     effect = precision_effect(made.model, rows, made.sequences, objective, choices=choices)
     assert effect == pytest.approx(change.abs().mean().item(), rel=1e-6)
     assert 1e-7 < effect < 1e-2
-    assert made.model.heads is stored
+    assert made.model.prefix_cache is stored
     assert (len(stored), stored.hits, stored.misses) == (0, 0, 0)
 
 
@@ -162,25 +166,28 @@ def prompt_and_predictions(folder: Path) -> tuple[bytes, list[Any]]:
 def test_a_run_spills_and_leaves_no_file(
     model_folder: Path, data: Path, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    spill = tmp_path / "heads"
+    spill = tmp_path / "prefixes"
     cache = {"budget": "30 kB", "spill": str(spill)}
     events: list[dict[str, Any]] = []
     seen: list[int] = []
 
     def report(event: dict[str, Any]) -> None:
         events.append(event)
-        seen.append(len(list(spill.glob("*/*.head"))))
+        seen.append(len(list(spill.glob("*/*.prefix"))))
 
-    recipe = Recipe.from_dict(values(model_folder, data, head_cache=cache))
+    recipe = Recipe.from_dict(values(model_folder, data, prefix_cache=cache))
     result = run(recipe, tmp_path / "run", lambda: report)
     assert prompt_and_predictions(tmp_path / "run") == prompt_and_predictions(finished[0])
-    assert result["head_cache"]["hits"] == finished[1]["head_cache"]["hits"]
-    assert 0 < result["head_cache"]["bytes"] <= 30_000 < result["head_cache"]["spilled_bytes"]
-    assert (result["head_cache"]["damaged"], result["head_cache"]["precision_effect"]) == (0, None)
+    assert result["prefix_cache"]["hits"] == finished[1]["prefix_cache"]["hits"]
+    assert 0 < result["prefix_cache"]["bytes"] <= 30_000 < result["prefix_cache"]["spilled_bytes"]
+    assert (result["prefix_cache"]["damaged"], result["prefix_cache"]["precision_effect"]) == (
+        0,
+        None,
+    )
     assert max(seen) > 8
     assert list(spill.iterdir()) == []
     steps = [event for event in events if event["event"] == "step"]
-    assert all(event["head_cache_spilled_bytes"] > 0 for event in steps)
+    assert all(event["prefix_cache_spilled_bytes"] > 0 for event in steps)
 
 
 def test_a_run_that_fails_leaves_no_file(
@@ -190,34 +197,34 @@ def test_a_run_that_fails_leaves_no_file(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("embedgrad.experiments.run.optimize", fail)
-    cache = {"budget": 0, "spill": str(tmp_path / "heads")}
-    recipe = Recipe.from_dict(values(model_folder, data, head_cache=cache))
+    cache = {"budget": 0, "spill": str(tmp_path / "prefixes")}
+    recipe = Recipe.from_dict(values(model_folder, data, prefix_cache=cache))
     with pytest.raises(RuntimeError, match="a bug"):
         run(recipe, tmp_path / "run")
-    assert list((tmp_path / "heads").iterdir()) == []
+    assert list((tmp_path / "prefixes").iterdir()) == []
 
 
 def test_the_effect_of_half_precision_is_told_and_kept(
     recipe: Any, embedgrad: Command, tmp_path: Path
 ) -> None:
-    path = recipe(head_cache={"precision": "half"})
+    path = recipe(prefix_cache={"precision": "half"})
     done = embedgrad("optimize", path, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
-    effect = result["head_cache"]["precision_effect"]
+    effect = result["prefix_cache"]["precision_effect"]
     assert 1e-7 < effect < 1e-2
-    told = f"half-precision heads change a row's loss by {effect:.1e} nats (mean of 8 rows)"
+    told = f"half-precision prefixes change a row's loss by {effect:.1e} nats (mean of 8 rows)"
     assert told in done.lines
 
 
 def test_a_budget_below_one_batch_is_told_by_a_run(
     recipe: Any, embedgrad: Command, tmp_path: Path, finished: tuple[Path, Any]
 ) -> None:
-    path = recipe(head_cache={"budget": 5000})
+    path = recipe(prefix_cache={"budget": 5000})
     done = embedgrad("optimize", path, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    (note,) = [line for line in done.lines if line.startswith("head_cache.budget: ")]
-    assert "the heads of a batch of 8 rows need " in note
+    (note,) = [line for line in done.lines if line.startswith("prefix_cache.budget: ")]
+    assert "the prefixes of a batch of 8 rows need " in note
     assert ", and there is room for 5 kB; " in note
     assert prompt_and_predictions(tmp_path / "run") == prompt_and_predictions(finished[0])
 
@@ -229,10 +236,10 @@ def test_a_spill_folder_that_cannot_be_is_told_at_once(
         "embedgrad.recipe.build.load_model", lambda *_, **__: pytest.fail("too late")
     )
     (tmp_path / "file").write_text("mine")
-    path = recipe(head_cache={"spill": str(tmp_path / "file" / "heads")})
+    path = recipe(prefix_cache={"spill": str(tmp_path / "file" / "prefixes")})
     done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")
     assert (done.code, done.out, len(done.lines)) == (2, "", 1)
-    folder = str(tmp_path / "file" / "heads")
-    assert done.err.startswith(f"error: head_cache.spill: {folder!r}: no folder")
+    folder = str(tmp_path / "file" / "prefixes")
+    assert done.err.startswith(f"error: prefix_cache.spill: {folder!r}: no folder")
     assert not (tmp_path / "run").exists()
     assert (tmp_path / "file").read_text() == "mine"

@@ -51,17 +51,17 @@ def test_targets_continue_the_text_as_the_tokenizer_would(kind: str, placement: 
     ],
 )
 def test_the_text_before_an_answer(text: str, prefix: str | None, answer: list[str]) -> None:
-    made = sequencer("bytelevel", Template.plain(text), Target(CHOICES, prefix=prefix))
+    made = sequencer("bytelevel", Template.plain(text), Target(CHOICES, answer_prefix=prefix))
     target = made(example("so")).targets[0]
     assert made.tokenizer.decode(list(target)) == "".join(answer)
 
 
-def test_an_answer_that_would_merge_with_the_tail_starts_anew() -> None:
+def test_an_answer_that_would_merge_with_the_suffix_starts_anew() -> None:
     template = Template.plain("{review} [[it was]] positiv")
-    made = sequencer("bytelevel", template, Target(("e", "al"), prefix=""))
+    made = sequencer("bytelevel", template, Target(("e", "al"), answer_prefix=""))
     sequence = made(example("So", "e"))
     assert made.tokenizer.tokenize(" positive") == ["\u0120positive"]
-    assert tokens(made, sequence.tail) == made.tokenizer.tokenize(" positiv")
+    assert tokens(made, sequence.suffix) == made.tokenizer.tokenize(" positiv")
     assert [tokens(made, ids) for ids in sequence.targets] == [["e"], ["al"]]
 
 
@@ -181,10 +181,10 @@ def test_truncation_keeps_the_beginning_and_fills_the_context() -> None:
     context = size(untouched, row) - 10
     made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
     sequence = made(row)
-    head = made.tokenizer.decode(list(sequence.head))
+    prefix = made.tokenizer.decode(list(sequence.prefix))
     assert context - 2 <= size(made, row) <= context
-    assert head.split("Review: ")[1].rstrip("\n") in row.columns["review"]
-    assert row.columns["review"].startswith(head.split("Review: ")[1].rstrip("\n"))
+    assert prefix.split("Review: ")[1].rstrip("\n") in row.columns["review"]
+    assert row.columns["review"].startswith(prefix.split("Review: ")[1].rstrip("\n"))
 
 
 def test_a_character_is_not_cut_in_two() -> None:
@@ -193,7 +193,7 @@ def test_a_character_is_not_cut_in_two() -> None:
     for less in range(1, 13):
         context = size(untouched, row) - less
         made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
-        assert "\ufffd" not in made.tokenizer.decode(list(made(row).head))
+        assert "\ufffd" not in made.tokenizer.decode(list(made(row).prefix))
 
 
 def test_a_template_that_does_not_fit_alone_is_refused() -> None:

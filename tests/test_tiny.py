@@ -160,8 +160,8 @@ def test_a_model_is_frozen_and_speaks_up(architecture: str, tie: bool) -> None:
     assert 0.5 < logits.std().item() < 2
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert (table.weight is head.weight) == tie
+    table, prefix = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (table.weight is prefix.weight) == tie
     assert torch.equal(model(inputs_embeds=table(ids)).logits, logits)
     again = tiny.model(architecture, 300, tie=tie, dtype=torch.float32)
     assert largest(again(input_ids=ids).logits - logits) < 1e-4
@@ -187,10 +187,10 @@ def test_a_mask_of_our_own_gives_what_the_default_gives(architecture: str, atten
     assert largest(own - model(input_ids=ids).logits) < 1e-10
 
 
-def continued(model: PreTrainedModel, architecture: str, ids: Tensor, head: int) -> Tensor:
+def continued(model: PreTrainedModel, architecture: str, ids: Tensor, prefix: int) -> Tensor:
     past = DynamicCache()
     length = ids.shape[1]
-    for part in (range(head), range(head, length)):
+    for part in (range(prefix), range(prefix, length)):
         logits: Tensor = model(
             input_ids=ids[:, part.start : part.stop],
             attention_mask=causal(architecture, part, part.stop),

@@ -119,20 +119,20 @@ def test_old_tokens_keep_their_logits(base: dict[str, Any], tmp_path: Path) -> N
     facts = written(tmp_path / "out", job)
     new = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert new.config.tie_word_embeddings is False
-    ids = torch.tensor([job.prompts[0].sequences[0].tail])
+    ids = torch.tensor([job.prompts[0].sequences[0].suffix])
     count = len(job.model.tokenizer)
     with torch.no_grad():
         logits, before = new(ids).logits[..., :count], job.model.model(ids).logits[..., :count]
     assert (logits - before).abs().max() < 1e-6
-    old, new_head = (m.get_output_embeddings() for m in (job.model.model, new))
-    assert torch.equal(new_head.weight[:count], old.weight[:count])
+    old, new_lm_head = (m.get_output_embeddings() for m in (job.model.model, new))
+    assert torch.equal(new_lm_head.weight[:count], old.weight[:count])
     guard, first = facts["guard"]["row"], facts["prompts"][0]["first_id"]
     places = slice(first, first + len(job.prompts[0].rows_PD))
-    assert (new_head.weight[places] == old.weight[guard]).all()
+    assert (new_lm_head.weight[places] == old.weight[guard]).all()
     if base.get("architecture") == "phi":
         assert old.bias.any()
-        assert torch.equal(new_head.bias[:count], old.bias[:count])
-        assert (new_head.bias[places] == old.bias[guard]).all()
+        assert torch.equal(new_lm_head.bias[:count], old.bias[:count])
+        assert (new_lm_head.bias[places] == old.bias[guard]).all()
     assert torch.equal(new.get_input_embeddings().weight[places], job.prompts[0].rows_PD)
 
 

@@ -76,7 +76,7 @@ def first_columns(job: Job) -> dict[str, str]:
 def whole_prompt(job: Job, prompt: Exported) -> torch.Tensor:
     """Embeddings of the first row by the training path."""
     sequence = prompt.sequences[0]
-    parts = [job.model.embed(sequence.head), prompt.rows_PD, job.model.embed(sequence.tail)]
+    parts = [job.model.embed(sequence.prefix), prompt.rows_PD, job.model.embed(sequence.suffix)]
     return torch.cat(parts)
 
 
@@ -277,11 +277,11 @@ def test_a_chat_that_makes_other_tokens_of_a_row_is_left_out(
 
 def test_a_client_that_makes_other_tokens_of_a_row_is_refused(job: Job, tmp_path: Path) -> None:
     (prompt,) = job.prompts
-    wrong = replace(prompt.sequences[1], tail=prompt.sequences[1].tail[:-1])
+    wrong = replace(prompt.sequences[1], suffix=prompt.sequences[1].suffix[:-1])
     changed = replace(prompt, sequences=[prompt.sequences[0], wrong])
     with pytest.raises(ExportError) as told:
         written(replace(job, prompts=(changed,)), tmp_path / "out")
-    where = len(wrong.head) + 1 + len(wrong.tail)
+    where = len(wrong.prefix) + 1 + len(wrong.suffix)
     assert f"tokens of reviews.csv:3 than training, from token {where} on" in str(told.value)
 
 

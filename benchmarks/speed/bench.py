@@ -44,9 +44,9 @@ class Bench:
         """How many pairs to make of those that a full run makes."""
         return 1 if self.quick else count
 
-    def skips(self, letter: str, peer: str, heads: Sequence[str], pairs: int) -> bool:
+    def skips(self, letter: str, peer: str, prefixes: Sequence[str], pairs: int) -> bool:
         """Whether these rows are there already."""
-        return self.kept and all(self.results.has((letter, h, peer), pairs) for h in heads)
+        return self.kept and all(self.results.has((letter, h, peer), pairs) for h in prefixes)
 
     def timed(
         self, sides: Sides[T], sequences: list[TokenSequence], pairs: int
@@ -58,11 +58,13 @@ class Bench:
         ours, peer = sides(sequences)
         return alternate(ours, peer, pairs)
 
-    def put(self, letter: str, title: str, heads: str, peer: str, row: Mapping[str, Any]) -> None:
+    def put(
+        self, letter: str, title: str, prefixes: str, peer: str, row: Mapping[str, Any]
+    ) -> None:
         """Write a row and say it; what it does not hold was not measured."""
         whole = voided(
             {
-                **{"workload": letter, "title": title, "heads": heads, "peer": peer},
+                **{"workload": letter, "title": title, "prefixes": prefixes, "peer": peer},
                 **dict.fromkeys(UNMEASURED),
                 "note": "",
                 **row,
@@ -74,4 +76,4 @@ class Bench:
             low, high = whole["ratio_low"], whole["ratio_high"]
             said = f"{whole['ratio']:.2f} times ({low:.2f} to {high:.2f}), {said}"
         note = f"; {whole['note']}" if whole["note"] else ""
-        print(f"{letter}, heads {heads}: {said}{note}", flush=True)
+        print(f"{letter}, prefixes {prefixes}: {said}{note}", flush=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.loading MODEL
 
-Reads a small file, loads the model, tokenizes, builds the heads of the first batch and makes one
+Reads a small file, loads the model, tokenizes, builds the prefixes of the first batch and makes one
 step, as a user's script would.
 """
 

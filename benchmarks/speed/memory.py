@@ -1,6 +1,6 @@
 """Peak memory of a training step, each side in a process of its own.
 
-resident      largest resident set while stepping, above that of the loaded model. Stored heads
+resident      largest resident set while stepping, above that of the loaded model. Stored prefixes
               count as ours: they are built after the model's size is taken.
 activations   bytes that the step's graph saves for its backward, counted by storage, without the
               weights.
@@ -42,7 +42,7 @@ def of_step(
         "model": model.info.name,
         "folder": model.info.path,
         "prompt": prompt_ids,
-        "rows": [[s.head, s.tail, s.targets[s.gold]] for s in sequences],
+        "rows": [[s.prefix, s.suffix, s.targets[s.gold]] for s in sequences],
     }
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.memory"],
@@ -66,8 +66,10 @@ def main() -> None:
     """Measure one side as standard input says; the result is the last line of standard output."""
     spec = json.load(sys.stdin)
     sequences = [
-        TokenSequence(tuple(head), tuple(tail), (tuple(target),), 0, None, Example({}, "", "row"))
-        for head, tail, target in spec["rows"]
+        TokenSequence(
+            tuple(prefix), tuple(suffix), (tuple(target),), 0, None, Example({}, "", "row")
+        )
+        for prefix, suffix, target in spec["rows"]
     ]
     side: Any
     if spec["side"] == Ours.name:
@@ -84,10 +86,10 @@ def main() -> None:
             weight.sum()
     side.step(sequences[:1])  # what a first pass ever allocates is not the step's
     if spec["side"] == Ours.name:
-        model.heads.clear()
+        model.prefix_cache.clear()
     before = _settled()
     if spec["side"] == Ours.name:
-        side.build_heads(sequences)
+        side.build_prefixes(sequences)
     with peak() as found:
         side.step(sequences)
     activations = saved(lambda: side.step(sequences), weights)

@@ -39,9 +39,9 @@ class Ours:
         with torch.no_grad():
             self.rows.copy_(self.start_PD)
 
-    def build_heads(self, sequences: Sequence[TokenSequence]) -> None:
-        """Have the heads at hand, as after a first epoch."""
-        self.model.heads_of([sequence.head for sequence in sequences])
+    def build_prefixes(self, sequences: Sequence[TokenSequence]) -> None:
+        """Have the prefixes stored, as after a first epoch."""
+        self.model.prefixes_of([sequence.prefix for sequence in sequences])
 
     def step(self, sequences: Sequence[TokenSequence]) -> Step:
         """Loss of the right answers (mean over rows of the mean per token), gradient, AdamW."""

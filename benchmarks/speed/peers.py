@@ -36,7 +36,7 @@ from embedgrad.prompt.sequence import TokenSequence
 
 def prompt_first(sequence: TokenSequence) -> TokenSequence:
     """The row as PEFT can have it."""
-    return replace(sequence, head=(), tail=sequence.head + sequence.tail)
+    return replace(sequence, prefix=(), suffix=sequence.prefix + sequence.suffix)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pad(
     if targets is None:
         targets = [s.targets[s.gold] for s in sequences]
     lines = [
-        s.head + (0,) * prompt + s.tail + target
+        s.prefix + (0,) * prompt + s.suffix + target
         for s, target in zip(sequences, targets, strict=True)
     ]
     longest = max(map(len, lines))
@@ -75,7 +75,7 @@ def pad(
         mask_BT[row, start:end] = 1
         if target:
             labels_BT[row, end - len(target) : end] = torch.tensor(target)
-        place = start + len(sequence.head)
+        place = start + len(sequence.prefix)
         prompt_BT[row, place : place + prompt] = True
     return Padded(ids_BT, mask_BT, labels_BT, prompt_BT)
 

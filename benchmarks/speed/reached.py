@@ -33,9 +33,9 @@ def reached(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows = values.get("rows", [])
     found = []
-    for (letter, heads), target in RATIOS.items():
-        mine = [r for r in rows if r["workload"] == letter and r["heads"] == heads]
-        name = f"{letter}, heads {heads}: times as fast as the best peer"
+    for (letter, prefixes), target in RATIOS.items():
+        mine = [r for r in rows if r["workload"] == letter and r["prefixes"] == prefixes]
+        name = f"{letter}, prefixes {prefixes}: times as fast as the best peer"
         found.append(_demand(name, target, _worst(mine, "ratio", min), mine, operator.ge))
     for letter, target in MEMORY.items():
         mine = [r for r in rows if r["workload"] == letter and r.get("memory_ratio") is not None]

@@ -26,7 +26,7 @@ from embedgrad.environment import versions
 from embedgrad.errors import RunError
 
 Row = dict[str, Any]
-KEY = ("workload", "heads", "peer")
+KEY = ("workload", "prefixes", "peer")
 
 
 class Results:
@@ -56,7 +56,7 @@ class Results:
         self.write()
 
     def has(self, key: tuple[str, str | None, str], pairs: int) -> bool:
-        """Whether a row of (workload, heads, peer) counts for an interrupted full run."""
+        """Whether a row of (workload, prefixes, peer) counts for an interrupted full run."""
         return any(
             tuple(row[name] for name in KEY) == key
             and row["pairs"] >= pairs

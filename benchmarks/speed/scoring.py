@@ -1,4 +1,4 @@
-"""E, F and G: scores and replies, head building included; E and F also with the heads at hand.
+"""E, F and G: scores and replies, prefix building included; E and F also with the prefixes stored.
 
 Nothing is trained here, so what must agree are log-probabilities, or the replies.
 """
@@ -14,13 +14,13 @@ from benchmarks.speed.peers import Generate, InputsEmbeds
 from benchmarks.speed.workloads import CANDIDATES, NEW_TOKENS, SHAPES, prompt_ids, synthetic
 from embedgrad.prompt.sequence import TokenSequence
 
-HEADS = ("built", "at hand")
+PREFIXES = ("built", "at hand")
 
 
 def scores(bench: Bench, letter: str) -> None:
     """E (every choice) or F (every candidate prompt), against the plain loop."""
     shape, pairs = SHAPES[letter], bench.pairs(3)
-    if bench.skips(letter, InputsEmbeds.name, HEADS, pairs):
+    if bench.skips(letter, InputsEmbeds.name, PREFIXES, pairs):
         return
     model = bench.model
     prompt = prompt_ids(model, shape.prompt)
@@ -32,14 +32,14 @@ def scores(bench: Bench, letter: str) -> None:
 
     def sides(rows: list[TokenSequence]) -> tuple[dict[str, Side[Tensor]], Side[Tensor]]:
         return {
-            "built": Side(lambda: scored(ours, rows), model.heads.clear),
+            "built": Side(lambda: scored(ours, rows), model.prefix_cache.clear),
             "at hand": Side(lambda: scored(ours, rows)),  # the one before has built them
         }, Side(lambda: scored(peer, rows))
 
     found = bench.timed(sides, synthetic(model, shape), pairs)
-    for heads, timed in found.items():
+    for prefixes, timed in found.items():
         row = timed.summary() | compare_scores(timed.ours, timed.peer)
-        bench.put(letter, shape.title, heads, peer.name, row)
+        bench.put(letter, shape.title, prefixes, peer.name, row)
 
 
 def generation(bench: Bench) -> None:
@@ -56,7 +56,7 @@ def generation(bench: Bench) -> None:
         return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
 
     def sides(rows: list[TokenSequence]) -> tuple[dict[str, Side[list[str]]], Side[list[str]]]:
-        our_side = Side(lambda: ours.generate(rows, NEW_TOKENS), model.heads.clear)
+        our_side = Side(lambda: ours.generate(rows, NEW_TOKENS), model.prefix_cache.clear)
         return {"built": our_side}, Side(lambda: replied(rows))
 
     timed = bench.timed(sides, synthetic(model, shape), pairs)["built"]

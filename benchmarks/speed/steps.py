@@ -1,4 +1,4 @@
-"""A to D, and growth: training steps, with the heads at hand."""
+"""A to D, and growth: training steps, with the prefixes stored."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Workload:
 
     @cached_property
     def ours(self) -> Ours:
-        """Our side, with the heads at hand."""
+        """Our side, with the prefixes stored."""
         ours = Ours(self.model, self.prompt)
-        ours.build_heads(self.sequences)
+        ours.build_prefixes(self.sequences)
         return ours
 
     @cached_property
@@ -133,8 +133,8 @@ def growth(bench: Bench) -> None:
     our_seconds, peer_seconds = [], []
     for query in QUERIES:
         rows = synthetic(bench.model, replace(SHAPES["A"], query=query))
-        bench.model.heads.clear()
-        ours.build_heads(rows)
+        bench.model.prefix_cache.clear()
+        ours.build_prefixes(rows)
         ours.step(rows)
         our_side = Side(partial(ours.step, rows), ours.reset)
         our_seconds.append(statistics.median(our_side.timed()[0] for _ in range(STEPS)))

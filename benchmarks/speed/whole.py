@@ -112,7 +112,7 @@ def ours(
     tick: Callable[[], None],
 ) -> Course:
     """embedgrad's run; `tick` is called after every step and evaluation."""
-    model.heads.clear()
+    model.prefix_cache.clear()
     losses: list[float] = []
     evaluations: list[tuple[float, float]] = []
 
@@ -133,7 +133,7 @@ def ours(
         parts=Parts(
             trust_region=TrustRegion(radius=None),
             objective=CrossEntropy(over="answer"),
-            gradients=(),
+            transforms=(),
             optimizer=AdamW(learning_rate=LEARNING_RATE),
             schedule=Schedule(warmup=0.0, shape="constant"),
         ),

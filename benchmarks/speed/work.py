@@ -34,8 +34,8 @@ def operations(step: Callable[[], object]) -> int:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    batch, heads, queries, size = query
-    return int(2 * batch * heads * queries * key[2] * (size + value[3]))
+    batch, prefixes, queries, size = query
+    return int(2 * batch * prefixes * queries * key[2] * (size + value[3]))
 
 
 def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:

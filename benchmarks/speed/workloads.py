@@ -103,16 +103,16 @@ def synthetic(model: LanguageModel, shape: Shape, seed: int = 0) -> list[TokenSe
     for row in range(shape.batch):
         query = tuple(draw.choices(words, k=shape.query))
         targets = tuple(tuple(draw.choices(words, k=shape.answer)) for _ in range(shape.choices))
-        head, tail, shared = _around(model, query, shape.before)
+        prefix, suffix, shared = _around(model, query, shape.before)
         nobody = Example({}, "", f"row {row + 1}")
-        sequences.append(TokenSequence(head, tail, targets, 0, None, nobody, shared))
+        sequences.append(TokenSequence(prefix, suffix, targets, 0, None, nobody, shared))
     return sequences
 
 
 def _around(model: LanguageModel, query: Ids, before: bool) -> tuple[Ids, Ids, int]:
-    """Head and tail of a row: the query in the place that two one-letter texts differ in.
+    """Prefix and suffix of a row: the query in the place that two one-letter texts differ in.
 
-    And how much of the head is the template's, as the sequencer says it.
+    And how much of the prefix is the template's, as the sequencer says it.
     """
     if before:
         template = Template.chat(system="[[Answer.]]", user="{text}")
@@ -120,10 +120,10 @@ def _around(model: LanguageModel, query: Ids, before: bool) -> tuple[Ids, Ids, i
         template = Template.chat(user="{text}[[Answer.]]")
     rows = [Example({"text": letter}, "", letter) for letter in "xy"]
     sequencer = model.sequencer(template, Target(), rows)
-    heads, tails = zip(*((s.head, s.tail) for s in map(sequencer, rows)), strict=True)
+    prefixes, suffixes = zip(*((s.prefix, s.suffix) for s in map(sequencer, rows)), strict=True)
     if before:
-        return heads[0], _filled(tails, query), 0
-    return _filled(heads, query), tails[0], sequencer(rows[0]).shared
+        return prefixes[0], _filled(suffixes, query), 0
+    return _filled(prefixes, query), suffixes[0], sequencer(rows[0]).shared
 
 
 def _filled(pair: tuple[Ids, Ids], query: Ids) -> Ids:

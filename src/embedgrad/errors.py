@@ -38,7 +38,7 @@ def one_line(error: Exception) -> str:
     if is_out_of_memory(error):
         return (
             f"{str(error).partition('. ')[0]}; make training.batch_size, "
-            "evaluation.batch_size or head_cache.budget smaller, or training.accumulate larger"
+            "evaluation.batch_size or prefix_cache.budget smaller, or training.accumulate larger"
         )
     return " ".join(f"{type(error).__name__}: {error}".split())
 

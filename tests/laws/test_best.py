@@ -48,7 +48,7 @@ def test_the_best_rows_on_dev_come_out(metric: Any, contrary: bool) -> None:
     # What is right in training is wrong on dev: the text itself is best.
     assert contrary == torch.equal(refined.prompt.rows, made.start)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
-    answered = evaluator.refined(refined.prompt.rows, dev)
+    answered = evaluator.score(refined.prompt.rows, dev)
     score = summarize(answered, made.sequencer.target.choices)
     assert (score.accuracy, score.log_loss) == (best["accuracy"], best["log_loss"])
 
@@ -98,7 +98,7 @@ def test_the_first_score_is_the_text_prompts() -> None:
     made = small("qwen2")
     refined = train(made)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
-    text = summarize(evaluator.text(made.start, made.sequences[8:]), CHOICES)
+    text = summarize(evaluator.score_text_prompt(made.start, made.sequences[8:]), CHOICES)
     first = refined.state.history[0]
     assert (first["accuracy"], first["log_loss"]) == (text.accuracy, text.log_loss)
     assert first["macro_f1"] == text.macro_f1

@@ -18,7 +18,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 
@@ -104,7 +104,7 @@ def test_a_step_to_infinity_is_a_divergence(region: TrustRegion, rate: float) ->
     parts = Parts(
         trust_region=region,
         optimizer=SGD(learning_rate=rate),
-        gradients=(),
+        transforms=(),
         schedule=Schedule(0.0, "constant"),
     )
     try:
@@ -150,7 +150,7 @@ def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
 # --------------------------------------------------------------------------------------- going on
 
 
-def same_state(one: TrainingState, other: TrainingState) -> bool:
+def same_state(one: Checkpoint, other: Checkpoint) -> bool:
     return (
         (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
         and torch.equal(one.best_rows, other.best_rows)
@@ -181,7 +181,7 @@ def test_going_on_gives_the_same_bits(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "6", "8"]
     for step in (2, 4, 6):
         # A new model: nothing is stored yet.
-        state = TrainingState.load(tmp_path / str(step))
+        state = Checkpoint.load(tmp_path / str(step))
         assert state.step == step
         resumed = train(small(dtype=dtype, budget=budget), LONGER, parts=parts, state=state)
         assert same_state(resumed.state, whole.state)
@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on_from_its_own_state(
     whole = train(small(), LONGER, parts=parts)
     stopped = train(small(), LONGER, parts=parts, report=interrupt_at(step))
     stopped.state.save(tmp_path / "state")
-    state = TrainingState.load(tmp_path / "state")
+    state = Checkpoint.load(tmp_path / "state")
     resumed = train(small(), LONGER, parts=parts, state=state)
     assert torch.equal(resumed.state.theta["change"], whole.state.theta["change"])
     assert resumed.state.history == whole.state.history
@@ -205,10 +205,10 @@ def test_an_interrupted_run_goes_on_from_its_own_state(
 
 
 def test_a_state_that_is_kept_does_not_change_behind_ones_back() -> None:
-    kept: list[TrainingState] = []
-    copies: list[TrainingState] = []
+    kept: list[Checkpoint] = []
+    copies: list[Checkpoint] = []
 
-    def keep(state: TrainingState) -> None:
+    def keep(state: Checkpoint) -> None:
         kept.append(state)
         copies.append(copy.deepcopy(state))
 
@@ -242,7 +242,7 @@ def saved(tmp_path: Path) -> Path:
 def test_a_damaged_description_is_refused(saved: Path, content: str) -> None:
     (saved / "state.json").write_text(content)
     with pytest.raises(RunError, match=r"state.*(read|format)") as caught:
-        TrainingState.load(saved)
+        Checkpoint.load(saved)
     assert "\n" not in str(caught.value)
 
 
@@ -252,14 +252,14 @@ def test_damaged_tensors_are_refused(saved: Path) -> None:
     for length in (0, 7, 8, 60, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(RunError, match="cannot be read"):
-            TrainingState.load(saved)
+            Checkpoint.load(saved)
     path.unlink()
     with pytest.raises(RunError, match="cannot be read"):
-        TrainingState.load(saved)
+        Checkpoint.load(saved)
 
 
 def test_a_state_of_another_run_is_refused(saved: Path) -> None:
-    state = TrainingState.load(saved)
+    state = Checkpoint.load(saved)
     values = json.loads((saved / "state.json").read_text())
     assert values["step"] == 8
     with pytest.raises(RunError, match="state"):

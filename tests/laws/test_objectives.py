@@ -64,7 +64,7 @@ def test_neighbours_change_no_loss(objective: Objective, made: Kit) -> None:
         alone = losses_of(objective, made, rows, [sequence])
         assert (alone[0] - whole[i]).abs().item() < 1e-10
     first = made.sequences[0]
-    long = dataclasses.replace(first, head=first.head * 3, tail=first.tail * 4)
+    long = dataclasses.replace(first, prefix=first.prefix * 3, suffix=first.suffix * 4)
     padded = losses_of(objective, made, rows, [*made.sequences, long])
     assert (padded[:6] - whole).abs().max().item() < 1e-10
 

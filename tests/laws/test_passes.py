@@ -17,7 +17,7 @@ import tiny
 from embedgrad.model.attention import attend, attending
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
-from embedgrad.model.kv_cache import Past, Slots, Stretch
+from embedgrad.model.kv_cache import CachedKV, KVCache, TokenLayout
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from kit import REUSING, noisy
@@ -29,7 +29,7 @@ def test_what_was_found_out_about_a_model(architecture: str) -> None:
     model = LanguageModel(tiny.loaded(architecture))
     assert not model.joins_keys
     # Gemma 2 bounds its logits, Granite scales them.
-    assert model.plain_head == (architecture not in ("gemma2", "granite"))
+    assert model.linear_lm_head == (architecture not in ("gemma2", "granite"))
 
 
 @pytest.mark.parametrize("architecture", REUSING)
@@ -40,7 +40,7 @@ def test_the_last_feed_forward_part_sees_only_what_is_read(architecture: str) ->
     seen: list[int] = []
     with patched(part, lambda plain, hidden: seen.append(hidden[..., 0].numel()) or plain(hidden)):
         rows = noisy(made.start)
-        made.model.heads_of([s.head for s in made.sequences])
+        made.model.prefixes_of([s.prefix for s in made.sequences])
         assert set(seen) == {0}
         seen.clear()
         loss_and_gradient(made.model, rows, made.sequences[:2])
@@ -71,7 +71,7 @@ def test_a_feed_forward_part_that_looks_at_neighbors_is_left_alone() -> None:
     with patched(last, lambda plain, hidden: plain(hidden).cumsum(dim=1)):
         model = LanguageModel(loaded)
     assert model.feed_forward is None
-    # Sums over what stands before are not to be had with stored heads either.
+    # Sums over what stands before are not to be had with stored prefixes either.
     assert model.reuse_off
 
 
@@ -150,7 +150,7 @@ def test_attention_can_be_differentiated_twice_by_default() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize("opening", [0, 7])
 @pytest.mark.parametrize("length", [1, 3, 5, 9, 14, 25, 130])
-def test_the_bits_of_a_head_do_not_depend_on_its_company(
+def test_the_bits_of_a_prefix_do_not_depend_on_its_company(
     architecture: str, opening: int, length: int
 ) -> None:
     model = LanguageModel(tiny.loaded(architecture, dtype=torch.float32, attention="sdpa"))
@@ -160,11 +160,11 @@ def test_the_bits_of_a_head_do_not_depend_on_its_company(
         return tuple(torch.randint(1, 200, (count,), generator=generator).tolist())
 
     begin = ids(opening)
-    heads = [begin + ids(length) for _ in range(9)]
-    together = model.heads_of(heads, [opening] * 9)
+    prefixes = [begin + ids(length) for _ in range(9)]
+    together = model.prefixes_of(prefixes, [opening] * 9)
     for count in (1, 2, 3, 5):
-        model.heads.clear()
-        some = model.heads_of(heads[4 : 4 + count], [opening] * count)
+        model.prefix_cache.clear()
+        some = model.prefixes_of(prefixes[4 : 4 + count], [opening] * count)
         for one, other in zip(some, together[4 : 4 + count], strict=True):
             assert torch.equal(one.keys, other.keys)
             assert torch.equal(one.values, other.values)
@@ -172,7 +172,7 @@ def test_the_bits_of_a_head_do_not_depend_on_its_company(
 
 @pytest.mark.parametrize("grouped", [1, 2])
 def test_sinks_take_their_share(grouped: int) -> None:
-    """gpt-oss has a score per head for nothing at all."""
+    """gpt-oss has a score per prefix for nothing at all."""
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
@@ -182,10 +182,10 @@ def test_sinks_take_their_share(grouped: int) -> None:
     module = torch.nn.Module()
     module.layer_idx, module.num_key_value_groups = 0, grouped
     module.sinks = torch.nn.Parameter(numbers(2 * grouped))
-    before = Slots.trunk(torch.arange(5)[None])
-    stretch = Stretch(key[None, :, :, :5], value[None, :, :, :5], before, plain=True)
-    past = Past([stretch])
-    past.see(Slots.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
+    before = TokenLayout.trunk(torch.arange(5)[None])
+    piece = CachedKV(key[None, :, :, :5], value[None, :, :, :5], before, plain=True)
+    past = KVCache([piece])
+    past.see(TokenLayout.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
     with attending(SimpleNamespace(_attn_implementation="eager"), past):
         found, _ = attend(
             module, query, key[:, :, 5:], value[:, :, 5:], None, scaling=0.3, s_aux=module.sinks
@@ -235,14 +235,14 @@ def test_passes_of_several_threads_go_one_after_the_other() -> None:
 
 
 def test_too_little_room_makes_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads that cannot be stored are not built ahead of time."""
+    """Prefixes that cannot be stored are not built ahead of time."""
     made = mixed()
-    sizes = [head.nbytes for head in made.model.heads_of([s.head for s in made.sequences])]
-    model = LanguageModel(made.loaded, head_cache_budget=max(sizes))
-    model.heads_of([made.sequences[0].head])
-    built = model.heads.misses
+    sizes = [prefix.nbytes for prefix in made.model.prefixes_of([s.prefix for s in made.sequences])]
+    model = LanguageModel(made.loaded, prefix_cache_budget=max(sizes))
+    model.prefixes_of([made.sequences[0].prefix])
+    built = model.prefix_cache.misses
     model.prepare(made.sequences[1:])
-    assert model.heads.misses == built
-    made.model.heads.clear()
+    assert model.prefix_cache.misses == built
+    made.model.prefix_cache.clear()
     made.model.prepare(made.sequences)
-    assert len(made.model.heads) == len({s.head for s in made.sequences})
+    assert len(made.model.prefix_cache) == len({s.prefix for s in made.sequences})

@@ -34,7 +34,7 @@ def test_the_same_inputs_give_the_same_bits(dtype: torch.dtype, budget: int | st
     rows = noisy(made.start)
     before = rows.clone()
     first = loss_and_gradient(made.model, rows, made.sequences)
-    stored = len(made.model.heads)
+    stored = len(made.model.prefix_cache)
     assert stored == {0: 0, "1 GiB": 6}[budget] if budget != 60_000 else 0 < stored < 6
     made.model.outcome(made.start, made.sequences[2:4])
     second = loss_and_gradient(made.model, rows, made.sequences)
@@ -48,7 +48,7 @@ def test_what_was_computed_before_changes_no_bit(dtype: torch.dtype) -> None:
     made = mixed(dtype=dtype, rows=6)
     rows = noisy(made.start)
     fresh = LanguageModel(made.loaded)
-    fresh.outcome(rows, made.sequences)  # heads of six rows together
+    fresh.outcome(rows, made.sequences)  # prefixes of six rows together
     found = loss_and_gradient(fresh, rows, made.sequences[:2])
     expected = loss_and_gradient(made.model, rows, made.sequences[:2])
     assert torch.equal(found[0], expected[0])

@@ -14,7 +14,7 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import OPTIMIZERS, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS, Parameterization
 from embedgrad.parts.registry import build
-from embedgrad.parts.transforms import GRADIENTS, Clip
+from embedgrad.parts.transforms import TRANSFORMS, Clip
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 from kit import noisy
 
@@ -220,19 +220,19 @@ def test_a_theta_fitted_to_projected_rows_is_inside(
 # ------------------------------------------------------------------------ gradients and optimizers
 
 
-@pytest.mark.parametrize("name", sorted(GRADIENTS))
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
 @given(seed=SEEDS, scale=SCALES)
 def test_a_gradient_transform_gives_new_gradients(name: str, seed: int, scale: float) -> None:
     given_gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[0]}
     kept = {key: value.clone() for key, value in given_gradients.items()}
-    found = GRADIENTS[name]()(given_gradients)
+    found = TRANSFORMS[name]()(given_gradients)
     assert found.keys() == kept.keys()
     for key, value in kept.items():
         assert torch.equal(given_gradients[key], value)
         assert found[key].shape == value.shape
         assert torch.isfinite(found[key]).all()
     zero = {key: torch.zeros_like(value) for key, value in kept.items()}
-    assert all(torch.equal(value, zero[key]) for key, value in GRADIENTS[name]()(zero).items())
+    assert all(torch.equal(value, zero[key]) for key, value in TRANSFORMS[name]()(zero).items())
 
 
 @given(SEEDS, SCALES, st.floats(0.01, 10.0))

@@ -1,4 +1,4 @@
-"""Law: with stored heads, losses and gradients are those of the full pass."""
+"""Law: with stored prefixes, losses and gradients are those of the full pass."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_loss_and_gradient_are_those_of_the_full_pass(architecture: str, attenti
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
     )
-    assert (len(made.model.heads) > 0) == (architecture in REUSING)
+    assert (len(made.model.prefix_cache) > 0) == (architecture in REUSING)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -78,12 +78,12 @@ def test_single_precision_stays_close(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "gemma2", "qwen2-sliding", "mistral", "llama"])
-def test_windows_look_back_into_the_head(architecture: str) -> None:
+def test_windows_look_back_into_the_prefix(architecture: str) -> None:
     made = mixed(architecture)
     one, two = made.sequences[:2]
-    heads = (one.head * 2)[:20], (two.head * 2)[:12]
-    cut = [dataclasses.replace(s, head=h) for s, h in zip((one, two), heads, strict=True)]
-    short = [dataclasses.replace(s, tail=s.tail[:1]) for s in cut]
+    prefixes = (one.prefix * 2)[:20], (two.prefix * 2)[:12]
+    cut = [dataclasses.replace(s, prefix=h) for s, h in zip((one, two), prefixes, strict=True)]
+    short = [dataclasses.replace(s, suffix=s.suffix[:1]) for s in cut]
     for sequences in (cut, short, [cut[0], short[1]]):
         rows = noisy(made.start)[:3]
         assert_same(
@@ -93,9 +93,9 @@ def test_windows_look_back_into_the_head(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_empty_heads_are_exact(architecture: str) -> None:
+def test_empty_prefixes_are_exact(architecture: str) -> None:
     made = mixed(architecture, "plain-start")
-    assert {s.head for s in made.sequences} == {()}
+    assert {s.prefix for s in made.sequences} == {()}
     full = mixed(architecture).sequences[:2]
     rows = noisy(made.start)
     for sequences in (made.sequences, [*made.sequences[:2], *full]):
@@ -147,49 +147,52 @@ def test_a_batch_can_be_split_anyhow(architecture: str, order: list[int], cuts: 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-@pytest.mark.parametrize("budget", [0, "one head", "1 GiB"])
+@pytest.mark.parametrize("budget", [0, "one prefix", "1 GiB"])
 def test_the_budget_changes_nothing_but_time(architecture: str, budget: str | int) -> None:
     made = mixed(architecture)
     rows = noisy(made.start)
-    (head,) = made.model.heads_of([made.sequences[0].head])
-    room = head.nbytes if budget == "one head" else budget
-    model = LanguageModel(made.loaded, head_cache_budget=room)
+    (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
+    room = prefix.nbytes if budget == "one prefix" else budget
+    model = LanguageModel(made.loaded, prefix_cache_budget=room)
     expected = full_loss_and_gradient(made, rows, made.sequences)
     for _ in range(2):
         assert_same(loss_and_gradient(model, rows, made.sequences), expected)
-        assert model.heads.nbytes <= model.heads.budget
-    kept = {0: [0], "one head": [0, 1], "1 GiB": [5]}[budget]
-    assert len(model.heads) in kept
-    assert (model.heads.hits, model.heads.misses) == (len(model.heads), 10 - len(model.heads))
+        assert model.prefix_cache.nbytes <= model.prefix_cache.budget
+    kept = {0: [0], "one prefix": [0, 1], "1 GiB": [5]}[budget]
+    assert len(model.prefix_cache) in kept
+    assert (model.prefix_cache.hits, model.prefix_cache.misses) == (
+        len(model.prefix_cache),
+        10 - len(model.prefix_cache),
+    )
 
 
-def test_one_shared_head_and_the_prompt_behind_it_are_computed_once() -> None:
+def test_one_shared_prefix_and_the_prompt_behind_it_are_computed_once() -> None:
     made = mixed(placement="system")
-    assert len({s.head for s in made.sequences}) == 1
-    head = len(made.sequences[0].head)
+    assert len({s.prefix for s in made.sequences}) == 1
+    prefix = len(made.sequences[0].prefix)
     with passes(made) as seen:
         loss_and_gradient(made.model, noisy(made.start), made.sequences)
         loss_and_gradient(made.model, made.start, made.sequences[:2])
-    # A head is built from at least 16 tokens, so that its bits are those it has in company.
+    # A prefix is built from at least 16 tokens, so that its bits are those it has in company.
     prompt = (1, len(made.start))
-    assert seen[:2] == [(max(1, -(-16 // head)), head), prompt]
+    assert seen[:2] == [(max(1, -(-16 // prefix)), prefix), prompt]
     again = seen.index(prompt, 2)
     assert sum(rows for rows, _ in seen[2:again]) == 5
     assert sum(rows for rows, _ in seen[again + 1 :]) == 2
-    assert (made.model.heads.hits, made.model.heads.misses) == (1, 1)
+    assert (made.model.prefix_cache.hits, made.model.prefix_cache.misses) == (1, 1)
 
 
-def test_stored_heads_are_not_computed_again() -> None:
+def test_stored_prefixes_are_not_computed_again() -> None:
     made = mixed()
     made.model.outcome(made.start, made.sequences)
     with passes(made) as seen:
         made.model.outcome(made.start, made.sequences)
         made.model.outcome(noisy(made.start), made.sequences[1:3])
     assert [rows for rows, _ in seen] == [5, 2]
-    assert (made.model.heads.hits, made.model.heads.misses) == (7, 5)
-    (head,) = made.model.heads_of([made.sequences[0].head])
-    assert head.length == len(made.sequences[0].head)
-    assert not head.keys.requires_grad
+    assert (made.model.prefix_cache.hits, made.model.prefix_cache.misses) == (7, 5)
+    (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
+    assert prefix.length == len(made.sequences[0].prefix)
+    assert not prefix.keys.requires_grad
 
 
 # ------------------------------------------------------------------------- where reuse is not exact
@@ -203,7 +206,7 @@ def test_a_recurrent_model_goes_without_and_says_so() -> None:
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
     )
-    assert len(made.model.heads) == 0
+    assert len(made.model.prefix_cache) == 0
 
 
 @pytest.mark.parametrize("architecture", BY_LENGTH)
@@ -214,14 +217,14 @@ def test_rows_that_cross_a_rotary_limit_are_exact(architecture: str) -> None:
     assert limit == 16
     # From well below the limit to well above it; with longer choices some cross it alone.
     sequences = [
-        dataclasses.replace(s, head=s.head[:length], tail=s.tail[:2])
+        dataclasses.replace(s, prefix=s.prefix[:length], suffix=s.suffix[:2])
         for s, length in zip(made.sequences, (2, 5, 9, 11, 20), strict=True)
     ]
     for batch in (sequences, sequences[::-1], sequences[:1], sequences[4:], sequences[1:4]):
         assert_same(
             loss_and_gradient(made.model, rows, batch), full_loss_and_gradient(made, rows, batch)
         )
-    assert 0 < len(made.model.heads) < 5
+    assert 0 < len(made.model.prefix_cache) < 5
 
 
 def test_every_architecture_is_here() -> None:

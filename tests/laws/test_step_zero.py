@@ -100,7 +100,7 @@ def test_the_text_prompt_is_scored_by_its_plain_tokens(architecture: str, kind: 
     assert any(merged)
     assert not all(merged) or kind == "metaspace-always"
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=3))
-    answered = evaluator.text(made.start, made.sequences)
+    answered = evaluator.score_text_prompt(made.start, made.sequences)
     for b, (context, sequence) in enumerate(zip(contexts(made), made.sequences, strict=True)):
         text = made.sequencer.renderer(dict(sequence.example.columns)).text
         # Not by what the sequencer says: by the tokenizer, from the text.
@@ -123,8 +123,8 @@ def test_the_text_prompt_is_scored_by_its_plain_tokens(architecture: str, kind: 
 def test_the_text_prompt_and_unrefined_rows_score_alike(placement: str) -> None:
     made = kit("qwen2", template=placement, rows=7)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=3))
-    text = evaluator.text(made.start, made.sequences)
-    assert text == evaluator.refined(made.start, made.sequences)
+    text = evaluator.score_text_prompt(made.start, made.sequences)
+    assert text == evaluator.score(made.start, made.sequences)
     assert [a.source for a in text] == [s.example.source for s in made.sequences]
 
 
@@ -133,7 +133,7 @@ def test_choices_can_be_compared_per_token() -> None:
     made = kit(target=normalized, rows=5)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation())
     for answered, sequence in zip(
-        evaluator.text(made.start, made.sequences), made.sequences, strict=True
+        evaluator.score_text_prompt(made.start, made.sequences), made.sequences, strict=True
     ):
         context = cut(sequence, made.sequencer.span.ids)
         sums = plain_logprobs(made.loaded, context, sequence.targets)
@@ -181,7 +181,7 @@ def likely_end(made: Kit, most: int) -> Ids:
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_generation_is_that_of_transformers(architecture: str) -> None:
     made = kit(architecture, target=FREE, rows=5, tie=False)
-    assert len({len(s.head) for s in made.sequences}) > 2
+    assert len({len(s.prefix) for s in made.sequences}) > 2
     ends = likely_end(made, 8)
     expected = [by_transformers(made, context, ends, 8) for context in contexts(made)]
     assert len(set(expected)) > 1 or architecture == "mamba"
@@ -209,7 +209,7 @@ def test_generation_in_other_placements(architecture: str, placement: str) -> No
 def test_free_answers_of_rows_that_merge_are_plain(architecture: str) -> None:
     made = kit(architecture, "bytelevel", None, GLUED, target=FREE, rows=GLUED_ROWS)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(max_new_tokens=6, batch_size=2))
-    answered = evaluator.text(made.start, made.sequences)
+    answered = evaluator.score_text_prompt(made.start, made.sequences)
     assert [a.predicted for a in answered] == [
         by_transformers(made, ids, evaluator.end_ids, 6) for ids in contexts(made)
     ]
@@ -224,9 +224,9 @@ def test_free_answers_of_rows_that_merge_are_plain(architecture: str) -> None:
 def test_generation_stops_where_the_context_ends(architecture: str) -> None:
     made = kit(architecture, target=FREE, rows=2, tie=False)
     short, other = made.sequences
-    room = made.loaded.info.context - len(made.start) - len(short.tail)
-    head = (short.head * 40)[: room - 4]
-    long = dataclasses.replace(short, head=head)
+    room = made.loaded.info.context - len(made.start) - len(short.suffix)
+    prefix = (short.prefix * 40)[: room - 4]
+    long = dataclasses.replace(short, prefix=prefix)
     answers = texts(made.model, made.start, [long, other], most=9, end_ids=())
     # The token after the last one that fits is still known.
     assert answers[0] == by_transformers(made, cut(long, made.sequencer.span.ids), (), 5)

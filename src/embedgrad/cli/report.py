@@ -21,7 +21,7 @@ def report(
         Path | None, typer.Option(help="The file to write; default: RUN/report.html.")
     ] = None,
     rows: Annotated[
-        int, typer.Option(min=1, help="Dev rows for the walk to the refined rows.")
+        int, typer.Option(min=1, help="Dev rows for the interpolation to the refined rows.")
     ] = 100,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave out what needs the model.")
@@ -51,7 +51,7 @@ def report(
         drawn = partial(_comparison_figure, results)
     else:
         found = find_run(run)
-        if figure in (None, "walk"):
+        if figure in (None, "interpolation"):
             notes = _walked(found, rows, overrides or (), no_model, quiet)
         page = partial(run_page, found, run.resolve().name, notes)
         drawn = partial(_run_figure, found, notes)
@@ -94,27 +94,27 @@ def _beside(run: Path, name: str) -> Path:
 def _walked(
     found: Any, rows: int, overrides: Sequence[str], no_model: bool, quiet: bool
 ) -> list[str]:
-    """Give `found` the walk that was asked for, kept or new; else say why there is none."""
+    """Give `found` the interpolation that was asked for, kept or new; else say why there is none."""
     from embedgrad.errors import EmbedgradError
     from embedgrad.report.page.run_files import asked_for
 
-    wanted, kept = asked_for(found.folder, rows, overrides)["from"], found.walk.get("from")
+    wanted, kept = asked_for(found.folder, rows, overrides)["from"], found.interpolation.get("from")
     same_rows = isinstance(kept, dict) and kept.get("artifact") == wanted["artifact"]
     if kept == wanted or (no_model and same_rows):
         return []
-    found.walk = {}
+    found.interpolation = {}
     if no_model:
         return ["Left out: what needs the model (--no-model)."]
-    from embedgrad.experiments.interpolation import keep_walk, take_walk
+    from embedgrad.experiments.interpolation import interpolate, keep_interpolation
     from embedgrad.report import Progress
 
     try:
         with Progress(quiet=quiet) as progress:
-            found.walk = take_walk(found.folder, rows, overrides, progress)
+            found.interpolation = interpolate(found.folder, rows, overrides, progress)
     except EmbedgradError as error:
         return [f"Left out: what needs the model ({error})."]
     try:
-        keep_walk(found.folder, found.walk)
+        keep_interpolation(found.folder, found.interpolation)
     except EmbedgradError as error:
         return [f"Not kept: what needs the model ({error}); the next report asks it again."]
     return []
@@ -140,8 +140,8 @@ def _run_figure(found: Any, notes: Sequence[str], name: str) -> Any:
         return figures.curves(found.events)
     if name == "reliability":
         return figures.reliability([row for _, row in found.survey])
-    if name == "walk" and found.walk:
-        return figures.walk_figure(found.walk)
+    if name == "interpolation" and found.interpolation:
+        return figures.interpolation_figure(found.interpolation)
     if name == "drift" and (tokens := drifted(found)):
         return figures.heat_strip(tokens["rows"], tokens["radius"])
     raise RunError(" ".join([*notes, *found.notes]) or "the run holds nothing for it")

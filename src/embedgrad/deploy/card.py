@@ -84,7 +84,7 @@ def check_text(checked: Mapping[str, Any] | None) -> str:
     """What a check found, as a table."""
     if checked is None:
         return UNCHECKED
-    head = "The check passed." if checked["passed"] else "**The check failed.**"
+    lead = "The check passed." if checked["passed"] else "**The check failed.**"
     problems = "".join(f"\n- {_plain(problem)}" for problem in checked["problems"])
     few = "".join(
         f"\n\nOn fewer rows than 32: {p['fewer_rows']}."
@@ -92,7 +92,7 @@ def check_text(checked: Mapping[str, Any] | None) -> str:
         if p["fewer_rows"]
     )
     return (
-        f"{head} It asked this export in {engine_of(checked['destination'])}, and the training "
+        f"{lead} It asked this export in {engine_of(checked['destination'])}, and the training "
         f"path, on rows of the data.{few}{problems}\n\n{_table(('', ''), check_rows(checked))}"
     )
 
@@ -132,7 +132,9 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     if destination not in TOKENS_OF_A_CHAT:
         return []
     rows = max(e.rows_PD.nbytes for e in job.prompts)
-    longest = max(len(e.rows_PD) + len(s.head + s.tail) for e in job.prompts for s in e.sequences)
+    longest = max(
+        len(e.rows_PD) + len(s.prefix + s.suffix) for e in job.prompts for s in e.sequences
+    )
     sent = longest * job.model.info.width * 2
     return [
         f"the artifact itself takes {size(2 * rows)}: `embedgrad.load(RUN).generate(...)`, or "
@@ -204,8 +206,8 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    cells = [head, ("---", "---"), *rows]
+def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    cells = [header, ("---", "---"), *rows]
     return "\n".join(f"| {a.replace('|', ' ')} | {b.replace('|', ' ')} |" for a, b in cells)
 
 

@@ -24,9 +24,9 @@ TOKENS_OF_A_CHAT = ("vocabulary", "gguf")  # a plain query finds the span by the
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides: the heads of all rows, the template, the model."""
+    """What decides: the prefixes of all rows, the template, the model."""
 
-    heads: frozenset[Ids]
+    prefixes: frozenset[Ids]
     template: Template
     model_type: str
     embedding_scale: float
@@ -61,7 +61,7 @@ class Facts:
     @property
     def folded(self) -> int:
         """Tokens before the span, where they are the same in all rows."""
-        return len(next(iter(self.heads))) if len(self.heads) == 1 else 0
+        return len(next(iter(self.prefixes))) if len(self.prefixes) == 1 else 0
 
 
 def facts_of(exported: Exported, model: LanguageModel, rows: Sequence[TokenSequence]) -> Facts:
@@ -70,7 +70,7 @@ def facts_of(exported: Exported, model: LanguageModel, rows: Sequence[TokenSeque
     answer = choices[0] if choices else "a"
     made_up = [Example(dict.fromkeys(template.columns, t), answer, "made up") for t in MADE_UP]
     return Facts(
-        heads=frozenset(row.head for row in (*rows, *map(exported.sequencer, made_up))),
+        prefixes=frozenset(row.prefix for row in (*rows, *map(exported.sequencer, made_up))),
         template=template,
         model_type=model.model.config.model_type,
         embedding_scale=model.info.embedding_scale,
@@ -110,10 +110,10 @@ RULES = (
     Rule(
         ("peft",),
         True,
-        lambda f: len(f.heads) > 1,
+        lambda f: len(f.prefixes) > 1,
         lambda f: (
-            f"PEFT puts a prompt before everything else, and here {len(f.heads)} different texts "
-            "stand before it; put the span before the columns, or use another destination"
+            f"PEFT puts a prompt before everything else, and here {len(f.prefixes)} different "
+            "texts stand before it; put the span before the columns, or use another destination"
         ),
     ),
     Rule(

@@ -84,12 +84,12 @@ def row_worth(
     Measured one row at a time, so the numbers do not add up to the whole gain.
     """
     choices = evaluator.target.choices
-    whole = summarize(evaluator.refined(prompt.rows, sequences), choices)
+    whole = summarize(evaluator.score(prompt.rows, sequences), choices)
     worth = []
     for p in range(len(prompt.rows)):
         rows = prompt.rows.clone()
         rows[p] = prompt.start_rows[p]
-        without = summarize(evaluator.refined(rows, sequences), choices)
+        without = summarize(evaluator.score(rows, sequences), choices)
         worth.append(
             {
                 "accuracy": whole.accuracy - without.accuracy,

@@ -24,7 +24,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ScoredAnswer:
     """One row's answer: what was right, what was said, and how likely the right one was.
 
     `correct` is 1 or 0, or between for a function of the user's own; `cut` says that a free answer
@@ -47,7 +47,7 @@ class Answered:
 class Summary:
     """Scores of one prompt; `interval` is 95 %, Wilson's or, of graded scores, a bootstrap's.
 
-    `accuracy` is the mean of `Answered.correct`, `log_loss` the mean loss in nats.
+    `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
     finds no answer: failures of form, which say nothing of the reasoning.
     """
@@ -78,8 +78,8 @@ class Comparison:
     p_value: float
     fixed: tuple[int, ...]
     broken: tuple[int, ...]
-    text_answers: tuple[Answered, ...] = field(repr=False)
-    refined_answers: tuple[Answered, ...] = field(repr=False)
+    text_answers: tuple[ScoredAnswer, ...] = field(repr=False)
+    refined_answers: tuple[ScoredAnswer, ...] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The part of `result.json` that holds scores."""
@@ -133,32 +133,32 @@ class Evaluator:
         self.target: Target = sequencer.target
         self.end_ids = model.ends_of(sequencer)
         self.evaluation = evaluation
-        self.lookups = 1 if self.target.choices else 2  # of a row's head: decoding, then its loss
+        self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
 
-    def text(
+    def score_text_prompt(
         self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
-    ) -> list[Answered]:
+    ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.refined(start_PD, sequences, progress)
+            return self.score(start_PD, sequences, progress)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
-        answered: dict[int, Answered] = {}
+        answered: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
             picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
             done = len(answered)
             report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
-            answered |= zip(part, self.refined(rows, picked, report), strict=True)
+            answered |= zip(part, self.score(rows, picked, report), strict=True)
         return [answered[i] for i in range(len(sequences))]
 
     @torch.no_grad()
-    def refined(
+    def score(
         self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
-    ) -> list[Answered]:
+    ) -> list[ScoredAnswer]:
         """The answers with these rows, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
             return []
-        answered: dict[int, Answered] = {}
+        answered: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
         order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
         choices = bool(self.target.choices)
@@ -193,9 +193,9 @@ class Evaluator:
         )
         return [reply for (reply,) in made]
 
-    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> Answered:
+    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())
-        return Answered(
+        return ScoredAnswer(
             source=sequence.example.source,
             answer=sequence.example.answer,
             predicted=self.target.choices[best],
@@ -204,20 +204,22 @@ class Evaluator:
             probabilities=tuple(shares_C.tolist()),
         )
 
-    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> Answered:
+    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> ScoredAnswer:
         example = sequence.example
-        unjudged = Answered(example.source, example.answer, reply.text, 0.0, loss, None, reply.cut)
-        return judged(unjudged, self.evaluation.scorer)
+        unjudged = ScoredAnswer(
+            example.source, example.answer, reply.text, 0.0, loss, None, reply.cut
+        )
+        return score_answer(unjudged, self.evaluation.scorer)
 
 
-def judged(answered: Answered, scorer: Scorer) -> Answered:
+def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
     """A free answer with what a scorer says of it. Raises what the scorer raises."""
     correct = scorer.score(answered.predicted, answered.answer)
     unread = not correct and scorer.is_unread(answered.predicted)
     return replace(answered, correct=correct, unread=unread)
 
 
-def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
+def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summary:
     """Scores of one prompt's answers, with the interval of `score_interval`."""
     scores, said = [a.correct for a in answered], [a.predicted for a in answered]
     f1 = macro_f1([a.answer for a in answered], said, choices) if choices else None
@@ -233,7 +235,7 @@ def summarize(answered: Sequence[Answered], choices: Sequence[str]) -> Summary:
 
 
 def compare(
-    text: Sequence[Answered], refined: Sequence[Answered], choices: Sequence[str]
+    text: Sequence[ScoredAnswer], refined: Sequence[ScoredAnswer], choices: Sequence[str]
 ) -> Comparison:
     """Two prompts' answers to the same rows."""
     differences = [b.correct - a.correct for a, b in zip(text, refined, strict=True)]
@@ -273,13 +275,15 @@ def evaluate(
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
-    heads = [sequence.head for sequence in sequences]
-    evaluator.model.heads.expect((heads, (1 if kept else 2) * evaluator.lookups))
-    text = refined = evaluator.text(prompt.start_rows, sequences, report("text prompt"))
+    prefixes = [sequence.prefix for sequence in sequences]
+    evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
+    text = refined = evaluator.score_text_prompt(
+        prompt.start_rows, sequences, report("text prompt")
+    )
     if not kept:
-        refined = evaluator.refined(prompt.rows, sequences, report("refined prompt"))
+        refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
     return compare(text, refined, evaluator.target.choices)
 
 
 def _length(sequence: TokenSequence) -> int:
-    return len(sequence.head) + len(sequence.tail)
+    return len(sequence.prefix) + len(sequence.suffix)

@@ -19,7 +19,7 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
-from embedgrad.report.page.run_files import WALK, asked_for
+from embedgrad.report.page.run_files import INTERPOLATION, asked_for
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 PROMPT = "<prompt>"  # where a question holds the rows
@@ -30,13 +30,14 @@ QUESTIONS = (
 LONGEST_REPLY = 60  # tokens
 
 
-def take_walk(
+def interpolate(
     folder: str | Path,
     rows: int,
     overrides: Sequence[str] = (),
     report: Report = nowhere,
 ) -> dict[str, Any]:
-    """Walk a finished run's line on `rows` dev rows and ask the model: what `walk.json` holds.
+    """Walk a finished run's line on `rows` dev rows and ask the model: what `interpolation.json`
+    holds.
 
     Without dev rows test rows serve, and then training rows. Raises what `open_run` raises, and
     `DataError` where there are no rows.
@@ -47,8 +48,10 @@ def take_walk(
     split = next((name for name in ("dev", "test", "train") if getattr(splits, name)), "dev")
     sequences = run.sequencer.build(getattr(splits, split)[:rows])
     total = len(PLACES) * len(sequences)
-    stage(report, "walking")
-    points = walk(run, sequences, lambda done: report(scoring("the walk", done, total)))
+    stage(report, "interpolating")
+    points = score_points(
+        run, sequences, lambda done: report(scoring("the interpolation", done, total))
+    )
     stage(report, "asking the model")
     return {
         **asked_for(folder, rows, overrides),
@@ -59,12 +62,12 @@ def take_walk(
     }
 
 
-def keep_walk(folder: str | Path, values: Mapping[str, Any]) -> None:
-    """Write `walk.json`, for the next page. Raises `RunError`."""
-    write_json(Path(folder) / WALK, values)
+def keep_interpolation(folder: str | Path, values: Mapping[str, Any]) -> None:
+    """Write `interpolation.json`, for the next page. Raises `RunError`."""
+    write_json(Path(folder) / INTERPOLATION, values)
 
 
-def walk(
+def score_points(
     run: OpenRun, sequences: Sequence[TokenSequence], progress: Progress | None = None
 ) -> list[dict[str, Any]]:
     """Scores with the rows at each of `PLACES`: 0 is the text, 1 the refined prompt.
@@ -72,14 +75,14 @@ def walk(
     Raises `DataError` where there are no rows.
     """
     if not sequences:
-        raise DataError("the walk: no rows to score; give at least one example")
+        raise DataError("the interpolation: no rows to score; give at least one example")
     evaluator, points = run.evaluator, []
-    heads = [sequence.head for sequence in sequences]
-    run.model.heads.expect((heads, len(PLACES) * evaluator.lookups))
+    prefixes = [sequence.prefix for sequence in sequences]
+    run.model.prefix_cache.expect((prefixes, len(PLACES) * evaluator.lookups))
     for i, place in enumerate(PLACES):
         before = i * len(sequences)
         told = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-        answered = evaluator.refined(rows_at(run.prompt, place), sequences, told)
+        answered = evaluator.score(rows_at(run.prompt, place), sequences, told)
         summary = summarize(answered, evaluator.target.choices)
         points.append(
             {
@@ -111,7 +114,7 @@ def replies(run: OpenRun) -> list[dict[str, Any]]:
             said = {}
             for name in ("text", "refined"):
                 rows = run.prompt.start_rows if name == "text" else run.prompt.rows
-                reply = evaluator.refined(rows, [sequence])[0]
+                reply = evaluator.score(rows, [sequence])[0]
                 said[name] = {"reply": reply.predicted.strip(), "cut": reply.cut}
         except EmbedgradError:
             continue

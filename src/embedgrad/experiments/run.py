@@ -30,7 +30,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.recipe.build import prepare
-from embedgrad.recipe.prefix_cache_effect import measure_heads
+from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import facts_of, predictions, provenance_of
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Do everything that a recipe says and return the content of `result.json`.
 
-    A `model` that is loaded already serves several runs, with the heads that it stores.
+    A `model` that is loaded already serves several runs, with the prefixes that it stores.
     `sinks` is called once `out` exists, and what it returns gets events (plain JSON values). After
     Ctrl-C the best rows so far are saved, and the result says `interrupted` and has no scores.
     Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's data,
@@ -62,7 +62,7 @@ def run(
         report = sinks()
         ready = prepare(recipe, out / "solutions.jsonl", report, model=model)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
-        effect, notes = measure_heads(model, recipe, sequencer, ready.train)
+        effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
         write_file(out / "recipe.toml", recipe.as_toml().encode())
     except BaseException:
@@ -120,7 +120,7 @@ def run(
                 f"{out / 'prompt'} holds the refined prompt; `embedgrad evaluate {out}` scores it"
             )
             raise RunError(f"{error}; {kept}") from error
-    result["head_cache"] = {**model.heads.figures, "precision_effect": effect}
+    result["prefix_cache"] = {**model.prefix_cache.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     result["threads"] = torch.get_num_threads()
     write_json(out / "result.json", result)

@@ -141,9 +141,9 @@ def _shown(text: str) -> str:
 
 def _chosen(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
     if refined:
-        answered = run.evaluator.refined(run.prompt.rows, batch)
+        answered = run.evaluator.score(run.prompt.rows, batch)
     else:
-        answered = run.evaluator.text(run.prompt.start_rows, batch)
+        answered = run.evaluator.score_text_prompt(run.prompt.start_rows, batch)
     choices = run.prompt.target.choices
     for found in answered:
         assert found.probabilities is not None
@@ -176,7 +176,7 @@ def _free(
 
 
 def _asked(run: Answering, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
-    """The rows and the sequence that a prompt makes of a query; see `Evaluator.text`."""
+    """The rows and the sequence that a prompt makes of a query; see `Evaluator.score_text_prompt`."""
     if refined:
         return run.prompt.rows, sequence
     if sequence.plain is None:

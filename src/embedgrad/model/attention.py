@@ -1,7 +1,7 @@
-"""Attention over stored stretches and a pass's own tokens.
+"""Attention over stored cached and a pass's own tokens.
 
-Keys and values of a stretch are read where they lie: neither joined to new ones nor repeated per
-query head, and heads get no gradient that nobody asks for. Plain matrix products, so it can be
+Keys and values of a piece are read where they lie: neither joined to new ones nor repeated per
+query head, and prefixes get no gradient that nobody asks for. Plain matrix products, so it can be
 differentiated twice on every device.
 """
 
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from embedgrad.model.kv_cache import Past
+from embedgrad.model.kv_cache import KVCache
 
 NAME = "embedgrad"
 BLOCK = 96  # queries at a time: later ones than a block's last are not even multiplied
 _SCORING = ("position_bias", "indices", "block_indices", "sinks")
-_past: contextvars.ContextVar[Past] = contextvars.ContextVar("past")
+_past: contextvars.ContextVar[KVCache] = contextvars.ContextVar("past")
 
 
 @contextlib.contextmanager
-def attending(config: Any, past: Past) -> Iterator[None]:
+def attending(config: Any, past: KVCache) -> Iterator[None]:
     """Let a model of this configuration attend to `past` by `attend`, within the block."""
     own, token = config._attn_implementation, _past.set(past)
     config._attn_implementation = NAME
@@ -59,8 +59,8 @@ def attend(
     past, layer = _past.get(), module.layer_idx
     past.attended.add(layer)
     masks = past.masks[past.kinds[layer] if past.kinds else next(iter(past.masks))]
-    keys = [stretch.keys[layer] for stretch in past.stretches]
-    values = [stretch.values[layer] for stretch in past.stretches]
+    keys = [piece.keys[layer] for piece in past.cached]
+    values = [piece.values[layer] for piece in past.cached]
     rows, heads, length, size = query.shape
     grouped = heads // key.shape[1]
     scale = 1 / math.sqrt(size) if scaling is None else scaling

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from embedgrad.model.attention import attending
 from embedgrad.model.capabilities import attention_windows, layer_kinds, no_reuse, rope_limit
-from embedgrad.model.kv_cache import Past, Slots
+from embedgrad.model.kv_cache import KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.packing import Batch
 from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
@@ -46,7 +46,7 @@ class FrozenModel:
         self._lock = threading.RLock()
         # What `LanguageModel` finds out by trying.
         self.joins_keys = False
-        self.plain_head = False
+        self.linear_lm_head = False
         self.feed_forward = last_feed_forward(
             loaded.model, getattr(self._config, "num_hidden_layers", 0)
         )
@@ -92,34 +92,36 @@ class FrozenModel:
 
     # -- with stored keys ----------------------------------------------------------------------
 
-    def read(self, embeds_BTD: Tensor, slots: Slots, past: Past) -> None:
+    def read(self, embeds_BTD: Tensor, slots: TokenLayout, past: KVCache) -> None:
         """Run the layers only: what comes out are the keys and values that `past` then holds."""
         nowhere = torch.zeros_like(slots.positions, dtype=torch.bool)
         self._pass(self.model.base_model, embeds_BTD, slots, past, nowhere)
 
-    def logits(self, embeds_BTD: Tensor, slots: Slots, past: Past, keep_BT: Tensor) -> Tensor:
+    def logits(
+        self, embeds_BTD: Tensor, slots: TokenLayout, past: KVCache, keep_BT: Tensor
+    ) -> Tensor:
         """Logits [N, V] at the N kept places."""
         output = self._pass(self.model, embeds_BTD, slots, past, keep_BT, logits_to_keep=keep_BT)
         logits: Tensor = output.logits
         return logits
 
-    def logprobs(self, embeds_BTD: Tensor, batch: Batch, past: Past) -> Tensor:
+    def logprobs(self, embeds_BTD: Tensor, batch: Batch, past: KVCache) -> Tensor:
         """Log-probabilities [W] of what the batch reads off."""
-        if not self.plain_head:
+        if not self.linear_lm_head:
             logits = self.logits(embeds_BTD, batch.slots, past, batch.keep_BT)
             return token_logprobs(logits, batch.rows, batch.tokens)
         output = self._pass(self.model.base_model, embeds_BTD, batch.slots, past, batch.keep_BT)
-        head = self.model.get_output_embeddings()
+        lm_head = self.model.get_output_embeddings()
         hidden_ND = output.last_hidden_state[batch.keep_BT]
-        bias = getattr(head, "bias", None)
-        return hidden_logprobs(hidden_ND, head.weight, bias, batch.rows, batch.tokens)
+        bias = getattr(lm_head, "bias", None)
+        return hidden_logprobs(hidden_ND, lm_head.weight, bias, batch.rows, batch.tokens)
 
     def _pass(
         self,
         model: Any,
         embeds_BTD: Tensor,
-        slots: Slots,
-        past: Past,
+        slots: TokenLayout,
+        past: KVCache,
         keep_BT: Tensor,
         **more: Any,
     ) -> Any:

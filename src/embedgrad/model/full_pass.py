@@ -1,4 +1,4 @@
-"""Every answer in a pass of its own over the whole sequence, for models without head reuse."""
+"""Every answer in a pass of its own over the whole sequence, for models without prefix reuse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_full(
         return torch.stack([torch.stack(row + [nothing] * (width - len(row))) for row in lone])
     prompt = (0,) * len(rows_PD)
     lines = [
-        (s.head + prompt + s.tail, len(s.head), ids, b * width + c)
+        (s.prefix + prompt + s.suffix, len(s.prefix), ids, b * width + c)
         for b, (s, targets) in enumerate(picked)
         for c, ids in enumerate(targets)
     ]
@@ -42,12 +42,12 @@ def in_full(
     prompt_at: list[int] = []
     wanted: list[int] = []
     cells: list[int] = []
-    for i, (context, head, ids, cell) in enumerate(lines):
+    for i, (context, prefix, ids, cell) in enumerate(lines):
         full = context + ids[:-1]
         ids_BT[i, : len(full)] = torch.tensor(full)
         mask_BT[i, : len(full)] = 1
         keep_BT[i, len(context) - 1 : len(full)] = True
-        prompt_at += range(i * longest + head, i * longest + head + len(prompt))
+        prompt_at += range(i * longest + prefix, i * longest + prefix + len(prompt))
         wanted += ids
         cells += [cell] * len(ids)
     at, tokens, cells_W = (torch.tensor(n, dtype=torch.long) for n in (prompt_at, wanted, cells))

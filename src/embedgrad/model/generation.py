@@ -1,4 +1,4 @@
-"""Free answers: decoding from a refined prompt, on top of stored heads."""
+"""Free answers: decoding from a refined prompt, on top of stored prefixes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Draft
-from embedgrad.model.kv_cache import Growing, Slots
+from embedgrad.model.kv_cache import GrowingKVCache, TokenLayout
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.packing import Layout
-from embedgrad.model.prefixes import Ahead
+from embedgrad.model.packing import Packing
+from embedgrad.model.prefixes import CachedContext
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -51,7 +51,7 @@ def replies(
     else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
     made: dict[int, tuple[Reply, ...]] = {}
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].head))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
     samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
     size = max(1, batch_size // samples)
     for start in range(0, len(order), size):
@@ -95,7 +95,7 @@ def stream(
     if model.one_by_one:
         steps = _steps_in_full(model, rows_PD, sequence, draft)
     else:
-        steps = _steps(model, model.past_of(rows_PD, [sequence]), [sequence], [draft])
+        steps = _steps(model, model.context_of(rows_PD, [sequence]), [sequence], [draft])
     sent = 0
     with closing(steps):
         for _ in steps:
@@ -119,7 +119,7 @@ def _draft(
     *,
     watched: bool = False,
 ) -> Draft:
-    length = len(sequence.head) + len(rows_PD) + len(sequence.tail)
+    length = len(sequence.prefix) + len(rows_PD) + len(sequence.suffix)
     context = model.info.context
     most = decoding.max_new_tokens
     # A row that is too long already was let through on purpose.
@@ -147,7 +147,7 @@ def _decode(
                 _decode_in_full(model, rows_PD, sequence, draft)
         return
     sequences = [sequence for sequence, _ in batch]
-    ahead = model.past_of(rows_PD, sequences)
+    ahead = model.context_of(rows_PD, sequences)
     for first in range(0, len(batch[0][1]), batch_size):
         some = [draft for _, drafts in batch for draft in drafts[first : first + batch_size]]
         for _ in _steps(model, ahead, sequences, some):
@@ -156,21 +156,24 @@ def _decode(
 
 @torch.inference_mode()
 def _steps(
-    model: LanguageModel, ahead: Ahead, sequences: Sequence[TokenSequence], drafts: Sequence[Draft]
+    model: LanguageModel,
+    ahead: CachedContext,
+    sequences: Sequence[TokenSequence],
+    drafts: Sequence[Draft],
 ) -> Generator[None, None, None]:
     """Decode a batch, a token at a time; the drafts of a sequence stand next to each other.
 
     Answers that are over are left out of the passes once they are many enough to be worth a copy.
 
-    `ahead` is made outside, not in inference mode: heads are stored, and training goes through
+    `ahead` is made outside, not in inference mode: prefixes are stored, and training goes through
     them.
     """
-    layout = Layout(len(ahead.rows_PD), 0)
+    layout = Packing(len(ahead.rows_PD), 0)
     for before, sequence in zip(ahead.before, sequences, strict=True):
-        layout.add(before, sequence.tail, ())
+        layout.add(before, sequence.suffix, ())
     everyone = range(len(sequences))
     batch = layout.tensors(everyone, model.device)
-    past = Growing(ahead.stretches(everyone), len(sequences))
+    past = GrowingKVCache(ahead.cached(everyone), len(sequences))
     embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True
@@ -197,7 +200,7 @@ def _steps(
         moving = torch.tensor([not draft.over for draft in drafts], device=model.device)
         positions = positions + moving[:, None].long()
         embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
-        logits = model.logits(embeds, Slots.trunk(positions), past, last)
+        logits = model.logits(embeds, TokenLayout.trunk(positions), past, last)
 
 
 def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
@@ -212,7 +215,7 @@ def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
     return torch.tensor(chosen, device=logits_NV.device)
 
 
-# -- models without (full) head reuse --------------------------------------------------------------
+# -- models without (full) prefix reuse ------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -236,8 +239,8 @@ def _decode_in_full(
     def over(_: Tensor, scores: object, **__: object) -> Tensor:
         return torch.tensor([draft.over], device=model.device)
 
-    ids = torch.tensor([sequence.head + (0,) * len(rows_PD) + sequence.tail])
-    at = torch.arange(len(rows_PD)) + len(sequence.head)
+    ids = torch.tensor([sequence.prefix + (0,) * len(rows_PD) + sequence.suffix])
+    at = torch.arange(len(rows_PD)) + len(sequence.prefix)
     embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
     model.forget_longest_pass()
     model.model.generate(

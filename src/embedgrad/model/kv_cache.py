@@ -1,8 +1,8 @@
-"""What the tokens of a pass attend to: stretches of stored keys and values, and each other.
+"""What the tokens of a pass attend to: cached of stored keys and values, and each other.
 
 Every token has a slot: its position in the sequence, and an interval of branches. A token sees what
 stands no later than itself and whose interval holds its own beginning, so that padding anywhere,
-ragged heads, choices side by side and sliding windows are one rule.
+ragged prefixes, choices side by side and sliding windows are one rule.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from embedgrad.model.prefix_cache import Head
+from embedgrad.model.prefix_cache import CachedPrefix
 
 TRUNK = 2**31 - 1  # where the trunk's interval ends
 
 
 @dataclass(frozen=True, slots=True)
-class Slots:
+class TokenLayout:
     """Positions and intervals of tokens, shape [B, T] each; B may be 1 for all rows alike.
 
     The trunk is [0, TRUNK); a branch is [enter, leave), and holds the branches that go on from it;
@@ -35,29 +35,31 @@ class Slots:
     leave: Tensor
 
     @classmethod
-    def trunk(cls, positions_BT: Tensor) -> Slots:
-        """Slots of tokens that all later ones see; padding where a position is negative."""
+    def trunk(cls, positions_BT: Tensor) -> TokenLayout:
+        """TokenLayout of tokens that all later ones see; padding where a position is negative."""
         real = positions_BT >= 0
         return cls(positions_BT, torch.where(real, 0, -1), torch.where(real, TRUNK, -1))
 
-    def __add__(self, other: Slots) -> Slots:
+    def __add__(self, other: TokenLayout) -> TokenLayout:
         pairs = (
             (self.positions, other.positions),
             (self.enter, other.enter),
             (self.leave, other.leave),
         )
-        return Slots(*(torch.cat(pair, dim=1) for pair in pairs))
+        return TokenLayout(*(torch.cat(pair, dim=1) for pair in pairs))
 
-    def expand(self, rows: int) -> Slots:
+    def expand(self, rows: int) -> TokenLayout:
         """The same slots for so many rows."""
-        return Slots(*(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave)))
+        return TokenLayout(
+            *(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave))
+        )
 
-    def rows(self, picked: Tensor) -> Slots:
+    def rows(self, picked: Tensor) -> TokenLayout:
         """The slots of the rows of these numbers."""
         parts = (self.positions, self.enter, self.leave)
-        return Slots(*(part.index_select(0, picked) for part in parts))
+        return TokenLayout(*(part.index_select(0, picked) for part in parts))
 
-    def see(self, keys: Slots, window: int | None) -> Tensor:
+    def see(self, keys: TokenLayout, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
         at, enter = self.positions[:, :, None], self.enter[:, :, None]
         key = keys.positions[:, None]
@@ -66,7 +68,7 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class CachedKV:
     """Keys and values of tokens before a pass: per layer [B or 1, key-value heads, K, size].
 
     `plain` says that every token of the pass sees all of them, sliding windows aside.
@@ -74,7 +76,7 @@ class Stretch:
 
     keys: Sequence[Tensor] | Tensor
     values: Sequence[Tensor] | Tensor
-    slots: Slots
+    slots: TokenLayout
     plain: bool
 
     @property
@@ -83,19 +85,19 @@ class Stretch:
         return self.slots.positions.shape[1]
 
 
-class Past(DynamicCache):
+class KVCache(DynamicCache):
     """The cache that a model is given for one pass.
 
-    The stretches stay where they are: the model gets back the pass's own keys and values only, and
-    `attention.attend` looks at the stretches. With `joined`, for a model that has its own attention
+    The cached stay where they are: the model gets back the pass's own keys and values only, and
+    `attention.attend` looks at the cached. With `joined`, for a model that has its own attention
     code, it gets all of them in one piece.
     """
 
-    def __init__(self, stretches: Sequence[Stretch] = ()):
+    def __init__(self, cached: Sequence[CachedKV] = ()):
         super().__init__()
-        self.stretches = tuple(stretches)
+        self.cached = tuple(cached)
         self.joined = False
-        self.attended: set[int] = set()  # layers that looked at the stretches
+        self.attended: set[int] = set()  # layers that looked at the cached
         self.kinds: Sequence[str] = ()
         self.masks: dict[str, list[Tensor | None]] = {}
         self.own_keys: list[Tensor] = []
@@ -103,12 +105,12 @@ class Past(DynamicCache):
 
     def see(
         self,
-        slots: Slots,
+        slots: TokenLayout,
         windows: Mapping[str, int | None],
         kinds: Sequence[str],
         dtype: torch.dtype,
     ) -> None:
-        """Make the masks of a pass: for each kind of layer one per stretch, and its own.
+        """Make the masks of a pass: for each kind of layer one per piece, and its own.
 
         `kinds` names the kind of every layer; empty: there is but one.
         """
@@ -117,14 +119,14 @@ class Past(DynamicCache):
         for kind, window in windows.items():
             masks = [
                 None
-                if stretch.plain and window is None
-                else _additive(slots.see(stretch.slots, window), dtype)
-                for stretch in self.stretches
+                if piece.plain and window is None
+                else _additive(slots.see(piece.slots, window), dtype)
+                for piece in self.cached
             ]
             self.masks[kind] = [*masks, _own_mask(slots, own, window, dtype)]
 
-    def _own_slots(self, slots: Slots) -> Slots:
-        """Slots of the keys that `update` gives back besides the stretches; asked once a pass."""
+    def _own_slots(self, slots: TokenLayout) -> TokenLayout:
+        """TokenLayout of the keys that `update` gives back besides the cached; asked once a pass."""
         return slots
 
     def joint_mask(self, kind: str) -> Tensor:
@@ -138,8 +140,8 @@ class Past(DynamicCache):
             return own
         shape = own.shape[:3]
         parts = [
-            own.new_zeros(*shape, stretch.length) if mask is None else mask.expand(*shape, -1)
-            for mask, stretch in zip(stored, self.stretches, strict=True)
+            own.new_zeros(*shape, piece.length) if mask is None else mask.expand(*shape, -1)
+            for mask, piece in zip(stored, self.cached, strict=True)
         ]
         return torch.cat([*parts, own], dim=3)
 
@@ -153,30 +155,30 @@ class Past(DynamicCache):
         if not self.joined:
             return key_states, value_states
         rows = len(key_states)
-        keys = [s.keys[layer_idx].expand(rows, -1, -1, -1) for s in self.stretches]
-        values = [s.values[layer_idx].expand(rows, -1, -1, -1) for s in self.stretches]
+        keys = [s.keys[layer_idx].expand(rows, -1, -1, -1) for s in self.cached]
+        values = [s.values[layer_idx].expand(rows, -1, -1, -1) for s in self.cached]
         return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return sum(stretch.length for stretch in self.stretches)
+        return sum(piece.length for piece in self.cached)
 
-    def as_stretch(self, slots: Slots) -> Stretch:
+    def as_cached(self, slots: TokenLayout) -> CachedKV:
         """What a pass without padding or branches made, for the next one to look at."""
-        return Stretch(self.own_keys, self.own_values, slots, plain=True)
+        return CachedKV(self.own_keys, self.own_values, slots, plain=True)
 
 
-class Growing(Past):
+class GrowingKVCache(KVCache):
     """A past that its own passes add to, for decoding token by token.
 
     All keys of a layer lie in one piece, new ones behind it; the room doubles when it is full.
     """
 
-    def __init__(self, stretches: Sequence[Stretch], rows: int):
+    def __init__(self, cached: Sequence[CachedKV], rows: int):
         super().__init__()
-        self._before = tuple(stretches)
-        self._slots = [stretch.slots.expand(rows) for stretch in stretches]
+        self._before = tuple(cached)
+        self._slots = [piece.slots.expand(rows) for piece in cached]
 
-    def _own_slots(self, slots: Slots) -> Slots:
+    def _own_slots(self, slots: TokenLayout) -> TokenLayout:
         self._slots = [functools.reduce(operator.add, [*self._slots, slots])]
         return self._slots[0]
 
@@ -194,10 +196,10 @@ class Growing(Past):
             if layer_idx == len(stored):
                 stored.append(_room(new, end))
                 at = 0
-                for stretch in self._before:
-                    old = getattr(stretch, name)[layer_idx]
-                    stored[layer_idx][:, :, at : at + stretch.length] = old
-                    at += stretch.length
+                for piece in self._before:
+                    old = getattr(piece, name)[layer_idx]
+                    stored[layer_idx][:, :, at : at + piece.length] = old
+                    at += piece.length
             elif stored[layer_idx].shape[2] < end:
                 more = _room(new, end)
                 more[:, :, :start] = stored[layer_idx][:, :, :start]
@@ -207,9 +209,9 @@ class Growing(Past):
         key, value = grown
         return key, value
 
-    def rows(self, picked: Tensor) -> Growing:
+    def rows(self, picked: Tensor) -> GrowingKVCache:
         """A past of its own for the rows of these numbers [N], in their order, also repeated."""
-        taken = Growing((), 0)
+        taken = GrowingKVCache((), 0)
         taken._slots = [slots.rows(picked) for slots in self._slots]
         taken.own_keys = [keys.index_select(0, picked) for keys in self.own_keys]
         taken.own_values = [values.index_select(0, picked) for values in self.own_values]
@@ -220,34 +222,36 @@ def _room(like: Tensor, tokens: int) -> Tensor:
     return like.new_empty(*like.shape[:2], 2 * tokens, like.shape[3])
 
 
-def stack_heads(heads: Sequence[Head], device: torch.device) -> list[Stretch]:
-    """Heads of a batch as one stretch, padded on the left; one shared head is not copied."""
-    longest = max(head.length for head in heads)
+def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> list[CachedKV]:
+    """Prefixes of a batch as one piece, padded on the left; one shared prefix is not copied."""
+    longest = max(prefix.length for prefix in prefixes)
     if not longest:
         return []
-    first = heads[0]
-    if all(head is first for head in heads):
+    first = prefixes[0]
+    if all(prefix is first for prefix in prefixes):
         keys, values = first.keys[:, None], first.values[:, None]
         lengths = [first.length]
     else:
-        some = next(head for head in heads if head.length)
+        some = next(prefix for prefix in prefixes if prefix.length)
         keys, values = (
-            part.new_empty(part.shape[0], len(heads), part.shape[1], longest, part.shape[3])
+            part.new_empty(part.shape[0], len(prefixes), part.shape[1], longest, part.shape[3])
             for part in (some.keys, some.values)
         )
-        for b, head in enumerate(heads):
-            padding = longest - head.length
+        for b, prefix in enumerate(prefixes):
+            padding = longest - prefix.length
             keys[:, b, :, :padding] = values[:, b, :, :padding] = 0
-            if head.length:
-                keys[:, b, :, padding:] = head.keys
-                values[:, b, :, padding:] = head.values
-        lengths = [head.length for head in heads]
+            if prefix.length:
+                keys[:, b, :, padding:] = prefix.keys
+                values[:, b, :, padding:] = prefix.values
+        lengths = [prefix.length for prefix in prefixes]
     positions = torch.arange(longest)[None] - longest + torch.tensor(lengths)[:, None]
-    slots = Slots.trunk(positions.to(device))
-    return [Stretch(keys, values, slots, plain=min(lengths) == longest)]
+    slots = TokenLayout.trunk(positions.to(device))
+    return [CachedKV(keys, values, slots, plain=min(lengths) == longest)]
 
 
-def _own_mask(slots: Slots, keys: Slots, window: int | None, dtype: torch.dtype) -> Tensor:
+def _own_mask(
+    slots: TokenLayout, keys: TokenLayout, window: int | None, dtype: torch.dtype
+) -> Tensor:
     """The mask over keys that end with the tokens' own."""
     seen = slots.see(keys, window)
     # Padding sees itself, because a softmax over nothing is NaN.

@@ -1,7 +1,7 @@
 """Where every token of a batch goes, as tensors: ids, slots, and what to read off.
 
-A row is laid out as prompt, tail, then the tree of its targets, padded on the left. A target's
-first token is read off the tail's end; the tokens behind it branch off there, and targets that
+A row is laid out as prompt, suffix, then the tree of its targets, padded on the left. A target's
+first token is read off the suffix's end; the tokens behind it branch off there, and targets that
 begin alike share their beginning.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from embedgrad.model.kv_cache import TRUNK, Slots
+from embedgrad.model.kv_cache import TRUNK, TokenLayout
 from embedgrad.prompt.boundaries import Ids
 
 PASS_COST = 64  # tokens that could be computed in the time by which a pass of its own is dearer
@@ -21,10 +21,10 @@ PASS_COST = 64  # tokens that could be computed in the time by which a pass of i
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one padded batch; see `Layout`. `rows` and `tokens` [W] are what to read off."""
+    """Tensors of one padded batch; see `Packing`. `rows` and `tokens` [W] are what to read off."""
 
     ids_BT: Tensor
-    slots: Slots
+    slots: TokenLayout
     keep_BT: Tensor
     prompt_at: Tensor
     rows: Tensor
@@ -37,7 +37,7 @@ class Batch:
         return table(logprobs_W, self.cells, self.shape)
 
 
-class Layout:
+class Packing:
     """A batch in the making; `prompt` counts the refined rows that stand in it, `width` targets."""
 
     def __init__(self, prompt: int, width: int):
@@ -45,9 +45,9 @@ class Layout:
         self.width = width
         self._rows: list[_Row] = []
 
-    def add(self, before: int, tail: Ids, targets: Sequence[Ids]) -> None:
+    def add(self, before: int, suffix: Ids, targets: Sequence[Ids]) -> None:
         """Add a row that goes on from `before` tokens."""
-        row = _Row(before, [0] * self.prompt + list(tail))
+        row = _Row(before, [0] * self.prompt + list(suffix))
         row.branch(targets)
         self._rows.append(row)
 
@@ -84,7 +84,7 @@ class Layout:
         rows = [index[b, at] for b, at, _, _ in wanted]
         return Batch(
             ids_BT=stack("ids", 0),
-            slots=Slots(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
+            slots=TokenLayout(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
             keep_BT=keep.to(device),
             prompt_at=torch.tensor(prompt_at, dtype=torch.long, device=device),
             rows=torch.tensor(rows, dtype=torch.long, device=device),

@@ -28,7 +28,7 @@ from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
-from embedgrad.prompt.trust_region import TrustRegion, shortened
+from embedgrad.prompt.trust_region import TrustRegion, store_compact
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{folder}: {name} are not finite; nothing was written")
-    tensors["start_rows"] = shortened(tensors["start_rows"])
+    tensors["start_rows"] = store_compact(tensors["start_rows"])
     content = tensors_to_bytes(tensors)
     count, width = tensors["rows"].shape
     described = {

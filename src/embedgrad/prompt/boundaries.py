@@ -45,11 +45,11 @@ class CuttingTokenizer:
             raise TemplateError(f"template: a row contains {CUT}, which embedgrad uses itself")
         return tuple(tuple(part) for part in parts[:-1])
 
-    def head(self, text: str, whole: str) -> Ids:
+    def prefix(self, text: str, whole: str) -> Ids:
         """Ids of what stands before a cut, with the BOS that `whole` gets."""
         return self.bos(whole) + self.cut(text)[0]
 
-    def tail(self, text: str) -> Ids:
+    def suffix(self, text: str) -> Ids:
         """Ids of what stands behind a cut."""
         return self.cut("", text)[1]
 

@@ -1,7 +1,7 @@
-"""From a filled template to token ids: head | prompt | tail | target.
+"""From a filled template to token ids: prefix | prompt | suffix | target.
 
-Head and tail are tokenized exactly as exported tokens will cut them, and every row is compared with
-the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens in
+Prefix and suffix are tokenized exactly as exported tokens will cut them, and every row is compared
+with the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens in
 `plain`, by which the text prompt is scored.
 """
 
@@ -26,7 +26,7 @@ class Target:
 
     choices: tuple[str, ...] = ()
     """The answers to choose from, as the model shall write them."""
-    prefix: str | None = None
+    answer_prefix: str | None = None
     """Text before the answer. Unset: a space after text that does not end in white space."""
     normalize: bool = False
     """Compare choices by log-probability per token instead of the sum."""
@@ -46,12 +46,12 @@ class TokenSequence:
     """One row in token ids.
 
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
-    `plain` holds the uncut ids of head, span and tail where they differ from the cut ones, else
-    None. The first `shared` ids of the head come from the template, and many rows share them.
+    `plain` holds the uncut ids of prefix, span and suffix where they differ from the cut ones, else
+    None. The first `shared` ids of the prefix come from the template, and many rows share them.
     """
 
-    head: Ids
-    tail: Ids
+    prefix: Ids
+    suffix: Ids
     targets: tuple[Ids, ...]
     gold: int
     plain: Ids | None
@@ -164,14 +164,15 @@ class Sequencer:
     # -- one row -------------------------------------------------------------------------------
 
     def _sequence(self, rendered: Rendered, example: Example) -> TokenSequence:
-        head_text, tail_text = self._outer(rendered)
-        head = self._cutting.head(head_text, rendered.text)
-        # The tail does not depend on what stands before the cut, so equal tails are tokenized once.
-        opening = self._prefix(rendered)
-        tail, _ = self._answer_ids(tail_text, "")
+        prefix_text, suffix_text = self._outer(rendered)
+        prefix = self._cutting.prefix(prefix_text, rendered.text)
+        # The suffix does not depend on what stands before the cut, so equal suffixes are tokenized
+        # once.
+        opening = self._answer_prefix(rendered)
+        suffix, _ = self._answer_ids(suffix_text, "")
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
-        targets = tuple(self._answer_ids(tail_text, opening + answer)[1] for answer in answers)
+        targets = tuple(self._answer_ids(suffix_text, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
             raise DataError(
                 f"target.choices: {list(answers)!r} are not different texts for this model's "
@@ -188,20 +189,22 @@ class Sequencer:
                 )
             gold = self.target.choices.index(example.answer)
         plain = self._cutting.plain(rendered.text)
-        same = plain == head + self.span.ids + tail
-        shared = _alike(head, self._opening)
-        return TokenSequence(head, tail, targets, gold, None if same else plain, example, shared)
+        same = plain == prefix + self.span.ids + suffix
+        shared = _alike(prefix, self._opening)
+        return TokenSequence(
+            prefix, suffix, targets, gold, None if same else plain, example, shared
+        )
 
     @functools.cached_property
     def _opening(self) -> Ids:
-        """How every head begins, whatever the columns hold."""
+        """How every prefix begins, whatever the columns hold."""
         columns = self.renderer.template.columns
-        heads = []
+        prefixes = []
         for filling in "ab":
             rendered = self.renderer(dict.fromkeys(columns, filling))
-            heads.append(self._cutting.head(self._outer(rendered)[0], rendered.text))
-        opening = heads[0][: _alike(*heads)]
-        return opening if len(opening) < len(heads[0]) else ()
+            prefixes.append(self._cutting.prefix(self._outer(rendered)[0], rendered.text))
+        opening = prefixes[0][: _alike(*prefixes)]
+        return opening if len(opening) < len(prefixes[0]) else ()
 
     def _ends(self, targets: Sequence[Ids]) -> bool:
         """Whether the end of the turn belongs to the answers."""
@@ -219,34 +222,34 @@ class Sequencer:
         return True
 
     def _outer(self, rendered: Rendered) -> tuple[str, str]:
-        """Head and tail without what was drawn into the span."""
+        """Prefix and suffix without what was drawn into the span."""
         left, right = self.span.drawn_left, self.span.drawn_right
-        if not (rendered.head.endswith(left) and rendered.tail.startswith(right)):
+        if not (rendered.prefix.endswith(left) and rendered.suffix.startswith(right)):
             raise TemplateError(
                 f"template: the text next to the span is not the one it was prepared for "
                 f"({left!r} before it, {right!r} after it)"
             )
-        return rendered.head[: len(rendered.head) - len(left)], rendered.tail[len(right) :]
+        return rendered.prefix[: len(rendered.prefix) - len(left)], rendered.suffix[len(right) :]
 
-    def _prefix(self, rendered: Rendered) -> str:
-        if self.target.prefix is not None:
-            return self.target.prefix
+    def _answer_prefix(self, rendered: Rendered) -> str:
+        if self.target.answer_prefix is not None:
+            return self.target.answer_prefix
         template = self.renderer.template
         opened = template.text is not None or template.messages[-1].role == "assistant"
         spaced = opened and not rendered.text[-1:].isspace()
         self._spaced |= spaced
         return " " if spaced else ""
 
-    def _tokenize_answer(self, tail: str, answer: str) -> tuple[Ids, Ids]:
-        """Ids of the tail, and of an answer behind it."""
-        tail_ids = self._cutting.tail(tail)
+    def _tokenize_answer(self, suffix: str, answer: str) -> tuple[Ids, Ids]:
+        """Ids of the suffix, and of an answer behind it."""
+        suffix_ids = self._cutting.suffix(suffix)
         if not answer:
-            return tail_ids, ()
-        joint = self._cutting.tail(tail + answer)
-        if joint[: len(tail_ids)] == tail_ids and len(joint) > len(tail_ids):
-            return tail_ids, joint[len(tail_ids) :]
-        # The answer would merge with the tail, but the tail is fixed before the model answers.
-        return tail_ids, self._cutting.cut("", tail, answer)[2]
+            return suffix_ids, ()
+        joint = self._cutting.suffix(suffix + answer)
+        if joint[: len(suffix_ids)] == suffix_ids and len(joint) > len(suffix_ids):
+            return suffix_ids, joint[len(suffix_ids) :]
+        # The answer would merge with the suffix, but the suffix is fixed before the model answers.
+        return suffix_ids, self._cutting.cut("", suffix, answer)[2]
 
     def _end_of_turn(self) -> Ids:
         """The token that ends an answer: the chat template's, else the tokenizer's."""
@@ -263,7 +266,7 @@ class Sequencer:
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""
         longest = max((len(ids) for ids in sequence.targets), default=0)
-        length = len(sequence.head) + len(self.span.ids) + len(sequence.tail) + longest
+        length = len(sequence.prefix) + len(self.span.ids) + len(sequence.suffix) + longest
         if not self.context or length <= self.context:
             return 0
         if self.truncate is None:

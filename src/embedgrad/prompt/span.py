@@ -39,7 +39,7 @@ def find_span(renderer: Renderer, tokenizer: CuttingTokenizer, rows: Sequence[Ex
     if not rows:
         raise DataError("no rows to tokenize the template with; give at least one example")
     text = renderer.template.span
-    if not tokenizer.tail(text):
+    if not tokenizer.suffix(text):
         raise TemplateError(
             f"template: the span {text!r} tokenizes to nothing; write words into it"
         )
@@ -50,7 +50,7 @@ def find_span(renderer: Renderer, tokenizer: CuttingTokenizer, rows: Sequence[Ex
         ((i, j) for i in range(len(left) + 1) for j in range(len(right) + 1)),
         key=lambda pair: (sum(pair), pair),
     )
-    most, ids, drawn = 0, tokenizer.tail(text), ("", "")
+    most, ids, drawn = 0, tokenizer.suffix(text), ("", "")
     for i, j in widths:
         middle, agreeing = _middle(tokenizer, rendered, plain, i, j)
         if agreeing > most:
@@ -67,10 +67,10 @@ def _middle(
     """The span's ids with i and j characters drawn in, and for how many rows they are these."""
     middles: Counter[Ids] = Counter()
     for r, ids in zip(rendered, plain, strict=True):
-        head = tokenizer.head(r.head[: len(r.head) - i], r.text)
-        tail = tokenizer.tail(r.tail[j:])
-        middle = ids[len(head) : len(ids) - len(tail)]
-        if middle and ids == head + middle + tail:
+        prefix = tokenizer.prefix(r.prefix[: len(r.prefix) - i], r.text)
+        suffix = tokenizer.suffix(r.suffix[j:])
+        middle = ids[len(prefix) : len(ids) - len(suffix)]
+        if middle and ids == prefix + middle + suffix:
             middles[middle] += 1
     return middles.most_common(1)[0] if middles else ((), 0)
 
@@ -80,8 +80,8 @@ def _fixed_text(renderer: Renderer, rendered: Sequence[Rendered]) -> tuple[str, 
     # What stays the same for quite other values of every column is fixed.
     names = renderer.template.columns
     probes = [renderer(dict.fromkeys(names, value)) for value in ("a.", "(b)")]
-    left = _common(r.head[::-1] for r in (*rendered, *probes))[::-1]
-    right = _common(r.tail for r in (*rendered, *probes))
+    left = _common(r.prefix[::-1] for r in (*rendered, *probes))[::-1]
+    right = _common(r.suffix for r in (*rendered, *probes))
     return left[-DRAWN_AT_MOST:], right[:DRAWN_AT_MOST]
 
 

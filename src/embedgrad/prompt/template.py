@@ -40,14 +40,14 @@ class Message:
 class Rendered:
     """A filled template: the text before the span, the span, and the text after it."""
 
-    head: str
+    prefix: str
     span: str
-    tail: str
+    suffix: str
 
     @property
     def text(self) -> str:
         """The whole text, as a model without refined rows would get it."""
-        return self.head + self.span + self.tail
+        return self.prefix + self.span + self.suffix
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Renderer:
                 f"template: the chat template shows the span {marked.count(SPAN_MARK)} times "
                 "instead of once; put the span into another message"
             )
-        head, tail = marked.split(SPAN_MARK)
-        rendered = Rendered(head, self.template.span, tail)
+        prefix, suffix = marked.split(SPAN_MARK)
+        rendered = Rendered(prefix, self.template.span, suffix)
         if self._render(columns, self.template.span) != rendered.text:
             raise TemplateError(
                 "template: the chat template changes the text of the message that holds the span "

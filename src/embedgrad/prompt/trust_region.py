@@ -60,7 +60,7 @@ def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     return torch.cosine_similarity(rows_PD, start_PD, dim=1)
 
 
-def shortened(rows_PD: Tensor) -> Tensor:
+def store_compact(rows_PD: Tensor) -> Tensor:
     """Start rows in 16 bits a number, where rounding moves them little: the model has them too."""
     if torch.equal(rows_PD.bfloat16().float(), rows_PD):
         return rows_PD.bfloat16()

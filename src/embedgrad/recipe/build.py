@@ -13,7 +13,7 @@ from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.language_model import LanguageModel, load_model
-from embedgrad.model.prefix_cache import HeadCache, Spill
+from embedgrad.model.prefix_cache import PrefixCache, Spill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.recipe.recipe import Recipe
@@ -92,7 +92,7 @@ def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
     """Says where the context ends before an answer has as many tokens as it may have."""
-    lengths = [len(s.head) + len(sequencer.span.ids) + len(s.tail) for s in sequences]
+    lengths = [len(s.prefix) + len(sequencer.span.ids) + len(s.suffix) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []
@@ -128,16 +128,18 @@ def read_data(recipe: Recipe) -> Splits:
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model, with a store of heads as the recipe says."""
+    """The recipe's model, with a store of prefixes as the recipe says."""
 
     def notify(text: str) -> None:
         say(report, [text])
 
-    heads = recipe.head_cache
+    prefixes = recipe.prefix_cache
     # First of all: a folder that cannot be used is told at once.
-    spill = None if heads.spill is None else Spill(heads.spill, heads.spill_budget, notify)
-    model = load_model(**asdict(recipe.model), head_cache_budget=0, notify=notify)
-    model.heads = HeadCache.on(model.device, heads.budget, spill=spill, precision=heads.precision)
+    spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, notify)
+    model = load_model(**asdict(recipe.model), prefix_cache_budget=0, notify=notify)
+    model.prefix_cache = PrefixCache.on(
+        model.device, prefixes.budget, spill=spill, precision=prefixes.precision
+    )
     return model
 
 

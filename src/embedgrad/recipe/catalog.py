@@ -36,7 +36,7 @@ _TEMPLATE = (
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
 # How a part is written where it is not a section of its own.
-_WRITTEN = {"gradients": "[[gradients]]", "scorer": "[evaluation] scorer ="}
+_WRITTEN = {"transforms": "[[transforms]]", "scorer": "[evaluation] scorer ="}
 
 
 def catalog(only: str | None = None) -> dict[str, Any]:

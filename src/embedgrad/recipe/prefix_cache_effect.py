@@ -1,4 +1,4 @@
-"""What storing heads takes and changes, measured on a run's own rows before it starts."""
+"""What storing prefixes takes and changes, measured on a run's own rows before it starts."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from embedgrad.formatting import size
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.prefix_cache import HeadCache
+from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.parts.objectives import Objective
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.recipe.recipe import Recipe
 
 
-def measure_heads(
+def measure_prefixes(
     model: LanguageModel, recipe: Recipe, sequencer: Sequencer, train: Sequence[TokenSequence]
 ) -> tuple[float | None, list[str]]:
-    """What half precision changes in the loss, if it is used, and what is to be said of heads."""
+    """What half precision changes in the loss, if it is used, and what is to be said of prefixes."""
     batch = recipe.training.batch_size
     if model.reuse_off:
-        return None, [f"heads are not reused: {model.reuse_off}"]
+        return None, [f"prefixes are not reused: {model.reuse_off}"]
     lack = lack_of_room(model, train, batch)
     notes = [lack] if lack else []
-    if model.heads.precision != "half":
+    if model.prefix_cache.precision != "half":
         return None, notes
     objective, target, rows = recipe.parts.objective, sequencer.target, train[:batch]
     effect = precision_effect(
@@ -37,7 +37,7 @@ def measure_heads(
         normalize=target.normalize,
     )
     told = f"change a row's loss by {effect:.1e} nats (mean of {len(rows)} rows)"
-    return effect, [*notes, f"half-precision heads {told}"]
+    return effect, [*notes, f"half-precision prefixes {told}"]
 
 
 @torch.no_grad()
@@ -50,46 +50,49 @@ def precision_effect(
     choices: bool,
     normalize: bool = False,
 ) -> float:
-    """Mean absolute change of a row's loss, in nats, when heads are stored in half precision."""
+    """Mean absolute change of a row's loss, in nats, when prefixes are stored in half precision."""
 
-    def losses_B(heads: HeadCache) -> Tensor:
-        model.heads = heads
+    def losses_B(prefixes: PrefixCache) -> Tensor:
+        model.prefix_cache = prefixes
         outcome = model.outcome(rows_PD, sequences, choices=choices, normalize=normalize)
         return objective.losses(outcome)
 
-    stored, exact = model.heads, HeadCache(sys.maxsize)
-    half = HeadCache(sys.maxsize, precision="half")
+    stored, exact = model.prefix_cache, PrefixCache(sys.maxsize)
+    half = PrefixCache(sys.maxsize, precision="half")
     try:
         before = losses_B(exact)
-        for ids in {sequence.head for sequence in sequences}:
-            head = exact.get(ids)
-            if head is not None:
-                half.put(ids, head)
+        for ids in {sequence.prefix for sequence in sequences}:
+            prefix = exact.get(ids)
+            if prefix is not None:
+                half.put(ids, prefix)
         return (losses_B(half) - before).abs().mean().item()
     finally:
-        model.heads = stored
+        model.prefix_cache = stored
 
 
 def lack_of_room(model: LanguageModel, sequences: Sequence[TokenSequence], batch: int) -> str:
-    """A note where not even the heads of one batch can be stored; else nothing.
+    """A note where not even the prefixes of one batch can be stored; else nothing.
 
     A budget of 0 is meant, and gets none.
     """
-    heads = {s.head for s in sequences if s.head}
-    if not heads or not model.heads.room:
+    prefixes = {s.prefix for s in sequences if s.prefix}
+    if not prefixes or not model.prefix_cache.room:
         return ""
-    shortest = min(heads, key=len)
-    stored, model.heads = model.heads, HeadCache(0)  # a look at one head is no use of it
+    shortest = min(prefixes, key=len)
+    stored, model.prefix_cache = (
+        model.prefix_cache,
+        PrefixCache(0),
+    )  # a look at one prefix is no use of it
     try:
-        (sample,) = model.heads_of([shortest])
+        (sample,) = model.prefixes_of([shortest])
     finally:
-        model.heads = stored
+        model.prefix_cache = stored
     per_token = stored.as_stored(sample).nbytes / len(shortest)
-    need = per_token * sum(sorted(map(len, heads))[-batch:])
-    if need <= model.heads.room:
+    need = per_token * sum(sorted(map(len, prefixes))[-batch:])
+    if need <= model.prefix_cache.room:
         return ""
     return (
-        f"head_cache.budget: the heads of a batch of {batch} rows need {size(need)}, and there is "
-        f"room for {size(model.heads.room)}; the others are computed anew in every step, with the "
-        "same results; raise the budget, or name a folder in head_cache.spill"
+        f"prefix_cache.budget: the prefixes of a batch of {batch} rows need {size(need)}, and "
+        f"there is room for {size(model.prefix_cache.room)}; the others are computed anew in every "
+        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
     )

@@ -26,8 +26,8 @@ from embedgrad.recipe.settings import (
     CompareSettings,
     DataSettings,
     ExportSettings,
-    HeadCacheSettings,
     ModelSettings,
+    PrefixCacheSettings,
     ReportSettings,
 )
 from embedgrad.training.self_training import Solutions, source_problems
@@ -46,7 +46,7 @@ class Recipe:
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
     solutions: Solutions = Solutions()
-    head_cache: HeadCacheSettings = HeadCacheSettings()
+    prefix_cache: PrefixCacheSettings = PrefixCacheSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
     export: ExportSettings = ExportSettings()
@@ -94,17 +94,17 @@ class Recipe:
             scorer = evaluation.pop("scorer", scorer)
         scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
         built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        gradients = values.get("gradients", [{}])
+        gradients = values.get("transforms", [{}])
         if not isinstance(gradients, list | tuple):
-            problems.append("gradients: expected a list, as in [[gradients]]")
+            problems.append("transforms: expected a list, as in [[transforms]]")
             gradients = []
         template, merges = _template(values.get("template"), problems)
         target = section("target", Target)
         parts = {
             "trust_region": section("trust_region", TrustRegion),
             "schedule": section("schedule", Schedule),
-            "gradients": tuple(
-                build_part("gradients", value, f"gradients.{i}", problems)
+            "transforms": tuple(
+                build_part("transforms", value, f"transforms.{i}", problems)
                 for i, value in enumerate(gradients)
             ),
             **{
@@ -119,7 +119,7 @@ class Recipe:
             "target": target,
             "training": section("training", Training),
             "solutions": section("solutions", Solutions),
-            "head_cache": section("head_cache", HeadCacheSettings),
+            "prefix_cache": section("prefix_cache", PrefixCacheSettings),
             "report": section("report", ReportSettings),
             "compare": section("compare", CompareSettings),
             "export": section("export", ExportSettings),
@@ -147,7 +147,7 @@ class Recipe:
             "trust_region": values_of(parts.trust_region),
             "parameterization": part_values("parameterization", parts.parameterization),
             "objective": part_values("objective", parts.objective),
-            "gradients": [part_values("gradients", part) for part in parts.gradients],
+            "transforms": [part_values("transforms", part) for part in parts.transforms],
             "optimizer": part_values("optimizer", parts.optimizer),
             "schedule": values_of(parts.schedule),
             "training": values_of(self.training),
@@ -156,7 +156,7 @@ class Recipe:
                 **values_of(self.evaluation),
                 "scorer": part_values("scorer", self.evaluation.scorer),
             },
-            "head_cache": values_of(self.head_cache),
+            "prefix_cache": values_of(self.prefix_cache),
             "report": values_of(self.report),
             "compare": values_of(self.compare),
             "export": values_of(self.export),
@@ -177,13 +177,13 @@ SECTIONS: dict[str, type | None] = {
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
-    "gradients": None,
+    "transforms": None,
     "optimizer": None,
     "schedule": Schedule,
     "training": Training,
     "solutions": Solutions,
     "evaluation": Evaluation,
-    "head_cache": HeadCacheSettings,
+    "prefix_cache": PrefixCacheSettings,
     "report": ReportSettings,
     "compare": CompareSettings,
     "export": ExportSettings,
@@ -262,20 +262,20 @@ def _check_together(
         problems += source_problems(recipe["solutions"], target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)
-    if recipe["head_cache"]:
-        _check_heads(recipe["head_cache"], problems)
+    if recipe["prefix_cache"]:
+        _check_prefixes(recipe["prefix_cache"], problems)
 
 
-def _check_heads(heads: HeadCacheSettings, problems: list[str]) -> None:
-    for name, budget in (("budget", heads.budget), ("spill_budget", heads.spill_budget)):
+def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
+    for name, budget in (("budget", prefixes.budget), ("spill_budget", prefixes.spill_budget)):
         if isinstance(budget, float) and not math.isfinite(budget):
             continue  # told already, as of every number
         try:
             budget_bytes(budget, name)
         except RecipeError as error:
-            problems += [f"head_cache.{name}: {problem}" for problem in error.problems]
-    if heads.spill is not None and not heads.spill.strip():
-        problems.append("head_cache.spill: ''; expected a folder, or leave the option out")
+            problems += [f"prefix_cache.{name}: {problem}" for problem in error.problems]
+    if prefixes.spill is not None and not prefixes.spill.strip():
+        problems.append("prefix_cache.spill: ''; expected a folder, or leave the option out")
 
 
 def _check_splits(data: DataSettings, problems: list[str]) -> None:

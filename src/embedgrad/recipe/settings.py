@@ -81,18 +81,18 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class HeadCacheSettings:
-    """Where stored heads may lie, and how much room they may take."""
+class PrefixCacheSettings:
+    """Where stored prefixes may lie, and how much room they may take."""
 
     budget: str | float = 0.25
     """Bytes, a size such as "2 GiB", or a share (below 1) of free memory, on a GPU of its own;
     0 stores nothing there."""
     spill: str | None = None
-    """A folder for heads that do not fit into memory; unset: they are computed anew."""
+    """A folder for prefixes that do not fit into memory; unset: they are computed anew."""
     spill_budget: str | float = 0.5
     """As budget, of free disk; the last 5 % of a disk stay free."""
     precision: Literal["model", "half"] = "model"
-    """Of stored heads; half: 16 bits a number, and what it changes in the loss is told."""
+    """Of stored prefixes; half: 16 bits a number, and what it changes in the loss is told."""
 
 
 COMPARED = (

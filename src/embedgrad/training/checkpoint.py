@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 @dataclass
-class TrainingState:
+class Checkpoint:
     """Everything that the next step depends on.
 
     The order of examples is a function of seed and epoch, so `step` alone says which batch is next.
@@ -68,7 +68,7 @@ class TrainingState:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> TrainingState:
+    def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote. Raises `RunError` where it is missing or damaged."""
         try:
             tensors = load_tensors((folder / "state.safetensors").read_bytes())

@@ -24,7 +24,7 @@ from embedgrad.parts.parameterizations import Theta
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.trust_region import distances
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Parts, Refinement, Training
 
@@ -39,9 +39,9 @@ def optimize(
     parts: Parts = Parts(),
     evaluation: Evaluation = Evaluation(),
     start_rows: Tensor | None = None,
-    state: TrainingState | None = None,
+    state: Checkpoint | None = None,
     report: Report = nowhere,
-    keep: Callable[[TrainingState], None] = lambda state: None,
+    keep: Callable[[Checkpoint], None] = lambda state: None,
 ) -> Refinement:
     """Refine the rows of the span on `train`, keeping those that score best on `dev`.
 
@@ -112,22 +112,22 @@ class _Loop:
 
     # -- the run -------------------------------------------------------------------------------
 
-    def start(self, state: TrainingState | None) -> None:
+    def start(self, state: Checkpoint | None) -> None:
         """Begin at the text prompt, scored on dev; or go on from a state."""
         if state is not None:
             self._restore(state)
         left, new = self.total - self.step, not self.best.history
-        self.model.heads.expect(
-            ([s.head for s in self.train], left / self.steps_per_epoch),
-            ([s.head for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
+        self.model.prefix_cache.expect(
+            ([s.prefix for s in self.train], left / self.steps_per_epoch),
+            ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
         )
         if self.dev and new:
             self._evaluate()
         self.state = self._snapshot()
 
-    def run(self, keep: Callable[[TrainingState], None]) -> str:
+    def run(self, keep: Callable[[Checkpoint], None]) -> str:
         """All steps; returns why it ended."""
-        if self.best.is_stale(self.training.patience):  # cut off right after its last state
+        if self.best.stops_early(self.training.patience):  # cut off right after its last state
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
@@ -141,13 +141,13 @@ class _Loop:
                     self.best.take(self.rows(), self.step)
                 self.state = self._snapshot()
                 keep(self.state)
-                if self.best.is_stale(self.training.patience):
+                if self.best.stops_early(self.training.patience):
                     return "patience"
         return "finished"
 
-    def _snapshot(self) -> TrainingState:
+    def _snapshot(self) -> Checkpoint:
         """Where the loop stands, out of reach of its next step."""
-        return TrainingState(
+        return Checkpoint(
             step=self.step,
             theta={name: value.detach().clone() for name, value in self.theta.items()},
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
@@ -156,7 +156,7 @@ class _Loop:
             history=list(self.best.history),
         )
 
-    def _restore(self, state: TrainingState) -> None:
+    def _restore(self, state: Checkpoint) -> None:
         saved, own = ({k: v.shape for k, v in t.items()} for t in (state.theta, self.theta))
         if saved != own:
             raise RunError("the saved state belongs to another prompt, model or parameterization")
@@ -174,7 +174,7 @@ class _Loop:
             for i in range(self.steps_per_epoch):
                 step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
                 if first <= step < self.total:
-                    if step > first:  # the first step shall not wait for others' heads
+                    if step > first:  # the first step shall not wait for others' prefixes
                         ahead = size * min(16, self.total - step)
                         self.model.prepare([self.train[j] for j in rows[:ahead]])
                     yield step, [self.train[j] for j in rows[:size]]
@@ -196,7 +196,7 @@ class _Loop:
                     "optimizer.learning_rate, or model.dtype = 'float32'"
                 )
             self.proven = self.rows().detach().clone()
-            for transform in parts.gradients:
+            for transform in parts.transforms:
                 gradients = transform(gradients)
             for name in names:
                 self.theta[name].grad = gradients[name]
@@ -257,7 +257,9 @@ class _Loop:
         rows = self.rows().detach()
         plain = self.is_text and not self.step
         try:
-            answered = (self.evaluator.text if plain else self.evaluator.refined)(rows, self.dev)
+            answered = (self.evaluator.score_text_prompt if plain else self.evaluator.score)(
+                rows, self.dev
+            )
         except ModelError as error:
             why = f"step {self.step}: {error}, or a smaller optimizer.learning_rate"
             raise DivergenceError(why) from error
@@ -283,7 +285,7 @@ class _Loop:
                 **distances(self.rows(), self.start_PD),
                 "examples": examples,
                 "seconds": seconds,
-                **self.model.heads.progress,
+                **self.model.prefix_cache.progress,
             }
         )
 

@@ -44,7 +44,7 @@ class Best:
         """The score of the rows that are kept."""
         return next(score for score in self.history if score["step"] == self.step)
 
-    def is_stale(self, patience: int | None) -> bool:
+    def stops_early(self, patience: int | None) -> bool:
         """Whether the last `patience` scores brought nothing better."""
         if patience is None or not self.history:
             return False

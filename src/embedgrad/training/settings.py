@@ -12,10 +12,10 @@ from annotated_types import Ge, Gt
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
-from embedgrad.parts.transforms import Clip, GradientTransform
+from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
 
 
@@ -73,7 +73,7 @@ class Parts:
     trust_region: TrustRegion = TrustRegion()
     parameterization: Parameterization = Free()
     objective: Objective = CrossEntropy()
-    gradients: tuple[GradientTransform, ...] = (Clip(),)
+    transforms: tuple[Transform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
 
@@ -87,7 +87,7 @@ class Refinement:
     """
 
     prompt: PromptEmbedding
-    state: TrainingState
+    state: Checkpoint
     ended: str
     steps: int
     seconds: float

@@ -228,9 +228,9 @@ def check_token_ids(path: Path, module: Any, exported: Exported) -> None:
     """Refuse a file that makes other tokens of a row than training. Raises `ExportError`."""
     for sequence in askable(exported):
         made = tuple(tuple(ids) for ids in module.token_ids(dict(sequence.example.columns)))
-        if made != (sequence.head, sequence.tail):
+        if made != (sequence.prefix, sequence.suffix):
             where = _first_difference(
-                (*made[0], -1, *made[1]), (*sequence.head, -1, *sequence.tail)
+                (*made[0], -1, *made[1]), (*sequence.prefix, -1, *sequence.suffix)
             )
             raise ExportError(
                 f"{path.name}: makes other tokens of {sequence.example.source} than training, from "

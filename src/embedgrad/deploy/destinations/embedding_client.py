@@ -74,8 +74,8 @@ def embedding():
 def embeddings(columns):
     """The whole prompt, tokens x width."""
     parts = (torch.tensor(ids, dtype=torch.long) for ids in token_ids(columns))
-    head, tail = (embedding()(ids).to(rows) for ids in parts)
-    return torch.cat([head, rows, tail])
+    prefix, suffix = (embedding()(ids).to(rows) for ids in parts)
+    return torch.cat([prefix, rows, suffix])
 
 
 def send(body, url="{url}"):
@@ -122,7 +122,7 @@ class Bodies(Destination):
 
     def bytes_needed(self, job: Job) -> int:
         rows, width = job.prompts[0].rows_PD.shape
-        tokens = max((len(s.head) + len(s.tail) for s in job.prompts[0].sequences), default=0)
+        tokens = max((len(s.prefix) + len(s.suffix) for s in job.prompts[0].sequences), default=0)
         return (24 * (tokens + 1000) + 4 * rows) * width + 2**20  # the example, in digits, and rows
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:

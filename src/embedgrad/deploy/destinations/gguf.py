@@ -22,7 +22,7 @@ from embedgrad.deploy.formats.chat_template import (
 from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
 from embedgrad.deploy.formats.gguf_reader import from_gguf
 from embedgrad.deploy.formats.gguf_writer import (
-    HEAD,
+    LM_HEAD,
     TABLE,
     Contents,
     Entry,
@@ -83,8 +83,8 @@ class Gguf(Destination):
             "size": len(extended.metadata[_TOKENS].value),
             "types": dict(Counter(kinds.values())),
             "embedding": kinds[TABLE],
-            "output": kinds[HEAD],
-            "untied": HEAD not in {weight.name for weight in contents.weights},
+            "output": kinds[LM_HEAD],
+            "untied": LM_HEAD not in {weight.name for weight in contents.weights},
             "guard": {
                 "row": guard.row,
                 "token": str(contents.metadata[_TOKENS].value[guard.row]),
@@ -144,18 +144,20 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     info, setting = job.model.info, job.settings.gguf
     by_name = {weight.name: weight for weight in contents.weights}
     table = by_name[TABLE]
-    head = by_name.get(HEAD) or replace(table, name=HEAD)
+    lm_head = by_name.get(LM_HEAD) or replace(table, name=LM_HEAD)
     rows_PD = table_rows(torch.cat([exported.rows_PD for exported in job.prompts]), info)
     names = [t for e in job.prompts for t in token_names(job.tag, e.name, len(e.rows_PD))]
     first, stop = _added(job, contents)
     # Tokens that the tokenizer has and the file has not get places too, so that ids agree.
     missing = stop - first - len(names)
     rows_PD = torch.cat([torch.zeros(missing, info.width), rows_PD])
-    head = head.converted(served_kind(head, setting))
+    lm_head = lm_head.converted(served_kind(lm_head, setting))
     kind = _table_kind(job)
     changed = {
         TABLE: table.converted(kind).with_rows(first, row_bytes(rows_PD, kind)),
-        HEAD: head.with_rows(first, head.read(guard, guard + 1).repeat(len(rows_PD), axis=0)),
+        LM_HEAD: lm_head.with_rows(
+            first, lm_head.read(guard, guard + 1).repeat(len(rows_PD), axis=0)
+        ),
     }
     bias = by_name.get("output.bias")
     if bias:
@@ -169,7 +171,7 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     tokens += [(name, _CONTROL) for name in names]
     metadata = _with_tokens(contents, tokens, first)
     bos = job.model.tokenizer.bos_token_id
-    if any(s.head[:1] != (bos,) for exported in job.prompts for s in exported.sequences):
+    if any(s.prefix[:1] != (bos,) for exported in job.prompts for s in exported.sequences):
         metadata[_ADDS_BOS] = flag(False)  # llama.cpp would put it before what training had
     if setting != "keep":
         metadata[_FILE_TYPE] = count(_FILE_TYPES[setting])

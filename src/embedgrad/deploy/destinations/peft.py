@@ -60,13 +60,13 @@ tokenizer.add_tokens([MARK], special_tokens=True)
 
 
 def answer(model, columns, max_new_tokens={max_new_tokens}):
-    _, tail = token_ids(columns)  # what stands before it is among the adapter's rows
-    ids = torch.tensor([tail])
+    _, suffix = token_ids(columns)  # what stands before it is among the adapter's rows
+    ids = torch.tensor([suffix])
     mask = torch.ones_like(ids)  # else a padding token in a query would go unread
     new = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
     )
-    return tokenizer.decode(new[0, len(tail) :], skip_special_tokens=True)
+    return tokenizer.decode(new[0, len(suffix) :], skip_special_tokens=True)
 
 
 if __name__ == "__main__":
@@ -82,27 +82,27 @@ class PeftAdapter(Destination):
     name = "peft"
 
     def bytes_needed(self, job: Job) -> int:
-        longest = max((len(s.head) for s in job.prompts[0].sequences), default=0)
+        longest = max((len(s.prefix) for s in job.prompts[0].sequences), default=0)
         return (longest + len(job.prompts[0].rows_PD)) * job.model.info.width * 4 + 2**20
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
         exported = only_prompt(job, self.name)
         base, dtype = base_of(job), job.model.info.dtype
-        head = head_of(exported, job.model)
-        write_adapter(folder, adapter_rows(head, exported.rows_PD, job.model), base, job.model)
+        prefix = prefix_of(exported, job.model)
+        write_adapter(folder, adapter_rows(prefix, exported.rows_PD, job.model), base, job.model)
         write_file(folder / EXAMPLE_FILE, example_source(PROGRAM, exported, base, dtype).encode())
         for name, content in chat_template_file(exported.sequencer).items():
             write_file(folder / name, content)
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
-        if head:
+        if prefix:
             notes.append(f"a query is what stands behind the span, as {EXAMPLE_FILE} tokenizes it")
         return {
             "model": base.model,
             "revision": base.revision,
             "dtype": dtype,
             "columns": list(exported.prompt.template.columns),
-            "folded": len(head),
-            "virtual_tokens": len(head) + len(exported.rows_PD),
+            "folded": len(prefix),
+            "virtual_tokens": len(prefix) + len(exported.rows_PD),
             "notes": notes,
         }
 
@@ -113,7 +113,7 @@ class PeftAdapter(Destination):
         ]
 
 
-def head_of(exported: Exported, model: LanguageModel) -> Ids:
+def prefix_of(exported: Exported, model: LanguageModel) -> Ids:
     """The tokens before the span. Raises `ExportError` where rows differ in them."""
     try:
         facts = facts_of(exported, model, exported.sequences)
@@ -122,14 +122,14 @@ def head_of(exported: Exported, model: LanguageModel) -> Ids:
     found = next(f for f in exportability(facts) if f["destination"] == "peft")
     if not found["possible"]:
         raise ExportError(f"--to peft: {'; '.join(found['remarks'])}")
-    (head,) = facts.heads
-    return head
+    (prefix,) = facts.prefixes
+    return prefix
 
 
-def adapter_rows(head: Ids, rows_PD: Tensor, model: LanguageModel) -> Tensor:
-    """All rows that stand first, fp32: those of the head's tokens, then the refined ones."""
+def adapter_rows(prefix: Ids, rows_PD: Tensor, model: LanguageModel) -> Tensor:
+    """All rows that stand first, fp32: those of the prefix's tokens, then the refined ones."""
     rows_PD = rows_PD.detach().float().cpu()
-    return torch.cat([model.embed(head).float().cpu(), rows_PD]) if head else rows_PD
+    return torch.cat([model.embed(prefix).float().cpu(), rows_PD]) if prefix else rows_PD
 
 
 def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageModel) -> None:

@@ -49,8 +49,8 @@ rows = load_file(Path(__file__).parent / "prompt" / "prompt.safetensors")["rows"
 
 
 def embeddings(columns):
-    head, tail = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
-    return torch.cat([head, rows, tail])[None]
+    prefix, suffix = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
+    return torch.cat([prefix, rows, suffix])[None]
 
 
 def answer(columns, max_new_tokens={max_new_tokens}):

@@ -44,7 +44,7 @@ def chat_off(exported: Exported) -> str:
             template.options,
         )
         place = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
-        if made != [*sequence.head, place, *sequence.tail]:
+        if made != [*sequence.prefix, place, *sequence.suffix]:
             return f"the server would make other tokens of {sequence.example.source}"
     return ""
 

@@ -68,7 +68,7 @@ class Vocabulary(Destination):
         job.report({"event": "stage", "text": "writing the weights"})
         linked = tables.checkpoint.write(folder, changes, tables.table, link=_links(job))
         write_config(
-            source, folder, vocabulary=made.shape[0], head=tables.layer, dtype=_dtype(code)
+            source, folder, vocabulary=made.shape[0], lm_head=tables.layer, dtype=_dtype(code)
         )
         unspoken = [*range(job.model.info.vocabulary, new[0]), *new]
         write_generation_config(source, folder, job.model.model.generation_config, unspoken)
@@ -104,7 +104,7 @@ class Vocabulary(Destination):
         """One line for each server that reads such a folder."""
         path = shlex.quote(str(folder))
         lines = [f"transformers serve {path}"]
-        if written["vllm"]:  # its Gemma insists on a head that is the table
+        if written["vllm"]:  # its Gemma insists on an lm_head that is the table
             lines.append(f"vllm serve {path}")
         return [*lines, f"python -m sglang.launch_server --model-path {path}"]
 

@@ -104,9 +104,9 @@ def check_rendering(prompts: Sequence[Exported], tokenizer: Any, tag: str) -> No
                     f"message: {error}"
                 ) from error
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            expected = row.head + new + row.tail
+            expected = row.prefix + new + row.suffix
             if ids != expected:
-                raise ExportError(_difference(row, ids, expected, len(row.head), len(new)))
+                raise ExportError(_difference(row, ids, expected, len(row.prefix), len(new)))
 
 
 def askable(exported: Exported) -> list[TokenSequence]:
@@ -182,16 +182,18 @@ def _same(whole: Sequencer, row: TokenSequence) -> bool:
         again = whole(row.example)
     except DataError:
         return False
-    return (again.head, again.tail) == (row.head, row.tail)
+    return (again.prefix, again.suffix) == (row.prefix, row.suffix)
 
 
 def _difference(
-    row: TokenSequence, ids: Sequence[int], expected: Sequence[int], head: int, span: int
+    row: TokenSequence, ids: Sequence[int], expected: Sequence[int], prefix: int, span: int
 ) -> str:
     """Where the tokens of an exported template part from training's."""
     pairs = enumerate(zip(ids, expected, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
-    place = "before the span" if at < head else "in the span" if at < head + span else "behind it"
+    place = (
+        "before the span" if at < prefix else "in the span" if at < prefix + span else "behind it"
+    )
     return (
         f"{row.example.source}: the exported chat template gives other tokens than training, from "
         f"token {at} of {len(expected)} ({place}); the model's chat template cannot hold this "

@@ -98,7 +98,7 @@ def _bytes(entry: Entry) -> int:
 TABLE = "token_embd.weight"
 
 
-HEAD = "output.weight"
+LM_HEAD = "output.weight"
 
 
 Bytes = NDArray[np.uint8]  # [rows, bytes of a row]

@@ -1,4 +1,4 @@
-"""Which output row of a model is the least likely: what new tokens' head rows are copies of.
+"""Which output row of a model is the least likely: what new tokens' lm_head rows are copies of.
 
 A refined row needs a token, and a token needs an output row. A row of zeros has the logit 0, which
 may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row that
@@ -41,7 +41,8 @@ class GuardRow:
 def guard_row(job: Job) -> GuardRow:
     """Look for it in the next-token distributions of refined prompts, a row of each in turn.
 
-    Every position of head, prompt, tail and right answer counts. Among equals the first row wins.
+    Every position of prefix, prompt, suffix and right answer counts. Among equals the first row
+    wins.
     """
     highest_V: Tensor | None = None
     positions = 0
@@ -63,20 +64,20 @@ def guard_row(job: Job) -> GuardRow:
 
 def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
     """Logits [N, V] at all positions of a row, few enough at a time."""
-    ids = sequence.head + (0,) * len(rows_PD) + sequence.tail + sequence.targets[sequence.gold]
+    ids = sequence.prefix + (0,) * len(rows_PD) + sequence.suffix + sequence.targets[sequence.gold]
     ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.head)
+    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.prefix)
     embeds = model.splice(ids_BT, prompt_at, rows_PD)
     mask_BT = torch.ones_like(ids_BT)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
-    if model.plain_head:
+    if model.linear_lm_head:
         model.forget_longest_pass()
         output = model.model.base_model(
             inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
         )
-        head = model.model.get_output_embeddings()
+        lm_head = model.model.get_output_embeddings()
         for hidden_ND in output.last_hidden_state[0].split(size):
-            yield F.linear(hidden_ND, head.weight, getattr(head, "bias", None))
+            yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
         return
     for first in range(0, len(ids), size):  # a pass for each part: the model makes its own logits
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)

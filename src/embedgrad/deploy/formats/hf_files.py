@@ -76,7 +76,8 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
         _write(folder / ADDED, _read(source / ADDED) | {t.content: i for i, t in new})
 
 
-# Where methods of quantization list the layers that they leave alone; unset: the head among them.
+# Where methods of quantization list the layers that they leave alone; unset: the lm_head among
+# them.
 _LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
@@ -86,8 +87,8 @@ def quantization_of(source: Path) -> str:
     return str(settings.get("quant_method", "an unknown method")) if settings else ""
 
 
-def write_config(source: Path, folder: Path, *, vocabulary: int, head: str, dtype: str) -> None:
-    """Write config.json for a table of so many rows and an output layer `head` of its own.
+def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, dtype: str) -> None:
+    """Write config.json for a table of so many rows and an output layer `lm_head` of its own.
 
     `dtype` is the precision that all weights were rounded to; "": they were not.
     """
@@ -103,8 +104,8 @@ def write_config(source: Path, folder: Path, *, vocabulary: int, head: str, dtyp
     quantization = config.get("quantization_config") or {}
     for key in _LEFT_ALONE:
         layers = quantization.get(key)
-        if isinstance(layers, list) and head not in layers:
-            layers.append(head)
+        if isinstance(layers, list) and lm_head not in layers:
+            layers.append(lm_head)
     _write(folder / CONFIG, config)
 
 

@@ -1,9 +1,9 @@
 """The tensors of a checkpoint that new tokens change: embedding table, output layer, its bias.
 
     table   old rows | refined rows            | padding that is left
-    head    old rows | copies of the guard row | padding that is left
+    lm_head    old rows | copies of the guard row | padding that is left
 
-Old rows are the same bytes, so old logits are the same bits. A head that was the table becomes a
+Old rows are the same bytes, so old logits are the same bits. A lm_head that was the table becomes a
 tensor of its own.
 """
 
@@ -25,30 +25,30 @@ COMPARED = 8  # rows of a table by which its tensor is known
 
 @dataclass(frozen=True)
 class Tables:
-    """Names of embedding table, head and the head's bias ("": none) in a checkpoint.
+    """Names of embedding table, lm_head and the lm_head's bias ("": none) in a checkpoint.
 
-    `layer` is the head's name as a layer of the model.
+    `layer` is the lm_head's name as a layer of the model.
     """
 
     checkpoint: Checkpoint
     info: ModelInfo
     table: str
-    head: str
+    lm_head: str
     bias: str
     layer: str
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, model: Any, info: ModelInfo) -> Tables:
         """Look for them by shape and content. Raises `ExportError`."""
-        head = model.get_output_embeddings()
-        layer = _name(model, head)
+        lm_head = model.get_output_embeddings()
+        layer = _name(model, lm_head)
         table_name = f"{_name(model, model.get_input_embeddings())}.weight"
         table = _find(checkpoint, table_name, model.get_input_embeddings().weight)
         name, bias = f"{layer}.weight", ""
         if not info.tied:
-            name = _find(checkpoint, name, head.weight)
-        if getattr(head, "bias", None) is not None:
-            bias = _find(checkpoint, f"{layer}.bias", head.bias)
+            name = _find(checkpoint, name, lm_head.weight)
+        if getattr(lm_head, "bias", None) is not None:
+            bias = _find(checkpoint, f"{layer}.bias", lm_head.bias)
         return cls(checkpoint, info, table, name, bias, layer)
 
     @property
@@ -63,10 +63,12 @@ class Tables:
         """
         stored = self.checkpoint.tensors
         table = stored[self.table]
-        head = table if self.info.tied else stored[self.head]
+        lm_head = table if self.info.tied else stored[self.lm_head]
         made = {
             self.table: _with(table, [rows_ND], first, guard, dtype),
-            self.head: _with(head, _copies(head, guard, len(rows_ND)), first, guard, dtype),
+            self.lm_head: _with(
+                lm_head, _copies(lm_head, guard, len(rows_ND)), first, guard, dtype
+            ),
         }
         if self.bias:
             bias = stored[self.bias]

@@ -98,7 +98,7 @@ class BodyEngine(Engine):
     def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
         bodies = []
         for row in rows:
-            ids = [*row.sequence.head, *self.span_ids, *row.sequence.tail]
+            ids = [*row.sequence.prefix, *self.span_ids, *row.sequence.suffix]
             body = self._body(_columns(row))
             body.pop("prompt_embeds" if self.vllm else "input_embeds")
             bodies.append({**body, "prompt" if self.vllm else "input_ids": ids})
@@ -186,7 +186,7 @@ class BodyEngine(Engine):
 
 
 def _key(row: Asked) -> tuple[Ids, Ids]:
-    return row.sequence.head, row.sequence.tail
+    return row.sequence.prefix, row.sequence.suffix
 
 
 def _columns(row: Asked) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
 
     @abstractmethod
     def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        """The same engine on plain token ids: head, the span's own ids, tail."""
+        """The same engine on plain token ids: prefix, the span's own ids, suffix."""
 
     @abstractmethod
     def greedy(self, rows: Sequence[Asked], max_new_tokens: int) -> list[Ids]:

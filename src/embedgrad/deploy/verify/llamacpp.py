@@ -69,7 +69,7 @@ class LlamaCppEngine(Engine):
 
     def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
         span = self._exported.prompt.span.ids
-        wholes = [(*row.sequence.head, *span, *row.sequence.tail) for row in rows]
+        wholes = [(*row.sequence.prefix, *span, *row.sequence.suffix) for row in rows]
         return torch.stack([self._after(ids)[: self._known] for ids in wholes]).float()
 
     def greedy(self, rows: Sequence[Asked], max_new_tokens: int) -> list[Ids]:
@@ -102,7 +102,7 @@ class LlamaCppEngine(Engine):
         found = []
         for row in rows:
             sequence, ids = row.sequence, self.prompt_ids(row)
-            expected = (*sequence.head, *self._new_ids, *sequence.tail)
+            expected = (*sequence.prefix, *self._new_ids, *sequence.suffix)
             if ids != expected:
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
@@ -120,7 +120,7 @@ class LlamaCppEngine(Engine):
         return self._server
 
     def _started(self, file: Path) -> LlamaCppServer:
-        lengths = [len(s.head) + len(s.tail) for s in self._exported.sequences]
+        lengths = [len(s.prefix) + len(s.suffix) for s in self._exported.sequences]
         answers = [len(ids) for s in self._exported.sequences for ids in s.targets]
         needed = max(lengths, default=0) + len(self._new_ids) + max(answers, default=0)
         threads = max(1, torch.get_num_threads())

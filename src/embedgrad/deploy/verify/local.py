@@ -70,7 +70,7 @@ class LocalEngine(Engine):
 
     @torch.no_grad()
     def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        plain = [row.sequence.head + self.span_ids + row.sequence.tail for row in rows]
+        plain = [row.sequence.prefix + self.span_ids + row.sequence.suffix for row in rows]
         parts = [self.plain_logits(ids)[0, -1].float() for ids in plain]
         return torch.log_softmax(torch.stack(parts), dim=1)[:, : self.base_ids].cpu()
 
@@ -102,7 +102,7 @@ class LocalEngine(Engine):
 
     def _after(self, row: Asked) -> Tensor:
         """Log-probabilities [V] of the next token, computed once."""
-        key = (row.sequence.head, row.sequence.tail)
+        key = (row.sequence.prefix, row.sequence.suffix)
         if key not in self._next:
             self._next[key] = self._logprobs(row, (0,))[0]
         return self._next[key]

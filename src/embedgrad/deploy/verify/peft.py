@@ -17,7 +17,7 @@ from embedgrad.deploy.destinations.client_code import (
     example_source_of,
     run_written,
 )
-from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, head_of, write_adapter
+from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, prefix_of, write_adapter
 from embedgrad.deploy.job import Exported, Job
 from embedgrad.deploy.verify.engine import Asked
 from embedgrad.deploy.verify.local import LocalEngine
@@ -53,8 +53,8 @@ class PeftEngine(LocalEngine):
                 )
                 self.model: Any = PeftModel.from_pretrained(loaded, folder)
                 # Step zero goes through the same files: the start rows, written as the others were.
-                head, start_PD = head_of(exported, job.model), exported.prompt.start_rows
-                rows_PD = adapter_rows(head, start_PD, job.model)
+                prefix, start_PD = prefix_of(exported, job.model), exported.prompt.start_rows
+                rows_PD = adapter_rows(prefix, start_PD, job.model)
                 write_adapter(Path(self._aside.name), rows_PD, base, job.model)
                 self.model.load_adapter(self._aside.name, adapter_name=START)
                 self.model.eval().requires_grad_(False).to(job.model.device)
@@ -91,5 +91,5 @@ class PeftEngine(LocalEngine):
         return answers
 
     def _query(self, row: Asked, answer: Ids = ()) -> Tensor:
-        _, tail = self.program.token_ids(dict(row.sequence.example.columns))
-        return torch.tensor([[*tail, *answer]], device=self.device)
+        _, suffix = self.program.token_ids(dict(row.sequence.example.columns))
+        return torch.tensor([[*suffix, *answer]], device=self.device)

@@ -11,10 +11,10 @@ from torch import Tensor
 from embedgrad.deploy.job import Exported
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
-from embedgrad.model.kv_cache import Past
+from embedgrad.model.kv_cache import KVCache
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
-from embedgrad.model.packing import Layout
+from embedgrad.model.packing import Packing
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -39,7 +39,7 @@ class Expected:
 def expected(
     model: LanguageModel, exported: Exported, rows: Sequence[TokenSequence], max_new_tokens: int
 ) -> Expected:
-    """Ask the training path: heads reused where the model allows it, as in training."""
+    """Ask the training path: prefixes reused where the model allows it, as in training."""
     rows_PD = exported.prompt.rows
     end_ids = model.ends_of(exported.sequencer)
     made = replies(
@@ -81,27 +81,27 @@ def next_logprobs(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSeq
         if model.one_by_one:
             logits = _in_full(model, rows_PD, rows[start])
         else:
-            logits = _from_heads(model, rows_PD, rows[start : start + BATCH])
+            logits = _from_prefixes(model, rows_PD, rows[start : start + BATCH])
         parts.append(torch.log_softmax(logits.float(), dim=1)[:, :ids].cpu())
     return torch.cat(parts)
 
 
-def _from_heads(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSequence]) -> Tensor:
-    ahead = model.past_of(rows_PD, rows)
-    layout = Layout(len(ahead.rows_PD), 0)
+def _from_prefixes(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSequence]) -> Tensor:
+    ahead = model.context_of(rows_PD, rows)
+    layout = Packing(len(ahead.rows_PD), 0)
     for before, row in zip(ahead.before, rows, strict=True):
-        layout.add(before, row.tail, ())
+        layout.add(before, row.suffix, ())
     everyone = range(len(rows))
     batch = layout.tensors(everyone, model.device)
     embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True
-    return model.logits(embeds, batch.slots, Past(ahead.stretches(everyone)), last)
+    return model.logits(embeds, batch.slots, KVCache(ahead.cached(everyone)), last)
 
 
 def _in_full(model: LanguageModel, rows_PD: Tensor, row: TokenSequence) -> Tensor:
-    ids_BT = torch.tensor([row.head + (0,) * len(rows_PD) + row.tail], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(row.head)
+    ids_BT = torch.tensor([row.prefix + (0,) * len(rows_PD) + row.suffix], device=model.device)
+    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(row.prefix)
     embeds = model.splice(ids_BT, prompt_at, rows_PD)
     keep = torch.zeros_like(ids_BT, dtype=torch.bool)
     keep[:, -1] = True

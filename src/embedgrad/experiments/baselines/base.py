@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import Answered, Evaluator, Progress, summarize
+from embedgrad.evaluation.evaluator import Evaluator, Progress, ScoredAnswer, summarize
 from embedgrad.events import Report, say
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import score_of
 
 
@@ -36,17 +36,17 @@ class Task:
     report: Report
     state: Path | None = None
 
-    def saved(self) -> TrainingState | None:
+    def saved(self) -> Checkpoint | None:
         """Where an interrupted training stood, if anything of it can be read."""
         if self.state is None or not self.state.exists():
             return None
         try:
-            return TrainingState.load(self.state)
+            return Checkpoint.load(self.state)
         except RunError as error:
             say(self.report, [f"{error}; this training starts anew"])
             return None
 
-    def keep(self, state: TrainingState) -> None:
+    def keep(self, state: Checkpoint) -> None:
         """Write where the training stands. Raises `RunError`."""
         if self.state is not None:
             state.save(self.state)
@@ -71,7 +71,7 @@ class Task:
             truncate=self.sequencer.truncate,
         )
 
-    def dev_score(self, answered: Sequence[Answered], step: int) -> dict[str, float]:
+    def dev_score(self, answered: Sequence[ScoredAnswer], step: int) -> dict[str, float]:
         """Scores on dev as the training loop notes them."""
         summary = summarize(answered, self.sequencer.target.choices)
         return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
@@ -91,7 +91,7 @@ class Trained:
 class Answers(NamedTuple):
     """A method's answers to some rows, and how many tokens each question took."""
 
-    answered: list[Answered]
+    answered: list[ScoredAnswer]
     tokens: list[int]
 
 
@@ -127,7 +127,7 @@ def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = Fal
     """Tokens that the model reads before it answers."""
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
-    return len(sequence.head) + prompt + len(sequence.tail)
+    return len(sequence.prefix) + prompt + len(sequence.suffix)
 
 
 def examples_seen(rows: int, batch_size: int, steps: int) -> int:

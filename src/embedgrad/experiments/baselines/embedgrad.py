@@ -23,7 +23,7 @@ from embedgrad.experiments.baselines.base import (
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Refinement
 
@@ -61,7 +61,7 @@ class EmbedGrad(Method):
         parts, saved, began = self._parts(recipe.parts), task.saved(), time.perf_counter()
         before = saved.seconds if saved else 0.0
 
-        def keep(state: TrainingState) -> None:
+        def keep(state: Checkpoint) -> None:
             task.keep(replace(state, seconds=before + time.perf_counter() - began))
 
         try:
@@ -119,5 +119,5 @@ class EmbedGrad(Method):
         progress: Progress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
-        answered = task.evaluator().refined(rows_PD, sequences, progress)
+        answered = task.evaluator().score(rows_PD, sequences, progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in sequences])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import Answered, Progress
+from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -64,10 +64,10 @@ class Lora(PeftMethod):
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         question = sequence.plain
         if question is None:
-            question = sequence.head + task.sequencer.span.ids + sequence.tail
+            question = sequence.prefix + task.sequencer.span.ids + sequence.suffix
         return question, sequence.targets[sequence.gold]
 
-    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+    def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
         return _answers(task, task.dev)
 
     def kept(self, model: Any) -> dict[str, Tensor]:
@@ -96,9 +96,9 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 def _answers(
     task: Task, sequences: Sequence[TokenSequence], progress: Progress | None = None
-) -> list[Answered]:
-    """By the model with what was added to it: no head that the model alone has read serves it."""
+) -> list[ScoredAnswer]:
+    """By the model with what was added to it: no prefix that the model alone has read serves it."""
     own = task.model
-    model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), head_cache_budget=0)
+    model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
     start_PD = model.embed(task.sequencer.span.ids)
-    return task.evaluator(model).text(start_PD, sequences, progress)
+    return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)

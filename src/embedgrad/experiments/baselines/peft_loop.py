@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Answered
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import Method, Task, Trained, examples_seen
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.checkpoint import TrainingState
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
 from embedgrad.training.settings import Training
 
@@ -94,7 +94,7 @@ class PeftMethod(Method):
         """A row as this method reads it."""
 
     @abstractmethod
-    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+    def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
         """The answers to dev as the model is now."""
 
     @abstractmethod
@@ -142,7 +142,7 @@ class PeftMethod(Method):
 
         if saved is None:
             evaluate()
-        if best.is_stale(training.patience):  # cut off right after its last state
+        if best.stops_early(training.patience):  # cut off right after its last state
             total, ended = step, "patience"
         for batch in itertools.islice(batches(len(task.train), training, total), step, None):
             since = time.perf_counter()
@@ -174,14 +174,14 @@ class PeftMethod(Method):
                     **self.distances(task, model),
                     "examples": len(batch),
                     "seconds": time.perf_counter() - since,
-                    **task.model.heads.progress,
+                    **task.model.prefix_cache.progress,
                 }
             )
             if step % every == 0 or step == total:
                 evaluate()
                 seconds = before + time.perf_counter() - began
                 task.keep(_state(step, leaves, optimizer, kept, best, seconds))
-                if best.is_stale(training.patience):
+                if best.stops_early(training.patience):
                     ended = "patience"
                     break
         seconds = before + time.perf_counter() - began
@@ -237,18 +237,18 @@ def _state(
     kept: Mapping[str, Tensor],
     best: Best,
     seconds: float,
-) -> TrainingState:
+) -> Checkpoint:
     """Where a training stands; what is kept of the best stands beside the leaves."""
     theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
     theta |= {f"kept.{name}": value for name, value in kept.items()}
-    return TrainingState(
+    return Checkpoint(
         step, theta, optimizer.state_dict(), best.rows, best.step, best.history, seconds
     )
 
 
 @torch.no_grad()
 def _restore(
-    saved: TrainingState, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
+    saved: Checkpoint, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """Set leaves and optimizer as they were; returns what was kept of the best."""
     for i, leaf in enumerate(leaves):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Answered, Progress
+from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
@@ -30,8 +30,8 @@ ORDER = "PEFT puts the prompt first: as many rows, before the chat template's op
 
 def prompt_first(sequence: TokenSequence) -> TokenSequence:
     """The row as PEFT can have it."""
-    tail = sequence.head + sequence.tail
-    return replace(sequence, head=(), tail=tail, plain=None, shared=0)
+    suffix = sequence.prefix + sequence.suffix
+    return replace(sequence, prefix=(), suffix=suffix, plain=None, shared=0)
 
 
 class PeftPrompt(PeftMethod):
@@ -57,11 +57,11 @@ class PeftPrompt(PeftMethod):
             base.eval()  # nothing else of it was changed
 
     def line(self, task: Task, sequence: TokenSequence) -> Line:
-        return sequence.head + sequence.tail, sequence.targets[sequence.gold]
+        return sequence.prefix + sequence.suffix, sequence.targets[sequence.gold]
 
-    def dev_answers(self, task: Task, model: Any) -> list[Answered]:
+    def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
         rows = [prompt_first(sequence) for sequence in task.dev]
-        return task.evaluator().refined(rows_of(model), rows)
+        return task.evaluator().score(rows_of(model), rows)
 
     def kept(self, model: Any) -> dict[str, Tensor]:
         return {"rows": rows_of(model).cpu()}
@@ -81,7 +81,7 @@ class PeftPrompt(PeftMethod):
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]
-        answered = task.evaluator().refined(rows_PD, rows, progress)
+        answered = task.evaluator().score(rows_PD, rows, progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 

@@ -197,7 +197,7 @@ def _as_text(
     progress: Progress | None = None,
 ) -> Answers:
     start_PD = task.model.embed(sequencer.span.ids)
-    answered = task.evaluator().text(start_PD, sequences, progress)
+    answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 
 

@@ -33,7 +33,7 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
         blocks = []
         for columns, answer in shots:
             filled = _filled(template.text, columns)
-            blocks.append(literal(filled + _prefix(filled, target, opened=True) + answer))
+            blocks.append(literal(filled + _answer_prefix(filled, target, opened=True) + answer))
         return Template.plain("".join(block + _BETWEEN for block in blocks) + template.text)
     messages = list(template.messages)
     leading = next(i for i, m in enumerate(messages) if m.role != "system")
@@ -43,16 +43,16 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
         filled_turns = [Message(m.role, _filled(m.content, columns)) for m in turns]
         opened = filled_turns[-1].role == "assistant"
         opening = filled_turns.pop().content if opened else ""
-        reply = opening + _prefix(opening, target, opened=opened) + answer
+        reply = opening + _answer_prefix(opening, target, opened=opened) + answer
         filled_turns.append(Message("assistant", reply))
         made += [Message(m.role, literal(m.content)) for m in filled_turns]
     return Template(messages=(*made, *turns), options=template.options)
 
 
-def _prefix(text: str, target: Target, *, opened: bool) -> str:
+def _answer_prefix(text: str, target: Target, *, opened: bool) -> str:
     """What stands between an opening and the answer, as the sequencer puts it there."""
-    if target.prefix is not None:
-        return target.prefix
+    if target.answer_prefix is not None:
+        return target.answer_prefix
     return " " if opened and not text[-1:].isspace() else ""
 
 

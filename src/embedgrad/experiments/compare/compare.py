@@ -190,8 +190,8 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part,
 def _score(opened: _Opened, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
     task, test = opened.task, opened.test
     left = [p for p in parts if folder.is_trained(p) and not folder.is_scored(p)]
-    heads = [sequence.head for sequence in test]
-    task.model.heads.expect((heads, len(left) * task.evaluator().lookups))
+    prefixes = [sequence.prefix for sequence in test]
+    task.model.prefix_cache.expect((prefixes, len(left) * task.evaluator().lookups))
     for part in left:
         try:
             answers, seconds = _answers(opened, folder, part)

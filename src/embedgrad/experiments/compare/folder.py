@@ -29,7 +29,7 @@ from safetensors.torch import save as tensors_to_bytes
 from embedgrad.atomic_files import finite, write_file, write_folder, write_json
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import Answered
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Trained
 from embedgrad.experiments.baselines.base import Answers
 from embedgrad.experiments.compare.recipe_diff import differences, shown
@@ -55,14 +55,14 @@ class Part(NamedTuple):
         return self.method if self.seed is None else f"{self.method}-seed-{self.seed}"
 
 
-def answered_from(values: Mapping[str, Any]) -> Answered:
+def answered_from(values: Mapping[str, Any]) -> ScoredAnswer:
     """An answer as it was before it was JSON, where an infinite loss may be null.
 
     Raises `KeyError` or `TypeError` for what is none.
     """
     shares, loss = values["probabilities"], values["loss"]
     told = {"probabilities": shares and tuple(shares), "loss": math.inf if loss is None else loss}
-    return Answered(**{**values, **told})
+    return ScoredAnswer(**{**values, **told})
 
 
 def in_order(parts: Iterable[Part]) -> list[Part]:
@@ -186,7 +186,9 @@ class Folder:
                 f"{folder}: the training is damaged ({error}); delete the folder to train again"
             ) from error
 
-    def keep_scores(self, part: Part, answers: list[Answered], scores: Mapping[str, Any]) -> None:
+    def keep_scores(
+        self, part: Part, answers: list[ScoredAnswer], scores: Mapping[str, Any]
+    ) -> None:
         """Write the answers to the test rows, then the scores."""
         folder = self.work / part.folder
         lines = "".join(f"{json.dumps(finite(asdict(a)), ensure_ascii=False)}\n" for a in answers)
@@ -256,7 +258,7 @@ class Folder:
         return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
-        """The answers to the test rows, as plain values of `Answered`. Raises `RunError`."""
+        """The answers to the test rows, as plain values of `ScoredAnswer`. Raises `RunError`."""
         path = self.work / part.folder / "answers.jsonl"
         try:
             # Not splitlines: texts may hold other line separators.

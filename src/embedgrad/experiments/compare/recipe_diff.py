@@ -10,17 +10,17 @@ from typing import Any
 from embedgrad.errors import RecipeError
 from embedgrad.recipe.recipe import Recipe
 
-# No part depends on these. Where heads are stored changes no result; in which precision does.
+# No part depends on these. Where prefixes are stored changes no result; in which precision does.
 MAY_CHANGE = (
     *("compare.methods", "compare.seeds", "export.", "report."),
-    *("head_cache.budget", "head_cache.spill"),
+    *("prefix_cache.budget", "prefix_cache.spill"),
 )
 
 
 def differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """What another recipe's settings have otherwise, a phrase each, but for what may differ.
 
-    Only methods and seeds may, as a comparison can grow, and where heads are stored. So may the
+    Only methods and seeds may, as a comparison can grow, and where prefixes are stored. So may the
     time that a function of the user's own has for a reply, as what it did in time is the same.
     """
     then, now = _settings(before), dotted(recipe.as_dict())

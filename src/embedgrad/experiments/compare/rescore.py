@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import Answered, judged
+from embedgrad.evaluation.evaluator import ScoredAnswer, score_answer
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.baselines.base import Answers
@@ -30,14 +30,16 @@ def judge_again(task: Task, folder: Folder, now: Mapping[str, Any]) -> None:
     """
     if not now:
         return
-    made: list[tuple[Part, list[Answered], dict[str, Any]]] = []
+    made: list[tuple[Part, list[ScoredAnswer], dict[str, Any]]] = []
     for part in folder.finished():
         before = folder.scores(part)
         if before.get("scorer") == now:
             continue
         if not made:
             stage(task.report, "judging answers again")
-        answers = [judged(a, task.recipe.evaluation.scorer) for a in _kept(folder, part, before)]
+        answers = [
+            score_answer(a, task.recipe.evaluation.scorer) for a in _kept(folder, part, before)
+        ]
         again = scores_of(Answers(answers, [before["tokens"]]), (), before["scoring_seconds"])
         made.append((part, answers, {**again, "scorer": now}))
         if again["correct"] != before["correct"] or again["scores"] != before.get("scores"):
@@ -53,12 +55,12 @@ def judged_so_far(
     """The answers of an interrupted scoring, and the seconds. Raises `RunError`."""
     answers, seconds, scorer = folder.answers_so_far(part)
     if now and scorer != now:
-        again = [judged(answer, task.recipe.evaluation.scorer) for answer in answers.answered]
+        again = [score_answer(answer, task.recipe.evaluation.scorer) for answer in answers.answered]
         answers = Answers(again, answers.tokens)
     return answers, seconds
 
 
-def _kept(folder: Folder, part: Part, scores: Mapping[str, Any]) -> list[Answered]:
+def _kept(folder: Folder, part: Part, scores: Mapping[str, Any]) -> list[ScoredAnswer]:
     values = folder.answers(part)
     try:
         kept = [answered_from(value) for value in values]

@@ -41,7 +41,7 @@ def training_batches(recipe: Recipe, rows: Rows, steps: int) -> Iterator[list[To
 
 def scoring_batches(recipe: Recipe, part: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
     """The batches in which rows are scored: rows of like length together."""
-    order = sorted(part, key=lambda s: len(s.head) + len(s.tail))
+    order = sorted(part, key=lambda s: len(s.prefix) + len(s.suffix))
     size = recipe.evaluation.batch_size
     return [order[start : start + size] for start in range(0, len(order), size)]
 

@@ -46,7 +46,7 @@ class Estimate:
     @property
     def train(self) -> float:
         """Seconds from the first evaluation to the last; `train.seconds` of a result."""
-        return sum(self.seconds[name] for name in ("heads", "steps", "dev"))
+        return sum(self.seconds[name] for name in ("prefixes", "steps", "dev"))
 
     @property
     def peak(self) -> float:
@@ -80,10 +80,10 @@ class Estimator:
             "load": machine.load,
             "tokenize": machine.per_row * len(rows.everything),
             "solutions": rates.decoding * run.writing.effort,
-            "heads": rates.heads * run.building.training.effort,
+            "prefixes": rates.prefixes * run.building.training.effort,
             "steps": rates.steps * run.training.effort + rates.first,
             "dev": rates.scoring * run.dev.effort + rates.decoding * run.dev_decoding.effort,
-            "test": rates.heads * run.building.test.effort
+            "test": rates.prefixes * run.building.test.effort
             + rates.scoring * run.test.effort
             + rates.decoding * run.test_decoding.effort,
         }
@@ -91,7 +91,7 @@ class Estimator:
         return Estimate(run, seconds, self._memory(run), self.room, counts)
 
     def with_room(self, room: int) -> Estimator:
-        """The same with so many bytes for heads in memory."""
+        """The same with so many bytes for prefixes in memory."""
         return dataclasses.replace(self, room=room)
 
     def in_half(self) -> Estimator:
@@ -112,13 +112,16 @@ class Estimator:
         return dataclasses.replace(self, rates=rates)(recipe).total
 
     def _memory(self, run: Course) -> dict[str, float]:
-        heads, rates = run.building, self.rates
-        step = rates.step_bytes * run.step_bytes + heads.loose_bytes
+        prefixes, rates = run.building, self.rates
+        step = rates.step_bytes * run.step_bytes + prefixes.loose_bytes
         # What earlier work leaves behind does not grow with the rows.
-        scoring = rates.scoring_bytes + run.scoring_bytes + heads.loose_bytes
-        building = rates.held_bytes * heads.held_bytes
+        scoring = rates.scoring_bytes + run.scoring_bytes + prefixes.loose_bytes
+        building = rates.held_bytes * prefixes.held_bytes
         base = self.machine.base_bytes
-        training, test = min(heads.training_bytes, self.room), min(heads.test_bytes, self.room)
+        training, test = (
+            min(prefixes.training_bytes, self.room),
+            min(prefixes.test_bytes, self.room),
+        )
         peak = max(
             self.machine.load_bytes,
             base + training + max(step, scoring, building),
@@ -128,10 +131,10 @@ class Estimator:
             "peak": peak,
             "loading": self.machine.load_bytes,
             "loaded": base,
-            "heads": max(training, test),
+            "prefixes": max(training, test),
             "step": step,
             "scoring": scoring,
-            "building_heads": building,
+            "building_prefixes": building,
         }
 
 
@@ -146,15 +149,15 @@ def limited(rows: Rows, recipe: Recipe) -> Rows:
 class Rates:
     """Seconds per unit of effort by kind, and what memory shows beside the computed bytes.
 
-    `step_bytes` and `held_bytes` (of building heads) are bytes per computed byte, `scoring_bytes`
-    those beyond the computed ones: there most is what earlier work left behind.
+    `step_bytes` and `held_bytes` (of building prefixes) are bytes per computed byte,
+    `scoring_bytes` those beyond the computed ones: there most is what earlier work left behind.
 
     `first` are seconds that the first step takes beyond any other. `replies` are the longest free
     answers to expect; `read` of them were read, of `mean_reply` tokens, and `cut` of these did not
     end in `upto` tokens.
     """
 
-    heads: float = 0.0
+    prefixes: float = 0.0
     steps: float = 0.0
     scoring: float = 0.0
     decoding: float = 0.0

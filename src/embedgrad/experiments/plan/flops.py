@@ -23,8 +23,8 @@ from embedgrad.prompt.sequence import TokenSequence
 class Pass(NamedTuple):
     """One forward pass over `rows` of `tokens` each, made so many `times`.
 
-    Every token attends to `stored` keys (heads, without gradient) and `shared` ones (a prompt that
-    was run before); `pairs` counts a row's query-key pairs among its own tokens. Logits are
+    Every token attends to `stored` keys (prefixes, without gradient) and `shared` ones (a prompt
+    that was run before); `pairs` counts a row's query-key pairs among its own tokens. Logits are
     computed at `read` places, the last layer's feed-forward part at `last` ones. `copied` keys are
     put together for the pass.
     """
@@ -41,14 +41,14 @@ class Pass(NamedTuple):
 
 
 class Reuse(NamedTuple):
-    """Whether a model reuses heads, and up to which length (None: any)."""
+    """Whether a model reuses prefixes, and up to which length (None: any)."""
 
     on: bool = True
     longest: int | None = None
 
     def takes(self, sequence: TokenSequence, prompt: int, targets: Sequence[Ids]) -> bool:
-        """Whether this row is computed on top of its stored head."""
-        whole = len(sequence.head) + prompt + len(sequence.tail) + max(map(len, targets))
+        """Whether this row is computed on top of its stored prefix."""
+        whole = len(sequence.prefix) + prompt + len(sequence.suffix) + max(map(len, targets))
         return self.on and (self.longest is None or whole <= self.longest)
 
 
@@ -84,7 +84,7 @@ def flops_of(shape: Shape, one: Pass, *, backward: bool = False) -> float:
     """Operations of a pass: 2 x multiplied weights x tokens, attention, logits.
 
     Backward is the same again, as the weights are frozen and only activations get a gradient;
-    attention among tokens that get one counts twice, keys of heads get none.
+    attention among tokens that get one counts twice, keys of prefixes get none.
     """
     linear = (shape.weights - shape.last) * one.rows * one.tokens + shape.last * one.last
     logits = shape.vocabulary * shape.width * one.read
@@ -97,33 +97,33 @@ def flops_of(shape: Shape, one: Pass, *, backward: bool = False) -> float:
 def answer_passes(
     batch: Sequence[TokenSequence], prompt: int, reuse: Reuse, *, choices: bool
 ) -> list[Pass]:
-    """The passes of `LanguageModel.outcome` for a batch, with its heads at hand."""
+    """The passes of `LanguageModel.outcome` for a batch, with its prefixes stored."""
     targets = [s.targets if choices else (s.targets[s.gold],) for s in batch]
     reused = [i for i, s in enumerate(batch) if reuse.takes(s, prompt, targets[i])]
     others = [i for i in range(len(batch)) if i not in set(reused)]
     made = []
     if reused:
-        made += _from_heads([batch[i] for i in reused], [targets[i] for i in reused], prompt)
+        made += _from_prefixes([batch[i] for i in reused], [targets[i] for i in reused], prompt)
     if others:
         made += _in_full([batch[i] for i in others], [targets[i] for i in others], prompt, reuse)
     return made
 
 
-def _from_heads(
+def _from_prefixes(
     batch: Sequence[TokenSequence], targets: Sequence[Sequence[Ids]], prompt: int
 ) -> list[Pass]:
     made, shared = [], 0
     if prompt_is_shared(batch, prompt):
-        made.append(Pass(1, prompt, 0, 0, stored=len(batch[0].head), pairs=causal(prompt)))
+        made.append(Pass(1, prompt, 0, 0, stored=len(batch[0].prefix), pairs=causal(prompt)))
         shared = prompt
     trees = [tree(tuple(t)) for t in targets]
     lengths = [
-        prompt - shared + len(s.tail) + more for s, (more, _) in zip(batch, trees, strict=True)
+        prompt - shared + len(s.suffix) + more for s, (more, _) in zip(batch, trees, strict=True)
     ]
     for group in passes(lengths):
         longest, read = max(lengths[i] for i in group), sum(trees[i][1] for i in group)
-        stored = max(len(batch[i].head) for i in group)
-        alike = len({batch[i].head for i in group}) == 1
+        stored = max(len(batch[i].prefix) for i in group)
+        alike = len({batch[i].prefix for i in group}) == 1
         made.append(
             Pass(
                 rows=len(group),
@@ -146,7 +146,7 @@ def _in_full(
     reuse: Reuse,
 ) -> list[Pass]:
     lines = [
-        (len(s.head) + prompt + len(s.tail) + len(ids) - 1, len(ids))
+        (len(s.prefix) + prompt + len(s.suffix) + len(ids) - 1, len(ids))
         for s, own in zip(batch, targets, strict=True)
         for ids in own
     ]
@@ -166,16 +166,16 @@ def decoding_passes(
     if not reuse.on or reuse.longest is not None:
         made = []
         for s in batch:
-            whole = len(s.head) + prompt + len(s.tail)
+            whole = len(s.prefix) + prompt + len(s.suffix)
             alone = [Pass(1, whole, 1, whole, pairs=whole**2), *_steps(1, whole, longest_reply)]
             made += alone * samples
         return made
     made, shared = [], 0
     if prompt_is_shared(batch, prompt):
-        made.append(Pass(1, prompt, 0, 0, stored=len(batch[0].head), pairs=causal(prompt)))
+        made.append(Pass(1, prompt, 0, 0, stored=len(batch[0].prefix), pairs=causal(prompt)))
         shared = prompt
-    rows, stored = len(batch), max(len(s.head) for s in batch) + shared
-    own = prompt - shared + max(len(s.tail) for s in batch)
+    rows, stored = len(batch), max(len(s.prefix) for s in batch) + shared
+    own = prompt - shared + max(len(s.suffix) for s in batch)
     copied = 2 * rows * (stored + own)
     made.append(Pass(rows, own, rows, rows, stored=stored, pairs=causal(own), copied=copied))
     return made + _steps(rows * samples, stored + own, longest_reply)
@@ -193,8 +193,8 @@ def _steps(rows: int, before: int, longest_reply: int) -> list[Pass]:
     return [Pass(rows, 1, rows, rows, stored=mean, copied=rows * room, times=times)]
 
 
-def head_passes(lengths: Iterable[tuple[int, int]], together: int, few: int) -> list[Pass]:
-    """The passes that build heads: (tokens, of them an opening that is there) of each head."""
+def prefix_passes(lengths: Iterable[tuple[int, int]], together: int, few: int) -> list[Pass]:
+    """The passes that build prefixes: (tokens, of them an opening that is there) of each prefix."""
     groups: dict[tuple[int, int], int] = {}
     for length, opening in lengths:
         groups[length, opening] = groups.get((length, opening), 0) + 1
@@ -211,9 +211,9 @@ def head_passes(lengths: Iterable[tuple[int, int]], together: int, few: int) -> 
 
 
 def prompt_is_shared(batch: Sequence[TokenSequence], prompt: int) -> bool:
-    """Whether the prompt is run once for the whole batch; see `ReusingModel.past_of`."""
-    first = batch[0].head
-    return len(batch) > 1 and prompt > 0 and all(s.tail and s.head == first for s in batch)
+    """Whether the prompt is run once for the whole batch; see `ReusingModel.context_of`."""
+    first = batch[0].prefix
+    return len(batch) > 1 and prompt > 0 and all(s.suffix and s.prefix == first for s in batch)
 
 
 @functools.lru_cache(maxsize=4096)

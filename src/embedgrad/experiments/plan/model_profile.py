@@ -23,7 +23,7 @@ from embedgrad.model.loading.device import choose_device, choose_dtype
 from embedgrad.model.loading.info import context_length
 from embedgrad.model.loading.load import load_config, load_tokenizer
 from embedgrad.model.loading.resolve import resolve
-from embedgrad.model.prefix_cache import HeadCache, Spill
+from embedgrad.model.prefix_cache import PrefixCache, Spill
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import open_model
@@ -44,9 +44,9 @@ class Described:
     dtype: str
     device: Any
     room: int
-    """Bytes for heads in the device's memory."""
+    """Bytes for prefixes in the device's memory."""
     slower_room: int
-    """Bytes for heads in a GPU's host memory and on disk."""
+    """Bytes for prefixes in a GPU's host memory and on disk."""
     embedding_scale: float
     kind: str
     """Of its source; see `ModelInfo`."""
@@ -69,8 +69,8 @@ def loaded(recipe: Recipe, report: Report) -> Described:
         context=model.info.context,
         dtype=model.info.dtype,
         device=model.device,
-        room=model.heads.budget,
-        slower_room=model.heads.room - model.heads.budget,
+        room=model.prefix_cache.budget,
+        slower_room=model.prefix_cache.room - model.prefix_cache.budget,
         embedding_scale=model.info.embedding_scale,
         kind=model.info.kind,
         model=model,
@@ -79,12 +79,15 @@ def loaded(recipe: Recipe, report: Report) -> Described:
 
 def _with_keys_of(shape: Shape, model: LanguageModel) -> Shape:
     """The shape with keys as they really are; not every configuration says it alike."""
-    stored, model.heads = model.heads, HeadCache(0)  # a look at one head is no use of it
+    stored, model.prefix_cache = (
+        model.prefix_cache,
+        PrefixCache(0),
+    )  # a look at one prefix is no use of it
     try:
-        (head,) = model.heads_of([(0, 1)])
+        (prefix,) = model.prefixes_of([(0, 1)])
     finally:
-        model.heads = stored
-    _, kv_heads, _, size = head.keys.shape
+        model.prefix_cache = stored
+    _, kv_heads, _, size = prefix.keys.shape
     return dataclasses.replace(shape, kv_heads=kv_heads, head_size=size)
 
 
@@ -109,9 +112,9 @@ def described(recipe: Recipe, report: Report) -> Described:
     model = empty_model(config)
     text = config.get_text_config(decoder=True)
     why_not = no_reuse(model, text)
-    stored = recipe.head_cache
+    stored = recipe.prefix_cache
     spill = None if stored.spill is None else Spill(stored.spill, stored.spill_budget, notify)
-    heads = HeadCache.on(device, stored.budget, spill=spill)
+    prefixes = PrefixCache.on(device, stored.budget, spill=spill)
     return Described(
         name=settings.name,
         tokenizer=tokenizer,
@@ -122,8 +125,8 @@ def described(recipe: Recipe, report: Report) -> Described:
         context=context_length(config),
         dtype=str(dtype).removeprefix("torch."),
         device=device,
-        room=heads.budget,
-        slower_room=heads.room - heads.budget,
+        room=prefixes.budget,
+        slower_room=prefixes.room - prefixes.budget,
         embedding_scale=getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0),
         kind=source.kind,
         model=None,
@@ -169,4 +172,4 @@ def tokenized(
 def length_of(sequence: TokenSequence, prompt: int) -> int:
     """Tokens of a row with its longest target."""
     longest = max((len(ids) for ids in sequence.targets), default=0)
-    return len(sequence.head) + prompt + len(sequence.tail) + longest
+    return len(sequence.prefix) + prompt + len(sequence.suffix) + longest

@@ -16,7 +16,7 @@ class Shape:
     """What a token costs.
 
     `weights` are multiplied with every token, `last` of them (the last layer's feed-forward part)
-    only where logits are read if heads are reused. `parameters` counts all numbers of the model,
+    only where logits are read if prefixes are reused. `parameters` counts all numbers of the model,
     `itemsize` is their bytes each.
     """
 
@@ -38,7 +38,7 @@ class Shape:
         return self.parameters * self.itemsize
 
     def token_bytes(self, precision: str = "model") -> int:
-        """Bytes of the keys and values of one token, as heads are stored."""
+        """Bytes of the keys and values of one token, as prefixes are stored."""
         size = min(self.itemsize, 2) if precision == "half" else self.itemsize
         return 2 * self.layers * self.kv_heads * self.head_size * size
 

@@ -109,7 +109,7 @@ def plan(
         "tokens": summary.of_tokens(recipe, rows, model.reuse, now),
         "course": summary.of_course(now),
         "flops": summary.of_work(recipe, rows, model.shape, model.reuse, now),
-        "heads": summary.of_heads(recipe, model, now),
+        "prefixes": summary.of_prefixes(recipe, model, now),
         "exports": exportability(summary.export_facts(recipe, rows, model)),
         "sizes": summary.of_sizes(rows, model),
         "measured": measure,

@@ -1,4 +1,4 @@
-"""When heads are built, and how often.
+"""When prefixes are built, and how often.
 
 Once where there is room for them, else whenever they are needed.
 """
@@ -9,22 +9,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from embedgrad.experiments.plan.batches import Rows, parts_of, scoring_batches, training_batches
-from embedgrad.experiments.plan.flops import Work, activation_bytes, head_passes, total, work
+from embedgrad.experiments.plan.flops import Work, activation_bytes, prefix_passes, total, work
 from embedgrad.experiments.plan.model_shape import Shape
 from embedgrad.model.prefixes import FEW, PASS_TOKENS
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 
-AHEAD = 16  # batches whose heads are built together
+AHEAD = 16  # batches whose prefixes are built together
 
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """Work of building heads before the test and for it, and bytes of heads.
+    """Work of building prefixes before the test and for it, and bytes of prefixes.
 
-    `all_bytes` would hold every head, `training_bytes` and `test_bytes` are stored in the end of
-    either part, `loose_bytes` are a batch's heads that are not stored as they are used, and
+    `all_bytes` would hold every prefix, `training_bytes` and `test_bytes` are stored in the end of
+    either part, `loose_bytes` are a batch's prefixes that are not stored as they are used, and
     `held_bytes` is what building holds for a while.
     """
 
@@ -38,10 +38,10 @@ class Building:
 
 
 class Builder:
-    """Follows a run through its requests for heads.
+    """Follows a run through its requests for prefixes.
 
-    `steps` and `evaluations` are the run's, `lookups` how often a row's head is asked for when the
-    row is scored.
+    `steps` and `evaluations` are the run's, `lookups` how often a row's prefix is asked for when
+    the row is scored.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Builder:
     ):
         self.recipe, self.rows, self.shape, self.room = recipe, rows, shape, room
         self.steps, self.evaluations, self.lookups = steps, evaluations, lookups
-        self.token_bytes = shape.token_bytes(recipe.head_cache.precision)
-        self.shared = {s.head: s.shared for s in rows.everything}
+        self.token_bytes = shape.token_bytes(recipe.prefix_cache.precision)
+        self.shared = {s.prefix: s.shared for s in rows.everything}
         self.batches = list(training_batches(recipe, rows, steps))
         self.openings: set[Ids] = set()  # that are built already
         self.held = 0.0
@@ -71,20 +71,20 @@ class Builder:
         uses: dict[Ids, float] = {}
         for part, times in ((rows.dev, self.evaluations * lookups), (trained, epochs)):
             for s in part:
-                uses[s.head] = uses.get(s.head, 0.0) + times
+                uses[s.prefix] = uses.get(s.prefix, 0.0) + times
         kept = self._kept(uses)
         parts = []
         if self.evaluations:
             parts.append(self._scored(rows.dev, set(), kept))
             parts.append(self._scored(rows.dev, kept, kept).times(self.evaluations - 1))
         parts.append(self._of_training(kept))
-        tested = self._kept({s.head: 2.0 * lookups for s in rows.test})
+        tested = self._kept({s.prefix: 2.0 * lookups for s in rows.test})
         text = self._scored(rows.test, kept & tested, tested)
         refined = self._scored(rows.test, tested, tested)
-        every = self._bytes(s.head for s in (*trained, *rows.dev, *rows.test))
-        halved = self.recipe.head_cache.precision == "half"
+        every = self._bytes(s.prefix for s in (*trained, *rows.dev, *rows.test))
+        halved = self.recipe.prefix_cache.precision == "half"
         loose = [
-            sum(len(head) for head in {s.head for s in batch} if halved or head not in kept)
+            sum(len(prefix) for prefix in {s.prefix for s in batch} if halved or prefix not in kept)
             for batch in self.batches
         ]
         return Building(
@@ -97,11 +97,11 @@ class Builder:
             held_bytes=self.held,
         )
 
-    def _bytes(self, heads: Iterable[Ids]) -> int:
-        return sum(map(len, set(heads))) * self.token_bytes
+    def _bytes(self, prefixes: Iterable[Ids]) -> int:
+        return sum(map(len, set(prefixes))) * self.token_bytes
 
     def _kept(self, uses: dict[Ids, float]) -> set[Ids]:
-        """The heads that will be stored: those asked for most often, as far as there is room."""
+        """The prefixes that will be stored: those asked for most often, as far as there is room."""
         kept, left = set(), self.room
         for ids in sorted(uses, key=lambda ids: -uses[ids]):
             size = len(ids) * self.token_bytes
@@ -110,41 +110,41 @@ class Builder:
                 left -= size
         return kept
 
-    def _built(self, heads: Iterable[Ids]) -> Work:
+    def _built(self, prefixes: Iterable[Ids]) -> Work:
         lengths = []
-        for head in heads:
-            opening = head[: self.shared[head]]
+        for prefix in prefixes:
+            opening = prefix[: self.shared[prefix]]
             if opening and opening not in self.openings:
                 self.openings.add(opening)
                 lengths.append((len(opening), 0))
-            lengths.append((len(head), len(opening)))
-        made = head_passes(lengths, PASS_TOKENS, FEW)
+            lengths.append((len(prefix), len(opening)))
+        made = prefix_passes(lengths, PASS_TOKENS, FEW)
         self.held = max(self.held, activation_bytes(self.shape, made, backward=False))
         return work(self.shape, made)
 
     def _scored(self, part: Sequence[TokenSequence], there: set[Ids], kept: set[Ids]) -> Work:
-        """Heads built while rows are scored once: those that are not there yet."""
+        """Prefixes built while rows are scored once: those that are not there yet."""
         done, there = [], set(there)
         for batch in scoring_batches(self.recipe, part):
-            missing = dict.fromkeys(s.head for s in batch if s.head not in there)
+            missing = dict.fromkeys(s.prefix for s in batch if s.prefix not in there)
             done.append(self._built(missing))
             there |= kept & missing.keys()
-            loose = self._built(head for head in missing if head not in kept)
+            loose = self._built(prefix for prefix in missing if prefix not in kept)
             done.append(loose.times(self.lookups - 1))
         return total(done)
 
     def _of_training(self, kept: set[Ids]) -> Work:
-        """Heads built for steps: kept ones once and ahead of need, the others in every step."""
-        there = kept & {s.head for s in self.rows.dev} if self.evaluations else set()
+        """Prefixes built for steps: kept ones once and ahead of need, the others in every step."""
+        there = kept & {s.prefix for s in self.rows.dev} if self.evaluations else set()
         first, again = [], []
         for i, batch in enumerate(self.batches):
-            if i:  # the first step does not wait for others' heads
+            if i:  # the first step does not wait for others' prefixes
                 first.append(self._built(self._ahead(i, kept, there)))
             for part in parts_of(self.recipe, batch):
-                missing = dict.fromkeys(s.head for s in part if s.head not in there)
+                missing = dict.fromkeys(s.prefix for s in part if s.prefix not in there)
                 first.append(self._built(missing))
                 there |= kept & missing.keys()
-                loose = dict.fromkeys(s.head for s in part if s.head not in kept)
+                loose = dict.fromkeys(s.prefix for s in part if s.prefix not in kept)
                 again.append(self._built(loose))
         later = (self.steps - len(self.batches)) / len(self.batches)
         return total([*first, total(again).times(later)])
@@ -156,8 +156,8 @@ class Builder:
         for s in (s for batch in self.batches[step : step + AHEAD] for s in batch):
             if tokens > PASS_TOKENS:
                 break
-            if s.head in kept and s.head not in there:
-                found.append(s.head)
-                there.add(s.head)
-                tokens += len(s.head) - s.shared
+            if s.prefix in kept and s.prefix not in there:
+                found.append(s.prefix)
+                there.add(s.prefix)
+                tokens += len(s.prefix) - s.shared
         return found

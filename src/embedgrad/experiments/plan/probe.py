@@ -1,9 +1,9 @@
 """A short measurement of every kind of work, and its memory.
 
-    build heads -> steps on the longest batch, then on typical ones -> score -> answer freely
+    build prefixes -> steps on the longest batch, then on typical ones -> score -> answer freely
 
-Steps and scores run on made-up heads of the right size, as what stands in a head changes neither
-time nor memory; only what is to be read (free answers) gets real ones.
+Steps and scores run on made-up prefixes of the right size, as what stands in a prefix changes
+neither time nor memory; only what is to be read (free answers) gets real ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from embedgrad.experiments.plan.flops import (
     activation_bytes,
     answer_passes,
     decoding_passes,
-    head_passes,
+    prefix_passes,
     total,
     work,
 )
@@ -34,7 +34,7 @@ from embedgrad.experiments.plan.meter import Meter
 from embedgrad.experiments.plan.model_shape import Shape
 from embedgrad.experiments.plan.workload import Replies, step_bytes, step_passes
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.prefix_cache import Head, HeadCache
+from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.model.prefixes import FEW, PASS_TOKENS
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -60,11 +60,11 @@ def probe(
     seconds: float = SECONDS,
 ) -> Rates:
     """Measure the recipe's own batches, until `seconds` are over."""
-    stored, model.heads = model.heads, HeadCache(sys.maxsize)
+    stored, model.prefix_cache = model.prefix_cache, PrefixCache(sys.maxsize)
     try:
         return _Probe(model, recipe, sequencer, rows, shape, reuse, meter, seconds).run()
     finally:
-        model.heads = stored
+        model.prefix_cache = stored
 
 
 class _Probe:
@@ -93,7 +93,7 @@ class _Probe:
         found: dict[str, Any] = {}
         batches = list(training_batches(self.recipe, self.rows, sys.maxsize))
         if self.reuse.on:
-            found |= self._heads(batches)
+            found |= self._prefixes(batches)
         found |= self._steps(batches)
         # Never test rows: what the model answers to them is nobody's before the run's end.
         scored = self.rows.dev or self.rows.train
@@ -107,49 +107,49 @@ class _Probe:
         """Whether less than this share of the time is over."""
         return time.perf_counter() - self.began < share * self.seconds
 
-    # -- heads ---------------------------------------------------------------------------------
+    # -- prefixes ---------------------------------------------------------------------------------
 
-    def _heads(self, batches: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
-        """Build heads as `prepare` does: a few to warm up, then as many as one pass takes."""
-        waiting = list({s.head: s for batch in batches for s in batch if s.head}.values())
+    def _prefixes(self, batches: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
+        """Build prefixes as `prepare` does: a few to warm up, then as many as one pass takes."""
+        waiting = list({s.prefix: s for batch in batches for s in batch if s.prefix}.values())
         few, tokens = 0, 0
         while few < len(waiting) and tokens < PASS_TOKENS // 8:
-            tokens += len(waiting[few].head) - waiting[few].shared
+            tokens += len(waiting[few].prefix) - waiting[few].shared
             few += 1
         if not few:
             return {}
-        self.model.heads_of([s.head for s in waiting[:few]], [s.shared for s in waiting[:few]])
+        self.model.prefixes_of([s.prefix for s in waiting[:few]], [s.shared for s in waiting[:few]])
         rest = waiting[few:] or waiting[:few]
         if not waiting[few:]:
-            self.model.heads.clear()
-        before = {s.head for s in waiting if s.head in self.model.heads}
+            self.model.prefix_cache.clear()
+        before = {s.prefix for s in waiting if s.prefix in self.model.prefix_cache}
         held = self.meter.now()
         with self.meter.reading() as reading:
             self.model.prepare(rest)
-        new = [s for s in rest if s.head in self.model.heads and s.head not in before]
-        made = head_passes(((len(s.head), s.shared) for s in new), PASS_TOKENS, FEW)
+        new = [s for s in rest if s.prefix in self.model.prefix_cache and s.prefix not in before]
+        made = prefix_passes(((len(s.prefix), s.shared) for s in new), PASS_TOKENS, FEW)
         effort = work(self.shape, made).effort
         if not effort:
             return {}
-        held += sum(len(s.head) for s in new) * self.shape.token_bytes()
+        held += sum(len(s.prefix) for s in new) * self.shape.token_bytes()
         expected = activation_bytes(self.shape, made, backward=False)
         return {
-            "heads": reading.seconds / effort,
+            "prefixes": reading.seconds / effort,
             "held_bytes": max(reading.peak - held, 0) / expected,
         }
 
     def _make_up(self, batch: Iterable[TokenSequence]) -> None:
-        """Store heads of the right size, whatever they hold."""
+        """Store prefixes of the right size, whatever they hold."""
         if not self.reuse.on:
             return
-        wanted = {s.head for s in batch if s.head}
-        self.model.heads.clear()
+        wanted = {s.prefix for s in batch if s.prefix}
+        self.model.prefix_cache.clear()
         if not wanted:
             return
         shortest = min(wanted, key=len)
-        (sample,) = self.model.heads_of([shortest])
+        (sample,) = self.model.prefixes_of([shortest])
         for ids in wanted - {shortest}:
-            self.model.heads.put(ids, _made_up(sample, ids))
+            self.model.prefix_cache.put(ids, _made_up(sample, ids))
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class _Probe:
             if n > 1 and not self.left(0.6):
                 break
             self._make_up(batches[i])
-            stored = self.model.heads.nbytes
+            stored = self.model.prefix_cache.nbytes
             effort = total(work(self.shape, p, backward=True) for p in laid_out(batches[i])).effort
             with self.meter.reading() as reading:
                 seconds = self._timed(batches[i], 3 if n == 0 else 2)
@@ -215,7 +215,7 @@ class _Probe:
                 break
             self._make_up(batch)
             made = answer_passes(batch, self.rows.prompt, self.reuse, choices=choices)
-            stored, effort = self.model.heads.nbytes, work(self.shape, made).effort
+            stored, effort = self.model.prefix_cache.nbytes, work(self.shape, made).effort
             for _ in range(2):
                 with self.meter.reading() as reading:
                     self.model.outcome(self.start_PD, batch, choices=choices)
@@ -251,7 +251,7 @@ class _Probe:
         per_token = rate * work(self.shape, [one._replace(times=1)]).effort
         affordable = max(self.seconds - (time.perf_counter() - self.began), self.seconds / 4)
         upto = max(min(most, int(affordable / per_token)), min(most, 16))
-        self.model.heads.clear()
+        self.model.prefix_cache.clear()
         lengths, cut = [], 0
         for answer in self._answered(self.start_PD, few, upto):
             ids = self.model.tokenizer(answer.predicted, add_special_tokens=False)["input_ids"]
@@ -270,14 +270,14 @@ class _Probe:
 
     def _answered(self, rows_PD: Tensor, batch: Sequence[TokenSequence], tokens: int) -> list[Any]:
         evaluation = dataclasses.replace(self.recipe.evaluation, max_new_tokens=tokens)
-        answered: list[Any] = Evaluator(self.model, self.sequencer, evaluation).refined(
+        answered: list[Any] = Evaluator(self.model, self.sequencer, evaluation).score(
             rows_PD, batch
         )
         return answered
 
 
-def _made_up(sample: Head, ids: Ids) -> Head:
+def _made_up(sample: CachedPrefix, ids: Ids) -> CachedPrefix:
     def part(like: Tensor) -> Tensor:
         return like.new_full((*like.shape[:2], len(ids), like.shape[3]), FILL)
 
-    return Head(part(sample.keys), part(sample.values))
+    return CachedPrefix(part(sample.keys), part(sample.values))

@@ -123,7 +123,7 @@ def _with(
     for section in sections:
         inner = inner.setdefault(section, {})
     inner[name] = value
-    if setting == "head_cache.budget":
+    if setting == "prefix_cache.budget":
         estimator = estimator.with_room(value)
     if setting == "model.dtype":
         estimator = estimator.in_half()
@@ -144,12 +144,12 @@ def _candidates(recipe: Recipe, now: Estimate, over: Sequence[str]) -> Iterator[
 
 
 def _for_memory(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
-    heads, size = now.course.building, recipe.training.batch_size
-    if heads.all_bytes and now.room:
-        used = min(now.room, heads.all_bytes)
-        yield "head_cache.budget", True, [int(used * share) for share in (0.9, *SHARES, 0)]
-        if recipe.head_cache.precision == "model":
-            yield "head_cache.precision", False, ["half"]
+    prefixes, size = now.course.building, recipe.training.batch_size
+    if prefixes.all_bytes and now.room:
+        used = min(now.room, prefixes.all_bytes)
+        yield "prefix_cache.budget", True, [int(used * share) for share in (0.9, *SHARES, 0)]
+        if recipe.prefix_cache.precision == "model":
+            yield "prefix_cache.precision", False, ["half"]
     parts = [2**i for i in range(1, 12) if recipe.training.accumulate < 2**i <= size]
     yield "training.accumulate", True, parts
     yield "evaluation.batch_size", True, _halves(recipe.evaluation.batch_size)
@@ -161,7 +161,7 @@ def _for_memory(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
 def _for_time(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
     run = now.course
     if now.room < run.building.all_bytes:
-        yield "head_cache.budget", True, [run.building.all_bytes]
+        yield "prefix_cache.budget", True, [run.building.all_bytes]
     if run.evaluations > 2:
         every = math.ceil(run.steps / (run.evaluations - 1))
         rarer = [every * n for n in (2, 4, 8) if every * n < run.steps]

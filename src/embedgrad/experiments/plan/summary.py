@@ -62,16 +62,16 @@ def of_tokens(recipe: Recipe, rows: Rows, reuse: Reuse, now: Estimate) -> dict[s
     wanted = [s.targets if choices else (s.targets[s.gold],) for s in train]
     reused = without = 0
     for s, targets in zip(train, wanted, strict=True):
-        full = sum(len(s.head) + prompt + len(s.tail) + len(ids) - 1 for ids in targets)
-        own = prompt + len(s.tail) + tree(tuple(targets))[0]
+        full = sum(len(s.prefix) + prompt + len(s.suffix) + len(ids) - 1 for ids in targets)
+        own = prompt + len(s.suffix) + tree(tuple(targets))[0]
         reused += own if reuse.takes(s, prompt, targets) else full
         without += full
     steps = now.course.steps_per_epoch
     return {
-        "head": sum(len(s.head) for s in train),
-        "different_heads": sum(map(len, {s.head for s in train})),
+        "prefix": sum(len(s.prefix) for s in train),
+        "different_prefixes": sum(map(len, {s.prefix for s in train})),
         "prompt": prompt * len(train),
-        "tail": sum(len(s.tail) for s in train),
+        "suffix": sum(len(s.suffix) for s in train),
         "target": sum(len(ids) for targets in wanted for ids in targets),
         "per_step": reused / steps,
         "per_step_without_reuse": without / steps,
@@ -88,12 +88,12 @@ def of_span(sequencer: Sequencer, rows: Rows) -> dict[str, Any]:
     }
 
 
-def of_heads(recipe: Recipe, model: Described, now: Estimate) -> dict[str, Any]:
-    """Bytes of heads against the room for them."""
+def of_prefixes(recipe: Recipe, model: Described, now: Estimate) -> dict[str, Any]:
+    """Bytes of prefixes against the room for them."""
     return {
         "reuse": not model.no_reuse,
         "reason": model.no_reuse or None,
-        "token_bytes": model.shape.token_bytes(recipe.head_cache.precision),
+        "token_bytes": model.shape.token_bytes(recipe.prefix_cache.precision),
         "bytes": now.course.building.all_bytes,
         "room_bytes": model.room,
         "slower_room_bytes": model.slower_room,
@@ -123,7 +123,7 @@ def of_work(
     plain = total(work(shape, made, backward=True) for parts in batches for made in parts).flops
     return {
         "solutions": run.writing.flops,
-        "heads": run.building.training.flops + run.building.test.flops,
+        "prefixes": run.building.training.flops + run.building.test.flops,
         "steps": run.training.flops,
         "evaluations": run.dev.flops + run.dev_decoding.flops,
         "test": run.test.flops + run.test_decoding.flops,
@@ -135,7 +135,7 @@ def of_work(
 def export_facts(recipe: Recipe, rows: Rows, model: Described) -> Facts:
     """What decides where the prompt could go."""
     return Facts(
-        heads=frozenset(s.head for s in rows.everything),
+        prefixes=frozenset(s.prefix for s in rows.everything),
         template=recipe.template,
         model_type=model.config.model_type,
         embedding_scale=model.embedding_scale,
@@ -146,7 +146,7 @@ def export_facts(recipe: Recipe, rows: Rows, model: Described) -> Facts:
 def of_sizes(rows: Rows, model: Described) -> dict[str, int]:
     """Bytes of what is left on disk: rows before and after, and one export of each kind."""
     width, prompt = model.shape.width, rows.prompt
-    longest = max(len(s.head) + prompt + len(s.tail) for s in rows.everything)
+    longest = max(len(s.prefix) + prompt + len(s.suffix) for s in rows.everything)
     size = model.shape.itemsize
     return {
         "prompt.safetensors": 2 * prompt * width * ROW_BYTES,

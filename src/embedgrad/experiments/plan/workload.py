@@ -72,9 +72,9 @@ class Course:
     @property
     def all(self) -> Work:
         """All work of the run."""
-        heads = (self.building.training, self.building.test)
+        prefixes = (self.building.training, self.building.test)
         scoring = (self.dev, self.test, self.dev_decoding, self.test_decoding)
-        return total([self.writing, self.training, *heads, *scoring])
+        return total([self.writing, self.training, *prefixes, *scoring])
 
 
 def course(
@@ -87,7 +87,7 @@ def course(
     *,
     writes: bool = False,
 ) -> Course:
-    """Everything that a run of the recipe will do, with so much `room` for heads.
+    """Everything that a run of the recipe will do, with so much `room` for prefixes.
 
     `writes` says that the model writes solutions of its own first.
     """
@@ -112,7 +112,7 @@ def course(
         ]
     builder = Builder(
         recipe,
-        _with_heads(rows, reuse),
+        _with_prefixes(rows, reuse),
         shape,
         room,
         steps=steps,
@@ -135,14 +135,14 @@ def course(
     )
 
 
-def _with_heads(rows: Rows, reuse: Reuse) -> Rows:
-    """The rows, without the heads of those that are computed in full."""
+def _with_prefixes(rows: Rows, reuse: Reuse) -> Rows:
+    """The rows, without the prefixes of those that are computed in full."""
 
     def part(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         return [
             s
             if reuse.takes(s, rows.prompt, s.targets)
-            else dataclasses.replace(s, head=(), shared=0)
+            else dataclasses.replace(s, prefix=(), shared=0)
             for s in sequences
         ]
 

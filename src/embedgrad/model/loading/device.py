@@ -54,7 +54,7 @@ def check_attention(attention: str) -> None:
     """Raise `ModelError` for an attention backend other than "auto", "sdpa" (fast) and "eager".
 
     "auto" is sdpa where the model has it (Gemma 2 has not). Only eager attention can be
-    differentiated twice. Passes over stored heads have an attention of their own.
+    differentiated twice. Passes over stored prefixes have an attention of their own.
     """
     if attention not in ATTENTIONS:
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")

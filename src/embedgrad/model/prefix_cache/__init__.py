@@ -1,8 +1,8 @@
-"""Keys and values of heads, stored within budgets."""
+"""Keys and values of prefixes, stored within budgets."""
 
 from embedgrad.model.prefix_cache.budget import budget_bytes
-from embedgrad.model.prefix_cache.cache import HeadCache
+from embedgrad.model.prefix_cache.cache import PrefixCache
 from embedgrad.model.prefix_cache.disk_tier import Spill
-from embedgrad.model.prefix_cache.entry import Head
+from embedgrad.model.prefix_cache.entry import CachedPrefix
 
-__all__ = ["Head", "HeadCache", "Spill", "budget_bytes"]
+__all__ = ["CachedPrefix", "PrefixCache", "Spill", "budget_bytes"]

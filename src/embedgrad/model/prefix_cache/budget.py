@@ -34,7 +34,7 @@ def free_memory(device: torch.device | None = None) -> int:
 
 def budget_bytes(
     budget: str | float,
-    name: str = "head_cache.budget",
+    name: str = "prefix_cache.budget",
     free: Callable[[], int] = free_memory,
 ) -> int:
     """Bytes of a budget: a number of bytes, "2 GiB", or a fraction (below 1) of what is free.

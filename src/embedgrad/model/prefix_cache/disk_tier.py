@@ -1,4 +1,4 @@
-"""Heads in files, for what does not fit into memory.
+"""Prefixes in files, for what does not fit into memory.
 
 A file holds the raw bytes of keys and values; shapes and checksum stay in memory. Nothing read
 back is used before its checksum is that of what was written.
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from embedgrad.errors import RunError
 from embedgrad.model.prefix_cache.budget import budget_bytes
-from embedgrad.model.prefix_cache.entry import Head
+from embedgrad.model.prefix_cache.entry import CachedPrefix
 from embedgrad.model.prefix_cache.memory_tier import Shelf
 from embedgrad.prompt.boundaries import Ids
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
 EXACT = "the results stay the same"
-_PREFIX = f"embedgrad-heads-{platform.node()}-"  # other machines may share the folder
+_PREFIX = f"embedgrad-prefixes-{platform.node()}-"  # other machines may share the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _File:
 
 
 class Spill(Shelf):
-    """Heads in files of a private folder in `folder`, which goes when nobody needs it any more.
+    """Prefixes in files of a private folder in `folder`, which goes when nobody needs it any more.
 
     `budget` is in bytes, a size, or a share of the free disk. `notify` gets a line when a disk is
     full or a file is damaged. Raises `RunError` where the folder cannot be used.
@@ -67,13 +67,13 @@ class Spill(Shelf):
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"head_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
+                f"prefix_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
                 "expected a folder that you may write to; name another, or leave the option out"
             ) from error
         # Also at the interpreter's end, whatever ended the run.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         size = budget_bytes(
-            budget, "head_cache.spill_budget", lambda: shutil.disk_usage(folder).free
+            budget, "prefix_cache.spill_budget", lambda: shutil.disk_usage(folder).free
         )
         super().__init__(size)
         self.damaged = 0
@@ -92,17 +92,17 @@ class Spill(Shelf):
     def __len__(self) -> int:
         return len(self._files)
 
-    def store(self, ids: Ids, head: Head) -> bool:
-        """Write a head; once the disk is full nothing is written any more."""
+    def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
+        """Write a prefix; once the disk is full nothing is written any more."""
         if self._full:
             return False
-        path = self.folder / f"{self._written}.head"
+        path = self.folder / f"{self._written}.prefix"
         self._written += 1
-        tensors = [t.detach().cpu().contiguous() for t in (head.keys, head.values)]
+        tensors = [t.detach().cpu().contiguous() for t in (prefix.keys, prefix.values)]
         checksum = 0
         try:
             disk = shutil.disk_usage(self.folder)
-            if disk.free - head.nbytes < KEPT_FREE * disk.total:
+            if disk.free - prefix.nbytes < KEPT_FREE * disk.total:
                 self._stop(f"less than {100 * KEPT_FREE:.0f} % of the disk is free")
                 return False
             with open(path, "xb") as file:
@@ -117,12 +117,12 @@ class Spill(Shelf):
             _unlink(path)
             raise
         keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
-        self._files[ids] = _File(path, checksum, head.nbytes, (keys, values))
-        self.nbytes += head.nbytes
+        self._files[ids] = _File(path, checksum, prefix.nbytes, (keys, values))
+        self.nbytes += prefix.nbytes
         return True
 
-    def load(self, ids: Ids) -> Head | None:
-        """Read a head back; one that is not as it was written is forgotten, and None."""
+    def load(self, ids: Ids) -> CachedPrefix | None:
+        """Read a prefix back; one that is not as it was written is forgotten, and None."""
         file = self._files[ids]
         try:
             raw = _read(file)
@@ -133,13 +133,13 @@ class Spill(Shelf):
             self.damaged += 1
             if self.damaged == 1:
                 self._notify(
-                    f"head_cache.spill: {file.path} is damaged or gone; such heads are computed "
-                    f"anew, {EXACT} (said once)"
+                    f"prefix_cache.spill: {file.path} is damaged or gone; such prefixes are "
+                    f"computed anew, {EXACT} (said once)"
                 )
             return None
         (shape, dtype), (value_shape, value_dtype) = file.parts
         end = shape.numel() * dtype.itemsize
-        return Head(
+        return CachedPrefix(
             raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
         )
 
@@ -156,8 +156,8 @@ class Spill(Shelf):
         self._full = True
         self.budget = self.nbytes  # no room, so that nothing is computed ahead in vain
         self._notify(
-            f"head_cache.spill: {self.folder}: {reason}; from here on heads over the budget are "
-            f"computed anew, {EXACT}"
+            f"prefix_cache.spill: {self.folder}: {reason}; from here on prefixes over the budget "
+            f"are computed anew, {EXACT}"
         )
 
 

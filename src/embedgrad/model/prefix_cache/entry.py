@@ -1,4 +1,4 @@
-"""Keys and values of one head, as computed or in half precision."""
+"""Keys and values of one prefix, as computed or in half precision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """Keys and values of one head: two tensors of shape [layers, key-value heads, tokens, size]."""
+class CachedPrefix:
+    """Keys and values of one prefix: two tensors of shape [layers, key-value heads, tokens, size]."""
 
     keys: Tensor
     values: Tensor
 
     @property
     def length(self) -> int:
-        """Tokens of the head."""
+        """Tokens of the prefix."""
         return self.keys.shape[2]
 
     @property
@@ -25,17 +25,17 @@ class Head:
         """Bytes of both tensors."""
         return self.keys.nbytes + self.values.nbytes
 
-    def halved(self) -> Head:
-        """The head in 16 bits a number, rounded."""
-        return Head(_half(self.keys), _half(self.values))
+    def halved(self) -> CachedPrefix:
+        """The prefix in 16 bits a number, rounded."""
+        return CachedPrefix(_half(self.keys), _half(self.values))
 
-    def owned(self) -> Head:
-        """The head in memory of its own: a view would keep all that it is a view of."""
-        return Head(_own(self.keys), _own(self.values))
+    def owned(self) -> CachedPrefix:
+        """The prefix in memory of its own: a view would keep all that it is a view of."""
+        return CachedPrefix(_own(self.keys), _own(self.values))
 
-    def moved(self, device: torch.device, dtype: torch.dtype) -> Head:
-        """The head elsewhere; from pinned memory the copy does not wait."""
-        return Head(
+    def moved(self, device: torch.device, dtype: torch.dtype) -> CachedPrefix:
+        """The prefix elsewhere; from pinned memory the copy does not wait."""
+        return CachedPrefix(
             self.keys.to(device, non_blocking=True).to(dtype),
             self.values.to(device, non_blocking=True).to(dtype),
         )

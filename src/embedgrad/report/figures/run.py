@@ -34,13 +34,13 @@ __all__ = [
     "curves",
     "forest",
     "heat_strip",
+    "interpolation_figure",
     "reliability",
-    "walk_figure",
 ]
 
 Row = Mapping[str, Any]
 
-FIGURES_OF_RUNS = ("curves", "drift", "reliability", "walk")
+FIGURES_OF_RUNS = ("curves", "drift", "reliability", "interpolation")
 FIGURES_OF_COMPARISONS = ("cost", "forest")
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 
@@ -78,9 +78,9 @@ def curves(events: Sequence[Row]) -> Figure:
     return figure
 
 
-def walk_figure(walk: Row) -> Figure:
+def interpolation_figure(interpolation: Row) -> Figure:
     """Accuracy and log-loss along the straight line from the text rows, and beyond the refined."""
-    points = walk["points"]
+    points = interpolation["points"]
     places = [point["t"] for point in points]
     with style():
         figure = new_figure(WIDTH, 400)
@@ -89,9 +89,9 @@ def walk_figure(walk: Row) -> Figure:
         upper.fill_between(
             places, percents(low), percents(high), color=LIGHT["refined"], alpha=0.13, linewidth=0
         )
-        _line_of_walk(upper, places, percents([point["accuracy"] for point in points]))
-        upper.set_title(f"accuracy on {walk['rows']} {walk['split']} rows, %")
-        _line_of_walk(lower, places, [number(point["log_loss"]) for point in points])
+        _interpolation_line(upper, places, percents([point["accuracy"] for point in points]))
+        upper.set_title(f"accuracy on {interpolation['rows']} {interpolation['split']} rows, %")
+        _interpolation_line(lower, places, [number(point["log_loss"]) for point in points])
         lower.set_title("log-loss, nats")
         names = {0.0: "0\ntext", 1.0: "1\nrefined"}
         ticks = [place for place in places if place in names or (place * 2).is_integer()]
@@ -206,7 +206,7 @@ def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     axes.margins(y=0.15)
 
 
-def _line_of_walk(axes: Axes, places: Sequence[float], values: Sequence[float]) -> None:
+def _interpolation_line(axes: Axes, places: Sequence[float], values: Sequence[float]) -> None:
     axes.axvspan(1, max(places), color=LIGHT["panel"], linewidth=0, zorder=0)
     axes.plot(places, values, color=LIGHT["refined"], marker="o", markersize=4)
     for place, name in ((0.0, "text"), (1.0, "refined")):

@@ -41,7 +41,7 @@ SAID = {
     "curves": "Training loss and dev score by step",
     "forest": "Difference to the text prompt with its interval, method by method",
     "reliability": "Accuracy by confidence, for both prompts",
-    "walk": "Accuracy and log-loss from the text rows to the refined rows and beyond",
+    "interpolation": "Accuracy and log-loss from the text rows to the refined rows and beyond",
 }
 # Keys of a comparison's results that are shown elsewhere.
 NOT_PROVENANCE = ("rows", "recipe", "methods", "skipped", "failed", "interrupted")
@@ -62,10 +62,12 @@ def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
     parts = [
         page.part("scores", lambda: headline(found)) or page.rendered("scores", {}),
         page.part("words", lambda: drifted(found)),
-        page.part("meaning", lambda: {"replies": r} if (r := found.walk.get("replies")) else None),
+        page.part(
+            "meaning", lambda: {"replies": r} if (r := found.interpolation.get("replies")) else None
+        ),
         '<div class="figures">',
         page.part("learning", lambda: _learning(found)),
-        page.part("walk", lambda: _walk(found.walk)),
+        page.part("interpolation", lambda: _interpolation(found.interpolation)),
         page.part("reliability", lambda: _reliability(survey)),
         "</div>",
         page.part("provenance", lambda: {"provenance": told, "recipe": found.recipe}),
@@ -160,8 +162,15 @@ def _learning(found: FoundRun) -> dict[str, Any] | None:
     return {"learned": learned(found), "drawn": _svg("curves", figures.curves(found.events))}
 
 
-def _walk(walk: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {**walk, "drawn": _svg("walk", figures.walk_figure(walk))} if walk else None
+def _interpolation(interpolation: Mapping[str, Any]) -> dict[str, Any] | None:
+    return (
+        {
+            **interpolation,
+            "drawn": _svg("interpolation", figures.interpolation_figure(interpolation)),
+        }
+        if interpolation
+        else None
+    )
 
 
 def _reliability(survey: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from embedgrad.report.figures.series import is_number
 
 EVENTS = "events.jsonl"
 PREDICTIONS = "predictions.jsonl"
-WALK = "walk.json"
+INTERPOLATION = "interpolation.json"
 RESULTS = "results.json"  # of a comparison
 UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
 ROWS_FILE = Path("prompt", "prompt.safetensors")
@@ -31,7 +31,7 @@ class FoundRun:
     prompt: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
-    walk: dict[str, Any] = field(default_factory=dict)
+    interpolation: dict[str, Any] = field(default_factory=dict)
     survey: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Line number and scores of every row of the predictions, without its texts."""
     notes: list[str] = field(default_factory=list)
@@ -56,8 +56,8 @@ def find_run(folder: Path) -> FoundRun:
     found.recipe = _recipe(found)
     found.events = _events(found)
     _survey(found)
-    if (folder / WALK).is_file():
-        found.walk = _read(found, WALK, "it is left out")
+    if (folder / INTERPOLATION).is_file():
+        found.interpolation = _read(found, INTERPOLATION, "it is left out")
     return found
 
 
@@ -91,7 +91,7 @@ def find_comparison(path: Path) -> dict[str, Any] | None:
 
 
 def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """What a kept walk must have been made from to serve again: digests and what was asked for."""
+    """What a kept interpolation must have been made from to serve again: digests and what was asked for."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
         content = path.read_bytes() if path.is_file() else b""

@@ -19,7 +19,7 @@ PARTS = {
     "load": "loading the model",
     "tokenize": "tokenizing",
     "solutions": "writing solutions",
-    "heads": "building heads",
+    "prefixes": "building prefixes",
     "steps": "steps",
     "dev": "evaluations on dev",
     "test": "scoring test with both prompts",
@@ -58,7 +58,10 @@ def _sections(found: Row) -> Iterator[tuple[str, Iterable[str]]]:
     if "span" in found:
         yield "span", _span(found["span"])
     if "tokens" in found:
-        yield "tokens and work", [*_tokens(found), *_work(found["flops"]), *_heads(found["heads"])]
+        yield (
+            "tokens and work",
+            [*_tokens(found), *_work(found["flops"]), *_prefixes(found["prefixes"])],
+        )
         yield "exports", _exports(found["exports"], found["sizes"])
     if "seconds" in found:
         yield "time here", _time(found)
@@ -108,11 +111,11 @@ def _span(span: Row) -> Iterator[str]:
 def _tokens(found: Row) -> Iterator[str]:
     tokens, course = found["tokens"], found["course"]
     yield (
-        f"an epoch: {tokens['head']:,} head, {tokens['prompt']:,} prompt, {tokens['tail']:,} tail, "
-        f"{tokens['target']:,} target tokens"
+        f"an epoch: {tokens['prefix']:,} prefix, {tokens['prompt']:,} prompt, {tokens['suffix']:,} "
+        f"suffix, {tokens['target']:,} target tokens"
     )
     yield (
-        f"a step computes {tokens['per_step']:,.0f} tokens; without head reuse "
+        f"a step computes {tokens['per_step']:,.0f} tokens; without prefix reuse "
         f"{tokens['per_step_without_reuse']:,.0f}"
     )
     yield (
@@ -122,22 +125,22 @@ def _tokens(found: Row) -> Iterator[str]:
 
 
 def _work(flops: Row) -> Iterator[str]:
-    parts = ("solutions", "heads", "steps", "evaluations", "test")
+    parts = ("solutions", "prefixes", "steps", "evaluations", "test")
     listed = ", ".join(f"{name} {operations(flops[name])}" for name in parts if flops[name])
     plain = operations(flops["steps_without_reuse"])
-    yield f"{operations(flops['all'])}: {listed}; steps without head reuse would be {plain}"
+    yield f"{operations(flops['all'])}: {listed}; steps without prefix reuse would be {plain}"
 
 
-def _heads(heads: Row) -> Iterator[str]:
-    if not heads["reuse"]:
-        yield f"heads are not reused: {heads['reason']}"
+def _prefixes(prefixes: Row) -> Iterator[str]:
+    if not prefixes["reuse"]:
+        yield f"prefixes are not reused: {prefixes['reason']}"
         return
-    slower = heads["slower_room_bytes"]
-    room = f"room for {size(heads['room_bytes'])} (head_cache.budget)"
+    slower = prefixes["slower_room_bytes"]
+    room = f"room for {size(prefixes['room_bytes'])} (prefix_cache.budget)"
     room += f" and for {size(slower)} in slower places" if slower else ""
-    fits = heads["bytes"] <= heads["room_bytes"] + slower
+    fits = prefixes["bytes"] <= prefixes["room_bytes"] + slower
     short = "" if fits else "; the others are computed anew"
-    yield f"heads of all rows are {size(heads['bytes'])}, {room}{short}"
+    yield f"prefixes of all rows are {size(prefixes['bytes'])}, {room}{short}"
 
 
 def _exports(exports: Sequence[Row], sizes: Row) -> Iterator[str]:
@@ -171,7 +174,7 @@ def _time(found: Row) -> Iterator[str]:
 def _memory(memory: Row) -> Iterator[str]:
     parts = (
         f"{size(memory['loaded'])} with the model loaded ({size(memory['loading'])} while loading)",
-        f"heads {size(memory['heads'])}",
+        f"prefixes {size(memory['prefixes'])}",
         f"a step {size(memory['step'])}",
         f"scoring {size(memory['scoring'])}",
     )

@@ -1,6 +1,6 @@
 """The answer to "is it working?" while a run goes on.
 
-    ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  heads 88 MB, 512 hits
+    ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
     dev accuracy 81.3 %, best 84.4 %, gain 12.5 points over the text prompt, 41 % done, 52 s left
 
 Two lines in a terminal, renewed in place and gone at the end; elsewhere plain lines.
@@ -103,11 +103,11 @@ class Progress:
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
         self._status = joined(f"loss {event['loss']:.3f}", drift)
-        if event["head_cache_bytes"] or event["head_cache_hits"]:
-            held, hits = size(event["head_cache_bytes"]), event["head_cache_hits"]
-            spilled = event.get("head_cache_spilled_bytes", 0)
+        if event["prefix_cache_bytes"] or event["prefix_cache_hits"]:
+            held, hits = size(event["prefix_cache_bytes"]), event["prefix_cache_hits"]
+            spilled = event.get("prefix_cache_spilled_bytes", 0)
             disk = f" and {size(spilled)} on disk" if spilled else ""
-            self._status += f", heads {held}{disk}, {hits} hits"
+            self._status += f", prefixes {held}{disk}, {hits} hits"
         seconds = self._forecast.step(event)
         self._show_training(event, now, seconds)
         step, total = event["step"], event["total"]

@@ -210,13 +210,13 @@ def _facts(result: Row) -> list[str]:
             f"nearest token unchanged for {100 * result['nearest_tokens_unchanged']:.0f} % of rows"
         )
     if "train" in result:
-        train, heads = result["train"], result["head_cache"]
+        train, prefixes = result["train"], result["prefix_cache"]
         line = f"{train['steps']} steps in {duration(train['seconds'])}"
         line += f" ({ENDINGS[train['ended']]})"
         if result.get("peak_memory_bytes"):
             line += f", peak memory {size(result['peak_memory_bytes'])}"
-        line += f", head cache {heads['hits']} hits, {heads['misses']} misses"
-        lines.append(f"{line}, {size(heads['bytes'])}")
+        line += f", prefix cache {prefixes['hits']} hits, {prefixes['misses']} misses"
+        lines.append(f"{line}, {size(prefixes['bytes'])}")
     if "artifact" in result:
         lines.append(f"refined prompt saved in {result['artifact']}")
     return lines

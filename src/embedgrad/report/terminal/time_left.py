@@ -15,7 +15,7 @@ class TimeLeft:
 
     A step takes the median of the recent ones, so that a few slow ones (a warm-up, a long batch) do
     not count for all. An evaluation takes what the last one took: the first, which also fills the
-    head cache, is forgotten as soon as there is another.
+    prefix cache, is forgotten as soon as there is another.
     """
 
     def __init__(self) -> None:

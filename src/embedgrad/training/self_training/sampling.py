@@ -206,7 +206,9 @@ class _Writing:
 
     def _target(self, text: str) -> str:
         """The reply as a target: without what the sequencer puts before every answer."""
-        return text.strip().removeprefix((self.sequencer.target.prefix or "").strip()).strip()
+        return (
+            text.strip().removeprefix((self.sequencer.target.answer_prefix or "").strip()).strip()
+        )
 
     # -- what comes out ------------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class _Writing:
             "prompt": {
                 "text": sequencer.span.text,
                 "template": sequencer.renderer.template.as_dict(),
-                "prefix": sequencer.target.prefix,
+                "answer_prefix": sequencer.target.answer_prefix,
             },
             "decoding": asdict(self.decoding),
             "scorer": {"name": name_of(scorer), **scorer.deciding()},

@@ -1,4 +1,4 @@
-"""The store of heads keeps to its budgets, and what stays is what is needed most."""
+"""The store of prefixes keeps to its budgets, and what stays is what is needed most."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedgrad.errors import RecipeError
-from embedgrad.model.prefix_cache import Head, HeadCache, Spill, budget_bytes
+from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache, Spill, budget_bytes
 
 
-def head(tokens: int, number: float = 0.0, dtype: torch.dtype = torch.float32) -> Head:
-    """A head of 64 bytes per token in float32; keys and values are of different size."""
+def prefix(tokens: int, number: float = 0.0, dtype: torch.dtype = torch.float32) -> CachedPrefix:
+    """A prefix of 64 bytes per token in float32; keys and values are of different size."""
     keys = torch.full((2, 2, tokens, 3), number, dtype=dtype)
-    return Head(keys, torch.full((2, 2, tokens, 1), -number, dtype=dtype))
+    return CachedPrefix(keys, torch.full((2, 2, tokens, 1), -number, dtype=dtype))
 
 
-def ask(cache: HeadCache, ids: int, tokens: int = 1) -> bool:
-    """Get a head, or store it anew; whether it was stored."""
+def ask(cache: PrefixCache, ids: int, tokens: int = 1) -> bool:
+    """Get a prefix, or store it anew; whether it was stored."""
     found = cache.get((ids,))
     if found is None:
-        cache.put((ids,), head(tokens, ids))
+        cache.put((ids,), prefix(tokens, ids))
     else:
-        assert torch.equal(found.keys, head(tokens, ids).keys)
-        assert torch.equal(found.values, head(tokens, ids).values)
+        assert torch.equal(found.keys, prefix(tokens, ids).keys)
+        assert torch.equal(found.values, prefix(tokens, ids).values)
     return found is not None
 
 
-def stored(cache: HeadCache) -> list[int]:
+def stored(cache: PrefixCache) -> list[int]:
     return [ids for ids in range(100) if (ids,) in cache]
 
 
-def test_a_head_knows_its_size() -> None:
-    assert (head(3).length, head(3).nbytes) == (3, 192)
+def test_a_prefix_knows_its_size() -> None:
+    assert (prefix(3).length, prefix(3).nbytes) == (3, 192)
 
 
 def test_what_fits_stays_and_what_does_not_is_left_out() -> None:
-    cache = HeadCache(64 * 5)
+    cache = PrefixCache(64 * 5)
     for ids, tokens in (((1,), 2), ((2,), 4), ((3,), 3), ((4,), 1)):
-        cache.put(ids, head(tokens))
+        cache.put(ids, prefix(tokens))
     assert (len(cache), cache.nbytes) == (2, 64 * 5)
     assert cache.get((1,)) is not None
     assert cache.get((2,)) is None
     assert cache.get((3,)) is not None
     assert (cache.hits, cache.misses) == (2, 1)
-    cache.put((1,), head(1))
+    cache.put((1,), prefix(1))
     assert cache.nbytes == 64 * 5
     cache.clear()
     assert (len(cache), cache.nbytes, cache.hits, cache.most_bytes) == (0, 0, 2, 64 * 5)
 
 
 def test_a_view_is_stored_without_what_it_is_a_view_of() -> None:
-    cache, batch = HeadCache(2**20), torch.rand(2, 50, 2, 4, 3)
-    cache.put((1,), Head(batch[:, 7], batch[:, 8]))
+    cache, batch = PrefixCache(2**20), torch.rand(2, 50, 2, 4, 3)
+    cache.put((1,), CachedPrefix(batch[:, 7], batch[:, 8]))
     found = cache.get((1,))
     assert found is not None
     assert torch.equal(found.keys, batch[:, 7])
@@ -69,7 +69,7 @@ def test_a_view_is_stored_without_what_it_is_a_view_of() -> None:
 
 
 def test_cyclic_access_keeps_the_share_that_fits() -> None:
-    cache = HeadCache(64 * 3)
+    cache = PrefixCache(64 * 3)
     cache.expect(([(ids,) for ids in range(6)], 4))
     for _ in range(4):
         for ids in range(6):
@@ -78,15 +78,15 @@ def test_cyclic_access_keeps_the_share_that_fits() -> None:
 
 
 def test_a_tie_keeps_what_is_stored_also_where_more_would_fit() -> None:
-    cache = HeadCache(64 * 4)
+    cache = PrefixCache(64 * 4)
     cache.expect(([(1,), (2,)], 3))
-    cache.put((1,), head(3))
-    cache.put((2,), head(4))
+    cache.put((1,), prefix(3))
+    cache.put((2,), prefix(4))
     assert stored(cache) == [1]
 
 
-def test_heads_that_are_asked_for_more_often_push_others_out() -> None:
-    cache = HeadCache(64 * 3)
+def test_prefixes_that_are_asked_for_more_often_push_others_out() -> None:
+    cache = PrefixCache(64 * 3)
     cache.expect(([(1,), (2,), (3,)], 2), ([(4,), (5,)], 5))
     for ids in (1, 2, 3, 4, 5):
         ask(cache, ids)
@@ -94,8 +94,8 @@ def test_heads_that_are_asked_for_more_often_push_others_out() -> None:
     assert cache.nbytes == 64 * 3
 
 
-def test_a_head_that_nobody_expects_takes_free_room_and_gives_way() -> None:
-    cache = HeadCache(64 * 2)
+def test_a_prefix_that_nobody_expects_takes_free_room_and_gives_way() -> None:
+    cache = PrefixCache(64 * 2)
     cache.expect(([(1,), (2,)], 2))
     ask(cache, 8)
     ask(cache, 1)
@@ -105,8 +105,8 @@ def test_a_head_that_nobody_expects_takes_free_room_and_gives_way() -> None:
     assert stored(cache) == [1, 2]
 
 
-def test_heads_that_are_used_up_give_way() -> None:
-    cache = HeadCache(64 * 2)
+def test_prefixes_that_are_used_up_give_way() -> None:
+    cache = PrefixCache(64 * 2)
     cache.expect(([(1,), (2,)], 2), ([(3,), (4,)], 2))
     for ids in (1, 2, 1, 2):
         ask(cache, ids)
@@ -117,7 +117,7 @@ def test_heads_that_are_used_up_give_way() -> None:
 
 
 def test_what_was_expected_before_is_void() -> None:
-    cache = HeadCache(64 * 2)
+    cache = PrefixCache(64 * 2)
     cache.expect(([(1,), (2,)], 9))
     for ids in (1, 2):
         ask(cache, ids)
@@ -127,8 +127,8 @@ def test_what_was_expected_before_is_void() -> None:
     assert stored(cache) == [3, 4]
 
 
-def test_a_head_named_twice_is_expected_twice_as_often() -> None:
-    cache = HeadCache(64)
+def test_a_prefix_named_twice_is_expected_twice_as_often() -> None:
+    cache = PrefixCache(64)
     cache.expect(([(1,)], 3), ([(2,)], 2), ([(2,)], 2))
     ask(cache, 1)
     ask(cache, 2)
@@ -136,19 +136,19 @@ def test_a_head_named_twice_is_expected_twice_as_often() -> None:
 
 
 def test_uses_count_by_the_byte() -> None:
-    # Three heads of two uses each save more than one of their size that is used three times.
-    cache = HeadCache(64 * 4)
+    # Three prefixes of two uses each save more than one of their size that is used three times.
+    cache = PrefixCache(64 * 4)
     cache.expect(([(1,), (2,), (3,), (4,)], 3), ([(5,)], 4))
     for ids in (1, 2, 3, 4):
         ask(cache, ids)
     cache.get((5,))
-    cache.put((5,), head(5))
+    cache.put((5,), prefix(5))
     assert stored(cache) == [1, 2, 3, 4]  # too large
     cache.expect(([(1,), (2,), (3,), (4,)], 2), ([(5,)], 2.9))
-    cache.put((5,), head(2))
+    cache.put((5,), prefix(2))
     assert stored(cache) == [3, 4, 5]
     cache.expect(([(3,), (4,)], 2), ([(5,)], 1), ([(6,)], 1.5))
-    cache.put((6,), head(1))
+    cache.put((6,), prefix(1))
     assert stored(cache) == [3, 4, 5]  # 1.5 uses of 64 bytes against 1 of 128
 
 
@@ -156,7 +156,7 @@ def test_uses_count_by_the_byte() -> None:
 
 
 def test_what_is_pushed_out_of_memory_goes_to_disk_while_it_is_needed(tmp_path: Path) -> None:
-    cache = HeadCache(64 * 2, spill=Spill(tmp_path, 2**20))
+    cache = PrefixCache(64 * 2, spill=Spill(tmp_path, 2**20))
     cache.expect(([(1,), (2,)], 3), ([(3,), (4,)], 9))
     for ids in (1, 2, 3, 4):
         ask(cache, ids)
@@ -171,7 +171,7 @@ def test_what_is_pushed_out_of_memory_goes_to_disk_while_it_is_needed(tmp_path: 
 
 
 def test_what_nobody_expects_any_more_is_not_moved_to_disk(tmp_path: Path) -> None:
-    cache = HeadCache(64, spill=Spill(tmp_path, 2**20))
+    cache = PrefixCache(64, spill=Spill(tmp_path, 2**20))
     cache.expect(([(1,)], 9))
     ask(cache, 1)
     cache.expect(([(2,)], 2))
@@ -179,8 +179,8 @@ def test_what_nobody_expects_any_more_is_not_moved_to_disk(tmp_path: Path) -> No
     assert (stored(cache), cache.spilled_bytes) == ([2], 0)
 
 
-def test_a_head_on_its_last_use_is_not_written(tmp_path: Path) -> None:
-    cache = HeadCache(0, spill=Spill(tmp_path, 2**20))
+def test_a_prefix_on_its_last_use_is_not_written(tmp_path: Path) -> None:
+    cache = PrefixCache(0, spill=Spill(tmp_path, 2**20))
     cache.expect(([(1,)], 1), ([(2,)], 2))
     for ids in (1, 2, 3):
         ask(cache, ids)
@@ -188,7 +188,7 @@ def test_a_head_on_its_last_use_is_not_written(tmp_path: Path) -> None:
 
 
 def test_the_disk_has_a_budget_too(tmp_path: Path) -> None:
-    cache = HeadCache(64, spill=Spill(tmp_path, 128))
+    cache = PrefixCache(64, spill=Spill(tmp_path, 128))
     cache.expect(([(1,), (2,), (3,), (4,)], 4), ([(5,)], 8))
     for ids in (1, 2, 3, 4):
         ask(cache, ids)
@@ -214,7 +214,7 @@ def test_the_disk_has_a_budget_too(tmp_path: Path) -> None:
     asked=st.lists(st.integers(0, 9), max_size=40),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
 )
-def test_no_order_of_calls_breaks_a_budget_or_a_head(
+def test_no_order_of_calls_breaks_a_budget_or_a_prefix(
     tmp_path: Path,
     budget: int,
     disk: int | None,
@@ -223,10 +223,10 @@ def test_no_order_of_calls_breaks_a_budget_or_a_head(
     dtype: torch.dtype,
 ) -> None:
     spill = None if disk is None else Spill(tmp_path, 64 * disk)
-    cache = HeadCache(64 * budget, spill=spill)
+    cache = PrefixCache(64 * budget, spill=spill)
     cache.expect(*(([(ids,)], uses) for ids, uses in expected.items()))
     for ids in asked:
-        made, found = head(1 + ids % 4, ids, dtype), cache.get((ids,))
+        made, found = prefix(1 + ids % 4, ids, dtype), cache.get((ids,))
         if found is None:
             found = cache.put((ids,), made)
         assert torch.equal(found.keys, made.keys)
@@ -249,10 +249,10 @@ def test_no_order_of_calls_breaks_a_budget_or_a_head(
 def test_half_precision_rounds_alike_stored_or_not(
     tmp_path: Path, dtype: torch.dtype, place: str
 ) -> None:
-    made = Head(torch.randn(2, 2, 5, 3, dtype=dtype), torch.randn(2, 2, 5, 1, dtype=dtype))
+    made = CachedPrefix(torch.randn(2, 2, 5, 3, dtype=dtype), torch.randn(2, 2, 5, 1, dtype=dtype))
     budget = {"memory": 80 * 2, "disk": 0, "nowhere": 0}[place]
     spill = Spill(tmp_path, 2**20) if place == "disk" else None
-    cache = HeadCache(budget, spill=spill, precision="half")
+    cache = PrefixCache(budget, spill=spill, precision="half")
     given_back = cache.put((1,), made)
     assert given_back.keys.dtype == dtype
     assert torch.equal(given_back.keys, made.keys.half().to(dtype))
@@ -268,10 +268,10 @@ def test_half_precision_rounds_alike_stored_or_not(
 def test_half_precision_holds_what_float16_cannot(tmp_path: Path) -> None:
     keys, values = torch.full((1, 1, 2, 2), 1e6), torch.full((1, 1, 2, 2), 1.0 + 2**-9)
     for cache in (
-        HeadCache(100, precision="half"),
-        HeadCache(0, spill=Spill(tmp_path, 100), precision="half"),
+        PrefixCache(100, precision="half"),
+        PrefixCache(0, spill=Spill(tmp_path, 100), precision="half"),
     ):
-        cache.put((1,), Head(keys, values))
+        cache.put((1,), CachedPrefix(keys, values))
         found = cache.get((1,))
         assert found is not None
         assert torch.equal(found.keys, keys.bfloat16().float())
@@ -279,8 +279,8 @@ def test_half_precision_holds_what_float16_cannot(tmp_path: Path) -> None:
 
 
 def test_half_precision_leaves_a_model_in_half_precision_as_it_is() -> None:
-    made = head(3, 1.5, torch.bfloat16)
-    cache = HeadCache(2**20, precision="half")
+    made = prefix(3, 1.5, torch.bfloat16)
+    cache = PrefixCache(2**20, precision="half")
     assert cache.put((1,), made).keys is made.keys
     assert cache.nbytes == made.nbytes
 
@@ -316,7 +316,7 @@ def test_a_share_is_one_of_free_memory(
     free = psutil.virtual_memory()._replace(available=4000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     assert budget_bytes(budget) == 1000
-    cache = HeadCache.on(torch.device("cpu"), budget)
+    cache = PrefixCache.on(torch.device("cpu"), budget)
     assert (cache.budget, cache.room) == (1000, 1000)
 
 
@@ -326,20 +326,22 @@ def test_on_a_gpu_a_share_is_one_of_its_own_memory_and_the_rest_is_pinned(
     free = psutil.virtual_memory()._replace(available=4000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 10_000))
-    cache = HeadCache.on(torch.device("cuda"), 0.25)
+    cache = PrefixCache.on(torch.device("cuda"), 0.25)
     assert (cache.budget, cache.room) == (200, 200 + 1000)
-    assert HeadCache.on(torch.device("cuda"), 0).room == 0
+    assert PrefixCache.on(torch.device("cuda"), 0).room == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_fetches_from_pinned_memory_what_it_has_no_room_for(tmp_path: Path) -> None:
-    heads = {(i,): Head(*(torch.rand(2, 2, 4, 3, device="cuda") for _ in "kv")) for i in range(4)}
-    size = heads[0,].nbytes
-    cache = HeadCache(size, host=2 * size, spill=Spill(tmp_path, size))
-    for ids, made in heads.items():
+    prefixes = {
+        (i,): CachedPrefix(*(torch.rand(2, 2, 4, 3, device="cuda") for _ in "kv")) for i in range(4)
+    }
+    size = prefixes[0,].nbytes
+    cache = PrefixCache(size, host=2 * size, spill=Spill(tmp_path, size))
+    for ids, made in prefixes.items():
         cache.put(ids, made)
     assert (cache.nbytes, cache.spilled_bytes) == (3 * size, size)
-    for ids, made in heads.items():
+    for ids, made in prefixes.items():
         found = cache.get(ids)
         assert found is not None
         assert found.keys.is_cuda
@@ -353,6 +355,6 @@ NO_TEXTS = ("", ".", "..5", 400 * "9", "much", "2 parsecs", "-1", "1.0", "1.2.3"
 
 @pytest.mark.parametrize("budget", [*NO_BUDGETS, *NO_TEXTS])
 def test_a_budget_that_cannot_be_is_refused(budget: Any) -> None:
-    with pytest.raises(RecipeError, match=r"head_cache\.budget: .*expected") as caught:
+    with pytest.raises(RecipeError, match=r"prefix_cache\.budget: .*expected") as caught:
         budget_bytes(budget)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The walk from the text rows to the refined rows, and what the model says of both."""
+"""The interpolation from the text rows to the refined rows, and what the model says of both."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from embedgrad.experiments.interpolation import (
     PLACES,
     QUESTIONS,
     _asked,
+    interpolate,
+    score_points,
     replies,
     rows_at,
-    take_walk,
-    walk,
 )
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
@@ -51,12 +51,12 @@ def test_the_line_goes_through_both_prompts_to_the_bit(opened: OpenRun) -> None:
 def test_scores_at_the_ends_are_those_of_the_prompts(opened: OpenRun) -> None:
     sequences = opened.sequencer.build(read_data(opened.recipe).dev)
     done: list[int] = []
-    points = walk(opened, sequences, done.append)
+    points = score_points(opened, sequences, done.append)
     assert [point["t"] for point in points] == list(PLACES)
     assert done[-1] == len(PLACES) * len(sequences)
     assert done == sorted(done)
     for place, rows in ((0.0, opened.prompt.start_rows), (1.0, opened.prompt.rows)):
-        answered = opened.evaluator.refined(rows, sequences)
+        answered = opened.evaluator.score(rows, sequences)
         expected = summarize(answered, opened.evaluator.target.choices)
         point = points[PLACES.index(place)]
         assert point["accuracy"] == expected.accuracy
@@ -66,16 +66,16 @@ def test_scores_at_the_ends_are_those_of_the_prompts(opened: OpenRun) -> None:
     assert len(set(losses)) == len(PLACES)  # every place is another prompt
 
 
-def test_a_walk_needs_rows(opened: OpenRun) -> None:
+def test_an_interpolation_needs_rows(opened: OpenRun) -> None:
     with pytest.raises(DataError, match="no rows"):
-        walk(opened, [])
+        score_points(opened, [])
 
 
 def test_questions_hold_the_rows_in_their_words_place(opened: OpenRun) -> None:
     for question in QUESTIONS:
         sequence, evaluator = _asked(opened, question)
         decode = evaluator.model.tokenizer.decode
-        text = decode([*sequence.head, *opened.prompt.span.ids, *sequence.tail])
+        text = decode([*sequence.prefix, *opened.prompt.span.ids, *sequence.suffix])
         assert question.replace("<prompt>", opened.prompt.span.text) in text
 
 
@@ -85,7 +85,7 @@ def test_replies_are_those_of_plain_decoding(opened: OpenRun) -> None:
         q.replace("<prompt>", "...") for q in QUESTIONS
     ]
     sequence, _ = _asked(opened, QUESTIONS[0])
-    ids = torch.tensor([[*sequence.head, *opened.prompt.span.ids, *sequence.tail]])
+    ids = torch.tensor([[*sequence.prefix, *opened.prompt.span.ids, *sequence.suffix]])
     new = opened.model.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False,
         eos_token_id=list(opened.evaluator.end_ids), pad_token_id=0,
@@ -94,43 +94,44 @@ def test_replies_are_those_of_plain_decoding(opened: OpenRun) -> None:
     assert said[0]["text"]["reply"] == plain.strip()
 
 
-def test_a_walk_is_kept_and_used_again(
+def test_an_interpolation_is_kept_and_used_again(
     folder: Path, embedgrad: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = embedgrad("report", folder, "--rows", "5", "--quiet")
     assert (first.code, first.err) == (0, "")
-    kept = json.loads((folder / "walk.json").read_text(encoding="utf-8"))
+    kept = json.loads((folder / "interpolation.json").read_text(encoding="utf-8"))
     assert (kept["split"], kept["rows"]) == ("dev", 5)
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="walk"' in html
+    assert 'id="interpolation"' in html
     assert 'id="meaning"' in html
     with monkeypatch.context() as patch:
         patch.setattr(
-            "embedgrad.experiments.interpolation.take_walk", lambda *_: pytest.fail("walked again")
+            "embedgrad.experiments.interpolation.interpolate",
+            lambda *_: pytest.fail("interpolated again"),
         )
         assert embedgrad("report", folder, "--rows", "5", "--quiet").code == 0
         assert embedgrad("report", folder, "--rows", "7", "--no-model").code == 0
     assert (folder / "report.html").read_text(encoding="utf-8") == html
     assert embedgrad("report", folder, "--rows", "7", "--quiet").code == 0
-    assert json.loads((folder / "walk.json").read_text(encoding="utf-8"))["rows"] == 7
+    assert json.loads((folder / "interpolation.json").read_text(encoding="utf-8"))["rows"] == 7
 
 
-def test_a_walk_that_cannot_be_written_is_shown(folder: Path, embedgrad: Command) -> None:
-    (folder / "walk.json").mkdir()  # what no file can replace
+def test_an_interpolation_that_cannot_be_written_is_shown(folder: Path, embedgrad: Command) -> None:
+    (folder / "interpolation.json").mkdir()  # what no file can replace
     done = embedgrad("report", folder, "--rows", "3", "--quiet")
     assert (done.code, len(done.lines)) == (0, 1)
     assert done.err.startswith("Not kept: what needs the model (")
-    assert "walk.json: cannot be written" in done.err
+    assert "interpolation.json: cannot be written" in done.err
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="walk"' in html
+    assert 'id="interpolation"' in html
     assert 'id="meaning"' in html
 
 
-def test_a_walk_shows_how_far_it_is(folder: Path) -> None:
+def test_an_interpolation_shows_how_far_it_is(folder: Path) -> None:
     told: list[dict[str, Any]] = []
-    take_walk(folder, 3, (), told.append)
+    interpolate(folder, 3, (), told.append)
     stages = [event["text"] for event in told if event["event"] == "stage"]
-    assert stages[-2:] == ["walking", "asking the model"]
+    assert stages[-2:] == ["interpolating", "asking the model"]
     scored = [event for event in told if event["event"] == "scoring"]
     assert scored[-1]["done"] == scored[-1]["total"] == 3 * len(PLACES)
 
@@ -143,5 +144,5 @@ def test_a_run_of_free_answers_has_a_page(
     assert (done.code, done.err) == (0, "")
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="reliability"' not in html
-    assert 'id="walk"' in html
+    assert 'id="interpolation"' in html
     assert "Left out" not in html
