@@ -17,9 +17,9 @@ from embedgrad.experiments.interpolation import (
     QUESTIONS,
     _asked,
     interpolate,
-    score_points,
     replies,
     rows_at,
+    score_points,
 )
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run

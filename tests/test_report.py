@@ -270,7 +270,7 @@ def test_no_time_is_left_at_the_end() -> None:
 # A shell starts background jobs with SIGINT ignored, which children inherit.
 FAST = """
 import signal
-import embedgrad.report.display as d
+import embedgrad.report.terminal.display as d
 signal.signal(signal.SIGINT, signal.default_int_handler)
 d.REFRESHES = 100
 """

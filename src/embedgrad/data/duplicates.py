@@ -1,0 +1,63 @@
+"""Texts that stand in two of the given splits: counted, or left out of the earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from embedgrad.data.examples import Example
+from embedgrad.data.readers import data_error
+
+Given = Mapping[str, Sequence[Example]]
+
+
+def text_key(example: Example, columns: Sequence[str]) -> tuple[str, ...]:
+    """What makes two texts duplicates: equal but for case and white space."""
+    return tuple(" ".join(example.columns.get(name, "").split()).casefold() for name in columns)
+
+
+def shared_texts(given: Given, columns: Sequence[str]) -> str:
+    """Say how many rows repeat a text of an earlier split, and where the first pair is."""
+    if len(given) == 1:
+        return ""
+    first: dict[tuple[str, ...], tuple[str, Example]] = {}
+    count, pair = 0, ""
+    for name, rows in given.items():
+        for example in rows:
+            home, other = first.setdefault(text_key(example, columns), (name, example))
+            if home != name:
+                count += 1
+                pair = pair or f"{home} {other.source} and {name} {example.source}"
+    what = "1 row repeats" if count == 1 else f"{count} rows repeat"
+    return f"{what} the text of a row in another split (first: {pair})" if count else ""
+
+
+def without_shared(
+    given: Given, columns: Sequence[str]
+) -> tuple[dict[str, Sequence[Example]], list[str]]:
+    """The splits, in order, without the rows whose text a later one has, and a note for each.
+
+    Raises DataError where that leaves nothing of a split.
+    """
+    kept: dict[str, Sequence[Example]] = {}
+    notes: list[str] = []
+    later: set[tuple[str, ...]] = set()
+    names: list[str] = []
+    for name in reversed(list(given)):
+        rows = given[name]
+        keys = [text_key(example, columns) for example in rows]
+        left = [row for row, key in zip(rows, keys, strict=True) if key not in later]
+        if not left:
+            raise data_error(
+                f"data.{name}",
+                f"every row has a text of {' or '.join(names)}, and data.drop_duplicates leaves "
+                "such rows out; give other rows",
+            )
+        count = len(rows) - len(left)
+        if count:
+            what = "1 row" if count == 1 else f"{count} rows"
+            where = " or ".join(names)
+            notes.insert(0, f"Left out by data.drop_duplicates: {what} of {name} also in {where}.")
+        kept[name] = left if count else rows
+        later.update(keys)
+        names.insert(0, name)
+    return {name: kept[name] for name in given}, notes

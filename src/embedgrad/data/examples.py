@@ -1,0 +1,184 @@
+"""Rows of a table -> checked examples, and a guess at what its columns are for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+
+from embedgrad.data.markup import Piece, fill, parse
+from embedgrad.data.readers import Row, Table, data_error, shown
+from embedgrad.errors import DataError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, ready for a template.
+
+    `columns` holds the text of every column that has one; `answer` is "" when none is asked for;
+    `source` says where the row came from, "reviews.csv:18". A `solution` is what the model is
+    trained to write, where that is more than the answer it is scored by.
+    """
+
+    columns: Mapping[str, str]
+    answer: str
+    source: str
+    group: str | None = None
+    task: str = ""
+    solution: str | None = None
+
+
+def cell_text(value: object) -> str | None:
+    """Text of a scalar: 3 and 3.0 are "3", True is "true"; None if empty (None, NaN) or no scalar.
+
+    White space of text is kept as it is.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        # beyond 2**53 a float's digits are not the number that was written
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, (int, Decimal, date, time)):
+        return str(value)
+    return None
+
+
+def solution_pieces(solution: str) -> tuple[Piece, ...]:
+    """What `data.solution` says: a column's name, or a text with `{columns}`.
+
+    Raises `DataError` for a text with a span, `TemplateError` for a lone brace.
+    """
+    if "{" not in solution:
+        return (Piece("column", solution),)
+    pieces = parse(solution, "data.solution")
+    if any(piece.kind == "span" for piece in pieces):
+        raise DataError(
+            f"data.solution: {shown(solution)} holds [[ ]], which mark the words to refine; "
+            "expected a column, or a text with {columns} alone"
+        )
+    return pieces
+
+
+def examples_from(
+    table: Table,
+    *,
+    columns: Sequence[str],
+    answer: str | None = None,
+    choices: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    solution: str | None = None,
+    group: str | None = None,
+    where: Mapping[str, str] | None = None,
+) -> list[Example]:
+    """Check every row of a table and turn it into an example.
+
+    `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
+    a choice; without `choices` the mapped texts are the choices. `solution` is the column with
+    what the model shall write, if that is more than the answer, or a text with `{columns}`. `where`
+    keeps the rows whose columns have these texts. Raises DataError for a column that is missing, a
+    needed cell that is empty or no scalar, an answer that is not among the choices, and a `where`
+    that keeps nothing.
+    """
+    needed = [("template", name) for name in columns]
+    needed += [("answer", answer)] if answer is not None else []
+    written = solution_pieces(solution) if solution is not None else ()
+    needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
+    needed += [("group", group)] if group is not None else []
+    for role, name in needed + [("where", name) for name in where or ()]:
+        if name not in table.columns:
+            problem = f"no column {name!r}, which {role} names"
+            raise data_error(table.name, f"{problem}; {nearest(name, table.columns)}")
+    # TOML keys are text, but a mapping written in Python may well say {0: "negative"}
+    names = {cell_text(raw): text for raw, text in (labels or {}).items()}
+    allowed = tuple(choices) if choices is not None else tuple(dict.fromkeys(names.values()))
+
+    examples: list[Example] = []
+    unknown: list[tuple[str, str]] = []  # where, and the raw answer
+    for row, source in _kept(table, where or {}):
+        texts = {name: text for name, cell in row.items() if (text := cell_text(cell)) is not None}
+        for _, name in needed:
+            if not texts.get(name, "").strip():
+                raise data_error(source, _unusable(name, row))
+        target = ""
+        if answer is not None:
+            raw = texts[answer]
+            target = names.get(raw, raw)
+            if allowed and target not in allowed:
+                unknown.append((source, raw))
+        examples.append(
+            Example(
+                texts,
+                target,
+                source,
+                group=texts[group] if group is not None else None,
+                solution=fill(written, texts) if written else None,
+            )
+        )
+    if unknown:
+        assert answer is not None
+        source, raw = unknown[0]
+        others = ", ".join(f"{shown(text)} ({where})" for where, text in unknown[1:3])
+        more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
+        told = _unknown_label(answer, raw, names.get(raw, raw), allowed)
+        raise data_error(source, f"{told}{more}")
+    return examples
+
+
+def _kept(table: Table, where: Mapping[str, str]) -> list[tuple[Row, str]]:
+    pairs = list(zip(table.rows, table.sources, strict=True))
+    kept = [
+        (row, source)
+        for row, source in pairs
+        if all(cell_text(row.get(name)) == text for name, text in where.items())
+    ]
+    if not kept:
+        wanted = " and ".join(f"{name} = {shown(text)}" for name, text in where.items())
+        held = "; ".join(f"{name} holds {_some_values(table, name)}" for name in where)
+        raise data_error(table.name, f"none of {len(pairs)} rows has {wanted}; {held}")
+    return kept
+
+
+def _some_values(table: Table, name: str, most: int = 8) -> str:
+    counts = Counter(text for row in table.rows if (text := cell_text(row.get(name))) is not None)
+    values = ", ".join(shown(text, 30) for text, _ in counts.most_common(most))
+    more = f" and {len(counts) - most} more" if len(counts) > most else ""
+    return f"{values or 'nothing'}{more}"
+
+
+def _unusable(name: str, row: Row) -> str:
+    value = row.get(name)
+    if cell_text(value) is None and value is not None and not isinstance(value, float):
+        return f"column {name!r} holds a {type(value).__name__}; expected text or a number"
+    return f"column {name!r} is empty; expected text (fill the cell or remove the row)"
+
+
+def _unknown_label(column: str, raw: str, target: str, allowed: Sequence[str]) -> str:
+    mapped = f" (mapped to {shown(target)})" if target != raw else ""
+    known = ", ".join(shown(choice, 30) for choice in allowed)
+    return (
+        f"label {shown(raw)}{mapped} in column {column!r} is not among the choices {known}; "
+        "add it to the choices or map it in labels"
+    )
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,109 @@
+"""Which columns of a table hold text, answer and group: what `embedgrad new` guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from embedgrad.data.examples import cell_text
+from embedgrad.data.readers import Table, data_error
+
+ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment")
+
+
+TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
+
+
+GROUP_NAMES = ("group", "group_id")
+
+
+MOST_CHOICES = 20
+
+
+LONGEST_CHOICE = 40  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What the columns of a table seem to be for; `notes` says it in sentences for a person.
+
+    `choices` is None when the answers are too many or too long to choose from (generation).
+    """
+
+    text: str
+    answer: str | None
+    choices: tuple[str, ...] | None
+    group: str | None
+    notes: tuple[str, ...]
+
+
+def guess_columns(table: Table) -> Guess:
+    """Guess the text, answer and group columns from names, lengths and numbers of values.
+
+    Raises DataError when no column holds text.
+    """
+    values = {name: texts for name in table.columns if (texts := _column_texts(table, name))}
+    group = next((name for name in values if name.lower() in GROUP_NAMES), None)
+    choices = {name: c for name, texts in values.items() if (c := _choices(texts)) is not None}
+    answer = _guess_answer([name for name in values if name != group], choices)
+    text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    found = choices.get(answer) if answer is not None else None
+    return Guess(text, answer, found, group, tuple(_notes(text, answer, found, group)))
+
+
+def _column_texts(table: Table, name: str) -> list[str]:
+    """Text of a column's cells that have one; none if any cell holds something else."""
+    cells = [cell for row in table.rows if (cell := row.get(name)) is not None and cell != ""]
+    texts = [text for cell in cells if (text := cell_text(cell)) is not None]
+    return texts if len(texts) == len(cells) else []
+
+
+def _choices(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """Distinct values, if they are few, short and mostly repeated."""
+    distinct = sorted(set(texts))
+    few = 2 <= len(distinct) <= min(MOST_CHOICES, max(2, len(texts) // 2))
+    return tuple(distinct) if few and max(map(len, distinct)) <= LONGEST_CHOICE else None
+
+
+def _guess_answer(names: Sequence[str], choices: Mapping[str, tuple[str, ...]]) -> str | None:
+    """A known name with few values, else a known name, else the column with the fewest values."""
+    known = _preferred(names, ANSWER_NAMES)
+    few = [name for name in names if name in choices and name.lower() not in TEXT_NAMES]
+    by_count = sorted(few, key=lambda name: len(choices[name]))
+    ranked = [name for name in known if name in choices] + known + by_count
+    return ranked[0] if ranked else None
+
+
+def _guess_text(table: Table, values: Mapping[str, Sequence[str]]) -> str:
+    """A known name, else the column with the longest text on average."""
+    strings = [n for n in values if all(isinstance(row.get(n), str | None) for row in table.rows)]
+    if not strings:
+        columns = ", ".join(table.columns)
+        raise data_error(table.name, f"no column holds text to read; its columns are {columns}")
+    known = _preferred(strings, TEXT_NAMES)
+    return known[0] if known else max(strings, key=lambda n: sum(map(len, values[n])))
+
+
+def _preferred(names: Sequence[str], order: Sequence[str]) -> list[str]:
+    return sorted((n for n in names if n.lower() in order), key=lambda n: order.index(n.lower()))
+
+
+def _notes(
+    text: str, answer: str | None, choices: tuple[str, ...] | None, group: str | None
+) -> list[str]:
+    notes = [f"Guessed that the text to read is in column {text!r}."]
+    if answer is None:
+        notes.append("Found no column that looks like an answer; name it if there is one.")
+    elif choices is None:
+        notes.append(
+            f"Guessed that column {answer!r} is the answer to generate: "
+            "its values are too many or too long to choose from."
+        )
+    else:
+        values = ", ".join(map(repr, choices))
+        notes.append(f"Guessed that column {answer!r} is the answer, one of {values}.")
+        if all(choice.lstrip("-").isdigit() for choice in choices):
+            notes.append("These answers are numbers; if they stand for words, map them in labels.")
+    if group is not None:
+        notes.append(f"Guessed that rows with one {group!r} belong together in one split.")
+    return notes

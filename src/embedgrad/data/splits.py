@@ -1,0 +1,290 @@
+"""Examples -> train, dev and test, shuffled by seed, with nothing leaking from one to another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from embedgrad.data.duplicates import shared_texts, text_key, without_shared
+from embedgrad.data.examples import Example, examples_from
+from embedgrad.data.readers import data_error, read_table, shown
+from embedgrad.errors import nearest
+
+NAMES = ("train", "dev", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Shuffled examples of each split.
+
+    `notes` says in sentences what was carved, limited or allowed. `digests[name]` is a SHA-256 of
+    the texts and answers of that split in order: equal digests mean that the same rows were used.
+    """
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    notes: tuple[str, ...]
+    digests: Mapping[str, str]
+
+
+def read_splits(
+    train: str,
+    dev: str | None = None,
+    test: str | None = None,
+    *,
+    columns: Sequence[str],
+    answer: str,
+    choices: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    solution: str | None = None,
+    group: str | None = None,
+    where: Mapping[str, str] | None = None,
+    dev_share: float = 0.2,
+    test_share: float = 0.2,
+    seed: int = 0,
+    limit: Mapping[str, int] | None = None,
+    allow_duplicates: bool = False,
+    drop_duplicates: bool = False,
+) -> Splits:
+    """Read files or Hub data sets and split them: `read_table`, `examples_from`, `make_splits`."""
+
+    def read(source: str | None) -> list[Example] | None:
+        if source is None:
+            return None
+        return examples_from(
+            read_table(source),
+            columns=columns,
+            answer=answer,
+            choices=choices or None,
+            labels=labels or None,
+            solution=solution,
+            group=group,
+            where=where or None,
+        )
+
+    rows = read(train)
+    assert rows is not None
+    return make_splits(
+        rows,
+        read(dev),
+        read(test),
+        columns=columns,
+        choices=choices or None,
+        fractions=(dev_share, test_share),
+        seed=seed,
+        limit=limit,
+        allow_duplicates=allow_duplicates,
+        drop_duplicates=drop_duplicates,
+    )
+
+
+def make_splits(
+    train: Sequence[Example],
+    dev: Sequence[Example] | None = None,
+    test: Sequence[Example] | None = None,
+    *,
+    columns: Sequence[str],
+    choices: Sequence[str] | None = None,
+    fractions: tuple[float, float] = (0.2, 0.2),
+    seed: int = 0,
+    limit: Mapping[str, int] | None = None,
+    allow_duplicates: bool = False,
+    drop_duplicates: bool = False,
+) -> Splits:
+    """Shuffle, and carve a split that is not given out of `train`.
+
+    `fractions` are the shares of `train` for dev and test (0: leave that split empty), used only
+    for splits that are not given. Examples of one group, or with the same text in all template
+    `columns`, stay in one split; without groups the carving is stratified by answer. `limit`
+    counts rows per split, after shuffling. `choices` makes it a classification: then `train` must
+    hold at least two answers. `drop_duplicates` first leaves out rows of train whose text stands in
+    a given dev or test, and rows of dev whose text stands in test. Raises DataError, also when a
+    group or a text (unless `allow_duplicates`) stands in two of the given splits.
+    """
+    given = {"train": train, "dev": dev, "test": test}
+    explicit = {name: rows for name, rows in given.items() if rows is not None}
+    for name, examples in explicit.items():
+        if not examples:
+            raise data_error(f"data.{name}", "holds no rows; expected at least one")
+    limit = limit or {}
+    for name in limit:
+        if name not in NAMES:
+            raise data_error("data.limit", f"unknown split {name!r}; {nearest(name, NAMES)}")
+    notes: list[str] = []
+    if drop_duplicates:
+        explicit, notes = without_shared(explicit, columns)
+        train = explicit["train"]
+    _refuse_shared_groups(explicit)
+    repeats = shared_texts(explicit, columns)
+    if repeats and not allow_duplicates:
+        raise data_error(
+            "data",
+            f"{repeats}; leave them out with data.drop_duplicates = true, or allow them with "
+            "data.allow_duplicates = true",
+        )
+    if repeats:
+        notes.append(f"Allowed by data.allow_duplicates: {repeats}.")
+
+    shares = _shares(explicit, fractions)
+    parts: dict[str, Sequence[Example]] = dict(explicit)
+    if shares:
+        parts |= _carve(train, shares, columns, seed)
+        notes += _carving_notes(train, parts, shares, columns, seed)
+    rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
+    if choices is not None:
+        _check_choices(rows, choices, notes)
+    digests = {name: _digest(part, columns) for name, part in rows.items()}
+    return Splits(rows["train"], rows["dev"], rows["test"], tuple(notes), digests)
+
+
+def label_balance(examples: Iterable[Example]) -> dict[str, int]:
+    """Count the answers, in alphabetical order."""
+    return dict(sorted(Counter(example.answer for example in examples).items()))
+
+
+def _refuse_shared_groups(explicit: Mapping[str, Sequence[Example]]) -> None:
+    first: dict[str, tuple[str, Example]] = {}
+    for name, rows in explicit.items():
+        for example in rows:
+            if example.group is None:
+                continue
+            home, other = first.setdefault(example.group, (name, example))
+            if home != name:
+                raise data_error(
+                    "data",
+                    f"group {example.group!r} is in {home} ({other.source}) and in {name} "
+                    f"({example.source}); move its rows to one split, or give one file and let it "
+                    "be split by group",
+                )
+
+
+def _shares(
+    explicit: Mapping[str, Sequence[Example]], fractions: tuple[float, float]
+) -> dict[str, float]:
+    """Share of `train` for each split to carve from it, what remains in train first; or nothing."""
+    asked = dict(zip(("dev", "test"), fractions, strict=True))
+    shares = {name: share for name, share in asked.items() if name not in explicit and share}
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise data_error(
+            "data.dev_share, data.test_share",
+            f"are {fractions[0]} for dev and {fractions[1]} for test; "
+            "expected numbers from 0 to 1 that leave something for train",
+        )
+    return {"train": 1 - sum(shares.values()), **shares} if shares else {}
+
+
+def _carve(
+    examples: Sequence[Example], shares: Mapping[str, float], columns: Sequence[str], seed: int
+) -> dict[str, list[Example]]:
+    """Deal out whole units, each to the split that is furthest behind its share.
+
+    No split ends more than 4/3 of the largest unit away from its share: it is never given a unit
+    when ahead, so it gets ahead by 2/3 of one at most, and is behind by what the others are ahead.
+    """
+    units = _units(examples, columns)
+    random.Random(f"{seed}/carve").shuffle(units)
+    if all(example.group is None for example in examples):
+        strata: dict[str, list[list[Example]]] = {}  # in shuffled order, so that it is never fixed
+        for unit in units:
+            strata.setdefault(unit[0].answer, []).append(unit)
+        units = [unit for stratum in strata.values() for unit in stratum]
+    parts: dict[str, list[Example]] = {name: [] for name in shares}
+    dealt = 0
+    for unit in units:
+        dealt += len(unit)
+        behind = max(shares, key=lambda name: shares[name] * dealt - len(parts[name]))
+        parts[behind] += unit
+    for name, part in parts.items():
+        if not part:
+            raise data_error(
+                f"data.{name}",
+                f"would be empty: {shares[name]:.3g} of {len(examples)} rows in {len(units)} parts "
+                "(rows of one group or with one text stay together); give more rows or a larger "
+                "share in data.dev_share and data.test_share",
+            )
+    return parts
+
+
+def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Example]]:
+    """Sets of examples linked by a group or a text, which no split may part (union-find)."""
+    parent = list(range(len(examples)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    first: dict[tuple[str, ...] | str, int] = {}
+    for i, example in enumerate(examples):
+        for key in (text_key(example, columns), example.group):
+            if key is not None:
+                parent[root(i)] = root(first.setdefault(key, i))
+    units: dict[int, list[Example]] = {}
+    for i, example in enumerate(examples):
+        units.setdefault(root(i), []).append(example)
+    return list(units.values())
+
+
+def _carving_notes(
+    train: Sequence[Example],
+    parts: Mapping[str, Sequence[Example]],
+    shares: Mapping[str, float],
+    columns: Sequence[str],
+    seed: int,
+) -> list[str]:
+    grouped = any(example.group is not None for example in train)
+    manner = "by group" if grouped else "stratified by answer"
+    notes = [
+        f"Set aside {len(parts[name])} of {len(train)} rows for {name} ({manner}, seed {seed})."
+        for name in shares
+        if name != "train"
+    ]
+    repeats = len(train) - len({text_key(example, columns) for example in train})
+    if repeats:
+        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
+    return notes
+
+
+def _draw(
+    name: str, rows: Sequence[Example], limit: int | None, seed: int, notes: list[str]
+) -> tuple[Example, ...]:
+    """Shuffle one split and cut it to its limit."""
+    shuffled = list(rows)
+    random.Random(f"{seed}/{name}").shuffle(shuffled)  # own stream: no split moves another
+    if limit is None:
+        return tuple(shuffled)
+    if limit < 1:
+        raise data_error(f"data.limit.{name}", f"is {limit}; expected at least 1")
+    if limit > len(shuffled):
+        notes.append(f"Limit {limit} for {name}: only {len(shuffled)} rows are there, all used.")
+    return tuple(shuffled[:limit])
+
+
+def _check_choices(
+    rows: Mapping[str, Sequence[Example]], choices: Sequence[str], notes: list[str]
+) -> None:
+    train = rows["train"]
+    if len(label_balance(train)) < 2:
+        raise data_error(
+            "data.train",
+            f"all {len(train)} rows have the answer {shown(train[0].answer)} "
+            f"(first: {train[0].source}); expected at least two of the choices",
+        )
+    for name, part in rows.items():
+        balance = label_balance(part)
+        absent = [shown(choice) for choice in choices if part and choice not in balance]
+        if absent:
+            notes.append(f"No row of {name} has the answer {' or '.join(absent)}.")
+
+
+def _digest(rows: Iterable[Example], columns: Sequence[str]) -> str:
+    hashed = hashlib.sha256()
+    for example in rows:
+        texts = [example.columns.get(name, "") for name in sorted(columns)]
+        hashed.update(json.dumps([*texts, example.answer]).encode() + b"\n")
+    return hashed.hexdigest()

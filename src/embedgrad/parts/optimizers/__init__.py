@@ -1,0 +1,13 @@
+"""How a step is made of a gradient: torch's optimizers, and the schedule of their step size."""
+
+from embedgrad.parts.optimizers.adamw import AdamW
+from embedgrad.parts.optimizers.base import Optimizer
+from embedgrad.parts.optimizers.schedule import Schedule
+from embedgrad.parts.optimizers.sgd import SGD
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adamw": AdamW,
+    "sgd": SGD,
+}
+
+__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Optimizer", "Schedule"]

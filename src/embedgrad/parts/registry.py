@@ -1,0 +1,204 @@
+"""Every part that a recipe may name, by kind; and how options become parts.
+
+A part is a frozen dataclass whose fields are its options. The text below a field is its help, so
+that recipe errors, `embedgrad parts` and the docs say the same words.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from embedgrad.errors import EmbedgradError, RecipeError, nearest
+from embedgrad.parts.objectives import OBJECTIVES
+from embedgrad.parts.optimizers import OPTIMIZERS
+from embedgrad.parts.parameterizations import PARAMETERIZATIONS
+from embedgrad.parts.scorers import SCORERS
+from embedgrad.parts.transforms import TRANSFORMS
+
+T = TypeVar("T")
+_SHOULD_BE = "Input should be "  # how pydantic begins
+
+KINDS: dict[str, Mapping[str, type]] = {
+    "parameterization": PARAMETERIZATIONS,
+    "objective": OBJECTIVES,
+    "transforms": TRANSFORMS,
+    "optimizer": OPTIMIZERS,
+    "scorer": SCORERS,
+}
+DEFAULTS = {
+    "parameterization": "free",
+    "objective": "cross_entropy",
+    "transforms": "clip",
+    "optimizer": "adamw",
+    "scorer": "exact",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a part or a section: its name, type and default as text, and its help."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def options_of(cls: type) -> list[Option]:
+    """The options of a frozen dataclass, with the text that stands below each field."""
+    helps = _field_texts(cls)
+    options = []
+    for field in dataclasses.fields(cls):
+        if field.default is None:
+            default = "unset"
+        elif field.default is not dataclasses.MISSING:
+            default = json.dumps(field.default, default=str)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = json.dumps(field.default_factory(), default=str)
+        else:
+            default = "required"
+        options.append(
+            Option(field.name, _type_text(field.type), default, helps.get(field.name, ""))
+        )
+    return options
+
+
+def summary_of(cls: type) -> str:
+    """First line of a part's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | None:
+    """A dataclass from plain values; on failure None, and a line per problem in `problems`."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{path}: {values!r}; expected a table of options")
+        return None
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = [str(name) for name in values if name not in fields]
+    problems += [f"{path}.{name}: unknown option; {nearest(name, fields)}" for name in unknown]
+    given = {name: value for name, value in values.items() if name in fields}
+    plain = {n: None if _is_none(fields[n], value) else value for n, value in given.items()}
+    try:
+        text = json.dumps(plain, default=str)
+        made = TypeAdapter(cls).validate_json(text, strict=True)
+    except ValidationError as error:
+        said: dict[tuple[str, str], list[str]] = {}  # an option of several types has one per type
+        for entry in error.errors(include_url=False):
+            cause = entry.get("ctx", {}).get("error")
+            shown = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
+            place = _place(entry["loc"], given), shown
+            said.setdefault(place, []).append(str(cause or entry["msg"]))
+        for (where, shown), (first, *others) in said.items():
+            text = " or ".join([first, *(other.removeprefix(_SHOULD_BE) for other in others)])
+            problems.append(f"{path}.{where}: {text}{shown}")
+        return None
+    except EmbedgradError as error:
+        told = str(error)
+        problems.append(told if told.startswith(f"{path}.") else f"{path}: {told}")
+        return None
+    return None if unknown else made
+
+
+def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
+    """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`.
+
+    Options without a name are those of the kind's default part.
+    """
+    table = KINDS[kind]
+    if isinstance(values, str):
+        values = {"name": values}
+    name = values.get("name", DEFAULTS[kind]) if isinstance(values, Mapping) else None
+    if not isinstance(values, Mapping) or not isinstance(name, str):
+        problems.append(f"{path}: name the part, as in {{ name = {DEFAULTS[kind]!r} }}")
+        return None
+    if name not in table:
+        problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
+        return None
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return build(table[name], rest, path, problems)
+
+
+def values_of(part: Any) -> dict[str, Any]:
+    """What `build` takes; options that are unset, and unset by default, are left out."""
+    values = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if value is not None:
+            values[field.name] = value
+        elif field.default is not None:
+            values[field.name] = "none"  # TOML has no null
+    return values
+
+
+def part_values(kind: str, part: object) -> dict[str, Any]:
+    """What `build_part` takes: the part's name and all its options.
+
+    Raises `RecipeError` for a part that has no name, as no recipe could say it.
+    """
+    for name, cls in KINDS[kind].items():
+        if type(part) is cls:
+            return {"name": name, **values_of(part)}
+    known = ", ".join(cls.__name__ for cls in KINDS[kind].values())
+    raise RecipeError(
+        "recipe", [f"{kind}: {type(part).__name__} is no registered part; known: {known}"]
+    )
+
+
+def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether "none" stands for no value: only where that is possible and not the default."""
+    return value == "none" and field.default is not None and "None" in str(field.type)
+
+
+def _place(location: tuple[int | str, ...], values: object) -> str:
+    """The part of a location that leads through `values`; the rest is pydantic's own."""
+    names: list[str] = []
+    for step in location:
+        inside = (
+            step in values
+            if isinstance(values, Mapping)
+            else isinstance(step, int) and isinstance(values, list | tuple) and step < len(values)
+        )
+        if inside and isinstance(values, Mapping | list | tuple):
+            values = values[step]  # type: ignore[index]
+        elif names:
+            continue
+        names.append(str(step))
+    return ".".join(names)
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            texts[field.target.id] = " ".join(str(below.value.value).split())
+    return texts
+
+
+def _type_text(annotation: object) -> str:
+    """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
+    text = str(annotation).replace(" | None", " or none")
+    text = text.replace("Mapping[str, ", "table[").replace("tuple[str, ...]", "list[str]")
+    text = text.replace("tuple[int, ...]", "list[int]")
+    for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
+        text = text.replace(f"{name}(", f"{sign} ")
+    if text.startswith("Annotated["):
+        text = text.removeprefix("Annotated[").replace(")", "").replace("]", "").replace(",", "")
+    if text.startswith("Literal["):
+        text = text.removeprefix("Literal[").removesuffix("]").replace(", ", " | ")
+    return text

@@ -1,0 +1,67 @@
+r"""The reply's final answer equals the answer, by math-verify.
+
+    "so \boxed{\frac{1}{2}}"     0.5       numbers are compared to six decimal places
+    "It is $y + x$."             x + y     but "y + x" among plain words is not found
+    "\boxed{x = 5}"              5         the name of an unknown is no part of its value
+    "50%"                        0.5, 50   math-verify takes a percentage for either
+    "(1, 2)", "[1, 2]"           [1, 2)    the ends of an interval matter: both are wrong
+    "\{2, 1\}"                   \{1, 2\}  the order in a set does not
+
+Where a text holds no mathematics, or its comparison takes too long, identical text alone is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Annotated, final
+
+from annotated_types import Gt, Le
+
+from embedgrad.errors import RecipeError
+from embedgrad.parts.scorers.base import Scorer
+from embedgrad.parts.scorers.sandbox import WorkerError, call
+
+
+@final
+@dataclass(frozen=True)
+class Math(Scorer):
+    """The reply's last boxed answer or formula equals the answer."""
+
+    timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
+    """Longest time for one reply, in seconds; one that takes longer is wrong."""
+
+    def score(self, reply: str, answer: str) -> float:
+        _require_library()
+        reply, answer = reply.strip(), answer.strip()
+        if not reply or not answer:
+            return 0.0
+        return 1.0 if reply == answer else self._equal(reply, answer)
+
+    def usable(self, answer: str) -> bool:
+        _require_library()
+        return self._equal(answer, answer) > 0
+
+    def _equal(self, reply: str, answer: str) -> float:
+        try:
+            return call("embedgrad.parts.scorers.maths_child:equal", reply, answer, seconds=self.timeout)
+        except WorkerError as error:
+            if error.kind in ("module", "function", "import"):
+                raise RecipeError(
+                    "recipe", [f"evaluation.scorer: math-verify cannot be used: {error.text}"]
+                ) from None
+            return 0.0
+
+
+@cache
+def _require_library() -> None:
+    for name in ("math_verify", "antlr4"):
+        if find_spec(name) is None:
+            raise RecipeError(
+                "recipe",
+                [
+                    f"evaluation.scorer: 'math' needs the library {name.replace('_', '-')}; "
+                    "pip install 'embedgrad[math]'"
+                ],
+            )
