@@ -21,7 +21,7 @@ from embedgrad.report.page import page as page_module
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import page_rows
 from embedgrad.report.page.run_files import find_comparison, find_run
-from embedgrad.report.page.safe_text import embedded, readable, store_compact
+from embedgrad.report.page.safe_text import embedded, readable, shorten
 from made_runs import HOSTILE, answered_rows, events, made_comparison, made_results, made_run
 from run_kit import Command, write_jsonl
 
@@ -205,7 +205,7 @@ def test_many_columns_do_not_make_a_row_large(tmp_path: Path) -> None:
 @example(["<" * 100, "\ud800" * 100], 300)
 @example(["\x00" * 5, "short"], 12)
 def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget: int) -> None:
-    shown = store_compact(texts, budget)
+    shown = shorten(texts, budget)
     taken = 0
     for text, part in zip(texts, shown, strict=True):
         kept, left = (part, 0) if isinstance(part, str) else part
@@ -218,7 +218,7 @@ def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget
 
 
 def test_short_texts_stay_whole_beside_a_long_one() -> None:
-    short, long = store_compact(["short", "long" * 1_000], 100)
+    short, long = shorten(["short", "long" * 1_000], 100)
     assert short == "short"
     assert long == [("long" * 1_000)[:95], 3_905]
 

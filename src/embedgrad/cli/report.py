@@ -94,7 +94,7 @@ def _beside(run: Path, name: str) -> Path:
 def _walked(
     found: Any, rows: int, overrides: Sequence[str], no_model: bool, quiet: bool
 ) -> list[str]:
-    """Give `found` the interpolation that was asked for, kept or new; else say why there is none."""
+    """Give `found` its interpolation, kept or computed now; else say why there is none."""
     from embedgrad.errors import EmbedgradError
     from embedgrad.report.page.run_files import asked_for
 

@@ -166,19 +166,3 @@ def _unknown_label(column: str, raw: str, target: str, allowed: Sequence[str]) -
         f"label {shown(raw)}{mapped} in column {column!r} is not among the choices {known}; "
         "add it to the choices or map it in labels"
     )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

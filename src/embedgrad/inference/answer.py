@@ -176,7 +176,7 @@ def _free(
 
 
 def _asked(run: Answering, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
-    """The rows and the sequence that a prompt makes of a query; see `Evaluator.score_text_prompt`."""
+    """Rows and sequence of a query; see `Evaluator.score_text_prompt`."""
     if refined:
         return run.prompt.rows, sequence
     if sequence.plain is None:

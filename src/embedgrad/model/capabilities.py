@@ -34,7 +34,7 @@ def rope_limit(config: Any) -> int | None:
 
 
 def no_reuse(model: Any, config: Any) -> str:
-    """Why the model cannot reuse prefixes, from what it says of itself; "" if nothing forbids it."""
+    """Why the model cannot reuse prefixes, by its configuration; "" if nothing forbids it."""
     kinds = set(getattr(config, "layer_types", None) or ())
     strange = sorted(kinds - {"full_attention", "sliding_attention"})
     if strange or getattr(model, "_is_stateful", False):

@@ -126,7 +126,7 @@ class KVCache(DynamicCache):
             self.masks[kind] = [*masks, _own_mask(slots, own, window, dtype)]
 
     def _own_slots(self, slots: TokenLayout) -> TokenLayout:
-        """TokenLayout of the keys that `update` gives back besides the cached; asked once a pass."""
+        """Layout of the keys that `update` returns besides the cached ones; called once a pass."""
         return slots
 
     def joint_mask(self, kind: str) -> Tensor:

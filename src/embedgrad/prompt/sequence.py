@@ -1,8 +1,8 @@
 """From a filled template to token ids: prefix | prompt | suffix | target.
 
 Prefix and suffix are tokenized exactly as exported tokens will cut them, and every row is compared
-with the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens in
-`plain`, by which the text prompt is scored.
+with the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens
+in `plain`, by which the text prompt is scored.
 """
 
 from __future__ import annotations

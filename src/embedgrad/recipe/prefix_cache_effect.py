@@ -19,7 +19,7 @@ from embedgrad.recipe.recipe import Recipe
 def measure_prefixes(
     model: LanguageModel, recipe: Recipe, sequencer: Sequencer, train: Sequence[TokenSequence]
 ) -> tuple[float | None, list[str]]:
-    """What half precision changes in the loss, if it is used, and what is to be said of prefixes."""
+    """What half precision changes in the loss, if used, and notes about the prefix cache."""
     batch = recipe.training.batch_size
     if model.reuse_off:
         return None, [f"prefixes are not reused: {model.reuse_off}"]

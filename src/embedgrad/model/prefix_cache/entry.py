@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CachedPrefix:
-    """Keys and values of one prefix: two tensors of shape [layers, key-value heads, tokens, size]."""
+    """Keys and values of one prefix, [layers, key-value heads, tokens, size] each."""
 
     keys: Tensor
     values: Tensor

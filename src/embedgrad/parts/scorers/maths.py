@@ -45,7 +45,8 @@ class Math(Scorer):
 
     def _equal(self, reply: str, answer: str) -> float:
         try:
-            return call("embedgrad.parts.scorers.maths_child:equal", reply, answer, seconds=self.timeout)
+            equal = "embedgrad.parts.scorers.maths_child:equal"
+            return call(equal, reply, answer, seconds=self.timeout)
         except WorkerError as error:
             if error.kind in ("module", "function", "import"):
                 raise RecipeError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import FoundRun, replies_differ
-from embedgrad.report.page.safe_text import embedded, store_compact
+from embedgrad.report.page.safe_text import embedded, shorten
 
 # A page of 500 rows shall take 2 MB at most, one of 10,000 rows 20 MB.
 MOST_ROWS = 10_000
@@ -84,7 +84,7 @@ def _compact(
     text, refined = row["text"], row["refined"]
     texts = [row["source"], row["answer"], text["predicted"], refined["predicted"]]
     texts += [*names, *(given[name] for name in names)]
-    shown = store_compact(texts, budget - MARK * len(texts))
+    shown = shorten(texts, budget - MARK * len(texts))
     source, answer, first, second, *rest = shown
     compact: dict[str, Any] = {
         "n": number,

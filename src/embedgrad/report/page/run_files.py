@@ -91,7 +91,7 @@ def find_comparison(path: Path) -> dict[str, Any] | None:
 
 
 def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """What a kept interpolation must have been made from to serve again: digests and what was asked for."""
+    """What a kept interpolation depends on: digests, and what was asked for."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
         content = path.read_bytes() if path.is_file() else b""

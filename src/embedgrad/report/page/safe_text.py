@@ -30,7 +30,7 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def store_compact(texts: Sequence[str], budget: int) -> list[Shown]:
+def shorten(texts: Sequence[str], budget: int) -> list[Shown]:
     """Texts, readable, that together take about `budget` bytes of JSON.
 
     Short ones stay whole, long ones share what is left; each says how many characters it lost.

@@ -1,4 +1,4 @@
-"""What a run says of its prefixes: room for a batch, the effect of half precision, files on disk."""
+"""Room for the prefixes of a batch, the effect of half precision, files on disk."""
 
 from __future__ import annotations
 
