@@ -15,7 +15,7 @@ from embedgrad.parts.optimizers import OPTIMIZERS, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS, Parameterization
 from embedgrad.parts.registry import build
 from embedgrad.parts.transforms import TRANSFORMS, Clip
-from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
+from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P, shrink_into
 from kit import noisy
 
 RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)
@@ -113,6 +113,58 @@ def test_the_cone_gives_the_nearest_rows(floor: float, seed: int, size: float) -
         legal = cosine_P(candidate, start) >= floor + 1e-6
         nearer = (rows - candidate).norm(dim=1) < distance - 1e-5 * rows.norm(dim=1)
         assert not bool((legal & nearer).any())
+
+
+@given(RADII, COSINES, SEEDS, SIZES, SCALES, st.floats(0.5, 2.0))
+def test_a_map_is_shrunk_by_one_number_until_its_rows_are_inside(
+    radius: float, floor: float, seed: int, size: float, scale: float, power: float
+) -> None:
+    start = random_rows(seed, scale, torch.float64)
+    rows = moved(start, seed + 1, size)
+
+    def rows_at(t: float) -> Tensor:
+        return start + t**power * (rows - start)
+
+    for region in (TrustRegion(radius, None), TrustRegion(None, floor), TrustRegion(radius, floor)):
+        t = shrink_into(region, start, rows_at)
+        assert region.holds(rows_at(t), start)
+        if t < 1:
+            farther = rows_at(t + 2**-23)
+            far = region.radius is not None and drift_P(farther, start).max() > radius
+            turned = region.min_cosine is not None and cosine_P(farther, start).min() < floor
+            assert far or turned
+
+
+@given(RADII, COSINES, SEEDS, SIZES, SCALES)
+def test_a_way_that_turns_ends_inside_too(
+    radius: float, floor: float, seed: int, size: float, scale: float
+) -> None:
+    start = random_rows(seed, scale)
+    start[2] = 0.0  # which has no direction, and in a ball no way to go
+    one, other = (moved(start, seed + n, size) - start for n in (1, 2))
+    region = TrustRegion(radius, floor)
+
+    def rows_at(t: float) -> Tensor:
+        return start + math.sin(7 * t) * one + t * t * other
+
+    assert region.holds(rows_at(shrink_into(region, start, rows_at)), start)
+
+
+def test_the_largest_step_inside_is_found() -> None:
+    start = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    step = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+
+    def rows_at(t: float) -> Tensor:
+        return start + t * step
+
+    assert shrink_into(TrustRegion(0.25), start, rows_at) == pytest.approx(0.25, abs=1e-6)
+    cone = TrustRegion(None, math.cos(math.atan(0.5)))
+    assert shrink_into(cone, start, rows_at) == pytest.approx(0.5, abs=1e-4)
+    both = TrustRegion(0.25, math.cos(math.atan(0.5)))
+    assert shrink_into(both, start, rows_at) == pytest.approx(0.25, abs=1e-6)
+    assert shrink_into(TrustRegion(1.0), start, rows_at) == 1.0
+    assert shrink_into(TrustRegion(None), start, rows_at) == 1.0
+    assert shrink_into(TrustRegion(0.25), torch.zeros(2, 2), lambda t: t * step) == 0.0
 
 
 @given(SEEDS, SIZES)
