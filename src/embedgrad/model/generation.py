@@ -6,20 +6,23 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
+from embedgrad.model.backbone import Prompt, joined
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Draft
 from embedgrad.model.kv_cache import GrowingKVCache, TokenLayout
-from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import Packing
 from embedgrad.model.prefixes import CachedContext
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from embedgrad.model.language_model import LanguageModel
 
 LEFT_OUT = 0.25  # share of a batch's answers that is over when its keys and values are copied
 
@@ -34,7 +37,7 @@ class Reply(NamedTuple):
 @torch.no_grad()
 def replies(
     model: LanguageModel,
-    rows_PD: Tensor,
+    prompt: Prompt | Tensor,
     sequences: Sequence[TokenSequence],
     decoding: Decoding = Decoding(),
     *,
@@ -50,6 +53,7 @@ def replies(
     depends on the seed, the sequence's number (unset: its place) and the sample's, and on nothing
     else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
+    rows_PD = joined(prompt)
     made: dict[int, tuple[Reply, ...]] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
     samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
@@ -81,7 +85,7 @@ def replies(
 @torch.no_grad()
 def stream(
     model: LanguageModel,
-    rows_PD: Tensor,
+    prompt: Prompt | Tensor,
     sequence: TokenSequence,
     decoding: Decoding = Decoding(),
     *,
@@ -91,6 +95,7 @@ def stream(
 
     Joined they are the text that `replies` gives.
     """
+    rows_PD = joined(prompt)
     draft = _draft(model, rows_PD, sequence, decoding, end_ids, (0, 0), watched=True)
     if model.one_by_one:
         steps = _steps_in_full(model, rows_PD, sequence, draft)

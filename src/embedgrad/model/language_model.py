@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.model.backbone import Prompt, joined
+from embedgrad.model.decoding import Decoding
 from embedgrad.model.full_pass import in_full
+from embedgrad.model.generation import Reply, replies
 from embedgrad.model.kv_cache import KVCache
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.outcome import Outcome
@@ -91,28 +95,46 @@ class LanguageModel(ReusingModel):
 
     def outcome(
         self,
-        rows_PD: Tensor,
-        sequences: Sequence[TokenSequence],
+        prompt: Prompt | Tensor,
+        batch: Sequence[TokenSequence],
         *,
         choices: bool = True,
         normalize: bool = False,
     ) -> Outcome:
-        """Log-probabilities of the answers, differentiable in the rows.
+        """Log-probabilities of the answers, differentiable in the prompt's rows.
 
         Twice differentiable with stored prefixes; in full passes only with eager attention.
 
         `choices=False` computes the right answer only, and the outcome has one target per row.
         A pure function: the same rows and sequences give the same outcome.
         """
-        targets = [s.targets if choices else (s.targets[s.gold],) for s in sequences]
-        gold = [s.gold if choices else 0 for s in sequences]
-        logprobs, tokens = self._logprobs(rows_PD, sequences, targets)
+        targets = [s.targets if choices else (s.targets[s.gold],) for s in batch]
+        gold = [s.gold if choices else 0 for s in batch]
+        logprobs, tokens = self._logprobs(joined(prompt), batch, targets)
+        extras = [getattr(s.example, "extra", {}) for s in batch]
         return Outcome(
             logprobs,
             tokens,
             torch.tensor(gold, device=self.device),
-            tuple(s.example.group for s in sequences),
+            tuple(s.example.group for s in batch),
             normalize,
+            tuple(s.example.task or None for s in batch),
+            {name: [extra.get(name) for extra in extras] for name in dict.fromkeys(chain(*extras))},
+        )
+
+    def generate(
+        self,
+        prompt: Prompt | Tensor,
+        batch: Sequence[TokenSequence],
+        decoding: Decoding = Decoding(),
+        *,
+        end_ids: Ids,
+        batch_size: int = 16,
+        numbers: Sequence[int] | None = None,
+    ) -> list[tuple[Reply, ...]]:
+        """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
+        return replies(
+            self, prompt, batch, decoding, end_ids=end_ids, batch_size=batch_size, numbers=numbers
         )
 
     def _logprobs(
