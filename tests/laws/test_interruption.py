@@ -88,8 +88,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(kind: type[Spoiled]) ->
 def test_the_best_rows_survive_a_divergence(kind: type[Spoiled]) -> None:
     refined, _ = diverged(kind)
     whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
-    assert refined.state.history == whole.state.history[:3]
-    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+    assert refined.checkpoint.history == whole.checkpoint.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.checkpoint.best_step])
 
 
 def test_rows_whose_loss_is_not_finite_are_not_kept() -> None:
@@ -137,8 +137,8 @@ def test_ctrl_c_keeps_the_best_rows_so_far() -> None:
     whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
     refined = train(small(), EVERY_STEP, report=interrupt_at(3))
     assert refined.ended == "interrupted"
-    assert refined.state.history == whole.state.history[:3]
-    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+    assert refined.checkpoint.history == whole.checkpoint.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.checkpoint.best_step])
 
 
 def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
@@ -183,8 +183,8 @@ def test_going_on_gives_the_same_bits(
         # A new model: nothing is stored yet.
         state = Checkpoint.load(tmp_path / str(step))
         assert state.step == step
-        resumed = train(small(dtype=dtype, budget=budget), LONGER, parts=parts, state=state)
-        assert same_state(resumed.state, whole.state)
+        resumed = train(small(dtype=dtype, budget=budget), LONGER, parts=parts, checkpoint=state)
+        assert same_state(resumed.checkpoint, whole.checkpoint)
         assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
 
 
@@ -196,11 +196,11 @@ def test_an_interrupted_run_goes_on_from_its_own_state(
     parts = Parts(optimizer=OPTIMIZERS[optimizer]())
     whole = train(small(), LONGER, parts=parts)
     stopped = train(small(), LONGER, parts=parts, report=interrupt_at(step))
-    stopped.state.save(tmp_path / "state")
+    stopped.checkpoint.save(tmp_path / "state")
     state = Checkpoint.load(tmp_path / "state")
-    resumed = train(small(), LONGER, parts=parts, state=state)
-    assert torch.equal(resumed.state.theta["change"], whole.state.theta["change"])
-    assert resumed.state.history == whole.state.history
+    resumed = train(small(), LONGER, parts=parts, checkpoint=state)
+    assert torch.equal(resumed.checkpoint.theta["span"], whole.checkpoint.theta["span"])
+    assert resumed.checkpoint.history == whole.checkpoint.history
     assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
 
 
@@ -263,4 +263,4 @@ def test_a_state_of_another_run_is_refused(saved: Path) -> None:
     values = json.loads((saved / "state.json").read_text())
     assert values["step"] == 8
     with pytest.raises(RunError, match="state"):
-        train(small(template="system"), LONGER, state=state)
+        train(small(template="system"), LONGER, checkpoint=state)

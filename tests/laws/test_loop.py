@@ -47,7 +47,7 @@ def test_frozen_is_frozen(architecture: str) -> None:
         assert weight.grad is None
         assert not weight.requires_grad
     assert refined.prompt.rows.dtype == torch.float32
-    assert not torch.equal(refined.state.theta["change"], torch.zeros_like(made.start))
+    assert not torch.equal(refined.checkpoint.theta["span"], torch.zeros_like(made.start))
     assert torch.equal(refined.prompt.start_rows, made.start)
 
 
@@ -89,9 +89,9 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     first, again = train(small()), train(small())
     other = train(small(), dataclasses.replace(QUICK, seed=1))
     assert torch.equal(first.prompt.rows, again.prompt.rows)
-    assert first.state.history == again.state.history
-    assert torch.equal(first.state.theta["change"], again.state.theta["change"])
-    assert not torch.equal(first.state.theta["change"], other.state.theta["change"])
+    assert first.checkpoint.history == again.checkpoint.history
+    assert torch.equal(first.checkpoint.theta["span"], again.checkpoint.theta["span"])
+    assert not torch.equal(first.checkpoint.theta["span"], other.checkpoint.theta["span"])
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 7])
@@ -175,7 +175,7 @@ def test_a_small_task_is_learned(architecture: str) -> None:
         training=Training(steps=80, batch_size=8, metric="log_loss"),
         report=lambda event: drift.append(event.get("drift_max", 0.0)),
     )
-    first, *_, best = sorted(refined.state.history, key=lambda score: -score["log_loss"])
+    first, *_, best = sorted(refined.checkpoint.history, key=lambda score: -score["log_loss"])
     assert first["step"] == 0
     assert best["log_loss"] < 0.8 * first["log_loss"]
     assert drift_P(refined.prompt.rows, made.start).max().item() <= 0.3 + 1e-5

@@ -1,7 +1,7 @@
-"""Every part that a recipe may name, by kind; and how options become parts.
+"""Registry of every part that a recipe may name, by kind; and how options become parts.
 
 A part is a frozen dataclass whose fields are its options. The text below a field is its help, so
-that recipe errors, `embedgrad parts` and the docs say the same words.
+recipe errors, `embedgrad parts` and the docs use the same words.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from embedgrad.errors import EmbedgradError, RecipeError, nearest
+from embedgrad.parts.augmentations import AUGMENTATIONS
 from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.optimizers import OPTIMIZERS
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
@@ -30,10 +31,13 @@ _SHOULD_BE = "Input should be "  # how pydantic begins
 KINDS: dict[str, Mapping[str, type]] = {
     "parameterization": PARAMETERIZATIONS,
     "objective": OBJECTIVES,
+    "augmentations": AUGMENTATIONS,
     "transforms": TRANSFORMS,
     "optimizer": OPTIMIZERS,
     "scorer": SCORERS,
 }
+# Kinds without a default are off unless a recipe names a part. Those of LISTS take several.
+LISTS = ("augmentations", "transforms")
 DEFAULTS = {
     "parameterization": "free",
     "objective": "cross_entropy",
@@ -54,22 +58,22 @@ class Option:
 
 
 def options_of(cls: type) -> list[Option]:
-    """The options of a frozen dataclass, with the text that stands below each field."""
+    """The options of a frozen dataclass, with the text below each field."""
     helps = _field_texts(cls)
-    options = []
-    for field in dataclasses.fields(cls):
+
+    def default_of(field: dataclasses.Field[Any]) -> str:
         if field.default is None:
-            default = "unset"
-        elif field.default is not dataclasses.MISSING:
-            default = json.dumps(field.default, default=str)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = json.dumps(field.default_factory(), default=str)
-        else:
-            default = "required"
-        options.append(
-            Option(field.name, _type_text(field.type), default, helps.get(field.name, ""))
-        )
-    return options
+            return "unset"
+        if field.default is not dataclasses.MISSING:
+            return json.dumps(field.default, default=str)
+        if field.default_factory is not dataclasses.MISSING:
+            return json.dumps(field.default_factory(), default=str)
+        return "required"
+
+    return [
+        Option(field.name, _type_text(field.type), default_of(field), helps.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+    ]
 
 
 def summary_of(cls: type) -> str:
@@ -85,27 +89,28 @@ def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | N
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [str(name) for name in values if name not in fields]
     problems += [f"{path}.{name}: unknown option; {nearest(name, fields)}" for name in unknown]
-    given = {name: value for name, value in values.items() if name in fields}
-    plain = {n: None if _is_none(fields[n], value) else value for n, value in given.items()}
+    options = {name: value for name, value in values.items() if name in fields}
+    plain = {n: None if _is_none(fields[n], value) else value for n, value in options.items()}
     try:
         text = json.dumps(plain, default=str)
-        made = TypeAdapter(cls).validate_json(text, strict=True)
+        part = TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
-        said: dict[tuple[str, str], list[str]] = {}  # an option of several types has one per type
+        # An option of several types has one message per type.
+        messages: dict[tuple[str, str], list[str]] = {}
         for entry in error.errors(include_url=False):
             cause = entry.get("ctx", {}).get("error")
             shown = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
-            place = _place(entry["loc"], given), shown
-            said.setdefault(place, []).append(str(cause or entry["msg"]))
-        for (where, shown), (first, *others) in said.items():
+            place = _place(entry["loc"], options), shown
+            messages.setdefault(place, []).append(str(cause or entry["msg"]))
+        for (where, shown), (first, *others) in messages.items():
             text = " or ".join([first, *(other.removeprefix(_SHOULD_BE) for other in others)])
             problems.append(f"{path}.{where}: {text}{shown}")
         return None
     except EmbedgradError as error:
-        told = str(error)
-        problems.append(told if told.startswith(f"{path}.") else f"{path}: {told}")
+        message = str(error)
+        problems.append(message if message.startswith(f"{path}.") else f"{path}: {message}")
         return None
-    return None if unknown else made
+    return None if unknown else part
 
 
 def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
@@ -113,18 +118,27 @@ def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any
 
     Options without a name are those of the kind's default part.
     """
-    table = KINDS[kind]
+    table, default = KINDS[kind], DEFAULTS.get(kind)
     if isinstance(values, str):
         values = {"name": values}
-    name = values.get("name", DEFAULTS[kind]) if isinstance(values, Mapping) else None
+    name = values.get("name", default) if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(name, str):
-        problems.append(f"{path}: name the part, as in {{ name = {DEFAULTS[kind]!r} }}")
+        example = default or next(iter(table), "...")
+        problems.append(f"{path}: name the part, as in {{ name = {example!r} }}")
         return None
     if name not in table:
         problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
         return None
     rest = {key: value for key, value in values.items() if key != "name"}
     return build(table[name], rest, path, problems)
+
+
+def build_parts(kind: str, values: object, problems: list[str]) -> tuple[Any, ...]:
+    """The parts of a kind that takes several, from a list; see `build_part`."""
+    if not isinstance(values, list | tuple):
+        problems.append(f"{kind}: expected a list, as in [[{kind}]]")
+        return ()
+    return tuple(build_part(kind, part, f"{kind}.{i}", problems) for i, part in enumerate(values))
 
 
 def values_of(part: Any) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def values_of(part: Any) -> dict[str, Any]:
 def part_values(kind: str, part: object) -> dict[str, Any]:
     """What `build_part` takes: the part's name and all its options.
 
-    Raises `RecipeError` for a part that has no name, as no recipe could say it.
+    Raises `RecipeError` for a part that has no name, so that no recipe can hold it.
     """
     for name, cls in KINDS[kind].items():
         if type(part) is cls:
@@ -154,7 +168,7 @@ def part_values(kind: str, part: object) -> dict[str, Any]:
 
 
 def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
-    """Whether "none" stands for no value: only where that is possible and not the default."""
+    """Whether "none" means no value: only where that is possible and not the default."""
     return value == "none" and field.default is not None and "None" in str(field.type)
 
 

@@ -17,7 +17,7 @@ from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
-from embedgrad.parts.registry import build, build_part, part_values, values_of
+from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template
 from embedgrad.prompt.trust_region import TrustRegion
@@ -94,19 +94,15 @@ class Recipe:
             scorer = evaluation.pop("scorer", scorer)
         scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
         built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        gradients = values.get("transforms", [{}])
-        if not isinstance(gradients, list | tuple):
-            problems.append("transforms: expected a list, as in [[transforms]]")
-            gradients = []
         template, merges = _template(values.get("template"), problems)
         target = section("target", Target)
         parts = {
             "trust_region": section("trust_region", TrustRegion),
             "schedule": section("schedule", Schedule),
-            "transforms": tuple(
-                build_part("transforms", value, f"transforms.{i}", problems)
-                for i, value in enumerate(gradients)
+            "augmentations": build_parts(
+                "augmentations", values.get("augmentations", []), problems
             ),
+            "transforms": build_parts("transforms", values.get("transforms", [{}]), problems),
             **{
                 kind: build_part(kind, values.get(kind, {}), kind, problems)
                 for kind in ("parameterization", "objective", "optimizer")
@@ -147,6 +143,7 @@ class Recipe:
             "trust_region": values_of(parts.trust_region),
             "parameterization": part_values("parameterization", parts.parameterization),
             "objective": part_values("objective", parts.objective),
+            "augmentations": [part_values("augmentations", part) for part in parts.augmentations],
             "transforms": [part_values("transforms", part) for part in parts.transforms],
             "optimizer": part_values("optimizer", parts.optimizer),
             "schedule": values_of(parts.schedule),
@@ -177,6 +174,7 @@ SECTIONS: dict[str, type | None] = {
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
+    "augmentations": None,
     "transforms": None,
     "optimizer": None,
     "schedule": Schedule,
