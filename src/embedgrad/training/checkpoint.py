@@ -28,6 +28,7 @@ class Checkpoint:
     The order of examples is a function of seed and epoch, so `step` alone gives the next batch.
     `transforms` holds the state of each gradient transform, `best` the prompt that scored best on
     dev at `best_step`, `history` the dev scores in order, and `seconds` the training time so far.
+    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Checkpoint:
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""
@@ -58,6 +60,7 @@ class Checkpoint:
             "best_step": self.best_step,
             "history": self.history,
             "seconds": self.seconds,
+            "made_from": self.made_from,
             "transforms": len(self.transforms),
             "optimizer_numbers": numbers,
             "optimizer_groups": self.optimizer["param_groups"],
@@ -96,6 +99,7 @@ class Checkpoint:
                 best_step=values["best_step"],
                 history=values["history"],
                 seconds=values["seconds"],
+                made_from=values["made_from"],
             )
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
