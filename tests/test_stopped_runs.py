@@ -130,11 +130,12 @@ def test_the_command_line_says_what_an_interrupted_run_left(
         return plain(self, *arguments, **options)
 
     monkeypatch.setattr(LanguageModel, "outcome", outcome)
-    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    out = tmp_path / "run"
+    done = embedgrad("optimize", recipe(), "--out", out, "--quiet")
     assert done.code == 130
     assert done.lines == [
-        f"interrupted at step 1; {tmp_path / 'run' / 'prompt'} holds the text prompt's own rows, "
-        f"as no others scored better on dev; `embedgrad resume {tmp_path / 'run'}` continues the run"
+        f"interrupted at step 1; {out / 'prompt'} holds the text prompt's own rows, "
+        f"as no others scored better on dev; `embedgrad resume {out}` continues the run"
     ]
     assert "no test rows were scored" in done.out
 
