@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import tiny
 from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
+from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 
@@ -50,6 +52,10 @@ class Kit:
     sequencer: Sequencer
     sequences: list[TokenSequence]
     start: Tensor
+
+    def with_cache(self, cache: PrefixCache) -> Kit:
+        """The same with its prefixes in another cache."""
+        return dataclasses.replace(self, model=self.model.with_prefix_cache(cache))
 
 
 def kit(
@@ -110,7 +116,7 @@ def plain_logprobs(
 
 
 def full_logprobs(
-    loaded: LoadedModel, rows_PD: Tensor, sequences: Sequence[TokenSequence]
+    loaded: LoadedModel, prompt_PD: Tensor, sequences: Sequence[TokenSequence]
 ) -> list[Tensor]:
     """Log-probabilities [C] of each row's targets: every answer alone, nothing stored or padded.
 
@@ -124,10 +130,13 @@ def full_logprobs(
         for target in sequence.targets:
             before = table(torch.tensor(sequence.prefix, dtype=torch.long))
             after = table(torch.tensor([*sequence.suffix, *target[:-1]], dtype=torch.long))
+            first = len(prompt_PD) - len(sequence.later)
+            for row, at in zip(prompt_PD[first:].to(before), sequence.later, strict=True):
+                after = torch.cat([after[:at], row[None], after[at + 1 :]])
             for module in model.modules():  # dynamic rotary scaling remembers its longest pass
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
-            embeds = torch.cat([before, rows_PD.to(before), after])[None]
+            embeds = torch.cat([before, prompt_PD[:first].to(before), after])[None]
             logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -len(target) :]
             logprobs = torch.log_softmax(logits.to(torch.float64), dim=1)
             sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())

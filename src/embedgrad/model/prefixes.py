@@ -70,11 +70,11 @@ class PrefixStore:
         """
         openings = dict(zip(ids, shared or [0] * len(ids), strict=True))
         stored = {prefix_ids: self.cache.get(prefix_ids) for prefix_ids in openings}
-        missing = [(i, openings[i]) for i, prefix in stored.items() if prefix is None]
+        missing = [(i, openings[i]) for i, found in stored.items() if found is None]
         for opening, group in _passes(missing):
             for i, prefix in zip(group, self._build(opening, group), strict=True):
                 stored[i] = self.cache.put(i, prefix)
-        return [prefix for i in ids if (prefix := stored[i]) is not None]
+        return [found for i in ids if (found := stored[i]) is not None]
 
     @torch.no_grad()
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
