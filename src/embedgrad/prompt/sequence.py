@@ -49,7 +49,8 @@ class TokenSequence:
     `plain` holds the uncut ids of prefix, span and suffix where they differ from the cut ones, else
     None. The first `shared` ids of the prefix come from the template, and many rows share them.
     `later` holds increasing positions in `suffix` whose ids are placeholders (0): they take the
-    refined rows of the second and further spans, in order.
+    refined rows of the second and further spans, in order. `inputs` is what the model reads in the
+    place of each target, of the same length; None: the targets themselves, which are the labels.
     """
 
     prefix: Ids
@@ -60,6 +61,11 @@ class TokenSequence:
     example: Example
     shared: int = 0
     later: tuple[int, ...] = ()
+    inputs: tuple[Ids, ...] | None = None
+
+    def inputs_of(self, target: Ids) -> Ids:
+        """What the model reads in the place of one of the targets."""
+        return target if self.inputs is None else self.inputs[self.targets.index(target)]
 
     def uncut(self) -> Self:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
