@@ -134,9 +134,19 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate: inf; .* finite"),
         (
             {"transforms": {"name": "clip"}},
-            "transforms: expected a list, as in \\[\\[gradients\\]\\]",
+            "transforms: expected a list, as in \\[\\[transforms\\]\\]",
         ),
         ({"transforms": 5}, "transforms: expected a list"),
+        (
+            {"augmentations": ["mask"]},
+            "augmentations.0.name: unknown augmentations 'mask'; known: ",
+        ),
+        ({"augmentations": [{}]}, "augmentations.0: name the part"),
+        ({"augmentations": {}}, "augmentations: expected a list"),
+        (
+            {"training": {"batch_by": "groups"}},
+            "training.batch_by: 'groups', but data.group names no column",
+        ),
         ({"evaluation": "exact"}, "evaluation: 'exact'; expected a table of options"),
         ({"evaluation": {"scorer": "numbers"}}, "evaluation.scorer.name: unknown scorer 'numbers'"),
         ({"prefix_cache": {"budget": "much"}}, "prefix_cache.budget: 'much'; expected bytes"),

@@ -256,6 +256,9 @@ def _check_together(
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
+    by_groups = recipe["training"] and recipe["training"].batch_by == "groups"
+    if by_groups and data and data.group is None:
+        problems.append("training.batch_by: 'groups', but data.group names no column")
     if recipe["solutions"] and target and data:
         problems += source_problems(recipe["solutions"], target, column=data.solution is not None)
     if data:
