@@ -94,7 +94,9 @@ class Recipe:
             scorer = evaluation.pop("scorer", scorer)
         scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
         built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        template, merges = _template(values.get("template"), problems)
+        template, merges = None, "report"
+        if "template" in values:
+            template, merges = _template(values["template"], problems)
         target = section("target", Target)
         parts = {
             "trust_region": section("trust_region", TrustRegion),
@@ -191,8 +193,7 @@ SECTIONS: dict[str, type | None] = {
 def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
-        if values is not None:
-            problems.append(f"template: {values!r}; expected a table of options")
+        problems.append(f"template: {values!r}; expected a table of options")
         return None, "report"
     known = {*ROLES, "text", "messages", "options", "merges"}
     unknown = [name for name in values if name not in known]
