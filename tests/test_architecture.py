@@ -19,9 +19,24 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Bottom to top: a room imports only rooms before it. `__init__` shows the public names.
 ORDER = (
-    *("errors", "events", "environment", "formatting", "atomic_files"),
-    *("data", "prompt", "report", "model", "parts", "evaluation", "training"),
-    *("recipe", "inference", "deploy", "experiments", "cli", "__main__"),
+    "errors",
+    "events",
+    "environment",
+    "formatting",
+    "atomic_files",
+    "data",
+    "prompt",
+    "report",
+    "model",
+    "parts",
+    "evaluation",
+    "training",
+    "recipe",
+    "inference",
+    "deploy",
+    "experiments",
+    "cli",
+    "__main__",
 )
 LONGEST_FILE = 400
 MOST_LEVELS = 12
