@@ -561,7 +561,7 @@ def test_a_file_of_the_package_is_described_in_a_few_words() -> None:
     lines = generate.tree(ROOT).splitlines()[2:-1]
     assert len(lines) > len(list(SOURCE.rglob("*.py"))) - 5
     described = [line.partition("── ")[2].split()[1:] for line in lines]
-    assert [words for words in described if not 0 < len(" ".join(words)) <= 64] == []
+    assert [words for words in described if not 0 < len(" ".join(words)) <= 72] == []
     folders = [line.split()[1:] for line in generate.rooms(ROOT).splitlines()[1:-1]]
     assert [words for words in folders if len(words) < 4] == []
 
