@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -146,7 +146,7 @@ def levels(rooms: dict[str, set[str]]) -> dict[str, int]:
     return level
 
 
-def test_the_rooms_are_those_of_the_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rooms_are_those_of_the_order(record_property: Callable[[str, object], None]) -> None:
     rooms = {module_parts(path)[0] for path in FILES if module_parts(path)}
     assert rooms == set(ORDER)
     assert len(ORDER) == len(set(ORDER)) == 18
@@ -160,8 +160,8 @@ def test_the_rooms_are_those_of_the_order(capsys: pytest.CaptureFixture[str]) ->
     assert back == [], "a room imports one that is not before it"
     level = levels(found)
     count = sum(map(len, found.values()))
-    with capsys.disabled():
-        print(f"\n{len(found)} rooms on {max(level.values())} levels, {count} arrows, 0 back")
+    house = f"{len(found)} rooms on {max(level.values())} levels, {count} arrows, 0 back"
+    record_property("summary", house)  # shown at the end of the run: see conftest.py
     assert max(level.values()) <= MOST_LEVELS, level
 
 

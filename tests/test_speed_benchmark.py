@@ -32,6 +32,8 @@ from benchmarks.speed.reached import reached  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 from benchmarks.speed.work import matmul_rate, operations  # noqa: E402
 
+pytestmark = pytest.mark.harness
+
 SHAPES = {
     letter: replace(
         shape, query=9, prompt=min(shape.prompt, 6), answer=min(shape.answer, 4), batch=3
