@@ -52,11 +52,16 @@ reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure the accuracy in the docs aga
 golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers
 	@PYTHONPATH=tests $(BIN)/python -m golden.curves
 
+mutants: $(INSTALLED) ## change the spine line by line and test each change; hours (FILE=training/selection)
+	@$(PIP) install --constraint constraints.txt --editable '.[mutants]'
+	@PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 mutmut run $(if $(FILE),'embedgrad.$(subst /,.,$(FILE)).*')
+	@$(BIN)/mutmut results
+
 docs: $(INSTALLED) ## write the generated parts of the docs
 	@$(BIN)/python docs/generate.py
 
 clean: ## remove everything that make created, except runs/
-	rm -rf .venv data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv mutants data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
