@@ -8,12 +8,12 @@ from __future__ import annotations
 from embedgrad.parts.scorers.base import Scorer
 from embedgrad.parts.scorers.contains import Contains
 from embedgrad.parts.scorers.exact import Exact
-from embedgrad.parts.scorers.function import Called
+from embedgrad.parts.scorers.function import DecoratedFunction, SandboxedFunction, scorer
 from embedgrad.parts.scorers.maths import Math
 from embedgrad.parts.scorers.number import Number, parse_number
 
 SCORERS: dict[str, type[Scorer]] = {
-    "callable": Called,
+    "callable": SandboxedFunction,
     "contains": Contains,
     "exact": Exact,
     "math": Math,
@@ -29,12 +29,14 @@ def name_of(scorer: Scorer) -> str:
 
 __all__ = [
     "SCORERS",
-    "Called",
     "Contains",
+    "DecoratedFunction",
     "Exact",
     "Math",
     "Number",
+    "SandboxedFunction",
     "Scorer",
     "name_of",
     "parse_number",
+    "scorer",
 ]
