@@ -1,6 +1,6 @@
-"""When a generated reply is right: one file per part, and the table of their names.
+"""Scorers: when is a generated reply right? One file per part, and the table of their names.
 
-Choices are not scored here: they are ranked by their log-probabilities, without generating.
+Choices need no scorer: they are ranked by their log-probabilities, without generating.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCORERS: dict[str, type[Scorer]] = {
 
 
 def name_of(scorer: Scorer) -> str:
-    """The name by which a recipe asks for a scorer like this one."""
+    """The name of a scorer's kind in a recipe."""
     names = (name for name, cls in SCORERS.items() if type(scorer) is cls)
     return next(names, type(scorer).__name__)
 

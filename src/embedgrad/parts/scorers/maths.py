@@ -7,7 +7,7 @@ r"""The reply's final answer equals the answer, by math-verify.
     "(1, 2)", "[1, 2]"           [1, 2)    the ends of an interval matter: both are wrong
     "\{2, 1\}"                   \{1, 2\}  the order in a set does not
 
-Where a text holds no mathematics, or its comparison takes too long, identical text alone is right.
+Where a text has no mathematics, or comparing takes too long, only an identical text is right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Math(Scorer):
     """The reply's last boxed answer or formula equals the answer."""
 
     timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
-    """Longest time for one reply, in seconds; one that takes longer is wrong."""
+    """Time limit for one reply, in seconds; one that takes longer is wrong."""
 
     def score(self, reply: str, answer: str) -> float:
         _require_library()

@@ -15,7 +15,7 @@ from embedgrad.parts.scorers import Scorer
 from embedgrad.prompt.sequence import Target
 from embedgrad.training.settings import Training
 
-# Ends of a worked solution, to find out whether a scorer looks for the answer there.
+# Ends of a worked solution; a scorer that finds an answer there accepts worked solutions.
 _ENDINGS = ("So the answer is {}.", r"So it is \boxed{{{}}}", "It follows.\n#### {}")
 _TRIED = 8  # answers
 
@@ -92,9 +92,10 @@ def source_of(
         source: Literal["column", "answer", "self-written"] = "answer"
         if not target.choices:
             answers = [example.answer for example in examples[:_TRIED]]
-            # Whether the scorer finds an answer at the end of a text.
-            finds = any(scorer.score(e.format(a), a) for a in answers for e in _ENDINGS)
-            source = "column" if column else "self-written" if finds else "answer"
+            if column:
+                source = "column"
+            elif any(scorer.score(e.format(a), a) for a in answers for e in _ENDINGS):
+                source = "self-written"
         solutions = replace(solutions, source=source)
     problems = source_problems(solutions, target, column=column)
     if problems:
