@@ -51,7 +51,7 @@ def catalog(only: str | None = None) -> dict[str, Any]:
     }
     for kind, table in KINDS.items():
         found[kind] = {
-            "default": DEFAULTS[kind],
+            "default": DEFAULTS.get(kind),
             "parts": {
                 name: {"summary": summary_of(cls), "options": _options(cls)}
                 for name, cls in table.items()
