@@ -70,14 +70,14 @@ def test_all_problems_are_told_at_once_each_by_its_path() -> None:
         "data.limit.train",
         "data.seed",
         "evaluation.scorer.absolute_tolerance",
-        "transforms.1.max_norm",
-        "transforms.2.name",
         "model.dtyp",
         "model.name",
         "objective.over",
         "optimizer.name",
         "template",
         "traning",
+        "transforms.1.max_norm",
+        "transforms.2.name",
         "trust_region",
     ]
     text = "\n".join(told)
@@ -134,7 +134,7 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate: inf; .* finite"),
         (
             {"transforms": {"name": "clip"}},
-            "transforms: expected a list, as in \\[\\[gradients\\]\\]",
+            "transforms: expected a list, as in \\[\\[transforms\\]\\]",
         ),
         ({"transforms": 5}, "transforms: expected a list"),
         ({"evaluation": "exact"}, "evaluation: 'exact'; expected a table of options"),

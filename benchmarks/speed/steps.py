@@ -71,14 +71,14 @@ def synthetic_rows(bench: Bench, letter: str) -> None:
     prompt, sequences = prompt_ids(model, shape.prompt), synthetic(model, shape)
     workload = Workload(letter, shape.title, model, prompt, sequences)
     for kind in (InputsEmbeds,) if bench.quick else TRAINING:
-        if not bench.skips(letter, kind.name, ["at hand"], pairs):
+        if not bench.skips(letter, kind.name, ["stored"], pairs):
             against(bench, workload, kind, pairs)
 
 
 def real_rows(bench: Bench) -> None:
     """D, against the plain loop: PEFT runs the same pass with more around it."""
     rows, pairs = ROWS["D"], bench.pairs(3)
-    if not bench.skips("D", InputsEmbeds.name, ["at hand"], pairs):
+    if not bench.skips("D", InputsEmbeds.name, ["stored"], pairs):
         sequencer, sequences, _ = examples(bench.model, rows, bench.data, D_BATCH, 1)
         workload = Workload("D", rows.title, bench.model, sequencer.span.ids, sequences)
         against(bench, workload, InputsEmbeds, pairs)
@@ -94,10 +94,10 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
         short = letter != "D" and not bench.quick
         side = settled if short else Side[Step]
         our_side = side(lambda: ours.step(rows), ours.reset)
-        return {"at hand": our_side}, side(lambda: peer.step(theirs), peer.reset)
+        return {"stored": our_side}, side(lambda: peer.step(theirs), peer.reset)
 
     rate = [matmul_rate()] if letter in WITH_MATMUL else []
-    found = bench.timed(sides, sequences, pairs)["at hand"]
+    found = bench.timed(sides, sequences, pairs)["stored"]
     row = {**found.summary(), "note": peer.note}
     if rate:  # the machine's speed changes as others use it
         rate.append(matmul_rate())
@@ -107,7 +107,7 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
     if letter in WITH_MEMORY and not (bench.quick and kind is not InputsEmbeds):
         peers = memory.of_step(kind.name, model, workload.prompt, sequences)
         row |= memory.ratios(workload.memory, peers)
-    bench.put(letter, workload.title, "at hand", kind.name, row)
+    bench.put(letter, workload.title, "stored", kind.name, row)
 
 
 def settled(step: Callable[[], Step], reset: Callable[[], None]) -> Side[Step]:

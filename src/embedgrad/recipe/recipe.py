@@ -94,10 +94,10 @@ class Recipe:
             scorer = evaluation.pop("scorer", scorer)
         scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
         built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        gradients = values.get("transforms", [{}])
-        if not isinstance(gradients, list | tuple):
+        transforms = values.get("transforms", [{}])
+        if not isinstance(transforms, list | tuple):
             problems.append("transforms: expected a list, as in [[transforms]]")
-            gradients = []
+            transforms = []
         template, merges = _template(values.get("template"), problems)
         target = section("target", Target)
         parts = {
@@ -105,7 +105,7 @@ class Recipe:
             "schedule": section("schedule", Schedule),
             "transforms": tuple(
                 build_part("transforms", value, f"transforms.{i}", problems)
-                for i, value in enumerate(gradients)
+                for i, value in enumerate(transforms)
             ),
             **{
                 kind: build_part(kind, values.get(kind, {}), kind, problems)
