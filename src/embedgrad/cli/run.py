@@ -12,6 +12,7 @@ import typer
 from embedgrad.cli.common import (
     AsJson,
     Interruption,
+    Model,
     NoGain,
     Quiet,
     RecipeFile,
@@ -22,6 +23,7 @@ from embedgrad.cli.common import (
     echo,
     print_values,
     warn,
+    with_model,
 )
 
 
@@ -30,6 +32,7 @@ def optimize(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option(help="Folder of the run; it must not exist.")],
     overrides: Set = None,
+    model: Model = None,
     device: Annotated[str | None, typer.Option(help="Short for --set model.device=...")] = None,
     dtype: Annotated[str | None, typer.Option(help="Short for --set model.dtype=...")] = None,
     attention: Annotated[
@@ -46,7 +49,7 @@ def optimize(
 
     flags = {"device": device, "dtype": dtype, "attention": attention}
     short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    checked = Recipe.read(recipe, [*(overrides or []), *short])
+    checked = Recipe.read(recipe, [*with_model(overrides, model), *short])
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
 

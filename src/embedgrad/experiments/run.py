@@ -31,7 +31,7 @@ from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.recipe.build import prepare
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
-from embedgrad.recipe.provenance import facts_of, predictions, provenance_of
+from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 from embedgrad.training.self_training import refuse_inside
@@ -100,7 +100,7 @@ def run(
     save(refinement)
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
-    result = facts_of(prompt, model, refinement, out)
+    result = training_facts(prompt, model, refinement, out)
     result["solutions"] = ready.solutions
     result["interrupted"] = refinement.ended == "interrupted"
     if test and not result["interrupted"]:
