@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from embedgrad.errors import EmbedgradError, RecipeError, nearest
+from embedgrad.parts.augmentations import AUGMENTATIONS
 from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.optimizers import OPTIMIZERS
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
@@ -30,12 +31,13 @@ _SHOULD_BE = "Input should be "  # how pydantic begins
 KINDS: dict[str, Mapping[str, type]] = {
     "parameterization": PARAMETERIZATIONS,
     "objective": OBJECTIVES,
+    "augmentations": AUGMENTATIONS,
     "transforms": TRANSFORMS,
     "optimizer": OPTIMIZERS,
     "scorer": SCORERS,
 }
-# The part that stands in for an unnamed one; a kind without a default has parts only where a recipe
-# names them.
+# Kinds without a default are off unless a recipe names a part. Those of LISTS take several.
+LISTS = ("augmentations", "transforms")
 DEFAULTS = {
     "parameterization": "free",
     "objective": "cross_entropy",
@@ -116,13 +118,22 @@ def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any
         values = {"name": values}
     name = values.get("name", default) if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(name, str):
-        problems.append(f"{path}: name the part, as in {{ name = {default or 'NAME'!r} }}")
+        example = default or next(iter(table), "...")
+        problems.append(f"{path}: name the part, as in {{ name = {example!r} }}")
         return None
     if name not in table:
         problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
         return None
     rest = {key: value for key, value in values.items() if key != "name"}
     return build(table[name], rest, path, problems)
+
+
+def build_parts(kind: str, values: object, problems: list[str]) -> tuple[Any, ...]:
+    """The parts of a kind that takes several, from a list; see `build_part`."""
+    if not isinstance(values, list | tuple):
+        problems.append(f"{kind}: expected a list, as in [[{kind}]]")
+        return ()
+    return tuple(build_part(kind, part, f"{kind}.{i}", problems) for i, part in enumerate(values))
 
 
 def values_of(part: Any) -> dict[str, Any]:
