@@ -100,7 +100,8 @@ class ForwardPass:
             batch = packing.tensors(group, self.device)
             embeds = self.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
             cache = FixedKVCache(context.cached(group))
-            parts.append(batch.table(self._logprobs(embeds, batch, cache)))
+            logprobs = self._logprobs(embeds, batch, cache)
+            parts.append(table(logprobs, batch.cells, batch.shape))
         return in_order(parts, [i for group in groups for i in group])
 
     def fill(self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache) -> None:
