@@ -77,7 +77,7 @@ def kit(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
     language_model = LanguageModel(loaded, prefix_cache_budget=budget)
-    start = language_model.embed(sequencer.span.ids)
+    start = language_model.embed(sequencer.prompt_ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
 

@@ -92,7 +92,7 @@ def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
     """Says where the context ends before an answer has as many tokens as it may have."""
-    lengths = [len(s.prefix) + len(sequencer.span.ids) + len(s.suffix) for s in sequences]
+    lengths = [len(s.context(sequencer.prompt_ids)) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []

@@ -93,7 +93,7 @@ class _Loop:
         self.training, self.parts, self.report = training, parts, report
         self.evaluator = Evaluator(model, sequencer, evaluation)
         self.choices = parts.objective.needs_choices(available=bool(sequencer.target.choices))
-        text_PD = model.embed(sequencer.span.ids)
+        text_PD = model.embed(sequencer.prompt_ids)
         self.is_text = start_rows is None
         self.start_PD = text_PD if start_rows is None else start_rows.to(text_PD)
         generator = torch.Generator().manual_seed(training.seed)
@@ -294,7 +294,7 @@ class _Loop:
         prompt = PromptEmbedding(
             template=self.sequencer.renderer.template,
             target=self.sequencer.target,
-            span=self.sequencer.span,
+            spans=self.sequencer.spans,
             date=self.sequencer.renderer.date,
             start_rows=self.start_PD.cpu(),
             rows=self.best.rows.cpu(),

@@ -146,7 +146,7 @@ class _Writing:
         stage(self.report, "writing solutions with the text prompt")
         known = f"; {store.path} holds those of the others" * (len(missing) < total)
         self._say(f"{each} solutions for each of {len(missing)} questions{known}")
-        start_PD = self.model.embed(self.sequencer.span.ids)
+        start_PD = self.model.embed(self.sequencer.prompt_ids)
         size = max(1, self.evaluation.batch_size // each)
         try:
             for first in range(0, len(missing), size):
@@ -261,7 +261,7 @@ class _Writing:
                 "weights": weights_digest(self.model.model),
             },
             "prompt": {
-                "text": sequencer.span.text,
+                "text": [span.text for span in sequencer.spans],
                 "template": sequencer.renderer.template.as_dict(),
                 "answer_prefix": sequencer.target.answer_prefix,
             },
