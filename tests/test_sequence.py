@@ -132,7 +132,9 @@ def test_a_saved_span_of_another_template_is_refused() -> None:
         "[[Is the review positive or negative?]] [[or]]",
     ):
         with pytest.raises(TemplateError, match="are not those it was prepared for"):
-            sequencer("bytelevel", Template.chat(system=system, user="x"), spans=(span,))(example("x"))
+            sequencer("bytelevel", Template.chat(system=system, user="x"), spans=(span,))(
+                example("x")
+            )
 
 
 def test_a_row_with_the_cut_token_is_refused() -> None:

@@ -177,7 +177,9 @@ def _checked_span(entry: _SpanEntry, text: str) -> Span:
     left, right = entry.drawn_in
     counts = {n: len(getattr(entry, n)) for n in ("token_ids", "tokens", "drift", "cosine")}
     if 0 in counts.values() or len(set(counts.values())) > 1:
-        raise ValueError(f"span {entry.text!r} has {', '.join(f'{c} {n}' for n, c in counts.items())}")
+        raise ValueError(
+            f"span {entry.text!r} has {', '.join(f'{c} {n}' for n, c in counts.items())}"
+        )
     if entry.text != left + text + right:
         raise ValueError(f"text {entry.text!r} is not the template's {text!r}")
     return Span(entry.text, entry.token_ids, entry.tokens, left, right)

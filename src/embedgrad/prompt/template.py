@@ -266,7 +266,10 @@ class Renderer:
 
     def _messages(self, columns: Mapping[str, str], spans: Iterator[str]) -> list[dict[str, str]]:
         return [
-            {"role": m.role, "content": _fill(parse(m.content, f"template.{m.role}"), columns, spans)}
+            {
+                "role": m.role,
+                "content": _fill(parse(m.content, f"template.{m.role}"), columns, spans),
+            }
             for m in self.template.messages
         ]
 
