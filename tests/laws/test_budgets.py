@@ -30,7 +30,7 @@ def outcome(
     refined = train(made)
     evaluator = Evaluator(made.model, made.sequencer)
     scores = evaluate(evaluator, refined.prompt, made.sequences[4:])
-    return refined.prompt.rows, refined.state.history, scores
+    return refined.prompt.rows, refined.checkpoint.history, scores
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
