@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from embedgrad.data.examples import Example
 from embedgrad.errors import ModelError
 from embedgrad.model.backbone import Backbone, joined
 from embedgrad.model.decoding import Decoding
@@ -47,7 +46,7 @@ def test_an_outcome_carries_what_its_examples_say() -> None:
     assert outcome.tasks == (None,) * len(made.sequences)
     assert outcome.extra == {}
     first, *rest = made.sequences
-    costly: Any = SimpleNamespace(group="a", task="sums", extra={"cost": 2.5})
+    costly = Example({}, "", "a.csv:1", group="a", task="sums", extra={"cost": 2.5})
     tagged = [
         dataclasses.replace(first, example=costly),
         *(dataclasses.replace(s, example=dataclasses.replace(s.example, task="b")) for s in rest),
