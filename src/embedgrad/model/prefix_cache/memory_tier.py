@@ -94,7 +94,9 @@ def _pin(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
-def least_useful(tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]) -> list[Ids] | None:
+def choose_evictions(
+    tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]
+) -> list[Ids] | None:
     """The prefixes to remove so that another fits; None where it may not take the room.
 
     Bytes and the work of computing a prefix again both grow with its tokens, so per byte a prefix
@@ -110,12 +112,12 @@ def least_useful(tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]) -
     less = sorted(
         (uses.get(other, 0), size, other) for other, size in tier.sizes if uses.get(other, 0) < own
     )
-    leaving: list[Ids] = []
+    evicted: list[Ids] = []
     worth = 0.0
     for use, size, other in less:
-        leaving.append(other)
+        evicted.append(other)
         worth += use * size
         excess -= size
         if excess <= 0:
-            return leaving if worth < own * nbytes else None
+            return evicted if worth < own * nbytes else None
     return None
