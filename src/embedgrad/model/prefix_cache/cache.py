@@ -70,10 +70,10 @@ class PrefixCache:
         return cls(room, host=host, spill=spill, precision=precision)
 
     def __len__(self) -> int:
-        return sum(len(tier) for tier in self._tiers)
+        return sum(len(tier.sizes) for tier in self._tiers)
 
     def __contains__(self, ids: object) -> bool:
-        return any(ids in tier for tier in self._tiers)
+        return any(ids in tier.sizes for tier in self._tiers)
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +134,7 @@ class PrefixCache:
         """The prefix of these tokens, if it is stored; counts a hit or a miss, and one use."""
         if ids in self._uses:
             self._uses[ids] = max(self._uses[ids] - 1, 0.0)
-        tier = next((tier for tier in self._tiers if ids in tier), None)
+        tier = next((tier for tier in self._tiers if ids in tier.sizes), None)
         prefix = tier.load(ids) if tier is not None else None
         if prefix is None:
             self.misses += 1
@@ -159,7 +159,8 @@ class PrefixCache:
     def clear(self) -> None:
         """Remove every prefix, also those on disk; the counts stay."""
         for tier in self._tiers:
-            tier.clear()
+            for ids in list(tier.sizes):
+                tier.remove(ids)
 
     def _place(self, ids: Ids, prefix: CachedPrefix, first: int) -> None:
         """Store a prefix in a tier from the `first` on; evicted ones move further down."""
@@ -180,6 +181,6 @@ class PrefixCache:
         """Remove a prefix from a tier; returns it if there is a use for it further down."""
         last = level + 1 == len(self._tiers)
         prefix = None if last or not self._uses.get(ids) else tier.load(ids)
-        if ids in tier:
+        if ids in tier.sizes:
             tier.remove(ids)
         return prefix
