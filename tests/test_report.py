@@ -643,6 +643,7 @@ def test_a_result_may_lack_parts() -> None:
 
 def drift_row(token: str, distance: float, **more: Any) -> dict[str, Any]:
     return {
+        "span": 1,
         "token": token,
         "distance": distance,
         "cosine": 0.97,
@@ -661,6 +662,18 @@ def test_drift_ranks_the_rows_that_moved_most_first() -> None:
     assert ranked[0] == ["2", "token2", "0.250", "0.970", "1.00", "token2", "\u00b7other"]
     assert "warning" not in text
     assert "additive" not in text
+
+
+def test_drift_of_several_spans_has_a_heading_for_each() -> None:
+    rows = [drift_row(f"token{n}", 0.01 * n, span=1 + (n > 2)) for n in range(1, 5)]
+    lines = printed(drift_table(rows)).splitlines()
+    assert [lines[0], lines[5]] == ["span 1", "span 2"]
+    assert [cells(line)[0] for line in (*lines[3:5], *lines[8:10])] == ["2", "1", "4", "3"]
+    part = {"drift": {"mean": 0.1, "max": 0.2}, "cosine": {"mean": 0.99, "min": 0.98}}
+    parts = [{**part, "nearest_tokens_unchanged": share} for share in (1.0, 0.5)]
+    text = printed(comparison_table({**result(), "spans": parts}))
+    assert "\nspan 1: drift 0.100 mean, 0.200 max; cosine" in text
+    assert "unchanged for 50 % of rows" in text.split("span 2: ")[1]
 
 
 def test_drift_shows_what_rows_are_worth_where_measured() -> None:
