@@ -31,7 +31,6 @@ from embedgrad.report import (
     comparison_table,
     drift_table,
     fan_out,
-    read_events,
     show,
 )
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -406,6 +405,10 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 # -- sinks -----------------------------------------------------------------------------------------
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def test_the_log_holds_every_event_as_soon_as_it_came(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as log:
@@ -424,25 +427,14 @@ def test_the_log_holds_every_event_as_soon_as_it_came(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped_and_then_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"event": "note", "n": 1}\n{"event": "note", "n": 2')
-    assert [event["n"] for event in read_events(path)] == [1]
     with EventLog(path) as log:
         log({"event": "note", "n": 3})
     assert [event["n"] for event in read_events(path)] == [1, 3]
 
 
-@pytest.mark.parametrize("line", [b'{"event": ', b"[1]", b"\xff", b""])
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"event": "note"}\n' + line + b'\n{"event": "note"}\n')
-    with pytest.raises(RunError, match=r"events\.jsonl:2: is not an event"):
-        read_events(path)
-
-
 def test_a_log_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"events\.jsonl: events cannot be written \(No such file"):
         EventLog(tmp_path / "missing" / "events.jsonl")
-    with pytest.raises(RunError, match=r"events\.jsonl: events cannot be read \(No such file"):
-        read_events(tmp_path / "events.jsonl")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
