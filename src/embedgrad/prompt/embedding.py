@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import Tensor
 
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.span import Span
+from embedgrad.prompt.span import Span, span_places
 from embedgrad.prompt.template import Template, only
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 
@@ -54,10 +53,7 @@ class PromptEmbedding:
 
     def places(self) -> dict[str, slice]:
         """Where the rows of each span are: of "span", or of "span 1", "span 2" and so on."""
-        edges = accumulate((len(span.ids) for span in self.spans), initial=0)
-        names = [f"span {number}" for number in range(1, len(self.spans) + 1)]
-        slices = (slice(*edge) for edge in pairwise(edges))
-        return dict(zip(names if len(names) > 1 else ["span"], slices, strict=True))
+        return span_places(self.spans)
 
     def named(self) -> dict[str, Tensor]:
         """The refined rows by span, each [P of that span, D]."""

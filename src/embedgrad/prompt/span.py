@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import final
 
 from embedgrad.data.examples import Example
@@ -98,3 +99,11 @@ def _common(texts: Iterable[str]) -> str:
         if any(text[i : i + 1] != character for text in rest):
             return first[:i]
     return first
+
+
+def span_places(spans: Sequence[Span]) -> dict[str, slice]:
+    """Which of all rows each span has: "span", or "span 1", "span 2" and so on, in order."""
+    edges = accumulate((len(span.ids) for span in spans), initial=0)
+    names = [f"span {number}" for number in range(1, len(spans) + 1)]
+    slices = (slice(*edge) for edge in pairwise(edges))
+    return dict(zip(names if len(names) > 1 else ["span"], slices, strict=True))

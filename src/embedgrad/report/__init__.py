@@ -1,4 +1,4 @@
-"""Reports for people and machines: progress and tables, events, figures, one HTML page."""
+"""What a person looks at: progress, tables, figures and pages."""
 
 from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
 from embedgrad.report.terminal.progress import Progress
