@@ -36,7 +36,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file: its bytes are `size` from `start` on."""
 
     file: Path
@@ -45,7 +45,7 @@ class Stored:
     start: int
     size: int
 
-    def part(self, first: int, last: int) -> Stored:
+    def part(self, first: int, last: int) -> StoredTensor:
         """The entries [first, last) along the first axis."""
         entry = self.size // self.shape[0]
         shape = (last - first, *self.shape[1:])
@@ -62,18 +62,18 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Made:
+class NewTensor:
     """A tensor as it shall be written: stored pieces and new ones, one after another.
 
-    Stored bytes are taken over as they are, or rounded to another `dtype`.
+    StoredTensor bytes are taken over as they are, or rounded to another `dtype`.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: Sequence[Stored | Tensor]
+    pieces: Sequence[StoredTensor | Tensor]
 
     @classmethod
-    def joined(cls, dtype: str, *pieces: Stored | Tensor) -> Made:
+    def joined(cls, dtype: str, *pieces: StoredTensor | Tensor) -> NewTensor:
         """Pieces joined along the first axis."""
         entries = sum(piece.shape[0] for piece in pieces)
         return cls(dtype, (entries, *pieces[0].shape[1:]), pieces)
@@ -83,7 +83,7 @@ class Made:
         """Bytes."""
         if self.dtype in DTYPES:
             return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-        return sum(piece.size for piece in self.pieces if isinstance(piece, Stored))
+        return sum(piece.size for piece in self.pieces if isinstance(piece, StoredTensor))
 
     def content(self) -> Iterator[bytes]:
         """Its bytes, a chunk at a time. Raises `ExportError` where a number does not fit."""
@@ -104,7 +104,7 @@ class Checkpoint:
     """The weights of a model folder: where each tensor is, by name, in order of the files."""
 
     folder: Path
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, Mapping[str, str]]
     index: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,25 +120,27 @@ class Checkpoint:
         if not files[0].is_file():
             index = json.loads((folder / INDEX).read_text("utf-8"))
             files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         metadata = {}
         for file in files:
             found, metadata[file.name] = _header(file)
             tensors |= found
         return cls(folder, tensors, metadata, index)
 
-    def files(self, changes: Mapping[str, Made], beside: str) -> dict[str, dict[str, Made]]:
+    def files(
+        self, changes: Mapping[str, NewTensor], beside: str
+    ) -> dict[str, dict[str, NewTensor]]:
         """What every file shall hold; tensors that are new go where the tensor `beside` is."""
-        files: dict[str, dict[str, Made]] = {name: {} for name in self.metadata}
+        files: dict[str, dict[str, NewTensor]] = {name: {} for name in self.metadata}
         for name, stored in self.tensors.items():
-            whole = Made(stored.dtype, stored.shape, [stored])
+            whole = NewTensor(stored.dtype, stored.shape, [stored])
             files[stored.file.name][name] = changes.get(name, whole)
         home = self.tensors[beside].file.name
         for name in changes.keys() - self.tensors.keys():
             files[home][name] = changes[name]
         return files
 
-    def bytes_needed(self, changes: Mapping[str, Made], beside: str, *, link: bool) -> int:
+    def bytes_needed(self, changes: Mapping[str, NewTensor], beside: str, *, link: bool) -> int:
         """Room that `write` takes, headers left out."""
         return sum(
             sum(made.size for made in tensors.values())
@@ -147,7 +149,7 @@ class Checkpoint:
         )
 
     def write(
-        self, folder: Path, changes: Mapping[str, Made], beside: str, *, link: bool
+        self, folder: Path, changes: Mapping[str, NewTensor], beside: str, *, link: bool
     ) -> list[str]:
         """Write all files into `folder`; returns the names of those that were linked."""
         linked = []
@@ -171,7 +173,7 @@ class Checkpoint:
         return linked
 
 
-def _header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+def _header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file that is known to open."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -181,11 +183,11 @@ def _header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     for name, entry in header.items():
         first, last = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        tensors[name] = Stored(file, entry["dtype"], shape, 8 + length + first, last - first)
+        tensors[name] = StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
     return tensors, metadata
 
 
-def _write(path: Path, tensors: Mapping[str, Made], metadata: Mapping[str, str]) -> None:
+def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
     # Wide numbers first, as the library has it, so that each tensor begins at a multiple of them.
     order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -207,12 +209,12 @@ def _write(path: Path, tensors: Mapping[str, Made], metadata: Mapping[str, str])
                 file.write(chunk)
 
 
-def _itemsize(made: Made) -> int:
+def _itemsize(made: NewTensor) -> int:
     count = math.prod(made.shape)
     return made.size // count if count else 1
 
 
-def _chunks(stored: Stored) -> Iterator[bytes]:
+def _chunks(stored: StoredTensor) -> Iterator[bytes]:
     left = stored.size
     with stored.file.open("rb") as file:
         file.seek(stored.start)

@@ -1,22 +1,22 @@
-"""Which output row of a model is the least likely: what new tokens' lm_head rows are copies of.
+"""The guard row: a model's least likely output row, which new tokens get a copy of.
 
-A refined row needs a token, and a token needs an output row. A row of zeros has the logit 0, which
-may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row that
-the model never comes near: the one whose highest probability over calibration text is the lowest.
+A refined row needs a token, and a token needs an output row. Zeros would give the logit 0, which
+may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row
+whose highest probability over calibration text is the lowest.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedgrad.deploy.job import Job
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -26,23 +26,27 @@ CHUNK_BYTES = 8 * 2**20  # of logits at a time
 
 @dataclass(frozen=True)
 class GuardRow:
-    """The output row `row`, and its highest log-probability (natural) at so many positions."""
+    """An output row, and its highest log-probability (natural) over some text `positions`."""
 
     row: int
     logprob: float
     positions: int
 
-    def mass(self, copies: int) -> float:
-        """About the largest probability that so many copies add together."""
-        return copies * math.exp(self.logprob)
+    def record(self, token: str) -> dict[str, Any]:
+        """Plain JSON values for `export.json`."""
+        return {
+            "row": self.row,
+            "token": token,
+            "max_logprob": self.logprob,
+            "positions": self.positions,
+        }
 
 
 @torch.no_grad()
 def guard_row(job: Job) -> GuardRow:
-    """Look for it in the next-token distributions of refined prompts, a row of each in turn.
+    """Search the next-token distributions of the refined prompts' examples, each prompt in turn.
 
-    Every position of prefix, prompt, suffix and right answer counts. Among equals the first row
-    wins.
+    Every position of prefix, prompt, suffix and right answer counts. The first row wins a tie.
     """
     highest_V: Tensor | None = None
     positions = 0
@@ -50,24 +54,27 @@ def guard_row(job: Job) -> GuardRow:
         for exported, sequence in zip(job.prompts, round_, strict=True):
             if sequence is None:
                 continue
-            for logits_NV in _logits(job.model, exported.rows_PD, sequence):
+            for logits_NV in _logits(job.model, exported, sequence):
                 logits = logits_NV.float()
                 here_V = logits.sub_(logits.logsumexp(dim=1, keepdim=True)).amax(dim=0)
                 highest_V = here_V if highest_V is None else torch.maximum(highest_V, here_V)
                 positions += len(logits_NV)
         if positions >= POSITIONS:
             break
-    assert highest_V is not None, "a prompt comes with rows"
+    assert highest_V is not None, "every prompt has examples"
     row = int(highest_V.argmin())
     return GuardRow(row, float(highest_V[row]), positions)
 
 
-def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
-    """Logits [N, V] at all positions of a row, few enough at a time."""
-    ids = sequence.prefix + (0,) * len(rows_PD) + sequence.suffix + sequence.targets[sequence.gold]
+def _logits(
+    model: LanguageModel, exported: ExportedPrompt, sequence: TokenSequence
+) -> Iterator[Tensor]:
+    """Logits [N, V] at all positions of an example, in chunks."""
+    places = exported.fill(sequence, [-1] * len(exported.rows_PD))
+    ids = places + sequence.targets[sequence.gold]
     ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.prefix)
-    embeds = model.splice(ids_BT, prompt_at, rows_PD)
+    prompt_at = (ids_BT[0] < 0).nonzero()[:, 0]
+    embeds = model.splice(ids_BT.clamp(min=0), prompt_at, exported.rows_PD)
     mask_BT = torch.ones_like(ids_BT)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
     if model.linear_lm_head:
@@ -79,7 +86,7 @@ def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> I
         for hidden_ND in output.last_hidden_state[0].split(size):
             yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
         return
-    for first in range(0, len(ids), size):  # a pass for each part: the model makes its own logits
+    for first in range(0, len(ids), size):  # one pass for each chunk: the logits are the model's
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         keep_BT[:, first : first + size] = True
         yield model.full_pass(embeds, mask_BT, keep_BT)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, Made, Stored
+from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, NewTensor, StoredTensor
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 
@@ -56,7 +56,7 @@ class Tables:
         """Precision of the table, as the file has it."""
         return self.checkpoint.tensors[self.table].dtype
 
-    def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, Made]:
+    def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 
         `rows_ND` are rows of the table, before the model scales them.
@@ -75,7 +75,7 @@ class Tables:
             made[self.bias] = _with(bias, _copies(bias, guard, len(rows_ND)), first, guard, dtype)
         if dtype:
             made |= {
-                name: Made(dtype, tensor.shape, [tensor])
+                name: NewTensor(dtype, tensor.shape, [tensor])
                 for name, tensor in stored.items()
                 if name not in made and tensor.dtype in DTYPES and tensor.dtype != dtype
             }
@@ -101,7 +101,7 @@ def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
     )
 
 
-def _same(stored: Stored, weight: Tensor) -> bool:
+def _same(stored: StoredTensor, weight: Tensor) -> bool:
     places = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
     return all(
         torch.equal(stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i].cpu())
@@ -109,16 +109,18 @@ def _same(stored: Stored, weight: Tensor) -> bool:
     )
 
 
-def _copies(stored: Stored, guard: int, count: int) -> list[Stored]:
+def _copies(stored: StoredTensor, guard: int, count: int) -> list[StoredTensor]:
     return [stored.part(guard, guard + 1)] * count
 
 
 def _with(
-    stored: Stored, new: Sequence[Stored | Tensor], first: int, guard: int, dtype: str
-) -> Made:
+    stored: StoredTensor, new: Sequence[StoredTensor | Tensor], first: int, guard: int, dtype: str
+) -> NewTensor:
     """A tensor with new entries from `first` on, over padding or at its end."""
     old, last = stored.shape[0], first + sum(piece.shape[0] for piece in new)
     # A tokenizer may name more tokens than there are rows; no text has them.
     gap = _copies(stored, guard, max(0, first - old))
     behind = [stored.part(last, old)] if last < old else []
-    return Made.joined(dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind)
+    return NewTensor.joined(
+        dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind
+    )
