@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.deploy.rules import RULES, TOKENS_OF_A_CHAT, Facts
+from embedgrad.deploy.rules import plain_query_problem
 from embedgrad.errors import ExportError, nearest
 from embedgrad.prompt.template import Message, Template
 
@@ -72,10 +72,9 @@ def surroundings(template: Template, marks: Iterable[str]) -> Surroundings:
 
 def _find_query(template: Template) -> tuple[list[tuple[Piece, ...]], int, int, int]:
     """Every message in pieces; the query's message, its first piece, and the end of its pieces."""
-    facts = Facts(frozenset(), template, "", 1.0)
-    for rule in RULES:
-        if rule.refuses and rule.destinations == TOKENS_OF_A_CHAT and rule.applies(facts):
-            raise ExportError(f"template: {rule.says(facts)}")
+    problem = plain_query_problem(template)
+    if problem:
+        raise ExportError(f"template: {problem}")
     contents = [parse(message.content, message.role) for message in template.messages]
     at = next(i for i, pieces in enumerate(contents) if any(p.kind == "column" for p in pieces))
     places = [i for i, piece in enumerate(contents[at]) if piece.kind == "column"]

@@ -1,11 +1,8 @@
-"""Where a refined prompt can be exported, and why not.
-
-The rules are data: each has its destinations, a condition, and a message.
-"""
+"""Where a refined prompt can be exported, and why not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +12,7 @@ from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
-from embedgrad.prompt.template import Message, Template
+from embedgrad.prompt.template import Template
 
 # Names of all destinations, and of their classes in `destinations`.
 DESTINATIONS = {
@@ -26,13 +23,18 @@ DESTINATIONS = {
     "vllm": "VllmBodies",
     "sglang": "SglangBodies",
 }
+GGUF_KINDS = ("gguf", "package")  # kinds of a model's source; see `ModelInfo.kind`
+# Model types whose checkpoints `formats/gguf_from_checkpoint` converts.
+CONVERTED_TO_GGUF = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+# Model types of transformers that llama.cpp knows by another name.
+GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "cohere": "commandr", "phi": "phi2"}
 MADE_UP = ("a.", "(b) c")  # values of every column that differ as much as users' may
 TOKENS_OF_A_CHAT = ("vocabulary", "gguf")  # the chat template puts the span into a plain query
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at: the prefixes of all rows, the template, the model."""
+    """What decides: the prefixes of all rows, the template, the model."""
 
     prefixes: frozenset[Ids]
     template: Template
@@ -40,31 +42,6 @@ class Facts:
     embedding_scale: float
     from_gguf: bool = False
     """The model is loaded from a GGUF file, whose other tensors an export copies."""
-
-    @property
-    def _kinds(self) -> list[tuple[str, list[str]]]:
-        """Every message: its role, and the kinds of its pieces."""
-        messages = [Message("", self.template.text or ""), *self.template.messages]
-        return [(m.role, [p.kind for p in parse(m.content, m.role)]) for m in messages]
-
-    @property
-    def spans(self) -> int:
-        return sum(kinds.count("span") for _, kinds in self._kinds)
-
-    @property
-    def columns_on_both_sides(self) -> bool:
-        """Whether a span is between two columns of one message."""
-        return any(
-            "column" in kinds[:i] and "column" in kinds[i:]
-            for _, kinds in self._kinds
-            for i, kind in enumerate(kinds)
-            if kind == "span"
-        )
-
-    @property
-    def messages_with_columns(self) -> list[str]:
-        """Roles of the messages that have columns."""
-        return [role for role, kinds in self._kinds if "column" in kinds]
 
     @property
     def folded(self) -> int:
@@ -88,150 +65,102 @@ def gather_facts(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """If it `applies`, these destinations are impossible (`refuses`) or get a remark."""
-
-    destinations: tuple[str, ...]
-    refuses: bool
-    applies: Callable[[Facts], bool]
-    says: Callable[[Facts], str]
-
-
-def _known_to_gguf(facts: Facts) -> bool:
-    from gguf.constants import MODEL_ARCH_NAMES
-
-    plain = facts.model_type.removesuffix("_text").replace("_", "").replace("-", "")
-    names = {name.replace("_", "").replace("-", "") for name in MODEL_ARCH_NAMES.values()}
-    return GGUF_NAMES.get(plain, plain) in names
-
-
-GGUF_KINDS = ("gguf", "package")  # kinds of a model's source; see `ModelInfo.kind`
-# Model types whose checkpoints `formats/gguf_from_checkpoint` converts.
-CONVERTED_TO_GGUF = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-# Model types of transformers that llama.cpp knows by another name.
-GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "cohere": "commandr", "phi": "phi2"}
-
-RULES = (
-    Rule(
-        ("peft",),
-        True,
-        lambda f: f.spans > 1,
-        lambda f: (
-            f"PEFT puts all rows before the text, and this prompt has {f.spans} spans; use another "
-            "destination, or train one span"
-        ),
-    ),
-    Rule(
-        ("peft",),
-        True,
-        lambda f: len(f.prefixes) > 1,
-        lambda f: (
-            f"PEFT puts a prompt before everything else, and here {len(f.prefixes)} different "
-            "texts come before it; put the span before the columns, or use another destination"
-        ),
-    ),
-    Rule(
-        ("peft",),
-        False,
-        lambda f: f.folded > 0,
-        lambda f: f"the {f.folded} tokens before the span become rows too; queries leave them out",
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        True,
-        lambda f: f.template.text is not None,
-        lambda f: (
-            "plain text has no chat template that could hold the span; write chat messages "
-            "(template.user), or send prompt embeddings"
-        ),
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        True,
-        lambda f: f.template.text is None and not f.template.columns,
-        lambda f: (
-            "it has no column, so there is no place for a plain query; put one into template.user"
-        ),
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        True,
-        lambda f: f.columns_on_both_sides,
-        lambda f: (
-            "columns are on both sides of the span, so a plain query cannot be one message; "
-            "put the span at an end of its message"
-        ),
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        True,
-        lambda f: len(f.messages_with_columns) > 1,
-        lambda f: (
-            f"columns are in {len(f.messages_with_columns)} messages "
-            f"({', '.join(f.messages_with_columns)}), but a plain query is one; put them into one"
-        ),
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        True,
-        lambda f: len(f.messages_with_columns) == 1 and f.messages_with_columns != ["user"],
-        lambda f: (
-            f"the columns are in the {f.messages_with_columns[0]} message, but a plain query is a "
-            "user message; put them into template.user"
-        ),
-    ),
-    Rule(
-        TOKENS_OF_A_CHAT,
-        False,
-        lambda f: f.embedding_scale != 1,
-        lambda f: (
-            f"the model scales its embeddings by {f.embedding_scale:g}: rows are divided by that "
-            "and rounded before the check"
-        ),
-    ),
-    Rule(
-        ("vocabulary",),
-        False,
-        lambda f: f.model_type.startswith("gemma"),
-        lambda f: "vLLM ties Gemma's embeddings; use prompt embeddings there (--to vllm)",
-    ),
-    Rule(
-        ("gguf",),
-        True,
-        lambda f: not _known_to_gguf(f),
-        lambda f: f"llama.cpp's format has no architecture for {f.model_type}",
-    ),
-    Rule(
-        ("gguf",),
-        True,
-        lambda f: _known_to_gguf(f) and not f.from_gguf and f.model_type not in CONVERTED_TO_GGUF,
-        lambda f: (
-            f"checkpoints of {f.model_type} are not converted here; use its GGUF file as the "
-            "model, or convert the vocabulary export with llama.cpp's own converter"
-        ),
-    ),
-    Rule(
-        ("vllm",),
-        False,
-        lambda f: True,
-        lambda f: "the server must run with --enable-prompt-embeds, for trusted users only",
-    ),
-    Rule(
-        ("sglang",),
-        False,
-        lambda f: True,
-        lambda f: "the server must run with --disable-radix-cache",
-    ),
-)
-
-
-def exportability(facts: Facts, rules: Sequence[Rule] = RULES) -> list[dict[str, Any]]:
+def exportability(facts: Facts) -> list[dict[str, Any]]:
     """Every destination: whether an export is possible, and remarks."""
     entries = []
     for name in DESTINATIONS:
-        applying = [r for r in rules if name in r.destinations and r.applies(facts)]
-        refused = [r.says(facts) for r in applying if r.refuses]
-        remarks = refused or [r.says(facts) for r in applying]
-        entries.append({"destination": name, "possible": not refused, "remarks": remarks})
+        problems = list(_PROBLEMS[name](facts)) if name in _PROBLEMS else []
+        remarks = problems or list(_remarks(name, facts))
+        entries.append({"destination": name, "possible": not problems, "remarks": remarks})
     return entries
+
+
+def plain_query_problem(template: Template) -> str | None:
+    """Why a plain user message cannot be this template's query; None if it can."""
+    if template.text is not None:
+        return (
+            "plain text has no chat template that could hold the span; write chat messages "
+            "(template.user), or send prompt embeddings"
+        )
+    kinds = [(m.role, [p.kind for p in parse(m.content, m.role)]) for m in template.messages]
+    roles = [role for role, message in kinds if "column" in message]
+    if not roles:
+        return "it has no column, so there is no place for a plain query; put one in template.user"
+    if len(roles) > 1:
+        return (
+            f"columns are in {len(roles)} messages ({', '.join(roles)}), but a plain query is one; "
+            "put them into one"
+        )
+    if roles != ["user"]:
+        return (
+            f"the columns are in the {roles[0]} message, but a plain query is a user message; put "
+            "them into template.user"
+        )
+    for _, message in kinds:
+        spans = [i for i, kind in enumerate(message) if kind == "span"]
+        if any("column" in message[:i] and "column" in message[i:] for i in spans):
+            return (
+                "columns are on both sides of a span, so a plain query cannot be one message; put "
+                "the span at an end of its message"
+            )
+    return None
+
+
+def _chat_problems(facts: Facts) -> Iterator[str]:
+    problem = plain_query_problem(facts.template)
+    if problem:
+        yield problem
+
+
+def _peft_problems(facts: Facts) -> Iterator[str]:
+    texts = [m.content for m in facts.template.messages] or [facts.template.text or ""]
+    spans = sum(p.kind == "span" for text in texts for p in parse(text, "template"))
+    if spans > 1:
+        yield (
+            f"PEFT puts all rows before the text, and this prompt has {spans} spans; use another "
+            "destination, or train one span"
+        )
+    elif len(facts.prefixes) > 1:
+        yield (
+            f"PEFT puts a prompt before everything else, and here {len(facts.prefixes)} different "
+            "texts come before it; put the span before the columns, or use another destination"
+        )
+
+
+def _gguf_problems(facts: Facts) -> Iterator[str]:
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    yield from _chat_problems(facts)
+    plain = facts.model_type.removesuffix("_text").replace("_", "").replace("-", "")
+    names = {name.replace("_", "").replace("-", "") for name in MODEL_ARCH_NAMES.values()}
+    if GGUF_NAMES.get(plain, plain) not in names:
+        yield f"llama.cpp's format has no architecture for {facts.model_type}"
+    elif not facts.from_gguf and facts.model_type not in CONVERTED_TO_GGUF:
+        yield (
+            f"checkpoints of {facts.model_type} are not converted here; use its GGUF file as the "
+            "model, or convert the vocabulary export with llama.cpp's own converter"
+        )
+
+
+_PROBLEMS: dict[str, Callable[[Facts], Iterator[str]]] = {
+    "vocabulary": _chat_problems,
+    "gguf": _gguf_problems,
+    "peft": _peft_problems,
+}
+
+
+def _remarks(name: str, facts: Facts) -> Iterator[str]:
+    """What to know about a possible export."""
+    if name == "peft" and facts.folded:
+        yield f"the {facts.folded} tokens before the span become rows too; queries leave them out"
+    if name in TOKENS_OF_A_CHAT and facts.embedding_scale != 1:
+        yield (
+            f"the model scales its embeddings by {facts.embedding_scale:g}: rows are divided by "
+            "that and rounded before the check"
+        )
+    if name == "vocabulary" and facts.model_type.startswith("gemma"):
+        yield "vLLM ties Gemma's embeddings; use prompt embeddings there (--to vllm)"
+    if name == "vllm":
+        yield "the server must run with --enable-prompt-embeds, for trusted users only"
+    if name == "sglang":
+        yield "the server must run with --disable-radix-cache"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,55 +50,6 @@ _WORST = {
 }
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """How far an engine's answers for one prompt are from the reference."""
-
-    step_zero: float
-    step_zero_tolerance: float
-    mass: float
-    difference: float
-    worst: str
-    tolerance: float
-    rounding: float | None
-    mean: float
-    mean_rounding: float
-    greedy: float
-    choice: float | None
-
-    def problems(self) -> list[str]:
-        """One sentence for each failure."""
-        slack = -math.log1p(-min(max(self.mass, 0.0), 0.5))  # what other tokens lose to new ones
-        problems = []
-        if not self.step_zero <= self.step_zero_tolerance + slack:
-            problems.append(
-                f"the unrefined rows and the plain text give different log-probabilities there, by "
-                f"{self.step_zero:.1e} (at most {self.step_zero_tolerance + slack:.1e})"
-            )
-        if not self.mass < ADDED_MASS:
-            problems.append(
-                f"the new tokens have a probability of {self.mass:.1e} together (below "
-                f"{ADDED_MASS:.0e})"
-            )
-        if not self.difference <= self.tolerance + slack:
-            problems.append(
-                "next-token log-probabilities are not those of training: they differ by "
-                f"{self.difference:.1e} (at most {self.tolerance + slack:.1e}), most in "
-                f"{self.worst}"
-            )
-        allowed = TIMES_MEAN * self.mean_rounding + LEAST_MEAN
-        if self.rounding is not None and not self.mean <= allowed:
-            problems.append(
-                "next-token log-probabilities are not those of training: they differ by "
-                f"{self.mean:.1e} on average (at most {allowed:.1e}, judging by plain text)"
-            )
-        if self.rounding is None:
-            for what, share in (("greedy texts", self.greedy), ("choices", self.choice)):
-                if share is not None and share < AGREEING:
-                    problems.append(f"{what} agree with training in only {share:.0%} of the rows")
-        return problems
-
-
 def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> dict[str, Any]:
     """Compare every prompt of an export with the training path; returns what `verify.json` holds.
 
@@ -132,23 +82,11 @@ def _check_prompt(
     reference = compute_reference(job.model, exported, rows, GREEDY_TOKENS)
     stage(job.report, f"checking {exported.name}: what the export computes")
     with open_engine(destination, folder, job, exported, written) as engine:
-        measured = _measure(engine, job, exported, queries, reference)
-        problems = measured.problems()
+        figures, problems = _measure(engine, job, exported, queries, reference)
         if problems:
             problems += engine.token_differences(queries)[:3]
-    return {
-        "rows": len(rows),
-        "fewer_rows": f"the data has {len(rows)} rows" if len(rows) < ROWS else None,
-        "step_zero_difference": measured.step_zero,
-        "added_mass": measured.mass,
-        "max_logprob_difference": measured.difference,
-        "mean_logprob_difference": measured.mean,
-        "tolerance": measured.tolerance,
-        "rounding": measured.rounding,
-        "greedy_agreement": measured.greedy,
-        "choice_agreement": measured.choice,
-        "problems": problems,
-    }
+    fewer = f"the data has {len(rows)} rows" if len(rows) < ROWS else None
+    return {"rows": len(rows), "fewer_rows": fewer, **figures, "problems": problems}
 
 
 def _measure(
@@ -157,48 +95,79 @@ def _measure(
     exported: ExportedPrompt,
     queries: Sequence[Query],
     reference: Reference,
-) -> _Measurement:
+) -> tuple[dict[str, float | None], list[str]]:
+    """Figures for the report, and one sentence for each failure."""
     rows = [query.sequence for query in queries]
-    plain = engine.plain_logprobs_BV(queries)
-    step_zero = absolute_differences(engine.start_logprobs_BV(queries), plain).max().item()
+    problems = []
+    mass = engine.added_mass(queries)
+    slack = -math.log1p(-min(max(mass, 0.0), 0.5))  # what other tokens lose to new ones
+    plain_BV = engine.plain_logprobs_BV(queries)
+    step_zero = absolute_differences(engine.start_logprobs_BV(queries), plain_BV).max().item()
     differences_BV = absolute_differences(engine.logprobs_BV(queries), reference.logprobs_BV)
-    largest = differences_BV.max(dim=1).values
-    scaled = job.model.info.embedding_scale != 1
+    largest_B = differences_BV.max(dim=1).values
+    difference, mean = largest_B.max().item(), differences_BV.mean().item()
+
     exact = job.model.dtype in (torch.float32, torch.float64)
-    tolerance, rounding, mean_rounding = engine.tolerance if exact else None, None, 0.0
+    tolerance, rounding, mean_tolerance = engine.tolerance if exact else None, None, math.inf
+    step_zero_tolerance = STEP_ZERO
     if tolerance is None:
-        text = next_logprobs(job.model, exported.prompt.start_rows, rows)
-        rounding_BV = absolute_differences(plain, text)
-        rounding, mean_rounding = rounding_BV.max().item(), rounding_BV.mean().item()
+        text_BV = next_logprobs(job.model, exported.prompt.start_rows, rows)
+        rounding_BV = absolute_differences(plain_BV, text_BV)
+        rounding = rounding_BV.max().item()
         tolerance = TIMES_LARGEST * rounding + LEAST_LARGEST
-    texts = [
-        job.model.tokenizer.decode(
-            list(before_end(ids, reference.end_ids)), skip_special_tokens=True
+        mean_tolerance = TIMES_MEAN * rounding_BV.mean().item() + LEAST_MEAN
+        if rounding and job.model.info.embedding_scale != 1:
+            # Rows divided by the model's scale and rounded need not come back exactly.
+            step_zero_tolerance = tolerance
+    if not step_zero <= step_zero_tolerance + slack:
+        problems.append(
+            f"the unrefined rows and the plain text give different log-probabilities there, by "
+            f"{step_zero:.1e} (at most {step_zero_tolerance + slack:.1e})"
         )
-        for ids in engine.greedy(queries, GREEDY_TOKENS)
-    ]
+    if not mass < ADDED_MASS:
+        problems.append(
+            f"the new tokens have a probability of {mass:.1e} together (below {ADDED_MASS:.0e})"
+        )
+    if not difference <= tolerance + slack:
+        problems.append(
+            f"next-token log-probabilities are not those of training: they differ by "
+            f"{difference:.1e} (at most {tolerance + slack:.1e}), most in "
+            f"{rows[int(largest_B.argmax())].example.source}"
+        )
+    if not mean <= mean_tolerance:
+        problems.append(
+            f"next-token log-probabilities are not those of training: they differ by {mean:.1e} "
+            f"on average (at most {mean_tolerance:.1e}, judging by plain text)"
+        )
+
+    greedy = _share(_texts(engine, job, queries, reference), reference.texts)
     choice = None
     if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
-        choices = [
-            _likeliest(row, logprobs, normalize)
-            for row, logprobs in zip(rows, engine.answer_logprobs(queries), strict=True)
-        ]
+        answers = zip(rows, engine.answer_logprobs(queries), strict=True)
+        choices = [_likeliest(row, logprobs, normalize) for row, logprobs in answers]
         choice = _share(choices, reference.choices)
-    return _Measurement(
-        step_zero=step_zero,
-        # Rows divided by the model's scale and rounded need not come back exactly.
-        step_zero_tolerance=tolerance if rounding and scaled else STEP_ZERO,
-        mass=engine.added_mass(queries),
-        difference=largest.max().item(),
-        worst=rows[int(largest.argmax())].example.source,
-        tolerance=tolerance,
-        rounding=rounding,
-        mean=differences_BV.mean().item(),
-        mean_rounding=mean_rounding,
-        greedy=_share(texts, reference.texts),
-        choice=choice,
-    )
+    if rounding is None:
+        for what, share in (("greedy texts", greedy), ("choices", choice)):
+            if share is not None and share < AGREEING:
+                problems.append(f"{what} agree with training in only {share:.0%} of the rows")
+    figures = {
+        "step_zero_difference": step_zero,
+        "added_mass": mass,
+        "max_logprob_difference": difference,
+        "mean_logprob_difference": mean,
+        "tolerance": tolerance,
+        "rounding": rounding,
+        "greedy_agreement": greedy,
+        "choice_agreement": choice,
+    }
+    return figures, problems
+
+
+def _texts(engine: Engine, job: Job, queries: Sequence[Query], reference: Reference) -> list[str]:
+    answers = engine.greedy(queries, GREEDY_TOKENS)
+    ended = [list(before_end(ids, reference.end_ids)) for ids in answers]
+    return [job.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in ended]
 
 
 def absolute_differences(logprobs_BV: Tensor, reference_BV: Tensor) -> Tensor:
