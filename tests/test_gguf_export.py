@@ -17,7 +17,6 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, dequantize
-from gguf import GGUFValueType as Type
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,7 +26,7 @@ from embedgrad import Template
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.gguf import FILE, Gguf
 from embedgrad.deploy.formats.gguf_reader import read_contents, replace_rows
-from embedgrad.deploy.formats.gguf_writer import count, listed, table_rows, write_gguf
+from embedgrad.deploy.formats.gguf_writer import entry, table_rows, write_gguf
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.verify.engine import Query
@@ -168,7 +167,7 @@ def test_a_file_is_read_as_the_gguf_package_reads_it(
 ) -> None:
     path = tmp_path / "model.gguf"
     held = read_contents(base)
-    more = {"general.alignment": count(alignment), "tags": listed([0.5, 2.5], Type.FLOAT32)}
+    more = {"general.alignment": entry(alignment), "tags": entry([0.5, 2.5])}
     write_gguf(path, held._replace(metadata={**held.metadata, **more}))
     ours, theirs = read_contents(path), GGUFReader(path)
     fields = {k: v for k, v in theirs.fields.items() if not k.startswith("GGUF.")}

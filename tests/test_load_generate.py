@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from embedgrad.deploy.verify.safetensors import SnippetEngine
+from embedgrad.deploy.verify.embeddings import SnippetEngine
 
 import embedgrad
 import tiny

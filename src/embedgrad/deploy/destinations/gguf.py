@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFValueType as Type
 
 from embedgrad.deploy.formats.chat_template import (
     check_rendering,
@@ -27,12 +26,9 @@ from embedgrad.deploy.formats.gguf_writer import (
     Contents,
     Entry,
     Weight,
-    count,
-    flag,
-    listed,
+    entry,
     row_bytes,
     served_kind,
-    string,
     table_rows,
     write_gguf,
 )
@@ -62,12 +58,14 @@ class Gguf(Destination):
         return _extended(job, _contents(job), guard=0).nbytes + 4 * len(template)
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        contents, template = _contents(job), _template(job)
+        contents, system = _contents(job), job.settings.system
+        tokenizer = exported_tokenizer(job.prompts, job.model.tokenizer, job.tag, system)
+        check_rendering(job.prompts, tokenizer, job.tag)
         stage(job.report, "searching the least likely output row")
         guard = guard_row(job)
         stage(job.report, f"writing {FILE}")
         extended = _extended(job, contents, guard.row)
-        metadata = {**extended.metadata, _TEMPLATE: string(template)}
+        metadata = {**extended.metadata, _TEMPLATE: entry(str(tokenizer.chat_template))}
         write_gguf(folder / FILE, extended._replace(metadata=metadata))
         kinds = {weight.name: weight.kind.name for weight in extended.weights}
         (table,) = (weight for weight in extended.weights if weight.name == TABLE)
@@ -98,26 +96,13 @@ def _contents(job: Job) -> Contents:
     """The base model in GGUF's terms. Raises `ExportError` for models llama.cpp cannot serve."""
     info = job.model.info
     contents = from_gguf(info) if info.gguf_sha256 else from_checkpoint(job.model)
-    if _always_tied(contents.architecture):
+    arch = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}.get(contents.architecture)
+    if arch is not None and MODEL_TENSOR.OUTPUT not in MODEL_TENSORS[arch]:
         raise ExportError(
             f"gguf: llama.cpp always uses the embedding table of {contents.architecture} as its "
             "output layer, so refined rows would be answers too; export to 'vocabulary'"
         )
     return contents
-
-
-def _template(job: Job) -> str:
-    """The exported chat template. Raises `ExportError` if it does not give training's tokens."""
-    system = job.settings.system
-    tokenizer = exported_tokenizer(job.prompts, job.model.tokenizer, job.tag, system)
-    check_rendering(job.prompts, tokenizer, job.tag)
-    return str(tokenizer.chat_template)
-
-
-def _always_tied(architecture: str) -> bool:
-    archs = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
-    arch = archs.get(architecture)
-    return arch is not None and MODEL_TENSOR.OUTPUT not in MODEL_TENSORS[arch]
 
 
 def _ids(job: Job) -> dict[str, range]:
@@ -149,7 +134,8 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     missing = stop - first - len(names)
     rows_PD = torch.cat([torch.zeros(missing, info.width), rows_PD])
     lm_head = lm_head.converted(served_kind(lm_head, setting))
-    kind = _table_kind(job)
+    kind = Kind.F16 if setting == "f16" else Kind.F32
+    kind = _TABLE_KINDS.get(job.settings.dtype, kind)
     changed = {
         TABLE: table.converted(kind).with_rows(first, row_bytes(rows_PD, kind)),
         LM_HEAD: lm_head.with_rows(
@@ -169,25 +155,18 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     metadata = _with_tokens(contents, tokens, first)
     bos = job.model.tokenizer.bos_token_id
     if any(s.prefix[:1] != (bos,) for exported in job.prompts for s in exported.sequences):
-        metadata[_ADDS_BOS] = flag(False)  # training had none
+        metadata[_ADDS_BOS] = entry(False)  # training had none
     if setting != "keep":
-        metadata[_FILE_TYPE] = count(_FILE_TYPES[setting])
+        metadata[_FILE_TYPE] = entry(_FILE_TYPES[setting])
     return Contents(contents.architecture, metadata, weights)
-
-
-def _table_kind(job: Job) -> Kind:
-    settings = job.settings
-    if settings.dtype != "model":
-        return _TABLE_KINDS[settings.dtype]
-    return Kind.F16 if settings.gguf == "f16" else Kind.F32
 
 
 def _longer_vector(weight: Weight, first: int, guard: int, more: int) -> Weight:
     """One number per token, as f32."""
-    held = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
-    held = np.concatenate([held[:first], held[[guard] * more], held[first + more :]])
-    vector = held.reshape(1, -1)
-    return replace(weight, kind=Kind.F32, shape=(len(held),), read=lambda a, b: vector[a:b])
+    old = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
+    new = np.concatenate([old[:first], old[[guard] * more], old[first + more :]])
+    row = new.reshape(1, -1)
+    return replace(weight, kind=Kind.F32, shape=(len(new),), read=lambda a, b: row[a:b])
 
 
 def _with_tokens(
@@ -196,13 +175,13 @@ def _with_tokens(
     """The metadata with names and types of tokens from id `first` on."""
     metadata = dict(contents.metadata)
     tokens = [str(token) for token in metadata[_TOKENS].value]
-    kinds = metadata.get(_KINDS, listed([1] * len(tokens), Type.INT32))
+    kinds = metadata.get(_KINDS, entry([1] * len(tokens)))
     stop = first + len(added)
 
     def put(values: Sequence[Any], new: Sequence[Any]) -> list[Any]:
         return [*values[:first], *new, *values[stop:]]
 
-    metadata[_TOKENS] = listed(put(tokens, [name for name, _ in added]), Type.STRING)
+    metadata[_TOKENS] = entry(put(tokens, [name for name, _ in added]))
     metadata[_KINDS] = kinds._replace(value=put(kinds.value, [kind for _, kind in added]))
     if _SCORES in metadata:
         scores = metadata[_SCORES]
@@ -211,8 +190,5 @@ def _with_tokens(
     if size in metadata:
         metadata[size] = metadata[size]._replace(value=len(metadata[_TOKENS].value))
     # llama.cpp would choose a second template for requests with tools, and it lacks the span.
-    return {
-        key: entry
-        for key, entry in metadata.items()
-        if not key.startswith((f"{_TEMPLATE}s", f"{_TEMPLATE}."))
-    }
+    others = (f"{_TEMPLATE}s", f"{_TEMPLATE}.")
+    return {key: value for key, value in metadata.items() if not key.startswith(others)}

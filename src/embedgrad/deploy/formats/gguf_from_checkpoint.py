@@ -25,9 +25,7 @@ from embedgrad.deploy.formats.gguf_writer import (
     Contents,
     Entry,
     Weight,
-    count,
-    number,
-    string,
+    entry,
 )
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel
@@ -95,14 +93,14 @@ def from_checkpoint(model: LanguageModel) -> Contents:
         )
     arch = family.arch.name.lower()
     metadata = {
-        "general.name": string(Path(model.info.name).name),
-        **({"general.license": string(model.info.license)} if model.info.license else {}),
-        **{f"{arch}.{key}": entry for key, entry in _numbers(config).items()},
+        "general.name": entry(Path(model.info.name).name),
+        **({"general.license": entry(model.info.license)} if model.info.license else {}),
+        **{f"{arch}.{key}": value for key, value in _numbers(config).items()},
         **tokenizer_metadata(model.tokenizer, model.info.vocabulary, model.end_ids),
     }
     weights = list(_weights(Path(model.info.path), config, family, model.info.tied))
     matrix = max(weights, key=lambda weight: weight.nbytes)
-    metadata["general.file_type"] = count(_FILE_TYPES[matrix.kind])
+    metadata["general.file_type"] = entry(_FILE_TYPES[matrix.kind])
     return Contents(arch, metadata, [*_rope_factors(config), *weights])
 
 
@@ -110,26 +108,26 @@ def _numbers(config: Any) -> dict[str, Entry]:
     head = _head_width(config)
     rope = _rope(config)
     entries = {
-        "block_count": count(config.num_hidden_layers),
-        "context_length": count(config.max_position_embeddings),
-        "embedding_length": count(config.hidden_size),
-        "feed_forward_length": count(config.intermediate_size),
-        "vocab_size": count(config.vocab_size),
-        "attention.head_count": count(config.num_attention_heads),
-        "attention.head_count_kv": count(config.num_key_value_heads),
-        "attention.key_length": count(head),
-        "attention.value_length": count(head),
-        "attention.layer_norm_rms_epsilon": number(config.rms_norm_eps),
-        "rope.dimension_count": count(head),
-        "rope.freq_base": number(rope["rope_theta"]),
+        "block_count": entry(config.num_hidden_layers),
+        "context_length": entry(config.max_position_embeddings),
+        "embedding_length": entry(config.hidden_size),
+        "feed_forward_length": entry(config.intermediate_size),
+        "vocab_size": entry(config.vocab_size),
+        "attention.head_count": entry(config.num_attention_heads),
+        "attention.head_count_kv": entry(config.num_key_value_heads),
+        "attention.key_length": entry(head),
+        "attention.value_length": entry(head),
+        "attention.layer_norm_rms_epsilon": entry(float(config.rms_norm_eps)),
+        "rope.dimension_count": entry(head),
+        "rope.freq_base": entry(float(rope["rope_theta"])),
     }
     if config.model_type == "gemma3_text":
         local = config.rope_parameters["sliding_attention"]
-        entries["attention.sliding_window"] = count(config.sliding_window)
-        entries["rope.freq_base_swa"] = number(local["rope_theta"])
+        entries["attention.sliding_window"] = entry(config.sliding_window)
+        entries["rope.freq_base_swa"] = entry(float(local["rope_theta"]))
     if rope["rope_type"] == "linear":
-        entries["rope.scaling.type"] = string("linear")
-        entries["rope.scaling.factor"] = number(rope["factor"])
+        entries["rope.scaling.type"] = entry("linear")
+        entries["rope.scaling.factor"] = entry(float(rope["factor"]))
     return entries
 
 
