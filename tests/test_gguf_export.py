@@ -517,7 +517,7 @@ def test_an_unknown_rule_for_words_is_refused(tmp_path: Path) -> None:
     parsed = json.loads(file.read_text("utf-8"))
     parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\s|\S"}
     file.write_text(json.dumps(parsed), "utf-8")
-    with refused("gguf: ", "cutting text into words", "convert_hf_to_gguf.py"):
+    with refused("gguf: ", "splitting text into words", "convert_hf_to_gguf.py"):
         Gguf().bytes_needed(job_of(opened(folder)))
 
 

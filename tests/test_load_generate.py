@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from embedgrad.deploy.verify.embeddings import SnippetEngine
 
 import embedgrad
 import tiny
@@ -26,6 +25,7 @@ from embedgrad.deploy.destinations.client_code import (
 from embedgrad.deploy.destinations.safetensors import PROGRAM, FilesOnly
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
+from embedgrad.deploy.verify.embeddings import SnippetEngine
 from embedgrad.model.generation import replies
 from embedgrad.prompt.artifact import save
 from embedgrad.prompt.embedding import PromptEmbedding

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
@@ -36,6 +36,7 @@ REPORT = "verify.json"
 SPARE = 2**20  # bytes for everything besides the destination's own files
 
 
+@final
 @dataclass(frozen=True)
 class _Prompt:
     """A prompt's entry of `export.json`."""
@@ -45,6 +46,7 @@ class _Prompt:
     tokens: Annotated[list[int], MinLen(1)]
 
 
+@final
 @dataclass(frozen=True)
 class _Export:
     """The part of `export.json` that a check needs."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from embedgrad.prompt.span import Span
 from embedgrad.recipe.settings import ExportSettings
 
 
+@final
 @dataclass(frozen=True)
 class ExportedPrompt:
     """One refined prompt on its way to a destination.
@@ -70,6 +71,7 @@ def _later(sequence: TokenSequence) -> Ids:
     return getattr(sequence, "later", ())
 
 
+@final
 @dataclass(frozen=True)
 class Job:
     """Prompts to export that share one frozen model; the first is the default.

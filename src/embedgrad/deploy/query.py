@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import final
 
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.deploy.rules import plain_query_problem
@@ -15,6 +16,7 @@ from embedgrad.errors import ExportError, nearest
 from embedgrad.prompt.template import Message, Template
 
 
+@final
 @dataclass(frozen=True)
 class Surroundings:
     """The constant text around a query, with marks in the places of the spans.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import parse
@@ -32,6 +32,7 @@ MADE_UP = ("a.", "(b) c")  # values of every column that differ as much as users
 TOKENS_OF_A_CHAT = ("vocabulary", "gguf")  # the chat template puts the span into a plain query
 
 
+@final
 @dataclass(frozen=True)
 class Facts:
     """What decides: the prefixes of all rows, the template, the model."""

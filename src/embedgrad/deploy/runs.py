@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 from embedgrad.data.examples import Example
 from embedgrad.deploy.formats.token_names import check_name
@@ -21,6 +22,7 @@ Runs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 ROWS = 32  # to check with, and as many others to calibrate with
 
 
+@final
 @dataclass(frozen=True)
 class ExportRuns:
     """Runs with their prompts; no export is calibrated with the rows of `checks`."""

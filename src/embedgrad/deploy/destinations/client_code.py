@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.formats.chat_template import uncut_rows
@@ -47,6 +47,7 @@ def embeddings(columns):
 """
 
 
+@final
 class Base(NamedTuple):
     """Where the frozen model is loaded from: a Hub id with its commit, or a folder."""
 

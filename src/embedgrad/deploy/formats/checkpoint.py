@@ -1,8 +1,7 @@
-"""Writes a checkpoint again with some tensors changed, and never holds one of them in memory.
+"""Copy a checkpoint with some tensors changed, without holding a whole tensor in memory.
 
     Checkpoint: names of tensors -> where their bytes are, in one safetensors file or in shards
-    write:      a file with changed tensors is written anew, in pieces; the others are copied or
-                linked as they are
+    write:      rewrites a file with changed tensors, in pieces; copies or links the others
 
 The format is that of https://github.com/huggingface/safetensors: eight bytes for the length of a
 JSON header, the header, then the bytes of all tensors.
@@ -17,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -35,9 +34,10 @@ DTYPES = {
 }
 
 
+@final
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its bytes are `size` from `start` on."""
+    """A tensor in a file: `size` bytes from `start` on."""
 
     file: Path
     dtype: str
@@ -61,12 +61,10 @@ class StoredTensor:
         return torch.frombuffer(raw, dtype=DTYPES[self.dtype]).view(self.shape)
 
 
+@final
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor as it shall be written: stored pieces and new ones, one after another.
-
-    StoredTensor bytes are taken over as they are, or rounded to another `dtype`.
-    """
+    """A tensor to write: stored and new pieces, joined; stored bytes may be rounded to `dtype`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -86,7 +84,7 @@ class NewTensor:
         return sum(piece.size for piece in self.pieces if isinstance(piece, StoredTensor))
 
     def content(self) -> Iterator[bytes]:
-        """Its bytes, a chunk at a time. Raises `ExportError` where a number does not fit."""
+        """Its bytes in chunks. Raises `ExportError` for a number that does not fit."""
         for piece in self.pieces:
             if isinstance(piece, Tensor):
                 yield _bytes(piece, self.dtype)
@@ -99,9 +97,10 @@ class NewTensor:
                     yield _bytes(numbers, self.dtype)
 
 
+@final
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a model folder: where each tensor is, by name, in order of the files."""
+    """The weights of a model folder: where each tensor is, by name."""
 
     folder: Path
     tensors: Mapping[str, StoredTensor]
@@ -110,7 +109,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read the headers only. Raises `ExportError` for weights that are no safetensors."""
+        """Read the headers only. Raises `ExportError` for weights that are not safetensors."""
         try:
             check_folder(folder)
         except ModelError as error:
@@ -123,14 +122,14 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         metadata = {}
         for file in files:
-            found, metadata[file.name] = _header(file)
-            tensors |= found
+            stored, metadata[file.name] = _header(file)
+            tensors |= stored
         return cls(folder, tensors, metadata, index)
 
     def files(
         self, changes: Mapping[str, NewTensor], beside: str
     ) -> dict[str, dict[str, NewTensor]]:
-        """What every file shall hold; tensors that are new go where the tensor `beside` is."""
+        """The tensors of every file; new ones go into the file of the tensor `beside`."""
         files: dict[str, dict[str, NewTensor]] = {name: {} for name in self.metadata}
         for name, stored in self.tensors.items():
             whole = NewTensor(stored.dtype, stored.shape, [stored])
@@ -141,9 +140,9 @@ class Checkpoint:
         return files
 
     def bytes_needed(self, changes: Mapping[str, NewTensor], beside: str, *, link: bool) -> int:
-        """Room that `write` takes, headers left out."""
+        """Disk space that `write` takes, without headers."""
         return sum(
-            sum(made.size for made in tensors.values())
+            sum(tensor.size for tensor in tensors.values())
             for name, tensors in self.files(changes, beside).items()
             if not link or tensors.keys() & changes.keys()
         )
@@ -151,7 +150,7 @@ class Checkpoint:
     def write(
         self, folder: Path, changes: Mapping[str, NewTensor], beside: str, *, link: bool
     ) -> list[str]:
-        """Write all files into `folder`; returns the names of those that were linked."""
+        """Write all files into `folder`; returns the names of the linked ones."""
         linked = []
         files = self.files(changes, beside)
         for name, tensors in files.items():
@@ -163,7 +162,7 @@ class Checkpoint:
             else:
                 shutil.copyfile(self.folder / name, folder / name)
         if self.index:
-            total = sum(made.size for tensors in files.values() for made in tensors.values())
+            total = sum(t.size for tensors in files.values() for t in tensors.values())
             index = {
                 **self.index,
                 "metadata": {**self.index.get("metadata", {}), "total_size": total},
@@ -188,18 +187,18 @@ def _header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 
 def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
-    # Wide numbers first, as the library has it, so that each tensor begins at a multiple of them.
+    # Wide numbers first, as in the library, so that each tensor is aligned.
     order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in order:
-        made = tensors[name]
+        tensor = tensors[name]
         header[name] = {
-            "dtype": made.dtype,
-            "shape": list(made.shape),
-            "data_offsets": [at, at + made.size],
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.size],
         }
-        at += made.size
+        at += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -209,9 +208,9 @@ def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, 
                 file.write(chunk)
 
 
-def _itemsize(made: NewTensor) -> int:
-    count = math.prod(made.shape)
-    return made.size // count if count else 1
+def _itemsize(tensor: NewTensor) -> int:
+    count = math.prod(tensor.shape)
+    return tensor.size // count if count else 1
 
 
 def _chunks(stored: StoredTensor) -> Iterator[bytes]:
@@ -221,7 +220,7 @@ def _chunks(stored: StoredTensor) -> Iterator[bytes]:
         while left:
             raw = file.read(min(CHUNK, left))
             if not raw:
-                raise ExportError(f"{stored.file}: ends too soon; download or copy it again")
+                raise ExportError(f"{stored.file}: is truncated; download or copy it again")
             left -= len(raw)
             yield raw
 

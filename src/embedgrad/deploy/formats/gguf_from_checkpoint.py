@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from embedgrad.model.language_model import LanguageModel
 WAY_OUT = "export to 'vocabulary' and convert that folder with llama.cpp's convert_hf_to_gguf.py"
 
 
+@final
 @dataclass(frozen=True)
 class Family:
     """How a model type of transformers becomes an architecture of llama.cpp.

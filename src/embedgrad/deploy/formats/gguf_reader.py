@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
@@ -60,6 +60,7 @@ def replace_rows(file: Path, ids: list[int], rows_PD: Any) -> None:
         table.read(i, i + 1)[0] = row
 
 
+@final
 class _Cursor:
     """Reads forward through a GGUF header."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ _CHUNK_BYTES = 1 << 24
 _BY_THE_WRITER = ("general.architecture", "general.alignment")
 
 
+@final
 class Entry(NamedTuple):
     """A value of the metadata with its type; `element` is the type of a list's elements."""
 
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     element: Type | None = None
 
 
+@final
 class Contents(NamedTuple):
     """What a GGUF file holds."""
 
@@ -88,6 +90,7 @@ def write_gguf(path: Path, contents: Contents) -> None:
             file.write(bytes(-file.tell() % step))
 
 
+@final
 @dataclass(frozen=True)
 class Weight:
     """A tensor of a GGUF file: `shape` in elements, rows last; `read(a, b)` gives rows a to b."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ POSITIONS = 1024  # of calibration text, over all prompts
 CHUNK_BYTES = 8 * 2**20  # of logits at a time
 
 
+@final
 @dataclass(frozen=True)
 class GuardRow:
     """An output row, and its highest log-probability (natural) over some text `positions`."""

@@ -1,17 +1,17 @@
-"""The tensors of a checkpoint that new tokens change: embedding table, output layer, its bias.
+"""The tensors that new tokens change: embedding table, output layer, and its bias.
 
-    table   old rows | refined rows            | padding that is left
-    lm_head    old rows | copies of the guard row | padding that is left
+    table     old rows | refined rows            | remaining padding
+    lm_head   old rows | copies of the guard row | remaining padding
 
-Old rows are the same bytes, so old logits are the same bits. A lm_head that was the table becomes a
-tensor of its own.
+Old rows keep their bytes, so old logits stay exactly the same. An lm_head that shared the table
+becomes a separate tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, NewTensor, S
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 
-COMPARED = 8  # rows of a table by which its tensor is known
+COMPARED = 8  # rows by which a tensor is recognized
 
 
+@final
 @dataclass(frozen=True)
 class Tables:
     """Names of embedding table, lm_head and the lm_head's bias ("": none) in a checkpoint.
 
-    `layer` is the lm_head's name as a layer of the model.
+    `layer` is the lm_head's module name in the model.
     """
 
     checkpoint: Checkpoint
@@ -39,7 +40,7 @@ class Tables:
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, model: Any, info: ModelInfo) -> Tables:
-        """Look for them by shape and content. Raises `ExportError`."""
+        """Find them by shape and content. Raises `ExportError`."""
         lm_head = model.get_output_embeddings()
         layer = _name(model, lm_head)
         table_name = f"{_name(model, model.get_input_embeddings())}.weight"
@@ -53,42 +54,38 @@ class Tables:
 
     @property
     def dtype(self) -> str:
-        """Precision of the table, as the file has it."""
+        """Precision of the table in the file."""
         return self.checkpoint.tensors[self.table].dtype
 
     def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 
-        `rows_ND` are rows of the table, before the model scales them.
+        `rows_ND` are rows in table space, before the model scales them.
         """
         stored = self.checkpoint.tensors
-        table = stored[self.table]
-        lm_head = table if self.info.tied else stored[self.lm_head]
-        made = {
-            self.table: _with(table, [rows_ND], first, guard, dtype),
-            self.lm_head: _with(
-                lm_head, _copies(lm_head, guard, len(rows_ND)), first, guard, dtype
-            ),
-        }
-        if self.bias:
-            bias = stored[self.bias]
-            made[self.bias] = _with(bias, _copies(bias, guard, len(rows_ND)), first, guard, dtype)
+        changes = {self.table: _with(stored[self.table], [rows_ND], first, guard, dtype)}
+        # A tied lm_head is a copy of the table under its own name.
+        sources = {self.lm_head: self.table if self.info.tied else self.lm_head}
+        sources |= {self.bias: self.bias} if self.bias else {}
+        for name, source in sources.items():
+            copies = _copies(stored[source], guard, len(rows_ND))
+            changes[name] = _with(stored[source], copies, first, guard, dtype)
         if dtype:
-            made |= {
+            changes |= {
                 name: NewTensor(dtype, tensor.shape, [tensor])
                 for name, tensor in stored.items()
-                if name not in made and tensor.dtype in DTYPES and tensor.dtype != dtype
+                if name not in changes and tensor.dtype in DTYPES and tensor.dtype != dtype
             }
-        return made
+        return changes
 
 
-def _name(model: Any, wanted: Any) -> str:
-    name: str = next(name for name, module in model.named_modules() if module is wanted)
+def _name(model: Any, layer: Any) -> str:
+    name: str = next(name for name, module in model.named_modules() if module is layer)
     return name
 
 
 def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
-    """The tensor that holds a weight of the loaded model; files may name it otherwise."""
+    """The tensor that holds a weight of the loaded model; its name may differ in the file."""
     ending = ".".join(name.split(".")[-2:])
     order = sorted(checkpoint.tensors, key=lambda n: (n != name, not n.endswith(ending)))
     for candidate in order:
@@ -116,9 +113,9 @@ def _copies(stored: StoredTensor, guard: int, count: int) -> list[StoredTensor]:
 def _with(
     stored: StoredTensor, new: Sequence[StoredTensor | Tensor], first: int, guard: int, dtype: str
 ) -> NewTensor:
-    """A tensor with new entries from `first` on, over padding or at its end."""
+    """A tensor with new entries from `first` on, replacing padding or extending it."""
     old, last = stored.shape[0], first + sum(piece.shape[0] for piece in new)
-    # A tokenizer may name more tokens than there are rows; no text has them.
+    # A tokenizer may have more tokens than there are rows; no text uses them.
     gap = _copies(stored, guard, max(0, first - old))
     behind = [stored.part(last, old)] if last < old else []
     return NewTensor.joined(

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
 
+@final
 @dataclass(frozen=True)
 class Query:
     """An example of the check: its tokens in training, and the messages that a client sends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from embedgrad.prompt.sequence import TokenSequence
 BATCH = 8  # examples per pass
 
 
+@final
 @dataclass(frozen=True)
 class Reference:
     """What training computes for a prompt: B examples, V ids of the tokenizer.

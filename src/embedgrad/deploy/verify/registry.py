@@ -8,13 +8,14 @@ import importlib.util
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine
 from embedgrad.errors import EngineError
 
 
+@final
 class Entry(NamedTuple):
     """An engine's class, the optional package and extra that it needs, and how a check calls it.
 
