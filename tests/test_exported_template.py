@@ -247,9 +247,9 @@ def test_rows_that_training_cut_are_not_asked() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "place"),
     [
-        ('"before": "Review: "', '"before": "Review:  "', "(before the span)"),
-        (f"{TAG}_p_1|>", f"{TAG}_p_2|>", "(in the span)"),
-        ("{{- embedgrad.text -}}", "{{- embedgrad.text -}}!", "(after the span)"),
+        ('"before": "Review: "', '"before": "Review:  "', "before the span"),
+        (f"{TAG}_p_1|>", f"{TAG}_p_2|>", "in the span"),
+        ("{{- embedgrad.text -}}", "{{- embedgrad.text -}}!", "after the span"),
     ],
 )
 def test_an_export_that_renders_otherwise_is_refused(old: str, new: str, place: str) -> None:

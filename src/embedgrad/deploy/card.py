@@ -63,9 +63,7 @@ def build_card(
             ]
         ),
         "Data": _list(_data(job.prompts)),
-        "Versions": _list(
-            [f"{name} {version}" for name, version in {**entries["versions"], **more}.items()]
-        ),
+        "Versions": _list(map(" ".join, {**entries["versions"], **more}.items())),
         "Files": _table(("file", "SHA-256"), entries["files"].items()),
     }
     body = "\n".join(f"## {name}\n\n{text}\n" for name, text in sections.items() if text)
@@ -88,11 +86,8 @@ def format_check(checked: Mapping[str, Any] | None) -> str:
         return UNCHECKED
     lead = "The check passed." if checked["passed"] else "**The check failed.**"
     problems = "".join(f"\n- {_plain(problem)}" for problem in checked["problems"])
-    few = "".join(
-        f"\n\nOn fewer rows than 32: {p['fewer_rows']}."
-        for p in list(checked["prompts"].values())[:1]
-        if p["fewer_rows"]
-    )
+    first, *_ = checked["prompts"].values()
+    few = f"\n\nOn fewer rows than 32: {first['fewer_rows']}." if first["fewer_rows"] else ""
     return (
         f"{lead} It compared this export, by {checked['engine']}, with the training path, on rows "
         f"of the data.{few}{problems}\n\n{_table(('', ''), check_figures(checked))}"
@@ -101,24 +96,18 @@ def format_check(checked: Mapping[str, Any] | None) -> str:
 
 def check_figures(checked: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A check's figures with their names, formatted."""
-    differences = {
-        "unrefined rows against the plain text, log-probabilities": "step_zero_difference",
-        "refined rows against training, log-probabilities": "max_logprob_difference",
-        "allowed there": "tolerance",
-        "mean of these": "mean_logprob_difference",
-        "the engine's own rounding, on plain text": "rounding",
-        "probability of the new tokens together": "added_mass",
-    }
-    agreements = {
-        "the same greedy texts as in training": "greedy_agreement",
-        "the same choices as in training": "choice_agreement",
-    }
-    figures = [
-        *((name, checked[key], "{:.1e}") for name, key in differences.items()),
-        *((name, checked[key], "{:.1%}") for name, key in agreements.items()),
-    ]
-    shown = [(name, form.format(value)) for name, value, form in figures if value is not None]
-    return [("rows", str(checked["rows"])), *shown]
+    figures = (
+        ("rows", "rows", "d"),
+        ("unrefined rows against the plain text, log-probabilities", "step_zero_difference", ".1e"),
+        ("refined rows against training, log-probabilities", "max_logprob_difference", ".1e"),
+        ("allowed there", "tolerance", ".1e"),
+        ("mean of these", "mean_logprob_difference", ".1e"),
+        ("the engine's own rounding, on plain text", "rounding", ".1e"),
+        ("probability of the new tokens together", "added_mass", ".1e"),
+        ("the same greedy texts as in training", "greedy_agreement", ".1%"),
+        ("the same choices as in training", "choice_agreement", ".1%"),
+    )
+    return [(name, format(checked[k], form)) for name, k, form in figures if checked[k] is not None]
 
 
 def smaller_ways(destination: str, job: Job) -> list[str]:
@@ -126,9 +115,7 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     if destination not in TOKENS_OF_A_CHAT:
         return []
     rows = max(e.rows_PD.nbytes for e in job.prompts)
-    longest = max(
-        len(e.rows_PD) + len(s.prefix + s.suffix) for e in job.prompts for s in e.sequences
-    )
+    longest = max(len(e.fill(s, e.span_ids)) for e in job.prompts for s in e.sequences)
     sent = longest * job.model.info.width * 2
     return [
         f"the artifact takes {size(2 * rows)}: `embedgrad.load(RUN).generate(...)`, or "

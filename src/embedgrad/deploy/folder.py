@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -57,9 +57,6 @@ class _Export:
     settings: list[str]
     written: dict[str, Any]
     files: dict[str, str]
-
-
-_NAMES = [field.name for field in fields(_Export)]
 
 
 @contextlib.contextmanager
@@ -171,9 +168,8 @@ def read_export(folder: str | Path) -> dict[str, Any]:
             f"{path}: has format version {values.get('version')!r}, but this embedgrad reads "
             f"{VERSION}; export the run again"
         )
-    entries = {name: values[name] for name in _NAMES if name in values}
     try:
-        TypeAdapter(_Export).validate_json(json.dumps(entries), strict=True)
+        TypeAdapter(_Export).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

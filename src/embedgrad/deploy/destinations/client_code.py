@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -215,6 +216,26 @@ def program_source(
         columns=command_line(columns),
         **more,
     )
+
+
+def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
+    """Write `program` as example.py, with its chat template; returns entries of `export.json`."""
+    base, dtype = Base.of(job), job.model.info.dtype
+    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    files = {EXAMPLE_FILE: source.encode(), **chat_template_file(exported.sequencer)}
+    for name, content in files.items():
+        write_file(folder / name, content)
+    columns = list(exported.prompt.template.columns)
+    return {**base._asdict(), "dtype": dtype, "columns": columns}
+
+
+def open_example(
+    program: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+) -> Any:
+    """The module that `write_example` wrote. Raises `EngineError` for another one."""
+    base, dtype = read_base(written, job), str(written["dtype"])
+    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    return run_generated(folder / EXAMPLE_FILE, source)
 
 
 def max_new_tokens(exported: ExportedPrompt) -> int:

@@ -20,11 +20,10 @@ from embedgrad.atomic_files import write_file
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     Base,
-    chat_template_file,
     only_prompt,
-    program_source,
     quoted,
     usage,
+    write_example,
 )
 from embedgrad.deploy.job import Destination, ExportedPrompt, Job
 from embedgrad.deploy.rules import exportability, gather_facts
@@ -82,21 +81,15 @@ class PeftAdapter(Destination):
         return (longest + len(job.prompts[0].rows_PD)) * job.model.info.width * 4 + 2**20
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        exported, base = only_prompt(job, self.name), Base.of(job)
-        dtype = job.model.info.dtype
+        exported = only_prompt(job, self.name)
         prefix = common_prefix(exported, job.model)
-        write_adapter(folder, adapter_rows(prefix, exported.rows_PD, job.model), base, job.model)
-        source = program_source(PROGRAM, EXAMPLE_FILE, exported, base, dtype=dtype)
-        write_file(folder / EXAMPLE_FILE, source.encode())
-        for name, content in chat_template_file(exported.sequencer).items():
-            write_file(folder / name, content)
+        rows_PD = adapter_rows(prefix, exported.rows_PD, job.model)
+        write_adapter(folder, rows_PD, Base.of(job), job.model)
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
         if prefix:
             notes.append(f"a query is the text after the span, as {EXAMPLE_FILE} tokenizes it")
         return {
-            **base._asdict(),
-            "dtype": dtype,
-            "columns": list(exported.prompt.template.columns),
+            **write_example(PROGRAM, folder, job, exported),
             "folded": len(prefix),
             "virtual_tokens": len(prefix) + len(exported.rows_PD),
             "notes": notes,

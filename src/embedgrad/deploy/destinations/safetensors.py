@@ -10,15 +10,12 @@ import shlex
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.atomic_files import write_file
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
-    Base,
-    chat_template_file,
     only_prompt,
-    program_source,
     quoted,
     usage,
+    write_example,
 )
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.prompt import artifact
@@ -67,19 +64,10 @@ class FilesOnly(Destination):
         return sum(2 * e.rows_PD.numel() * 4 for e in job.prompts) + 2**20
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        exported, base = only_prompt(job, self.name), Base.of(job)
-        dtype = job.model.info.dtype
-        source = program_source(PROGRAM, EXAMPLE_FILE, exported, base, dtype=dtype)
+        exported = only_prompt(job, self.name)
         artifact.save(exported.prompt, folder / "prompt")
-        write_file(folder / EXAMPLE_FILE, source.encode())
-        for name, content in chat_template_file(exported.sequencer).items():
-            write_file(folder / name, content)
-        return {
-            **base._asdict(),
-            "dtype": dtype,
-            "columns": list(exported.prompt.template.columns),
-            "snippet": source,
-        }
+        written = write_example(PROGRAM, folder, job, exported)
+        return {**written, "snippet": (folder / EXAMPLE_FILE).read_text("utf-8")}
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         query = ", ".join(f'{quoted(name)}: "..."' for name in written["columns"])

@@ -17,12 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from embedgrad.deploy.destinations.client_code import (
-    EXAMPLE_FILE,
-    program_source,
-    read_base,
-    run_generated,
-)
+from embedgrad.deploy.destinations.client_code import open_example, read_base
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.registry import destination
 from embedgrad.deploy.destinations.safetensors import PROGRAM
@@ -96,9 +91,7 @@ class SnippetEngine(EmbeddingEngine):
     def __init__(
         self, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
     ):
-        base, dtype = read_base(written, job), str(written["dtype"])
-        source = program_source(PROGRAM, EXAMPLE_FILE, exported, base, dtype=dtype)
-        program = run_generated(folder / EXAMPLE_FILE, source)
+        program = open_example(PROGRAM, folder, job, exported, written)
         super().__init__(job, exported, program, program.model)
 
     def embeddings(self, columns: Mapping[str, str]) -> Tensor:

@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from embedgrad.deploy.destinations.client_code import (
-    EXAMPLE_FILE,
-    program_source,
-    read_base,
-    run_generated,
-)
+from embedgrad.deploy.destinations.client_code import open_example, read_base
 from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, common_prefix, write_adapter
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
@@ -64,9 +59,7 @@ class PeftEngine(LocalEngine):
         except ModelError as error:
             self._aside.cleanup()
             raise EngineError(str(error)) from error
-        dtype = str(written["dtype"])
-        source = program_source(PROGRAM, EXAMPLE_FILE, exported, base, dtype=dtype)
-        self.program = run_generated(folder / EXAMPLE_FILE, source)
+        self.program = open_example(PROGRAM, folder, job, exported, written)
 
     def __exit__(self, *exception: object) -> None:
         self._aside.cleanup()
