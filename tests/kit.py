@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import tiny
 from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
+from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 
@@ -50,6 +52,10 @@ class Kit:
     sequencer: Sequencer
     sequences: list[TokenSequence]
     start: Tensor
+
+    def with_cache(self, cache: PrefixCache) -> Kit:
+        """The same with its prefixes in another cache."""
+        return dataclasses.replace(self, model=self.model.with_prefix_cache(cache))
 
 
 def kit(
@@ -89,10 +95,8 @@ def plain_logits(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
     """Logits [T, V] of token ids, alone in a batch, by `transformers` and nothing else."""
     model: Any = loaded.model
     if any(hasattr(module, "max_seq_len_cached") for module in model.modules()):
-        model = copy.deepcopy(model)  # dynamic rotary scaling remembers its longest pass
-        for module in model.modules():
-            if hasattr(module, "max_seq_len_cached"):
-                module.max_seq_len_cached = 0
+        model = copy.deepcopy(model)
+        forget_longest_pass(model)
     logits: Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0]
     return logits
 
@@ -110,29 +114,44 @@ def plain_logprobs(
 
 
 def full_logprobs(
-    loaded: LoadedModel, rows_PD: Tensor, sequences: Sequence[TokenSequence]
+    loaded: LoadedModel, prompt_PD: Tensor, sequences: Sequence[TokenSequence]
 ) -> list[Tensor]:
     """Log-probabilities [C] of each row's targets: every answer alone, nothing stored or padded.
 
     By `transformers` and its own masks from `inputs_embeds`; differentiable in the rows.
     """
     model: Any = loaded.model
-    table = model.get_input_embeddings()
     found = []
     for sequence in sequences:
         sums = []
         for target in sequence.targets:
-            before = table(torch.tensor(sequence.prefix, dtype=torch.long))
-            after = table(torch.tensor([*sequence.suffix, *target[:-1]], dtype=torch.long))
-            for module in model.modules():  # dynamic rotary scaling remembers its longest pass
-                if hasattr(module, "max_seq_len_cached"):
-                    module.max_seq_len_cached = 0
-            embeds = torch.cat([before, rows_PD.to(before), after])[None]
+            forget_longest_pass(model)
+            embeds = spliced(loaded, prompt_PD, sequence, target[:-1])
             logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -len(target) :]
             logprobs = torch.log_softmax(logits.to(torch.float64), dim=1)
             sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())
         found.append(torch.stack(sums))
     return found
+
+
+def spliced(
+    loaded: LoadedModel, prompt_PD: Tensor, sequence: TokenSequence, answer: Sequence[int] = ()
+) -> Tensor:
+    """Embeddings [1, T, D] of a sequence with its rows, those of later spans one by one."""
+    table: Any = loaded.model.get_input_embeddings()
+    before = table(torch.tensor(sequence.prefix, dtype=torch.long))
+    after = table(torch.tensor([*sequence.suffix, *answer], dtype=torch.long))
+    first = len(prompt_PD) - len(sequence.later)
+    for row, at in zip(prompt_PD[first:].to(before), sequence.later, strict=True):
+        after = torch.cat([after[:at], row[None], after[at + 1 :]])
+    return torch.cat([before, prompt_PD[:first].to(before), after])[None]
+
+
+def forget_longest_pass(model: Any) -> None:
+    """Dynamic rotary scaling remembers its longest pass."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = 0
 
 
 def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:

@@ -82,7 +82,7 @@ def test_attention_backends_and_precisions_agree(
     architecture: str, dtype: torch.dtype, attention: str
 ) -> None:
     made = kit(architecture, target=LONG, rows=5, dtype=dtype, attention=attention)
-    assert made.model.reuse_off == ""
+    assert made.model.why_not_reusable is None
     outcome = made.model.outcome(made.start, made.sequences)
     for b, sequence in enumerate(made.sequences):
         context = cut(sequence, made.sequencer.span.ids)

@@ -48,6 +48,8 @@ class TokenSequence:
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
     `plain` holds the uncut ids of prefix, span and suffix where they differ from the cut ones, else
     None. The first `shared` ids of the prefix come from the template, and many rows share them.
+    `later` holds increasing positions in `suffix` whose ids are placeholders (0): they take the
+    refined rows of the second and further spans, in order.
     """
 
     prefix: Ids
@@ -57,6 +59,7 @@ class TokenSequence:
     plain: Ids | None
     example: Example
     shared: int = 0
+    later: tuple[int, ...] = ()
 
     def uncut(self) -> Self:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""

@@ -7,6 +7,7 @@ whose highest probability over calibration text is the lowest.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.job import Job
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -55,7 +56,7 @@ def guard_row(job: Job) -> GuardRow:
         for exported, sequence in zip(job.prompts, round_, strict=True):
             if sequence is None:
                 continue
-            for logits_NV in _logits(job.model, exported, sequence):
+            for logits_NV in _logits(job.model, exported.rows_PD, sequence):
                 logits = logits_NV.float()
                 here_V = logits.sub_(logits.logsumexp(dim=1, keepdim=True)).amax(dim=0)
                 highest_V = here_V if highest_V is None else torch.maximum(highest_V, here_V)
@@ -67,19 +68,16 @@ def guard_row(job: Job) -> GuardRow:
     return GuardRow(row, float(highest_V[row]), positions)
 
 
-def _logits(
-    model: LanguageModel, exported: ExportedPrompt, sequence: TokenSequence
-) -> Iterator[Tensor]:
+def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
     """Logits [N, V] at all positions of an example, in chunks."""
-    places = exported.fill(sequence, [-1] * len(exported.rows_PD))
-    ids = places + sequence.targets[sequence.gold]
-    ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = (ids_BT[0] < 0).nonzero()[:, 0]
-    embeds = model.splice(ids_BT.clamp(min=0), prompt_at, exported.rows_PD)
-    mask_BT = torch.ones_like(ids_BT)
+    answered = dataclasses.replace(
+        sequence, suffix=sequence.suffix + sequence.targets[sequence.gold]
+    )
+    embeds = model.forward.embed_in_full(rows_PD, answered)
+    mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
-    if model.linear_lm_head:
-        model.forget_longest_pass()
+    if model.forward.linear_lm_head:
+        model.forward.forget_longest_pass()
         output = model.model.base_model(
             inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
         )
@@ -87,7 +85,8 @@ def _logits(
         for hidden_ND in output.last_hidden_state[0].split(size):
             yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
         return
-    for first in range(0, len(ids), size):  # one pass for each chunk: the logits are the model's
-        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    # One pass for each chunk: the model computes the logits itself.
+    for first in range(0, mask_BT.shape[1], size):
+        keep_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
         keep_BT[:, first : first + size] = True
-        yield model.full_pass(embeds, mask_BT, keep_BT)
+        yield model.forward.full_pass(embeds, mask_BT, keep_BT)

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import replies
-from embedgrad.model.kv_cache import KVCache
+from embedgrad.model.generation import next_logits, replies
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.packing import Packing
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -70,35 +68,7 @@ def next_logprobs(
     """
     ids = min(len(model.tokenizer), model.info.vocabulary)
     parts = []
-    for start in range(0, len(sequences), 1 if model.one_by_one else BATCH):
-        if model.one_by_one:
-            logits = _in_full(model, rows_PD, sequences[start])
-        else:
-            logits = _from_prefixes(model, rows_PD, sequences[start : start + BATCH])
+    for start in range(0, len(sequences), BATCH):
+        logits = next_logits(model, rows_PD, sequences[start : start + BATCH])
         parts.append(torch.log_softmax(logits.float(), dim=1)[:, :ids].cpu())
     return torch.cat(parts)
-
-
-def _from_prefixes(
-    model: LanguageModel, rows_PD: Tensor, sequences: Sequence[TokenSequence]
-) -> Tensor:
-    context = model.context_of(rows_PD, sequences)
-    packing = Packing(len(context.rows_PD), 0)
-    for before, sequence in zip(context.before, sequences, strict=True):
-        packing.add(before, sequence.suffix, ())
-    everyone = range(len(sequences))
-    batch = packing.tensors(everyone, model.device)
-    embeds = model.splice(batch.ids_BT, batch.prompt_at, context.rows_PD)
-    last = torch.zeros_like(batch.keep_BT)
-    last[:, -1] = True
-    return model.logits(embeds, batch.slots, KVCache(context.cached(everyone)), last)
-
-
-def _in_full(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Tensor:
-    ids = sequence.prefix + (0,) * len(rows_PD) + sequence.suffix
-    ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.prefix)
-    embeds = model.splice(ids_BT, prompt_at, rows_PD)
-    keep = torch.zeros_like(ids_BT, dtype=torch.bool)
-    keep[:, -1] = True
-    return model.full_pass(embeds, torch.ones_like(ids_BT), keep)
