@@ -112,9 +112,9 @@ def exported(
     examples = list(examples) or tiny.reviews(12)
     date = datetime.date(2024, 3, 12)
     sequencer = model.sequencer(template, target, examples, date=date)
-    start_PD = model.embed(sequencer.span.ids)
+    start_PD = model.embed(sequencer.prompt_ids)
     rows_PD = start_PD + move * start_PD.norm(dim=1, keepdim=True) * _directions(start_PD, seed)
-    prompt = PromptEmbedding(template, target, sequencer.span, date, start_PD, rows_PD)
+    prompt = PromptEmbedding(template, target, sequencer.spans, date, start_PD, rows_PD)
     return ExportedPrompt(name, prompt, sequencer, sequencer.build(examples), settings)
 
 

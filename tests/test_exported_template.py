@@ -81,8 +81,8 @@ def on_its_way(
     """A prompt to be exported; what its rows hold does not matter here."""
     renderer, examples = Renderer(template, tokenizer, date=date), tiny.reviews(4)
     made = Sequencer(renderer, tokenizer, LABELS, rows=examples, **options)
-    rows_PD = torch.zeros(len(made.span.ids), 4)
-    prompt = PromptEmbedding(template, LABELS, made.span, date, rows_PD, rows_PD)
+    rows_PD = torch.zeros(len(made.prompt_ids), 4)
+    prompt = PromptEmbedding(template, LABELS, made.spans, date, rows_PD, rows_PD)
     return ExportedPrompt(name, prompt, made, made.build(rows or examples))
 
 

@@ -153,7 +153,7 @@ def inspect(
             )
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
     found = {
-        "text": opened.prompt.span.text,
+        "spans": [span.text for span in opened.prompt.spans],
         "measured_on_rows": len(sequences),
         "tokens": tokens,
         **{k: opened.prompt.provenance.get(k) for k in ("model", "scores", "versions", "created")},

@@ -115,7 +115,7 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     if destination not in TOKENS_OF_A_CHAT:
         return []
     rows = max(e.rows_PD.nbytes for e in job.prompts)
-    longest = max(len(e.fill(s, e.span_ids)) for e in job.prompts for s in e.sequences)
+    longest = max(len(s.context(e.prompt.prompt_ids)) for e in job.prompts for s in e.sequences)
     sent = longest * job.model.info.width * 2
     return [
         f"the artifact takes {size(2 * rows)}: `embedgrad.load(RUN).generate(...)`, or "
@@ -142,7 +142,7 @@ def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
     for exported in prompts:
         scores = exported.prompt.provenance.get("scores") or {}
         texts = ", ".join(code(span.text) for span in exported.spans)
-        line = f"`{exported.name}`: {texts}, {len(exported.span_ids)} rows"
+        line = f"`{exported.name}`: {texts}, {len(exported.prompt.prompt_ids)} rows"
         if "refined" in scores and "text" in scores:
             line += (
                 f"; {percent(scores['refined']['accuracy'])} right on {scores['test_rows']} test "

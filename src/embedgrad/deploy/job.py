@@ -41,34 +41,16 @@ class ExportedPrompt:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        return getattr(self.prompt, "spans", None) or (self.prompt.span,)
-
-    @property
-    def span_ids(self) -> Ids:
-        """Token ids of the text of all spans, [P]."""
-        return tuple(i for span in self.spans for i in span.ids)
+        return self.prompt.spans
 
     def texts(self, sequence: TokenSequence) -> list[Ids]:
         """Token ids before the first span, between spans, and after the last."""
-        texts, at, later = [sequence.prefix], 0, list(_later(sequence))
+        texts, start, later = [sequence.prefix], 0, list(sequence.later)
         for span in self.spans[1:]:
-            texts.append(sequence.suffix[at : later[0]])
-            at = later[0] + len(span.ids)
+            texts.append(sequence.suffix[start : later[0]])
+            start = later[0] + len(span.ids)
             later = later[len(span.ids) :]
-        return [*texts, sequence.suffix[at:]]
-
-    def fill(self, sequence: TokenSequence, ids_P: Sequence[int]) -> Ids:
-        """Token ids of the whole prompt, with `ids_P` where the refined rows go."""
-        before, *after = self.texts(sequence)
-        ids, first = list(before), 0
-        for span, text in zip(self.spans, after, strict=True):
-            ids += [*ids_P[first : first + len(span.ids)], *text]
-            first += len(span.ids)
-        return tuple(ids)
-
-
-def _later(sequence: TokenSequence) -> Ids:
-    return getattr(sequence, "later", ())
+        return [*texts, sequence.suffix[start:]]
 
 
 @final

@@ -92,7 +92,7 @@ def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
     """A note if the context ends before an answer has max_new_tokens tokens."""
-    lengths = [len(s.prefix) + len(sequencer.span.ids) + len(s.suffix) for s in sequences]
+    lengths = [len(s.context(sequencer.prompt_ids)) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []

@@ -30,7 +30,7 @@ def measure_prefixes(
     objective, target, rows = recipe.parts.objective, sequencer.target, train[:batch]
     effect = precision_effect(
         model,
-        model.embed(sequencer.span.ids),
+        model.embed(sequencer.prompt_ids),
         rows,
         objective,
         choices=objective.needs_choices(available=bool(target.choices)),

@@ -68,7 +68,7 @@ def exported_tokenizer(
     from tokenizers import AddedToken
 
     extended = copy.deepcopy(tokenizer)
-    names = [name for e in prompts for name in token_names(tag, e.name, len(e.span_ids))]
+    names = [name for e in prompts for name in token_names(tag, e.name, len(e.prompt.prompt_ids))]
     first = len(tokenizer)
     tokens = [AddedToken(name, special=True, normalized=False) for name in names]
     added = extended.add_tokens(tokens, special_tokens=True)
@@ -88,7 +88,7 @@ def check_rendering(prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str)
     The message names the first example and token that differ.
     """
     for number, exported in enumerate(prompts):
-        names = token_names(tag, exported.name, len(exported.span_ids))
+        names = token_names(tag, exported.name, len(exported.prompt.prompt_ids))
         new = tokenizer.convert_tokens_to_ids(list(names))
         # A request without a name gets the first prompt.
         asked = {} if number == 0 else {"prompt": exported.name}
@@ -104,7 +104,7 @@ def check_rendering(prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str)
                     f"message: {error}"
                 ) from error
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            expected = exported.fill(row, new)
+            expected = row.context(new)
             if ids != expected:
                 pairs = enumerate(zip(ids, expected, strict=False))
                 at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
@@ -122,7 +122,7 @@ def uncut_rows(exported: ExportedPrompt) -> list[TokenSequence]:
     trained = exported.sequencer
     if trained.truncate is None:
         return list(exported.sequences)
-    whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, span=trained.span)
+    whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, spans=trained.spans)
     return [row for row in exported.sequences if _same(whole, row)]
 
 
@@ -148,7 +148,7 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
     marks = [f"X{tag}{number}Z" for number in range(len(exported.spans))]
     around = surroundings(exported.prompt.template, marks)
     turn = around.before + around.after + "".join(m.content for m in around.following)
-    names = iter(token_names(tag, exported.name, len(exported.span_ids)))
+    names = iter(token_names(tag, exported.name, len(exported.prompt.prompt_ids)))
     return {
         "system": around.system,
         "leading": _as_dicts(around.leading),

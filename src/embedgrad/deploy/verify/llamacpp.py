@@ -71,7 +71,7 @@ class LlamaCppEngine(Engine):
 
     def plain_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
         exported = self._exported
-        texts = [exported.fill(query.sequence, exported.span_ids) for query in queries]
+        texts = [query.sequence.context(exported.prompt.prompt_ids) for query in queries]
         return torch.stack([self._after(ids)[: self._known] for ids in texts]).float()
 
     def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
@@ -105,7 +105,7 @@ class LlamaCppEngine(Engine):
         for query in queries:
             ids, expected = (
                 self.prompt_ids(query),
-                self._exported.fill(query.sequence, self._new_ids),
+                query.sequence.context(self._new_ids),
             )
             if ids != expected:
                 pairs = zip(ids, expected, strict=False)

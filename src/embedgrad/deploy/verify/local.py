@@ -68,7 +68,7 @@ class LocalEngine(Engine):
 
     @torch.no_grad()
     def plain_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
-        plain = [self.exported.fill(q.sequence, self.exported.span_ids) for q in queries]
+        plain = [q.sequence.context(self.exported.prompt.prompt_ids) for q in queries]
         logits = torch.stack([self.plain_logits(ids)[0, -1].float() for ids in plain])
         return torch.log_softmax(logits, dim=1)[:, : self.base_ids].cpu()
 

@@ -54,7 +54,7 @@ class EmbedGrad(Method):
         self._parts, self._start = parts, start
 
     def train(self, task: Task, seed: int) -> Trained:
-        recipe, count = task.recipe, len(task.sequencer.span.ids)
+        recipe, count = task.recipe, len(task.sequencer.prompt_ids)
         start = None if self._start is None else {"span": self._start(task.model, count, seed)}
         try:
             refinement = optimize(

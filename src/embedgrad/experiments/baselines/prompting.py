@@ -159,7 +159,7 @@ def _fitting(
     Refuses examples that leave a row too little of the context for itself or for its answer.
     """
     examples = [sequence.example for sequence in sequences]
-    context, span = sequencer.context, len(sequencer.span.ids)
+    context, span = sequencer.context, len(sequencer.prompt_ids)
     limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
     if sequencer.truncate is not None and context > limit:
         sequencer.context = context - limit  # a row is cut so that there is room for its answer
@@ -194,7 +194,7 @@ def _as_text(
     sequences: Sequence[TokenSequence],
     progress: Progress | None = None,
 ) -> Answers:
-    start_PD = task.model.embed(sequencer.span.ids)
+    start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 

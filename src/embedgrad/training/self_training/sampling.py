@@ -153,7 +153,7 @@ class _Sampler:
         stage(self.report, "sampling solutions with the text prompt")
         known = f"; {store.path} holds those of the others" * (len(missing) < total)
         self._say(f"{samples} solutions for each of {len(missing)} questions{known}")
-        start_PD = self.model.embed(self.sequencer.span.ids)
+        start_PD = self.model.embed(self.sequencer.prompt_ids)
         size = max(1, self.evaluation.batch_size // samples)
         try:
             for first in range(0, len(missing), size):
@@ -263,7 +263,7 @@ class _Sampler:
                 "weights": weights_digest(self.model.model),
             },
             "prompt": {
-                "text": sequencer.span.text,
+                "text": [span.text for span in sequencer.spans],
                 "template": sequencer.renderer.template.as_dict(),
                 "answer_prefix": sequencer.target.answer_prefix,
             },
