@@ -27,7 +27,9 @@ TEMPLATES = {
         system="Be brief.\n[[You rate reviews.]]\nOne word.", user="{review}\n[[Is it good?]]"
     ),
     "opening": Template.chat(user="[[Rate it:]] {review}", assistant="So [[it is]]"),
-    "three": Template.chat(system="[[You rate.]]", user="[[Read:]]\n{review}\n[[Good or bad?]]"),
+    "three": Template.chat(
+        system="[[You rate]]\nBe brief.", user="[[Read this]]\n{review}\n[[Is it good?]]"
+    ),
 }
 EVERYWHERE = ("safetensors", "vocabulary", "gguf", "vllm", "sglang")
 
@@ -118,8 +120,7 @@ def test_vllms_chat_takes_spans_between_line_feeds(model: LanguageModel) -> None
     def problem(template: Template) -> str | None:
         return chat_problem(exported(model, template=template, examples=tiny.reviews(3)))
 
-    lines = "[[Read this]]\n{review}\n[[Is it good?]]"
-    assert problem(Template.chat(system="[[You rate]]\nBe brief.", user=lines)) is None
+    assert problem(TEMPLATES["three"]) is None  # so that the check above looks at both bodies
     assert problem(Template.chat(user="[[Read this]] {review}\n[[Is it good?]]")) == (
         "the server puts line feeds around the rows, which the template does not have"
     )

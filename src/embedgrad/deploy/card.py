@@ -67,8 +67,13 @@ def build_card(
         "Files": _table(("file", "SHA-256"), entries["files"].items()),
     }
     body = "\n".join(f"## {name}\n\n{text}\n" for name, text in sections.items() if text)
-    return (
-        f"{_front_matter(model)}\n# {_plain(title)}\n\n"
+    front = ["---", "tags: [embedgrad, prompt-tuning]"]
+    if model["license"]:
+        front.append(f"license: {json.dumps(model['license'])}")
+    if model["kind"] == "hub":
+        front.append(f"base_model: {json.dumps(model['name'])}")
+    return "\n".join([*front, "---", ""]) + (
+        f"\n# {_plain(title)}\n\n"
         f"A refined prompt for {code(model['name'])}, exported to `{destination}` by EmbedGrad on "
         f"{entries['created'][:10]}.\n\n{body}"
     )
@@ -126,15 +131,6 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
 
 
 # -- parts -----------------------------------------------------------------------------------------
-
-
-def _front_matter(model: Mapping[str, Any]) -> str:
-    lines = ["tags: [embedgrad, prompt-tuning]"]
-    if model["license"]:
-        lines.append(f"license: {json.dumps(model['license'])}")
-    if model["kind"] == "hub":
-        lines.append(f"base_model: {json.dumps(model['name'])}")
-    return "\n".join(["---", *lines, "---", ""])
 
 
 def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:

@@ -156,7 +156,7 @@ def _entries(
         "tag": job.tag,
         "prompts": {
             prompt.name: {
-                "run": _seen_from(out, run.folder),
+                "run": _relative(run.folder, out),
                 "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
                 "tokens": [len(span.ids) for span in prompt.spans],
             }
@@ -172,7 +172,7 @@ def _entries(
     }
 
 
-def _seen_from(out: Path, run: Path) -> str:
+def _relative(run: Path, out: Path) -> str:
     """The run's folder relative to the export's, so that both may move together."""
     try:
         return Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()

@@ -38,13 +38,14 @@ def chat_problem(exported: ExportedPrompt) -> str | None:
     if any(parts is None for _, parts in messages):
         return "the server puts line feeds around the rows, which the template does not have"
     for row in uncut_rows(exported):
-        body = [
+        contents = [
             {"role": message.role, "content": _content(parts or [], row.example.columns)}
             for message, parts in messages
         ]
         first, *others = exported.texts(row)
         expected = [*first, *(i for text in others for i in (None, *text))]
-        if server_prompt({"messages": body, **_options(template)}, sequencer)[0] != expected:
+        body = {"messages": contents, "chat_template_kwargs": dict(template.options)}
+        if server_prompt(body, sequencer)[0] != expected:
             return f"the server would make other tokens of {row.example.source}"
     return None
 
@@ -121,10 +122,6 @@ def _content(parts: Sequence[Part], columns: Mapping[str, str]) -> list[dict[str
         else {"type": "text", "text": fill(part, columns)}
         for part in parts
     ]
-
-
-def _options(template: Template) -> dict[str, Any]:
-    return {"chat_template_kwargs": dict(template.options)} if template.options else {}
 
 
 def server_prompt(

@@ -6,6 +6,7 @@ puts the new tokens where the spans were.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import re
@@ -123,7 +124,13 @@ def uncut_rows(exported: ExportedPrompt) -> list[TokenSequence]:
     if trained.truncate is None:
         return list(exported.sequences)
     whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, spans=trained.spans)
-    return [row for row in exported.sequences if _same(whole, row)]
+    rows = []
+    for row in exported.sequences:
+        with contextlib.suppress(DataError):
+            again = whole(row.example)
+            if (again.prefix, again.suffix) == (row.prefix, row.suffix):
+                rows.append(row)
+    return rows
 
 
 def jinja(value: Any) -> str:
@@ -192,11 +199,3 @@ def _captured(prompts: Sequence[ExportedPrompt]) -> str:
         # empty text after it keeps spaces there from being stripped as those of a block's line.
         bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
     return "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"
-
-
-def _same(whole: Sequencer, row: TokenSequence) -> bool:
-    try:
-        again = whole(row.example)
-    except DataError:
-        return False
-    return (again.prefix, again.suffix) == (row.prefix, row.suffix)

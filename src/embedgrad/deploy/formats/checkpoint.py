@@ -188,7 +188,8 @@ def _header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
     # Wide numbers first, as in the library, so that each tensor is aligned.
-    order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
+    sizes = {name: t.size // max(1, math.prod(t.shape)) for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-sizes[name], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in order:
@@ -206,11 +207,6 @@ def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, 
         for name in order:
             for chunk in tensors[name].content():
                 file.write(chunk)
-
-
-def _itemsize(tensor: NewTensor) -> int:
-    count = math.prod(tensor.shape)
-    return tensor.size // count if count else 1
 
 
 def _chunks(stored: StoredTensor) -> Iterator[bytes]:

@@ -37,15 +37,17 @@ def tokenizer_metadata(tokenizer: Any, rows: int, end_ids: Sequence[int]) -> dic
             "and BPE with byte fallback"
         )
     kind = _bytelevel(parsed) if not model.get("byte_fallback") else _sentencepiece(parsed)
+    bos = tokenizer.bos_token_id
+    first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
     entries: dict[str, Entry] = {
         **kind,
         **_tokens(tokenizer, parsed, rows),
-        "tokenizer.ggml.add_bos_token": entry(_adds_bos(tokenizer)),
+        "tokenizer.ggml.add_bos_token": entry(bos is not None and first == [bos]),
         "tokenizer.ggml.add_eos_token": entry(False),
     }
     ends = [i for i in end_ids if i != tokenizer.eos_token_id]
     ids = {
-        "bos": tokenizer.bos_token_id,
+        "bos": bos,
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
@@ -139,8 +141,3 @@ def _tokens(tokenizer: Any, parsed: Mapping[str, Any], rows: int) -> dict[str, E
         values = [scores.get(text, _UNLIKELY) for text in texts]
         entries["tokenizer.ggml.scores"] = entry(values)
     return entries
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

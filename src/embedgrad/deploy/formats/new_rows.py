@@ -87,22 +87,17 @@ def _name(model: Any, layer: Any) -> str:
 def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
     """The tensor that holds a weight of the loaded model; its name may differ in the file."""
     ending = ".".join(name.split(".")[-2:])
+    rows = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
     order = sorted(checkpoint.tensors, key=lambda n: (n != name, not n.endswith(ending)))
     for candidate in order:
         stored = checkpoint.tensors[candidate]
-        if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES and _same(stored, weight):
-            return candidate
+        if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES:
+            pairs = ((stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i]) for i in rows)
+            if all(torch.equal(row, other.cpu()) for row, other in pairs):
+                return candidate
     raise ExportError(
         f"{checkpoint.folder}: no plain tensor holds the model's {name} (a quantized one cannot "
         "take new rows); export prompt embeddings (--to vllm) instead"
-    )
-
-
-def _same(stored: StoredTensor, weight: Tensor) -> bool:
-    places = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
-    return all(
-        torch.equal(stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i].cpu())
-        for i in places
     )
 
 

@@ -50,7 +50,8 @@ class LlamaCppEngine(Engine):
         self.tolerance = TOLERANCE if exact else None
         # llama.cpp reports nothing for a token that is part of a character, so a bias makes it
         # generate another one: log-probabilities are those before any bias.
-        self._steer = [[_plain_token(job.model.tokenizer), 1e4]]
+        decode, ids = job.model.tokenizer.decode, range(len(job.model.tokenizer))
+        self._steer = [[next((i for i in ids if decode([i]).strip().isalnum()), 0), 1e4]]
         self._seen: dict[tuple[tuple[tuple[str, str], ...], ...], Tensor] = {}
 
     def __enter__(self) -> LlamaCppEngine:
@@ -194,12 +195,6 @@ class LlamaCppEngine(Engine):
             rows = table_rows(self._exported.prompt.start_rows, self._job.model.info)
             replace_rows(copy, list(self._new_ids), rows)
             yield copy
-
-
-def _plain_token(tokenizer: Any) -> int:
-    """A token that is whole characters by itself."""
-    whole = (i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isalnum())
-    return next(whole, 0)
 
 
 def _uses_gelu(config: Any) -> bool:

@@ -140,7 +140,10 @@ def _measure(
             f"on average (at most {mean_tolerance:.1e}, judging by plain text)"
         )
 
-    greedy = _share(_texts(engine, job, queries, reference), reference.texts)
+    ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
+    decode = job.model.tokenizer.decode
+    texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
+    greedy = _share(texts, reference.texts)
     choice = None
     if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
@@ -162,12 +165,6 @@ def _measure(
         "choice_agreement": choice,
     }
     return figures, problems
-
-
-def _texts(engine: Engine, job: Job, queries: Sequence[Query], reference: Reference) -> list[str]:
-    answers = engine.greedy(queries, GREEDY_TOKENS)
-    ended = [list(before_end(ids, reference.end_ids)) for ids in answers]
-    return [job.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in ended]
 
 
 def absolute_differences(logprobs_BV: Tensor, reference_BV: Tensor) -> Tensor:

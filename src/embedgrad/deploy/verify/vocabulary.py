@@ -81,12 +81,13 @@ class CheckpointEngine(LocalEngine):
 
     def added_mass(self, queries: Sequence[Query]) -> float:
         """Before every token of the right answers."""
-        return max(self._mass(q, q.sequence.targets[q.sequence.gold]) for q in queries)
-
-    def _mass(self, query: Query, answer: Ids) -> float:
-        known = len(answer) == 1
-        logprobs_NV = self._after(query)[None] if known else self._logprobs(query, answer)
-        return float(logprobs_NV[:, self.added].double().exp().sum(dim=1).max())
+        masses = []
+        for query in queries:
+            answer = query.sequence.targets[query.sequence.gold]
+            known = len(answer) == 1
+            logprobs_NV = self._after(query)[None] if known else self._logprobs(query, answer)
+            masses.append(float(logprobs_NV[:, self.added].double().exp().sum(dim=1).max()))
+        return max(masses)
 
     def _ids(self, prompt: Mapping[str, Any]) -> list[int]:
         ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt["tokens"]))
