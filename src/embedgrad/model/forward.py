@@ -166,19 +166,19 @@ class ForwardPass:
             nothing = prompt_PD.new_zeros(())
             return torch.stack([torch.stack(a + [nothing] * (width - len(a))) for a in alone])
         lines = [
-            (*full_context(s, len(prompt_PD)), ids, b * width + c)
+            (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), b * width + c)
             for b, (s, targets) in enumerate(scored)
             for c, ids in enumerate(targets)
         ]
-        longest = max(len(context) + len(ids) - 1 for context, _, ids, _ in lines)
+        longest = max(len(context) + len(ids) - 1 for context, _, ids, *_ in lines)
         ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         prompt_at: list[int] = []
         tokens: list[int] = []
         cells: list[int] = []
-        for i, (context, places, ids, cell) in enumerate(lines):
-            full = context + ids[:-1]
+        for i, (context, places, ids, inputs, cell) in enumerate(lines):
+            full = context + inputs[:-1]
             ids_BT[i, : len(full)] = torch.tensor(full)
             mask_BT[i, : len(full)] = 1
             keep_BT[i, len(context) - 1 : len(full)] = True
