@@ -207,5 +207,6 @@ def _show_tokens(found: dict[str, Any]) -> None:
     from embedgrad.formatting import visible
     from embedgrad.report import drift_table, show
 
-    echo(f"prompt: {visible(found['text'])}")
+    for text in found["spans"]:
+        echo(f"prompt: {visible(text)}")
     show(drift_table(found["tokens"]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError
-from embedgrad.evaluation.evaluator import Progress
+from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import (
     Answers,
@@ -108,7 +108,7 @@ class EmbedGrad(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         answered = task.evaluator().score(rows_PD, sequences, progress)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
+from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -78,7 +78,7 @@ class Lora(PeftMethod):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         with torch.random.fork_rng(), self.wrapped(task) as model:
             model.eval()
@@ -95,7 +95,7 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 
 def _answers(
-    task: Task, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[ScoredAnswer]:
     """By the model with what was added to it: no prefix that the model alone has read serves it."""
     own = task.model

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
+from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
@@ -77,7 +77,7 @@ class PeftPrompt(PeftMethod):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]

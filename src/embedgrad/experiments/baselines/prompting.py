@@ -10,7 +10,7 @@ from typing import Any
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
-from embedgrad.evaluation.evaluator import Progress
+from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.templates import with_examples, with_span
@@ -36,7 +36,7 @@ class Text(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         return _as_text(task, task.sequencer, sequences, progress)
 
@@ -77,7 +77,7 @@ class BestOfN(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
@@ -111,7 +111,7 @@ class FewShot(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         picked = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_shown(task, picked))
@@ -192,7 +192,7 @@ def _as_text(
     task: Task,
     sequencer: Sequencer,
     sequences: Sequence[TokenSequence],
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Answers:
     start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
