@@ -114,6 +114,9 @@ class Bodies(Destination):
             "dtype": served_dtype(job),
             "rows": "sha256:" + hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "columns": list(exported.prompt.template.columns),
+            "notes": [
+                f"the check decodes the request bodies; it does not ask {self.server} itself"
+            ],
         }
 
     def bytes_needed(self, job: Job) -> int:
