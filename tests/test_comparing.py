@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         calls = count(patch, "text", "embedgrad")
         done = embedgrad(*arguments)
     assert done.code == 130
-    assert "keeps 5 of 5 trainings and" in done.lines[-1]
+    assert "has 5 of 5 trainings and" in done.lines[-1]
     assert ("train", "text", 0) not in calls
     assert ("train", "embedgrad", 0) not in calls
     scored = {row["method"] for row in done.json["rows"]}
@@ -490,7 +490,7 @@ LONG = "1" * (ROWS["test"] + 1)
         ("text/trained.json", {"facts": {}}, ("it lacks dev, examples_seen", "train again")),
         ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
         ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),
-        ("comparison.json", {"day": "nonsense"}, ("holds no day", "choose another --out")),
+        ("comparison.json", {"day": "nonsense"}, ("has no day", "choose another --out")),
     ],
 )
 def test_what_is_damaged_is_told_and_left(

@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     # Offline the Hub's client warns at every attempt; the error of the last one is enough.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     code = 2
     try:
-        code = app(given or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
         if code == INTERRUPTED:
             warn("interrupted")
     except (KeyboardInterrupt, typer.Abort, Interruption) as interrupted:

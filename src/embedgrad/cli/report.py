@@ -53,11 +53,11 @@ def report(
         page = partial(comparison_page, results, name)
         draw = partial(_comparison_figure, results)
     else:
-        found = find_run(run)
+        files = find_run(run)
         if figure in (None, "interpolation"):
-            notes = _interpolate(found, rows, overrides or (), no_model, quiet)
-        page = partial(run_page, found, run.resolve().name, notes)
-        draw = partial(_run_figure, found, notes)
+            notes = _interpolate(files, rows, overrides or (), no_model, quiet)
+        page = partial(run_page, files, run.resolve().name, notes)
+        draw = partial(_run_figure, files, notes)
     written = page().encode() if figure is None else _image(run, figure, form, draw)
     write_file(path, written)
     if not no_model:
@@ -95,17 +95,17 @@ def _beside(run: Path, name: str) -> Path:
 
 
 def _interpolate(
-    found: Any, rows: int, overrides: Sequence[str], no_model: bool, quiet: bool
+    files: Any, rows: int, overrides: Sequence[str], no_model: bool, quiet: bool
 ) -> list[str]:
-    """Compute the interpolation unless a saved one is current; returns notes if there is none."""
+    """Compute the interpolation unless the saved one is current; returns notes if there is none."""
     from embedgrad.errors import EmbedgradError
     from embedgrad.report.page.run_files import asked_for
 
-    wanted, kept = asked_for(found.folder, rows, overrides)["from"], found.interpolation.get("from")
-    same_rows = isinstance(kept, dict) and kept.get("artifact") == wanted["artifact"]
-    if kept == wanted or (no_model and same_rows):
+    current, saved = asked_for(files.folder, rows, overrides)["from"], files.interpolation.get("from")
+    same_rows = isinstance(saved, dict) and saved.get("artifact") == current["artifact"]
+    if saved == current or (no_model and same_rows):
         return []
-    found.interpolation = {}
+    files.interpolation = {}
     if no_model:
         return ["Left out: everything that needs the model (--no-model)."]
     from embedgrad.experiments.interpolation import interpolate, keep_interpolation
@@ -113,11 +113,11 @@ def _interpolate(
 
     try:
         with Progress(quiet=quiet) as progress:
-            found.interpolation = interpolate(found.folder, rows, overrides, progress)
+            files.interpolation = interpolate(files.folder, rows, overrides, progress)
     except EmbedgradError as error:
         return [f"Left out: everything that needs the model ({error})."]
     try:
-        keep_interpolation(found.folder, found.interpolation)
+        keep_interpolation(files.folder, files.interpolation)
     except EmbedgradError as error:
         return [f"The interpolation is not saved ({error}); the next report computes it again."]
     return []
@@ -134,20 +134,20 @@ def _image(run: Path, name: str, form: str, draw: Callable[[str], Any]) -> bytes
         raise RunError(f"{run}: {name} cannot be drawn: {error}") from error
 
 
-def _run_figure(found: Any, notes: Sequence[str], name: str) -> Any:
+def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
     from embedgrad.errors import RunError
     from embedgrad.report.figures import run as figures
     from embedgrad.report.page.facts import drifted
 
     if name == "curves":
-        return figures.curves(found.events)
+        return figures.curves(files.events)
     if name == "reliability":
-        return figures.reliability([row for _, row in found.survey])
-    if name == "interpolation" and found.interpolation:
-        return figures.interpolation_figure(found.interpolation)
-    if name == "drift" and (tokens := drifted(found)):
+        return figures.reliability([row for _, row in files.survey])
+    if name == "interpolation" and files.interpolation:
+        return figures.interpolation_figure(files.interpolation)
+    if name == "drift" and (tokens := drifted(files)):
         return figures.heat_strip(tokens["rows"], tokens["radius"])
-    raise RunError(" ".join([*notes, *found.notes]) or "the run holds nothing for it")
+    raise RunError(" ".join([*notes, *files.notes]) or "the run has no data for it")
 
 
 def _comparison_figure(results: dict[str, Any], name: str) -> Any:

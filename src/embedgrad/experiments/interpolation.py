@@ -22,7 +22,7 @@ from embedgrad.recipe.open_run import OpenRun, open_run
 from embedgrad.report.page.run_files import INTERPOLATION, asked_for
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-PROMPT = "<prompt>"  # where a question holds the rows
+PROMPT = "<prompt>"  # the place of the rows in a question
 QUESTIONS = (
     f'A note says: "{PROMPT}" In one sentence, what does the note ask for?',
     f'Repeat the words between the quotes, and nothing else: "{PROMPT}"',

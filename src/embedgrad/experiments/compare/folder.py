@@ -122,7 +122,7 @@ class Folder:
         try:
             datetime.date.fromisoformat(values["day"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: holds no day ({error}); {unknown}") from error
+            raise RunError(f"{path}: has no day ({error}); {unknown}") from error
         return values
 
     # -- parts ---------------------------------------------------------------------------------
