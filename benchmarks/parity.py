@@ -120,7 +120,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "answers": "chosen" if prompt["target"]["choices"] else "generated",
         "data": prompt["data"]["test"]["sha256"],
         "where": prompt["recipe"]["data"]["where"],
-        "text": prompt["text"],
+        "text": "\n".join(span["text"] for span in prompt["spans"]),
     }
 
 

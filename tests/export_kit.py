@@ -114,7 +114,7 @@ def exported(
     sequencer = model.sequencer(template, target, examples, date=date)
     start_PD = model.embed(sequencer.span.ids)
     rows_PD = start_PD + move * start_PD.norm(dim=1, keepdim=True) * _directions(start_PD, seed)
-    prompt = PromptEmbedding(template, target, sequencer.span, date, start_PD, rows_PD)
+    prompt = PromptEmbedding(template, target, sequencer.spans, date, start_PD, rows_PD)
     return Exported(name, prompt, sequencer, sequencer.build(examples), settings)
 
 

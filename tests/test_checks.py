@@ -236,7 +236,7 @@ def with_target(model: LanguageModel, target: Target) -> Job:
         for example in tiny.reviews(12)
     ]
     sequencer = model.sequencer(exported.prompt.template, target, examples)
-    prompt = dataclasses.replace(exported.prompt, target=target, span=sequencer.span)
+    prompt = dataclasses.replace(exported.prompt, target=target, spans=sequencer.spans)
     rows = sequencer.build(examples)
     changed = dataclasses.replace(exported, prompt=prompt, sequencer=sequencer, sequences=rows)
     return dataclasses.replace(job, prompts=[changed])

@@ -745,7 +745,7 @@ def sums(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def write(function: str, **scorer: Any) -> Path:
-        own = {"name": "callable", "path": f"{name}:{function}", **scorer}
+        own = {"name": "callable", "function": f"{name}:{function}", **scorer}
         sections = values(
             model_folder,
             tmp_path,

@@ -82,7 +82,7 @@ def on_its_way(
     renderer, examples = Renderer(template, tokenizer, date=date), tiny.reviews(4)
     made = Sequencer(renderer, tokenizer, LABELS, rows=examples, **options)
     rows_PD = torch.zeros(len(made.span.ids), 4)
-    prompt = PromptEmbedding(template, LABELS, made.span, date, rows_PD, rows_PD)
+    prompt = PromptEmbedding(template, LABELS, made.spans, date, rows_PD, rows_PD)
     return Exported(name, prompt, made, made.build(rows or examples))
 
 

@@ -116,7 +116,7 @@ def _trained(model: LanguageModel, rows_PD: Tensor, asked: Sequence[Asked]) -> T
     for sequence in (row.sequence for row in asked):
         ids = torch.tensor([(*sequence.prefix, *[0] * len(rows_PD), *sequence.suffix)])
         at = torch.arange(len(rows_PD)) + len(sequence.prefix)
-        logits = model.model(inputs_embeds=model.splice(ids, at, rows_PD)).logits[0, -1]
+        logits = model.model(inputs_embeds=model.forward.splice(ids, at, rows_PD)).logits[0, -1]
         # Of the tokenizer's tokens: new ones take the places of rows behind them.
         found.append(logits[: len(model.tokenizer)].log_softmax(-1))
     return torch.stack(found)

@@ -50,7 +50,7 @@ def free(base: Path) -> Job:
     made = exported(model)
     target = Target()
     prompt = replace(made.prompt, target=target)
-    sequencer = model.sequencer(prompt.template, target, span=prompt.span, date=prompt.date)
+    sequencer = model.sequencer(prompt.template, target, spans=prompt.spans, date=prompt.date)
     return job_of(model, replace(made, prompt=prompt, sequencer=sequencer))
 
 

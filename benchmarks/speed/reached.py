@@ -1,4 +1,4 @@
-"""What the speed must reach, and what was measured: a miss stands there as plainly as a hit."""
+"""Targets of speed and memory, and what was measured, misses as plainly as hits."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Workload:
 
     @cached_property
     def prompt_first(self) -> Step:
-        """Our step on the rows as PEFT runs them."""
+        """Our step on the rows in PEFT's order."""
         self.ours.reset()
         return self.ours.step([prompt_first(sequence) for sequence in self.sequences])
 
@@ -80,12 +80,12 @@ def real_rows(bench: Bench) -> None:
     rows, pairs = ROWS["D"], bench.pairs(3)
     if not bench.skips("D", InputsEmbeds.name, ["stored"], pairs):
         sequencer, sequences, _ = examples(bench.model, rows, bench.data, D_BATCH, 1)
-        workload = Workload("D", rows.title, bench.model, sequencer.span.ids, sequences)
+        workload = Workload("D", rows.title, bench.model, sequencer.prompt_ids, sequences)
         against(bench, workload, InputsEmbeds, pairs)
 
 
 def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
-    """One row: our step and a peer's in turn, and both at the same place and layout."""
+    """One row: our step and a peer's in turns, and whether both agree in the same token order."""
     letter, model, sequences = workload.letter, workload.model, workload.sequences
     ours, peer = workload.ours, kind(model.info.path, workload.prompt)
 
@@ -111,10 +111,10 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
 
 
 def settled(step: Callable[[], Step], reset: Callable[[], None]) -> Side[Step]:
-    """A step as a training has it: after one of its own, and not after the other side's.
+    """A step as in training: after one of its own side, not after the other side's.
 
-    The other side leaves the memory that it freed to the system, which hands it out again page by
-    page; a long step does not feel it.
+    Memory that the other side freed went back to the system, which hands it out page by page; only
+    short steps notice.
     """
 
     def prepare() -> None:

@@ -101,7 +101,10 @@ def _interpolate(
     from embedgrad.errors import EmbedgradError
     from embedgrad.report.page.run_files import asked_for
 
-    current, saved = asked_for(files.folder, rows, overrides)["from"], files.interpolation.get("from")
+    current, saved = (
+        asked_for(files.folder, rows, overrides)["from"],
+        files.interpolation.get("from"),
+    )
     same_rows = isinstance(saved, dict) and saved.get("artifact") == current["artifact"]
     if saved == current or (no_model and same_rows):
         return []

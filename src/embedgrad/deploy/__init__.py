@@ -1,1 +1,1 @@
-"""Refined prompts in the formats of the engines that serve them."""
+"""Refined prompts in other engines: exported, verified, served."""

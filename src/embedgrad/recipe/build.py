@@ -92,7 +92,7 @@ def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
     """A note if the context ends before an answer has max_new_tokens tokens."""
-    lengths = [len(s.prefix) + len(sequencer.span.ids) + len(s.suffix) for s in sequences]
+    lengths = [len(s.context(sequencer.prompt_ids)) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []
@@ -137,10 +137,8 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     # Before the model is loaded, so that a folder that cannot be used is reported at once.
     spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, notify)
     model = load_model(**asdict(recipe.model), prefix_cache_budget=0, notify=notify)
-    model.prefix_cache = PrefixCache.on(
-        model.device, prefixes.budget, spill=spill, precision=prefixes.precision
-    )
-    return model
+    cache = PrefixCache.on(model.device, prefixes.budget, spill=spill, precision=prefixes.precision)
+    return model.with_prefix_cache(cache)
 
 
 def sources(recipe: Recipe, splits: Splits) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from embedgrad.errors import RecipeError, nearest
-from embedgrad.parts.registry import DEFAULTS, KINDS, Option, options_of, summary_of
+from embedgrad.parts.registry import DEFAULTS, KINDS, LISTS, Option, options_of, summary_of
 from embedgrad.recipe.recipe import SECTIONS
 
 _TEMPLATE = (
@@ -36,7 +36,7 @@ _TEMPLATE = (
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
 # How a part is written if it is not a section.
-_WRITTEN = {"transforms": "[[transforms]]", "scorer": "[evaluation] scorer ="}
+_WRITTEN = {**{kind: f"[[{kind}]]" for kind in LISTS}, "scorer": "[evaluation] scorer ="}
 
 
 def catalog(only: str | None = None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def catalog(only: str | None = None) -> dict[str, Any]:
     }
     for kind, table in KINDS.items():
         entries[kind] = {
-            "default": DEFAULTS[kind],
+            "default": DEFAULTS.get(kind),
             "parts": {
                 name: {"summary": summary_of(cls), "options": _options(cls)}
                 for name, cls in table.items()
@@ -70,6 +70,7 @@ def catalog_text(entries: Mapping[str, Any]) -> str:
     for name, entry in entries.items():
         if "parts" in entry:
             lines += ["", f"{_WRITTEN.get(name, f'[{name}]')}  one of"]
+            lines += [] if entry["parts"] else ["  (none in this version)"]
             for name, part in entry["parts"].items():
                 default = " (default)" if name == entry["default"] else ""
                 lines.append(f'  {{ name = "{name}" }}{default}  {part["summary"]}')

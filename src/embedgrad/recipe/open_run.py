@@ -71,7 +71,7 @@ def open_run(
     sequencer = model.sequencer(
         prompt.template,
         prompt.target,
-        span=prompt.span,
+        spans=prompt.spans,
         date=prompt.date,
         truncate=recipe.data.truncate,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from embedgrad.atomic_files import finite
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
-from embedgrad.evaluation.drift import token_drift
+from embedgrad.evaluation.drift import drift_facts, token_drift
 from embedgrad.evaluation.evaluator import Comparison
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -50,12 +50,8 @@ def training_facts(
     prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
 ) -> dict[str, Any]:
     """How far the rows moved and what the training took: `result.json` without the scores."""
-    tokens = token_drift(prompt, model)
     return {
-        "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
-        "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
-        "nearest_tokens_unchanged": sum(t.unchanged for t in tokens) / len(tokens),
-        "tokens": [asdict(token) for token in tokens],
+        **drift_facts(prompt, token_drift(prompt, model)),
         "train": {
             "steps": refinement.steps,
             "best_step": refinement.best.step,

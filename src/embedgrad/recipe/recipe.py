@@ -17,7 +17,7 @@ from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
-from embedgrad.parts.registry import build, build_part, part_values, values_of
+from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template
 from embedgrad.prompt.trust_region import TrustRegion
@@ -86,18 +86,14 @@ class Recipe:
             for name, kind in SECTIONS.items()
             if kind is not None and (name in values or name not in REQUIRED)
         }
-        transforms = values.get("transforms", [{}])
-        if not isinstance(transforms, list | tuple):
-            problems.append("transforms: expected a list, as in [[transforms]]")
-            transforms = []
         sections["template"], merges = _template(values.get("template"), problems)
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
-            "transforms": tuple(
-                build_part("transforms", value, f"transforms.{i}", problems)
-                for i, value in enumerate(transforms)
+            "augmentations": build_parts(
+                "augmentations", values.get("augmentations", []), problems
             ),
+            "transforms": build_parts("transforms", values.get("transforms", [{}]), problems),
             **{
                 kind: build_part(kind, values.get(kind, {}), kind, problems)
                 for kind in ("parameterization", "objective", "optimizer")
@@ -142,6 +138,7 @@ SECTIONS: dict[str, Any] = {
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
+    "augmentations": None,
     "transforms": None,
     "optimizer": None,
     "schedule": Schedule,

@@ -1,4 +1,4 @@
-"""What a run tells: progress while it goes on, events for machines, tables at its end."""
+"""What a person looks at: progress, tables, figures and pages."""
 
 from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out, read_events
 from embedgrad.report.terminal.progress import Progress

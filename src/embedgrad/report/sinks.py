@@ -140,10 +140,11 @@ class TensorBoard:
             self._writer.close()
 
 
-def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
+def fan_out(*sinks: Sink, warn: Callable[[str], None], strict: bool = False) -> Sink:
     """One sink that passes every event on to all.
 
-    A sink that raises gets no more events, and `warn` one line about it.
+    A sink that raises gets no more events, and `warn` one line about it; where `strict`, its
+    exception ends the run.
     """
     alive = list(sinks)
 
@@ -151,7 +152,9 @@ def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
         for sink in tuple(alive):
             try:
                 sink(event)
-            except Exception as error:  # whatever a sink does, the run goes on
+            except Exception as error:
+                if strict:
+                    raise
                 alive.remove(sink)
                 name = getattr(sink, "__name__", str(sink))
                 reason = str(error) or type(error).__name__

@@ -1,1 +1,1 @@
-"""destinations."""
+"""Where a refined prompt can go: one file for each destination."""

@@ -1,1 +1,1 @@
-"""formats."""
+"""File formats of the engines: checkpoints, GGUF, chat templates."""

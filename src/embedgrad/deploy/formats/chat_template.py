@@ -114,7 +114,7 @@ def askable(exported: Exported) -> list[TokenSequence]:
     made = exported.sequencer
     if made.truncate is None:
         return list(exported.sequences)
-    whole = Sequencer(made.renderer, made.tokenizer, made.target, span=made.span)
+    whole = Sequencer(made.renderer, made.tokenizer, made.target, spans=made.spans)
     return [row for row in exported.sequences if _same(whole, row)]
 
 

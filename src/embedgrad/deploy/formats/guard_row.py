@@ -7,6 +7,7 @@ the model never comes near: the one whose highest probability over calibration t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -64,14 +65,14 @@ def guard_row(job: Job) -> GuardRow:
 
 def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
     """Logits [N, V] at all positions of a row, few enough at a time."""
-    ids = sequence.prefix + (0,) * len(rows_PD) + sequence.suffix + sequence.targets[sequence.gold]
-    ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.prefix)
-    embeds = model.splice(ids_BT, prompt_at, rows_PD)
-    mask_BT = torch.ones_like(ids_BT)
+    answered = dataclasses.replace(
+        sequence, suffix=sequence.suffix + sequence.targets[sequence.gold]
+    )
+    embeds = model.forward.embed_in_full(rows_PD, answered)
+    mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
-    if model.linear_lm_head:
-        model.forget_longest_pass()
+    if model.forward.linear_lm_head:
+        model.forward.forget_longest_pass()
         output = model.model.base_model(
             inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
         )
@@ -79,7 +80,9 @@ def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> I
         for hidden_ND in output.last_hidden_state[0].split(size):
             yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
         return
-    for first in range(0, len(ids), size):  # a pass for each part: the model makes its own logits
-        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    for first in range(
+        0, mask_BT.shape[1], size
+    ):  # a pass for each part: the model makes its own logits
+        keep_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
         keep_BT[:, first : first + size] = True
-        yield model.full_pass(embeds, mask_BT, keep_BT)
+        yield model.forward.full_pass(embeds, mask_BT, keep_BT)

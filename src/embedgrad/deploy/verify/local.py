@@ -38,7 +38,7 @@ class LocalEngine(Engine):
         self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
         self.device = job.model.device
         # Padding, which not every model leaves out of account, is for those known to.
-        self.batch = 1 if job.model.one_by_one else BATCH
+        self.batch = 1 if job.model.forward.one_by_one else BATCH
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
 
     def __enter__(self) -> LocalEngine:

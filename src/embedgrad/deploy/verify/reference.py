@@ -10,11 +10,9 @@ from torch import Tensor
 
 from embedgrad.deploy.job import Exported
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import replies
-from embedgrad.model.kv_cache import KVCache
+from embedgrad.model.generation import next_logits, replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
-from embedgrad.model.packing import Packing
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -77,32 +75,7 @@ def next_logprobs(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSeq
     """
     ids = min(len(model.tokenizer), model.info.vocabulary)
     parts = []
-    for start in range(0, len(rows), 1 if model.one_by_one else BATCH):
-        if model.one_by_one:
-            logits = _in_full(model, rows_PD, rows[start])
-        else:
-            logits = _from_prefixes(model, rows_PD, rows[start : start + BATCH])
+    for start in range(0, len(rows), BATCH):
+        logits = next_logits(model, rows_PD, rows[start : start + BATCH])
         parts.append(torch.log_softmax(logits.float(), dim=1)[:, :ids].cpu())
     return torch.cat(parts)
-
-
-def _from_prefixes(model: LanguageModel, rows_PD: Tensor, rows: Sequence[TokenSequence]) -> Tensor:
-    ahead = model.context_of(rows_PD, rows)
-    layout = Packing(len(ahead.rows_PD), 0)
-    for before, row in zip(ahead.before, rows, strict=True):
-        layout.add(before, row.suffix, ())
-    everyone = range(len(rows))
-    batch = layout.tensors(everyone, model.device)
-    embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
-    last = torch.zeros_like(batch.keep_BT)
-    last[:, -1] = True
-    return model.logits(embeds, batch.slots, KVCache(ahead.cached(everyone)), last)
-
-
-def _in_full(model: LanguageModel, rows_PD: Tensor, row: TokenSequence) -> Tensor:
-    ids_BT = torch.tensor([row.prefix + (0,) * len(rows_PD) + row.suffix], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(row.prefix)
-    embeds = model.splice(ids_BT, prompt_at, rows_PD)
-    keep = torch.zeros_like(ids_BT, dtype=torch.bool)
-    keep[:, -1] = True
-    return model.full_pass(embeds, torch.ones_like(ids_BT), keep)

@@ -19,11 +19,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def problem_of(folder: Path) -> str | None:
-    """Say what keeps `folder` from being a model, or None when every file is there."""
+    """Why `folder` is not a model folder; None if every file is there."""
     if not (folder / CONFIG).is_file():
         return f"no {CONFIG}{_other_format(folder)}"
     if (folder / "adapter_config.json").is_file():
-        return "an adapter lies in it (adapter_config.json); merge it into its base model first"
+        return "it holds an adapter (adapter_config.json); merge it into its base model first"
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         return "no tokenizer (tokenizer.json); save the model's tokenizer into the folder too"
     if (folder / WEIGHTS).is_file():
@@ -42,8 +42,7 @@ def problem_of(folder: Path) -> str | None:
 
 def check_folder(folder: Path) -> None:
     """Raise `ModelError` unless `folder` holds a whole model and every weights file opens."""
-    problem = problem_of(folder)
-    if problem:
+    if problem := problem_of(folder):
         raise ModelError(f"{folder}: not a model folder: {problem}")
     single = folder / WEIGHTS
     for file in [single] if single.is_file() else _shards(folder):

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision: the words of a recipe -> torch's objects."""
+"""Device, precision and threads: the words of a recipe -> torch's objects."""
 
 from __future__ import annotations
 
