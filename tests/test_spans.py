@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 
+import embedgrad
 import tiny
 from embedgrad.errors import TemplateError
 from embedgrad.evaluation.drift import drift_facts, token_drift
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, evaluate
+from embedgrad.inference.answer import as_text, stream_answer
 from embedgrad.prompt.artifact import load, save
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
+from embedgrad.recipe.open_run import Answering
+from embedgrad.training.loop import optimize
+from embedgrad.training.settings import Training
 from kit import DAY, SEVERAL, Kit, cut, kit, noisy
 from kit_text import KINDS, TEXTS, example, plain_ids, sequencer
 
@@ -176,3 +184,62 @@ def test_drift_is_reported_per_span(made: Kit) -> None:
     assert facts["tokens"] == [dataclasses.asdict(t) for t in tokens]
     alone = prompt_of(kit(dtype=torch.float32))
     assert "spans" not in drift_facts(alone, token_drift(alone, made.model))
+
+
+# ------------------------------------------------------------------------------ trained and used
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Kit, PromptEmbedding]:
+    made = kit(dtype=torch.float32, template=SEVERAL["around"], rows=8)
+    found = optimize(
+        made.model,
+        made.sequencer,
+        made.sequences[:6],
+        made.sequences[6:],
+        training=Training(steps=4, batch_size=3),
+    )
+    info = {"name": "m", "embedding_digest": made.loaded.info.embedding_digest}
+    return made, found.prompt.with_rows(noisy(made.start, 0.25)).with_provenance(model=info)
+
+
+def test_several_spans_are_trained_together(trained: tuple[Kit, PromptEmbedding]) -> None:
+    made, _ = trained
+    events: list[dict[str, Any]] = []
+    found = optimize(
+        made.model,
+        made.sequencer,
+        made.sequences,
+        training=Training(steps=4, batch_size=3),
+        report=events.append,
+    )
+    assert found.prompt.spans == made.sequencer.spans
+    drift = found.prompt.drift
+    assert all(drift[place].max() > 0 for place in found.prompt.places().values())
+    assert drift.max() <= 0.3 + 1e-5
+
+
+def test_a_saved_prompt_with_several_spans_answers(
+    trained: tuple[Kit, PromptEmbedding], tmp_path: Path
+) -> None:
+    made, prompt = trained
+    folder = save(prompt, tmp_path / "prompt")
+    loaded = embedgrad.load(folder)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation())
+    expected = [a.predicted for a in evaluator.score(prompt.rows, made.sequences)]
+    texts = [s.example.columns["review"] for s in made.sequences]
+    assert loaded.generate(texts, model=made.model) == expected
+    compared = evaluate(evaluator, prompt, made.sequences)
+    assert [a.predicted for a in compared.refined_answers] == expected
+
+
+def test_free_answers_to_several_spans_are_streamed(tmp_path: Path) -> None:
+    made = kit(dtype=torch.float32, template=SEVERAL["opening"], target=Target(), rows=3)
+    evaluation = Evaluation(max_new_tokens=6)
+    evaluator = Evaluator(made.model, made.sequencer, evaluation)
+    run = Answering(prompt_of(made), made.model, made.sequencer, evaluator)
+    for sequence, answered in zip(
+        made.sequences, evaluator.score(run.prompt.rows, made.sequences), strict=True
+    ):
+        streamed = "".join(stream_answer(run, sequence.example, refined=True))
+        assert streamed == as_text({"answer": answered.predicted, "cut": answered.cut})

@@ -40,9 +40,9 @@ def report(
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
     from embedgrad.report.page.page import comparison_page, run_page
-    from embedgrad.report.page.run_files import find_comparison, find_run
+    from embedgrad.report.page.run_files import read_comparison, read_run
 
-    results = find_comparison(run)
+    results = read_comparison(run)
     _check_form(form, figure, results is not None)
     path = out or _beside(run, f"{figure or 'report'}.{form}")
     if path.suffix != f".{form}":
@@ -53,7 +53,7 @@ def report(
         page = partial(comparison_page, results, name)
         draw = partial(_comparison_figure, results)
     else:
-        files = find_run(run)
+        files = read_run(run)
         if figure in (None, "interpolation"):
             notes = _interpolate(files, rows, overrides or (), no_model, quiet)
         page = partial(run_page, files, run.resolve().name, notes)
@@ -140,7 +140,7 @@ def _image(run: Path, name: str, form: str, draw: Callable[[str], Any]) -> bytes
 def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
     from embedgrad.errors import RunError
     from embedgrad.report.figures import run as figures
-    from embedgrad.report.page.facts import drifted
+    from embedgrad.report.page.facts import describe_drift
 
     if name == "curves":
         return figures.curves(files.events)
@@ -148,7 +148,7 @@ def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
         return figures.reliability([row for _, row in files.survey])
     if name == "interpolation" and files.interpolation:
         return figures.interpolation_figure(files.interpolation)
-    if name == "drift" and (tokens := drifted(files)):
+    if name == "drift" and (tokens := describe_drift(files)):
         return figures.heat_strip(tokens["rows"], tokens["radius"])
     raise RunError(" ".join([*notes, *files.notes]) or "the run has no data for it")
 
