@@ -147,7 +147,7 @@ class CompareSettings:
             if len(set(values)) < len(values):
                 raise DataError(f"compare.{option}: {list(values)}; expected each one once")
         if "" in self.prompts:
-            raise DataError("compare.prompts: '' holds no words; expected texts for the span")
+            raise DataError("compare.prompts: '' has no words; expected texts for the span")
 
 
 @dataclass(frozen=True)
