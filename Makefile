@@ -46,7 +46,7 @@ bench-quick: $(INSTALLED) $(MODEL) ## time training steps, scoring and generatio
 	@$(BIN)/python -m benchmarks.speed --quick $(NAME) $(LOCAL:%=--data %)
 
 reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure the accuracy in the docs again (NAME=demo ROW="seed 0"; METHODS= SEEDS= of a comparison)
-	@$(BIN)/python benchmarks/run.py $(NAME) $(LOCAL:%=--data %) \
+	@$(BIN)/python -m benchmarks.run $(NAME) $(LOCAL:%=--data %) \
 		$(if $(ROW),--row "$(ROW)") $(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
 
 golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers

@@ -224,7 +224,7 @@ def _order(root: Path) -> list[str]:
     code = (root / "tests" / "test_architecture.py").read_text(encoding="utf-8")
     for node in ast.parse(code).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ORDER":
-            return list(ast.literal_eval(node.value))
+            return re.findall(r"'(\w+)'", ast.unparse(node.value))
     raise AssertionError("tests/test_architecture.py holds no ORDER")
 
 
@@ -241,6 +241,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
+    "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),

@@ -65,6 +65,9 @@ def script(path: str) -> Any:
 
 
 sys.path.insert(0, str(ROOT / "docs"))  # as `python docs/generate.py` has it
+sys.path.insert(0, str(ROOT))  # as `python -m benchmarks.run` has it
+from benchmarks import measurements  # noqa: E402
+
 generate = script("docs/generate.py")
 bench = script("benchmarks/run.py")
 
@@ -200,7 +203,7 @@ def test_tables_are_made_of_what_the_benchmarks_write(
 ) -> None:
     monkeypatch.setattr(bench.subprocess, "run", in_process)
     bench.measure("loss-over", bench.MEASUREMENTS["loss-over"], None)
-    bench.measure("demo", bench.Measurement("demo.toml", bench.seeds(0, 1)), None)
+    bench.measure("demo", bench.Measurement("demo.toml", measurements.seeds(0, 1)), None)
     path = repository / "benchmarks" / "results" / "demo.json"
     results = json.loads(text_of(path))
     for seed, accuracy, low, p_value in ((0, 0.80, 0.10, 0.0004), (1, 0.90, 0.15, 0.0021)):
@@ -270,7 +273,7 @@ def test_equations_are_written_as_people_write_them(tmp_path: Path) -> None:
         ("(1.0 + 2.0) * (3.0 + 4.0)", "(1 + 2) * (3 + 4)"),
         ("10.05", "10.05"),
     ):
-        assert bench.plain_equation(theirs) == plain
+        assert measurements.plain_equation(theirs) == plain
 
 
 def test_the_picture_puts_the_largest_gain_first(repository: Path) -> None:

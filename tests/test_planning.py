@@ -68,8 +68,8 @@ def rows_of(made: Kit) -> Rows:
 
 def looked_ahead(made: Kit, recipe: Recipe, room: int = AMPLE) -> Course:
     model = made.model
-    reuse = Reuse(not model.reuse_off, model.longest_reuse)
-    shape = shape_of(model.model, model.feed_forward)
+    reuse = Reuse(model.why_not_reusable is None, model.forward.longest_reuse)
+    shape = shape_of(model.model, model.forward.feed_forward)
     return course(recipe, rows_of(made), shape, reuse, room, Replies(LONGEST, LONGEST))
 
 
@@ -116,7 +116,7 @@ def test_a_pass_counts_what_a_pencil_counts() -> None:
 
 def test_the_shape_is_that_of_the_model_with_weights_and_without() -> None:
     made = kit(dtype=torch.float32)
-    real = shape_of(made.model.model, made.model.feed_forward)
+    real = shape_of(made.model.model, made.model.forward.feed_forward)
     assert real.weights == 3 * (ATTENTION + FEED_FORWARD)
     assert real.last == FEED_FORWARD
     assert real.model_bytes == 4 * sum(p.numel() for p in made.model.model.parameters())
@@ -173,8 +173,8 @@ def moved(prompt: PromptEmbedding) -> PromptEmbedding:
 
 def check_operations(made: Kit, recipe: Recipe, room: int, within: float = 1e-6) -> None:
     """Run for real, count with torch, and compare."""
+    made = made.with_cache(PrefixCache(room))
     model, rows = made.model, rows_of(made)
-    model.prefix_cache = PrefixCache(room)
     run = looked_ahead(made, recipe, room)
     planned = (run.building.training, run.training, run.dev, run.dev_decoding)
     found, refinement = counted(
@@ -201,17 +201,15 @@ def check_operations(made: Kit, recipe: Recipe, room: int, within: float = 1e-6)
 def check_free_answers(made: Kit, recipe: Recipe) -> None:
     """What the counts of free answers stand on: a tiny model's go on to their limit."""
     if not recipe.target.choices:
-        evaluator = Evaluator(made.model, made.sequencer, recipe.evaluation)
-        stored, made.model.prefix_cache = made.model.prefix_cache, PrefixCache(0)
+        model = made.model.with_prefix_cache(PrefixCache(0))
+        evaluator = Evaluator(model, made.sequencer, recipe.evaluation)
         assert all(a.cut for a in evaluator.score(made.start, made.sequences))
-        made.model.prefix_cache = stored
 
 
 @pytest.mark.parametrize("precision", ["model", "half"])
 def test_bytes_of_prefixes_are_those_that_the_cache_reports(precision: Any) -> None:
-    made = fresh()
+    made = fresh().with_cache(PrefixCache(AMPLE, precision=precision))
     recipe = recipe_of(prefix_cache={"precision": precision})
-    made.model.prefix_cache = PrefixCache(AMPLE, precision=precision)
     run, rows = looked_ahead(made, recipe).building, rows_of(made)
     refinement = optimize(
         made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
@@ -223,9 +221,8 @@ def test_bytes_of_prefixes_are_those_that_the_cache_reports(precision: Any) -> N
 
 
 def test_rows_that_no_step_takes_have_no_prefixes() -> None:
-    made = fresh()
+    made = fresh().with_cache(PrefixCache(AMPLE))
     recipe, rows = recipe_of(training={"steps": 1}), rows_of(made)
-    made.model.prefix_cache = PrefixCache(AMPLE)
     run = looked_ahead(made, recipe).building
     refinement = optimize(
         made.model, made.sequencer, rows.train, rows.dev, training=recipe.training
@@ -536,7 +533,7 @@ def estimator(**rates: float) -> Estimator:
     made = kit(rows=SPLITS[-1], dtype=torch.float32)
     return Estimator(
         rows_of(made),
-        shape_of(made.model.model, made.model.feed_forward),
+        shape_of(made.model.model, made.model.forward.feed_forward),
         Reuse(),
         Machine(base_bytes=10**7, load_bytes=10**7),
         Rates(**{"prefixes": 1e-9, "steps": 1e-9, "scoring": 1e-9, **rates}),
@@ -655,7 +652,7 @@ def test_peft_folds_one_prefix_in_and_refuses_several() -> None:
     template = Template.chat(system="[[Be brief.]]", user="{text}")
     assert said(facts(template, ((1, 2, 3),)))["peft"] == (
         True,
-        "the 3 tokens before the span are folded in; queries leave them out",
+        "the 3 tokens before the span become rows too; queries leave them out",
     )
     possible, why = said(facts(template, ((1, 2), (1, 3))))["peft"]
     assert not possible
@@ -666,9 +663,9 @@ def test_peft_folds_one_prefix_in_and_refuses_several() -> None:
     ("template", "why"),
     [
         (Template.plain("{text} [[Is it good?]]"), "plain text has no chat template"),
-        (Template.chat(user="{a} [[Is it good?]] {b}"), "columns stand on both sides"),
+        (Template.chat(user="{a} [[Is it good?]] {b}"), "columns are on both sides"),
         (Template.chat(system="{a}", user="{b} [[Is it good?]]"), "in 2 messages (system, user)"),
-        (Template.chat(system="{a}", user="[[Is it good?]]"), "stand in the system message"),
+        (Template.chat(system="{a}", user="[[Is it good?]]"), "are in the system message"),
     ],
 )
 def test_a_chat_template_must_hold_the_span_for_plain_queries(template: Template, why: str) -> None:
@@ -694,7 +691,7 @@ def test_checkpoints_of_some_families_become_gguf_and_others_are_told_the_way() 
         assert said(facts(template, ((1,),), model_type=written))["gguf"][0], written
     possible, why = said(facts(template, ((1,),), model_type="gpt_neox"))["gguf"]
     assert not possible
-    assert "a checkpoint of gpt_neox is not converted here; name its GGUF file" in why
+    assert "checkpoints of gpt_neox are not converted here; use its GGUF file" in why
 
 
 def test_scaled_embeddings_are_told() -> None:

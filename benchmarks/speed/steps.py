@@ -80,7 +80,7 @@ def real_rows(bench: Bench) -> None:
     rows, pairs = ROWS["D"], bench.pairs(3)
     if not bench.skips("D", InputsEmbeds.name, ["stored"], pairs):
         sequencer, sequences, _ = examples(bench.model, rows, bench.data, D_BATCH, 1)
-        workload = Workload("D", rows.title, bench.model, sequencer.span.ids, sequences)
+        workload = Workload("D", rows.title, bench.model, sequencer.prompt_ids, sequences)
         against(bench, workload, InputsEmbeds, pairs)
 
 

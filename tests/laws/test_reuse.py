@@ -45,7 +45,7 @@ def passes(made: Kit) -> Iterator[list[tuple[int, int]]]:
 )
 def test_loss_and_gradient_are_those_of_the_full_pass(architecture: str, attention: str) -> None:
     made = mixed(architecture, attention=attention)
-    assert made.model.reuse_off == ""
+    assert made.model.why_not_reusable is None
     rows = noisy(made.start)
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
@@ -201,7 +201,7 @@ def test_stored_prefixes_are_not_computed_again() -> None:
 def test_a_recurrent_model_goes_without_and_says_so() -> None:
     made = mixed("mamba")
     rows = noisy(made.start)
-    assert "recurrent" in made.model.reuse_off
+    assert "recurrent" in str(made.model.why_not_reusable)
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
@@ -213,7 +213,7 @@ def test_a_recurrent_model_goes_without_and_says_so() -> None:
 def test_rows_that_cross_a_rotary_limit_are_exact(architecture: str) -> None:
     made = mixed(architecture)
     rows = noisy(made.start)[:3]
-    limit = made.model.longest_reuse
+    limit = made.model.forward.longest_reuse
     assert limit == 16
     # From well below the limit to well above it; with longer choices some cross it alone.
     sequences = [

@@ -43,6 +43,8 @@ def read_splits(
     labels: Mapping[str, str] | None = None,
     solution: str | None = None,
     group: str | None = None,
+    task: str | None = None,
+    extra: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
     dev_share: float = 0.2,
     test_share: float = 0.2,
@@ -64,6 +66,8 @@ def read_splits(
             labels=labels or None,
             solution=solution,
             group=group,
+            task=task,
+            extra=extra,
             where=where or None,
         )
 

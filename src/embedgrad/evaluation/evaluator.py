@@ -13,8 +13,9 @@ from torch import Tensor
 
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
+from embedgrad.model.backbone import Backbone, Prompt, joined
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
-from embedgrad.model.generation import Reply, replies
+from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -125,23 +126,29 @@ class Evaluator:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Backbone,
         sequencer: Sequencer,
         evaluation: Evaluation = Evaluation(),
     ):
         self.model = model
         self.target: Target = sequencer.target
-        self.end_ids = model.ends_of(sequencer)
+        self.end_ids = (
+            model.ends_of(sequencer) if isinstance(model, LanguageModel) else sequencer.end_ids
+        )
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
 
     def score_text_prompt(
-        self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+        self,
+        start: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.score(start_PD, sequences, progress)
+            return self.score(start, sequences, progress)
+        start_PD = joined(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answered: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
@@ -153,9 +160,12 @@ class Evaluator:
 
     @torch.no_grad()
     def score(
-        self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+        self,
+        prompt: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+        progress: Progress | None = None,
     ) -> list[ScoredAnswer]:
-        """The answers with these rows, in the order of `sequences`. Raises `ModelError` for NaN."""
+        """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
             return []
         answered: dict[int, ScoredAnswer] = {}
@@ -165,9 +175,9 @@ class Evaluator:
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
             picked = [sequences[i] for i in batch]
-            free = None if choices else self._replies(rows_PD, picked)
+            free = None if choices else self._replies(prompt, picked)
             outcome = self.model.outcome(
-                rows_PD, picked, choices=choices, normalize=self.target.normalize
+                prompt, picked, choices=choices, normalize=self.target.normalize
             )
             if outcome.scores_BC.isnan().any():
                 raise ModelError(NOT_FINITE)
@@ -182,10 +192,9 @@ class Evaluator:
                 progress(len(answered))
         return [answered[i] for i in range(len(sequences))]
 
-    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
-        made = replies(
-            self.model,
-            rows_PD,
+    def _replies(self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
+        made = self.model.generate(
+            prompt,
             sequences,
             self.evaluation.decoding,
             end_ids=self.end_ids,
@@ -276,7 +285,8 @@ def evaluate(
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
     prefixes = [sequence.prefix for sequence in sequences]
-    evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
+    if isinstance(evaluator.model, LanguageModel):
+        evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
     text = refined = evaluator.score_text_prompt(
         prompt.start_rows, sequences, report("text prompt")
     )

@@ -132,6 +132,6 @@ def _asked(run: OpenRun, question: str) -> tuple[TokenSequence, Evaluator]:
         asking = Template(messages=(Message("user", text),), options=template.options)
     else:
         asking = Template.plain(f"{text}\n\nAnswer:")
-    sequencer = run.model.sequencer(asking, Target(), span=span, date=run.prompt.date)
+    sequencer = run.model.sequencer(asking, Target(), spans=(span,), date=run.prompt.date)
     evaluator = Evaluator(run.model, sequencer, Evaluation(max_new_tokens=LONGEST_REPLY))
     return sequencer(Example({}, "", "the question")), evaluator

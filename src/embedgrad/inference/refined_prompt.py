@@ -104,7 +104,9 @@ class RefinedPrompt(PromptEmbedding):
         if key not in self._opened:
             opened = self._loaded(model)
             prompt = fit_to_model(self, opened.info, opened.embed)
-            sequencer = opened.sequencer(self.template, self.target, span=self.span, date=self.date)
+            sequencer = opened.sequencer(
+                self.template, self.target, spans=self.spans, date=self.date
+            )
             evaluator = Evaluator(opened, sequencer)
             self._opened.clear()  # one model at a time
             self._opened[key] = Answering(prompt, opened, sequencer, evaluator)

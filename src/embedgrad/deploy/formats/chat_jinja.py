@@ -1,21 +1,22 @@
 """Jinja around a model's own chat template, for refined prompts.
 
-The first of two pieces makes the messages that training had out of a client's; a mark stands where
-the span belongs. The model's own template renders them into a text. The second piece puts the new
-tokens in the mark's place, and refuses a text in which their tag stands anywhere else.
+BEFORE turns a client's messages into those of training, with a mark in each span's place. The
+model's own template renders them. AFTER replaces the marks by the new tokens, and refuses a text
+that holds the tokens' tag anywhere else.
 
-It must run in the Jinja of `transformers` and in llama.cpp's. Before each piece stand the variables
-that `chat_template` writes: embedgrad_tag, embedgrad_mark, embedgrad_end, embedgrad_prompts (a
-mapping from names, see `_described` there), embedgrad_default, embedgrad_names, embedgrad_system.
+It must run in the Jinja of `transformers` and of llama.cpp. `chat_template` sets the variables it
+needs: embedgrad_tag, embedgrad_end, embedgrad_prompts (a mapping from names, see
+`_prompt_constants` there), embedgrad_default, embedgrad_names, embedgrad_system.
 """
 
 from __future__ import annotations
 
-# A namespace, because plain variables set in a loop end with it; and its own copy of a message's
-# content, because vLLM takes a loop over `message.content` as a wish for lists of parts.
+# A namespace, because plain variables set in a loop end with it; and a copy of a message's content,
+# because vLLM takes a loop over `message.content` as a request for lists of parts.
 BEFORE = """
 {%- set embedgrad = namespace(name=embedgrad_default, messages=[], made=[], last=-1, query="",
-    client=none, role="system", content=none, text="", opened=false) -%}
+    client=none, role="system", content=none, text="", opened=false, tags=0, wanted=0,
+    odd=-1) -%}
 
 {#- Every content as one text that does not hold the tag. -#}
 {%- for message in messages -%}
@@ -114,23 +115,29 @@ AFTER = """
     {%- endif -%}
     {%- set embedgrad_text = embedgrad_pieces[0] -%}
 {%- endif -%}
-{#- Fixed text next to the span that training took into it is in the tokens already. -#}
-{%- set embedgrad_text = embedgrad_text
-    | replace(embedgrad_prompt.left ~ embedgrad_mark, embedgrad_mark)
-    | replace(embedgrad_mark ~ embedgrad_prompt.right, embedgrad_mark) -%}
-{%- set embedgrad_pieces = embedgrad_text.split(embedgrad_mark) -%}
-{%- if embedgrad_pieces | length != embedgrad_text.split(embedgrad_tag) | length -%}
-    {{- raise_exception("embedgrad: text that belongs to refined tokens stands in the request") -}}
+{#- Every span's mark becomes its tokens, which hold fixed text that training drew into them. -#}
+{%- set embedgrad.tags = embedgrad_text.split(embedgrad_tag) | length -%}
+{%- set embedgrad.text = embedgrad_text -%}
+{%- for span in embedgrad_prompt.spans -%}
+    {%- set embedgrad_pieces = embedgrad.text | replace(span.left ~ span.mark, span.mark)
+        | replace(span.mark ~ span.right, span.mark) -%}
+    {%- set embedgrad_pieces = embedgrad_pieces.split(span.mark) -%}
+    {%- set embedgrad.tags = embedgrad.tags - (embedgrad_pieces | length) + 1 -%}
+    {%- set embedgrad.wanted = 0 if span.in_opening and not embedgrad.opened else 1 -%}
+    {%- if embedgrad_pieces | length != embedgrad.wanted + 1 -%}
+        {%- set embedgrad.odd = (embedgrad_pieces | length) - 1 -%}
+    {%- endif -%}
+    {%- set embedgrad.text = embedgrad_pieces | join(span.tokens) -%}
+{%- endfor -%}
+{%- if embedgrad.tags != 1 -%}
+    {{- raise_exception("embedgrad: the request contains text that belongs to refined tokens") -}}
 {%- endif -%}
-{%- set embedgrad.spans = 1 -%}
-{%- if embedgrad_prompt.in_opening and not embedgrad.opened -%}
-    {%- set embedgrad.spans = 0 -%}
-{%- elif embedgrad_prompt.in_turn and embedgrad.last == -1 -%}
+{%- if embedgrad_prompt.in_turn and embedgrad.last == -1 -%}
     {{- raise_exception("embedgrad: this prompt answers a user message; send one") -}}
 {%- endif -%}
-{%- if embedgrad_pieces | length != embedgrad.spans + 1 -%}
-    {{- raise_exception("embedgrad: the chat template shows the prompt "
-        ~ (embedgrad_pieces | length - 1) ~ " times") -}}
+{%- if embedgrad.odd != -1 -%}
+    {{- raise_exception("embedgrad: the chat template shows the prompt " ~ embedgrad.odd
+        ~ " times") -}}
 {%- endif -%}
-{{- embedgrad_pieces | join(embedgrad_prompt.tokens) -}}
+{{- embedgrad.text -}}
 """

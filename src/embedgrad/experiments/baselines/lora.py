@@ -64,7 +64,7 @@ class Lora(PeftMethod):
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         question = sequence.plain
         if question is None:
-            question = sequence.prefix + task.sequencer.span.ids + sequence.suffix
+            question = sequence.context(task.sequencer.prompt_ids)
         return question, sequence.targets[sequence.gold]
 
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
@@ -86,7 +86,7 @@ class Lora(PeftMethod):
                 for name, value in _trained(model).items():
                     value.copy_(trained.tensors[name])
             answered = _answers(task, sequences, progress)
-        count = len(task.sequencer.span.ids)
+        count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
 
@@ -100,5 +100,5 @@ def _answers(
     """By the model with what was added to it: no prefix that the model alone has read serves it."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
-    start_PD = model.embed(task.sequencer.span.ids)
+    start_PD = model.embed(task.sequencer.prompt_ids)
     return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
@@ -56,7 +54,7 @@ class BestOfN(Method):
             raise DataError("best-of-n: there are no dev rows to choose by; set data.dev_share")
         template = task.sequencer.renderer.template
         texts = list(dict.fromkeys((template.span, *task.recipe.compare.prompts)))
-        best = Best(task.metric, torch.empty(0))
+        best = Best(task.metric, {})
         began = time.perf_counter()
         for i, text in enumerate(texts):
             stage(task.report, f"best-of-n: text {i + 1} of {len(texts)}")
@@ -65,7 +63,7 @@ class BestOfN(Method):
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
                 raise DataError(f"best-of-n: with the prompt {shown(text, 40)}: {error}") from error
-            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))
+            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), {})
         seconds = time.perf_counter() - began
         scores = [
             {"prompt": text, **{k: v for k, v in score.items() if k != "step"}}
@@ -161,7 +159,7 @@ def _fitting(
     Refuses examples that leave a row too little of the context for itself or for its answer.
     """
     examples = [sequence.example for sequence in sequences]
-    context, span = sequencer.context, len(sequencer.span.ids)
+    context, span = sequencer.context, len(sequencer.prompt_ids)
     limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
     if sequencer.truncate is not None and context > limit:
         sequencer.context = context - limit  # a row is cut so that there is room for its answer
@@ -196,7 +194,7 @@ def _as_text(
     sequences: Sequence[TokenSequence],
     progress: Progress | None = None,
 ) -> Answers:
-    start_PD = task.model.embed(sequencer.span.ids)
+    start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from embedgrad.experiments.plan.model_shape import Shape
 from embedgrad.model.attention import BLOCK
-from embedgrad.model.packing import PASS_COST, passes
+from embedgrad.model.packing import PASS_COST, group_by_length
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -120,7 +120,7 @@ def _from_prefixes(
     lengths = [
         prompt - shared + len(s.suffix) + more for s, (more, _) in zip(batch, trees, strict=True)
     ]
-    for group in passes(lengths):
+    for group in group_by_length(lengths):
         longest, read = max(lengths[i] for i in group), sum(trees[i][1] for i in group)
         stored = max(len(batch[i].prefix) for i in group)
         alike = len({batch[i].prefix for i in group}) == 1
@@ -211,7 +211,7 @@ def prefix_passes(lengths: Iterable[tuple[int, int]], together: int, few: int) -
 
 
 def prompt_is_shared(batch: Sequence[TokenSequence], prompt: int) -> bool:
-    """Whether the prompt is run once for the whole batch; see `ReusingModel.context_of`."""
+    """Whether the prompt is run once for the whole batch; see `PrefixStore.context_of`."""
     first = batch[0].prefix
     return len(batch) > 1 and prompt > 0 and all(s.suffix and s.prefix == first for s in batch)
 

@@ -14,7 +14,7 @@ from embedgrad.events import Report, say
 from embedgrad.experiments.plan.flops import Reuse
 from embedgrad.experiments.plan.model_shape import Shape, empty_model, shape_of
 from embedgrad.experiments.plan.problems import Problems
-from embedgrad.model.capabilities import no_reuse, rope_limit
+from embedgrad.model.capabilities import rope_limit, why_not_reusable
 from embedgrad.model.forward import last_feed_forward
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import gguf_conversion as gguf_file
@@ -39,7 +39,7 @@ class Described:
     config: Any
     shape: Shape
     reuse: Reuse
-    no_reuse: str
+    why_not_reusable: str | None
     context: int
     dtype: str
     device: Any
@@ -56,16 +56,16 @@ class Described:
 def loaded(recipe: Recipe, report: Report) -> Described:
     """The model as a run loads it."""
     model = open_model(recipe, report)
-    shape = shape_of(model.model, model.feed_forward)
-    if not model.reuse_off:
+    shape = shape_of(model.model, model.forward.feed_forward)
+    if model.why_not_reusable is None:
         shape = _with_keys_of(shape, model)
     return Described(
         name=recipe.model.name,
         tokenizer=model.tokenizer,
         config=model.model.config,
         shape=shape,
-        reuse=Reuse(not model.reuse_off, model.longest_reuse),
-        no_reuse=model.reuse_off,
+        reuse=Reuse(model.why_not_reusable is None, model.forward.longest_reuse),
+        why_not_reusable=model.why_not_reusable,
         context=model.info.context,
         dtype=model.info.dtype,
         device=model.device,
@@ -79,14 +79,8 @@ def loaded(recipe: Recipe, report: Report) -> Described:
 
 def _with_keys_of(shape: Shape, model: LanguageModel) -> Shape:
     """The shape with keys as they really are; not every configuration says it alike."""
-    stored, model.prefix_cache = (
-        model.prefix_cache,
-        PrefixCache(0),
-    )  # a look at one prefix is no use of it
-    try:
-        (prefix,) = model.prefixes_of([(0, 1)])
-    finally:
-        model.prefix_cache = stored
+    # In a cache of its own: a look at one prefix is no use of it.
+    (prefix,) = model.with_prefix_cache(PrefixCache(0)).prefixes_of([(0, 1)])
     _, kv_heads, _, size = prefix.keys.shape
     return dataclasses.replace(shape, kv_heads=kv_heads, head_size=size)
 
@@ -111,7 +105,7 @@ def described(recipe: Recipe, report: Report) -> Described:
     config, tokenizer = load_config(what, folder), load_tokenizer(what, folder)
     model = empty_model(config)
     text = config.get_text_config(decoder=True)
-    why_not = no_reuse(model, text)
+    why_not = why_not_reusable(model, text)
     stored = recipe.prefix_cache
     spill = None if stored.spill is None else Spill(stored.spill, stored.spill_budget, notify)
     prefixes = PrefixCache.on(device, stored.budget, spill=spill)
@@ -120,8 +114,8 @@ def described(recipe: Recipe, report: Report) -> Described:
         tokenizer=tokenizer,
         config=config,
         shape=shape_of(model, last_feed_forward(model, text.num_hidden_layers), dtype.itemsize),
-        reuse=Reuse(not why_not, rope_limit(text)),
-        no_reuse=why_not,
+        reuse=Reuse(why_not is None, rope_limit(text)),
+        why_not_reusable=why_not,
         context=context_length(config),
         dtype=str(dtype).removeprefix("torch."),
         device=device,

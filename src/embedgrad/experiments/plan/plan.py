@@ -91,7 +91,7 @@ def plan(
         probed = rows.with_targets_of(min(most, WRITTEN)) if writes else rows
         rates = probe(model.model, recipe, sequencer, probed, model.shape, model.reuse, meter)
         length = max(round(rates.mean_reply), 1)
-        if not model.no_reuse:
+        if model.why_not_reusable is None:
             lack = lack_of_room(model.model, train, recipe.training.batch_size)
             found["notes"] += [lack] if lack else []
     if writes:

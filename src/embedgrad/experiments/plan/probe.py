@@ -60,11 +60,8 @@ def probe(
     seconds: float = SECONDS,
 ) -> Rates:
     """Measure the recipe's own batches, until `seconds` are over."""
-    stored, model.prefix_cache = model.prefix_cache, PrefixCache(sys.maxsize)
-    try:
-        return _Probe(model, recipe, sequencer, rows, shape, reuse, meter, seconds).run()
-    finally:
-        model.prefix_cache = stored
+    model = model.with_prefix_cache(PrefixCache(sys.maxsize))
+    return _Probe(model, recipe, sequencer, rows, shape, reuse, meter, seconds).run()
 
 
 class _Probe:

@@ -91,8 +91,8 @@ def of_span(sequencer: Sequencer, rows: Rows) -> dict[str, Any]:
 def of_prefixes(recipe: Recipe, model: Described, now: Estimate) -> dict[str, Any]:
     """Bytes of prefixes against the room for them."""
     return {
-        "reuse": not model.no_reuse,
-        "reason": model.no_reuse or None,
+        "reuse": model.why_not_reusable is None,
+        "reason": model.why_not_reusable,
         "token_bytes": model.shape.token_bytes(recipe.prefix_cache.precision),
         "bytes": now.course.building.all_bytes,
         "room_bytes": model.room,

@@ -1,8 +1,10 @@
-"""A place for prefixes with a budget of its own: memory, or pinned host memory beside a GPU."""
+"""Memory tier of the prefix cache: the device's memory, or pinned host memory beside a GPU."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,19 +13,55 @@ from embedgrad.model.prefix_cache.entry import CachedPrefix
 from embedgrad.prompt.boundaries import Ids
 
 
-class Shelf:
-    """Prefixes in memory, up to `budget` bytes; what to keep is decided by `PrefixCache`."""
+class Tier(ABC):
+    """Stores prefixes, `nbytes` of them up to `budget`; `PrefixCache` decides which."""
 
     writes = False  # whether storing a prefix costs more than a copy in memory
 
     def __init__(self, budget: int):
         self.budget = budget
         self.nbytes = 0
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Iterator[tuple[Ids, int]]:
+        """The stored prefixes, and the bytes of each."""
+
+    @abstractmethod
+    def __contains__(self, ids: object) -> bool: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
+        """Store a prefix that fits; whether that worked."""
+
+    @abstractmethod
+    def load(self, ids: Ids) -> CachedPrefix | None:
+        """A stored prefix; None where it was lost."""
+
+    @abstractmethod
+    def remove(self, ids: Ids) -> None:
+        """Remove a stored prefix."""
+
+    def clear(self) -> None:
+        """Remove every prefix."""
+        for ids, _ in list(self.sizes):
+            self.remove(ids)
+
+
+@final
+class MemoryTier(Tier):
+    """Prefixes in memory; `pinned`: on the host, from which a GPU fetches them without waiting."""
+
+    def __init__(self, budget: int, *, pinned: bool = False):
+        super().__init__(budget)
+        self._pinned = pinned
         self._prefixes: dict[Ids, CachedPrefix] = {}
 
     @property
     def sizes(self) -> Iterator[tuple[Ids, int]]:
-        """The stored prefixes, and the bytes of each."""
         return ((ids, prefix.nbytes) for ids, prefix in self._prefixes.items())
 
     def __contains__(self, ids: object) -> bool:
@@ -33,64 +71,51 @@ class Shelf:
         return len(self._prefixes)
 
     def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
-        """Keep a prefix that fits; whether that worked."""
-        self._prefixes[ids] = self._placed(prefix)
+        copy = _pin if self._pinned else _own
+        self._prefixes[ids] = CachedPrefix(copy(prefix.keys), copy(prefix.values))
         self.nbytes += prefix.nbytes
         return True
 
     def load(self, ids: Ids) -> CachedPrefix | None:
-        """A stored prefix; None where it was lost."""
         return self._prefixes[ids]
 
     def remove(self, ids: Ids) -> None:
-        """Forget a stored prefix."""
         self.nbytes -= self._prefixes.pop(ids).nbytes
 
-    def clear(self) -> None:
-        """Forget every prefix."""
-        self._prefixes.clear()
-        self.nbytes = 0
 
-    def _placed(self, prefix: CachedPrefix) -> CachedPrefix:
-        return prefix.owned()
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: a view would keep all that it is a view of."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
-class PinnedShelf(Shelf):
-    """Prefixes in pinned host memory, from which a GPU fetches them without waiting."""
-
-    def _placed(self, prefix: CachedPrefix) -> CachedPrefix:
-        return CachedPrefix(_pinned(prefix.keys), _pinned(prefix.values))
-
-
-def _pinned(tensor: Tensor) -> Tensor:
+def _pin(tensor: Tensor) -> Tensor:
     # Blocking: the prefix may be written to disk from here, which no stream orders.
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
-def least_useful(
-    shelf: Shelf, ids: Ids, nbytes: int, uses: Mapping[Ids, float]
-) -> list[Ids] | None:
-    """What must go so that a prefix fits; None where it may not take the room.
+def least_useful(tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]) -> list[Ids] | None:
+    """The prefixes to remove so that another fits; None where it may not take the room.
 
-    Bytes and the work of computing a prefix anew both grow with its tokens, so per byte a prefix is
-    as useful as the number of its expected uses. A tie keeps what is stored: with cyclic access
+    Bytes and the work of computing a prefix again both grow with its tokens, so per byte a prefix
+    is as useful as the number of its expected uses. A tie keeps what is stored: with cyclic access
     that saves the share that fits, where least-recently-used would save nothing.
     """
-    excess = shelf.nbytes + nbytes - shelf.budget
+    excess = tier.nbytes + nbytes - tier.budget
     if excess <= 0:
         return []
     own = uses.get(ids, 0)
-    if nbytes > shelf.budget or not own:
+    if nbytes > tier.budget or not own:
         return None
     less = sorted(
-        (uses.get(other, 0), size, other) for other, size in shelf.sizes if uses.get(other, 0) < own
+        (uses.get(other, 0), size, other) for other, size in tier.sizes if uses.get(other, 0) < own
     )
-    going: list[Ids] = []
+    leaving: list[Ids] = []
     worth = 0.0
     for use, size, other in less:
-        going.append(other)
+        leaving.append(other)
         worth += use * size
         excess -= size
         if excess <= 0:
-            return going if worth < own * nbytes else None
+            return leaving if worth < own * nbytes else None
     return None

@@ -24,6 +24,7 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss
 ENDINGS = {
     "finished": "all steps done",
     "patience": "stopped early, dev did not get better",
+    "stopped": "stopped as asked",
     "interrupted": "interrupted",
     "diverged": "stopped, the loss was not finite",
 }
