@@ -39,6 +39,17 @@ PLACEMENTS = {
     "plain": Template.plain("Review: {review}\n[[Is it positive or negative?]]\nAnswer:"),
     "plain-start": Template.plain("[[Is it positive or negative?]]\nReview: {review}\nAnswer:"),
 }
+SEVERAL = {
+    "system-and-user": Template.chat(
+        system="You are brief. [[Be fair.]]", user="Review: {review}\n\n[[Is it good?]]"
+    ),
+    "around": Template.chat(user="[[Read this:]]\n{review}\n[[Is it positive?]]\nSay:"),
+    "adjacent": Template.plain("{review}\n[[Is it positive]][[ or negative?]]\nAnswer:"),
+    "twice": Template.plain("[[Is it good?]]\n{review}\n[[Is it good?]]\nAnswer:"),
+    "opening": Template.chat(
+        system="[[Be brief.]]", user="{review} [[Good?]]", assistant="[[The review is]]"
+    ),
+}
 ATTENTION = tuple(name for name in tiny.ARCHITECTURES if name != "mamba")
 REUSING = tuple(name for name in ATTENTION if "-dynamic" not in name and "-longrope" not in name)
 
@@ -83,7 +94,7 @@ def kit(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
     language_model = LanguageModel(loaded, prefix_cache_budget=budget)
-    start = language_model.embed(sequencer.span.ids)
+    start = language_model.embed(sequencer.prompt_ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
 
@@ -162,6 +173,11 @@ def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:
     return rows_PD + scale * noise
 
 
-def cut(sequence: TokenSequence, span: Sequence[int]) -> list[int]:
-    """Prefix, span and suffix of a row as it is deployed."""
-    return [*sequence.prefix, *span, *sequence.suffix]
+def cut(sequence: TokenSequence, prompt_ids: Sequence[int]) -> list[int]:
+    """Prefix, spans and suffix of a row as it is deployed."""
+    ids = [*sequence.suffix]
+    first = len(prompt_ids) - len(sequence.later)
+    for place, token in zip(sequence.later, prompt_ids[first:], strict=True):
+        assert ids[place] == 0
+        ids[place] = token
+    return [*sequence.prefix, *prompt_ids[:first], *ids]

@@ -88,7 +88,7 @@ def test_the_listed_defaults_are_those_of_an_empty_section() -> None:
 
 def test_one_section_or_kind_can_be_asked_for() -> None:
     assert catalog("optimizer") == {"optimizer": FOUND["optimizer"]}
-    with pytest.raises(RecipeError, match="parts: 'optimiser' is not known; did you mean 'optim"):
+    with pytest.raises(RecipeError, match="unknown kind or section 'optimiser'; did you mean 'op"):
         catalog("optimiser")
 
 

@@ -1,4 +1,4 @@
-"""Comparisons of methods end to end: what they write, how they go on, what they refuse."""
+"""Comparisons of methods end to end: what they write, how they resume, what they refuse."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.evaluation.significance import (
     bootstrap_mean,
     mcnemar_exact,
-    paired_bootstrap,
     sign_flip_test,
     wilson_interval,
 )
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import METHODS
 from embedgrad.experiments.baselines.base import Method
-from embedgrad.experiments.compare import compare
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.compare.folder import Folder
-from embedgrad.experiments.compare.recipe_diff import differences, shared_settings
+from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
 from embedgrad.recipe.settings import COMPARED
 from embedgrad.report import show
@@ -116,7 +115,8 @@ def test_rows_can_be_computed_again(whole: tuple[Path, dict[str, Any]]) -> None:
         assert len(second) == ROWS["test"]
         assert row["accuracy"] == sum(second) / len(second)
         assert tuple(row["interval"]) == wilson_interval(int(sum(second)), len(second))
-        assert tuple(row["difference_interval"]) == paired_bootstrap(first, second)
+        differences = [b - a for a, b in zip(first, second, strict=True)]
+        assert tuple(row["difference_interval"]) == bootstrap_mean(differences)
         better = sum(b > a for a, b in zip(first, second, strict=True))
         worse = sum(b < a for a, b in zip(first, second, strict=True))
         assert row["difference"] == pytest.approx((better - worse) / len(first))
@@ -218,7 +218,7 @@ def test_no_test_row_is_answered_before_every_training_is_finished(
         happened.extend(sources)
         return plain(self, rows, sequences, *more)
 
-    monkeypatch.setattr(Evaluator, "refined", spy)
+    monkeypatch.setattr(Evaluator, "score", spy)
     calls = count(monkeypatch)
     compare(
         Recipe.from_dict(values(model_folder, data, **{**SMALL, "compare": OWN | {"seeds": [0]}})),
@@ -300,8 +300,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         patch.setattr(METHODS["peft-lora"], "train", interrupted, raising=False)
         done = embedgrad(*arguments)
     assert done.code == 130
-    assert f"interrupted; {out} keeps 2 of 5 trainings and 0 of 5 scorings" in done.lines[-1]
-    assert "the same command goes on" in done.lines[-1]
+    assert f"interrupted; {out} has 2 of 5 trainings and 0 of 5 scorings" in done.lines[-1]
+    assert "the same command resumes" in done.lines[-1]
     assert done.json["rows"] == []
     assert not (out / "results.json").exists()
 
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         calls = count(patch, "text", "embedgrad")
         done = embedgrad(*arguments)
     assert done.code == 130
-    assert "keeps 5 of 5 trainings and" in done.lines[-1]
+    assert "has 5 of 5 trainings and" in done.lines[-1]
     assert ("train", "text", 0) not in calls
     assert ("train", "embedgrad", 0) not in calls
     scored = {row["method"] for row in done.json["rows"]}
@@ -368,7 +368,9 @@ def test_a_scoring_goes_on_behind_its_last_block(
         events: list[dict[str, Any]] = []
         results = compare(recipe, copied, lambda events=events: events.append)
         assert blocks == [5, 5, ROWS["test"] - 10]
-        assert sum("is scored anew" in str(event.get("text")) for event in events) == 1
+        assert (
+            sum("is scored again from the start" in str(event.get("text")) for event in events) == 1
+        )
         assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
 
 
@@ -425,13 +427,13 @@ def test_a_setting_that_an_older_recipe_does_not_have_is_at_its_default() -> Non
     for section, name in (("data", "drop_duplicates"), ("evaluation", "batch_size")):
         del older[section][name]
     del older["export"], older["transforms"][0]["max_norm"]
-    assert differences(older, recipe) == []
+    assert recipe_differences(older, recipe) == []
     assert shared_settings(older) == shared_settings(recipe.as_dict())
     dropped = values(Path("model"), Path("data"), **SMALL, data={"drop_duplicates": True})
-    told = differences(older, Recipe.from_dict(dropped))
+    told = recipe_differences(older, Recipe.from_dict(dropped))
     assert told == ["data.drop_duplicates is false there and true here"]
     older["data"]["gone"] = 1
-    assert "data.gone is 1 there and unset here" in differences(older, recipe)
+    assert "data.gone is 1 there and unset here" in recipe_differences(older, recipe)
 
 
 def test_a_folder_of_another_recipe_is_refused(
@@ -485,10 +487,10 @@ LONG = "1" * (ROWS["test"] + 1)
         ("text/scored.json", {"accuracy": None}, ("damaged", "delete it to score again")),
         ("text/scored.json", {"scores": [1.0]}, ("damaged", "delete it to score again")),
         ("text/scored.json", {"interval": None}, ("damaged", "delete it to score again")),
-        ("text/trained.json", {"facts": {}}, ("does not say dev, examples_seen", "train again")),
+        ("text/trained.json", {"facts": {}}, ("it lacks dev, examples_seen", "train again")),
         ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
         ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),
-        ("comparison.json", {"day": "nonsense"}, ("holds no day", "choose another --out")),
+        ("comparison.json", {"day": "nonsense"}, ("has no day", "choose another --out")),
     ],
 )
 def test_what_is_damaged_is_told_and_left(
@@ -743,7 +745,7 @@ def sums(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def write(function: str, **scorer: Any) -> Path:
-        own = {"name": "callable", "path": f"{name}:{function}", **scorer}
+        own = {"name": "callable", "function": f"{name}:{function}", **scorer}
         sections = values(
             model_folder,
             tmp_path,

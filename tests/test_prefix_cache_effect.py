@@ -39,8 +39,8 @@ def test_a_budget_below_one_batch_is_told_with_both_numbers() -> None:
     note = lack_of_room(made.model, made.sequences, 3)
     assert note == (
         f"prefix_cache.budget: the prefixes of a batch of 3 rows need {round(need / 1000)} kB, and "
-        f"there is room for {round((need - 1) / 1000)} kB; the others are computed anew in every "
-        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
+        f"there is room for {round((need - 1) / 1000)} kB; the others are computed again in every "
+        "step, with the same results; raise the budget or name a folder in prefix_cache.spill"
     )
     for budget in (need, 0):
         model = made.model.with_prefix_cache(PrefixCache(budget))

@@ -21,7 +21,6 @@ from embedgrad.atomic_files import finite
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.model.backbone import joined
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.report import read_events
 from embedgrad.training.checkpoint import Checkpoint
 from run_kit import ROWS, Command, values
 
@@ -202,7 +201,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_rows(
     assert prompt.provenance["training"]["ended"] == "diverged"
     assert not torch.equal(prompt.rows, prompt.start_rows)
     assert not (out / "result.json").exists()
-    ends = [event for event in read_events(out / "events.jsonl") if event["event"] == "end"]
+    lines = (out / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ends = [event for event in map(json.loads, lines) if event["event"] == "end"]
     assert [event["ended"] for event in ends] == ["diverged"]
     monkeypatch.undo()
     assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]

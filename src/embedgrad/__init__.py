@@ -27,13 +27,14 @@ if TYPE_CHECKING:
         TemplateError,
     )
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
-    from embedgrad.experiments.compare import compare
+    from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.plan import plan
     from embedgrad.experiments.run import run
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
     from embedgrad.model.language_model import LanguageModel, load_model
+    from embedgrad.parts.scorers.function import scorer
     from embedgrad.prompt.artifact import save
     from embedgrad.prompt.embedding import PromptEmbedding
     from embedgrad.prompt.sequence import Target
@@ -80,6 +81,7 @@ __all__ = [
     "replies",
     "run",
     "save",
+    "scorer",
     "verify",
 ]
 
@@ -90,13 +92,14 @@ _HOMES = {
     "deploy.export": ("export", "verify"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
-    "experiments.compare": ("compare",),
+    "experiments.compare.compare": ("compare",),
     "experiments.plan": ("plan",),
     "experiments.run": ("run",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
     "model.language_model": ("LanguageModel", "load_model"),
+    "parts.scorers.function": ("scorer",),
     "prompt.artifact": ("save",),
     "prompt.embedding": ("PromptEmbedding",),
     "prompt.sequence": ("Target",),

@@ -1,4 +1,4 @@
-"""The verb that sets methods side by side: compare."""
+"""Verb: compare, which trains several methods and tests them on the same rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from embedgrad.cli.common import (
     AsJson,
     Interruption,
+    Model,
     NoGain,
     Quiet,
     RecipeFile,
@@ -20,13 +21,14 @@ from embedgrad.cli.common import (
     app,
     print_values,
     warn,
+    with_model,
 )
 
 
 @app.command(epilog="Example:  embedgrad compare recipes/demo.toml --out runs/compare")
 def compare(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same one goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; an existing one resumes.")],
     methods: Annotated[
         str | None, typer.Option(help="Short for --set compare.methods, as in text,embedgrad.")
     ] = None,
@@ -34,24 +36,25 @@ def compare(
         str | None, typer.Option(help="Short for --set compare.seeds, as in 0,1,2.")
     ] = None,
     overrides: Set = None,
+    model: Model = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare methods on the same rows, over several seeds."""
     from embedgrad.errors import RunError
-    from embedgrad.experiments.compare import compare as run_all
+    from embedgrad.experiments.compare.compare import compare as run_all
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.report import EventLog, Progress, Sink, fan_out
     from embedgrad.report.terminal.methods_table import reliable_gain
 
-    short = []
+    settings = with_model(overrides, model)
     if methods is not None:
         names = [name.strip() for name in methods.split(",")]
-        short.append(f"compare.methods={json.dumps(names)}")
+        settings.append(f"compare.methods={json.dumps(names)}")
     if seeds is not None:
-        short.append(f"compare.seeds=[{seeds}]")
-    checked = Recipe.read(recipe, [*(overrides or []), *short])
+        settings.append(f"compare.seeds=[{seeds}]")
+    checked = Recipe.read(recipe, settings)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
 
@@ -64,17 +67,17 @@ def compare(
     if results["interrupted"]:
         trained, scored, planned = (results[n] for n in ("trained", "scored", "planned"))
         raise Interruption(
-            f"interrupted; {out} keeps {trained} of {planned} trainings and {scored} of {planned} "
-            "scorings, and the same command goes on from there"
+            f"interrupted; {out} has {trained} of {planned} trainings and {scored} of {planned} "
+            "scorings, and the same command resumes from there"
         )
     failed = results["failed"]
     names = [name for name in dict.fromkeys(checked.compare.methods) if name in failed]
-    told = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
-    if told:
-        raise RunError("; ".join([*told, f"all others are in {out}"]))
-    gained, found = reliable_gain(results)
+    reasons = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
+    if reasons:
+        raise RunError("; ".join([*reasons, f"all others are in {out}"]))
+    gained, verdict = reliable_gain(results)
     if require_gain and not gained:
-        raise NoGain(found)
+        raise NoGain(verdict)
 
 
 def _show(results: dict[str, Any]) -> None:

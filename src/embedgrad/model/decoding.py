@@ -78,7 +78,11 @@ class Generation:
         watched: bool = False,
     ):
         self.decoding = decoding
-        self.end_ids = (*end_ids, *_special_stops(tokenizer, decoding.stop))
+        # A stop string that is a special token has no text in an answer.
+        added = tokenizer.added_tokens_decoder.items() if decoding.stop else ()
+        self.end_ids = end_ids + tuple(
+            i for i, token in added if token.special and token.content in decoding.stop
+        )
         self.most = most
         self.ids: list[int] = []
         self.ended = self.over = False
@@ -124,12 +128,6 @@ class Generation:
         old = len(text.certain)
         text.add(token)
         return any(text.text.find(s, max(0, old - len(s) + 1)) >= 0 for s in self.decoding.stop)
-
-
-def _special_stops(tokenizer: Any, stop: Sequence[str]) -> Ids:
-    """Stop strings that are special tokens, which have no text in an answer, as ids."""
-    added = tokenizer.added_tokens_decoder.items() if stop else ()
-    return tuple(i for i, token in added if token.special and token.content in stop)
 
 
 @final

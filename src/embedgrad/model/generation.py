@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from collections.abc import Generator as Steps
 from concurrent.futures import ThreadPoolExecutor
@@ -55,27 +56,27 @@ def replies(
     nothing else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
     prompt_PD = joined(prompt)
+    begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
     answers: dict[int, tuple[Reply, ...]] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
     samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
     size = max(1, batch_size // samples)
     for start in range(0, len(order), size):
-        batch = order[start : start + size]
+        batch = {i: sequences[i] for i in order[start : start + size]}
         generations = {
-            i: [
-                _begin(
-                    model,
-                    prompt_PD,
-                    sequences[i],
-                    decoding,
-                    end_ids,
-                    (i if numbers is None else numbers[i], sample),
-                )
-                for sample in range(samples)
-            ]
-            for i in batch
+            i: [begin(s, (i if numbers is None else numbers[i], n)) for n in range(samples)]
+            for i, s in batch.items()
         }
-        _decode(model, prompt_PD, [(sequences[i], generations[i]) for i in batch], batch_size)
+        if model.forward.one_by_one:
+            for i, sequence in batch.items():
+                for generation in generations[i]:
+                    _decode_in_full(model, prompt_PD, sequence, generation)
+        else:
+            context = model.prefixes.context_of(prompt_PD, list(batch.values()))
+            for first in range(0, samples, batch_size):
+                some = [g for i in batch for g in generations[i][first : first + batch_size]]
+                for _ in _steps(model, context, list(batch.values()), some):
+                    pass
         for i in batch:
             answers[i] = tuple(map(_reply, generations[i])) * (decoding.samples // samples)
         if progress is not None:
@@ -97,7 +98,7 @@ def stream(
     Joined they are the text that `replies` gives.
     """
     prompt_PD = joined(prompt)
-    generation = _begin(model, prompt_PD, sequence, decoding, end_ids, (0, 0), watched=True)
+    generation = _begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
     if model.forward.one_by_one:
         steps = _steps_in_full(model, prompt_PD, sequence, generation)
     else:
@@ -121,27 +122,23 @@ def next_logits(
     model: LanguageModel, prompt_PD: Tensor, sequences: Sequence[TokenSequence]
 ) -> Tensor:
     """Logits [B, V] of the first token of each answer."""
-    if model.forward.one_by_one:
-        return torch.cat([_last_logits_in_full(model, prompt_PD, s) for s in sequences])
-    context = model.prefixes.context_of(prompt_PD, sequences)
-    return _read(model, context, sequences)[0]
-
-
-def _last_logits_in_full(
-    model: LanguageModel, prompt_PD: Tensor, sequence: TokenSequence
-) -> Tensor:
-    embeds = model.forward.embed_in_full(prompt_PD, sequence)
-    keep_BT = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=model.device)
-    keep_BT[:, -1] = True
-    return model.forward.full_pass(embeds, torch.ones_like(keep_BT, dtype=torch.long), keep_BT)
+    if not model.forward.one_by_one:
+        return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
+    logits = []
+    for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
+        keep_BT = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=model.device)
+        keep_BT[:, -1] = True
+        mask_BT = torch.ones_like(keep_BT, dtype=torch.long)
+        logits.append(model.forward.full_pass(embeds, mask_BT, keep_BT))
+    return torch.cat(logits)
 
 
 def _begin(
     model: LanguageModel,
     prompt_PD: Tensor,
-    sequence: TokenSequence,
     decoding: Decoding,
     end_ids: Ids,
+    sequence: TokenSequence,
     number: tuple[int, int],
     *,
     watched: bool = False,
@@ -159,26 +156,6 @@ def _begin(
 
 def _reply(generation: Generation) -> Reply:
     return Reply(generation.text, not generation.ended)
-
-
-def _decode(
-    model: LanguageModel,
-    prompt_PD: Tensor,
-    batch: Sequence[tuple[TokenSequence, Sequence[Generation]]],
-    batch_size: int,
-) -> None:
-    """Bring every generation of a batch to its end."""
-    if model.forward.one_by_one:
-        for sequence, generations in batch:
-            for generation in generations:
-                _decode_in_full(model, prompt_PD, sequence, generation)
-        return
-    sequences = [sequence for sequence, _ in batch]
-    context = model.prefixes.context_of(prompt_PD, sequences)
-    for first in range(0, len(batch[0][1]), batch_size):
-        some = [g for _, generations in batch for g in generations[first : first + batch_size]]
-        for _ in _steps(model, context, sequences, some):
-            pass
 
 
 def _read(

@@ -7,11 +7,8 @@ prefixes, choices side by side and sliding windows are one rule.
 
 from __future__ import annotations
 
-import functools
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,8 +21,7 @@ TRUNK = 2**31 - 1  # where the trunk's interval ends
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class TokenLayout:
+class TokenLayout(NamedTuple):
     """Positions and intervals of tokens, shape [B, T] each; B may be 1 for a whole batch.
 
     The trunk is [0, TRUNK); a branch is [enter, leave) and holds the branches behind it; padding is
@@ -42,24 +38,13 @@ class TokenLayout:
         real = positions_BT >= 0
         return cls(positions_BT, torch.where(real, 0, -1), torch.where(real, TRUNK, -1))
 
-    def __add__(self, other: TokenLayout) -> TokenLayout:
-        pairs = (
-            (self.positions, other.positions),
-            (self.enter, other.enter),
-            (self.leave, other.leave),
-        )
-        return TokenLayout(*(torch.cat(pair, dim=1) for pair in pairs))
-
     def expand(self, batch: int) -> TokenLayout:
         """The same layout for each sequence of a batch."""
-        return TokenLayout(
-            *(part.expand(batch, -1) for part in (self.positions, self.enter, self.leave))
-        )
+        return TokenLayout(*(part.expand(batch, -1) for part in self))
 
     def select(self, indices_N: Tensor) -> TokenLayout:
         """The layout of these sequences of the batch."""
-        parts = (self.positions, self.enter, self.leave)
-        return TokenLayout(*(part.index_select(0, indices_N) for part in parts))
+        return TokenLayout(*(part.index_select(0, indices_N) for part in self))
 
     def see(self, keys: TokenLayout, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
@@ -70,8 +55,7 @@ class TokenLayout:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class CachedKV:
+class CachedKV(NamedTuple):
     """Keys and values of tokens before a pass: per layer [B or 1, key-value heads, K, size].
 
     `plain`: every token of the pass sees all of them, sliding windows aside.
@@ -217,7 +201,8 @@ class GrowingKVCache(KVCache):
         self._layouts = [piece.layout.expand(batch) for piece in cached]
 
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
-        self._layouts = [functools.reduce(operator.add, [*self._layouts, layout])]
+        parts = zip(*self._layouts, layout, strict=True)
+        self._layouts = [TokenLayout(*(torch.cat(part, dim=1) for part in parts))]
         return self._layouts[0]
 
     def update(
@@ -230,17 +215,14 @@ class GrowingKVCache(KVCache):
             ("keys", self.own_keys, key_states),
             ("values", self.own_values, value_states),
         ):
-            if layer_idx == len(stored):
-                stored.append(_room(new, end))
-                at = 0
-                for piece in self._before:
-                    old = getattr(piece, name)[layer_idx]
-                    stored[layer_idx][:, :, at : at + piece.length] = old
-                    at += piece.length
-            elif stored[layer_idx].shape[2] < end:
-                more = _room(new, end)
-                more[:, :, :start] = stored[layer_idx][:, :, :start]
-                stored[layer_idx] = more
+            first = layer_idx == len(stored)
+            if first or stored[layer_idx].shape[2] < end:
+                room, at = new.new_empty(*new.shape[:2], 2 * end, new.shape[3]), 0
+                old = [getattr(piece, name)[layer_idx] for piece in self._before]
+                for keys in old if first else [stored[layer_idx][:, :, :start]]:
+                    room[:, :, at : at + keys.shape[2]] = keys
+                    at += keys.shape[2]
+                stored[layer_idx : layer_idx + 1] = [room]
             stored[layer_idx][:, :, start:end] = new
             grown.append(stored[layer_idx][:, :, :end])
         key, value = grown
@@ -253,10 +235,6 @@ class GrowingKVCache(KVCache):
         copy.own_keys = [keys.index_select(0, indices_N) for keys in self.own_keys]
         copy.own_values = [values.index_select(0, indices_N) for values in self.own_values]
         return copy
-
-
-def _room(like: Tensor, tokens: int) -> Tensor:
-    return like.new_empty(*like.shape[:2], 2 * tokens, like.shape[3])
 
 
 def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> list[CachedKV]:

@@ -8,8 +8,7 @@ that begin alike share their beginning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -24,13 +23,12 @@ PASS_COST = 64  # tokens that could be computed in the time that one more pass c
 def full_context(sequence: TokenSequence, prompt: int) -> tuple[Ids, list[int]]:
     """Ids of prefix, prompt (`prompt` rows, zeros) and suffix; and the rows' places, in order."""
     first, start = prompt - len(sequence.later), len(sequence.prefix)
-    ids = sequence.prefix + (0,) * first + sequence.suffix
-    return ids, [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    places = [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    return sequence.context((0,) * prompt), places
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
+class PackedBatch(NamedTuple):
     """Tensors of one padded batch; see `Packing`.
 
     `prompt_at` are flat positions of the prompt's rows. Target token w is `tokens[w]`, read at kept
@@ -45,10 +43,6 @@ class PackedBatch:
     tokens: Tensor
     cells: Tensor
     shape: tuple[int, int]
-
-    def table(self, logprobs_W: Tensor) -> Tensor:
-        """Summed log-probabilities [B, C] of the targets."""
-        return table(logprobs_W, self.cells, self.shape)
 
 
 @final
@@ -141,7 +135,11 @@ class _Packed:
                 self.leave[at] = len(self.ids)
                 continue
             if depth:
-                at = self._append(at, next(iter(below.values()))[1][depth - 1])
+                parent, at = at, len(self.ids)
+                self.ids.append(next(iter(below.values()))[1][depth - 1])
+                self.positions.append(self.positions[parent] + 1)
+                self.enter.append(at)
+                self.leave.append(TRUNK)
                 waiting.append((at, depth, None))
             following: dict[int, dict[int, tuple[Ids, Ids]]] = {}
             for c, (ids, inputs) in below.items():
@@ -150,15 +148,6 @@ class _Packed:
                     if depth + 1 < len(ids):
                         following.setdefault(inputs[depth], {})[c] = ids, inputs
             waiting += [(at, depth + 1, more) for more in reversed(following.values())]
-
-    def _append(self, after: int, token: int) -> int:
-        """Add a token behind the one at a place; returns its own place."""
-        place = len(self.ids)
-        self.ids.append(token)
-        self.positions.append(self.positions[after] + 1)
-        self.enter.append(place)
-        self.leave.append(TRUNK)
-        return place
 
 
 def table(logprobs_W: Tensor, cells_W: Tensor, shape: tuple[int, int]) -> Tensor:

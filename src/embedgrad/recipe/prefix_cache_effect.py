@@ -1,4 +1,4 @@
-"""What storing prefixes takes and changes, measured on a run's own rows before it starts."""
+"""Room and precision of stored prefixes, measured on a run's own rows before it starts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def measure_prefixes(
     objective, target, rows = recipe.parts.objective, sequencer.target, train[:batch]
     effect = precision_effect(
         model,
-        model.embed(sequencer.span.ids),
+        model.embed(sequencer.prompt_ids),
         rows,
         objective,
         choices=objective.needs_choices(available=bool(target.choices)),
         normalize=target.normalize,
     )
-    told = f"change a row's loss by {effect:.1e} nats (mean of {len(rows)} rows)"
-    return effect, [*notes, f"half-precision prefixes {told}"]
+    change = f"change a row's loss by {effect:.1e} nats (mean of {len(rows)} rows)"
+    return effect, [*notes, f"half-precision prefixes {change}"]
 
 
 @torch.no_grad()
@@ -84,6 +84,6 @@ def lack_of_room(model: LanguageModel, sequences: Sequence[TokenSequence], batch
         return ""
     return (
         f"prefix_cache.budget: the prefixes of a batch of {batch} rows need {size(need)}, and "
-        f"there is room for {size(model.prefix_cache.room)}; the others are computed anew in every "
-        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
+        f"there is room for {size(model.prefix_cache.room)}; the others are computed again in "
+        "every step, with the same results; raise the budget or name a folder in prefix_cache.spill"
     )

@@ -26,6 +26,7 @@ from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.span import span_places
 from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
@@ -99,8 +100,9 @@ class _Loop:
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation)
         self.is_text = start is None
-        text_PD = model.embed(sequencer.span.ids)
-        start = start or {"span": text_PD}
+        text_PD = model.embed(sequencer.prompt_ids)
+        places = span_places(sequencer.spans)
+        start = start or {name: text_PD[place] for name, place in places.items()}
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
         generator = torch.Generator().manual_seed(training.seed)
@@ -335,7 +337,7 @@ class _Loop:
         prompt = PromptEmbedding(
             template=self.sequencer.renderer.template,
             target=self.sequencer.target,
-            span=self.sequencer.span,
+            spans=self.sequencer.spans,
             date=self.sequencer.renderer.date,
             start_rows=_tensor(self.start_prompt),
             rows=_tensor(self.best.prompt),

@@ -1,6 +1,6 @@
-"""PEFT's LoRA: small matrices added to the model's own, the ceiling that a prompt may approach.
+"""PEFT LoRA: low-rank updates of the model's weights, as a ceiling for what a prompt can reach.
 
-Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's quick tour for alpha and dropout.
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; alpha and dropout as in PEFT's quick tour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
+from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -49,12 +49,12 @@ class Lora(PeftMethod):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                # What PEFT corrects by itself in GPT-2.
+                # PEFT corrects this by itself in GPT-2.
                 warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
-            known = f"PEFT has no LoRA for {task.model.info.architecture}"
-            raise ModelError(f"{self.name}: {known} ({error}); leave it out") from error
+            reason = f"PEFT has no LoRA for {task.model.info.architecture} ({error})"
+            raise ModelError(f"{self.name}: {reason}; leave it out") from error
         try:
             yield model
         finally:
@@ -64,7 +64,7 @@ class Lora(PeftMethod):
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         question = sequence.plain
         if question is None:
-            question = sequence.prefix + task.sequencer.span.ids + sequence.suffix
+            question = sequence.context(task.sequencer.prompt_ids)
         return question, sequence.targets[sequence.gold]
 
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
@@ -78,7 +78,7 @@ class Lora(PeftMethod):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         with torch.random.fork_rng(), self.wrapped(task) as model:
             model.eval()
@@ -86,7 +86,7 @@ class Lora(PeftMethod):
                 for name, value in _trained(model).items():
                     value.copy_(trained.tensors[name])
             answered = _answers(task, sequences, progress)
-        count = len(task.sequencer.span.ids)
+        count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
 
@@ -95,10 +95,10 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 
 def _answers(
-    task: Task, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[ScoredAnswer]:
-    """By the model with what was added to it: no prefix that the model alone has read serves it."""
+    """Answers of the model with LoRA, which cannot reuse prefixes of the bare model."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
-    start_PD = model.embed(task.sequencer.span.ids)
+    start_PD = model.embed(task.sequencer.prompt_ids)
     return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)
