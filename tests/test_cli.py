@@ -44,6 +44,7 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "compare": {

@@ -62,10 +62,10 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a run that was interrupted, or train a finished one for longer.
+    """Continue an interrupted run, or train a finished one on.
 
-    It starts from the last checkpoint and comes to the same rows as without the interruption.
-    Longer: --set training.epochs=8.
+    It starts from the last checkpoint and ends with the same rows as a run that was never
+    interrupted. To train for longer: --set training.epochs=8.
     """
     from embedgrad.errors import RunError
     from embedgrad.recipe.recipe import Recipe
