@@ -66,6 +66,9 @@ class Again(Engine):
             found.append((*ids, *self.suffix))
         return found
 
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
+        raise NotImplementedError  # all at once below
+
     def answer_logprobs(self, rows: Sequence[Query]) -> list[tuple[float, ...]]:
         outcome = self.model.outcome(self.rows, [row.sequence for row in rows])
         return [tuple(row) for row in outcome.logprobs_BC.tolist()]

@@ -526,7 +526,7 @@ def test_an_output_layer_that_llamacpp_does_not_read_is_refused(
 ) -> None:
     held = read_contents(Path(model.info.name))._replace(architecture="gemma2")
     monkeypatch.setattr("embedgrad.deploy.destinations.gguf.from_gguf", lambda _: held)
-    with refused("gemma2", "no output layer", "'vocabulary'"):
+    with refused("embedding table of gemma2 as its output layer", "'vocabulary'"):
         Gguf().bytes_needed(job_of(model))
 
 

@@ -224,7 +224,7 @@ def test_few_shot_says_where_it_takes_room_from_a_row() -> None:
     task = replace(task, sequencer=sequencer)
     METHODS["few-shot"].train(task, 0)
     (note,) = (event["text"] for event in told if "is cut in" in str(event.get("text")))
-    assert note == "few-shot: behind 3 examples column 'review' is cut in rows that do not fit"
+    assert note == "few-shot: after 3 examples column 'review' is cut in rows that do not fit"
 
 
 # -- EmbedGrad and its variants --------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: P
     events: list[dict[str, Any]] = []
     again = method.train(replace(task, state=folder, report=events.append), 0)
     notes = [event for event in events if event["event"] == "note"]
-    (line,) = [n["text"] for n in notes if "starts anew" in n["text"]]
+    (line,) = [n["text"] for n in notes if "starts from the beginning" in n["text"]]
     assert "the saved state cannot be read" in line
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 

@@ -45,6 +45,7 @@ def export(
     `EngineError`, `RunError`, `ArtifactError`, `RecipeError`, `ModelError`.
     """
     began, out = time.perf_counter(), Path(out)
+    failed = out.with_name(f"{out.name}.failed.json")
     writer = destination(to)
     if verify:
         check_installed(to)
@@ -65,7 +66,12 @@ def export(
         checked = None
         if verify:
             checked = check(to, aside, opened.checking(job), written)
-            _refuse_failed(out, checked)
+            if not checked["passed"]:
+                write_json(failed, checked)
+                raise ExportError(
+                    f"{out}: the export does not compute what training computed: "
+                    f"{checked['problems'][0]}; it was not kept; see {failed} for the report"
+                )
         commands = writer.commands(out, written)
         notes += [note for note in written.get("notes", ()) if note not in notes]
         text = build_card(out.name, entries, job, checked, commands=commands, notes=notes)
@@ -74,7 +80,7 @@ def export(
                 write_json(aside / folders.REPORT, checked)
             write_file(aside / folders.CARD, text.encode())
     say(report, notes)
-    _failed(out).unlink(missing_ok=True)  # from an earlier attempt
+    failed.unlink(missing_ok=True)  # from an earlier attempt
     own, linked = folders.sizes(out)
     return {
         "folder": str(out),
@@ -178,17 +184,3 @@ def _relative(run: Path, out: Path) -> str:
         return Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()
     except ValueError:  # on another drive
         return str(run.resolve())
-
-
-def _refuse_failed(out: Path, checked: Mapping[str, Any]) -> None:
-    """Raise `ExportError` if the check failed, and keep its report beside `out`."""
-    if not checked["passed"]:
-        write_json(_failed(out), checked)
-        raise ExportError(
-            f"{out}: the export does not compute what training computed: {checked['problems'][0]}; "
-            f"it was not kept; see {_failed(out)} for the report"
-        )
-
-
-def _failed(out: Path) -> Path:
-    return out.with_name(f"{out.name}.failed.json")

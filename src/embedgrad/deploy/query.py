@@ -7,31 +7,12 @@ constant, and goes into the exported chat template.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import final
+from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.deploy.rules import plain_query_problem
 from embedgrad.errors import ExportError, nearest
-from embedgrad.prompt.template import Message, Template
-
-
-@final
-@dataclass(frozen=True)
-class Surroundings:
-    """The constant text around a query, with marks in the places of the spans.
-
-    `system` is the prompt's system message, `leading` the messages between it and the query's,
-    `before` and `after` the text around the query in its message, `following` the messages after
-    it, `opening` the text that opens the answer. None: there is no such message.
-    """
-
-    system: str | None
-    leading: tuple[Message, ...]
-    before: str
-    after: str
-    following: tuple[Message, ...]
-    opening: str | None
+from embedgrad.prompt.template import Template
 
 
 def query_of(template: Template, columns: Mapping[str, str]) -> str:
@@ -52,24 +33,35 @@ def plain_messages(template: Template, columns: Mapping[str, str]) -> list[dict[
     return [{"role": "user", "content": query_of(template, columns)}]
 
 
-def surroundings(template: Template, marks: Iterable[str]) -> Surroundings:
-    """The constant text around the query, with a mark for each span. Raises `ExportError`."""
+def surroundings(template: Template, marks: Iterable[str]) -> dict[str, Any]:
+    """The constant text around the query, with a mark for each span. Raises `ExportError`.
+
+    "system" is the prompt's system message, "leading" the messages between it and the query's,
+    "before" and "after" the text around the query in its message, "following" the messages after
+    it, "opening" the text that opens the answer. None: there is no such message.
+    """
     contents, at, first, end = _find_query(template)
     left = iter(marks)
     marked = [
         [Piece("text", next(left)) if p.kind == "span" else p for p in pieces]
         for pieces in contents
     ]
-    before, after = fill(marked[at][:first], {}), fill(marked[at][end:], {})
-    filled = [
-        Message(m.role, "" if i == at else fill(marked[i], {}))
-        for i, m in enumerate(template.messages)
+    messages = [
+        {"role": message.role, "content": "" if i == at else fill(marked[i], {})}
+        for i, message in enumerate(template.messages)
     ]
-    leading, following = filled[:at], filled[at + 1 :]
-    system = leading.pop(0).content if leading and leading[0].role == "system" else None
-    opened = bool(following) and following[-1].role == "assistant"
-    opening = following.pop().content if opened else None
-    return Surroundings(system, tuple(leading), before, after, tuple(following), opening)
+    leading, following = messages[:at], messages[at + 1 :]
+    system = leading.pop(0)["content"] if leading and leading[0]["role"] == "system" else None
+    opened = bool(following) and following[-1]["role"] == "assistant"
+    opening = following.pop()["content"] if opened else None
+    return {
+        "system": system,
+        "leading": leading,
+        "before": fill(marked[at][:first], {}),
+        "after": fill(marked[at][end:], {}),
+        "following": following,
+        "opening": opening,
+    }
 
 
 def _find_query(template: Template) -> tuple[list[tuple[Piece, ...]], int, int, int]:

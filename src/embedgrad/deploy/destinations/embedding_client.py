@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from abc import abstractmethod
@@ -114,6 +115,9 @@ class Bodies(Destination):
             "dtype": served_dtype(job),
             "rows": "sha256:" + hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "columns": list(exported.prompt.template.columns),
+            "notes": [
+                f"the check decodes the request bodies; it does not ask {self.server} itself"
+            ],
         }
 
     def bytes_needed(self, job: Job) -> int:
@@ -169,16 +173,10 @@ class Bodies(Destination):
 
 def served_dtype(job: Job) -> str:
     """The precision that the server computes in: the checkpoint's, unless the recipe sets one."""
-    asked = job.settings.dtype
-    dtype = checkpoint_dtype(job) if asked == "model" else asked
+    dtype: Any = job.settings.dtype
+    if dtype == "model":
+        config = {}
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads((Path(job.model.info.path) / "config.json").read_text("utf-8"))
+        dtype = config.get("dtype") or config.get("torch_dtype") or job.model.info.dtype
     return dtype if dtype in SERVED else "float32"
-
-
-def checkpoint_dtype(job: Job) -> str:
-    """The precision that the model's config.json names, else the one it was loaded in."""
-    try:
-        config = json.loads((Path(job.model.info.path) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return job.model.info.dtype
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    return dtype if isinstance(dtype, str) else job.model.info.dtype

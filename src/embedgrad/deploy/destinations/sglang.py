@@ -45,11 +45,13 @@ class SglangBodies(Bodies):
     url = "http://127.0.0.1:30000"
 
     def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
+        facts = super().facts(exported, job, base)
         notes = [
+            *facts["notes"],
             "SGLang takes a prompt's embeddings at /generate only, not at its OpenAI API",
             "every number travels as text, so bodies are large",
         ]
-        return {**super().facts(exported, job, base), "notes": notes}
+        return {**facts, "notes": notes}
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         columns = command_line(facts["columns"])

@@ -95,7 +95,10 @@ class VllmBodies(Bodies):
     def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
         facts = super().facts(exported, job, base)
         problem = chat_problem(exported)
-        notes = ["vLLM's speculative decoding is wrong with prompt embeddings; leave it off"]
+        notes = [
+            *facts["notes"],
+            "vLLM's speculative decoding is wrong with prompt embeddings; leave it off",
+        ]
         if problem:
             notes.append(f"for /v1/completions only: {problem}")
         chat_template = frozen_template(exported.sequencer) is not None

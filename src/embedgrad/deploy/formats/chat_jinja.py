@@ -14,8 +14,8 @@ from __future__ import annotations
 # A namespace, because plain variables set in a loop end with it; and a copy of a message's content,
 # because vLLM takes a loop over `message.content` as a request for lists of parts.
 BEFORE = """
-{%- set embedgrad = namespace(name=embedgrad_default, messages=[], made=[], last=-1, query="",
-    client=none, role="system", content=none, text="", opened=false, tags=0, wanted=0,
+{%- set embedgrad = namespace(name=embedgrad_default, messages=[], built=[], last=-1, query="",
+    client=none, role="system", content=none, text="", opened=false, tags=0, expected=0,
     odd=-1) -%}
 
 {#- Every content as one text that does not hold the tag. -#}
@@ -80,32 +80,32 @@ BEFORE = """
     {%- if embedgrad.client is string and embedgrad.client != "" -%}
         {%- set embedgrad.text = embedgrad.text ~ "\\n\\n" ~ embedgrad.client -%}
     {%- endif -%}
-    {%- set embedgrad.made = [{"role": "system", "content": embedgrad.text}] -%}
+    {%- set embedgrad.built = [{"role": "system", "content": embedgrad.text}] -%}
 {%- elif embedgrad.client is string -%}
-    {%- set embedgrad.made = [{"role": embedgrad.role, "content": embedgrad.client}] -%}
+    {%- set embedgrad.built = [{"role": embedgrad.role, "content": embedgrad.client}] -%}
 {%- endif -%}
-{%- set embedgrad.made = embedgrad.made + embedgrad_prompt.leading -%}
+{%- set embedgrad.built = embedgrad.built + embedgrad_prompt.leading -%}
 {%- for message in embedgrad.messages -%}
     {%- if loop.index0 == embedgrad.last -%}
         {%- set embedgrad.text =
             embedgrad_prompt.before ~ embedgrad.query ~ embedgrad_prompt.after -%}
-        {%- set embedgrad.made = embedgrad.made + [dict(message, content=embedgrad.text)]
+        {%- set embedgrad.built = embedgrad.built + [dict(message, content=embedgrad.text)]
             + embedgrad_prompt.following -%}
     {%- else -%}
-        {%- set embedgrad.made = embedgrad.made + [message] -%}
+        {%- set embedgrad.built = embedgrad.built + [message] -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if embedgrad_prompt.opening is string and add_generation_prompt is defined
         and add_generation_prompt -%}
     {%- set embedgrad.opened = true -%}
-    {%- set embedgrad.made = embedgrad.made
+    {%- set embedgrad.built = embedgrad.built
         + [{"role": "assistant", "content": embedgrad_prompt.opening ~ embedgrad_end}] -%}
     {%- set add_generation_prompt = false -%}
 {%- endif -%}
-{%- set messages = embedgrad.made -%}
+{%- set messages = embedgrad.built -%}
 """
 
-# `embedgrad_text` is what the model's own template made.
+# `embedgrad_text` is what the model's own template rendered.
 AFTER = """
 {%- if embedgrad.opened -%}
     {%- set embedgrad_pieces = embedgrad_text.split(embedgrad_end) -%}
@@ -123,8 +123,8 @@ AFTER = """
         | replace(span.mark ~ span.right, span.mark) -%}
     {%- set embedgrad_pieces = embedgrad_pieces.split(span.mark) -%}
     {%- set embedgrad.tags = embedgrad.tags - (embedgrad_pieces | length) + 1 -%}
-    {%- set embedgrad.wanted = 0 if span.in_opening and not embedgrad.opened else 1 -%}
-    {%- if embedgrad_pieces | length != embedgrad.wanted + 1 -%}
+    {%- set embedgrad.expected = 0 if span.in_opening and not embedgrad.opened else 1 -%}
+    {%- if embedgrad_pieces | length != embedgrad.expected + 1 -%}
         {%- set embedgrad.odd = (embedgrad_pieces | length) - 1 -%}
     {%- endif -%}
     {%- set embedgrad.text = embedgrad_pieces | join(span.tokens) -%}

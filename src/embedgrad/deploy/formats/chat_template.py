@@ -6,7 +6,6 @@ puts the new tokens where the spans were.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import re
@@ -17,9 +16,8 @@ from embedgrad.deploy.formats.chat_jinja import AFTER, BEFORE
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.query import plain_messages, surroundings
-from embedgrad.errors import DataError, ExportError
+from embedgrad.errors import ExportError
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.template import Message
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
@@ -124,13 +122,8 @@ def uncut_rows(exported: ExportedPrompt) -> list[TokenSequence]:
     if trained.truncate is None:
         return list(exported.sequences)
     whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, spans=trained.spans)
-    rows = []
-    for row in exported.sequences:
-        with contextlib.suppress(DataError):
-            again = whole(row.example)
-            if (again.prefix, again.suffix) == (row.prefix, row.suffix):
-                rows.append(row)
-    return rows
+    pairs = ((row, whole(row.example)) for row in exported.sequences)
+    return [row for row, again in pairs if (again.prefix, again.suffix) == (row.prefix, row.suffix)]
 
 
 def jinja(value: Any) -> str:
@@ -154,20 +147,16 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
     # be found too early.
     marks = [f"X{tag}{number}Z" for number in range(len(exported.spans))]
     around = surroundings(exported.prompt.template, marks)
-    turn = around.before + around.after + "".join(m.content for m in around.following)
+    following = [message["content"] for message in around["following"]]
+    turn = "".join([around["before"], around["after"], *following])
     names = iter(token_names(tag, exported.name, len(exported.prompt.prompt_ids)))
     return {
-        "system": around.system,
-        "leading": _as_dicts(around.leading),
-        "before": around.before,
-        "after": around.after,
-        "following": _as_dicts(around.following),
-        "opening": around.opening,
+        **around,
         "in_turn": any(mark in turn for mark in marks),
         "spans": [
             {
                 "mark": mark,
-                "in_opening": mark in (around.opening or ""),
+                "in_opening": mark in (around["opening"] or ""),
                 "left": span.drawn_left,
                 "right": span.drawn_right,
                 "tokens": "".join(itertools.islice(names, len(span.ids))),
@@ -176,10 +165,6 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
         ],
         "options": dict(exported.prompt.template.options),
     }
-
-
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _captured(prompts: Sequence[ExportedPrompt]) -> str:

@@ -106,7 +106,8 @@ class Weight:
 
     @property
     def row_bytes(self) -> int:
-        return bytes_of(self.shape[-1], self.kind)
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return self.shape[-1] // block * size
 
     @property
     def nbytes(self) -> int:
@@ -157,12 +158,6 @@ class Weight:
             return np.concatenate(parts)
 
         return replace(self, shape=(rows, *self.shape[1:]), read=read)
-
-
-def bytes_of(width: int, kind: Kind) -> int:
-    """Bytes of a row of `width` elements."""
-    block, size = GGML_QUANT_SIZES[kind]
-    return width // block * size
 
 
 def encoded(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:

@@ -53,17 +53,8 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
     content = _read(source / TOKENIZER)
     known = {entry["id"] for entry in content["added_tokens"]}
     new = [(i, t) for i, t in sorted(exported.added_tokens_decoder.items()) if i not in known]
-    flags = {
-        i: {
-            "content": token.content,
-            "single_word": token.single_word,
-            "lstrip": token.lstrip,
-            "rstrip": token.rstrip,
-            "normalized": token.normalized,
-            "special": token.special,
-        }
-        for i, token in new
-    }
+    keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    flags = {i: {key: getattr(token, key) for key in keys} for i, token in new}
     content["added_tokens"] += [{"id": i, **values} for i, values in flags.items()]
     _write(folder / TOKENIZER, content)
     config = _read(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}

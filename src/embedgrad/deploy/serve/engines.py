@@ -98,13 +98,13 @@ def _vllm(launch: Launch) -> list[str]:
 ENGINES = {
     "llamacpp": ServingEngine(
         "gguf",
-        'pip install "embedgrad[llamacpp]" brings it',
+        'pip install "embedgrad[llamacpp]" installs it',
         _package("xllamacpp"),
         _llamacpp,
     ),
     "transformers": ServingEngine(
         "vocabulary",
-        'pip install "embedgrad[serve]" brings it',
+        'pip install "embedgrad[serve]" installs it',
         _package("fastapi", "uvicorn", "openai"),
         _transformers,
         knows_names=False,

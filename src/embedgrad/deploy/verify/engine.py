@@ -50,13 +50,20 @@ class Engine(AbstractContextManager["Engine"], ABC):
         """Greedy answers to refined prompts, without the end token."""
 
     @abstractmethod
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
+        """Log-probability of an answer to a refined prompt."""
+
     def answer_logprobs(self, queries: Sequence[Query]) -> list[tuple[float, ...]]:
         """Log-probability of every target of an example, refined."""
+        return [
+            tuple(self.answer_logprob(query, answer) for answer in query.sequence.targets)
+            for query in queries
+        ]
 
     def token_differences(self, queries: Sequence[Query]) -> list[str]:
         """A line for each query that the engine tokenizes unlike training, if it can tell."""
         return []
 
-    @abstractmethod
     def added_mass(self, queries: Sequence[Query]) -> float:
-        """Largest probability that the new tokens have together; 0 if there are none."""
+        """Largest probability that the new tokens have together."""
+        return 0.0  # an export that adds tokens says more

@@ -84,11 +84,13 @@ class LlamaCppEngine(Engine):
             answers.append(before_end(ids, self._job.model.end_ids))
         return answers
 
-    def answer_logprobs(self, queries: Sequence[Query]) -> list[tuple[float, ...]]:
-        return [
-            tuple(self._answer_logprob(query, answer) for answer in query.sequence.targets)
-            for query in queries
-        ]
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
+        total = self._refined(query)[answer[0]].item()
+        if len(answer) > 1:
+            prompt = self.prompt_ids(query)
+            for i in range(1, len(answer)):
+                total += self._after(prompt + answer[:i])[answer[i]].item()
+        return total
 
     def added_mass(self, queries: Sequence[Query]) -> float:
         added = (self._refined(query)[self._added] for query in queries)
@@ -148,14 +150,6 @@ class LlamaCppEngine(Engine):
         }
         answer = server.ask("/v1/chat/completions", {**body, **_GREEDY})
         return self._vector(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
-
-    def _answer_logprob(self, query: Query, answer: Ids) -> float:
-        total = self._refined(query)[answer[0]].item()
-        if len(answer) > 1:
-            prompt = self.prompt_ids(query)
-            for i in range(1, len(answer)):
-                total += self._after(prompt + answer[:i])[answer[i]].item()
-        return total
 
     def _after(self, ids: Ids) -> Tensor:
         """Log-probabilities after plain ids, float64, of old and new tokens alike."""

@@ -84,13 +84,7 @@ class LocalEngine(Engine):
             answers = self.generate(queries, settings)
         return [before_end(answer, self.end_ids) for answer in answers]
 
-    def answer_logprobs(self, queries: Sequence[Query]) -> list[tuple[float, ...]]:
-        return [tuple(self._answer(q, answer) for answer in q.sequence.targets) for q in queries]
-
-    def added_mass(self, queries: Sequence[Query]) -> float:
-        return 0.0
-
-    def _answer(self, query: Query, answer: Ids) -> float:
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
         if len(answer) == 1:
             return float(self._after(query)[answer[0]])
         logprobs_NV = self._logprobs(query, answer)

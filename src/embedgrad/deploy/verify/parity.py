@@ -37,17 +37,11 @@ AGREEING = 0.75  # least share of rows where weights are exact; a near tie may g
 TIMES_LARGEST, LEAST_LARGEST = 2.0, 1e-2
 TIMES_MEAN, LEAST_MEAN = 1.5, 1e-3
 IMPOSSIBLE = -80.0  # log-probabilities below this count as equal
-_WORST = {
-    "step_zero_difference": max,
-    "added_mass": max,
-    "max_logprob_difference": max,
-    "mean_logprob_difference": max,
-    "tolerance": max,
-    "rounding": max,
-    "greedy_agreement": min,
-    "choice_agreement": min,
-    "rows": min,
-}
+_LARGEST_IS_WORST = (
+    *("step_zero_difference", "added_mass", "max_logprob_difference"),
+    *("mean_logprob_difference", "tolerance", "rounding"),
+)
+_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "rows")
 
 
 def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,9 +52,10 @@ def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) 
     prompts = {e.name: _check_prompt(destination, folder, job, e, written) for e in job.prompts}
     engine = ENGINES[destination].description
     report: dict[str, Any] = {"destination": destination, "engine": engine}
-    for name, worst in _WORST.items():
+    for name in (*_LARGEST_IS_WORST, *_LEAST_IS_WORST):
         values = [p[name] for p in prompts.values() if p[name] is not None]
-        report[name] = worst(values) if values else None
+        worst = max if name in _LARGEST_IS_WORST else min
+        report[name] = worst(values, default=None)
     report["passed"] = not any(p["problems"] for p in prompts.values())
     report["problems"] = [
         f"{name}: {problem}" if len(prompts) > 1 else problem
