@@ -46,7 +46,7 @@ def generate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a query, or JSONL on standard input, with a refined prompt."""
+    """Answer queries with a refined prompt; JSONL in, JSONL out."""
     from embedgrad.formatting import encodable
     from embedgrad.inference.answer import answer, as_text, decoding_of, queries_from, stream_answer
     from embedgrad.recipe.open_run import open_run
