@@ -188,8 +188,8 @@ def test_the_model_reads_the_inputs_and_is_asked_for_the_labels(
             assert s.inputs is not None
             read = table(torch.tensor([*s.suffix, *s.inputs[c][:-1]]))
             embeds = torch.cat([table(torch.tensor(s.prefix)), rows, read])[None]
-            model = copy.deepcopy(made.loaded.model)
-            for module in model.modules():  # dynamic rotary scaling remembers its longest pass
+            model: Any = copy.deepcopy(made.loaded.model)
+            for module in model.modules():  # dynamic rotary scaling keeps its longest pass
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
             with torch.no_grad():

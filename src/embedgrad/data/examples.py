@@ -1,4 +1,4 @@
-"""Rows of a table -> checked examples, and a guess at what its columns are for."""
+"""Rows of a table -> checked examples."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cell_text(value: object) -> str | None:
 
 
 def solution_pieces(solution: str) -> tuple[Piece, ...]:
-    """What `data.solution` says: a column's name, or a text with `{columns}`.
+    """The setting `data.solution`, parsed: a column's name, or a text with `{columns}`.
 
     Raises `DataError` for a text with a span, `TemplateError` for a lone brace.
     """
@@ -141,8 +141,8 @@ def examples_from(
         source, raw = unknown[0]
         others = ", ".join(f"{shown(text)} ({where})" for where, text in unknown[1:3])
         more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
-        told = _unknown_label(answer, raw, names.get(raw, raw), allowed)
-        raise data_error(source, f"{told}{more}")
+        problem = _unknown_label(answer, raw, names.get(raw, raw), allowed)
+        raise data_error(source, f"{problem}{more}")
     return examples
 
 

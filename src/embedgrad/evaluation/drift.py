@@ -1,4 +1,4 @@
-"""Where every refined row went: distance, nearest tokens, and what the row is worth."""
+"""Drift of the refined rows: distance, nearest tokens, and what each row is worth."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def token_drift(
             token=readable(token, tokenizer, own[p]),
             distance=prompt.drift[p].item(),
             cosine=prompt.cosine[p].item(),
-            # A padded table has rows that no token stands for.
+            # A padded table has rows without a token.
             nearest=tuple(
                 readable(tokenizer.convert_ids_to_tokens(i) or f"[row-{i}]", tokenizer, i)
                 for i in ids[p]

@@ -1,11 +1,11 @@
-"""Text prompt against refined prompt, on the same rows, by one scorer."""
+"""Evaluation: text prompt against refined prompt, on the same rows, by one scorer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import torch
 from annotated_types import Gt
@@ -21,14 +21,15 @@ from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One row's answer: what was right, what was said, and how likely the right one was.
+    """One row's answer: the right one, the prediction, and how likely the right one was.
 
-    `correct` is 1 or 0, or between for a function of the user's own; `cut` says that a free answer
+    `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
     choices among themselves, or None for free text.
@@ -44,13 +45,14 @@ class ScoredAnswer:
     unread: bool = False
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Scores of one prompt; `interval` is 95 %, Wilson's or, of graded scores, a bootstrap's.
 
     `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
-    finds no answer: failures of form, which say nothing of the reasoning.
+    finds no answer: failures of form, not of reasoning.
     """
 
     rows: int
@@ -62,6 +64,7 @@ class Summary:
     unread: int = 0
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two prompts on the same rows.
@@ -99,6 +102,7 @@ class Comparison:
         }
 
 
+@final
 @dataclass(frozen=True)
 class Evaluation:
     """How answers are scored."""
@@ -121,6 +125,7 @@ class Evaluation:
         return Decoding(max_new_tokens=self.max_new_tokens, stop=self.stop)
 
 
+@final
 class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
@@ -142,7 +147,7 @@ class Evaluator:
         self,
         start: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
@@ -150,57 +155,58 @@ class Evaluator:
             return self.score(start, sequences, progress)
         start_PD = joined(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
-        answered: dict[int, ScoredAnswer] = {}
+        answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
-            picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
-            done = len(answered)
+            batch = [sequences[i].uncut() if part is merged else sequences[i] for i in part]
+            done = len(answers)
             report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
-            answered |= zip(part, self.score(rows, picked, report), strict=True)
-        return [answered[i] for i in range(len(sequences))]
+            answers |= zip(part, self.score(rows, batch, report), strict=True)
+        return [answers[i] for i in range(len(sequences))]
 
     @torch.no_grad()
     def score(
         self,
         prompt: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> list[ScoredAnswer]:
         """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
             return []
-        answered: dict[int, ScoredAnswer] = {}
+        answers: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
-        order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
+        lengths = [len(sequence.prefix) + len(sequence.suffix) for sequence in sequences]
+        order = sorted(range(len(sequences)), key=lengths.__getitem__)
         choices = bool(self.target.choices)
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
-            picked = [sequences[i] for i in batch]
-            free = None if choices else self._replies(prompt, picked)
+            rows = [sequences[i] for i in batch]
+            replies = None if choices else self._replies(prompt, rows)
             outcome = self.model.outcome(
-                prompt, picked, choices=choices, normalize=self.target.normalize
+                prompt, rows, choices=choices, normalize=self.target.normalize
             )
             if outcome.scores_BC.isnan().any():
                 raise ModelError(NOT_FINITE)
             shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
-                if free is None:
-                    answered[i] = self._choice(sequences[i], shares_BC[b])
+                if replies is None:
+                    answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answered[i] = self._free(sequences[i], free[b], losses[b].item())
+                    answers[i] = self._free(sequences[i], replies[b], losses[b].item())
             if progress is not None:
-                progress(len(answered))
-        return [answered[i] for i in range(len(sequences))]
+                progress(len(answers))
+        return [answers[i] for i in range(len(sequences))]
 
     def _replies(self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
-        made = self.model.generate(
+        replies = self.model.generate(
             prompt,
             sequences,
             self.evaluation.decoding,
             end_ids=self.end_ids,
             batch_size=self.evaluation.batch_size,
         )
-        return [reply for (reply,) in made]
+        return [reply for (reply,) in replies]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())
@@ -215,14 +221,14 @@ class Evaluator:
 
     def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> ScoredAnswer:
         example = sequence.example
-        unjudged = ScoredAnswer(
+        unscored = ScoredAnswer(
             example.source, example.answer, reply.text, 0.0, loss, None, reply.cut
         )
-        return score_answer(unjudged, self.evaluation.scorer)
+        return score_answer(unscored, self.evaluation.scorer)
 
 
 def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
-    """A free answer with what a scorer says of it. Raises what the scorer raises."""
+    """A free answer with its score. Raises what the scorer raises."""
     correct = scorer.score(answered.predicted, answered.answer)
     unread = not correct and scorer.is_unread(answered.predicted)
     return replace(answered, correct=correct, unread=unread)
@@ -230,8 +236,8 @@ def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
 
 def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summary:
     """Scores of one prompt's answers, with the interval of `score_interval`."""
-    scores, said = [a.correct for a in answered], [a.predicted for a in answered]
-    f1 = macro_f1([a.answer for a in answered], said, choices) if choices else None
+    scores, predicted = [a.correct for a in answered], [a.predicted for a in answered]
+    f1 = macro_f1([a.answer for a in answered], predicted, choices) if choices else None
     return Summary(
         rows=len(answered),
         accuracy=sum(scores) / len(answered),
@@ -243,7 +249,7 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
     )
 
 
-def compare(
+def compare_answers(
     text: Sequence[ScoredAnswer], refined: Sequence[ScoredAnswer], choices: Sequence[str]
 ) -> Comparison:
     """Two prompts' answers to the same rows."""
@@ -279,7 +285,7 @@ def evaluate(
     if not sequences:
         raise DataError("no rows to score; give at least one example")
 
-    def report(which: str) -> Progress | None:
+    def report(which: str) -> OnProgress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
@@ -292,8 +298,4 @@ def evaluate(
     )
     if not kept:
         refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
-    return compare(text, refined, evaluator.target.choices)
-
-
-def _length(sequence: TokenSequence) -> int:
-    return len(sequence.prefix) + len(sequence.suffix)
+    return compare_answers(text, refined, evaluator.target.choices)

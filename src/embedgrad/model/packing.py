@@ -23,8 +23,8 @@ PASS_COST = 64  # tokens that could be computed in the time that one more pass c
 def full_context(sequence: TokenSequence, prompt: int) -> tuple[Ids, list[int]]:
     """Ids of prefix, prompt (`prompt` rows, zeros) and suffix; and the rows' places, in order."""
     first, start = prompt - len(sequence.later), len(sequence.prefix)
-    ids = sequence.prefix + (0,) * first + sequence.suffix
-    return ids, [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    places = [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    return sequence.context((0,) * prompt), places
 
 
 @final

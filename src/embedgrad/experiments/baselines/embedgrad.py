@@ -1,4 +1,4 @@
-"""EmbedGrad, also without its trust region or without the words."""
+"""EmbedGrad as a method of a comparison, also without trust region or from random rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError
-from embedgrad.evaluation.evaluator import Progress
+from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import (
     Answers,
@@ -42,7 +42,7 @@ def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
 
 
 class EmbedGrad(Method):
-    """The recipe's own training, with other parts or other rows to start from where given."""
+    """The recipe's own training, optionally with other parts or other start rows."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class EmbedGrad(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         answered = task.evaluator().score(rows_PD, sequences, progress)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 MOST_POINTS = 400  # of a line
 
 
@@ -26,7 +27,7 @@ def percents(shares: Iterable[Any]) -> list[float]:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Means over so many values up to each one."""
+    """Moving means: over the last `window` values up to each one."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
