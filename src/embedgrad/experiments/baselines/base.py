@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import score_of
 
 
+@final
 @dataclass(frozen=True)
 class Task:
     """A recipe's model and prompt, the rows to train on and to choose by; no test rows.
@@ -77,6 +78,7 @@ class Task:
         return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
 
 
+@final
 @dataclass(frozen=True)
 class Trained:
     """The result of a training: tensors, and plain JSON values about it.
@@ -88,6 +90,7 @@ class Trained:
     facts: dict[str, Any]
 
 
+@final
 class Answers(NamedTuple):
     """A method's answers to some rows, and the number of tokens of each question."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
     return rows_VD.mean(dim=0) + noise_PD * rows_VD.std(dim=0)
 
 
+@final
 class EmbedGrad(Method):
     """The recipe's own training, optionally with other parts or other start rows."""
 

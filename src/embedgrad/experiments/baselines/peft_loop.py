@@ -19,7 +19,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ MOST_LOGITS = 2**28  # of a pass: some 4 GB with their copies; a few long rows w
 Line = tuple[Ids, Ids]  # a question and its right answer
 
 
+@final
 @dataclass(frozen=True)
 class Padded:
     """A batch as from a data collator, shapes [B, T]; labels are -100 except on the answers."""
