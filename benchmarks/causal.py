@@ -1,12 +1,12 @@
-"""Learning curves of causal judgement: what was tried where rows are few, on held-out stories.
+"""Learning curves on causal judgement, where training rows are few: cross-validation by story.
 
     python -m benchmarks.causal --data FOLDER [VARIANT ...]
 
-Cross-validation over train and dev of the grouped split: rows of one story are never on both sides.
-Test is not read. Every epoch's rows are scored as they are ("last"), averaged over all steps so far
-("average"), and averaged over seeds too ("soup"). `--data` is a folder with
-bbh_causal_judgement_grouped/. Variants that `benchmarks/results/causal-curves.json` holds are not
-run again; delete the file to measure them anew.
+The folds are over train and dev of the grouped split: rows of one story are never on both sides.
+Test is not read. The prompt after every epoch is scored as it is ("last"), averaged over all steps
+so far ("average"), and averaged over seeds as well ("soup"). `--data` is a folder with
+bbh_causal_judgement_grouped/. Variants in `benchmarks/results/causal-curves.json` are not measured
+again; delete the file to do so.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LONG = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that was tried."""
+    """A variant of the training."""
 
     span: str = SHORT
     radius: float = 0.3
@@ -68,7 +68,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Recorded(eg.TrustRegion):
-    """A trust region that keeps the rows of every step."""
+    """A trust region that records the prompt of every step."""
 
     path: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
@@ -80,7 +80,7 @@ class Recorded(eg.TrustRegion):
 
 @dataclass
 class Curve:
-    """Answers to all held-out rows with one kind of rows, and the losses of the epoch's steps."""
+    """Answers to all held-out rows with one kind of prompt, and the losses of the epoch's steps."""
 
     answers: dict[int, ScoredAnswer] = field(default_factory=dict)
     train_losses: list[float] = field(default_factory=list)
@@ -101,14 +101,14 @@ def main() -> None:
         if name in stored()["variants"]:
             print(f"{name}: is measured already, in {RESULT.name}", flush=True)
             continue
-        found = measure(name, VARIANTS[name], model, examples)
+        curves = measure(name, VARIANTS[name], model, examples)
         results = stored()  # another process may have measured another variant meanwhile
-        results["variants"][name] = {**found, "model": MODEL, "versions": versions()}
+        results["variants"][name] = {**curves, "model": MODEL, "versions": versions()}
         write_json(RESULT, results)
 
 
 def stored() -> dict[str, Any]:
-    """What the results file holds."""
+    """The content of the results file."""
     if not RESULT.exists():
         return {"folds": FOLDS, "variants": {}}
     results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -117,15 +117,15 @@ def stored() -> dict[str, Any]:
 
 def read(folder: Path) -> list[Example]:
     """Rows of train and dev, with their stories."""
-    found = []
+    examples = []
     for split in ("train", "dev"):
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        found += [
+        examples += [
             Example({"question": r["question"]}, r["label"], f"{split}:{i}", group=str(r["group"]))
             for i, r in enumerate(rows, start=1)
         ]
-    return found
+    return examples
 
 
 def measure(
@@ -148,11 +148,11 @@ def measure(
             curve = curves.setdefault((epoch, kind), Curve())
             answers = evaluator.score(rows, [sequences[i] for i in held])
             curve.answers |= dict(zip(held, answers, strict=True))
-            told_seeds = trained if kind == "soup" else trained[:1]
-            curve.train_losses += [losses[epoch - 1] for _, losses in told_seeds]
+            of_kind = trained if kind == "soup" else trained[:1]
+            curve.train_losses += [losses[epoch - 1] for _, losses in of_kind]
         print(f"{name}: fold {fold + 1} of {FOLDS}", flush=True)
-    found = [told(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
-    for row in found:
+    points = [point(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
+    for row in points:
         print(f"{name}: {row}", flush=True)
     summary = summarize(text, target.choices)
     return {
@@ -161,13 +161,13 @@ def measure(
         "span_tokens": len(sequencer.prompt_ids),
         "rows": len(examples),
         "text": {"accuracy": summary.accuracy, "log_loss": summary.log_loss},
-        "curves": found,
+        "curves": points,
         "seconds": time.perf_counter() - began,
     }
 
 
 def folds(examples: Sequence[Example]) -> list[list[int]]:
-    """Places of the held-out rows of every fold; a story is in one of them."""
+    """Indices of the held-out rows of every fold; a story is in one fold."""
     stories = sorted({str(example.group) for example in examples})
     random.Random(0).shuffle(stories)
     fold = {story: i % FOLDS for i, story in enumerate(stories)}
@@ -181,7 +181,7 @@ def train(
     sequences: Sequence[TokenSequence],
     seed: int,
 ) -> tuple[list[Tensor], list[float]]:
-    """Rows after every step, and the mean loss of every epoch."""
+    """The prompt after every step, and the mean loss of every epoch."""
     parts = eg.Parts()
     region = Recorded(radius=variant.radius)
     parts = replace(
@@ -207,19 +207,19 @@ def train(
 
 
 def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, str], Tensor]:
-    """The rows to score after every epoch; "last" and "average" are of the first seed."""
+    """The prompts to score after every epoch; "last" and "average" are of the first seed."""
     every = len(paths[0]) // epochs
-    found = {}
+    prompts = {}
     for epoch in range(1, epochs + 1):
         averages = [torch.stack(path[: epoch * every]).mean(0) for path in paths]
-        found[epoch, "last"] = paths[0][epoch * every - 1]
-        found[epoch, "average"] = averages[0]
+        prompts[epoch, "last"] = paths[0][epoch * every - 1]
+        prompts[epoch, "average"] = averages[0]
         if len(paths) > 1:
-            found[epoch, "soup"] = torch.stack(averages).mean(0)
-    return found
+            prompts[epoch, "soup"] = torch.stack(averages).mean(0)
+    return prompts
 
 
-def told(epoch: int, kind: str, curve: Curve, text: Sequence[ScoredAnswer]) -> dict[str, Any]:
+def point(epoch: int, kind: str, curve: Curve, text: Sequence[ScoredAnswer]) -> dict[str, Any]:
     """One point of a curve."""
     answers = curve.answers
     right = sum(a.correct for a in answers.values())

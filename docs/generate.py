@@ -122,7 +122,8 @@ def parts_page() -> str:
             continue
         default = entry["default"]
         place = PLACES.get(name, f'`{name} = {{ name = "{default}" }}`')
-        parts += [f"## {name}\n", f"One of the following, {place}; the default is `{default}`.\n"]
+        choice = f"One of the following, {place}; the default is `{default}`.\n"
+        parts += [f"## {name}\n", choice if entry["parts"] else "None in this version.\n"]
         for part, described in entry["parts"].items():
             parts += [f"### {part}\n", f"{described['summary']}\n", _options(described["options"])]
     return "\n".join(part for part in parts if part)

@@ -127,14 +127,16 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize("objective.over=choices", "target.choices=[]"),
         ("objective.over: 'choices', but target.choices lists none",),
     ),
-    "no span": (template(user="{review}"), ("template: no spans; mark exactly one piece of text",)),
-    "two spans": (template(user="[[a]] {review} [[b]]"), ("template: 2 spans",)),
+    "no span": (
+        template(user="{review}"),
+        ("template: no span; mark some text as [[the words to refine]]",),
+    ),
     "empty span": (template(user="[[]] {review}"), ("template.user: an empty span",)),
     "open span": (template(user="[[a {review}"), ("template.user: ",)),
     "column in the span": (template(user="[[a {review}]]"), ("column {review} inside the span",)),
     "text that merges": (
         template(text="{review}[[\nSo is it good]]\n", merges="refuse"),
-        ("the text next to the span merges with it", "template.merges"),
+        ("the text next to a span merges with it", "template.merges"),
     ),
     "unknown Hub model": (
         lambda p: p.optimize("model.name=nobody/nothing"),

@@ -385,6 +385,18 @@ def gone(pid: int, seconds: float = 20) -> bool:
     return not psutil.pid_exists(pid)
 
 
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    """Process pools run the script again in every child, and so fail without one."""
+    (tmp_path / "checks.py").write_text("def right(reply, answer):\n    return 1\n")
+    (tmp_path / "script.py").write_text(
+        "from embedgrad.parts.scorers import SandboxedFunction\n"
+        "print(SandboxedFunction('checks:right').score('7', '7'))\n"
+    )
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1.0\n", "")
+
+
 def test_it_ends_with_the_program_and_without_a_word() -> None:
     process = script("print(same.score('7', '7'), pid())")
     out, err = process.communicate(timeout=60)

@@ -24,6 +24,7 @@ from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod, batche
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
 from embedgrad.experiments.baselines.prompting import draw
 from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.model.backbone import joined
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -169,7 +170,7 @@ def test_best_of_n_takes_the_text_that_dev_likes_best() -> None:
     for text in (own, *texts):
         sequencer = task.sequencer_of(with_span(made.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in task.dev)
-        answered = task.evaluator().text(made.model.embed(sequencer.span.ids), rows)
+        answered = task.evaluator().score_text_prompt(made.model.embed(sequencer.span.ids), rows)
         right = sum(a.correct for a in answered)
         scores[text] = right, -sum(a.loss for a in answered)
     assert trained.facts["settings"]["prompt"] == max(scores, key=lambda text: scores[text])
@@ -224,7 +225,7 @@ def test_few_shot_says_where_it_takes_room_from_a_row() -> None:
     task = replace(task, sequencer=sequencer)
     METHODS["few-shot"].train(task, 0)
     (note,) = (event["text"] for event in told if "is cut in" in str(event.get("text")))
-    assert note == "few-shot: behind 3 examples column 'review' is cut in rows that do not fit"
+    assert note == "few-shot: after 3 examples column 'review' is cut in rows that do not fit"
 
 
 # -- EmbedGrad and its variants --------------------------------------------------------------------
@@ -318,12 +319,12 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
 def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
     task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
     whole = method.train(replace(task, state=folder), 0)
-    (folder / "state.safetensors").write_bytes(b"no tensors")
+    (folder / "checkpoint.safetensors").write_bytes(b"no tensors")
     events: list[dict[str, Any]] = []
     again = method.train(replace(task, state=folder, report=events.append), 0)
     notes = [event for event in events if event["event"] == "note"]
-    (line,) = [n["text"] for n in notes if "starts anew" in n["text"]]
-    assert "the saved state cannot be read" in line
+    (line,) = [n["text"] for n in notes if "starts from the beginning" in n["text"]]
+    assert "the checkpoint cannot be read" in line
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 
 
@@ -335,10 +336,10 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     ours: list[list[str]] = []
     plain = LanguageModel.outcome
 
-    def spy(self: Any, rows: Tensor, sequences: Sequence[TokenSequence], **options: Any) -> Any:
-        if rows.requires_grad:
+    def spy(self: Any, prompt: Any, sequences: Sequence[TokenSequence], **options: Any) -> Any:
+        if joined(prompt).requires_grad:
             ours.append([s.example.source for s in sequences])
-        return plain(self, rows, sequences, **options)
+        return plain(self, prompt, sequences, **options)
 
     monkeypatch.setattr(LanguageModel, "outcome", spy)
     training = Training(steps=7, batch_size=3, seed=5)

@@ -558,9 +558,9 @@ def test_a_model_that_cannot_be_used_costs_only_its_parts(
     done = embedgrad("report", folder, "--rows", "7")
     assert done.code == 0
     assert len(done.lines) == 1
-    assert done.err.startswith("Left out: what needs the model (")
+    assert done.err.startswith("Left out: everything that needs the model (")
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Left out: what needs the model (" in notes(html)
+    assert "Left out: everything that needs the model (" in notes(html)
     assert 'id="answers"' in html
 
 

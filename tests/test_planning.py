@@ -652,7 +652,7 @@ def test_peft_folds_one_prefix_in_and_refuses_several() -> None:
     template = Template.chat(system="[[Be brief.]]", user="{text}")
     assert said(facts(template, ((1, 2, 3),)))["peft"] == (
         True,
-        "the 3 tokens before the span are folded in; queries leave them out",
+        "the 3 tokens before the span become rows too; queries leave them out",
     )
     possible, why = said(facts(template, ((1, 2), (1, 3))))["peft"]
     assert not possible
@@ -663,9 +663,9 @@ def test_peft_folds_one_prefix_in_and_refuses_several() -> None:
     ("template", "why"),
     [
         (Template.plain("{text} [[Is it good?]]"), "plain text has no chat template"),
-        (Template.chat(user="{a} [[Is it good?]] {b}"), "columns stand on both sides"),
+        (Template.chat(user="{a} [[Is it good?]] {b}"), "columns are on both sides"),
         (Template.chat(system="{a}", user="{b} [[Is it good?]]"), "in 2 messages (system, user)"),
-        (Template.chat(system="{a}", user="[[Is it good?]]"), "stand in the system message"),
+        (Template.chat(system="{a}", user="[[Is it good?]]"), "are in the system message"),
     ],
 )
 def test_a_chat_template_must_hold_the_span_for_plain_queries(template: Template, why: str) -> None:
@@ -691,7 +691,7 @@ def test_checkpoints_of_some_families_become_gguf_and_others_are_told_the_way() 
         assert said(facts(template, ((1,),), model_type=written))["gguf"][0], written
     possible, why = said(facts(template, ((1,),), model_type="gpt_neox"))["gguf"]
     assert not possible
-    assert "a checkpoint of gpt_neox is not converted here; name its GGUF file" in why
+    assert "checkpoints of gpt_neox are not converted here; use its GGUF file" in why
 
 
 def test_scaled_embeddings_are_told() -> None:

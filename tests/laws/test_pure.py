@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
-from embedgrad.errors import ModelError
-from embedgrad.model.backbone import Backbone, joined
-from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from kit import REUSING, noisy
 from kit_loss import loss_and_gradient, mixed, weighted
@@ -59,38 +53,3 @@ def test_what_was_computed_before_changes_no_bit(dtype: torch.dtype) -> None:
     expected = loss_and_gradient(made.model, rows, made.sequences[:2])
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
-
-
-def test_a_prompt_is_named_tensors_or_their_rows() -> None:
-    made = mixed()
-    rows = noisy(made.start)
-    backbone: Backbone = made.model
-    expected = backbone.outcome(rows, made.sequences)
-    for prompt in ({"span": rows}, {"first": rows[:2], "second": rows[2:]}):
-        found = backbone.outcome(prompt, made.sequences)
-        assert torch.equal(found.logprobs_BC, expected.logprobs_BC)
-        made_up = backbone.generate(prompt, made.sequences, Decoding(max_new_tokens=3), end_ids=())
-        assert made_up == replies(
-            made.model, rows, made.sequences, Decoding(max_new_tokens=3), end_ids=()
-        )
-
-
-def test_rows_for_each_layer_are_refused() -> None:
-    made = mixed()
-    with pytest.raises(ModelError, match=r"'deep' has rows of shape \[3, 2, 32\].*all layers"):
-        made.model.outcome({"deep": torch.zeros(3, 2, 32)}, made.sequences)
-    with pytest.raises(ModelError, match="one set of rows"):
-        joined(torch.zeros(3, 2, 32))
-
-
-def test_an_outcome_carries_what_its_examples_say() -> None:
-    made = mixed()
-    outcome = made.model.outcome(made.start, made.sequences)
-    assert outcome.groups == tuple(s.example.group for s in made.sequences)
-    assert outcome.tasks == (None,) * len(made.sequences)
-    assert outcome.extra == {}
-    tagged = [
-        dataclasses.replace(s, example=dataclasses.replace(s.example, task="ab"[i % 2]))
-        for i, s in enumerate(made.sequences)
-    ]
-    assert made.model.outcome(made.start, tagged).tasks == ("a", "b", "a", "b", "a")

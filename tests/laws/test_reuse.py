@@ -14,6 +14,7 @@ from torch import Tensor
 
 import tiny
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.prefix_cache import PrefixCache
 from kit import ATTENTION, PLACEMENTS, REUSING, Kit, full_logprobs, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
@@ -193,6 +194,22 @@ def test_stored_prefixes_are_not_computed_again() -> None:
     (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
     assert prefix.length == len(made.sequences[0].prefix)
     assert not prefix.keys.requires_grad
+
+
+def test_another_cache_is_handed_over_and_nothing_is_tried_again() -> None:
+    made = mixed()
+    rows = noisy(made.start)
+    expected = loss_and_gradient(made.model, rows, made.sequences)
+    with passes(made) as seen:
+        other = made.model.with_prefix_cache(PrefixCache(0))
+    assert seen == []
+    assert other.forward is made.model.forward
+    found = loss_and_gradient(other, rows, made.sequences)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (len(other.prefix_cache), other.prefix_cache.misses) == (0, 5)
+    stored = made.model.prefix_cache
+    assert (len(stored), stored.hits, stored.misses) == (5, 0, 5)
 
 
 # ------------------------------------------------------------------------- where reuse is not exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -12,20 +13,23 @@ from torch import Tensor
 
 from embedgrad.errors import DataError
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import SGD, AdamW, Schedule
 from embedgrad.parts.transforms import Clip, Context, Gradients, State
+from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts, Refinement, Training
-from kit import Kit, kit, noisy
+from kit import LONG_CHOICES, Kit, kit, noisy
 from kit_loop import QUICK, small, train
 from seam_parts import (
     Average,
     Costly,
     DeepToy,
     LowRank,
+    Noise,
     OrderedAverage,
     Protect,
     ScaleShift,
@@ -159,6 +163,80 @@ def test_a_training_by_groups_sees_whole_groups_also_after_a_resume() -> None:
 
 def groups_of(made: Kit) -> set[str]:
     return {s.example.group or "" for s in made.sequences[:8]}
+
+
+# -- augmentations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-dynamic", "mamba"])
+@pytest.mark.parametrize("target", [Target(choices=LONG_CHOICES), Target()])
+def test_the_model_reads_the_inputs_and_is_asked_for_the_labels(
+    architecture: str, target: Target
+) -> None:
+    made = kit(architecture, rows=4, target=target, tie=False)
+    if not target.choices:  # answers of several tokens
+        examples = [dataclasses.replace(s.example, answer=LONG_CHOICES[1]) for s in made.sequences]
+        made = dataclasses.replace(made, sequences=made.sequencer.build(examples))
+    noisy_batch = Noise(share=0.5)(made.sequences, seed=0, step=0, total=1)
+    assert any(s.inputs != s.targets for s in noisy_batch)
+    assert [s.targets for s in noisy_batch] == [s.targets for s in made.sequences]
+    rows = noisy(made.start)
+    table = made.loaded.model.get_input_embeddings()
+    found = made.model.outcome(rows, noisy_batch).logprobs_BC
+    for s, row in zip(noisy_batch, found, strict=True):
+        for c, labels in enumerate(s.targets):
+            assert s.inputs is not None
+            read = table(torch.tensor([*s.suffix, *s.inputs[c][:-1]]))
+            embeds = torch.cat([table(torch.tensor(s.prefix)), rows, read])[None]
+            model: Any = copy.deepcopy(made.loaded.model)
+            for module in model.modules():  # dynamic rotary scaling keeps its longest pass
+                if hasattr(module, "max_seq_len_cached"):
+                    module.max_seq_len_cached = 0
+            with torch.no_grad():
+                logits = model(inputs_embeds=embeds).logits[0]
+            logprobs = torch.log_softmax(logits[-len(labels) :], dim=1)
+            expected = logprobs[torch.arange(len(labels)), torch.tensor(labels)].sum()
+            assert (row[c] - expected).abs().item() < 1e-9
+    same = Noise(share=0.0)(made.sequences, seed=0, step=0, total=1)
+    plain = made.model.outcome(rows, made.sequences).logprobs_BC
+    assert torch.equal(made.model.outcome(rows, same).logprobs_BC, plain)
+
+
+def test_the_same_seed_and_step_give_the_same_batch_also_after_a_resume() -> None:
+    made = small(target=Target())
+    examples = [dataclasses.replace(s.example, answer=LONG_CHOICES[1]) for s in made.sequences]
+    made = dataclasses.replace(made, sequences=made.sequencer.build(examples))
+    noise = Noise()
+    first, again, later, other = (
+        noise(made.sequences, seed=seed, step=step, total=9)
+        for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert first == again
+    assert first not in (later, other)
+
+    def run(*augmentations: Augmentation, checkpoint: Checkpoint | None = None) -> Refinement:
+        parts = Parts(augmentations=augmentations, optimizer=FAST)
+        training = dataclasses.replace(QUICK, evaluate_every=2)
+        return train(made, training, dev=(), parts=parts, checkpoint=checkpoint, keep=kept.append)
+
+    kept: list[Checkpoint] = []
+    plain, silent, whole = run(), run(Noise(share=0.0)), run(noise)
+    assert torch.equal(plain.prompt.rows, silent.prompt.rows)
+    assert not torch.equal(plain.prompt.rows, whole.prompt.rows)
+    assert torch.equal(run(noise, checkpoint=kept[-3]).prompt.rows, whole.prompt.rows)
+    assert not torch.equal(run(noise, noise).prompt.rows, plain.prompt.rows)
+
+
+def test_dev_is_never_augmented() -> None:
+    made, seen = small(), []
+
+    class Watching(Noise):
+        def __call__(self, batch: Any, *, seed: int, step: int, total: int) -> Any:
+            seen.extend(s.example.source for s in batch)
+            return super().__call__(batch, seed=seed, step=step, total=total)
+
+    train(made, QUICK, parts=Parts(augmentations=(Watching(),)))
+    assert set(seen) == {s.example.source for s in made.sequences[:8]}
 
 
 # -- transforms ------------------------------------------------------------------------------------

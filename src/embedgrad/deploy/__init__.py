@@ -1,1 +1,1 @@
-"""Refined prompts in other engines: exported, verified, served."""
+"""Export refined prompts to other engines, check them there, and serve them."""

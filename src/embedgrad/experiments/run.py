@@ -27,7 +27,7 @@ from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.events import Report, nowhere, say, scoring, stage
-from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, dotted, unlike
+from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
@@ -91,9 +91,10 @@ def run(
         model, sequencer, test = ready.model, ready.sequencer, ready.test
         found = _made_from(recipe, ready, day)
         if checkpoint is not None and found != made_from:
+            change = differences(flatten(made_from), flatten(found))[0]
             raise RunError(
-                f"{out}: cannot be resumed, as {unlike(dotted(made_from), dotted(found))[0]}; "
-                "bring back what the run began with, or start a new one"
+                f"{out}: cannot be resumed, as {change}; bring back what the run began with, or "
+                "start a new one"
             )
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
@@ -169,14 +170,14 @@ def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
         raise RunError(
             f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
         )
-    then = dotted(Recipe.read(out / "recipe.toml").as_dict())
-    now = dotted(recipe.as_dict())
+    then = flatten(Recipe.read(out / "recipe.toml").as_dict())
+    now = flatten(recipe.as_dict())
     both = [name for name in LENGTHS if name in then and name in now]
     longer = [name for name in both if now[name] > then[name]]
-    differences = unlike(then, now, (*MAY_CHANGE, *longer))
-    if differences:
+    changes = differences(then, now, (*MAY_CHANGE, *longer))
+    if changes:
         raise RunError(
-            f"{out}: {'; '.join(differences)}; a resumed run keeps its recipe, of which only "
+            f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
             f"{' and '.join(LENGTHS)} may grow"
         )
     try:

@@ -19,17 +19,10 @@ if TYPE_CHECKING:
 def attention_windows(config: Any) -> dict[str, int | None]:
     """Kinds of attention layers, and how many tokens back each kind sees (None: all)."""
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return {
-            kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))
-        }
-    return {"attention": window}
-
-
-def layer_kinds(config: Any) -> list[str]:
-    """The kind of attention of each layer; empty where all are of one kind."""
-    return list(getattr(config, "layer_types", None) or ())
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        return {"attention": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
 def rope_limit(config: Any) -> int | None:

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from embedgrad.model.attention import attend_to
-from embedgrad.model.capabilities import (
-    attention_windows,
-    layer_kinds,
-    rope_limit,
-    why_not_reusable,
-)
+from embedgrad.model.capabilities import attention_windows, rope_limit, why_not_reusable
 from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.packing import PackedBatch, Packing, full_context, group_by_length, table
@@ -48,7 +43,8 @@ class ForwardPass:
         self._table: Any = loaded.model.get_input_embeddings()
         self._config: Any = loaded.model.config.get_text_config(decoder=True)
         self._windows = attention_windows(self._config)
-        self._kinds = layer_kinds(self._config)
+        # The kind of each layer; empty where all are of one kind.
+        self._kinds = list(getattr(self._config, "layer_types", None) or ())
         self.longest_reuse = rope_limit(self._config)
         self.why_not_reusable = why_not_reusable(loaded.model, self._config)
         self._lock = threading.RLock()
@@ -74,8 +70,7 @@ class ForwardPass:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids in the model's dtype."""
-        embeds = self._table(ids)
-        assert isinstance(embeds, Tensor)
+        embeds: Tensor = self._table(ids)
         return embeds
 
     def splice(self, ids_BT: Tensor, prompt_at: Tensor, prompt_PD: Tensor) -> Tensor:
@@ -113,8 +108,9 @@ class ForwardPass:
         self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        output = self._pass(self.model, embeds_BTD, layout, cache, keep_BT, logits_to_keep=keep_BT)
-        logits: Tensor = output.logits
+        logits: Tensor = self._pass(
+            self.model, embeds_BTD, layout, cache, keep_BT, logits_to_keep=keep_BT
+        ).logits
         return logits
 
     def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
@@ -170,19 +166,19 @@ class ForwardPass:
             nothing = prompt_PD.new_zeros(())
             return torch.stack([torch.stack(a + [nothing] * (width - len(a))) for a in alone])
         lines = [
-            (*full_context(s, len(prompt_PD)), ids, b * width + c)
+            (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), b * width + c)
             for b, (s, targets) in enumerate(scored)
             for c, ids in enumerate(targets)
         ]
-        longest = max(len(context) + len(ids) - 1 for context, _, ids, _ in lines)
+        longest = max(len(context) + len(ids) - 1 for context, _, ids, *_ in lines)
         ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         prompt_at: list[int] = []
         tokens: list[int] = []
         cells: list[int] = []
-        for i, (context, places, ids, cell) in enumerate(lines):
-            full = context + ids[:-1]
+        for i, (context, places, ids, inputs, cell) in enumerate(lines):
+            full = context + inputs[:-1]
             ids_BT[i, : len(full)] = torch.tensor(full)
             mask_BT[i, : len(full)] = 1
             keep_BT[i, len(context) - 1 : len(full)] = True
@@ -210,13 +206,12 @@ class ForwardPass:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
         with self._lock:
-            output = self.model(
+            logits: Tensor = self.model(
                 inputs_embeds=embeds,
                 attention_mask=mask_BT,
                 use_cache=False,
                 logits_to_keep=keep_BT,
-            )
-        logits: Tensor = output.logits
+            ).logits
         return logits
 
     def forget_longest_pass(self) -> None:

@@ -182,7 +182,7 @@ class LanguageModel:
             parts.append(self.forward.in_full(prompt_PD, [scored[i] for i in others], width))
         logprobs_BC = in_order(parts, reused + others).masked_fill(tokens_BC == 0, -torch.inf)
         examples = [s.example for s in batch]
-        extras = [getattr(example, "extra", {}) for example in examples]
+        columns = dict.fromkeys(chain(*(example.extra for example in examples)))
         return Outcome(
             logprobs_BC,
             tokens_BC,
@@ -190,7 +190,7 @@ class LanguageModel:
             tuple(example.group for example in examples),
             normalize,
             tuple(example.task or None for example in examples),
-            {name: [extra.get(name) for extra in extras] for name in dict.fromkeys(chain(*extras))},
+            {name: [example.extra.get(name) for example in examples] for name in columns},
         )
 
     def generate(

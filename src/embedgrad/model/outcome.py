@@ -1,4 +1,4 @@
-"""What the model says of a batch of answers."""
+"""Outcome: log-probabilities of a batch's answers, per example, and what a batch carries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the model says of a batch.
+    """Log-probabilities of a batch of B examples with up to C targets each.
 
-    `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where a row has
+    `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where there are
     fewer targets; `tokens_BC` counts those tokens; `gold_B` is the index of the right answer.
     `normalize` compares choices per token. `groups`, `tasks` and the columns of `extra` have one
     entry per example.

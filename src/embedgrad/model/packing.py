@@ -23,8 +23,8 @@ PASS_COST = 64  # tokens that could be computed in the time that one more pass c
 def full_context(sequence: TokenSequence, prompt: int) -> tuple[Ids, list[int]]:
     """Ids of prefix, prompt (`prompt` rows, zeros) and suffix; and the rows' places, in order."""
     first, start = prompt - len(sequence.later), len(sequence.prefix)
-    ids = sequence.prefix + (0,) * first + sequence.suffix
-    return ids, [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    places = [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    return sequence.context((0,) * prompt), places
 
 
 @final
@@ -59,7 +59,7 @@ class Packing:
         first = self.prompt - len(sequence.later)
         packed = _Packed(before, [0] * first + list(sequence.suffix))
         packed.prompt_at = [*range(first), *(first + at for at in sequence.later)]
-        packed.branch(targets)
+        packed.branch([(ids, sequence.inputs_of(ids)) for ids in targets])
         self._packed.append(packed)
 
     @property
@@ -123,10 +123,10 @@ class _Packed:
         self.leave = [TRUNK] * len(ids)
         self.reads: list[tuple[int, int, int]] = []
 
-    def branch(self, targets: Sequence[Ids]) -> None:
-        """Add the tree of the targets behind the trunk."""
+    def branch(self, targets: Sequence[tuple[Ids, Ids]]) -> None:
+        """Add the tree of the targets, each with the inputs that the model reads, to the trunk."""
         # To do: a node's children, or (None) its end. Answers are too deep to recurse.
-        waiting: list[tuple[int, int, dict[int, Ids] | None]] = [
+        waiting: list[tuple[int, int, dict[int, tuple[Ids, Ids]] | None]] = [
             (len(self.ids) - 1, 0, dict(enumerate(targets)))
         ]
         while waiting:
@@ -136,17 +136,17 @@ class _Packed:
                 continue
             if depth:
                 parent, at = at, len(self.ids)
-                self.ids.append(next(iter(below.values()))[depth - 1])
+                self.ids.append(next(iter(below.values()))[1][depth - 1])
                 self.positions.append(self.positions[parent] + 1)
                 self.enter.append(at)
                 self.leave.append(TRUNK)
                 waiting.append((at, depth, None))
-            following: dict[int, dict[int, Ids]] = {}
-            for c, ids in below.items():
+            following: dict[int, dict[int, tuple[Ids, Ids]]] = {}
+            for c, (ids, inputs) in below.items():
                 if depth < len(ids):
                     self.reads.append((at, ids[depth], c))
                     if depth + 1 < len(ids):
-                        following.setdefault(ids[depth], {})[c] = ids
+                        following.setdefault(inputs[depth], {})[c] = ids, inputs
             waiting += [(at, depth + 1, more) for more in reversed(following.values())]
 
 

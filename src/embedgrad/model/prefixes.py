@@ -70,7 +70,7 @@ class PrefixStore:
         """
         openings = dict(zip(ids, shared or [0] * len(ids), strict=True))
         stored = {prefix_ids: self.cache.get(prefix_ids) for prefix_ids in openings}
-        missing = [(i, openings[i]) for i, found in stored.items() if found is None]
+        missing = [(i, openings[i]) for i, prefix in stored.items() if prefix is None]
         for opening, group in _passes(missing):
             for i, prefix in zip(group, self._build(opening, group), strict=True):
                 stored[i] = self.cache.put(i, prefix)

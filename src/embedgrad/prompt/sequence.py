@@ -53,6 +53,8 @@ class TokenSequence:
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
     `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
+    `inputs` is what the model reads in the place of each target, of the same length; None: the
+    targets themselves, which are the labels.
     """
 
     prefix: Ids
@@ -63,6 +65,11 @@ class TokenSequence:
     example: Example
     shared: int = 0
     later: tuple[int, ...] = ()
+    inputs: tuple[Ids, ...] | None = None
+
+    def inputs_of(self, target: Ids) -> Ids:
+        """What the model reads in the place of one of the targets."""
+        return target if self.inputs is None else self.inputs[self.targets.index(target)]
 
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""

@@ -117,6 +117,8 @@ def read_data(recipe: Recipe) -> Splits:
         labels=data.labels,
         solution=data.solution if with_solutions else None,
         group=data.group,
+        task=data.task,
+        extra=recipe.parts.objective.columns,
         where=data.where,
         dev_share=data.dev_share,
         test_share=data.test_share,

@@ -35,7 +35,7 @@ _TEMPLATE = (
     ),
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
-# How a part is written where it is not a section of its own.
+# How a part is written if it is not a section.
 _WRITTEN = {**{kind: f"[[{kind}]]" for kind in LISTS}, "scorer": "[evaluation] scorer ="}
 
 

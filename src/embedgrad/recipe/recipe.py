@@ -86,7 +86,9 @@ class Recipe:
             for name, kind in SECTIONS.items()
             if kind is not None and (name in values or name not in REQUIRED)
         }
-        sections["template"], merges = _template(values.get("template"), problems)
+        sections["template"], merges = None, "report"
+        if "template" in values:
+            sections["template"], merges = _template(values["template"], problems)
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -174,8 +176,7 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
 def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
-        if values is not None:
-            problems.append(f"template: {values!r}; expected a table of options")
+        problems.append(f"template: {values!r}; expected a table of options")
         return None, "report"
     known = {*ROLES, "text", "messages", "options", "merges"}
     unknown = [name for name in values if name not in known]
@@ -237,7 +238,9 @@ def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
-    solutions = sections["solutions"]
+    training, solutions = sections["training"], sections["solutions"]
+    if training and training.batch_by == "groups" and data and data.group is None:
+        problems.append("training.batch_by: 'groups', but data.group names no column")
     if solutions and target and data:
         problems += source_problems(solutions, target, column=data.solution is not None)
     if data:

@@ -48,6 +48,8 @@ class DataSettings:
     """What values of that column mean, as in { 0 = "negative", 1 = "positive" }."""
     group: str | None = None
     """A column whose rows belong together: no group crosses a split."""
+    task: str | None = None
+    """A column that names the task of each row, for objectives that compare tasks."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Keep only rows with these values, as in { domain = "movies" }."""
     limit: Mapping[str, int] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class CompareSettings:
             if len(set(values)) < len(values):
                 raise DataError(f"compare.{option}: {list(values)}; expected each one once")
         if "" in self.prompts:
-            raise DataError("compare.prompts: '' holds no words; expected texts for the span")
+            raise DataError("compare.prompts: '' has no words; expected texts for the span")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Where a refined prompt can go: one file for each destination."""
+"""Where a refined prompt can be exported, one module per destination."""

@@ -1,1 +1,1 @@
-"""File formats of the engines: checkpoints, GGUF, chat templates."""
+"""File formats that exports are written in."""

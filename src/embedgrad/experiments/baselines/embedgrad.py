@@ -1,4 +1,4 @@
-"""EmbedGrad, also without its trust region or without the words."""
+"""EmbedGrad as a method of a comparison, also without trust region or from random rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
 
 
 class EmbedGrad(Method):
-    """The recipe's own training, with other parts or other rows to start from where given."""
+    """The recipe's own training, optionally with other parts or other start rows."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""PEFT's LoRA: small matrices added to the model's own, the ceiling that a prompt may approach.
+"""PEFT LoRA: low-rank updates of the model's weights, as a ceiling for what a prompt can reach.
 
-Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's quick tour for alpha and dropout.
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; alpha and dropout as in PEFT's quick tour.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Lora(PeftMethod):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                # What PEFT corrects by itself in GPT-2.
+                # PEFT corrects this by itself in GPT-2.
                 warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
-            known = f"PEFT has no LoRA for {task.model.info.architecture}"
-            raise ModelError(f"{self.name}: {known} ({error}); leave it out") from error
+            reason = f"PEFT has no LoRA for {task.model.info.architecture} ({error})"
+            raise ModelError(f"{self.name}: {reason}; leave it out") from error
         try:
             yield model
         finally:
@@ -97,7 +97,7 @@ def _trained(model: Any) -> dict[str, Tensor]:
 def _answers(
     task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[ScoredAnswer]:
-    """By the model with what was added to it: no prefix that the model alone has read serves it."""
+    """Answers of the model with LoRA, which cannot reuse prefixes of the bare model."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
     start_PD = model.embed(task.sequencer.prompt_ids)

@@ -1,7 +1,7 @@
-"""PEFT's prompt tuning and CPT.
+"""PEFT prompt tuning (soft prompts) and CPT.
 
-PEFT puts virtual tokens before everything else, the chat template's opening included, and nowhere
-else. So the span's words leave their place in the template, and as many virtual tokens stand first.
+PEFT can put virtual tokens only before everything else, even the opening of the chat template. So
+the span's words are taken out of the template, and the same number of virtual tokens comes first.
 Sources: Lester et al. 2021, https://arxiv.org/abs/2104.08691 (prompt tuning); Blau et al. 2024,
 https://arxiv.org/abs/2410.17222 (CPT); PEFT 0.21 `PeftModelForCausalLM.forward`.
 """
@@ -25,17 +25,17 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import distances
 from embedgrad.recipe.recipe import Recipe
 
-ORDER = "PEFT puts the prompt first: as many rows, before the chat template's opening"
+ORDER = "PEFT puts the prompt first: the same number of rows, before the chat template's opening"
 
 
 def prompt_first(sequence: TokenSequence) -> TokenSequence:
-    """The row as PEFT can have it."""
+    """The row with the prompt first, as PEFT needs it."""
     suffix = sequence.prefix + sequence.suffix
     return replace(sequence, prefix=(), suffix=suffix, plain=None, shared=0)
 
 
 class PeftPrompt(PeftMethod):
-    """A PEFT method that trains rows, which our evaluator then scores."""
+    """A PEFT method that trains prompt rows, which our evaluator scores."""
 
     start: str
 
@@ -54,7 +54,7 @@ class PeftPrompt(PeftMethod):
         try:
             yield model
         finally:
-            base.eval()  # nothing else of it was changed
+            base.eval()  # nothing else was changed
 
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         return sequence.prefix + sequence.suffix, sequence.targets[sequence.gold]
@@ -114,8 +114,8 @@ class PromptTuning(PeftPrompt):
     def wrapped(self, task: Task) -> Iterator[Any]:
         with super().wrapped(task) as model:
             if self.from_text:
-                # What PEFT's own TEXT start does, but with the tokens that the template gives the
-                # span: alone, its text may be cut into others.
+                # As PEFT's TEXT start, but with the span's tokens in the template: alone, the text
+                # may be tokenized differently.
                 rows_PD = task.model.embed(task.sequencer.prompt_ids)
                 with torch.no_grad():
                     _encoder(model).embedding.weight.copy_(rows_PD)
@@ -123,7 +123,7 @@ class PromptTuning(PeftPrompt):
 
 
 class CPT(PeftPrompt):
-    """PEFT CPT: a trained difference to the span's embeddings, of bounded length."""
+    """PEFT CPT: trains a difference of bounded length to the span's embeddings."""
 
     start = "the span's tokens"
 
@@ -138,7 +138,7 @@ class CPT(PeftPrompt):
             task_type=TaskType.CAUSAL_LM,
             cpt_token_ids=list(ids),
             cpt_mask=[1] * len(ids),
-            cpt_tokens_type_mask=[1] * len(ids),  # words of the template, all of them trained
+            cpt_tokens_type_mask=[1] * len(ids),  # type 1: words of the template, which are trained
         )
 
     def inputs(self, batch: Padded) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
-_UINT32 = 4
 
 # Far above any real model (a vocabulary of 262,144 with scores, types and merges makes 1.3 million
 # elements), and low enough that the slower readers behind us stay within seconds.

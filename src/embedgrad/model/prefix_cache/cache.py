@@ -15,7 +15,7 @@ import torch
 from embedgrad.model.prefix_cache.budget import budget_bytes, free_memory
 from embedgrad.model.prefix_cache.disk_tier import Spill
 from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import MemoryTier, Tier, least_useful
+from embedgrad.model.prefix_cache.memory_tier import MemoryTier, Tier, choose_evictions
 from embedgrad.prompt.boundaries import Ids
 
 HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
@@ -70,10 +70,10 @@ class PrefixCache:
         return cls(room, host=host, spill=spill, precision=precision)
 
     def __len__(self) -> int:
-        return sum(len(tier) for tier in self._tiers)
+        return sum(len(tier.sizes) for tier in self._tiers)
 
     def __contains__(self, ids: object) -> bool:
-        return any(ids in tier for tier in self._tiers)
+        return any(ids in tier.sizes for tier in self._tiers)
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +134,7 @@ class PrefixCache:
         """The prefix of these tokens, if it is stored; counts a hit or a miss, and one use."""
         if ids in self._uses:
             self._uses[ids] = max(self._uses[ids] - 1, 0.0)
-        tier = next((tier for tier in self._tiers if ids in tier), None)
+        tier = next((tier for tier in self._tiers if ids in tier.sizes), None)
         prefix = tier.load(ids) if tier is not None else None
         if prefix is None:
             self.misses += 1
@@ -159,27 +159,28 @@ class PrefixCache:
     def clear(self) -> None:
         """Remove every prefix, also those on disk; the counts stay."""
         for tier in self._tiers:
-            tier.clear()
+            for ids in list(tier.sizes):
+                tier.remove(ids)
 
     def _place(self, ids: Ids, prefix: CachedPrefix, first: int) -> None:
-        """Store a prefix in a tier from the `first` on; what makes room moves further down."""
+        """Store a prefix in a tier from the `first` on; evicted ones move further down."""
         for level, tier in enumerate(self._tiers[first:], first):
             if tier.writes and not self._uses.get(ids, 1):
                 return  # nothing to be gained by writing it
-            leaving = least_useful(tier, ids, prefix.nbytes, self._uses)
-            if leaving is None:
+            evicted = choose_evictions(tier, ids, prefix.nbytes, self._uses)
+            if evicted is None:
                 continue
-            below = [(other, self._take_out(tier, other, level)) for other in leaving]
+            below = [(other, self._evict(tier, other, level)) for other in evicted]
             if tier.store(ids, prefix):
                 for other, moved in below:
                     if moved is not None:
                         self._place(other, moved, level + 1)
                 return
 
-    def _take_out(self, tier: Tier, ids: Ids, level: int) -> CachedPrefix | None:
+    def _evict(self, tier: Tier, ids: Ids, level: int) -> CachedPrefix | None:
         """Remove a prefix from a tier; returns it if there is a use for it further down."""
         last = level + 1 == len(self._tiers)
         prefix = None if last or not self._uses.get(ids) else tier.load(ids)
-        if ids in tier:
+        if ids in tier.sizes:
             tier.remove(ids)
         return prefix

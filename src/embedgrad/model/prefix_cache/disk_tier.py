@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -83,23 +83,13 @@ class Spill(Tier):
         self._files: dict[Ids, _File] = {}
         self._notify = notify or (lambda text: None)
 
-    @property
-    def sizes(self) -> Iterator[tuple[Ids, int]]:
-        return ((ids, file.nbytes) for ids, file in self._files.items())
-
-    def __contains__(self, ids: object) -> bool:
-        return ids in self._files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
+    def _write(self, ids: Ids, prefix: CachedPrefix) -> bool:
         """Write a prefix; once the disk is full nothing more is written."""
         if self._full:
             return False
         path = self.folder / f"{self._written}.prefix"
         self._written += 1
-        tensors = [t.detach().cpu().contiguous() for t in (prefix.keys, prefix.values)]
+        tensors = [t.detach().cpu().contiguous() for t in prefix]
         checksum = 0
         try:
             disk = shutil.disk_usage(self.folder)
@@ -119,7 +109,6 @@ class Spill(Tier):
             raise
         keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
         self._files[ids] = _File(path, checksum, prefix.nbytes, (keys, values))
-        self.nbytes += prefix.nbytes
         return True
 
     def load(self, ids: Ids) -> CachedPrefix | None:
@@ -144,10 +133,8 @@ class Spill(Tier):
             raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
         )
 
-    def remove(self, ids: Ids) -> None:
-        file = self._files.pop(ids)
-        self.nbytes -= file.nbytes
-        _unlink(file.path)
+    def _delete(self, ids: Ids) -> None:
+        _unlink(self._files.pop(ids).path)
 
     def _stop(self, reason: str) -> None:
         self._full = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -14,41 +14,40 @@ from embedgrad.prompt.boundaries import Ids
 
 
 class Tier(ABC):
-    """Stores prefixes, `nbytes` of them up to `budget`; `PrefixCache` decides which."""
+    """Stores prefixes up to `budget` bytes; `PrefixCache` decides which.
+
+    `sizes` holds the bytes of each, `nbytes` is their sum.
+    """
 
     writes = False  # whether storing a prefix costs more than a copy in memory
 
     def __init__(self, budget: int):
         self.budget = budget
         self.nbytes = 0
+        self.sizes: dict[Ids, int] = {}
 
-    @property
-    @abstractmethod
-    def sizes(self) -> Iterator[tuple[Ids, int]]:
-        """The stored prefixes, and the bytes of each."""
-
-    @abstractmethod
-    def __contains__(self, ids: object) -> bool: ...
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
     def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
         """Store a prefix that fits; whether that worked."""
+        if not self._write(ids, prefix):
+            return False
+        self.sizes[ids] = prefix.nbytes
+        self.nbytes += prefix.nbytes
+        return True
+
+    def remove(self, ids: Ids) -> None:
+        """Remove a stored prefix."""
+        self.nbytes -= self.sizes.pop(ids)
+        self._delete(ids)
 
     @abstractmethod
     def load(self, ids: Ids) -> CachedPrefix | None:
         """A stored prefix; None where it was lost."""
 
     @abstractmethod
-    def remove(self, ids: Ids) -> None:
-        """Remove a stored prefix."""
+    def _write(self, ids: Ids, prefix: CachedPrefix) -> bool: ...
 
-    def clear(self) -> None:
-        """Remove every prefix."""
-        for ids, _ in list(self.sizes):
-            self.remove(ids)
+    @abstractmethod
+    def _delete(self, ids: Ids) -> None: ...
 
 
 @final
@@ -57,30 +56,18 @@ class MemoryTier(Tier):
 
     def __init__(self, budget: int, *, pinned: bool = False):
         super().__init__(budget)
-        self._pinned = pinned
+        self._copy = _pin if pinned else _own
         self._prefixes: dict[Ids, CachedPrefix] = {}
-
-    @property
-    def sizes(self) -> Iterator[tuple[Ids, int]]:
-        return ((ids, prefix.nbytes) for ids, prefix in self._prefixes.items())
-
-    def __contains__(self, ids: object) -> bool:
-        return ids in self._prefixes
-
-    def __len__(self) -> int:
-        return len(self._prefixes)
-
-    def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
-        copy = _pin if self._pinned else _own
-        self._prefixes[ids] = CachedPrefix(copy(prefix.keys), copy(prefix.values))
-        self.nbytes += prefix.nbytes
-        return True
 
     def load(self, ids: Ids) -> CachedPrefix | None:
         return self._prefixes[ids]
 
-    def remove(self, ids: Ids) -> None:
-        self.nbytes -= self._prefixes.pop(ids).nbytes
+    def _write(self, ids: Ids, prefix: CachedPrefix) -> bool:
+        self._prefixes[ids] = CachedPrefix(*map(self._copy, prefix))
+        return True
+
+    def _delete(self, ids: Ids) -> None:
+        del self._prefixes[ids]
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -94,7 +81,9 @@ def _pin(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
-def least_useful(tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]) -> list[Ids] | None:
+def choose_evictions(
+    tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]
+) -> list[Ids] | None:
     """The prefixes to remove so that another fits; None where it may not take the room.
 
     Bytes and the work of computing a prefix again both grow with its tokens, so per byte a prefix
@@ -108,14 +97,16 @@ def least_useful(tier: Tier, ids: Ids, nbytes: int, uses: Mapping[Ids, float]) -
     if nbytes > tier.budget or not own:
         return None
     less = sorted(
-        (uses.get(other, 0), size, other) for other, size in tier.sizes if uses.get(other, 0) < own
+        (uses.get(other, 0), size, other)
+        for other, size in tier.sizes.items()
+        if uses.get(other, 0) < own
     )
-    leaving: list[Ids] = []
+    evicted: list[Ids] = []
     worth = 0.0
     for use, size, other in less:
-        leaving.append(other)
+        evicted.append(other)
         worth += use * size
         excess -= size
         if excess <= 0:
-            return leaving if worth < own * nbytes else None
+            return evicted if worth < own * nbytes else None
     return None

@@ -56,18 +56,16 @@ class SandboxedFunction(_FunctionScorer):
 
     def score(self, reply: str, answer: str) -> float:
         if not _NAME.fullmatch(self.function):
-            expected = "names no function; expected 'package.module:function'"
-            raise self._problem(f".function: {self.function!r} {expected}")
+            what = f"{self.function!r} names no function; expected 'package.module:function'"
+            raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
         try:
             return sandbox.call(self.function, reply, answer, seconds=self.timeout)
         except sandbox.SandboxError as error:
-            if error.at_start:
-                raise self._problem(f".function: {error.what}") from None
-            what = _describe(self.function, reply, error.what, error.advice)
-            raise self._problem(f": {what}") from None
-
-    def _problem(self, text: str) -> RecipeError:
-        return RecipeError("recipe", [f"evaluation.scorer{text}"])
+            problem = f"evaluation.scorer.function: {error.what}"
+            if not error.at_start:
+                what = _describe(self.function, reply, error.what, error.advice)
+                problem = f"evaluation.scorer: {what}"
+            raise RecipeError("recipe", [problem]) from None
 
     def deciding(self) -> dict[str, Any]:
         """The function's name: what scores in time scores the same with more of it."""

@@ -58,5 +58,5 @@ class Math(Scorer):
 def _require_library() -> None:
     for name in ("math_verify", "antlr4"):
         if find_spec(name) is None:
-            extra = f"needs the library {name.replace('_', '-')}; pip install 'embedgrad[math]'"
-            raise RecipeError("recipe", [f"evaluation.scorer: 'math' {extra}"])
+            problem = f"evaluation.scorer: 'math' needs the library {name.replace('_', '-')}"
+            raise RecipeError("recipe", [f"{problem}; pip install 'embedgrad[math]'"])

@@ -17,8 +17,8 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import next_logits, replies, stream
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
-from kit import Kit, forget_longest_pass, kit, noisy, spliced
-from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
+from kit import SEVERAL, Kit, forget_longest_pass, kit, noisy, spliced
+from kit_loss import LONG, assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
 LATER = (2, 1)  # rows of the second and third span
 
@@ -77,6 +77,18 @@ def test_a_batch_can_be_split_anyhow(
         part = order[start:end]
         found = made.model.outcome(rows, [sequences[i] for i in part]).logprobs_BC
         assert (found - whole[part]).abs().max().item() < 1e-10
+
+
+@pytest.mark.parametrize("place", SEVERAL)
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3", "mamba"])
+def test_templates_with_several_spans_are_exact(architecture: str, place: str) -> None:
+    made = kit(architecture, template=SEVERAL[place], target=LONG, rows=4, tie=False)
+    assert all(s.later for s in made.sequences)
+    rows = noisy(made.start)
+    assert_same(
+        loss_and_gradient(made.model, rows, made.sequences),
+        full_loss_and_gradient(made, rows, made.sequences),
+    )
 
 
 def test_the_budget_changes_no_number() -> None:
