@@ -43,8 +43,6 @@ CHECK_ENGINES = {
     "peft": CheckEngine("peft", "PeftEngine", "peft", "compare"),
     "vllm": _decoding("vLLM"),
     "sglang": _decoding("SGLang"),
-        "embeddings", "BodyEngine", description=_DECODED.format("SGLang", "SGLang")
-    ),
 }
 
 
