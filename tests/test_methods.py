@@ -114,7 +114,7 @@ def test_worked_examples_are_turns_of_the_chat() -> None:
         add_generation_prompt=True,
     )
     assert rendered.text == expected
-    assert rendered.prefix.count("Good or bad?") == 2
+    assert rendered.texts[0].count("Good or bad?") == 2
 
 
 def test_worked_examples_keep_the_opening_of_the_answer() -> None:
@@ -169,7 +169,7 @@ def test_best_of_n_takes_the_text_that_dev_likes_best() -> None:
     for text in (own, *texts):
         sequencer = task.sequencer_of(with_span(made.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in task.dev)
-        answered = task.evaluator().text(made.model.embed(sequencer.span.ids), rows)
+        answered = task.evaluator().score_text_prompt(made.model.embed(sequencer.span.ids), rows)
         right = sum(a.correct for a in answered)
         scores[text] = right, -sum(a.loss for a in answered)
     assert trained.facts["settings"]["prompt"] == max(scores, key=lambda text: scores[text])
@@ -318,12 +318,12 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
 def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
     task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
     whole = method.train(replace(task, state=folder), 0)
-    (folder / "state.safetensors").write_bytes(b"no tensors")
+    (folder / "checkpoint.safetensors").write_bytes(b"no tensors")
     events: list[dict[str, Any]] = []
     again = method.train(replace(task, state=folder, report=events.append), 0)
     notes = [event for event in events if event["event"] == "note"]
     (line,) = [n["text"] for n in notes if "starts from the beginning" in n["text"]]
-    assert "the saved state cannot be read" in line
+    assert "the checkpoint cannot be read" in line
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 
 
@@ -336,7 +336,7 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     plain = LanguageModel.outcome
 
     def spy(self: Any, rows: Tensor, sequences: Sequence[TokenSequence], **options: Any) -> Any:
-        if rows.requires_grad:
+        if any(tensor.requires_grad for tensor in rows.values()):
             ours.append([s.example.source for s in sequences])
         return plain(self, rows, sequences, **options)
 
