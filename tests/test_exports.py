@@ -386,7 +386,7 @@ def entry(name: str, value: object) -> Callable[[Path], None]:
     [
         (change_file, "prompt.safetensors: was changed (its digest differs)"),
         (lambda out: (out / "prompt" / "prompt.json").unlink(), "prompt.json: is missing"),
-        (lambda out: (out / folders.FILE).unlink(), "expected the folder of an export"),
+        (lambda out: (out / folders.FILE).unlink(), "expected a folder that `embedgrad export"),
         (lambda out: (out / folders.FILE).write_bytes(b"{"), "export.json: is not JSON"),
         (entry("format", "x"), 'expected "format": "embedgrad-export"'),
         (entry("version", 1), "has format version 1, but this embedgrad reads 2; export the run"),
@@ -657,8 +657,7 @@ def test_the_card_warns_of_what_the_destination_cannot_guard(runs: Runs, tmp_pat
         said[to] = card.partition("## Security\n\n")[2].partition("\n## ")[0]
         assert "Nothing: it was exported without a check." in card
         assert not (tmp_path / to / "verify.json").exists()
-    assert "Raw completions" in said["vocabulary"]
-    assert "cannot be guarded" in said["vocabulary"]
+    assert "It cannot guard raw completions" in said["vocabulary"]
     assert "trusted users only" in said["vllm"]
     assert "--enable-prompt-embeds" in said["vllm"]
     assert "unpickled" in said["safetensors"]

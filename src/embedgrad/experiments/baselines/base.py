@@ -137,10 +137,3 @@ def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = Fal
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
     return len(sequence.prefix) + prompt + len(sequence.suffix) - len(sequence.later)
-
-
-def examples_seen(rows: int, batch_size: int, steps: int) -> int:
-    """The number of training examples in `steps` steps; an epoch's last batch may be smaller."""
-    steps_per_epoch = -(-rows // batch_size)
-    epochs, rest = divmod(steps, steps_per_epoch)
-    return epochs * rows + min(rest * batch_size, rows)
