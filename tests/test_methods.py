@@ -115,7 +115,7 @@ def test_worked_examples_are_turns_of_the_chat() -> None:
         add_generation_prompt=True,
     )
     assert rendered.text == expected
-    assert rendered.prefix.count("Good or bad?") == 2
+    assert rendered.texts[0].count("Good or bad?") == 2
 
 
 def test_worked_examples_keep_the_opening_of_the_answer() -> None:

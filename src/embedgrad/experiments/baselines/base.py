@@ -126,8 +126,14 @@ class Method(ABC):
         """Answer rows with the result of a training."""
 
 
+def why_not_one_span(recipe: Recipe) -> str | None:
+    """Why a method that replaces or moves the only span cannot run; None if it can."""
+    count = len(recipe.template.spans)
+    return None if count == 1 else f"it needs a single [[span]], and the template has {count}"
+
+
 def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = False) -> int:
     """The number of tokens that the model reads before it answers."""
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
-    return len(sequence.prefix) + prompt + len(sequence.suffix)
+    return len(sequence.prefix) + prompt + len(sequence.suffix) - len(sequence.later)

@@ -18,10 +18,12 @@ from embedgrad.experiments.baselines.base import (
     Task,
     Trained,
     question_tokens,
+    why_not_one_span,
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Refinement
 
@@ -53,6 +55,9 @@ class EmbedGrad(Method):
     ):
         super().__init__(name)
         self._parts, self._start = parts, start
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return None if self._start is None else why_not_one_span(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)

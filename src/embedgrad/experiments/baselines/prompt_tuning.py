@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
-from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import distances
@@ -38,6 +44,9 @@ class PeftPrompt(PeftMethod):
     """A PEFT method that trains prompt rows, which our evaluator scores."""
 
     start: str
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return super().why_not(recipe) or why_not_one_span(recipe)
 
     @abstractmethod
     def config(self, task: Task) -> Any:

@@ -12,7 +12,14 @@ from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
-from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Method,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.templates import with_examples, with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
@@ -30,7 +37,7 @@ class Text(Method):
         score = None
         if task.dev:
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
-        return Trained({}, _facts(task.sequencer.span.text, score, {}))
+        return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
 
     def answer(
         self,
@@ -49,7 +56,9 @@ class BestOfN(Method):
     seeded = False
 
     def why_not(self, recipe: Recipe) -> str | None:
-        return None if recipe.compare.prompts else "compare.prompts lists no other texts"
+        if not recipe.compare.prompts:
+            return "compare.prompts lists no other texts"
+        return why_not_one_span(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         if not task.dev:
