@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import typing
 from dataclasses import dataclass
 
-from embedgrad.data.splits import NAMES
-from embedgrad.experiments.plan.batches import Rows
-from embedgrad.experiments.plan.flops import Reuse
-from embedgrad.experiments.plan.model_shape import Shape
-from embedgrad.experiments.plan.workload import Course, Replies, course
+from embedgrad.experiments.plan.probe import Rates
+from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
 from embedgrad.recipe.recipe import Recipe
 
 
+@typing.final
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What was measured once and does not depend on the recipe's settings.
-
-    Seconds from the start of the process to the plan, of loading, and of tokenizing a row; bytes in
-    use with the model loaded, and the most while it was.
-    """
-
-    start: float = 0.0
-    load: float = 0.0
-    per_row: float = 0.0
-    base_bytes: int = 0
-    load_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """Seconds by what they go into, and bytes; `peak` is the most of all."""
+    """What a run does, its seconds by what they go into, and its bytes."""
 
-    course: Course
+    workload: Workload
     seconds: dict[str, float]
     memory: dict[str, float]
-    room: int
-    rows: dict[str, int]
 
     @property
     def total(self) -> float:
@@ -44,130 +25,79 @@ class Estimate:
         return sum(self.seconds.values())
 
     @property
-    def train(self) -> float:
-        """Seconds from the first evaluation to the last; `train.seconds` of a result."""
-        return sum(self.seconds[name] for name in ("prefixes", "steps", "dev"))
-
-    @property
     def peak(self) -> float:
         """The most bytes in use at once."""
         return self.memory["peak"]
 
 
+@typing.final
 @dataclass(frozen=True)
 class Estimator:
-    """Says what a recipe takes, from its rows, the model's shape and what was measured."""
+    """Says what a recipe takes, from its tokens and what was measured.
 
-    rows: Rows
-    shape: Shape
-    reuse: Reuse
-    machine: Machine
+    `fixed` are seconds that no setting changes. Bytes: `loading` is the most while the model was
+    loaded, `loaded` what it then holds, `model_bytes` its weights, `token_bytes` a prefix token in the model's precision, and
+    `room` that for prefixes in memory, `slower_room` elsewhere.
+    """
+
+    splits: TokenizedSplits
     rates: Rates
+    model_bytes: int
+    token_bytes: int
+    itemsize: int
     room: int
     slower_room: int = 0
+    fixed: dict[str, float] | None = None
+    loading: float = 0.0
+    loaded: float = 0.0
     writes: bool = False
 
     def __call__(self, recipe: Recipe) -> Estimate:
-        """Seconds and bytes of a run of `recipe`, whose data and template are the estimator's."""
-        rows = limited(self.rows, recipe)
-        rates, machine = self.rates, self.machine
-        most = recipe.evaluation.max_new_tokens
-        replies = rates.replies.within(most)
-        room = self.room + self.slower_room
-        run = course(recipe, rows, self.shape, self.reuse, room, replies, writes=self.writes)
-        seconds = {
-            "start": machine.start,
-            "load": machine.load,
-            "tokenize": machine.per_row * len(rows.everything),
-            "solutions": rates.decoding * run.writing.effort,
-            "prefixes": rates.prefixes * run.building.training.effort,
-            "steps": rates.steps * run.training.effort + rates.first,
-            "dev": rates.scoring * run.dev.effort + rates.decoding * run.dev_decoding.effort,
-            "test": rates.prefixes * run.building.test.effort
-            + rates.scoring * run.test.effort
-            + rates.decoding * run.test_decoding.effort,
+        """Estimate a recipe that has the estimator's data, template and model."""
+        rates, most = self.rates, recipe.evaluation.max_new_tokens
+        token, splits = self.stored_bytes(recipe), self.splits.limit(recipe.data.limit)
+        text, refined = (min(reply, most) for reply in rates.replies)
+        room = (self.room + self.slower_room) / token
+        workload = count(recipe, splits, room, (text, refined), writes=self.writes)
+        parts = ("solutions", "prefixes", "steps", "dev", "test")
+        seconds = {**(self.fixed or {}), **dict.fromkeys(parts, 0.0)}
+        for (part, kind), work in workload.work.items():
+            seconds[part] += rates.seconds.get(kind, 0.0) * work.effort
+        seconds["steps"] += rates.first
+        return Estimate(workload, seconds, self._memory(recipe, splits, workload))
+
+    def stored_bytes(self, recipe: Recipe) -> int:
+        """Bytes of a prefix token as it is stored."""
+        halved = recipe.prefix_cache.precision == "half" and self.itemsize > 2
+        return self.token_bytes * 2 // self.itemsize if halved else self.token_bytes
+
+    def _memory(
+        self, recipe: Recipe, splits: TokenizedSplits, workload: Workload
+    ) -> dict[str, float]:
+        token, training, rates = self.stored_bytes(recipe), recipe.training, self.rates.bytes
+        train, every = (
+            min(self.room, token * n) for n in (workload.train_prefixes, workload.all_prefixes)
+        )
+        passes = {
+            "steps": -(-min(training.batch_size, len(splits.train)) // training.accumulate),
+            "scoring": min(recipe.evaluation.batch_size, max(len(splits.dev), len(splits.test))),
         }
-        counts = {name: len(getattr(rows, name)) for name in NAMES}
-        return Estimate(run, seconds, self._memory(run), self.room, counts)
-
-    def with_room(self, room: int) -> Estimator:
-        """The same with so many bytes for prefixes in memory."""
-        return dataclasses.replace(self, room=room)
-
-    def in_half(self) -> Estimator:
-        """The same model in 16 bits a number; what time it takes then is not known."""
-        saved = self.shape.model_bytes - self.shape.parameters * 2
-        machine = dataclasses.replace(
-            self.machine,
-            base_bytes=self.machine.base_bytes - saved,
-            load_bytes=self.machine.load_bytes - saved,
+        # Prefixes that are not stored as they are used are in memory while their batch is computed.
+        fits = token == self.token_bytes and token * workload.all_prefixes <= self.room
+        lengths = sorted(map(len, {s.prefix for s in splits.all}), reverse=True)
+        step, scoring = (
+            rates.get(kind, 0.0) * examples
+            + (0 if fits else self.token_bytes * sum(lengths[:examples]))
+            for kind, examples in passes.items()
         )
-        shape = dataclasses.replace(self.shape, itemsize=2)
-        return dataclasses.replace(self, shape=shape, machine=machine)
-
-    def at_most(self, recipe: Recipe) -> float:
-        """Seconds where every free answer goes on as long as it may."""
-        most = recipe.evaluation.max_new_tokens
-        rates = dataclasses.replace(self.rates, replies=Replies(most, most))
-        return dataclasses.replace(self, rates=rates)(recipe).total
-
-    def _memory(self, run: Course) -> dict[str, float]:
-        prefixes, rates = run.building, self.rates
-        step = rates.step_bytes * run.step_bytes + prefixes.loose_bytes
-        # What earlier work leaves behind does not grow with the rows.
-        scoring = rates.scoring_bytes + run.scoring_bytes + prefixes.loose_bytes
-        building = rates.held_bytes * prefixes.held_bytes
-        base = self.machine.base_bytes
-        training, test = (
-            min(prefixes.training_bytes, self.room),
-            min(prefixes.test_bytes, self.room),
-        )
-        peak = max(
-            self.machine.load_bytes,
-            base + training + max(step, scoring, building),
-            base + test + max(scoring, building),
-        )
+        building = rates.get("prefixes", 0.0)
+        peak = max(train + step, every + max(scoring, building)) + self.loaded
         return {
-            "peak": peak,
-            "loading": self.machine.load_bytes,
-            "loaded": base,
-            "prefixes": max(training, test),
+            "peak": max(self.loading, peak),
+            "loading": self.loading,
+            "loaded": self.loaded,
+            "prefixes": every,
             "step": step,
             "scoring": scoring,
             "building_prefixes": building,
         }
-
-
-def limited(rows: Rows, recipe: Recipe) -> Rows:
-    """The rows that data.limit leaves."""
-    limit = recipe.data.limit
-    parts = {name: getattr(rows, name)[: limit.get(name)] for name in NAMES}
-    return dataclasses.replace(rows, **parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Seconds per unit of effort by kind, and what memory shows beside the computed bytes.
-
-    `step_bytes` and `held_bytes` (of building prefixes) are bytes per computed byte,
-    `scoring_bytes` those beyond the computed ones: there most is what earlier work left behind.
-
-    `first` are seconds that the first step takes beyond any other. `replies` are the longest free
-    answers to expect; `read` of them were read, of `mean_reply` tokens, and `cut` of these did not
-    end in `upto` tokens.
-    """
-
-    prefixes: float = 0.0
-    steps: float = 0.0
-    scoring: float = 0.0
-    decoding: float = 0.0
-    first: float = 0.0
-    step_bytes: float = 1.0
-    scoring_bytes: float = 0.0
-    held_bytes: float = 1.0
-    replies: Replies = Replies()
-    read: int = 0
-    cut: int = 0
-    upto: int = 0
-    mean_reply: float = 0.0
-    probe_seconds: float = 0.0

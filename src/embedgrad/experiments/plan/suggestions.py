@@ -1,26 +1,26 @@
-"""Which setting brings a run under a budget, and to what.
+"""Which single setting brings a run under a budget, and to what value.
 
-A candidate is the recipe with one setting changed; what it takes is computed as for the recipe
-itself. Settings that leave the results alone come first.
+A candidate is the recipe with one setting changed, estimated like the recipe itself. Settings that
+leave the results as they are come first.
 """
 
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embedgrad.experiments.plan.estimate import Estimate, Estimator
+from embedgrad.recipe.overrides import override
 from embedgrad.recipe.recipe import Recipe
 
-SPLITS = ("test", "dev", "train")
 SHARES = (0.75, 0.5, 0.25, 0.1)
 NOTICED = 0.98  # a setting that saves less is not named
 
-Candidate = tuple[str, bool, Sequence[Any]]
 
-
+@typing.final
 @dataclass(frozen=True, slots=True)
 class Knob:
     """One changed setting, and what the run takes then.
@@ -37,6 +37,7 @@ class Knob:
     seconds: float | None
 
 
+@typing.final
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What a run may take; None: anything."""
@@ -44,136 +45,90 @@ class Budget:
     memory_bytes: int | None = None
     seconds: float | None = None
 
-    def over(self, estimate: Estimate) -> list[str]:
-        """What of it the run exceeds: "memory", "time"."""
-        found = []
-        if self.memory_bytes is not None and estimate.peak > self.memory_bytes:
-            found.append("memory")
-        if self.seconds is not None and estimate.total > self.seconds:
-            found.append("time")
-        return found
+    def exceeded(self, estimate: Estimate) -> list[str]:
+        """What the run takes too much of: "memory", "time"."""
+        limits = {
+            "memory": (self.memory_bytes, estimate.peak),
+            "time": (self.seconds, estimate.total),
+        }
+        return [name for name, (most, taken) in limits.items() if most is not None and taken > most]
 
 
-def knobs(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[Knob]:
+def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[Knob]:
     """Every setting that saves what is short, those first that bring the run under the budget.
 
-    Of each the mildest value that does; where none does, the value that saves most. Empty where
-    the recipe fits as it is.
+    Of each the mildest value that does; where none does, the one that saves most. Empty where the
+    recipe fits as it is.
     """
     now = estimator(recipe)
-    over = budget.over(now)
-    found = []
-    for setting, exact, values in _candidates(recipe, now, over):
+    exceeded, knobs = budget.exceeded(now), []
+    for setting, exact, values in _candidates(recipe, estimator, now, exceeded):
         best: Knob | None = None
         for value in values:
-            knob = _turned(recipe, estimator, budget, setting, exact, value)
-            if knob.fits or _saves(knob, best, now, over):
-                best = knob
-            if knob.fits:
+            changed = estimate_with(recipe, estimator, setting, value)
+            fits = not budget.exceeded(changed)
+            seconds = None if setting == "model.dtype" else changed.total
+            saves = {
+                "memory": changed.peak < NOTICED * now.peak,
+                "time": changed.total < NOTICED * now.total,
+            }
+            if fits or any(saves[name] for name in exceeded):
+                best = Knob(setting, value, exact, fits, changed.peak, seconds)
+            if fits:
                 break
-        if best is not None:
-            found.append(best)
-    return sorted(found, key=lambda knob: (not knob.fits, not knob.exact))
+        knobs += [best] if best else []
+    return sorted(knobs, key=lambda knob: (not knob.fits, not knob.exact))
 
 
-def together(
-    recipe: Recipe, estimator: Estimator, budget: Budget, found: Sequence[Knob]
-) -> list[Knob]:
-    """Knobs that fit one upon the other where none fits alone; empty if all of them do not."""
-    turned: list[Knob] = []
-    for knob in found:
-        recipe, estimator = _with(recipe, estimator, knob.setting, knob.value)
-        estimate = estimator(recipe)
-        fits = not budget.over(estimate)
-        turned.append(
-            Knob(knob.setting, knob.value, knob.exact, fits, estimate.peak, estimate.total)
-        )
-        if fits:
-            return turned
-    return []
-
-
-def _turned(
-    recipe: Recipe, estimator: Estimator, budget: Budget, setting: str, exact: bool, value: Any
-) -> Knob:
-    changed, estimating = _with(recipe, estimator, setting, value)
-    estimate = estimating(changed)
-    seconds = None if setting == "model.dtype" else estimate.total
-    return Knob(setting, value, exact, not budget.over(estimate), estimate.peak, seconds)
-
-
-def _saves(knob: Knob, best: Knob | None, now: Estimate, over: Sequence[str]) -> bool:
-    """Whether a knob takes clearly less of what is short than the best so far."""
-    memory, seconds = now.peak, now.total
-    if best is not None:
-        memory, seconds = best.memory_bytes, best.seconds or seconds
-    less_time = knob.seconds is not None and knob.seconds < NOTICED * seconds
-    return ("memory" in over and knob.memory_bytes < NOTICED * memory) or (
-        "time" in over and less_time
-    )
-
-
-def _with(
-    recipe: Recipe, estimator: Estimator, setting: str, value: Any
-) -> tuple[Recipe, Estimator]:
-    """The recipe with one setting changed, and what estimates it."""
+def estimate_with(recipe: Recipe, estimator: Estimator, setting: str, value: Any) -> Estimate:
+    """What a recipe takes with one setting changed."""
     values = recipe.as_dict()
-    *sections, name = setting.split(".")
-    inner = values
-    for section in sections:
-        inner = inner.setdefault(section, {})
-    inner[name] = value
+    override(values, [f"{setting}={value}"])
     if setting == "prefix_cache.budget":
-        estimator = estimator.with_room(value)
-    if setting == "model.dtype":
-        estimator = estimator.in_half()
-    return Recipe.from_dict(values), estimator
+        estimator = replace(estimator, room=value)
+    if setting == "model.dtype":  # only the weights' bytes are known
+        saved = estimator.model_bytes * (1 - 2 / estimator.itemsize)
+        names = ("loading", "loaded")
+        estimator = replace(estimator, **{n: getattr(estimator, n) - saved for n in names})
+    return estimator(Recipe.from_dict(values))
 
 
-def _candidates(recipe: Recipe, now: Estimate, over: Sequence[str]) -> Iterator[Candidate]:
+def _candidates(
+    recipe: Recipe, estimator: Estimator, now: Estimate, exceeded: Sequence[str]
+) -> Iterator[tuple[str, bool, Sequence[Any]]]:
     """Settings worth a try, whether results stay the same, and values from mild to harsh."""
-    if "memory" in over:
-        yield from _for_memory(recipe, now)
-    if "time" in over:
-        yield from _for_time(recipe, now)
-    for split in SPLITS if over else ():
-        rows = now.rows[split]
-        fewer = sorted({max(1, int(rows * share)) for share in SHARES} - {rows}, reverse=True)
-        if rows:
-            yield f"data.limit.{split}", False, fewer
-
-
-def _for_memory(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
-    prefixes, size = now.course.building, recipe.training.batch_size
-    if prefixes.all_bytes and now.room:
-        used = min(now.room, prefixes.all_bytes)
-        yield "prefix_cache.budget", True, [int(used * share) for share in (0.9, *SHARES, 0)]
-        if recipe.prefix_cache.precision == "model":
+    training, evaluation, work = recipe.training, recipe.evaluation, now.workload
+    prefixes = estimator.stored_bytes(recipe) * work.all_prefixes
+    if "memory" in exceeded:
+        used = min(estimator.room, prefixes)
+        if used:
+            yield "prefix_cache.budget", True, [int(used * share) for share in (0.9, *SHARES, 0)]
             yield "prefix_cache.precision", False, ["half"]
-    parts = [2**i for i in range(1, 12) if recipe.training.accumulate < 2**i <= size]
-    yield "training.accumulate", True, parts
-    yield "evaluation.batch_size", True, _halves(recipe.evaluation.batch_size)
-    yield "training.batch_size", False, _halves(size)
-    if recipe.model.dtype in ("auto", "float32", "float64"):
-        yield "model.dtype", False, ["bfloat16"]
-
-
-def _for_time(recipe: Recipe, now: Estimate) -> Iterator[Candidate]:
-    run = now.course
-    if now.room < run.building.all_bytes:
-        yield "prefix_cache.budget", True, [run.building.all_bytes]
-    if run.evaluations > 2:
-        every = math.ceil(run.steps / (run.evaluations - 1))
-        rarer = [every * n for n in (2, 4, 8) if every * n < run.steps]
-        yield "training.evaluate_every", False, [*rarer, run.steps]
-    if recipe.training.steps:  # it goes before training.epochs
-        yield "training.steps", False, [math.ceil(run.steps * share) for share in SHARES]
-    else:
-        epochs = run.steps / run.steps_per_epoch
-        # Two digits that count: a small number of epochs never becomes 0, which no recipe may say.
-        yield "training.epochs", False, [float(f"{epochs * share:.2g}") for share in SHARES]
-    if not recipe.target.choices:
-        yield "evaluation.max_new_tokens", False, _halves(recipe.evaluation.max_new_tokens)
+        parts = [2**i for i in range(1, 12) if training.accumulate < 2**i <= training.batch_size]
+        yield "training.accumulate", True, parts
+        yield "evaluation.batch_size", True, _halves(evaluation.batch_size)
+        yield "training.batch_size", False, _halves(training.batch_size)
+        if estimator.itemsize > 2:
+            yield "model.dtype", False, ["bfloat16"]
+    if "time" in exceeded:
+        if estimator.room < prefixes:
+            yield "prefix_cache.budget", True, [prefixes]
+        if work.evaluations > 2:
+            every = math.ceil(work.steps / (work.evaluations - 1))
+            rarer = [every * n for n in (2, 4, 8) if every * n < work.steps]
+            yield "training.evaluate_every", False, [*rarer, work.steps]
+        if training.steps:  # it goes before training.epochs
+            yield "training.steps", False, [math.ceil(work.steps * share) for share in SHARES]
+        else:
+            # Two digits that count: a few epochs never become 0, which no recipe may say.
+            fewer = [float(f"{training.epochs * share:.2g}") for share in SHARES]
+            yield "training.epochs", False, fewer
+        if not recipe.target.choices:
+            yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
+    for split in ("test", "dev", "train") if exceeded else ():
+        rows = len(getattr(estimator.splits.limit(recipe.data.limit), split))
+        fewer = sorted({max(1, int(rows * share)) for share in SHARES} - {rows}, reverse=True)
+        yield f"data.limit.{split}", False, fewer if rows else []
 
 
 def _halves(value: int) -> list[int]:

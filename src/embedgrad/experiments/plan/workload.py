@@ -1,201 +1,212 @@
-"""What a run does, from its recipe and its token sequences.
+"""Tokens that a run computes, counted from its own token sequences.
 
-    dev -> [steps -> dev]* -> test with the text prompt -> test with the refined prompt
-
-Every batch is laid out as the run will lay it out; of several epochs the first stands for all.
+dev -> [steps -> dev]* -> test with the text prompt -> test with the refined prompt
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
-from embedgrad.experiments.plan.batches import (
-    Rows,
-    over_choices,
-    parts_of,
-    scoring_batches,
-    training_batches,
-    writing_batches,
-)
-from embedgrad.experiments.plan.flops import (
-    Pass,
-    Reuse,
-    Work,
-    activation_bytes,
-    answer_passes,
-    decoding_passes,
-    total,
-    work,
-)
-from embedgrad.experiments.plan.model_shape import Shape
-from embedgrad.experiments.plan.prefix_workload import Builder, Building
+from embedgrad.model.packing import PASS_COST
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 
+Examples = Sequence[TokenSequence]
 
+
+@typing.final
+@dataclass(frozen=True)
+class TokenizedSplits:
+    """A recipe's examples as tokens, and how the model computes them.
+
+    `prompt` counts the refined tokens. `reuse` says whether prefixes are reused, `longest_reuse` up
+    to which length of a sequence (None: any).
+    """
+
+    train: Examples
+    dev: Examples
+    test: Examples
+    prompt: int
+    reuse: bool = True
+    longest_reuse: int | None = None
+
+    @functools.cached_property
+    def all(self) -> list[TokenSequence]:
+        """The examples of all splits."""
+        return [*self.train, *self.dev, *self.test]
+
+    @functools.cached_property
+    def shared_prompt(self) -> int:
+        """Prompt tokens that a pass computes once for all its examples: their prefixes are one."""
+        alike = len({s.prefix for s in self.all}) == 1
+        return self.prompt if alike and all(s.suffix and self.reuses(s) for s in self.all) else 0
+
+    def limit(self, limits: Mapping[str, int]) -> Self:
+        """The splits with at most so many examples each."""
+        return replace(self, **{name: getattr(self, name)[:most] for name, most in limits.items()})
+
+    def with_solutions_of(self, tokens: int) -> Self:
+        """The splits with training targets of so many tokens, whatever these are."""
+        return replace(
+            self, train=[replace(s, targets=((0,) * tokens,), gold=0) for s in self.train]
+        )
+
+    def length(self, sequence: TokenSequence, *, targets: bool = True) -> int:
+        """Tokens of an example, with its longest target or without any."""
+        longest = max(map(len, sequence.targets), default=0) if targets else 0
+        return len(sequence.prefix) + self.prompt + len(sequence.suffix) + longest
+
+    def reuses(self, sequence: TokenSequence) -> bool:
+        """Whether an example is computed on top of its stored prefix."""
+        limit = self.longest_reuse
+        return self.reuse and (limit is None or self.length(sequence) <= limit)
+
+    def tokens_in_full(self, sequence: TokenSequence, *, choices: bool) -> int:
+        """Tokens computed without prefix reuse: every target takes a sequence of its own."""
+        before = self.length(sequence, targets=False)
+        return sum(before + len(ids) - 1 for ids in targets_of(sequence, choices=choices))
+
+    def tokens(self, sequence: TokenSequence, *, choices: bool) -> int:
+        """Tokens that a pass computes for an example whose prefix is stored, with its own prompt."""
+        if not self.reuses(sequence):
+            return self.tokens_in_full(sequence, choices=choices)
+        targets = targets_of(sequence, choices=choices)
+        return self.prompt - self.shared_prompt + len(sequence.suffix) + _branches(targets)
+
+
+class Work(NamedTuple):
+    """Tokens that are computed, and in how many passes."""
+
+    tokens: float
+    passes: float = 0
+
+    @property
+    def effort(self) -> float:
+        """What time is proportional to: tokens, and a price in tokens for every pass."""
+        return self.tokens + PASS_COST * self.passes
+
+
+@typing.final
 @dataclass(frozen=True, slots=True)
-class Replies:
-    """How long the longest free answer of a batch is, in tokens."""
+class Workload:
+    """What a run does: `work` by what it is for and its kind, ("dev", "scoring") for example.
 
-    text: int = 0
-    refined: int = 0
-
-    def within(self, most: int) -> Replies:
-        """Not longer than they may be."""
-        return Replies(min(self.text, most), min(self.refined, most))
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How often what is done, its work, and the bytes that it holds for a while.
-
-    `writing` is that of self-written solutions. `dev` and `test` are all evaluations together, and
-    `dev_decoding` and `test_decoding` the free answers in them.
+    `train_prefixes` are tokens of different prefixes before the test, `all_prefixes` with it.
     """
 
     steps: int
     steps_per_epoch: int
     evaluations: int
-    writing: Work
-    training: Work
-    dev: Work
-    test: Work
-    dev_decoding: Work
-    test_decoding: Work
-    building: Building
-    step_bytes: float
-    scoring_bytes: float
-
-    @property
-    def all(self) -> Work:
-        """All work of the run."""
-        prefixes = (self.building.training, self.building.test)
-        scoring = (self.dev, self.test, self.dev_decoding, self.test_decoding)
-        return total([self.writing, self.training, *prefixes, *scoring])
+    train_prefixes: int
+    all_prefixes: int
+    work: dict[tuple[str, str], Work]
 
 
-def course(
+def count(
     recipe: Recipe,
-    rows: Rows,
-    shape: Shape,
-    reuse: Reuse,
-    room: int,
-    replies: Replies,
+    splits: TokenizedSplits,
+    room: float,
+    replies: tuple[int, int],
     *,
     writes: bool = False,
-) -> Course:
-    """Everything that a run of the recipe will do, with so much `room` for prefixes.
+) -> Workload:
+    """All work of a run that can store `room` tokens of prefixes.
 
-    `writes` says that the model writes solutions of its own first.
+    `replies` are the tokens of a batch's longest free answer to the text prompt and to the refined
+    one; `writes` says that the model writes its own solutions first.
     """
-    training, free = recipe.training, not recipe.target.choices
-    per_epoch = training.steps_per_epoch(len(rows.train))
-    steps = training.steps_in_all(len(rows.train))
-    every = training.steps_between_evaluations(len(rows.train))
-    evaluations = (1 + math.ceil(steps / every)) if rows.dev else 0
-    batches = [
-        step_passes(recipe, batch, rows.prompt, reuse)
-        for batch in training_batches(recipe, rows, steps)
-    ]
-    done = [total(work(shape, made, backward=True) for made in parts) for parts in batches]
-    scoring = _Scoring(recipe, rows.prompt, shape, reuse)
-    dev, test = scoring.once(rows.dev), scoring.once(rows.test)
-    decoding = [Work(), Work()]
-    if free:
-        later = max(evaluations - 1, 0)
-        decoding = [
-            total([scoring.decoded(part, replies.text), scoring.decoded(part, replies.refined, n)])
-            for part, n in ((rows.dev, later), (rows.test, 1))
-        ]
-    builder = Builder(
-        recipe,
-        _with_prefixes(rows, reuse),
-        shape,
-        room,
+    training, rows, free = recipe.training, len(splits.train), not recipe.target.choices
+    steps, every = training.steps_in_all(rows), training.steps_between_evaluations(rows)
+    epoch = first_epoch(recipe, splits)
+    epochs = steps / len(epoch)
+    repeats = {"dev": 1 + math.ceil(steps / every) if splits.dev else 0, "test": 2}
+    readings = 2 if free else 1  # of an example: a free answer is decoded, then scored
+
+    def score(part: Examples, size: int, times: float, *, choices: bool, texts: int = 0) -> Work:
+        """Passes over targets, `texts` of them with plain tokens where text merges with the span."""
+        passes = times * math.ceil(len(part) / size)
+        tokens = times * sum(splits.tokens(s, choices=choices) for s in part)
+        tokens += texts * sum(len(s.prefix) for s in part if s.plain is not None)
+        return Work(tokens + splits.shared_prompt * passes, passes)
+
+    def decode(part: Examples, length: int, samples: int = 1) -> Work:
+        """Free answers after their first token: those of a batch go on until the longest ends."""
+        batch = recipe.evaluation.batch_size
+        together = splits.reuse and splits.longest_reuse is None
+        answers = len(part) * samples
+        return Work(
+            answers * length, length * (math.ceil(answers / batch) if together else answers)
+        )
+
+    size = math.ceil(training.batch_size / training.accumulate)
+    trained = [s for batch in epoch for s in batch]
+    work = {("steps", "steps"): score(trained, size, epochs, choices=objective_choices(recipe))}
+    uses = _uses(splits, (trained, epochs), (splits.dev, repeats["dev"] * readings))
+    tested = _uses(splits, (splits.test, 2 * readings))
+    work["prefixes", "prefixes"] = _build(splits, uses, room)
+    new = {ids: times for ids, times in tested.items() if ids not in uses}
+    work["test", "prefixes"] = _build(splits, new, room)
+    batch = recipe.evaluation.batch_size
+    for name, times in repeats.items():
+        part, scored = getattr(splits, name), times * readings
+        work[name, "scoring"] = score(part, batch, scored, choices=not free, texts=readings)
+        if free:
+            length = replies[0] - 1 + max(times - 1, 0) * (replies[1] - 1)
+            work[name, "answers"] = decode(part, length)
+    if writes:
+        longest = min(replies[0], recipe.solutions.max_new_tokens or replies[0])
+        work["solutions", "answers"] = decode(splits.train, longest - 1, recipe.solutions.samples)
+        work["solutions", "scoring"] = score(splits.train, batch, 1, choices=False, texts=1)
+    return Workload(
         steps=steps,
-        evaluations=evaluations,
-        lookups=2 if free and reuse.longest is None else 1,
-    )
-    return Course(
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        evaluations=evaluations,
-        writing=scoring.written(rows, replies.text) if writes else Work(),
-        training=total(done).times(steps / len(done)),
-        dev=dev.times(evaluations),
-        test=test.times(2),
-        dev_decoding=decoding[0],
-        test_decoding=decoding[1],
-        building=builder.follow() if reuse.on else Building(),
-        step_bytes=max(step_bytes(shape, parts) for parts in batches),
-        scoring_bytes=scoring.held,
+        steps_per_epoch=training.steps_per_epoch(rows),
+        evaluations=repeats["dev"],
+        train_prefixes=sum(map(len, uses)),
+        all_prefixes=sum(map(len, {**uses, **tested})),
+        work=work,
     )
 
 
-def _with_prefixes(rows: Rows, reuse: Reuse) -> Rows:
-    """The rows, without the prefixes of those that are computed in full."""
-
-    def part(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        return [
-            s
-            if reuse.takes(s, rows.prompt, s.targets)
-            else dataclasses.replace(s, prefix=(), shared=0)
-            for s in sequences
-        ]
-
-    if reuse.longest is None:
-        return rows
-    return Rows(part(rows.train), part(rows.dev), part(rows.test), rows.prompt)
+def first_epoch(recipe: Recipe, splits: TokenizedSplits) -> list[Examples]:
+    """The batches of the first epoch, as far as the run has steps."""
+    rows, size = len(splits.train), recipe.training.batch_size
+    order = recipe.training.epoch_order(rows, 0)[: recipe.training.steps_in_all(rows) * size]
+    return [[splits.train[i] for i in order[n : n + size]] for n in range(0, len(order), size)]
 
 
-def step_passes(
-    recipe: Recipe, batch: Sequence[TokenSequence], prompt: int, reuse: Reuse
-) -> list[list[Pass]]:
-    """The passes of a training step, by the parts of its batch."""
-    choices = over_choices(recipe)
-    return [answer_passes(p, prompt, reuse, choices=choices) for p in parts_of(recipe, batch)]
+def objective_choices(recipe: Recipe) -> bool:
+    """Whether a training step computes all choices."""
+    return recipe.parts.objective.needs_choices(available=bool(recipe.target.choices))
 
 
-def step_bytes(shape: Shape, parts: Iterable[Sequence[Pass]]) -> float:
-    """Bytes that a step holds at its peak."""
-    return max(activation_bytes(shape, made, backward=True) for made in parts)
+def targets_of(sequence: TokenSequence, *, choices: bool) -> tuple[Ids, ...]:
+    """The targets of an example that a pass computes: all choices, or the right one alone."""
+    return sequence.targets if choices else (sequence.targets[sequence.gold],)
 
 
-class _Scoring:
-    """Work of scoring rows, and the most bytes that it holds."""
+@functools.lru_cache(maxsize=4096)
+def _branches(targets: tuple[Ids, ...]) -> int:
+    """Tokens that targets add to a pass: shared beginnings once, last tokens never."""
+    return len({ids[:depth] for ids in targets for depth in range(1, len(ids))})
 
-    def __init__(self, recipe: Recipe, prompt: int, shape: Shape, reuse: Reuse):
-        self.recipe, self.prompt, self.shape, self.reuse = recipe, prompt, shape, reuse
-        self.held = 0.0
 
-    def once(self, part: Sequence[TokenSequence]) -> Work:
-        """The rows' answers read off once."""
-        choices = bool(self.recipe.target.choices)
-        return total(
-            self._work(answer_passes(batch, self.prompt, self.reuse, choices=choices))
-            for batch in scoring_batches(self.recipe, part)
-        )
+def _uses(splits: TokenizedSplits, *parts: tuple[Examples, float]) -> dict[Ids, float]:
+    """How often each prefix is needed, where the examples of a part are computed so often."""
+    uses: dict[Ids, float] = {}
+    for s, times in ((s, times) for part, times in parts for s in part if splits.reuses(s)):
+        uses[s.prefix] = uses.get(s.prefix, 0.0) + times
+    return uses
 
-    def decoded(self, part: Sequence[TokenSequence], longest: int, times: int = 1) -> Work:
-        """The rows answered freely, so many times."""
-        once = total(
-            self._work(decoding_passes(batch, self.prompt, self.reuse, longest))
-            for batch in scoring_batches(self.recipe, part)
-        )
-        return once.times(times)
 
-    def written(self, rows: Rows, longest: int) -> Work:
-        """Solutions written for all training questions."""
-        most = self.recipe.solutions.max_new_tokens or longest
-        samples = self.recipe.solutions.samples
-        return total(
-            self._work(decoding_passes(batch, self.prompt, self.reuse, min(longest, most), samples))
-            for batch in writing_batches(self.recipe, rows)
-        )
-
-    def _work(self, made: Sequence[Pass]) -> Work:
-        self.held = max(self.held, activation_bytes(self.shape, made, backward=False))
-        return work(self.shape, made)
+def _build(splits: TokenizedSplits, uses: Mapping[Ids, float], room: float) -> Work:
+    """Prefixes built: once where there is room for them, else whenever they are needed."""
+    stored = min(1.0, room / max(sum(map(len, uses)), 1))
+    shared = {s.prefix: s.shared for s in splits.all}
+    each = ((len(ids) - shared[ids]) * (stored + (1 - stored) * n) for ids, n in uses.items())
+    return Work(sum(each) + sum(map(len, {ids[: shared[ids]] for ids in uses})))
