@@ -11,10 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from embedgrad.data.duplicates import text_key
 from embedgrad.data.examples import Example, cell_text, examples_from
 from embedgrad.data.readers import read_table
-from embedgrad.data.splits import NAMES, Splits, make_splits
+from embedgrad.data.splits import Splits, make_splits
 from embedgrad.errors import DataError
 from embedgrad.recipe.recipe import Recipe
 
@@ -50,37 +49,32 @@ class Problems:
 def read_all(recipe: Recipe, problems: Problems) -> Splits | None:
     """The recipe's rows as far as they can be used; None where nothing can be."""
     data = recipe.data
-    train, dev, test = (_read(recipe, name, problems) for name in (data.train, data.dev, data.test))
-    if not train:
+    rows = [_read(recipe, source, problems) for source in (data.train, data.dev, data.test)]
+    if not rows[0]:
         return None
     options: dict[str, Any] = {
+        "columns": recipe.template.columns,
+        # A split that is named and cannot be read is empty: a run would not carve it either.
+        "fractions": (0.0 if data.dev else data.dev_share, 0.0 if data.test else data.test_share),
+        "seed": data.seed,
+        "limit": data.limit,
         "choices": recipe.target.choices or None,
         "allow_duplicates": data.allow_duplicates,
         "drop_duplicates": data.drop_duplicates,
     }
-    allowed = {**options, "allow_duplicates": True, "drop_duplicates": False}
-    parts = (train, dev, test)
-    bare = [rows and [replace(row, group=None) for row in rows] for rows in parts]
-    # What was refused is left out, one check after the other, so that the next can speak.
-    ways = (
-        (parts, options),
-        (bare, options),
-        (bare, allowed),
-        (bare, {**allowed, "choices": None}),
-    )
-    for rows, settings in ways:
-        made = partial(
-            make_splits,
-            columns=recipe.template.columns,
-            # A split that is named and cannot be read is empty: a run would not carve it either.
-            fractions=(0.0 if data.dev else data.dev_share, 0.0 if data.test else data.test_share),
-            seed=data.seed,
-            limit=data.limit,
-            **settings,
-        )
-        if splits := problems.each(lambda rows, made=made: made(*rows), [rows]):
-            return typing.cast(Splits, splits[0])
-    return None
+
+    def split() -> list[Splits]:
+        return problems.each(lambda parts: make_splits(*parts, **options), [rows])
+
+    splits = split()
+    # What is refused is left out, one check after the other, so that the next can speak.
+    for left_out in ({}, {"allow_duplicates": True, "drop_duplicates": False}, {"choices": None}):
+        if splits:
+            break
+        rows = [part and [replace(row, group=None) for row in part] for part in rows]
+        options |= left_out
+        splits = split()
+    return splits[0] if splits else None
 
 
 def _read(recipe: Recipe, source: str | None, problems: Problems) -> list[Example] | None:
@@ -111,18 +105,3 @@ def _read(recipe: Recipe, source: str | None, problems: Problems) -> list[Exampl
         if len(problems.lines) == known:
             problems.add([str(error)])
         return examples
-
-
-def repeated_texts(splits: Splits, columns: Sequence[str]) -> dict[str, Any]:
-    """Rows whose text is in an earlier split too, and rows that repeat one of their own split."""
-    first: dict[tuple[str, ...], tuple[str, Example]] = {}
-    between, within, pair = 0, 0, None
-    for name in NAMES:
-        for example in getattr(splits, name):
-            home, other = first.setdefault(text_key(example, columns), (name, example))
-            if home != name:
-                between += 1
-                pair = pair or [f"{home} {other.source}", f"{name} {example.source}"]
-            elif other is not example:
-                within += 1
-    return {"between_splits": between, "within_a_split": within, "first": pair}

@@ -82,8 +82,9 @@ def load(
     if weights:
         model = _load_weights(what, folder, config, precision, attention)
     else:
+        auto: Any = AutoModelForCausalLM
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto.from_config(config)
     with guarded(f"{what}: does not run on {place} in {precision}"):
         if weights:
             model.to(place)
