@@ -29,7 +29,7 @@ def versions(*more: str) -> dict[str, str]:
 def peak_memory(device: torch.device | None = None) -> int:
     """The most bytes in use so far: of a GPU's own memory, else of this process."""
     if device is not None and device.type == "cuda":
-        return _cuda().max_memory_allocated(device)
+        return int(_cuda().max_memory_allocated(device))
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource  # not on Windows
@@ -41,7 +41,7 @@ def peak_memory(device: torch.device | None = None) -> int:
 def memory_in_use(device: torch.device) -> int:
     """Bytes in use: of a GPU's own memory, else of this process."""
     if device.type == "cuda":
-        return _cuda().memory_allocated(device)
+        return int(_cuda().memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 

@@ -1,21 +1,23 @@
-"""Work times measured rates: seconds and bytes of a run."""
+"""Work times measured rates: seconds and bytes of a run, also with other settings."""
 
 from __future__ import annotations
 
 import math
 import typing
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from embedgrad.experiments.plan.probe import Rates
 from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
 from embedgrad.recipe.recipe import Recipe
 
 
-class Estimate(NamedTuple):
-    """What a run does, its seconds by what they go into, and its bytes."""
+@typing.final
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run does, its seconds by what they go into, and bytes; `prefix_bytes` of them all."""
 
     workload: Workload
+    prefix_bytes: int
     seconds: dict[str, float]
     memory: dict[str, float]
 
@@ -42,47 +44,44 @@ class Estimator:
     loading: int
     loaded: int
     fixed: dict[str, float]
-    writes: bool
 
     def __call__(self, recipe: Recipe) -> Estimate:
         """Estimate a recipe that has the estimator's data, template and model."""
-        rates, most = self.rates, recipe.evaluation.max_new_tokens
-        limits = recipe.data.limit.items()
-        splits = replace(self.splits, **{n: getattr(self.splits, n)[:rows] for n, rows in limits})
-        token = self.stored_bytes(recipe)
+        rates, most, limits = self.rates, recipe.evaluation.max_new_tokens, recipe.data.limit
+        fewer = {name: getattr(self.splits, name)[:rows] for name, rows in limits.items()}
+        splits = replace(self.splits, **fewer)
+        half = recipe.prefix_cache.precision == "half"
+        token = self.token_bytes // (2 if half else 1)
+        everything = token * sum(map(len, splits.prefixes(splits.all)))
+        stored = min(1.0, (self.room + self.slower_room) / max(everything, 1))
         replies = min(rates.text, most), min(rates.refined, most)
-        room = (self.room + self.slower_room) / token
-        workload = count(recipe, splits, room, *replies, writes=self.writes)
+        workload = count(recipe, splits, stored, *replies)
         parts = ("solutions", "prefixes", "steps", "dev", "test")
         seconds = {**self.fixed, **dict.fromkeys(parts, 0.0)}
         for (part, kind), effort in workload.effort.items():
             seconds[part] += rates.seconds.get(kind, 0.0) * effort
         totals = {"train": sum(seconds[n] for n in parts[1:4]), "all": sum(seconds.values())}
-        before = min(self.room, token * workload.train_prefixes)
-        stored = min(self.room, token * workload.all_prefixes)
-        # Prefixes not stored as they are used are in memory while their batch is computed.
-        loose = 0 if token == self.token_bytes and stored < self.room else self.token_bytes
-        lengths = sorted(map(len, {s.prefix for s in splits.all}), reverse=True)
-        most = {
-            "steps": math.ceil(recipe.training.batch_size / recipe.training.accumulate),
-            "scoring": recipe.evaluation.batch_size,
+        before = token * sum(map(len, splits.prefixes(workload.trained_on, splits.dev)))
+        prefixes = min(self.room, everything)
+        size, batch = recipe.evaluation.batch_size, recipe.training.batch_size
+        examples = {
+            "steps": math.ceil(min(batch, len(splits.train)) / recipe.training.accumulate),
+            "scoring": min(size, max(len(splits.dev), len(splits.test))),
         }
-        rows = {"steps": len(splits.train), "scoring": max(len(splits.dev), len(splits.test))}
+        # Prefixes not stored as they are used are in memory while their batch is computed.
+        loose = self.token_bytes if half or everything > self.room else 0
+        lengths = sorted(map(len, splits.prefixes(splits.all)), reverse=True)
         step, scoring = (
-            rates.bytes.get(kind, 0.0) * min(most[kind], rows[kind])
-            + loose * sum(lengths[: most[kind]])
-            for kind in most
+            rates.bytes.get(kind, 0.0) * n + loose * sum(lengths[:n])
+            for kind, n in examples.items()
         )
+        work = max(min(self.room, before) + step, prefixes + scoring)
         memory = {
-            "peak": max(self.loading, self.loaded + max(before + step, stored + scoring)),
+            "peak": max(self.loading, self.loaded + work),
             "loading": self.loading,
             "loaded": self.loaded,
-            "prefixes": stored,
+            "prefixes": prefixes,
             "step": step,
             "scoring": scoring,
         }
-        return Estimate(workload, seconds | totals, memory)
-
-    def stored_bytes(self, recipe: Recipe) -> int:
-        """Bytes of a prefix token as it is stored."""
-        return self.token_bytes // (2 if recipe.prefix_cache.precision == "half" else 1)
+        return Estimate(workload, everything, seconds | totals, memory)

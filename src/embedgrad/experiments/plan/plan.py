@@ -20,7 +20,13 @@ from embedgrad.experiments.plan.model_profile import Profile, profile_model
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.problems import Problems, read_all
 from embedgrad.experiments.plan.suggestions import Budget, suggest
-from embedgrad.experiments.plan.workload import TokenizedSplits, over_choices, targets_of
+from embedgrad.experiments.plan.workload import (
+    Examples,
+    TokenizedSplits,
+    over_choices,
+    targets_of,
+)
+from embedgrad.model.loading.device import choose_device
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
@@ -45,20 +51,23 @@ def plan(
     a model that cannot be used.
     """
     began = time.time()
-    start, problems = began - (started or began), Problems()
+    problems, start = Problems(), began - (started or began)
     splits = read_all(recipe, problems)
     stage(report, f"loading {recipe.model.name}")
     began = time.time()
     profile = profile_model(recipe, report, weights=measure)
-    fixed, device = {"start": start, "load": time.time() - began}, profile.device
+    device = choose_device(recipe.model.device)
+    fixed = {"start": start, "load": time.time() - began}
     loading, loaded = peak_memory(device), memory_in_use(device)
-    info, names = profile.info, ("name", "architecture", "dtype", "context")
+    network, tokenizer, info = profile.parts
+    parameters = sum(p.numel() for p in network.parameters())
+    names = ("name", "architecture", "dtype", "context")
     values: dict[str, Any] = {
         "problems": problems.lines,
         "model": {
             **{name: getattr(info, name) for name in names},
-            "parameters": profile.parameters,
-            "bytes": profile.parameters * getattr(torch, info.dtype).itemsize,
+            "parameters": parameters,
+            "bytes": parameters * getattr(torch, info.dtype).itemsize,
             "device": str(device),
         },
         "data": {},
@@ -71,8 +80,8 @@ def plan(
     began = time.time()
     try:
         sequencer = Sequencer(
-            Renderer(recipe.template, profile.tokenizer, date=datetime.date.today()),
-            profile.tokenizer,
+            Renderer(recipe.template, tokenizer, date=datetime.date.today()),
+            tokenizer,
             recipe.target,
             rows=splits.train,
             context=info.context,
@@ -83,52 +92,46 @@ def plan(
         problems.add([str(error)])
         return values
     fixed["tokenize"] = time.time() - began
-    tokens = TokenizedSplits(train, dev, test, len(sequencer.span.ids), profile.longest_reuse)
+    limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.span.ids)
+    if writes:
+        train = [*_with_solutions(train, min(limit, UPTO))]
+    tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
     merged = [s.example.source for s in tokens.all if s.plain is not None]
     if merged and recipe.merges == "refuse":
         problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
-    first = merged[0] if merged else None
     values |= {
         "data": _describe_data(recipe, splits, tokens, info.context),
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
-        "span": {**asdict(sequencer.span), "merged_rows": len(merged), "merged_first": first},
+        "span": {**asdict(sequencer.span), "merged": len(merged), "merged_first": merged[:1]},
     }
-    if not tokens.train:
+    if not train:
         return values
-    limit = recipe.evaluation.max_new_tokens
     rates = Rates(text=limit, refined=limit, mean=limit)
-    if writes:
-        tokens = _with_solutions(tokens, min(limit, UPTO))
     if profile.model is not None:
         stage(report, "measuring a few batches")
         rates = Probe(profile.model, recipe, sequencer, tokens).run()
-        lack = lack_of_room(profile.model, tokens.train, recipe.training.batch_size)
+        lack = lack_of_room(profile.model, train, recipe.training.batch_size)
         values["notes"] += [lack] if lack and profile.longest_reuse else []
     if writes:
         length = max(round(rates.mean), 1)
-        tokens, rates.refined = _with_solutions(tokens, length), rates.text
+        tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
         values["notes"].append(
             "the model writes its own solutions first: the plan assumes that it solves every "
             f"question, in {length} tokens, and that no solutions are stored yet"
         )
-    cache, token = profile.cache, profile.token_bytes
-    slower = cache.room - cache.budget
-    sizes = (token, cache.budget, slower, loading, loaded)
-    estimator = Estimator(tokens, rates, *sizes, fixed, writes)
+    room, slower = profile.cache.budget, profile.cache.room - profile.cache.budget
+    sizes = (profile.token_bytes, room, slower, loading, loaded)
+    estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)
     values |= {**_count(recipe, estimator, profile, now), "measured": measure}
     if measure:
         over, replies = budget.over(now), asdict(rates)
+        knobs = suggest(recipe, estimator, budget)
         values |= {
             "seconds": now.seconds,
             "memory": {**now.memory, "of": "gpu" if device.type == "cuda" else "process"},
-            "replies": {n: v for n, v in replies.items() if n not in ("seconds", "bytes")},
-            "budget": {
-                **asdict(budget),
-                "fits": not over,
-                "over": over,
-                "knobs": suggest(recipe, estimator, budget),
-            },
+            "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
+            "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
         }
     return values
 
@@ -146,10 +149,9 @@ def _as_trained(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Spl
     return splits, source == "self-written"
 
 
-def _with_solutions(tokens: TokenizedSplits, length: int) -> TokenizedSplits:
-    """Training targets of so many tokens, whatever these are."""
-    targets = ((0,) * length,)
-    return replace(tokens, train=[replace(s, targets=targets, gold=0) for s in tokens.train])
+def _with_solutions(train: Examples, length: int) -> Examples:
+    """Examples with targets of so many tokens, whatever these are."""
+    return [replace(s, targets=((0,) * length,), gold=0) for s in train]
 
 
 def _describe_data(
@@ -169,14 +171,13 @@ def _describe_data(
 
 def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate) -> dict[str, Any]:
     """What a recipe takes without any measurement, and where its prompt could be exported."""
-    workload, splits, choices = now.workload, estimator.splits, over_choices(recipe)
-    train, token, room = splits.train, estimator.stored_bytes(recipe), estimator.room
-    per_epoch, step = recipe.training.steps_per_epoch(len(train)), workload.step_tokens
-    full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / per_epoch
-    info = profile.info
-    tables = info.vocabulary * info.width * (1 if info.tied else 2)
-    # Two per weight, twice with the backward pass; without attention and output layer.
-    flops = 4 * (profile.parameters - tables)
+    workload, splits, (network, _, info) = now.workload, estimator.splits, profile.parts
+    train, choices, step = splits.train, over_choices(recipe), workload.step_tokens
+    full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
+    weights = sum(p.numel() for p in network.parameters())
+    weights -= info.vocabulary * info.width * (1 if info.tied else 2)
+    flops = 4 * weights  # 2 a token, and in the backward pass; no attention, no output layer
+    counts = ("steps", "steps_per_epoch", "evaluations")
     return {
         "tokens": {
             "prefix": sum(len(s.prefix) for s in train),
@@ -186,25 +187,20 @@ def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate
             "per_step": step,
             "per_step_without_reuse": full,
         },
-        "course": {
-            "steps": workload.steps,
-            "steps_per_epoch": per_epoch,
-            "evaluations": workload.evaluations,
-        },
+        "course": {name: getattr(workload, name) for name in counts},
         "flops": {"per_step": flops * step, "per_step_without_reuse": flops * full},
         "prefixes": {
             "reason": profile.why_not_reusable,
-            "token_bytes": token,
-            "bytes": token * workload.all_prefixes,
-            "room_bytes": room,
+            "token_bytes": estimator.token_bytes,
+            "bytes": now.prefix_bytes,
+            "room_bytes": estimator.room,
             "slower_room_bytes": estimator.slower_room,
-            "stored_bytes": min(room, token * workload.all_prefixes),
         },
         "exports": exportability(
             Facts(
                 prefixes=frozenset(s.prefix for s in splits.all),
                 template=recipe.template,
-                model_type=profile.network.config.model_type,
+                model_type=network.config.model_type,
                 embedding_scale=info.embedding_scale,
                 from_gguf=info.kind in GGUF_KINDS,
             )

@@ -10,14 +10,14 @@ import statistics
 import sys
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from embedgrad.environment import memory_in_use, peak_memory, reset_peak_memory
 from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer
-from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, batches_of, over_choices
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import PASS_COST
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
@@ -54,11 +54,7 @@ class Probe:
     """Measures batches of a recipe; no test example is answered."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        recipe: Recipe,
-        sequencer: Sequencer,
-        splits: TokenizedSplits,
+        self, model: LanguageModel, recipe: Recipe, sequencer: Sequencer, splits: TokenizedSplits
     ):
         self.model, self.recipe, self.sequencer = model, recipe, sequencer
         self.splits, self.rates = splits, Rates()
@@ -71,13 +67,14 @@ class Probe:
         stored, self.model.prefix_cache = self.model.prefix_cache, PrefixCache(sys.maxsize)
         try:
             self._build_prefixes()
-            batches = batches_of(splits.train, recipe.training.batch_size)
-            self._measure("steps", batches, self._train, over_choices(recipe))
+            size = recipe.training.batch_size
+            self._measure("steps", splits.train, size, self._train, over_choices(recipe))
             examples = sorted(splits.dev or splits.train, key=splits.length)
-            batches = batches_of(examples, recipe.evaluation.batch_size)
-            self._measure("scoring", batches, self._score, not free)
+            size = recipe.evaluation.batch_size
+            self._measure("scoring", examples, size, self._score, not free)
             if free:
-                self._read_answers(batches[len(batches) // 2])
+                middle = max(len(examples) - size, 0) // 2
+                self._read_answers(examples[middle : middle + size])
         finally:
             self.model.prefix_cache = stored
         return self.rates
@@ -98,13 +95,16 @@ class Probe:
     def _measure(
         self,
         kind: str,
-        batches: Sequence[Examples],
+        examples: Examples,
+        size: int,
         action: Callable[[Examples], object],
         choices: bool,
     ) -> None:
         """Repeat an action on the largest batch, then on others while time is left."""
+        batches = [examples[n : n + size] for n in range(0, len(examples), size)]
         largest = max(batches, key=lambda batch: sum(map(self.splits.length, batch)))
         others = batches[:: math.ceil(len(batches) / BATCHES)]
+        parts = self.recipe.training.accumulate if kind == "steps" else 1
         rates, began = [], time.perf_counter()
         for n, batch in enumerate((largest, largest, *others)):
             if n < 2 or time.perf_counter() - began < SECONDS:
@@ -114,7 +114,7 @@ class Probe:
                 tokens = sum(self.splits.tokens(s, choices=choices) for s in batch)
                 rates += [seconds / tokens] if n else []  # the first is to warm up
                 if n == 0:
-                    self.rates.bytes[kind] = self._held() / len(batch)
+                    self.rates.bytes[kind] = self._held() / math.ceil(len(batch) / parts)
         self.rates.seconds[kind] = statistics.median(rates)
 
     def _time(self, action: Callable[..., object], *arguments: object) -> float:

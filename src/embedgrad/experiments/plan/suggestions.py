@@ -5,6 +5,7 @@ A candidate is the recipe with one setting changed, estimated like the recipe it
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -60,7 +61,8 @@ def _candidates(
     recipe: Recipe, estimator: Estimator, now: Estimate, over: list[str]
 ) -> Iterator[tuple[str, bool, list[Any]]]:
     """Settings worth a try, whether results stay the same, and values from mild to harsh."""
-    training, evaluation, workload = recipe.training, recipe.evaluation, now.workload
+    training, evaluation, splits = recipe.training, recipe.evaluation, estimator.splits
+    steps, evaluations = now.workload.steps, now.workload.evaluations
     if "memory" in over:
         yield "prefix_cache.budget", True, [*_halves(int(now.memory["prefixes"]))[:5], 0]
         yield "prefix_cache.precision", False, ["half"]
@@ -69,11 +71,10 @@ def _candidates(
         yield "evaluation.batch_size", True, _halves(evaluation.batch_size)
         yield "training.batch_size", False, _halves(training.batch_size)
     if "time" in over:
-        needed = estimator.stored_bytes(recipe) * workload.all_prefixes
-        yield "prefix_cache.budget", True, [needed]
-        every = training.steps_between_evaluations(workload.rows["train"])
-        rarer = [every * n for n in (2, 4, 8) if every * n < workload.steps]
-        yield "training.evaluate_every", False, [*rarer, workload.steps]
+        yield "prefix_cache.budget", True, [now.prefix_bytes]
+        every = math.ceil(steps / max(evaluations - 1, 1))
+        rarer = [every * n for n in (2, 4, 8) if every * n < steps]
+        yield "training.evaluate_every", False, [*rarer, steps]
         if training.steps:  # it goes before training.epochs
             yield "training.steps", False, _halves(training.steps)
         else:
@@ -81,7 +82,8 @@ def _candidates(
         if not recipe.target.choices:
             yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
     for split in ("test", "dev", "train") if over else ():
-        yield f"data.limit.{split}", False, _halves(workload.rows[split])
+        rows = len(getattr(splits, split))
+        yield f"data.limit.{split}", False, _halves(min(rows, recipe.data.limit.get(split, rows)))
 
 
 def _halves(value: int) -> list[int]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from embedgrad.formatting import duration, operations, size, visible
@@ -74,8 +72,8 @@ def _data(plan: Values) -> Iterator[str]:
 def _span(plan: Values) -> Iterator[str]:
     span = plan["span"]
     yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
-    merged = f"{span['merged_rows']} rows merge with it (first: {span['merged_first']})"
-    yield merged if span["merged_rows"] else "no row merges with it"
+    merged = f"{span['merged']} rows merge with it (first: {', '.join(span['merged_first'])})"
+    yield merged if span["merged"] else "no row merges with it"
 
 
 def _work(plan: Values) -> Iterator[str]:
@@ -133,15 +131,11 @@ def _budget(budget: Values) -> Iterator[RenderableType]:
     yield Text("fits the budget" if budget["fits"] else over, style="bold")
     if not budget["fits"] and not any(knob["fits"] for knob in budget["knobs"]):
         yield _line("no single setting brings it under")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("setting", "fits", "results", "memory", "time"):
-        table.add_column(name, no_wrap=True)
     for knob in budget["knobs"]:
-        yes, same = "yes" if knob["fits"] else "no", "the same" if knob["exact"] else "change"
-        taken = size(knob["memory_bytes"]), duration(knob["seconds"])
-        table.add_row(f"{knob['setting']} = {knob['value']}", yes, same, *taken)
-    if budget["knobs"]:
-        yield table
+        fits = "fits" if knob["fits"] else "not enough"
+        results = "same results" if knob["exact"] else "other results"
+        taken = f"{size(knob['memory_bytes'])}, {duration(knob['seconds'])}"
+        yield _line(f"{knob['setting']} = {knob['value']}: {fits}, {results}, {taken}")
 
 
 def _line(text: str) -> Text:
