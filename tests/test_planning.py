@@ -1,4 +1,4 @@
-"""`embedgrad plan`: exact token counts, problems reported together, settings that do what they say."""
+"""`embedgrad plan`: exact counts, problems reported together, settings that do what they say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 import torch
 
-from embedgrad import Recipe, load_model, optimize
+from embedgrad import Recipe, optimize
 from embedgrad.deploy.rules import Facts, exportability
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.experiments.plan import Budget, plan
@@ -177,7 +177,7 @@ def test_the_plan_of_a_small_recipe(recipe: Callable[..., Path], embedgrad: Comm
     assert [found["data"][name]["rows"] for name in ("train", "dev", "test")] == [24, 8, 12]
     assert sum(found["data"]["train"]["answers"].values()) == 24
     assert set(found["data"]["train"]["answers"]) == set(CHOICES)
-    assert found["data"]["duplicates"] == {"between_splits": 0, "within_a_split": 0, "first": None}
+    assert found["data"]["duplicates"] == ""
     assert found["course"] == {"steps": 6, "steps_per_epoch": 3, "evaluations": 3}
     assert found["span"]["text"] == "Is the review positive or negative?"
     assert found["seconds"]["all"] > found["seconds"]["train"] > 0
@@ -219,7 +219,7 @@ def test_tokens_are_those_of_the_rows(
 def test_what_is_counted_does_not_depend_on_the_measurement(recipe: Callable[..., Path]) -> None:
     read = Recipe.read(recipe())
     without, measured = plan(read, measure=False), plan(read)
-    for name in ("data", "span", "tokens", "flops", "course", "exports", "sizes", "model"):
+    for name in ("data", "span", "tokens", "flops", "course", "prefixes", "exports", "model"):
         assert without[name] == measured[name], name
     assert "seconds" not in without
 
@@ -257,7 +257,7 @@ def test_every_problem_is_told_at_once(
     assert "bad.jsonl:27: 2434 tokens, but the model takes 512" in told
     assert len(done.json["problems"]) == 4
     assert done.json["data"]["train"]["rows"] == 25
-    assert done.json["data"]["duplicates"]["between_splits"] == 1
+    assert done.json["data"]["duplicates"].startswith("1 row repeats the text of a row in another")
     assert done.lines[0].startswith("error: ")
     assert [line.strip() for line in done.lines[1:]] == done.json["problems"]
 
@@ -273,7 +273,7 @@ def test_rows_that_are_dropped_are_no_problem_and_no_duplicates(
     )
     assert found["problems"] == []
     assert found["data"]["train"]["rows"] == 24
-    assert found["data"]["duplicates"]["between_splits"] == 0
+    assert found["data"]["duplicates"] == ""
     assert "Left out by data.drop_duplicates: 1 row of train also in dev or test." in found["notes"]
 
 
@@ -311,7 +311,7 @@ def test_free_answers_are_read_to_their_end(
     assert replies["mean"] <= replies["text"] <= 40
     assert seconds["at_most"] >= seconds["all"]
     writes = source == "self-written"
-    assert (seconds["solutions"] > 0, found["flops"]["solutions"] > 0) == (writes, writes)
+    assert (seconds["solutions"] > 0) == writes
     assert (replies["refined"] == replies["text"]) == writes
     told = [note for note in found["notes"] if "writes its own solutions" in note]
     assert len(told) == writes
@@ -390,28 +390,20 @@ def test_where_no_row_reuses_its_prefix_reuse_saves_nothing(
 ) -> None:
     model = save_model(tmp_path / architecture, architecture)
     found = plan(Recipe.read(recipe(model={"name": str(model)})), measure=False)
-    tokens, flops = found["tokens"], found["flops"]
-    assert tokens["per_step"] == tokens["per_step_without_reuse"]
-    assert flops["steps"] == pytest.approx(flops["steps_without_reuse"])
-    assert flops["prefixes"] == 0
+    assert found["problems"] == []
+    assert found["tokens"]["per_step"] == found["tokens"]["per_step_without_reuse"] > 0
+    assert found["flops"]["per_step"] == found["flops"]["per_step_without_reuse"] > 0
+    assert found["prefixes"]["bytes"] == 0
 
 
-def test_room_on_a_disk_is_room_and_takes_no_memory(
+def test_room_on_a_disk_is_reported_beside_that_in_memory(
     recipe: Callable[..., Path], tmp_path: Path, embedgrad: Command
 ) -> None:
     spill = {"budget": 100_000, "spill": str(tmp_path / "prefixes"), "spill_budget": 10**9}
-    without, beside = (
-        plan(Recipe.read(recipe(prefix_cache=cache)), measure=False)
-        for cache in ({"budget": 100_000}, spill)
-    )
-    assert beside["flops"]["prefixes"] < 0.6 * without["flops"]["prefixes"]
-    assert beside["prefixes"]["room_bytes"] == without["prefixes"]["room_bytes"] == 100_000
-    assert beside["prefixes"]["slower_room_bytes"] == 10**9
+    found = plan(Recipe.read(recipe(prefix_cache=spill)), measure=False)["prefixes"]
+    assert (found["room_bytes"], found["slower_room_bytes"]) == (100_000, 10**9)
     told = embedgrad("plan", recipe(prefix_cache=spill), "--no-probe", "--quiet").out
     assert "room for 100 kB (prefix_cache.budget) and for 1.0 GB in slower places\n" in told
-    estimating = dataclasses.replace(estimator(), room=30_000, slower_room=AMPLE)
-    assert estimating(recipe_of()).memory["prefixes"] == 30_000
-    assert estimating(recipe_of()).total == pytest.approx(estimator()(recipe_of()).total)
 
 
 def test_the_table_says_what_balance_leaves_out(
@@ -436,7 +428,7 @@ def test_the_table_says_the_numbers(recipe: Callable[..., Path], embedgrad: Comm
     for words in (
         "no row merges with it",
         "6 steps (3 an epoch), 3 evaluations",
-        "no text stands in two splits",
+        "no text is in two splits",
         "over the budget in memory",
         "peft: no (PEFT puts a prompt before everything else",
     ):

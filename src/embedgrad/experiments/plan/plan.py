@@ -97,12 +97,13 @@ def plan(
         train = [*_with_solutions(train, min(limit, UPTO))]
     tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
     merged = [s.example.source for s in tokens.all if s.plain is not None]
+    first = merged[0] if merged else None
     if merged and recipe.merges == "refuse":
         problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
     values |= {
         "data": _describe_data(recipe, splits, tokens, info.context),
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
-        "span": {**asdict(sequencer.span), "merged": len(merged), "merged_first": merged[:1]},
+        "span": {**asdict(sequencer.span), "merged_rows": len(merged), "merged_first": first},
     }
     if not train:
         return values
@@ -126,9 +127,10 @@ def plan(
     values |= {**_count(recipe, estimator, profile, now), "measured": measure}
     if measure:
         over, replies = budget.over(now), asdict(rates)
+        longest = replace(estimator, rates=replace(rates, text=limit, refined=limit))
         knobs = suggest(recipe, estimator, budget)
         values |= {
-            "seconds": now.seconds,
+            "seconds": {**now.seconds, "at_most": longest(recipe).seconds["all"]},
             "memory": {**now.memory, "of": "gpu" if device.type == "cuda" else "process"},
             "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
             "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},

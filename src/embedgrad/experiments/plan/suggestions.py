@@ -51,7 +51,7 @@ def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[s
                 continue
             knob = {"setting": setting, "value": value, "exact": exact, "fits": fits}
             taken = {"memory_bytes": then.memory["peak"], "seconds": then.seconds["all"]}
-            if any(then.taken(name) < NOTICED * now.taken(name) for name in over):
+            if fits or any(then.taken(n) < NOTICED * now.taken(n) for n in over):
                 knobs.append(knob | taken)
             break
     return sorted(knobs, key=lambda knob: (not knob["fits"], not knob["exact"]))

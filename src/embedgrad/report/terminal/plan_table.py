@@ -72,8 +72,8 @@ def _data(plan: Values) -> Iterator[str]:
 def _span(plan: Values) -> Iterator[str]:
     span = plan["span"]
     yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
-    merged = f"{span['merged']} rows merge with it (first: {', '.join(span['merged_first'])})"
-    yield merged if span["merged"] else "no row merges with it"
+    merged = f"{span['merged_rows']} rows merge with it (first: {span['merged_first']})"
+    yield merged if span["merged_rows"] else "no row merges with it"
 
 
 def _work(plan: Values) -> Iterator[str]:
@@ -111,6 +111,7 @@ def _time(plan: Values) -> Iterator[str]:
         ended = f"{replies['read'] - replies['cut']} of {replies['read']} answers that were read"
         expected = f"{replies['text']} tokens from the text prompt and {replies['refined']}"
         yield f"{ended} ended in {replies['upto']} tokens; expected are {expected} from the refined"
+        yield f"at most {duration(seconds['at_most'])}, if every answer runs to its limit"
 
 
 def _memory(plan: Values) -> Iterator[str]:
