@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DOMAIN ?= movies
 SEED ?= 0
+TESTS ?= not network and not harness
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -12,7 +13,7 @@ DATA := data/reviews/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench bench-quick reproduce golden docs clean
+.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,8 +24,14 @@ demo: $(INSTALLED) $(MODEL) $(DATA) ## refine a prompt and compare (DOMAIN=movie
 	$(BIN)/embedgrad optimize recipes/demo.toml --out "$$run" \
 		--set data.where.domain=$(DOMAIN) --set training.seed=$(SEED)
 
-test: $(INSTALLED) $(MODEL) $(DATA) ## run all tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) $(MODEL) $(DATA) ## run the tests, a process on each core
+	@$(BIN)/python -m pytest -m '$(TESTS)'
+
+test-harness: $(INSTALLED) $(MODEL) $(DATA) ## run the tests of test helpers and benchmark programs
+	@$(BIN)/python -m pytest -m harness
+
+laws: $(INSTALLED) ## run the laws, the golden curves and the architecture test
+	@$(BIN)/python -m pytest tests/laws tests/test_golden.py tests/test_architecture.py
 
 check: $(INSTALLED) ## format, lint, types, and whether the docs are current
 	@$(BIN)/ruff format --check
@@ -32,24 +39,29 @@ check: $(INSTALLED) ## format, lint, types, and whether the docs are current
 	@$(BIN)/mypy
 	@$(BIN)/python docs/generate.py --check
 
-bench: $(INSTALLED) $(MODEL) ## time everything beside its peers, 2 to 3 hours; goes on where it stopped
+bench: $(INSTALLED) $(MODEL) ## time everything beside its peers, 2 to 3 hours; resumes where it stopped
 	@$(BIN)/python -m benchmarks.speed $(NAME) $(LOCAL:%=--data %)
 
 bench-quick: $(INSTALLED) $(MODEL) ## time training steps, scoring and generation once, in 8 minutes
 	@$(BIN)/python -m benchmarks.speed --quick $(NAME) $(LOCAL:%=--data %)
 
-reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure again what the docs report of accuracy (NAME=demo ROW="seed 0"; METHODS= SEEDS= of a comparison)
-	@$(BIN)/python benchmarks/run.py $(NAME) $(LOCAL:%=--data %) \
+reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure the accuracy in the docs again (NAME=demo ROW="seed 0"; METHODS= SEEDS= of a comparison)
+	@$(BIN)/python -m benchmarks.run $(NAME) $(LOCAL:%=--data %) \
 		$(if $(ROW),--row "$(ROW)") $(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
 
-golden: $(INSTALLED) ## write the golden curves anew, after a decision to change the numbers
+golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers
 	@PYTHONPATH=tests $(BIN)/python -m golden.curves
+
+mutants: $(INSTALLED) ## change the spine line by line and test each change; hours (FILE=training/selection)
+	@$(PIP) install --constraint constraints.txt --editable '.[mutants]'
+	@PATH=$(CURDIR)/$(BIN):$$PATH OMP_NUM_THREADS=1 mutmut run $(if $(FILE),'embedgrad.$(subst /,.,$(FILE)).*')
+	@$(BIN)/mutmut results
 
 docs: $(INSTALLED) ## write the generated parts of the docs
 	@$(BIN)/python docs/generate.py
 
-clean: ## remove what make made, but for runs/
-	rm -rf .venv data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove everything that make created, except runs/
+	rm -rf .venv mutants data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

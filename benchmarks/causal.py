@@ -138,7 +138,7 @@ def measure(
     sequencer = model.sequencer(template, target, examples)
     sequences = sequencer.build(examples)
     evaluator = eg.Evaluator(model, sequencer)
-    text = evaluator.score_text_prompt(model.embed(sequencer.span.ids), sequences)
+    text = evaluator.score_text_prompt(model.embed(sequencer.prompt_ids), sequences)
     curves: dict[tuple[int, str], Curve] = {}
     for fold, held in enumerate(folds(examples)):
         rest = [sequences[i] for i in range(len(examples)) if i not in held]
@@ -158,7 +158,7 @@ def measure(
     return {
         **vars(variant),
         "seeds": list(variant.seeds),
-        "span_tokens": len(sequencer.span.ids),
+        "span_tokens": len(sequencer.prompt_ids),
         "rows": len(examples),
         "text": {"accuracy": summary.accuracy, "log_loss": summary.log_loss},
         "curves": found,

@@ -48,7 +48,7 @@ Replies = Callable[[bool], Iterator[str]]  # whether refined -> a reply per row
 
 
 @dataclass(frozen=True)
-class Asked:
+class Cells:
     """A run, and the rows that it is asked."""
 
     folder: Path
@@ -71,7 +71,7 @@ class Asked:
 
     def plain(self, sequence: TokenSequence) -> list[int]:
         """Ids of the text prompt."""
-        cut = (*sequence.prefix, *self.run.prompt.span.ids, *sequence.suffix)
+        cut = sequence.context(self.run.prompt.prompt_ids)
         return list(cut if sequence.plain is None else sequence.plain)
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def main() -> None:
         name, _, folder = given.partition("=")
         task, on_served, _ = name.partition(ON_SERVED)
         cells = results["tasks"].setdefault(task, {"cells": {}})["cells"]
-        for cell, found in measured(Path(folder), bool(on_served), cells, arguments):
+        for cell, found in measure(Path(folder), bool(on_served), cells, arguments):
             cells[cell] = found
             results["tasks"][task] |= {} if on_served else facts(Path(folder))
             results |= {
@@ -120,11 +120,11 @@ def facts(folder: Path) -> dict[str, Any]:
         "answers": "chosen" if prompt["target"]["choices"] else "generated",
         "data": prompt["data"]["test"]["sha256"],
         "where": prompt["recipe"]["data"]["where"],
-        "text": prompt["text"],
+        "text": "\n".join(span["text"] for span in prompt["spans"]),
     }
 
 
-def measured(
+def measure(
     folder: Path, on_served: bool, known: dict[str, Any], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The cells of one run that are not known yet."""
@@ -139,7 +139,7 @@ def measured(
         return
     run = open_run(folder)
     examples = read_data(run.recipe).test[: arguments.rows]
-    asked = Asked(folder, run, examples, run.sequencer.build(examples))
+    asked = Cells(folder, run, examples, run.sequencer.build(examples))
     with tempfile.TemporaryDirectory() as place:
         files = Path(place)
         for cell in wanted:
@@ -155,7 +155,7 @@ def measured(
                 yield cell, {**found, "bytes": file.stat().st_size}
 
 
-def both(asked: Asked, replies: Replies) -> dict[str, Any]:
+def both(asked: Cells, replies: Replies) -> dict[str, Any]:
     """Scores of the text prompt and of the refined one."""
     return {
         "text": asked.score(list(replies(False))),
@@ -163,7 +163,7 @@ def both(asked: Asked, replies: Replies) -> dict[str, Any]:
     }
 
 
-def in_training(asked: Asked, refined: bool) -> Iterator[str]:
+def in_training(asked: Cells, refined: bool) -> Iterator[str]:
     """As `embedgrad evaluate` scores."""
     prompt, evaluator = asked.run.prompt, asked.run.evaluator
     answer = evaluator.score if refined else evaluator.score_text_prompt
@@ -171,7 +171,7 @@ def in_training(asked: Asked, refined: bool) -> Iterator[str]:
         yield found.predicted
 
 
-def vocabulary(asked: Asked, files: Path) -> Replies:
+def vocabulary(asked: Cells, files: Path) -> Replies:
     """By plain transformers, all weights in bf16."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -214,7 +214,7 @@ def vocabulary(asked: Asked, files: Path) -> Replies:
     return replies
 
 
-def gguf(asked: Asked, files: Path, mixture: str) -> Path:
+def gguf(asked: Cells, files: Path, mixture: str) -> Path:
     """The run's GGUF export with a body of that mixture."""
     whole = files / "gguf" / "model.gguf"
     if not whole.exists():
@@ -229,7 +229,7 @@ def gguf(asked: Asked, files: Path, mixture: str) -> Path:
     return file
 
 
-def in_llamacpp(asked: Asked, server: LlamaCppServer, refined: bool) -> Iterator[str]:
+def in_llamacpp(asked: Cells, server: LlamaCppServer, refined: bool) -> Iterator[str]:
     """Over HTTP: the refined prompt by plain messages, the text prompt by its tokens."""
     common: dict[str, Any] = {"temperature": 0, "max_tokens": asked.most_tokens}
     for example, sequence in zip(asked.examples, asked.sequences, strict=True):

@@ -31,7 +31,7 @@ SENTIMENT = "[[Is this review positive or negative? Answer with one word:]]"
 # A recipe, and settings that make it short; {data} is the folder of local data.
 PAIRS: dict[str, tuple[str, list[str]]] = {
     "sst2": (
-        "sst2-smollm2-135m.toml",
+        "sst2.toml",
         [
             'data.answer="label_text"',
             f'template={{user="{{text}}\\n\\n{SENTIMENT}"}}',
@@ -40,7 +40,7 @@ PAIRS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "imdb": (
-        "imdb-smollm2-135m.toml",
+        "imdb.toml",
         [
             'data.answer="label_text"',
             "data.labels={}",
@@ -49,7 +49,7 @@ PAIRS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "svamp": (
-        "svamp-smollm2-135m.toml",
+        "svamp.toml",
         [
             'data.answer="answer"',
             'template.user="{question}\\n\\n[[Give the answer as a number only:]]"',

@@ -17,21 +17,20 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFValueType, dequantize
+from gguf import dequantize
 
 from embedgrad.deploy.formats.gguf_reader import read_contents
 from embedgrad.deploy.formats.gguf_writer import (
     LM_HEAD,
     TABLE,
     Bytes,
-    Entry,
     Weight,
-    bytes_of,
+    entry,
     write_gguf,
 )
 
-MIXTURES = {"f16": 1, "q8_0": 7, "q4_k_m": 15}  # with llama.cpp's numbers of them
-SUPER_BLOCK = 256  # a row of another length takes the kind behind the arrow
+MIXTURES = {"f16": 1, "q8_0": 7, "q4_k_m": 15}  # with llama.cpp's numbers for them
+SUPER_BLOCK = 256  # a row of another length takes the fallback
 FALLBACK = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}
 
 
@@ -48,14 +47,13 @@ def quantize(source: Path, target: Path, mixture: str) -> None:
     """Write `source` with a body of that mixture."""
     contents = read_contents(source)
     layers = int(contents.metadata[f"{contents.architecture}.block_count"].value)
-    number = Entry(MIXTURES[mixture], GGUFValueType.UINT32)
-    metadata = {**contents.metadata, "general.file_type": number}
-    weights = [_quantized(w, kind_of(w, mixture, layers)) for w in contents.weights]
+    metadata = {**contents.metadata, "general.file_type": entry(MIXTURES[mixture])}
+    weights = [_quantize(w, kind_of(w, mixture, layers)) for w in contents.weights]
     write_gguf(target, contents._replace(metadata=metadata, weights=weights))
 
 
 def kind_of(weight: Weight, mixture: str, layers: int) -> Kind:
-    """What a mixture makes of a weight."""
+    """The kind that a mixture gives a weight."""
     plain = weight.kind in (Kind.F32, Kind.F16, Kind.BF16)
     is_lm_head = weight.name == LM_HEAD
     if len(weight.shape) < 2 or weight.name == TABLE or (is_lm_head and not plain):
@@ -77,28 +75,28 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < first or layer >= 7 * layers // 8 or (layer - first) % 3 == 2
 
 
-def _quantized(weight: Weight, kind: Kind) -> Weight:
+def _quantize(weight: Weight, kind: Kind) -> Weight:
     if kind in (weight.kind, Kind.F16):
         return weight.converted(kind)
-    width = weight.shape[-1]
+    quantized = replace(weight, kind=kind)
 
     def read(start: int, stop: int) -> Bytes:
         values = dequantize(np.ascontiguousarray(weight.read(start, stop)), weight.kind)
         source = np.ascontiguousarray(values, dtype=np.float32)
-        made = np.empty((stop - start, bytes_of(width, kind)), dtype=np.uint8)
+        raw = np.empty((stop - start, quantized.row_bytes), dtype=np.uint8)
         written = _kernels().ggml_quantize_chunk(
             ctypes.c_int(kind.value),
             source.ctypes.data_as(ctypes.c_void_p),
-            made.ctypes.data_as(ctypes.c_void_p),
+            raw.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_int64(0),
             ctypes.c_int64(stop - start),
-            ctypes.c_int64(width),
+            ctypes.c_int64(weight.shape[-1]),
             None,
         )
-        assert written == made.nbytes, f"{weight.name}: {written} bytes of {made.nbytes}"
-        return made
+        assert written == raw.nbytes, f"{weight.name}: {written} bytes of {raw.nbytes}"
+        return raw
 
-    return replace(weight, kind=kind, read=read)
+    return replace(quantized, read=read)
 
 
 def _kernels() -> ctypes.CDLL:

@@ -35,7 +35,7 @@ from embedgrad.recipe.open_run import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"
-BAND = (0.95, 1.05)  # of the ratio, with which its interval shall overlap
+BAND = (0.95, 1.05)  # of the ratio, that its interval must overlap
 FEWEST_PAIRS = 50
 CONTEXT = 1024
 
@@ -43,18 +43,18 @@ CONTEXT = 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--pairs", type=int, default=100, help="questions asked of both")
+    parser.add_argument("--pairs", type=int, default=100, help="number of queries")
     parser.add_argument("--threads", type=int, default=1, help="of each server")
     parser.add_argument("--out", type=Path, default=RESULT, help="the results file")
     arguments = parser.parse_args()
     if arguments.pairs < FEWEST_PAIRS:
-        parser.error(f"--pairs: {arguments.pairs}; at least {FEWEST_PAIRS} tell anything")
-    found = measured(arguments.run, arguments.pairs, arguments.threads)
+        parser.error(f"--pairs: {arguments.pairs}; expected at least {FEWEST_PAIRS}")
+    found = measure(arguments.run, arguments.pairs, arguments.threads)
     write_json(arguments.out, found)
     print(json.dumps({"ratio": found["ratio"], "held": found["held"]}))
 
 
-def measured(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
+def measure(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
     """Both servers asked in turns, and the ratio of what they took."""
     run = open_run(folder)
     examples = read_data(run.recipe).dev[:pairs]

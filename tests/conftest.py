@@ -1,9 +1,34 @@
-"""Puts this folder on the path, so that tests in folders below can import the helpers."""
+"""Settings of every test; also puts this folder on the path for the tests in folders below."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker on each core; before torch is imported
+
+import psutil
+import pytest
 from hypothesis import settings
 
 # Times of one example say nothing on a busy machine; the first one also builds models.
 settings.register_profile("steady", deadline=None, print_blob=True)
 settings.load_profile("steady")
+
+MEMORY_OF_A_WORKER = 3 * 2**30
+SUMMARY = "summary"  # a property of a test whose value is shown at the end of the run
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker on each core, as far as memory allows; none for a single file."""
+    if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, psutil.virtual_memory().total // MEMORY_OF_A_WORKER))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == SUMMARY:
+                terminalreporter.write_line(value)

@@ -17,9 +17,9 @@ import tiny
 from embedgrad import Target, Template, load_model
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.vocabulary import Vocabulary
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.verify.engine import Asked
+from embedgrad.deploy.verify.engine import Query
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.quiet import silenced
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -105,30 +105,30 @@ def exported(
     move: float = 0.3,
     seed: int = 0,
     settings: ExportSettings = ExportSettings(),
-) -> Exported:
+) -> ExportedPrompt:
     """A prompt whose rows are moved by `move` of their norm in random directions."""
     template = template or Template.chat(user=USER)
     target = Target(CHOICES)
     examples = list(examples) or tiny.reviews(12)
     date = datetime.date(2024, 3, 12)
     sequencer = model.sequencer(template, target, examples, date=date)
-    start_PD = model.embed(sequencer.span.ids)
+    start_PD = model.embed(sequencer.prompt_ids)
     rows_PD = start_PD + move * start_PD.norm(dim=1, keepdim=True) * _directions(start_PD, seed)
-    prompt = PromptEmbedding(template, target, sequencer.span, date, start_PD, rows_PD)
-    return Exported(name, prompt, sequencer, sequencer.build(examples), settings)
+    prompt = PromptEmbedding(template, target, sequencer.spans, date, start_PD, rows_PD)
+    return ExportedPrompt(name, prompt, sequencer, sequencer.build(examples), settings)
 
 
-def job_of(model: LanguageModel, *prompts: Exported) -> Job:
+def job_of(model: LanguageModel, *prompts: ExportedPrompt) -> Job:
     """A job with a fixed tag; without prompts: of one."""
     return Job(prompts or (exported(model),), model, TAG)
 
 
-def asked(prompt: Exported, *, marker: str = "") -> list[Asked]:
+def asked(prompt: ExportedPrompt, *, marker: str = "") -> list[Query]:
     """What a client would send for each row; `marker`: the prompt's name in a system message."""
     first = [{"role": "system", "content": f"<<prompt:{marker}>>"}] if marker else []
     template = prompt.prompt.template
     return [
-        Asked(s, [*first, *plain_messages(template, s.example.columns)]) for s in prompt.sequences
+        Query(s, [*first, *plain_messages(template, s.example.columns)]) for s in prompt.sequences
     ]
 
 

@@ -7,6 +7,8 @@ import sys
 import time
 from fractions import Fraction
 
+import embedgrad as eg
+
 CALLS: list[str] = []
 
 
@@ -72,9 +74,22 @@ def stuck(reply: str, answer: str) -> bool:
     return len(str(7**10**8)) > 0 if reply == "stuck" else True
 
 
+def forks(reply: str, answer: str) -> bool:
+    """Starts a copy of its process; both sleep for as many seconds as the reply says."""
+    if reply != "0":
+        os.fork()
+    time.sleep(float(reply))
+    return True
+
+
 def value(reply: str, answer: str) -> object:
     """Something that is no score."""
     return {"none": None, "text": "1", "two": 2, "less": -0.1, "nan": float("nan")}[reply]
+
+
+@eg.scorer
+def close_enough(reply: str, answer: str) -> float:
+    return 1.0 / (1.0 + abs(float(reply) - float(answer)))
 
 
 NUMBER = 3

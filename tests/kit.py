@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import tiny
 from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
+from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 
@@ -37,6 +39,17 @@ PLACEMENTS = {
     "plain": Template.plain("Review: {review}\n[[Is it positive or negative?]]\nAnswer:"),
     "plain-start": Template.plain("[[Is it positive or negative?]]\nReview: {review}\nAnswer:"),
 }
+SEVERAL = {
+    "system-and-user": Template.chat(
+        system="You are brief. [[Be fair.]]", user="Review: {review}\n\n[[Is it good?]]"
+    ),
+    "around": Template.chat(user="[[Read this:]]\n{review}\n[[Is it positive?]]\nSay:"),
+    "adjacent": Template.plain("{review}\n[[Is it positive]][[ or negative?]]\nAnswer:"),
+    "twice": Template.plain("[[Is it good?]]\n{review}\n[[Is it good?]]\nAnswer:"),
+    "opening": Template.chat(
+        system="[[Be brief.]]", user="{review} [[Good?]]", assistant="[[The review is]]"
+    ),
+}
 ATTENTION = tuple(name for name in tiny.ARCHITECTURES if name != "mamba")
 REUSING = tuple(name for name in ATTENTION if "-dynamic" not in name and "-longrope" not in name)
 
@@ -50,6 +63,10 @@ class Kit:
     sequencer: Sequencer
     sequences: list[TokenSequence]
     start: Tensor
+
+    def with_cache(self, cache: PrefixCache) -> Kit:
+        """The same with its prefixes in another cache."""
+        return dataclasses.replace(self, model=self.model.with_prefix_cache(cache))
 
 
 def kit(
@@ -77,7 +94,7 @@ def kit(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
     language_model = LanguageModel(loaded, prefix_cache_budget=budget)
-    start = language_model.embed(sequencer.span.ids)
+    start = language_model.embed(sequencer.prompt_ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
 
@@ -89,10 +106,8 @@ def plain_logits(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
     """Logits [T, V] of token ids, alone in a batch, by `transformers` and nothing else."""
     model: Any = loaded.model
     if any(hasattr(module, "max_seq_len_cached") for module in model.modules()):
-        model = copy.deepcopy(model)  # dynamic rotary scaling remembers its longest pass
-        for module in model.modules():
-            if hasattr(module, "max_seq_len_cached"):
-                module.max_seq_len_cached = 0
+        model = copy.deepcopy(model)
+        forget_longest_pass(model)
     logits: Tensor = model(input_ids=torch.tensor([list(ids)])).logits[0]
     return logits
 
@@ -110,29 +125,44 @@ def plain_logprobs(
 
 
 def full_logprobs(
-    loaded: LoadedModel, rows_PD: Tensor, sequences: Sequence[TokenSequence]
+    loaded: LoadedModel, prompt_PD: Tensor, sequences: Sequence[TokenSequence]
 ) -> list[Tensor]:
     """Log-probabilities [C] of each row's targets: every answer alone, nothing stored or padded.
 
     By `transformers` and its own masks from `inputs_embeds`; differentiable in the rows.
     """
     model: Any = loaded.model
-    table = model.get_input_embeddings()
     found = []
     for sequence in sequences:
         sums = []
         for target in sequence.targets:
-            before = table(torch.tensor(sequence.prefix, dtype=torch.long))
-            after = table(torch.tensor([*sequence.suffix, *target[:-1]], dtype=torch.long))
-            for module in model.modules():  # dynamic rotary scaling remembers its longest pass
-                if hasattr(module, "max_seq_len_cached"):
-                    module.max_seq_len_cached = 0
-            embeds = torch.cat([before, rows_PD.to(before), after])[None]
+            forget_longest_pass(model)
+            embeds = spliced(loaded, prompt_PD, sequence, target[:-1])
             logits = model(inputs_embeds=embeds, use_cache=False).logits[0, -len(target) :]
             logprobs = torch.log_softmax(logits.to(torch.float64), dim=1)
             sums.append(logprobs[torch.arange(len(target)), torch.tensor(target)].sum())
         found.append(torch.stack(sums))
     return found
+
+
+def spliced(
+    loaded: LoadedModel, prompt_PD: Tensor, sequence: TokenSequence, answer: Sequence[int] = ()
+) -> Tensor:
+    """Embeddings [1, T, D] of a sequence with its rows, those of later spans one by one."""
+    table: Any = loaded.model.get_input_embeddings()
+    before = table(torch.tensor(sequence.prefix, dtype=torch.long))
+    after = table(torch.tensor([*sequence.suffix, *answer], dtype=torch.long))
+    first = len(prompt_PD) - len(sequence.later)
+    for row, at in zip(prompt_PD[first:].to(before), sequence.later, strict=True):
+        after = torch.cat([after[:at], row[None], after[at + 1 :]])
+    return torch.cat([before, prompt_PD[:first].to(before), after])[None]
+
+
+def forget_longest_pass(model: Any) -> None:
+    """Dynamic rotary scaling remembers its longest pass."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = 0
 
 
 def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:
@@ -143,6 +173,11 @@ def noisy(rows_PD: Tensor, size: float = 0.1, seed: int = 0) -> Tensor:
     return rows_PD + scale * noise
 
 
-def cut(sequence: TokenSequence, span: Sequence[int]) -> list[int]:
-    """Prefix, span and suffix of a row as it is deployed."""
-    return [*sequence.prefix, *span, *sequence.suffix]
+def cut(sequence: TokenSequence, prompt_ids: Sequence[int]) -> list[int]:
+    """Prefix, spans and suffix of a row as it is deployed."""
+    ids = [*sequence.suffix]
+    first = len(prompt_ids) - len(sequence.later)
+    for place, token in zip(sequence.later, prompt_ids[first:], strict=True):
+        assert ids[place] == 0
+        ids[place] = token
+    return [*sequence.prefix, *prompt_ids[:first], *ids]

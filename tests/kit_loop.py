@@ -43,8 +43,8 @@ def rows_at_evaluations(made: Kit, **options: Any) -> tuple[Refinement, dict[int
     """A run, and the rows at each of its evaluations by step."""
     rows = {0: made.start}
 
-    def keep(state: Checkpoint) -> None:
-        free = Free()
-        rows[state.step] = free.rows(state.theta, made.start).detach().clone()
+    def keep(checkpoint: Checkpoint) -> None:
+        prompt = Free().prompt(checkpoint.theta, {"span": made.start})
+        rows[checkpoint.step] = prompt["span"].detach().clone()
 
     return train(made, keep=keep, **options), rows

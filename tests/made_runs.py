@@ -67,6 +67,7 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
     """Write a run whose scores are those of its rows. `changes` replace entries of its prompt."""
     tokens = [
         {
+            "span": 1,
             "token": word,
             "distance": 0.05 * (i + 1),
             "cosine": 1 - 0.01 * i,
@@ -226,10 +227,14 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _prompt(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     digest = hashlib.sha256(b"rows").hexdigest()
     return {
-        "text": "\nIs this good?",
-        "tokens": [token["token"] for token in tokens],
-        "drift": [token["distance"] for token in tokens],
-        "cosine": [token["cosine"] for token in tokens],
+        "spans": [
+            {
+                "text": "\nIs this good?",
+                "tokens": [token["token"] for token in tokens],
+                "drift": [token["distance"] for token in tokens],
+                "cosine": [token["cosine"] for token in tokens],
+            }
+        ],
         "template": {"messages": [{"role": "user", "content": "{text}\n\n[[Is this good?]]"}]},
         "trust_region": {"radius": 0.3, "min_cosine": None},
         "rows": {"count": len(tokens), "width": 8, "sha256": digest},

@@ -34,7 +34,7 @@ def prompt_of(made: Kit, seed: int = 0, **changes: Any) -> PromptEmbedding:
     values: dict[str, Any] = {
         "template": made.sequencer.renderer.template,
         "target": made.sequencer.target,
-        "span": made.sequencer.span,
+        "spans": made.sequencer.spans,
         "date": DAY,
         "start_rows": made.start,
         "rows": noisy(made.start, 0.2, seed=seed),
@@ -67,7 +67,7 @@ def folder(prompt: PromptEmbedding, tmp_path: Path) -> Path:
 def assert_same(found: PromptEmbedding, expected: PromptEmbedding) -> None:
     assert torch.equal(found.rows, expected.rows)
     assert torch.allclose(found.start_rows, expected.start_rows, rtol=1e-3, atol=1e-4)
-    for name in ("template", "target", "span", "date", "trust_region", "provenance"):
+    for name in ("template", "target", "spans", "date", "trust_region", "provenance"):
         assert getattr(found, name) == getattr(expected, name)
 
 
@@ -120,12 +120,13 @@ def test_the_description_can_be_read_by_people_and_machines(
     folder: Path, prompt: PromptEmbedding
 ) -> None:
     values = json.loads((folder / JSON).read_text(encoding="utf-8"))
-    assert values["text"] == "Is it positive or negative?"
-    assert values["token_ids"] == list(prompt.span.ids)
+    (span,) = values["spans"]
+    assert span["text"] == "Is it positive or negative?"
+    assert span["token_ids"] == list(prompt.span.ids)
     assert (values["rows"]["count"], values["rows"]["width"]) == tuple(prompt.rows.shape)
     assert values["rows"]["space"] == "inputs_embeds"
-    assert values["drift"] == pytest.approx([0.2] * len(prompt.rows), abs=1e-4)
-    assert min(values["cosine"]) > 0.97
+    assert span["drift"] == pytest.approx([0.2] * len(prompt.rows), abs=1e-4)
+    assert min(span["cosine"]) > 0.97
     assert values["date"] == "2024-03-12"
 
 

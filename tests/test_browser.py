@@ -12,7 +12,7 @@ import pytest
 
 from browser import Browser, Page, find_browser
 from embedgrad.report.page.page import comparison_page, run_page
-from embedgrad.report.page.run_files import find_comparison, find_run
+from embedgrad.report.page.run_files import read_comparison, read_run
 from made_runs import HOSTILE, answered_rows, made_comparison, made_run
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Open]:
 
 
 def written(folder: Path, name: str = "first") -> str:
-    return run_page(find_run(folder), name)
+    return run_page(read_run(folder), name)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_right_to_left_text_turns_only_itself(tmp_path: Path, opened: Open) -> N
 
 
 def test_the_page_of_a_comparison(tmp_path: Path, opened: Open) -> None:
-    results = find_comparison(made_comparison(tmp_path))
+    results = read_comparison(made_comparison(tmp_path))
     assert results is not None
     page = opened(comparison_page(results, "sst2"), width=PHONE)
     assert page.complaints == []

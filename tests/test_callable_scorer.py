@@ -1,4 +1,4 @@
-"""A scorer that is the user's own function, in a process of its own."""
+"""A user's function as a scorer: named in a recipe, in a child process; decorated, in this one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from embedgrad import Recipe
+import functions_to_call
+from embedgrad import Evaluation, Recipe
 from embedgrad.data.examples import Example
 from embedgrad.errors import RecipeError
 from embedgrad.parts.registry import build_part
-from embedgrad.parts.scorers import Called
+from embedgrad.parts.scorers import SandboxedFunction, Scorer, scorer
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.parts.scorers.sandbox import end_workers
 from embedgrad.prompt.sequence import Target
+from functions_to_call import close_enough
 from small_recipe import changed
 
 TESTS = Path(__file__).parent
@@ -46,23 +49,23 @@ def test_a_fingerprint_is_of_the_file_and_not_of_the_time(
     module = tmp_path / "judges" / "fair.py"
     module.parent.mkdir()
     module.write_text("def right(reply, answer):\n    return 1\n")
-    once = Called("judges.fair:right", 1.0).fingerprint()
-    assert Called("judges.fair:right", 9.0).fingerprint() == once
+    once = SandboxedFunction("judges.fair:right", 1.0).fingerprint()
+    assert SandboxedFunction("judges.fair:right", 9.0).fingerprint() == once
     assert str(once["source"]).startswith("sha256:")
     module.write_text("def right(reply, answer):\n    return 0\n")
-    assert Called("judges.fair:right", 1.0).fingerprint() != once
-    assert Called("nowhere:right").fingerprint()["source"] is None
+    assert SandboxedFunction("judges.fair:right", 1.0).fingerprint() != once
+    assert SandboxedFunction("nowhere:right").fingerprint()["source"] is None
 
 
-def called(function: str, timeout: float = 30) -> Called:
-    return Called(path=f"functions_to_call:{function}", timeout=timeout)
+def called(function: str, timeout: float = 30) -> SandboxedFunction:
+    return SandboxedFunction(function=f"functions_to_call:{function}", timeout=timeout)
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "served.py" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children() if "sandbox_child.py" in " ".join(p.cmdline())]
 
 
-def refusal(scorer: Called, reply: str = "a reply", answer: str = "an answer") -> str:
+def refusal(scorer: SandboxedFunction, reply: str = "a reply", answer: str = "an answer") -> str:
     with pytest.raises(RecipeError) as raised:
         scorer.score(reply, answer)
     told = str(raised.value)
@@ -110,15 +113,15 @@ def test_modules_are_found_in_the_current_folder(
         (tmp_path / folder / "checks").mkdir(parents=True)
         (tmp_path / folder / "checks" / "answers.py").write_text(f"right = lambda r, a: {value}\n")
         monkeypatch.chdir(tmp_path / folder)
-        assert Called(path="checks.answers:right").score("7", "8") == value
+        assert SandboxedFunction(function="checks.answers:right").score("7", "8") == value
 
 
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("functions_to_cal:same", "path: there is no module 'functions_to_cal' for"),
-        ("functions_to_call.deep:same", "path: there is no module 'deep' for"),
-        ("embedgrad.scorer:same", "did you mean 'scorers' or"),
+        ("functions_to_cal:same", "function: there is no module 'functions_to_cal' for"),
+        ("functions_to_call.deep:same", "function: there is no module 'deep' for"),
+        ("embedgrad.parts.scorer:same", "did you mean 'scorers'? known: "),
         ("functions_to_call:sane", "has no function 'sane'; did you mean 'same' or"),
         ("functions_to_call:NUMBER", "has no function 'NUMBER'"),
         ("functions_to_call", "names no function; expected 'package.module:function'"),
@@ -129,8 +132,8 @@ def test_modules_are_found_in_the_current_folder(
 def test_a_path_that_leads_nowhere_is_a_problem_of_the_recipe(path: str, told: str) -> None:
     rows = [Example({}, "7", "rows.csv:2")]
     with pytest.raises(RecipeError) as raised:
-        check_answers(rows, Target(), Called(path=path))
-    assert str(raised.value).startswith("recipe: evaluation.scorer.path: ")
+        check_answers(rows, Target(), SandboxedFunction(function=path))
+    assert str(raised.value).startswith("recipe: evaluation.scorer.function: ")
     assert told in str(raised.value)
     assert workers() == []
 
@@ -138,7 +141,7 @@ def test_a_path_that_leads_nowhere_is_a_problem_of_the_recipe(path: str, told: s
 def test_a_module_nearby_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checks.py").write_text("right = max")
     monkeypatch.chdir(tmp_path)
-    assert "did you mean 'checks'?" in refusal(Called(path="check:right"))
+    assert "did you mean 'checks'?" in refusal(SandboxedFunction(function="check:right"))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +159,8 @@ def test_a_module_that_cannot_be_imported_says_why(
 ) -> None:
     (tmp_path / "broken.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    message = refusal(Called(path="broken:right"))
-    assert f"evaluation.scorer.path: 'broken' cannot be imported: {told}" in message
+    message = refusal(SandboxedFunction(function="broken:right"))
+    assert f"evaluation.scorer.function: 'broken' cannot be imported: {told}" in message
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_a_module_that_cannot_be_imported_says_why(
         ("unprintable", "7", "raised Silent (functions_to_call.py:"),
         ("lines", "7", "raised KeyError: 'one"),
         ("quits", "7", "raised SystemExit: 3"),
-        ("dies", "7", "the process of functions_to_call:dies ended with exit status 3 on the rep"),
+        ("dies", "7", "functions_to_call:dies ended its process with exit status 3 on the reply"),
         ("value", "none", "returned NoneType None on the reply 'none'; expected a number from 0"),
         ("value", "text", "returned str '1' "),
         ("value", "two", "returned int 2 "),
@@ -204,11 +207,24 @@ def test_a_function_that_hangs_is_stopped(function: str) -> None:
     (before,) = workers()
     started = time.monotonic()
     told = refusal(called(function, timeout=0.3), reply)
-    assert 0.3 <= time.monotonic() - started < 2  # after 2.3 s it would end by itself
+    assert 0.3 <= time.monotonic() - started < 2
     assert f"functions_to_call:{function} took longer than 0.3 s on the reply '{reply}'" in told
     assert "raise evaluation.scorer.timeout" in told
     assert not before.is_running()
     assert called(function).score("0", "") == 1.0
+
+
+@posix
+def test_what_a_function_started_is_stopped_with_it() -> None:
+    """A fork of its process holds the same pipes, and must not be waited for."""
+    assert called("forks").score("0", "") == 1.0
+    (worker,) = workers()
+    with ThreadPoolExecutor(1) as pool:
+        hung = pool.submit(refusal, called("forks", timeout=0.6), "60")
+        time.sleep(0.3)
+        (fork,) = worker.children()
+        assert "took longer than 0.6 s" in hung.result(timeout=20)
+    assert gone(fork.pid, 5)
 
 
 def test_threads_take_turns_and_one_that_hangs_is_stopped_there_too() -> None:
@@ -247,11 +263,11 @@ def test_answers_are_tried_before_anything_is_spent() -> None:
 
 
 def test_a_recipe_names_the_function() -> None:
-    scorer = {"name": "callable", "path": "checks:right", "timeout": 2}
+    scorer = {"name": "callable", "function": "checks:right", "timeout": 2}
     recipe = Recipe.from_dict(changed(evaluation={"scorer": scorer}))
-    assert recipe.evaluation.scorer == Called("checks:right", 2.0)
+    assert recipe.evaluation.scorer == SandboxedFunction("checks:right", 2.0)
     for broken, told in (
-        ({"name": "callable"}, "scorer.path: Field required"),
+        ({"name": "callable"}, "scorer.function: Field required"),
         ({**scorer, "timeout": 0}, "scorer.timeout: Input should be greater than 0"),
         ({**scorer, "timeout": 1e9}, "scorer.timeout: Input should be less than or equal"),
     ):
@@ -259,6 +275,84 @@ def test_a_recipe_names_the_function() -> None:
         assert build_part("scorer", broken, "scorer", problems) is None
         (problem,) = problems
         assert problem.startswith(told)
+
+
+# -- one decorated function ------------------------------------------------------------------------
+
+
+def test_a_decorated_function_is_a_scorer_in_this_process() -> None:
+    assert isinstance(close_enough, Scorer)
+    evaluation = Evaluation(scorer=close_enough)
+    assert evaluation.scorer.score("7", "8") == 0.5
+    assert close_enough("7", "7") == 1.0  # still a function
+    check_answers([Example({}, "7", "rows.csv:2")], Target(), close_enough)
+    assert not close_enough.is_unread("no number")
+    assert workers() == []
+
+
+def test_a_recipe_names_a_decorated_function() -> None:
+    assert called("close_enough").score("7", "8") == 0.5
+    assert len(workers()) == 1
+    assert "has no function 'close_enuf'; did you mean 'close_enough'" in refusal(
+        called("close_enuf")
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "reply", "told"),
+    [
+        (functions_to_call.careless, "so 7", "raised ValueError: could not convert string to flo"),
+        (functions_to_call.quits, "7", "raised SystemExit: 3 (functions_to_call.py:"),
+        (functions_to_call.value, "text", "returned str '1' on the reply 'text'; expected a numbe"),
+        (functions_to_call.value, "two", "returned int 2 on the reply 'two'; expected a number fr"),
+        (functions_to_call.value, "nan", "returned float nan "),
+    ],
+)
+def test_a_decorated_function_that_fails_says_what_it_did(
+    function: Any, reply: str, told: str
+) -> None:
+    message = refusal(scorer(function), reply)
+    assert message.startswith(f"scorer: functions_to_call:{function.__name__} {told}")
+
+
+def test_ctrl_c_in_a_decorated_function_is_no_failure() -> None:
+    @scorer
+    def interrupted(reply: str, answer: str) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.score("7", "7")
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda reply: 1.0, "does not take two texts, the reply and the answer: too many position"),
+        (lambda reply, answer, more: 1.0, "missing a required argument: 'more'"),
+        (lambda *, reply, answer: 1.0, "does not take two texts"),
+        ("checks:right", "'checks:right' does not take two texts, the reply and the answer: it is"),
+        (3, "3 does not take two texts"),
+    ],
+)
+def test_what_takes_no_two_texts_is_refused_where_it_is_decorated(function: Any, told: str) -> None:
+    with pytest.raises(RecipeError, match=r"^scorer: ") as raised:
+        scorer(function)
+    assert told in str(raised.value)
+
+
+def test_the_fingerprint_of_a_decorated_function_is_of_its_code() -> None:
+    @scorer
+    def fair(reply: str, answer: str) -> float:
+        return 1.0
+
+    once = fair.fingerprint()
+
+    @scorer
+    def fair(reply: str, answer: str) -> float:
+        return 0.0
+
+    assert once["function"] == fair.fingerprint()["function"]
+    assert once["source"] != fair.fingerprint()["source"]
 
 
 # -- the process itself ----------------------------------------------------------------------------
@@ -270,8 +364,8 @@ def script(code: str) -> subprocess.Popen[str]:
         "import os, psutil, signal, sys, time\n"
         # A shell starts what runs in its background deaf to it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from embedgrad.scorers import Called\n"
-        "same, slow = (Called(f'functions_to_call:{n}') for n in ('same', 'slow'))\n"
+        "from embedgrad.parts.scorers import SandboxedFunction\n"
+        "same, slow = (SandboxedFunction(f'functions_to_call:{n}') for n in ('same', 'slow'))\n"
         "def pid(): return psutil.Process().children()[0].pid\n"
     )
     return subprocess.Popen(
@@ -289,6 +383,18 @@ def gone(pid: int, seconds: float = 20) -> bool:
     while psutil.pid_exists(pid) and time.monotonic() < until:
         time.sleep(0.02)
     return not psutil.pid_exists(pid)
+
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    """Process pools run the script again in every child, and so fail without one."""
+    (tmp_path / "checks.py").write_text("def right(reply, answer):\n    return 1\n")
+    (tmp_path / "script.py").write_text(
+        "from embedgrad.parts.scorers import SandboxedFunction\n"
+        "print(SandboxedFunction('checks:right').score('7', '7'))\n"
+    )
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1.0\n", "")
 
 
 def test_it_ends_with_the_program_and_without_a_word() -> None:
@@ -315,7 +421,8 @@ def test_it_ends_with_the_program_in_the_middle_of_a_call() -> None:
 def test_it_ends_when_the_program_is_killed(work: str) -> None:
     """Waiting, or in the middle of a call: then its own timer ends it."""
     process = script(
-        f"slow = Called(slow.path, 0.5)\nslow.score('0', '')\nprint(pid(), flush=True)\n{work}"
+        "slow = SandboxedFunction(slow.function, 0.5)\n"
+        f"slow.score('0', '')\nprint(pid(), flush=True)\n{work}"
     )
     with process:
         assert process.stdout is not None
@@ -328,7 +435,7 @@ def test_it_ends_when_the_program_is_killed(work: str) -> None:
 @posix
 def test_ctrl_c_in_the_middle_of_a_call_ends_it_without_a_word() -> None:
     process = script(
-        "slow = Called(slow.path, 100)\n"
+        "slow = SandboxedFunction(slow.function, 100)\n"
         "same.score('7', '7')\nslow.score('0', '')\nprint(pid(), flush=True)\n"
         "try: slow.score('90', '')\n"
         "except KeyboardInterrupt: print('interrupted', slow.score('0', ''))"

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m` has it
 
 from benchmarks import causal
 
+pytestmark = pytest.mark.harness
+
 EXAMPLES = [
     Example({"question": f"Did number {i} do it?"}, ("No", "Yes")[i % 2], f"a:{i}", str(i // 2))
     for i in range(12)

@@ -81,17 +81,16 @@ def test_text_is_what_transformers_renders(chat: str, place: str, a: str, b: str
     template, columns = PLACES[place], {"a": a, "b": b}
     rendered = renderer(template, chat)(columns)
     assert rendered.text == expected(chat, template, columns)
-    assert rendered.span == SPAN
+    assert rendered.pieces[1::2] == (SPAN,)
     if place.startswith("opening"):
-        assert rendered.suffix == ("" if place == "opening-end" else " It is")
+        assert rendered.texts[1] == ("" if place == "opening-end" else " It is")
 
 
 @given(a=TEXT | BRACKETS | st.sampled_from(["{b}", "[[x]]", "{{ bos_token }}", "{% if %}"]))
 def test_a_column_is_never_parsed(a: str) -> None:
     plain = Renderer(Template.plain("{a}[[go]]{b}"), tiny.tokenizer("metaspace"), date=DAY)
-    assert plain({"a": a, "b": "z"}).prefix == a
-    assert plain({"a": a, "b": "z"}).suffix == "z"
-    assert a in renderer(Template.chat(user="<{a}> [[go]]"))({"a": a}).prefix
+    assert plain({"a": a, "b": "z"}).texts == (a, "z")
+    assert a in renderer(Template.chat(user="<{a}> [[go]]"))({"a": a}).texts[0]
 
 
 def test_the_span_stands_where_it_was_written() -> None:
@@ -100,21 +99,21 @@ def test_the_span_stands_where_it_was_written() -> None:
     after = renderer(PLACES["user-after"])(columns)
     system = renderer(PLACES["system"])(columns)
     opening = renderer(PLACES["opening"])(columns)
-    assert before.prefix.endswith("<|im_start|>user\n")
-    assert before.suffix == "\nA: x\nB: y.<|im_end|>\n<|im_start|>assistant\n"
-    assert after.prefix.endswith("<|im_start|>user\nA: x\nB: y\n")
-    assert after.suffix == "<|im_end|>\n<|im_start|>assistant\n"
-    assert system.prefix == "<|im_start|>system\nBe kind. "
-    assert system.suffix.startswith(" Be brief.<|im_end|>\n<|im_start|>user\nx and y<|im_end|>")
-    assert opening.prefix.endswith("<|im_start|>assistant\nSo: ")
+    assert before.texts[0].endswith("<|im_start|>user\n")
+    assert before.texts[1] == "\nA: x\nB: y.<|im_end|>\n<|im_start|>assistant\n"
+    assert after.texts[0].endswith("<|im_start|>user\nA: x\nB: y\n")
+    assert after.texts[1] == "<|im_end|>\n<|im_start|>assistant\n"
+    assert system.texts[0] == "<|im_start|>system\nBe kind. "
+    assert system.texts[1].startswith(" Be brief.<|im_end|>\n<|im_start|>user\nx and y<|im_end|>")
+    assert opening.texts[0].endswith("<|im_start|>assistant\nSo: ")
 
 
 def test_the_date_is_frozen() -> None:
     template = PLACES["user-after"]
     columns = {"a": "x", "b": "y"}
-    assert "Today is 12 Mar 2024." in renderer(template, "dated")(columns).prefix
+    assert "Today is 12 Mar 2024." in renderer(template, "dated")(columns).texts[0]
     other = renderer(template, "dated", datetime.date(1999, 1, 2))(columns)
-    assert "Today is 02 Jan 1999." in other.prefix
+    assert "Today is 02 Jan 1999." in other.texts[0]
 
 
 def test_options_reach_the_chat_template() -> None:
@@ -123,8 +122,8 @@ def test_options_reach_the_chat_template() -> None:
     )
     quiet = Template.chat(user="[[go]]")
     loud = Template.chat(user="[[go]]", options={"loud": True})
-    assert Renderer(quiet, tokenizer, date=DAY)({}).prefix == ""
-    assert Renderer(loud, tokenizer, date=DAY)({}).prefix == "!"
+    assert Renderer(quiet, tokenizer, date=DAY)({}).texts[0] == ""
+    assert Renderer(loud, tokenizer, date=DAY)({}).texts[0] == "!"
 
 
 @pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "strftime_now"])
@@ -169,7 +168,7 @@ def test_a_chat_template_without_a_system_role_is_named() -> None:
 @pytest.mark.parametrize("text", ["[[ Is it good? ]]", "[[Is it good?\n]]", "[[\nIs it good?]]"])
 def test_a_span_that_the_chat_template_trims_is_refused(text: str) -> None:
     template = Template.chat(user=text)
-    assert renderer(template, "chatml")({}).span == text[2:-2]
+    assert renderer(template, "chatml")({}).pieces[1] == text[2:-2]
     with refused("trims or rewrites", "white space"):
         renderer(template, "trimming")({})
 
@@ -190,6 +189,48 @@ def test_a_chat_template_that_moves_the_span_is_refused(chat: str, parts: list[s
     tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
     with refused(*parts):
         Renderer(Template.chat(user="[[Is it good?]]"), tokenizer, date=DAY)({})
+
+
+@pytest.mark.parametrize(
+    ("chat", "parts"),
+    [
+        (
+            "{{ messages[1]['content'] }}{{ messages[0]['content'] }}",
+            ["moves the span 'Now? ' before the one", "in the order in which it shows them"],
+        ),
+        (
+            "{{ messages[0]['content'] }}{{ messages[1]['content'] }}{{ messages[0]['content'] }}",
+            ["shows the span 'Be kind.' 2 times instead of once"],
+        ),
+        ("{{ messages[0]['content'] }}", ["shows the span 'Now? ' 0 times instead of once"]),
+        (
+            "{{ messages[0]['content'] }}{{ messages[1]['content'] | trim }}",
+            ["trims or rewrites"],
+        ),
+    ],
+)
+def test_a_chat_template_that_moves_one_of_several_spans_is_refused(
+    chat: str, parts: list[str]
+) -> None:
+    tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
+    template = Template.chat(system="[[Be kind.]]", user="a [[Now? ]]")
+    with refused(*parts):
+        Renderer(template, tokenizer, date=DAY)({})
+
+
+def test_every_span_is_where_it_was_written() -> None:
+    template = Template.chat(system="[[Be]] kind", user="{a}[[go]][[go]]", assistant="So: [[it]]")
+    rendered = renderer(template)({"a": "x"})
+    assert rendered.pieces[1::2] == ("Be", "go", "go", "it")
+    assert rendered.texts[1:] == (
+        " kind<|im_end|>\n<|im_start|>user\nx",
+        "",
+        "<|im_end|>\n<|im_start|>assistant\nSo: ",
+        "",
+    )
+    drawn = rendered.draw_in(0, 0, 5).draw_in(3, 1, 0)
+    assert drawn.text == rendered.text
+    assert drawn.pieces[1::2] == ("Be kind", "go", "go", " it")
 
 
 def test_an_opening_that_the_chat_template_drops_is_refused() -> None:

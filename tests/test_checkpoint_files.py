@@ -202,7 +202,7 @@ def test_odd_tensors_are_copied_as_they_are(tmp_path: Path) -> None:
     read = Checkpoint.read(folder)
     table = read.tensors["table"]
     row = torch.randn(2, 3)
-    changes = {"table": checkpoint.Made.joined("BF16", table, row)}
+    changes = {"table": checkpoint.NewTensor.joined("BF16", table, row)}
     (tmp_path / "out").mkdir()
     read.write(tmp_path / "out", changes, "table", link=False)
     found = load_file(tmp_path / "out" / "model.safetensors")

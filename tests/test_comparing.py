@@ -19,7 +19,6 @@ from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.evaluation.significance import (
     bootstrap_mean,
     mcnemar_exact,
-    paired_bootstrap,
     sign_flip_test,
     wilson_interval,
 )
@@ -116,7 +115,8 @@ def test_rows_can_be_computed_again(whole: tuple[Path, dict[str, Any]]) -> None:
         assert len(second) == ROWS["test"]
         assert row["accuracy"] == sum(second) / len(second)
         assert tuple(row["interval"]) == wilson_interval(int(sum(second)), len(second))
-        assert tuple(row["difference_interval"]) == paired_bootstrap(first, second)
+        differences = [b - a for a, b in zip(first, second, strict=True)]
+        assert tuple(row["difference_interval"]) == bootstrap_mean(differences)
         better = sum(b > a for a, b in zip(first, second, strict=True))
         worse = sum(b < a for a, b in zip(first, second, strict=True))
         assert row["difference"] == pytest.approx((better - worse) / len(first))
@@ -743,7 +743,7 @@ def sums(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def write(function: str, **scorer: Any) -> Path:
-        own = {"name": "callable", "path": f"{name}:{function}", **scorer}
+        own = {"name": "callable", "function": f"{name}:{function}", **scorer}
         sections = values(
             model_folder,
             tmp_path,

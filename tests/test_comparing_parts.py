@@ -193,7 +193,7 @@ def test_answers_are_judged_again_by_a_function_that_changed(
     free: Free, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = {"evaluation": {"scorer": {"name": "callable", "path": "mine_judged:score"}}}
+    own = {"evaluation": {"scorer": {"name": "callable", "function": "mine_judged:score"}}}
     own["evaluation"]["max_new_tokens"] = 3  # type: ignore[assignment]
     module = tmp_path / "mine_judged.py"
     module.write_text("def score(reply, answer):\n    return 1\n")
@@ -249,7 +249,7 @@ def test_a_scorer_that_fails_at_judging_again_changes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     end_workers()
-    scorer = {"name": "callable", "path": "mine_failing:score"}
+    scorer = {"name": "callable", "function": "mine_failing:score"}
     own = {"evaluation": {"scorer": scorer, "max_new_tokens": 3}}
     module = tmp_path / "mine_failing.py"
     module.write_text("def score(reply, answer):\n    return 1\n")

@@ -28,7 +28,7 @@ def test_loss_and_gradient_are_those_of_the_cpu(
 ) -> None:
     made = mixed(architecture, dtype=torch.float32, attention="sdpa")
     model = on_gpu(architecture, dtype)
-    assert model.reuse_off == ""
+    assert model.why_not_reusable is None
     loss, gradient = loss_and_gradient(model, made.start.to("cuda"), made.sequences)
     expected, slope = loss_and_gradient(made.model, made.start, made.sequences)
     assert gradient.dtype == torch.float32
@@ -42,7 +42,7 @@ def test_prefixes_over_the_budget_lie_in_host_memory() -> None:
     rows = made.start.to("cuda")
     expected = loss_and_gradient(model, rows, made.sequences)
     (prefix,) = model.prefixes_of([made.sequences[0].prefix])
-    model.prefix_cache = PrefixCache(prefix.nbytes, host=2**30)
+    model = model.with_prefix_cache(PrefixCache(prefix.nbytes, host=2**30))
     for _ in range(2):
         loss, gradient = loss_and_gradient(model, rows, made.sequences)
         assert torch.allclose(loss, expected[0], rtol=1e-5)

@@ -31,7 +31,7 @@ def folder(made: Kit, tmp_path: Path) -> Path:
     prompt = PromptEmbedding(
         template=made.sequencer.renderer.template,
         target=made.sequencer.target,
-        span=made.sequencer.span,
+        spans=made.sequencer.spans,
         date=DAY,
         start_rows=made.start,
         rows=noisy(made.start),
@@ -78,7 +78,7 @@ def test_what_is_no_description_is_refused(folder: Path, content: bytes) -> None
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["rows", "format", "text", "template"])
+@pytest.mark.parametrize("name", ["rows", "format", "spans", "template"])
 def test_a_key_that_is_given_twice_is_refused(folder: Path, name: str) -> None:
     text = (folder / JSON).read_text()
     again = json.dumps(values_of(folder)[name])
@@ -87,10 +87,13 @@ def test_a_key_that_is_given_twice_is_refused(folder: Path, name: str) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "1", None, 2.5])
 def test_another_version_is_refused(folder: Path, version: object) -> None:
     (folder / JSON).write_text(json.dumps({**values_of(folder), "version": version}))
-    with refused(JSON, f"version {version!r}", "reads 1"):
+    parts = ["not written by this embedgrad", "install the version that wrote it"]
+    if version in (0, 1):
+        parts = ["written by an older embedgrad", "refine the prompt again"]
+    with refused(JSON, f"version {version!r}", "reads 2", *parts):
         load(folder)
 
 
@@ -101,16 +104,20 @@ def test_another_format_is_refused(folder: Path, kind: object) -> None:
         load(folder)
 
 
-NEEDED = (
-    *("text", "token_ids", "tokens", "drawn_into_span", "template", "date", "target", "rows"),
-    "trust_region",
-)
+NEEDED = ("spans", "template", "date", "target", "rows", "trust_region")
+OF_SPANS = ("text", "token_ids", "tokens", "drawn_in", "drift", "cosine")
 
 
-@pytest.mark.parametrize("name", NEEDED)
+def place_of(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Where an entry of this name is."""
+    found: dict[str, Any] = values["spans"][0] if name in OF_SPANS else values
+    return found
+
+
+@pytest.mark.parametrize("name", [*NEEDED, *OF_SPANS])
 def test_what_is_missing_is_named(folder: Path, name: str) -> None:
     values = values_of(folder)
-    del values[name]
+    del place_of(values, name)[name]
     (folder / JSON).write_text(json.dumps(values))
     with refused(JSON, name):
         load(folder)
@@ -119,10 +126,11 @@ def test_what_is_missing_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "value", ["null", "7", '"x"', "[]", "{}", "[null]", '[["x"]]', "NaN", "-1e999", "true"]
 )
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", [*NEEDED, *OF_SPANS])
 def test_what_is_of_the_wrong_kind_is_refused(folder: Path, name: str, value: str) -> None:
-    text = json.dumps({**values_of(folder), name: "HERE"}).replace('"HERE"', value)
-    (folder / JSON).write_text(text)
+    values = values_of(folder)
+    place_of(values, name)[name] = "HERE"
+    (folder / JSON).write_text(json.dumps(values).replace('"HERE"', value))
     with refused("prompt."):
         load(folder)
 
@@ -168,15 +176,25 @@ def test_an_entry_of_the_wrong_kind_is_refused(
         ("token_ids", "[1.5, 1, 1, 1, 1, 1]"),
         ("tokens", '["a"]'),
         ("tokens", "[1, 2, 3, 4, 5, 6]"),
-        ("drawn_into_span", '["", 7]'),
-        ("drawn_into_span", '["", "other"]'),
+        ("drawn_in", '["", 7]'),
+        ("drawn_in", '["", "other"]'),
+        ("cosine", "[1.0]"),
         ("date", '"12 March"'),
         ("text", '"other words"'),
     ],
 )
 def test_a_span_that_cannot_be_is_refused(folder: Path, name: str, value: str) -> None:
     values = values_of(folder)
-    assert len(values["token_ids"]) == 6
-    (folder / JSON).write_text(json.dumps({**values, name: "HERE"}).replace('"HERE"', value))
+    assert len(values["spans"][0]["token_ids"]) == 6
+    place_of(values, name)[name] = "HERE"
+    (folder / JSON).write_text(json.dumps(values).replace('"HERE"', value))
     with refused(JSON):
         load(folder)
+
+
+def test_another_number_of_spans_is_refused(folder: Path) -> None:
+    values = values_of(folder)
+    for spans in ([], values["spans"] * 2):
+        (folder / JSON).write_text(json.dumps({**values, "spans": spans}))
+        with refused(JSON, f"{len(spans)} spans, but 1 in template"):
+            load(folder)

@@ -94,8 +94,8 @@ def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) 
     assert (cache.damaged, cache.hits, cache.misses, cache.spilled_bytes) == (1, 0, 1, 0)
     assert IDS not in cache
     assert notes == [
-        f"prefix_cache.spill: {path} is damaged or gone; such prefixes are computed anew, the "
-        "results stay the same (said once)"
+        f"prefix_cache.spill: {path} is damaged or gone; such prefixes are computed again, the "
+        "results stay the same (reported once)"
     ]
     if folder.exists() and not path.exists():  # the prefix is computed anew, and stored again
         cache.put(IDS, made())
@@ -144,7 +144,7 @@ def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) 
     assert cache.free == 0  # or prefixes would be computed ahead that cannot be stored
     assert notes == [
         f"prefix_cache.spill: {spill.folder}: {os.strerror(errno.EFBIG)}; from here on prefixes "
-        "over the budget are computed anew, the results stay the same"
+        "over the budget are computed again, the results stay the same"
     ]
 
 

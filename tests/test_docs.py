@@ -65,6 +65,9 @@ def script(path: str) -> Any:
 
 
 sys.path.insert(0, str(ROOT / "docs"))  # as `python docs/generate.py` has it
+sys.path.insert(0, str(ROOT))  # as `python -m benchmarks.run` has it
+from benchmarks import measurements  # noqa: E402
+
 generate = script("docs/generate.py")
 bench = script("benchmarks/run.py")
 
@@ -116,7 +119,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     regions = [
         *("results", "demo-output", "loss-over", "compared", "compared-short", "planned"),
         "spans",
-        *("names", "errors", "tree"),
+        *("names", "errors", "tree", "rooms"),
         *("defaults training", "file recipes/demo.toml"),
     ]
     page = "".join(f"before\n<!-- generated: {name} -->\n<!-- end -->\n" for name in regions)
@@ -126,11 +129,13 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "recipes/demo.toml": RECIPE,
         "tests/test_architecture.py": 'ORDER = ("second", "kind", "first")\n',
         "src/embedgrad/__init__.py": '"""The package."""\n',
-        "src/embedgrad/first.py": '"""Where every token goes, as ids, and also all of the rest."""',
+        "src/embedgrad/first.py": f'"""Where every token goes, {"as ids, " * 6}and the rest."""',
         "src/embedgrad/second.py": '"""The loop: rows in, rows out."""\n',
         "src/embedgrad/kind/__init__.py": '"""A kind of part."""\n',
         "src/embedgrad/kind/base.py": '"""What a part offers."""\n',
         "src/embedgrad/kind/a.py": '"""One part."""\n',
+        "src/embedgrad/kind/deep/__init__.py": '"""More of that kind."""\n',
+        "src/embedgrad/kind/deep/below.py": '"""A file in a folder in a folder."""\n',
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +203,7 @@ def test_tables_are_made_of_what_the_benchmarks_write(
 ) -> None:
     monkeypatch.setattr(bench.subprocess, "run", in_process)
     bench.measure("loss-over", bench.MEASUREMENTS["loss-over"], None)
-    bench.measure("demo", bench.Measurement("demo.toml", bench.seeds(0, 1)), None)
+    bench.measure("demo", bench.Measurement("demo.toml", measurements.seeds(0, 1)), None)
     path = repository / "benchmarks" / "results" / "demo.json"
     results = json.loads(text_of(path))
     for seed, accuracy, low, p_value in ((0, 0.80, 0.10, 0.0004), (1, 0.90, 0.15, 0.0021)):
@@ -268,7 +273,32 @@ def test_equations_are_written_as_people_write_them(tmp_path: Path) -> None:
         ("(1.0 + 2.0) * (3.0 + 4.0)", "(1 + 2) * (3 + 4)"),
         ("10.05", "10.05"),
     ):
-        assert bench.plain_equation(theirs) == plain
+        assert measurements.plain_equation(theirs) == plain
+
+
+def test_the_picture_puts_the_largest_gain_first(repository: Path) -> None:
+    folder = repository / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    for name, gain, low, high, verdict in (
+        ("kept", 0.0, 0.0, 0.0, "no reliable gain"),
+        ("better", 0.2, 0.1, 0.3, "improved"),
+        ("worse", -0.1, -0.15, -0.05, "worse"),
+    ):
+        text = {"method": "text", "accuracy": 0.5}
+        ours = {"method": "embedgrad", "accuracy": 0.5 + gain, "difference": gain}
+        ours |= {"difference_interval": [low, high], "verdict": verdict}
+        results = {"methods": [text, ours]}
+        (folder / f"compare-{name}.json").write_text(json.dumps(results), encoding="utf-8")
+    svg = generate.gains.drawing(repository)
+    texts = re.findall(r">([^<>]*)</text>", svg)
+    shown = [text for text in texts if re.match(r"[+-]\d|0  ", text)]
+    assert shown == [
+        "+20.0  (+10.0 to +30.0)",
+        "0  (kept the text prompt)",
+        "-10.0  (-15.0 to -5.0)",
+    ]
+    names = [text for text in texts if text in ("kept", "better", "worse")]
+    assert names == ["better", "kept", "worse"]
 
 
 def test_a_comparison_is_kept_without_the_place_of_its_data(
@@ -295,6 +325,11 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     assert "**demo**, from [compare-demo.json](../benchmarks/results/compare-demo.json)" in page
     accuracy = 100 * results["rows"][1]["accuracy"]
     assert f"| embedgrad | {accuracy:.1f} % |" in page
+    picture = repository / "docs" / "gains.svg"
+    assert ">demo</text>" in text_of(picture)
+    assert generated("--check") == 0
+    picture.write_text("<svg/>", encoding="utf-8")
+    assert generated("--check") == 1
     (line,) = (line for line in page.splitlines() if line.startswith("| [demo]("))
     text = 100 * results["rows"][0]["accuracy"]
     assert f" | 1 | {text:.1f} % | {accuracy:.1f} % | {accuracy - text:+.1f} (" in line
@@ -505,23 +540,33 @@ def test_the_tree_follows_the_order_of_imports(repository: Path) -> None:
     expected = """\
 ```text
 src/embedgrad/
-├── second.py    The loop: rows in, rows out
-├── kind/        A kind of part
-│   ├── base.py  What a part offers
-│   └── a.py     One part
-└── first.py     Where every token goes
+├── second.py         The loop: rows in, rows out
+├── kind/             A kind of part
+│   ├── base.py       What a part offers
+│   ├── a.py          One part
+│   └── deep/         More of that kind
+│       └── below.py  A file in a folder in a folder
+└── first.py          Where every token goes
 ```
 """
     assert expected in text_of(repository / "README.md")
-    short = generate.tree(repository, "folders")
-    assert re.findall("── (\\S+)", short) == ["second.py", "kind/", "first.py"]
+
+
+def test_a_room_has_one_line(repository: Path) -> None:
+    generated()
+    assert "```text\nkind/  A kind of part\n```" in text_of(repository / "README.md")
+    lines = generate.rooms(ROOT).splitlines()[1:-1]
+    assert len(lines) == 12
+    assert lines[0].startswith("data/         ")
 
 
 def test_a_file_of_the_package_is_described_in_a_few_words() -> None:
-    lines = generate.tree(ROOT).splitlines()
-    described = [" ".join(line.partition("── ")[2].split()[1:]) for line in lines[2:-1]]
-    assert len(described) > 50
-    assert [text for text in described if not 0 < len(text) <= 64] == []
+    lines = generate.tree(ROOT).splitlines()[2:-1]
+    assert len(lines) > len(list(SOURCE.rglob("*.py"))) - 5
+    described = [line.partition("── ")[2].split()[1:] for line in lines]
+    assert [words for words in described if not 0 < len(" ".join(words)) <= 72] == []
+    folders = [line.split()[1:] for line in generate.rooms(ROOT).splitlines()[1:-1]]
+    assert [words for words in folders if len(words) < 4] == []
 
 
 @pytest.mark.parametrize(
@@ -549,10 +594,10 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.chdir(workspace)
     held: dict[str, Any] = {}
     exec(compile(code.replace(MODEL, "tiny"), "README.md", "exec"), held)
-    assert len(held["test"]) == held["comparison"].text.rows == 12
-    assert f"Comparison(text={held['comparison'].text}" in capsys.readouterr().out
+    assert len(held["test"]) == 12
+    assert re.match(r"Comparison\(text=\w+\(rows=12, ", capsys.readouterr().out)
     saved = embedgrad.load("refined")
-    assert saved.span.text.endswith("Answer with one word:")
+    assert saved.span.text.endswith("positive or negative?")
     assert torch.equal(saved.rows, held["refinement"].prompt.rows)
 
 

@@ -28,7 +28,7 @@ def prompt_of(made: Kit, rows: Tensor) -> PromptEmbedding:
     return PromptEmbedding(
         template=made.sequencer.renderer.template,
         target=made.sequencer.target,
-        span=made.sequencer.span,
+        spans=made.sequencer.spans,
         date=DAY,
         start_rows=made.start,
         rows=rows,

@@ -14,7 +14,7 @@ from embedgrad.evaluation.evaluator import (
     Evaluation,
     Evaluator,
     ScoredAnswer,
-    compare,
+    compare_answers,
     evaluate,
     summarize,
 )
@@ -80,11 +80,11 @@ def answered(*scores: float) -> list[ScoredAnswer]:
 
 def test_graded_scores_have_a_bootstrap_interval_and_their_own_test() -> None:
     text, refined = answered(0.25, 0.25, 0.5, 0.0), answered(1.0, 0.75, 0.5, 0.25)
-    compared = compare(text, refined, ()).as_dict()
+    compared = compare_answers(text, refined, ()).as_dict()
     assert compared["text"]["accuracy"] == 0.25
     assert compared["text"]["interval"] == bootstrap_mean([0.25, 0.25, 0.5, 0.0])
     assert compared["difference"]["test"] == "sign-flip"
-    compared = compare(answered(0, 1, 0, 0), answered(1, 1, 1, 0), ()).as_dict()
+    compared = compare_answers(answered(0, 1, 0, 0), answered(1, 1, 1, 0), ()).as_dict()
     assert compared["text"]["interval"] == wilson_interval(1, 4)
     assert compared["difference"]["test"] == "McNemar"
 
@@ -103,7 +103,7 @@ def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.Mon
         passes.append(len(args[1]))
         return score(self, *args)
 
-    monkeypatch.setattr(Evaluator, "refined", counted)
+    monkeypatch.setattr(Evaluator, "score", counted)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
     for prompt, sequences, times in ((kept, made.sequences, 1), (refined, made.sequences, 2)):
         comparison = evaluate(evaluator, prompt, sequences)

@@ -145,6 +145,27 @@ def test_a_solution_is_a_column_or_a_text_with_columns(solution: str, text: str)
     assert (example.solution, example.answer) == (text, "4")
 
 
+def test_extra_cells_come_as_they_are_and_a_task_as_text() -> None:
+    first, second = examples_from(
+        table([{"text": "a", "cost": 1.5, "plan": [1, 2]}, {"text": "b", "cost": 0, "plan": []}]),
+        columns=["text"],
+        task="cost",
+        extra=("cost", "plan"),
+    )
+    assert first.extra == {"cost": 1.5, "plan": [1, 2]}
+    assert second.extra == {"cost": 0, "plan": []}
+    assert (first.task, second.task) == ("1.5", "0")
+    (bare,) = examples_from(table([{"text": "a", "cost": 1.5}]), columns=["text"])
+    assert (bare.task, bare.extra) == (None, {})
+
+
+@pytest.mark.parametrize("empty", [None, "", math.nan])
+def test_an_empty_extra_cell_is_refused_with_its_line(empty: object) -> None:
+    data = table([{"text": "a", "cost": 1}, {"text": "b", "cost": empty}])
+    with refused("reviews.csv:3: column 'cost' is empty; the objective needs a value"):
+        examples_from(data, columns=["text"], extra=["cost"])
+
+
 # -------------------------------------------------------------------------------- refused
 
 
@@ -169,6 +190,8 @@ def test_a_solution_that_cannot_be_filled_is_refused(solution: str, said: str) -
         ({"answer": "txet"}, "no column 'txet', which answer names"),
         ({"group": "txet"}, "no column 'txet', which group names"),
         ({"where": {"txet": "a"}}, "no column 'txet', which where names"),
+        ({"task": "txet"}, "no column 'txet', which task names"),
+        ({"extra": ["txet"]}, "no column 'txet', which the objective names"),
     ],
 )
 def test_missing_column_is_refused_with_the_nearest(asked: dict[str, Any], role: str) -> None:

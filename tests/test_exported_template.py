@@ -22,14 +22,14 @@ import tiny
 from chats import CHATS, LLAMA
 from embedgrad.data.examples import Example
 from embedgrad.deploy.formats.chat_template import (
-    askable,
     check_rendering,
     exported_template,
     exported_tokenizer,
     jinja,
+    uncut_rows,
 )
 from embedgrad.deploy.formats.token_names import new_tag, token_names
-from embedgrad.deploy.job import Exported
+from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.query import plain_messages, query_of
 from embedgrad.deploy.rules import Facts, exportability
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
@@ -77,24 +77,26 @@ def on_its_way(
     date: datetime.date = DAY,
     rows: Sequence[Example] = (),
     **options: Any,
-) -> Exported:
+) -> ExportedPrompt:
     """A prompt to be exported; what its rows hold does not matter here."""
     renderer, examples = Renderer(template, tokenizer, date=date), tiny.reviews(4)
     made = Sequencer(renderer, tokenizer, LABELS, rows=examples, **options)
-    rows_PD = torch.zeros(len(made.span.ids), 4)
-    prompt = PromptEmbedding(template, LABELS, made.span, date, rows_PD, rows_PD)
-    return Exported(name, prompt, made, made.build(rows or examples))
+    rows_PD = torch.zeros(len(made.prompt_ids), 4)
+    prompt = PromptEmbedding(template, LABELS, made.spans, date, rows_PD, rows_PD)
+    return ExportedPrompt(name, prompt, made, made.build(rows or examples))
 
 
 def exported(
     template: Template, chat: str = "chatml", kind: str = "bytelevel", name: str = "p", **how: Any
-) -> Exported:
+) -> ExportedPrompt:
     """The same for a chat template by name."""
     return on_its_way(template, tiny.with_template(tiny.tokenizer(kind), CHATS[chat]), name, **how)
 
 
 @functools.cache
-def one(place: str, chat: str = "chatml", kind: str = "bytelevel", name: str = "p") -> Exported:
+def one(
+    place: str, chat: str = "chatml", kind: str = "bytelevel", name: str = "p"
+) -> ExportedPrompt:
     return exported(PLACES[place], chat, kind, name)
 
 
@@ -234,7 +236,7 @@ def test_rows_that_training_cut_are_not_asked() -> None:
     rows = [short, Example({"review": long}, "positive", "a:2")]
     prompt = exported(PLACES["user-after"], rows=rows, context=100, truncate="review")
     assert prompt.sequencer.truncated == 1
-    assert [row.example.source for row in askable(prompt)] == ["a:1"]
+    assert [row.example.source for row in uncut_rows(prompt)] == ["a:1"]
     tokenizer = exported_tokenizer([prompt], prompt.sequencer.tokenizer, TAG, "append")
     check_rendering([prompt], tokenizer, TAG)
 
@@ -247,7 +249,7 @@ def test_rows_that_training_cut_are_not_asked() -> None:
     [
         ('"before": "Review: "', '"before": "Review:  "', "before the span"),
         (f"{TAG}_p_1|>", f"{TAG}_p_2|>", "in the span"),
-        ("join(embedgrad_prompt.tokens) -}}", "join(embedgrad_prompt.tokens) -}}!", "behind it"),
+        ("{{- embedgrad.text -}}", "{{- embedgrad.text -}}!", "after the span"),
     ],
 )
 def test_an_export_that_renders_otherwise_is_refused(old: str, new: str, place: str) -> None:
@@ -273,7 +275,7 @@ def test_every_row_is_checked() -> None:
     tokenizer = exported_tokenizer([prompt], prompt.sequencer.tokenizer, TAG, "append")
     last = prompt.sequences[-1]
     wrong = dataclasses.replace(last, suffix=(*last.suffix, 7))
-    with refused(last.example.source, "behind it"):
+    with refused(last.example.source, "after the span"):
         changed = dataclasses.replace(prompt, sequences=[*prompt.sequences[:-1], wrong])
         check_rendering([changed], tokenizer, TAG)
 
@@ -414,7 +416,7 @@ def test_ids_of_several_prompts_follow_each_other() -> None:
     assert new == list(range(len(base), len(base) + len(a) + len(b)))
     assert len(tokenizer) == new[-1] + 1
     check_rendering(prompts, tokenizer, TAG)
-    with refused("two prompts have one name"):
+    with refused("two prompts have the same name"):
         exported_template([prompts[0], prompts[0]], TAG, "append")
 
 
@@ -495,7 +497,7 @@ HOSTILE = (
     "".join(NAMES),
     f"<|{TAG}_p_0|>" * 3,
     TAG,
-    f"X{TAG}Z",  # what stands in the span's place for a while
+    f"X{TAG}0Z",  # the mark in the span's place
     f"Z{TAG}X",
     TAG[:6] + TAG + TAG[6:],
     f"<|{TAG[:6]}<|{TAG}_p_0|>{TAG[6:]}_p_0|>",

@@ -20,8 +20,9 @@ import tiny
 from bad_kit import contents
 from embedgrad import Recipe, run
 from embedgrad.deploy import folder as folders
-from embedgrad.deploy.destinations.registry import DESTINATIONS, destination
+from embedgrad.deploy.destinations.registry import destination
 from embedgrad.deploy.job import Destination, Job
+from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.prompt import artifact
 from kit import noisy
@@ -129,9 +130,12 @@ def test_an_export_is_checked_in_its_own_engine(
         assert command in card
     for text in ("The check passed.", "## Security", "License of the data: not stated", "torch "):
         assert text in card
-    # Their own servers are not run, and nobody shall think so.
-    assert ("It asked this export in a stand-in" in card) is (to in ("vllm", "sglang"))
-    assert ("It asked this export in its own engine" in card) is (to not in ("vllm", "sglang"))
+    # The servers themselves are not asked, and nobody may think so.
+    server = {"vllm": "vLLM", "sglang": "SGLang"}.get(to)
+    by = f"{server} request bodies, decoded and given to the base model" if server else "its own"
+    assert report["engine"].startswith(by)
+    assert f"It compared this export, by {report['engine']}, with the training path" in card
+    assert (f"({server} itself was not asked)" in card) is (server is not None)
     for path in out.rglob("*"):  # the folder it was written in is gone
         if path.suffix in (".json", ".py", ".md", ".jinja"):
             assert ".out." not in path.read_text("utf-8"), path
@@ -187,8 +191,8 @@ def test_a_writer_broken_in_one_row_is_caught(
     one_line(
         done,
         "out: the export does not compute what training computed: next-token log-probabilities",
-        "it was not kept, and",
-        "out.failed.json says what was found",
+        "it was not kept; see ",
+        "out.failed.json for the report",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed.json"]
     report = json.loads((tmp_path / "out.failed.json").read_text("utf-8"))
@@ -238,10 +242,10 @@ def test_the_terminal_tells_size_check_commands_and_smaller_ways(
     own = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert done.out.startswith(f"wrote {out}: {own / 1000:.0f} kB, in ")
     for part in (
-        "check of vocabulary in its own engine: passed\n  rows: 32\n",
+        "check of vocabulary by its own engine: passed\n  rows: 32\n",
         "  the same choices as in training: 100.0%\n",
         f"to use it:\n  transformers serve {out}\n",
-        "smaller ways:\n  the artifact itself takes ",
+        "smaller exports:\n  the artifact takes ",
         "--to vllm",
     ):
         assert part in done.out
@@ -271,8 +275,8 @@ def test_fewer_rows_than_a_check_wants_are_told(
     )
     assert done.code == 0, done.err
     assert done.json["verify"]["rows"] == 9
-    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "the data have 9 rows"
-    assert "On fewer rows than 32: the data have 9 rows." in (out / "README.md").read_text("utf-8")
+    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "the data has 9 rows"
+    assert "On fewer rows than 32: the data has 9 rows." in (out / "README.md").read_text("utf-8")
 
 
 def test_what_is_written_is_not_calibrated_on_the_rows_of_the_check(
@@ -356,7 +360,7 @@ def test_a_check_that_fails_later_says_so_everywhere(
     assert done.code == 2
     assert len(done.lines) == 1
     assert "does not compute what training computed: next-token" in done.err
-    assert "check of safetensors in its own engine: failed" in done.out
+    assert "check of safetensors by its own engine: failed" in done.out
     assert "**The check failed.**" in (export_copy / "README.md").read_text("utf-8")
     assert json.loads((export_copy / "verify.json").read_text("utf-8"))["passed"] is False
 
@@ -380,12 +384,13 @@ def entry(name: str, value: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (change_file, "prompt.safetensors: is not the file that was written (its digest differs)"),
+        (change_file, "prompt.safetensors: was changed (its digest differs)"),
         (lambda out: (out / "prompt" / "prompt.json").unlink(), "prompt.json: is missing"),
         (lambda out: (out / folders.FILE).unlink(), "expected the folder of an export"),
         (lambda out: (out / folders.FILE).write_bytes(b"{"), "export.json: is not JSON"),
         (entry("format", "x"), 'expected "format": "embedgrad-export"'),
-        (entry("version", 9), "format version 9; this embedgrad reads 1"),
+        (entry("version", 1), "has format version 1, but this embedgrad reads 2; export the run"),
+        (entry("version", 9), "has format version 9, but this embedgrad reads 2; export"),
         (entry("prompts", {}), "prompts: Dictionary should have at least 1 item"),
         (entry("prompts", {"a": {"run": 3}}), "prompts.a.run: "),
         (entry("destination", "onnx"), "unknown destination 'onnx'"),
@@ -560,12 +565,12 @@ def test_the_copy_that_a_check_writes_needs_room_too(
     monkeypatch.setattr(made, "bytes_needed", lambda self, job: need)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 3 // 2))
-    told = "are free there; make room, or choose another folder for --out"
+    told = "are free there; free some space, or choose another folder for --out"
     unchanged(
         runs,
         tmp_path,
         lambda: exported(embedgrad, runs, "gguf", tmp_path / "out"),
-        "out: needs 64 MB, and 47 MB",
+        "out: needs 64 MB, but only 47 MB",
         told,
     )
     assert exported(embedgrad, runs, "gguf", tmp_path / "out", "--no-verify").code == 0

@@ -140,7 +140,7 @@ def prompt() -> PromptEmbedding:
     return PromptEmbedding(
         template=made.sequencer.renderer.template,
         target=made.sequencer.target,
-        span=made.sequencer.span,
+        spans=made.sequencer.spans,
         date=DAY,
         start_rows=made.start,
         rows=made.start,

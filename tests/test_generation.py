@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import tiny
 from embedgrad.errors import EmbedgradError, ModelError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
-from embedgrad.model.decoding import Decoding, Draft, GrowingText, draw
-from embedgrad.model.generation import Reply, _chosen, replies, stream
+from embedgrad.model.decoding import Decoding, Generation, GrowingText, draw
+from embedgrad.model.generation import Reply, _choose, replies, stream
 from embedgrad.parts.registry import build
 from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
@@ -214,13 +214,13 @@ def test_samples_of_a_row_share_its_prefix_and_its_prompt(monkeypatch: pytest.Mo
     made = kit("llama", target=FREE, rows=4, tie=False, budget=0)
     prefixes = len({s.prefix for s in made.sequences})
     passes: list[tuple[int, ...]] = []
-    plain = made.model.logits
+    plain = made.model.forward.logits
 
     def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
         passes.append(tuple(embeds.shape[:2]))
         return plain(embeds, *rest)
 
-    monkeypatch.setattr(made.model, "logits", logits)
+    monkeypatch.setattr(made.model.forward, "logits", logits)
     before = made.model.prefix_cache.misses
     for size in (4, 12, 2):  # more samples than a batch takes, whole rows, fewer
         expected = answers(made, SAMPLED, batch_size=size)
@@ -244,13 +244,13 @@ def test_answers_that_are_over_are_left_out_of_the_passes(
     alone = answers(made, decoding, end_ids=ends, batch_size=1)
     assert {reply.cut for samples in alone for reply in samples} == {False, True}
     sizes: list[int] = []
-    plain = made.model.logits
+    plain = made.model.forward.logits
 
     def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
         sizes.append(len(embeds))
         return plain(embeds, *rest)
 
-    monkeypatch.setattr(made.model, "logits", logits)
+    monkeypatch.setattr(made.model.forward, "logits", logits)
     assert answers(made, decoding, end_ids=ends, batch_size=15) == alone
     rows, *decoded = sizes
     assert (rows, decoded[0], len(decoded)) == (5, 15, 11)
@@ -281,14 +281,14 @@ def decoded(kind: str, ids: Sequence[int]) -> str:
     return str(words(kind).decode(ids, skip_special_tokens=True))
 
 
-def draft(kind: str, *stop: str) -> Draft:
+def watched(kind: str, *stop: str) -> Generation:
     decoding = Decoding(stop=stop)
-    return Draft(words(kind), decoding, end_ids=(), most=10_000, number=(0,), watched=True)
+    return Generation(words(kind), decoding, end_ids=(), most=10_000, number=(0,), watched=True)
 
 
 def check_stop_string(kind: str, ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Feed tokens to a draft and compare with decoding everything each time; whether it ended."""
-    answer = draft(kind, *stop)
+    """Compare every step with decoding all tokens so far; returns whether the answer ended."""
+    answer = watched(kind, *stop)
     for n in range(1, len(ids) + 1):
         answer.add(ids[n - 1])
         text = decoded(kind, ids[:n])
@@ -297,7 +297,7 @@ def check_stop_string(kind: str, ids: Sequence[int], stop: Sequence[str]) -> boo
         if found:
             assert answer.text == text[: min(found)]
             break
-    shown = draft(kind, *stop)
+    shown = watched(kind, *stop)
     for token in ids[:n]:
         shown.add(token)
         assert answer.text.startswith(shown.certain)
@@ -321,7 +321,7 @@ def test_an_answer_ends_before_a_stop_string_wherever_it_stands(kind: str) -> No
 def test_the_first_of_several_stop_strings_counts() -> None:
     ids = ids_of("bytelevel", "one two three four")
     for stop in (("three", "two"), ("two", "three"), ("two", "wo")):
-        answer = draft("bytelevel", *stop)
+        answer = watched("bytelevel", *stop)
         for token in ids:
             answer.add(token)
         assert answer.text == "one "
@@ -332,7 +332,7 @@ def test_the_first_of_several_stop_strings_counts() -> None:
 def test_a_stop_string_that_is_a_special_token_ends_an_answer(kind: str) -> None:
     tokenizer = words(kind)
     special = next(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
-    answer = draft(kind, "never", tokenizer.added_tokens_decoder[special].content)
+    answer = watched(kind, "never", tokenizer.added_tokens_decoder[special].content)
     ids = ids_of(kind, "one two")
     for token in (*ids, special, *ids):
         answer.add(token)
@@ -341,7 +341,7 @@ def test_a_stop_string_that_is_a_special_token_ends_an_answer(kind: str) -> None
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
-    answer = draft("bytelevel", "\n\nQ", "two four")
+    answer = watched("bytelevel", "\n\nQ", "two four")
     shown = []
     for token in ids_of("bytelevel", "a\n\nb two f"):
         answer.add(token)
@@ -349,14 +349,14 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
     assert shown[-1] == "a\n\nb "
     assert "a\n" not in shown
     assert "a" in shown
-    answer = draft("bytelevel", "\n\nQ")
+    answer = watched("bytelevel", "\n\nQ")
     for token in ids_of("bytelevel", "a\n\nb two f"):
         answer.add(token)
     assert answer.certain == "a\n\nb two f"
 
 
 def test_tokens_behind_the_end_are_dropped() -> None:
-    answer = draft("bytelevel", "b")
+    answer = watched("bytelevel", "b")
     for token in ids_of("bytelevel", "abcabc"):
         answer.add(token)
     assert answer.text == "a"
@@ -386,8 +386,8 @@ def test_nothing_is_computed_behind_a_stop_string(monkeypatch: pytest.MonkeyPatc
     made = kit("llama", target=FREE, rows=1, tie=False)
     ((reply,),) = answers(made, Decoding(10))
     steps = []
-    plain = made.model.logits
-    monkeypatch.setattr(made.model, "logits", lambda *a: steps.append(1) or plain(*a))
+    plain = made.model.forward.logits
+    monkeypatch.setattr(made.model.forward, "logits", lambda *a: steps.append(1) or plain(*a))
     ids: list[int] = []
     end = 0
     for end in range(1, 11):
@@ -585,8 +585,8 @@ def test_an_answer_that_ends_at_once_has_no_pieces(architecture: str) -> None:
 def test_a_piece_comes_before_the_next_token_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = kit("llama", target=FREE, rows=1, tie=False)
     steps = []
-    plain = made.model.logits
-    monkeypatch.setattr(made.model, "logits", lambda *a: steps.append(1) or plain(*a))
+    plain = made.model.forward.logits
+    monkeypatch.setattr(made.model.forward, "logits", lambda *a: steps.append(1) or plain(*a))
     pieces = stream(made.model, made.start, made.sequences[0], Decoding(30), end_ids=())
     assert not steps
     made_at = []
@@ -612,7 +612,7 @@ def test_a_stream_can_be_left(
     greedy = answers(made, Decoding(6))
     steps = []
     monkeypatch.setattr(
-        "embedgrad.model.generation._chosen", lambda *a: steps.append(1) or _chosen(*a)
+        "embedgrad.model.generation._choose", lambda *a: steps.append(1) or _choose(*a)
     )
     pieces = stream(made.model, rows, made.sequences[0], Decoding(300), end_ids=())
     next(pieces)
@@ -641,7 +641,7 @@ def test_what_goes_wrong_in_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ModelError("no more")
 
-    monkeypatch.setattr("embedgrad.model.generation._chosen", fail)
+    monkeypatch.setattr("embedgrad.model.generation._choose", fail)
     with pytest.raises(ModelError, match="no more"):
         streamed(made, Decoding(5))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, dequantize
-from gguf import GGUFValueType as Type
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,10 +26,10 @@ from embedgrad import Template
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.gguf import FILE, Gguf
 from embedgrad.deploy.formats.gguf_reader import read_contents, replace_rows
-from embedgrad.deploy.formats.gguf_writer import count, listed, table_rows, write_gguf
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.formats.gguf_writer import entry, table_rows, write_gguf
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.verify.engine import Asked
+from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError, ExportError
@@ -104,19 +105,19 @@ def _floats(weight: Any) -> np.ndarray:
     return found
 
 
-def _asked(prompt: Exported, rows: int = 4) -> list[Asked]:
+def _asked(prompt: ExportedPrompt, rows: int = 4) -> list[Query]:
     template = prompt.prompt.template
-    return [Asked(s, plain_messages(template, s.example.columns)) for s in prompt.sequences[:rows]]
+    return [Query(s, plain_messages(template, s.example.columns)) for s in prompt.sequences[:rows]]
 
 
 @torch.no_grad()
-def _trained(model: LanguageModel, rows_PD: Tensor, asked: Sequence[Asked]) -> Tensor:
+def _trained(model: LanguageModel, rows_PD: Tensor, asked: Sequence[Query]) -> Tensor:
     """Log-probabilities of the token after the prompt, as training computes them, [B, V]."""
     found = []
     for sequence in (row.sequence for row in asked):
         ids = torch.tensor([(*sequence.prefix, *[0] * len(rows_PD), *sequence.suffix)])
         at = torch.arange(len(rows_PD)) + len(sequence.prefix)
-        logits = model.model(inputs_embeds=model.splice(ids, at, rows_PD)).logits[0, -1]
+        logits = model.model(inputs_embeds=model.forward.splice(ids, at, rows_PD)).logits[0, -1]
         # Of the tokenizer's tokens: new ones take the places of rows behind them.
         found.append(logits[: len(model.tokenizer)].log_softmax(-1))
     return torch.stack(found)
@@ -128,7 +129,7 @@ def _written(job: Job, folder: Path) -> dict[str, Any]:
     return written
 
 
-def _check(job: Job, folder: Path, prompt: Exported | None = None, rows: int = 3) -> None:
+def _check(job: Job, folder: Path, prompt: ExportedPrompt | None = None, rows: int = 3) -> None:
     """llama.cpp on f32 weights: step zero, then what training computed."""
     written = _written(job, folder)
     prompt = prompt or job.prompts[0]
@@ -136,7 +137,7 @@ def _check(job: Job, folder: Path, prompt: Exported | None = None, rows: int = 3
     with LlamaCppEngine(folder, job, prompt, written) as engine:
         gelu = job.model.model.config.model_type == "gemma3_text"
         assert engine.tolerance == (None if gelu else TOLERANCE)
-        assert engine.other_tokens(asked) == []
+        assert engine.token_differences(asked) == []
         mass = engine.added_mass(asked)
         assert 0 <= mass < 1e-4
         start, plain = engine.start_logprobs_BV(asked), engine.plain_logprobs_BV(asked)
@@ -166,7 +167,7 @@ def test_a_file_is_read_as_the_gguf_package_reads_it(
 ) -> None:
     path = tmp_path / "model.gguf"
     held = read_contents(base)
-    more = {"general.alignment": count(alignment), "tags": listed([0.5, 2.5], Type.FLOAT32)}
+    more = {"general.alignment": entry(alignment), "tags": entry([0.5, 2.5])}
     write_gguf(path, held._replace(metadata={**held.metadata, **more}))
     ours, theirs = read_contents(path), GGUFReader(path)
     fields = {k: v for k, v in theirs.fields.items() if not k.startswith("GGUF.")}
@@ -331,12 +332,12 @@ def test_answers_and_greedy_text_are_those_of_training(
 
 
 @torch.no_grad()
-def _greedy(model: LanguageModel, rows_PD: Tensor, row: Asked, most: int) -> list[int]:
+def _greedy(model: LanguageModel, rows_PD: Tensor, row: Query, most: int) -> list[int]:
     """Greedy ids by full passes, up to an end token."""
     found: list[int] = []
     for _ in range(most):
         sequence = dataclasses.replace(row.sequence, suffix=(*row.sequence.suffix, *found))
-        logprobs = _trained(model, rows_PD, [Asked(sequence, row.messages)])
+        logprobs = _trained(model, rows_PD, [Query(sequence, row.messages)])
         token = int(logprobs.argmax())
         if token in model.end_ids:
             break
@@ -359,14 +360,14 @@ def test_two_prompts_share_one_file(model: LanguageModel, tmp_path: Path) -> Non
     job = job_of(model, first, second)
     written = _written(job, tmp_path)
     chosen = [
-        Asked(row.sequence, [{"role": "system", "content": "<<prompt:second>>"}, *row.messages])
+        Query(row.sequence, [{"role": "system", "content": "<<prompt:second>>"}, *row.messages])
         for row in _asked(second)
     ]
     with LlamaCppEngine(tmp_path, job, second, written) as engine:
-        assert engine.other_tokens(chosen) == []
+        assert engine.token_differences(chosen) == []
         expected = _trained(model, second.rows_PD, chosen)
         assert (engine.logprobs_BV(chosen) - expected).abs().max() < TOLERANCE
-        assert len(engine.other_tokens(_asked(second))) == 4  # by default it is the first
+        assert len(engine.token_differences(_asked(second))) == 4  # by default it is the first
         ids = engine.prompt_ids(_asked(first)[0])
     assert set(written["tokens"]["first"]) < set(ids)
 
@@ -383,7 +384,7 @@ def test_user_text_never_becomes_refined_rows(model: LanguageModel, tmp_path: Pa
     with LlamaCppEngine(tmp_path, job, prompt, written) as engine:
         for content in (text, [{"type": "text", "text": text}]):
             hostile: Any = [{"role": "user", "content": content}]
-            ids = engine.prompt_ids(Asked(row.sequence, hostile))
+            ids = engine.prompt_ids(Query(row.sequence, hostile))
             assert [i for i in ids if i in new] == list(new)
         # Without a template nothing guards them, as the card says.
         raw = {"content": text, "parse_special": True}
@@ -421,7 +422,7 @@ def test_llamacpp_cuts_text_as_the_tokenizer_does(tmp_path: Path, kind: str) -> 
     job = job_of(model, exported(model, examples=examples))
     written = _written(job, tmp_path)
     with LlamaCppEngine(tmp_path, job, job.prompts[0], written) as engine:
-        assert engine.other_tokens(_asked(job.prompts[0])) == []
+        assert engine.token_differences(_asked(job.prompts[0])) == []
 
 
 ROPE = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -516,7 +517,7 @@ def test_an_unknown_rule_for_words_is_refused(tmp_path: Path) -> None:
     parsed = json.loads(file.read_text("utf-8"))
     parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\s|\S"}
     file.write_text(json.dumps(parsed), "utf-8")
-    with refused("gguf: ", "cutting text into words", "convert_hf_to_gguf.py"):
+    with refused("gguf: ", "splitting text into words", "convert_hf_to_gguf.py"):
         Gguf().bytes_needed(job_of(opened(folder)))
 
 
@@ -525,7 +526,7 @@ def test_an_output_layer_that_llamacpp_does_not_read_is_refused(
 ) -> None:
     held = read_contents(Path(model.info.name))._replace(architecture="gemma2")
     monkeypatch.setattr("embedgrad.deploy.destinations.gguf.from_gguf", lambda _: held)
-    with refused("gemma2", "no output layer", "'vocabulary'"):
+    with refused("embedding table of gemma2 as its output layer", "'vocabulary'"):
         Gguf().bytes_needed(job_of(model))
 
 
@@ -539,7 +540,7 @@ def test_the_span_may_stand_in_the_system_message(model: LanguageModel, tmp_path
 
 def test_a_file_that_llamacpp_cannot_open(tmp_path: Path) -> None:
     (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(64))
-    with refusals.refused("junk.gguf", "does not open", "GGUF version", error=EngineError):
+    with refusals.refused("junk.gguf", "cannot open it", "GGUF version", error=EngineError):
         LlamaCppServer(tmp_path / "junk.gguf", n_ctx=64)
 
 
@@ -547,8 +548,8 @@ def test_a_server_that_dies_and_one_that_refuses(base: Path) -> None:
     with LlamaCppServer(base, n_ctx=64, threads=1) as server:
         with refusals.refused("refused /completion", "context size", error=EngineError):
             server.ask("/completion", {"prompt": [1] * 1000})
-        server._process.kill()
-        with refusals.refused("did not answer /health", "status -9", error=EngineError):
+        os.kill(server._process.pid, signal.SIGKILL)
+        with refusals.refused("did not answer /health", "signal 9", error=EngineError):
             server.ask("/health", {})
 
 

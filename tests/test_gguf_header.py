@@ -45,11 +45,11 @@ HOSTILE = {
     "version 1": (header(0, 0, version=1), "GGUF version 1; versions 2 and 3"),
     "version 99": (header(0, 0, version=99), "GGUF version 99"),
     "big-endian": (header(0, 0, version=3 << 24), "GGUF version 50331648"),
-    "huge tensor count": (header(HUGE, 0), "the number of tensors is said to be 1,152"),
-    "huge key count": (header(0, HUGE), "the number of metadata keys is said to be"),
+    "huge tensor count": (header(HUGE, 0), "the number of tensors is given as 1,152"),
+    "huge key count": (header(0, HUGE), "the number of metadata keys is given as"),
     "49 bytes, huge array of texts": (
         header(0, 1) + key("a", 9, array(8, HUGE)),
-        "the length of 'a' is said to be 1,152,921,504,606,846,976, but only 0 bytes follow",
+        "the length of 'a' is given as 1,152,921,504,606,846,976, but only 0 bytes follow",
     ),
     "huge array of bytes": (header(0, 1) + key("a", 9, array(0, HUGE)), "the length of 'a'"),
     "length that wraps round": (header(0, 1) + key("a", 9, array(10, (1 << 61) + 1)), "'a'"),
@@ -61,7 +61,7 @@ HOSTILE = {
     "value of unknown type": (header(0, 1) + key("a", 13, bytes(8)), "unknown type 13"),
     "text beyond the end": (
         header(0, 1) + key("a\nb", 8, struct.pack("<Q", HUGE)),
-        "the length of 'a\\nb' is said to be",
+        "the length of 'a\\nb' is given as",
     ),
     "text in an array beyond the end": (
         header(0, 1) + key("a", 9, array(8, 2) + text("x") + struct.pack("<Q", HUGE)),

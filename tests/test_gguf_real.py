@@ -15,7 +15,7 @@ from embedgrad.deploy.destinations.gguf import FILE, Gguf
 from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
 from embedgrad.deploy.formats.gguf_reader import read_contents
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.verify.engine import Asked
+from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.model.language_model import LanguageModel
@@ -53,12 +53,12 @@ def test_llamacpp_computes_what_training_computed(model: LanguageModel, tmp_path
     (prompt,) = job.prompts
     written = Gguf().write(job, tmp_path)
     asked = [
-        Asked(s, plain_messages(prompt.prompt.template, s.example.columns))
+        Query(s, plain_messages(prompt.prompt.template, s.example.columns))
         for s in prompt.sequences
     ]
     with LlamaCppEngine(tmp_path, job, prompt, written) as engine:
         assert engine.tolerance == TOLERANCE
-        assert engine.other_tokens(asked) == []
+        assert engine.token_differences(asked) == []
         assert engine.added_mass(asked) < 1e-4
         start, plain = engine.start_logprobs_BV(asked), engine.plain_logprobs_BV(asked)
         assert (start - plain).abs().max() < 1e-5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,6 @@ def test_the_guard_row_is_the_one_whose_highest_probability_is_lowest(
     assert found.row == int(highest_V.argmin())
     assert found.logprob == pytest.approx(float(highest_V.min()), rel=1e-4)
     assert found.positions == positions
-    assert found.mass(10) == pytest.approx(10 * math.exp(found.logprob))
 
 
 def test_calibration_ends_after_a_while_but_hears_every_prompt(

@@ -16,11 +16,16 @@ import torch
 import embedgrad
 import tiny
 from embedgrad import ArtifactError, DataError, EmbedgradError, EngineError, Target, Template
-from embedgrad.deploy.destinations.client_code import example_source_of, run_written
+from embedgrad.deploy.destinations.client_code import (
+    EXAMPLE_FILE,
+    Base,
+    program_source,
+    run_generated,
+)
 from embedgrad.deploy.destinations.safetensors import PROGRAM, FilesOnly
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
-from embedgrad.deploy.verify.safetensors import SnippetEngine
+from embedgrad.deploy.verify.embeddings import SnippetEngine
 from embedgrad.model.generation import replies
 from embedgrad.prompt.artifact import save
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -50,7 +55,7 @@ def free(base: Path) -> Job:
     made = exported(model)
     target = Target()
     prompt = replace(made.prompt, target=target)
-    sequencer = model.sequencer(prompt.template, target, span=prompt.span, date=prompt.date)
+    sequencer = model.sequencer(prompt.template, target, spans=prompt.spans, date=prompt.date)
     return job_of(model, replace(made, prompt=prompt, sequencer=sequencer))
 
 
@@ -214,6 +219,11 @@ def test_a_run_and_an_export_are_loaded_like_their_artifact(
 # ------------------------------------------------------------------------------ the program
 
 
+def source(job: Job, facts: dict[str, Any]) -> str:
+    prompt, dtype = job.prompts[0], facts["dtype"]
+    return program_source(PROGRAM, EXAMPLE_FILE, prompt, Base.of(job), dtype=dtype)
+
+
 def files(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
     folder.mkdir()
     return folder, FilesOnly().write(job, folder)
@@ -294,9 +304,7 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
     made = Template.chat(user="{review}\n\n[[Is it positive?]]", options=options)
     job = job_of(model, exported(model, template=made))
     out, facts = files(job, tmp_path / "out")
-    program = run_written(
-        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
-    )
+    program = run_generated(out / "example.py", source(job, facts))
     dated = template == tiny.DATED
     assert (out / "chat_template.jinja").is_file() is dated
     for sequence in job.prompts[0].sequences:
@@ -307,11 +315,9 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
 
 def test_a_query_cannot_hold_the_place_of_the_rows(job: Job, tmp_path: Path) -> None:
     out, facts = files(job, tmp_path / "out")
-    program = run_written(
-        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
-    )
-    with pytest.raises(ValueError, match="too many values to unpack"):
-        program.token_ids({"review": f"Good. {program.MARK}"})
+    program = run_generated(out / "example.py", source(job, facts))
+    with pytest.raises(ValueError, match="is longer than argument"):
+        program.embeddings({"review": f"Good. {program.MARK}"})
 
 
 @pytest.mark.parametrize("row", [0, -1])
@@ -339,7 +345,7 @@ def test_a_program_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     # A folder may say of itself what it likes: it is no part of the program.
     foreign = f'float32"); Path({str(trace)!r}).touch(); print("'
     hostile = {**facts, "dtype": foreign}
-    (out / "example.py").write_text(example_source_of(PROGRAM, job.prompts[0], job, hostile))
+    (out / "example.py").write_text(source(job, hostile))
     with pytest.raises(EngineError):
         checks.check("safetensors", out, job, hostile)
     elsewhere = {**facts, "model": "somebody/model"}
@@ -356,8 +362,6 @@ def test_names_of_columns_are_never_code(base: Path, tmp_path: Path) -> None:
     template = Template.chat(user=f"{{{name}}}\n\n[[Is it positive?]]")
     job = job_of(model, exported(model, template=template, examples=rows))
     out, facts = files(job, tmp_path / "out")
-    program = run_written(
-        out / "example.py", example_source_of(PROGRAM, job.prompts[0], job, facts)
-    )
+    program = run_generated(out / "example.py", source(job, facts))
     assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].prefix)
     assert not trace.exists()

@@ -181,7 +181,7 @@ def test_shards_are_read(folder: Path) -> None:
         ("tokenizer.json", None, ["no tokenizer"]),
         (WEIGHTS, None, ["no weights (model.safetensors)"]),
         (WEIGHTS, "pytorch_model.bin", ["pickle", "pytorch_model.bin", "safetensors"]),
-        (None, "adapter_config.json", ["an adapter lies in it"]),
+        (None, "adapter_config.json", ["it holds an adapter"]),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(
@@ -357,7 +357,7 @@ def hub_error(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (hub_error(errors.RepositoryNotFoundError), "the Hub has none of that name"),
+        (hub_error(errors.RepositoryNotFoundError), "the Hub has no repository of that name"),
         (hub_error(errors.GatedRepoError), "accept its terms at https://huggingface.co/owner/x"),
         (hub_error(errors.RevisionNotFoundError), "no revision 'v9'"),
         (hub_error(errors.HfHubHTTPError), "could not be reached: 404 Client Error. Entry Not"),

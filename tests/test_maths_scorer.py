@@ -19,7 +19,7 @@ from embedgrad.prompt.sequence import Target
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "served.py" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children() if "sandbox_child.py" in " ".join(p.cmdline())]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedgrad import Recipe, TrustRegion
+from embedgrad.cli.common import with_model
 from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers import SGD, AdamW
 from embedgrad.recipe.overrides import override
@@ -82,7 +83,7 @@ def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
         (["epochs"], "--set: 'epochs': expected section.option=value"),
         (["=3"], "--set: '=3': expected section.option=value"),
         (["model.name.first=x"], "--set: model.name.first: model.name is 'tiny', which has no"),
-        (["transforms.3.max_norm=1"], "--set: gradients.3.max_norm: transforms is \\[\\]"),
+        (["transforms.3.max_norm=1"], "--set: transforms.3.max_norm: transforms is \\[\\]"),
         (["a", "b"], "--set: 2 problems\n  'a': expected .*\n  'b': expected"),
         (["training.epoch=1"], "r.toml: training.epoch: unknown option; did you mean 'epochs'"),
         (["..=1"], "r.toml: : unknown section"),
@@ -99,3 +100,28 @@ def test_no_override_ends_in_anything_but_a_value_or_a_refusal(name: str, value:
     values: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}}
     with suppress(RecipeError):
         override(values, [f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "7", "häß.gguf", 'a "b"', "none"])
+@pytest.mark.parametrize("sets", [[], ["training.epochs=2", "model.dtype=float32"]])
+def test_an_option_is_short_for_a_setting(tmp_path: Path, name: str, sets: list[str]) -> None:
+    settings = with_model(sets, name)
+    assert read(tmp_path, *settings) == read(tmp_path, *sets, model={"name": name})
+
+
+@pytest.mark.parametrize(
+    ("sets", "ours"),
+    [
+        (["model.name=other"], "other"),
+        (["model.name = 'other'"], "other"),
+        (['model={name = "other"}'], "other"),
+        (["model.name=this", "model.name=other"], "other"),
+    ],
+)
+def test_an_option_and_a_setting_that_differ_are_refused(sets: list[str], ours: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        with_model(sets, "this")
+    assert str(error.value) == (
+        f"--model: 'this', but --set model.name gives {ours!r}; give only one of them"
+    )
+    assert with_model(["model.name=this"], "this")[-1] == 'model.name="this"'

@@ -20,9 +20,9 @@ from embedgrad.report.figures.theme import COLORS
 from embedgrad.report.page import page as page_module
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import page_rows
-from embedgrad.report.page.run_files import find_comparison, find_run
+from embedgrad.report.page.run_files import read_comparison, read_run
 from embedgrad.report.page.safe_text import embedded, readable, shorten
-from made_runs import HOSTILE, answered_rows, events, made_comparison, made_results, made_run
+from made_runs import HOSTILE, WORDS, answered_rows, events, made_comparison, made_results, made_run
 from run_kit import Command, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -65,12 +65,33 @@ def figures_or_none(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def written(folder: Path) -> str:
-    return run_page(find_run(folder), "first")
+    return run_page(read_run(folder), "first")
 
 
 def notes(html: str) -> str:
     """The part of a page that says what is not there."""
     return html.partition('<section id="notes"')[2].partition("</section>")[0]
+
+
+def test_several_spans_have_a_heading_each(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "one", answered_rows(3))
+    assert "<h3>Span" not in written(folder)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for i, token in enumerate(result["tokens"]):
+        token["span"] = 1 + (i > 2)
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    html = written(folder)
+    strips = re.split(r"<h3>Span \d</h3>", html)
+    assert [strip.count('role="listitem"') for strip in strips] == [0, 3, len(WORDS) - 3]
+    assert 'aria-label="Every token of span 2"' in html
+    # Without a result the saved prompt tells the same.
+    (folder / "result.json").unlink()
+    prompt = folder / "prompt" / "prompt.json"
+    values = json.loads(prompt.read_text(encoding="utf-8"))
+    values["spans"] *= 2
+    prompt.write_text(json.dumps(values), encoding="utf-8")
+    assert written(folder).count('role="listitem"') == 2 * len(WORDS)
+    assert "<h3>Span 2</h3>" in written(folder)
 
 
 # -- one file, nothing else ------------------------------------------------------------------------
@@ -180,7 +201,7 @@ def test_more_rows_than_a_page_holds_leave_unchanged_ones_out(
     rows = answered_rows(60)
     changed = {row["source"] for row in rows if row["change"] != "same"}
     assert 10 < len(changed) < 30
-    found = page_rows(find_run(made_run(tmp_path, rows)))
+    found = page_rows(read_run(made_run(tmp_path, rows)))
     assert found is not None
     shown = json.loads(found.json)
     assert len(shown) == 30
@@ -192,7 +213,7 @@ def test_more_rows_than_a_page_holds_leave_unchanged_ones_out(
 def test_many_columns_do_not_make_a_row_large(tmp_path: Path) -> None:
     rows = answered_rows(3)
     rows[0]["columns"] |= {f"column {i}": "x" * 500 for i in range(1_000)}
-    found = page_rows(find_run(made_run(tmp_path, rows)), ("text",))
+    found = page_rows(read_run(made_run(tmp_path, rows)), ("text",))
     assert found is not None
     first, second, _ = json.loads(found.json)
     assert first["more"] == 1_002 - 12
@@ -283,7 +304,7 @@ def test_foreign_text_outside_the_rows_is_text(tmp_path: Path) -> None:
         model={"name": hostile, hostile: HOSTILE["direction"]},
     )
     (folder / "recipe.toml").write_text(f"# {hostile}\u202e\n", encoding="utf-8")
-    html = run_page(find_run(folder), hostile, (hostile,))
+    html = run_page(read_run(folder), hostile, (hostile,))
     assert html.count("<script") == 2
     assert html.count("</script>") == 2
     assert "\u202e" not in html
@@ -376,7 +397,7 @@ def test_whatever_is_damaged_a_page_is_made(name: str, tmp_path: Path) -> None:
 def test_a_damaged_comparison_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(EmbedgradError, match=r"results\.json: is no results file of"):
-        find_comparison(tmp_path)
+        read_comparison(tmp_path)
 
 
 def test_whatever_is_damaged_in_a_comparison_is_left_out_or_one_line(
@@ -573,7 +594,7 @@ def test_report_writes_figures_of_a_comparison(
         (["--format", "png", "--figure", "curve"], "did you mean 'curves'?"),
         (
             ["--format", "png", "--figure", "forest"],
-            "known: curves, drift, reliability, interpolation",
+            "known: curves, drift, interpolation, reliability",
         ),
         (
             ["--format", "png"],

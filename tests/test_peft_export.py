@@ -42,7 +42,7 @@ def written(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "granite", "gpt2"])
 def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path) -> None:
-    """Opened by nothing but PEFT and transformers; a query is the tokens behind the span."""
+    """ExportRuns by nothing but PEFT and transformers; a query is the tokens behind the span."""
     job = made(tmp_path, architecture)
     (prompt,) = job.prompts
     out, _ = written(job, tmp_path)
@@ -102,18 +102,19 @@ def test_the_files_hold_prefix_and_rows(tmp_path: Path) -> None:
     assert config["num_virtual_tokens"] == len(rows) == facts["virtual_tokens"]
     assert config["peft_type"], config["prompt_tuning_init"] == ("PROMPT_TUNING", "RANDOM")
     assert facts["folded"] == len(prefix) > 0
-    assert "a query is what stands behind the span" in facts["notes"][1]
+    assert "a query is the text after the span" in facts["notes"][1]
 
 
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the suffix's tokens, and only new text."""
-    from embedgrad.deploy.destinations.client_code import example_source_of, run_written
+    from embedgrad.deploy.destinations.client_code import Base, program_source, run_generated
     from embedgrad.deploy.destinations.peft import PROGRAM
 
     job = made(tmp_path)
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    program = run_written(out / "example.py", example_source_of(PROGRAM, prompt, job, facts))
+    source = program_source(PROGRAM, "example.py", prompt, Base.of(job), dtype=facts["dtype"])
+    program = run_generated(out / "example.py", source)
     with silenced():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, out).eval()
@@ -135,7 +136,7 @@ def test_text_that_differs_before_the_span_cannot_be_folded_in(
     with pytest.raises(ExportError) as told:
         written(job, tmp_path)
     assert str(told.value).startswith("--to peft: PEFT puts a prompt before everything else, and")
-    assert "different texts stand before it" in str(told.value)
+    assert "different texts come before it" in str(told.value)
     assert "put the span before the columns, or use another destination" in str(told.value)
     assert list((tmp_path / "adapter").iterdir()) == []
 
@@ -144,7 +145,7 @@ def test_rows_that_begin_alike_by_chance_are_no_reason(tmp_path: Path) -> None:
     model = opened(save_base(tmp_path / "base"))
     row = Example({"review": "The same words."}, "positive", "reviews.csv:2")
     prompt = exported(model, template=PLACEMENTS["user-after"], examples=[row, row])
-    with pytest.raises(ExportError, match="3 different texts stand before it"):
+    with pytest.raises(ExportError, match="3 different texts come before it"):
         written(job_of(model, prompt), tmp_path)
 
 

@@ -236,7 +236,7 @@ def test_no_order_of_calls_breaks_a_budget_or_a_prefix(
         assert cache.spilled_bytes <= 64 * (disk or 0)
     assert cache.hits + cache.misses == len(asked)
     files = sum(1 for _ in spill.folder.iterdir()) if spill else 0
-    assert files == (0 if spill is None else len(spill))
+    assert files == (0 if spill is None else len(spill.sizes))
     cache.clear()
     assert cache.nbytes == cache.spilled_bytes == 0
 

@@ -35,56 +35,52 @@ def test_a_budget_below_one_batch_is_told_with_both_numbers() -> None:
         prefix.nbytes for prefix in made.model.prefixes_of([s.prefix for s in made.sequences])
     )
     need = sum(sizes[-3:])
-    made.model.prefix_cache = PrefixCache(need - 1)
+    made = made.with_cache(PrefixCache(need - 1))
     note = lack_of_room(made.model, made.sequences, 3)
     assert note == (
         f"prefix_cache.budget: the prefixes of a batch of 3 rows need {round(need / 1000)} kB, and "
-        f"there is room for {round((need - 1) / 1000)} kB; the others are computed anew in every "
-        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
+        f"there is room for {round((need - 1) / 1000)} kB; the others are computed again in every "
+        "step, with the same results; raise the budget or name a folder in prefix_cache.spill"
     )
     for budget in (need, 0):
-        made.model.prefix_cache = PrefixCache(budget)
-        assert lack_of_room(made.model, made.sequences, 3) == ""
-    made.model.prefix_cache = PrefixCache(need // 2 + 1, precision="half")
+        model = made.model.with_prefix_cache(PrefixCache(budget))
+        assert lack_of_room(model, made.sequences, 3) == ""
+    made = made.with_cache(PrefixCache(need // 2 + 1, precision="half"))
     assert lack_of_room(made.model, made.sequences, 3) == ""
 
 
 def test_one_prefix_for_all_rows_needs_room_once() -> None:
     made = small(template="system")
     (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
-    made.model.prefix_cache = PrefixCache(prefix.nbytes)
+    made = made.with_cache(PrefixCache(prefix.nbytes))
     assert lack_of_room(made.model, made.sequences, 12) == ""
 
 
 def test_rows_without_prefixes_need_no_room() -> None:
-    made = small(template="plain-start")
-    made.model.prefix_cache = PrefixCache(1)
+    made = small(template="plain-start").with_cache(PrefixCache(1))
     assert lack_of_room(made.model, made.sequences, 12) == ""
 
 
 # -------------------------------------------------------------------------- what is kept for whom
 
 
-def room_for_three(made: Kit) -> int:
+def with_room_for_three(made: Kit) -> Kit:
     sizes = sorted(
         prefix.nbytes for prefix in made.model.prefixes_of([s.prefix for s in made.sequences])
     )
-    made.model.prefix_cache = PrefixCache(sum(sizes[-3:]))
-    return made.model.prefix_cache.budget
+    return made.with_cache(PrefixCache(sum(sizes[-3:])))
 
 
 def test_train_rows_take_the_room_of_dev_rows_that_are_scored_less_often() -> None:
-    made = small()
-    budget = room_for_three(made)
+    made = with_room_for_three(small())
     train(made, Training(steps=6, batch_size=8, evaluate_every=6))
     # Three rows and more for five steps; the dev rows, which came first, would give one hit each.
     assert made.model.prefix_cache.hits >= 3 * 5
-    assert made.model.prefix_cache.most_bytes <= budget
+    assert made.model.prefix_cache.most_bytes <= made.model.prefix_cache.budget
 
 
 def test_test_rows_take_the_room_of_a_training_that_is_over() -> None:
-    made = small(rows=20)
-    room_for_three(made)
+    made = with_room_for_three(small(rows=20))
     refined = train(made, dev=made.sequences[8:12])
     before = made.model.prefix_cache.hits
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
@@ -132,13 +128,12 @@ def test_the_effect_is_that_of_rounded_prefixes(choices: bool) -> None:
     stored = made.model.prefix_cache
 
     def losses(prefixes: PrefixCache) -> torch.Tensor:
-        made.model.prefix_cache = prefixes
+        model = made.model.with_prefix_cache(prefixes)
         for _ in range(2):  # the second time from what is stored
-            outcome = made.model.outcome(rows, made.sequences, choices=choices)
+            outcome = model.outcome(rows, made.sequences, choices=choices)
         return objective.losses(outcome)
 
     change = losses(PrefixCache(2**30, precision="half")) - losses(PrefixCache(2**30))
-    made.model.prefix_cache = stored
     effect = precision_effect(made.model, rows, made.sequences, objective, choices=choices)
     assert effect == pytest.approx(change.abs().mean().item(), rel=1e-6)
     assert 1e-7 < effect < 1e-2

@@ -18,7 +18,7 @@ from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.registry import DEFAULTS, KINDS
 from embedgrad.recipe.settings import DataSettings, ModelSettings, PrefixCacheSettings
 from embedgrad.training.settings import Training
-from small_recipe import SMALLEST, changed
+from small_recipe import SMALLEST, changed, read
 
 
 def problems(values: Any) -> list[str]:
@@ -46,7 +46,7 @@ def test_the_smallest_recipe_has_the_defaults_of_the_parts_themselves() -> None:
 
 
 def test_every_default_part_is_a_known_one() -> None:
-    assert DEFAULTS.keys() == KINDS.keys()
+    assert KINDS.keys() - DEFAULTS.keys() == {"augmentations"}  # off unless a recipe names one
     for kind, name in DEFAULTS.items():
         KINDS[kind][name]()
 
@@ -70,14 +70,14 @@ def test_all_problems_are_told_at_once_each_by_its_path() -> None:
         "data.limit.train",
         "data.seed",
         "evaluation.scorer.absolute_tolerance",
-        "transforms.1.max_norm",
-        "transforms.2.name",
         "model.dtyp",
         "model.name",
         "objective.over",
         "optimizer.name",
         "template",
         "traning",
+        "transforms.1.max_norm",
+        "transforms.2.name",
         "trust_region",
     ]
     text = "\n".join(told)
@@ -85,6 +85,17 @@ def test_all_problems_are_told_at_once_each_by_its_path() -> None:
         assert f"did you mean {near}?" in text
     for given_value in ("given: 3)", "given: -1)", "given: 'many')", "given: 'answers')"):
         assert given_value in text
+
+
+def test_a_name_of_an_older_version_is_told_with_its_new_one(tmp_path: Path) -> None:
+    old = {"head_cache": {"budget": 0}, "gradients": [], "target": {"prefix": " "}}
+    assert problems(changed(**old)) == [
+        "target.prefix: is now target.answer_prefix",
+        "head_cache: is now [prefix_cache]",
+        "gradients: is now [[transforms]]",
+    ]
+    with pytest.raises(RecipeError, match=r"head_cache: is now \[prefix_cache\]$"):
+        read(tmp_path, "head_cache.budget=1")
 
 
 def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> None:
@@ -134,9 +145,19 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate: inf; .* finite"),
         (
             {"transforms": {"name": "clip"}},
-            "transforms: expected a list, as in \\[\\[gradients\\]\\]",
+            "transforms: expected a list, as in \\[\\[transforms\\]\\]",
         ),
         ({"transforms": 5}, "transforms: expected a list"),
+        (
+            {"augmentations": ["mask"]},
+            "augmentations.0.name: unknown augmentations 'mask'; known: ",
+        ),
+        ({"augmentations": [{}]}, "augmentations.0: name the part"),
+        ({"augmentations": {}}, "augmentations: expected a list"),
+        (
+            {"training": {"batch_by": "groups"}},
+            "training.batch_by: 'groups', but data.group names no column",
+        ),
         ({"evaluation": "exact"}, "evaluation: 'exact'; expected a table of options"),
         ({"evaluation": {"scorer": "numbers"}}, "evaluation.scorer.name: unknown scorer 'numbers'"),
         ({"prefix_cache": {"budget": "much"}}, "prefix_cache.budget: 'much'; expected bytes"),

@@ -1,4 +1,4 @@
-"""The recipes of the repository: each can be used, and says what it needs and what it gave."""
+"""The recipes of the repository: each can be used, and says what it needs and what it scored."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ METHODS = ("text", "embedgrad")
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 REPEATING = ("hub:SetFit/sst2:train", "hub:stanfordnlp/imdb:train")  # texts of later splits
 MINUTES = re.compile(r"about (\d+) minutes of training")
-SCALES = ("135m", "360m", "0.5b", "1.5b", "3b", "7b", "14b")
-GAVE = re.compile(
-    r"Gave: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
+TASKS = ("demo", "sst2", "imdb", "causal-judgement", "gsm8k", "svamp", "math-500")
+MEASURED = re.compile(
+    r"Measured: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
 )
 
 
@@ -37,14 +37,22 @@ def opening(path: Path) -> str:
     return " ".join(line.removeprefix("#").strip() for line in comments)
 
 
-def test_there_is_one_for_every_scale_and_task() -> None:
-    names = {path.stem for path in RECIPES}
-    for scale in SCALES:
-        family = "smollm2" if scale.endswith("m") else "qwen2.5"
-        maths = "svamp" if family == "smollm2" else "gsm8k"
-        for task in ("sst2", "causal-judgement", maths):
-            assert f"{task}-{family}-{scale}" in names
-    assert "math-500-qwen2.5-math-1.5b" in names
+def test_there_is_one_for_every_task() -> None:
+    assert {path.stem for path in RECIPES} == set(TASKS) == set(measured.RECIPES)
+
+
+def test_the_table_of_models_has_every_measurement_of_a_recipe() -> None:
+    table = measured.models(ROOT, "")
+    rows = {row.split(" | ")[0][2:]: row for row in table.splitlines()[2:]}
+    of = {**bench.MEASUREMENTS, **bench.COMPARISONS}
+    there = [n for n in of if (bench.RESULTS / f"{n}.json").exists()]
+    scored = [n for n in there if not getattr(of[n], "dev_only", False)]
+    assert len(scored) > 10
+    for name in scored:
+        model = "Qwen2.5-Coder-0.5B-Instruct" if "qwen" in name else "SmolLM2-135M-Instruct"
+        column = measured.RECIPES.index(of[name].recipe.removesuffix(".toml"))
+        assert f"results/{name}.json)" in rows[model].split(" | ")[3 + column], name
+    assert table.count(".json)") == len(scored)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -59,21 +67,21 @@ def test_a_recipe_can_be_used(path: Path) -> None:
 
 def test_recipes_of_data_that_repeats_texts_of_test_can_start() -> None:
     of = [r.data for r in map(Recipe.read, RECIPES) if r.data.train in REPEATING]
-    assert len(of) == 8
+    assert len(of) == 2
     assert all(data.drop_duplicates for data in of)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_what_it_needs_and_what_it_gave(path: Path) -> None:
+def test_a_recipe_says_what_it_needs_and_what_it_scored(path: Path) -> None:
     said = opening(path)
     assert measured.HEADLINE.match(path.read_text(encoding="utf-8"))
     assert "Needs: " in said
-    assert ("Not run here" in said) != ("Gave: " in said)
-    for text, refined, file in GAVE.findall(said):
+    assert ("Not measured" in said) != ("Measured: " in said)
+    for text, refined, file in MEASURED.findall(said):
         found = accuracies(json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"])
         for shown, rows in zip((text, refined), found, strict=True):
             assert shown == f"{100 * sum(rows) / len(rows):.1f}"
-    assert "Gave: " not in said or GAVE.search(said)
+    assert "Measured: " not in said or MEASURED.search(said)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -82,7 +90,7 @@ def test_minutes_are_those_of_the_longest_training_that_was_measured(path: Path)
     told = [int(minutes) for minutes in MINUTES.findall(said)]
     took = [
         round(max(seconds(json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"])) / 60)
-        for _, _, file in GAVE.findall(said)
+        for _, _, file in MEASURED.findall(said)
     ]
     assert told == took
     assert len(re.findall(r"\bminutes?\b", said)) == len(told)

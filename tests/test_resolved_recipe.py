@@ -188,6 +188,8 @@ RECIPES = st.builds(
 
 def fits_together(recipe: Recipe) -> bool:
     free = not recipe.target.choices
+    if recipe.training.batch_by == "groups" and recipe.data.group is None:
+        return False
     wants_choices = recipe.parts.objective.needs_choices(available=False)
     if source_problems(recipe.solutions, recipe.target, column=recipe.data.solution is not None):
         return False

@@ -14,11 +14,11 @@ from embedgrad.errors import DataError
 from embedgrad.parts.registry import build_part
 from embedgrad.parts.scorers import (
     SCORERS,
-    Called,
     Contains,
     Exact,
     Math,
     Number,
+    SandboxedFunction,
     Scorer,
     name_of,
     parse_number,
@@ -68,7 +68,7 @@ HUGE = {
 
 # Those of a process of their own; a score may cost milliseconds there, and a start of the process.
 IN_WORKERS: dict[str, Scorer] = {
-    "callable": Called(path="functions_to_call:same", timeout=60),
+    "callable": SandboxedFunction(function="functions_to_call:same", timeout=60),
     "math": Math(timeout=0.5),
 }
 

@@ -119,16 +119,22 @@ def test_rows_are_needed_to_find_the_span() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_span_gives_the_same_ids(kind: str, placement: str) -> None:
     made = shared(kind, placement)
-    again = sequencer(kind, PLACEMENTS[placement], rows=(), span=made.span)
+    again = sequencer(kind, PLACEMENTS[placement], rows=(), spans=made.spans)
     for row in tiny.reviews(4, seed=3):
         assert again(row) == made(row)
 
 
 def test_a_saved_span_of_another_template_is_refused() -> None:
     span = shared("bytelevel", "system").span
-    for system in ("[[Is it?]]", "[[Is the review positive or negative? ]]"):
-        with pytest.raises(TemplateError, match="not the one it was prepared for"):
-            sequencer("bytelevel", Template.chat(system=system, user="x"), span=span)(example("x"))
+    for system in (
+        "[[Is it?]]",
+        "[[Is the review positive or negative? ]]",
+        "[[Is the review positive or negative?]] [[or]]",
+    ):
+        with pytest.raises(TemplateError, match="are not those it was prepared for"):
+            sequencer("bytelevel", Template.chat(system=system, user="x"), spans=(span,))(
+                example("x")
+            )
 
 
 def test_a_row_with_the_cut_token_is_refused() -> None:

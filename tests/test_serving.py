@@ -27,11 +27,11 @@ import tiny
 from embedgrad import Recipe
 from embedgrad import run as embedgrad_run
 from embedgrad.data.examples import Example
+from embedgrad.deploy import process
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.serve import Served, engines, process, serve
-from embedgrad.deploy.serve import cached_export as prepared
+from embedgrad.deploy.serve import Served, cached_export, engines, serve
 from embedgrad.deploy.serve import server as served
-from embedgrad.deploy.serve.engines import ENGINES, ServingEngine, Wanted
+from embedgrad.deploy.serve.engines import ENGINES, Launch, ServingEngine
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.errors import EmbedgradError, EngineError, ExportError, RunError
 from embedgrad.prompt import artifact
@@ -88,11 +88,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     script.write_text(textwrap.dedent(STAND_IN), encoding="utf-8")
 
     def use(how: str) -> None:
-        def command(wanted: Wanted) -> list[str]:
-            return [sys.executable, str(script), wanted.host, str(wanted.port), how]
+        def command(launch: Launch) -> list[str]:
+            return [sys.executable, str(script), launch.host, str(launch.port), how]
 
         for name, engine in ENGINES.items():
-            made = ServingEngine(engine.destination, "", lambda: "", command)
+            made = ServingEngine(engine.destination, "", lambda: None, command)
             monkeypatch.setitem(ENGINES, name, made)
 
     use("serves")
@@ -109,13 +109,13 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         write_export(out, to)
         return {}
 
-    monkeypatch.setattr(prepared, "export", export)
+    monkeypatch.setattr(cached_export, "export", export)
     return made
 
 
 def write_export(out: Path, to: str) -> Path:
-    entries: dict[str, Any] = {"format": "embedgrad-export", "version": 1, "destination": to}
-    prompts = {"p": {"run": "..", "artifact": "", "tokens": 1}}
+    entries: dict[str, Any] = {"format": "embedgrad-export", "version": 2, "destination": to}
+    prompts = {"p": {"run": "..", "artifact": "", "tokens": [1]}}
     entries |= {"tag": "abc", "prompts": prompts, "settings": [], "written": {}, "files": {}}
     (out / "embedgrad").mkdir(parents=True)
     (out / "embedgrad" / "export.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -249,22 +249,22 @@ def test_a_port_in_use_is_told_before_anything_is_exported(
         done = embedgrad("serve", run, "--port", port, "--quiet")
     assert done.code == 2
     (line,) = done.lines
-    assert line.startswith(f"error: 127.0.0.1:{port}: cannot be listened on (")
-    assert line.endswith("with --host and --port; --port 0 takes any free port")
+    assert line.startswith(f"error: 127.0.0.1:{port}: cannot listen there (")
+    assert line.endswith("choose another address with --host and --port (0: any free port)")
     assert exports == []
 
 
 def test_an_address_of_another_machine_is_refused(run: Path, exports: list[Path]) -> None:
-    assert "192.0.2.1:0: cannot be listened on" in refused(EngineError, run, host="192.0.2.1")
+    assert "192.0.2.1:0: cannot listen there" in refused(EngineError, run, host="192.0.2.1")
     assert exports == []
 
 
 @pytest.mark.parametrize(
     ("engine", "told"),
     [
-        ("llamacpp", 'xllamacpp is not installed; pip install "embedgrad[llamacpp]" brings it'),
-        ("transformers", 'fastapi is not installed; pip install "embedgrad[serve]" brings it'),
-        ("vllm", "the program 'vllm' is not installed; install vLLM as its own documentation says"),
+        ("llamacpp", 'xllamacpp is not installed; pip install "embedgrad[llamacpp]" installs it'),
+        ("transformers", 'fastapi is not installed; pip install "embedgrad[serve]" installs it'),
+        ("vllm", "the program 'vllm' is not installed; install vLLM as its documentation"),
         ("llama", "unknown engine 'llama'; did you mean 'llamacpp' or 'vllm'? known: "),
     ],
 )
@@ -326,7 +326,7 @@ def test_an_export_is_served_as_it_is(
         assert server.model == "exported"
     assert exports == []
     told = refused(ExportError, out, "vllm")
-    assert "is an export to gguf, and this engine opens vocabulary; give the run" in told
+    assert "is an export to gguf, but this engine opens vocabulary; give the run" in told
     told = refused(ExportError, out, overrides=["export.gguf=f16"])
     assert told.endswith("is an export, which --set cannot change; give its run")
 
@@ -426,7 +426,9 @@ def test_the_demo_s_questions_get_the_predictions_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checks of exports have tests of their own.
-    monkeypatch.setattr(prepared, "export", functools.partial(prepared.export, verify=False))
+    monkeypatch.setattr(
+        cached_export, "export", functools.partial(cached_export.export, verify=False)
+    )
     monkeypatch.chdir(ROOT)
     short = ["data.limit={train=32, dev=32, test=1}", "training={steps=4, batch_size=8}"]
     recipe = Recipe.read(ROOT / "recipes" / "demo.toml", short)

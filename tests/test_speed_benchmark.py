@@ -32,6 +32,8 @@ from benchmarks.speed.reached import reached  # noqa: E402
 from benchmarks.speed.results import Results  # noqa: E402
 from benchmarks.speed.work import matmul_rate, operations  # noqa: E402
 
+pytestmark = pytest.mark.harness
+
 SHAPES = {
     letter: replace(
         shape, query=9, prompt=min(shape.prompt, 6), answer=min(shape.answer, 4), batch=3
@@ -154,8 +156,8 @@ def test_a_workload_gives_valid_rows(bench: Bench, letter: str) -> None:
     rows = held(bench)
     names = [kind.name for kind in peers.TRAINING] if letter in "ABC" else ["inputs_embeds"]
     names = ["transformers-generate"] if letter == "G" else names
-    prefixes = {"E": ["at hand", "built"], "F": ["at hand", "built"], "G": ["built"]}
-    expected = [(h, name) for h in prefixes.get(letter, ["at hand"]) for name in sorted(names)]
+    prefixes = {"E": ["stored", "built"], "F": ["stored", "built"], "G": ["built"]}
+    expected = [(h, name) for h in prefixes.get(letter, ["stored"]) for name in sorted(names)]
     assert [(row["prefixes"], row["peer"]) for row in rows] == expected
     for row in rows:
         assert row["workload"] == letter
@@ -347,7 +349,7 @@ def row_of(letter: str, peer: str = "inputs_embeds", **more: Any) -> dict[str, A
     times = Pairs(None, None, [1.0, 2.0], [9.0, 20.0]).summary()
     checks = {"same_gradient": True, "loss_difference": 1e-7, "gradient_difference": 2e-6}
     others = {"same_result": None, "result_difference": None, "memory_ratio": None}
-    key = {"workload": letter, "title": "a title", "prefixes": "at hand", "peer": peer}
+    key = {"workload": letter, "title": "a title", "prefixes": "stored", "peer": peer}
     more = {"matmul_fraction": None, "note": "", **more}
     return {**key, **times, **checks, **others, **more}
 
@@ -371,7 +373,7 @@ def test_an_interrupted_run_keeps_what_counts(
 ) -> None:
     path = tmp_path / "speed.json"
     Results(path).put(row_of("A"))
-    key = ("A", "at hand", "inputs_embeds")
+    key = ("A", "stored", "inputs_embeds")
     again = Results(path)
     again.begin(fresh=False)
     assert again.has(key, 2)

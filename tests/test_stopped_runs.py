@@ -19,8 +19,8 @@ import torch
 from embedgrad import DivergenceError, Recipe, RunError, load, run
 from embedgrad.atomic_files import finite
 from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.model.backbone import joined
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.report import read_events
 from embedgrad.training.checkpoint import Checkpoint
 from run_kit import ROWS, Command, values
 
@@ -58,7 +58,7 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
     ) as process:
         limit = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < limit:
-            if (out / "state").exists():
+            if (out / "checkpoint").exists():
                 break
             time.sleep(0.05)
         process.send_signal(number)
@@ -73,7 +73,7 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
         f"interrupted at step {result['train']['steps']}; {out / 'prompt'} holds"
     )
     assert torch.isfinite(load(out).rows).all()
-    assert Checkpoint.load(out / "state").step <= result["train"]["steps"]
+    assert Checkpoint.load(out / "checkpoint").step <= result["train"]["steps"]
     assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
 
 
@@ -129,11 +129,12 @@ def test_the_command_line_says_what_an_interrupted_run_left(
         return plain(self, *arguments, **options)
 
     monkeypatch.setattr(LanguageModel, "outcome", outcome)
-    done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
+    out = tmp_path / "run"
+    done = embedgrad("optimize", recipe(), "--out", out, "--quiet")
     assert done.code == 130
     assert done.lines == [
-        f"interrupted at step 1; {tmp_path / 'run' / 'prompt'} holds the text prompt's own rows, "
-        "as no others were scored better on dev"
+        f"interrupted at step 1; {out / 'prompt'} holds the text prompt's own rows, "
+        f"as no others scored better on dev; `embedgrad resume {out}` continues the run"
     ]
     assert "no test rows were scored" in done.out
 
@@ -200,7 +201,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_rows(
     assert prompt.provenance["training"]["ended"] == "diverged"
     assert not torch.equal(prompt.rows, prompt.start_rows)
     assert not (out / "result.json").exists()
-    ends = [event for event in read_events(out / "events.jsonl") if event["event"] == "end"]
+    lines = (out / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ends = [event for event in map(json.loads, lines) if event["event"] == "end"]
     assert [event["ended"] for event in ends] == ["diverged"]
     monkeypatch.undo()
     assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
@@ -224,10 +226,11 @@ def test_a_model_that_says_only_nan_later_keeps_the_last_good_rows(
 ) -> None:
     score, looks = Evaluator.score, iter(range(10))
 
-    def refined(self: Evaluator, rows: torch.Tensor, *others: Any) -> Any:
+    def spoiled(self: Evaluator, prompt: Any, *others: Any) -> Any:
+        rows = joined(prompt)
         return score(self, rows * torch.nan if next(looks) == 2 else rows, *others)
 
-    monkeypatch.setattr(Evaluator, "refined", refined)
+    monkeypatch.setattr(Evaluator, "score", spoiled)
     done = embedgrad("optimize", recipe(), "--out", tmp_path / "run", "--quiet")
     assert done.code == 2
     (line,) = done.lines
@@ -306,10 +309,10 @@ def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
         assert [name for name in listing(out) if "/." in f"/{name}"] == [], "something is left over"
         if (out / "prompt").exists():
             load(out)
-        if (out / "state").exists():
-            Checkpoint.load(out / "state")
+        if (out / "checkpoint").exists():
+            Checkpoint.load(out / "checkpoint")
     refused = {line.partition(":")[0].rpartition(os.sep)[2] for line in told}
-    assert refused == {"recipe.toml", "state", "prompt", "predictions.jsonl", "result.json"}
+    assert refused == {"recipe.toml", "checkpoint", "prompt", "predictions.jsonl", "result.json"}
 
 
 def test_a_full_disk_ends_the_command_with_one_line(

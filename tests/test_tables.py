@@ -158,12 +158,12 @@ def test_an_existing_path_wins_over_a_hub_name(
         ("a.tsv", b"a\tb\n1\t2\n1,2\n", ["a.tsv:3: found 1 cells, expected 2", r"'\t'"]),
         ("a.csv", b'a,b\n1,2\n"x\ny,2\n3,4\n', ["a.csv:3: broken quoting", "written"]),
         ("a.csv", b'a,b\n"x"y,2\n', ["a.csv:2: broken quoting"]),
-        ("a.csv", b"a,b,a\n1,2,3\n", ["a.csv:1: column 'a' stands twice", "unique"]),
+        ("a.csv", b"a,b,a\n1,2,3\n", ["a.csv:1: column 'a' occurs twice", "unique"]),
         ("a.jsonl", b'{"a": 1}\n{"a": 1,}\n', ["a.jsonl:2: broken JSON at character", "a line"]),
         ("a.jsonl", b'{\n"a": 1}\n', ["a.jsonl:1: broken JSON"]),
         ("a.jsonl", b'{"a": 1}\n[1, 2]\n', ["a.jsonl:2: holds a list", "JSON object a line"]),
         ("a.jsonl", b"null\n", ["a.jsonl:1: holds a NoneType"]),
-        ("a.jsonl", b'{"a": 1, "b": 2, "b": 3}\n', ["a.jsonl:1: key 'b' stands twice"]),
+        ("a.jsonl", b'{"a": 1, "b": 2, "b": 3}\n', ["a.jsonl:1: key 'b' occurs twice"]),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", ["a.jsonl:1: ", "plain JSON object"]),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", ["a.jsonl:1: ", "plain JSON object"]),
         ("a.jsonl", b'{"a": "\\uD83D"}\n', ["a.jsonl:1: holds half of a surrogate pair"]),
@@ -185,7 +185,7 @@ def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
 def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"]), path)
-    with refused("a.parquet: column 'x' stands twice"):
+    with refused("a.parquet: column 'x' occurs twice"):
         read_table(path)
 
 

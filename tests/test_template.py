@@ -61,7 +61,7 @@ def test_escaped_text_comes_back(before: str, span: str, after: str) -> None:
 @given(BRACKETS)
 def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
     try:
-        assert Template.plain(text).span
+        assert Template.plain(text).spans
     except TemplateError:
         with refused("template"):
             Template.plain(text)
@@ -70,9 +70,8 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("no span", ["no spans", "[[the words to refine]]"]),
-        ("", ["no spans"]),
-        ("[[a]] and [[b]]", ["2 spans", "exactly one"]),
+        ("no span", ["no span", "[[the words to refine]]"]),
+        ("", ["no span"]),
         ("[[a]", ["not closed", "]]"]),
         ("x [[a", ["template.text", "not closed", "character 5"]),
         ("[[a [[b]] c]]", ["span inside a span", "character 4"]),
@@ -95,9 +94,12 @@ def test_the_message_with_the_mistake_is_named() -> None:
         Template.chat(system="[[b]]", user="Review {text")
 
 
-def test_spans_in_two_messages_are_refused() -> None:
-    with refused("2 spans"):
-        Template.chat(system="[[a]]", user="[[b]]")
+def test_a_template_may_have_several_spans() -> None:
+    chat = Template.chat(system="[[a]]", user="{x} [[b]][[a]]", assistant="[[c]] so")
+    assert chat.spans == ("a", "b", "a", "c")
+    assert Template.plain("[[a]] and [[b]]").spans == ("a", "b")
+    with refused("4 spans", "works with one [[span]] only"):
+        _ = chat.span
 
 
 def test_messages_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""The helpers that other tests stand on do what they say."""
+"""The tiny models and tokenizers of other tests do what they promise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import tiny
+
+pytestmark = pytest.mark.harness
 
 WINDOW = 8
 BOTH_MASKS = ("gemma2", "gemma3", "qwen2-sliding")

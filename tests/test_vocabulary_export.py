@@ -391,8 +391,7 @@ import json, resource, sys, time
 from pathlib import Path
 import export_kit
 import tiny
-from embedgrad.exporting.vocabulary import Vocabulary
-from embedgrad.verifying.checkpoint_engine import CheckpointEngine
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -422,7 +421,7 @@ def test_a_real_model_takes_little_time_and_memory(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)

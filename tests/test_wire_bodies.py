@@ -1,6 +1,7 @@
 """Request bodies for vLLM and SGLang: their format, and what a server makes of them.
 
-The servers are stood in for over real HTTP. vLLM's own decoder is asked too where it is installed.
+`fake_servers` enforces the servers' contracts over real HTTP. vLLM's own decoder is asked too where
+it is installed.
 """
 
 from __future__ import annotations
@@ -24,18 +25,16 @@ from safetensors.torch import load_file
 import tiny
 from embedgrad import EngineError, ExportError, Template
 from embedgrad.deploy.destinations import vllm_chat
-from embedgrad.deploy.destinations.client_code import base_of, run_written
+from embedgrad.deploy.destinations.client_code import Base, run_generated
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.sglang import SglangBodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
-from embedgrad.deploy.destinations.vllm_chat import PLACEHOLDER
-from embedgrad.deploy.job import Destination, Exported, Job
+from embedgrad.deploy.job import Destination, ExportedPrompt, Job
 from embedgrad.deploy.verify import parity as checks
-from embedgrad.deploy.verify.sglang_stand_in import SglangStandIn
-from embedgrad.deploy.verify.stand_in import StandIn, read_saved, saved
-from embedgrad.deploy.verify.vllm_stand_in import VllmStandIn
+from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, save_base
+from fake_servers import PLACEHOLDER, FakeServer, FakeSglang, FakeVllm, read_saved, saved
 from kit import PLACEMENTS
 
 torch.set_num_threads(1)
@@ -65,15 +64,15 @@ def written(job: Job, folder: Path, name: str = "vllm") -> tuple[Path, dict[str,
 
 def client_of(job: Job, folder: Path, facts: dict[str, Any], name: str = "vllm") -> Any:
     """The exported client, run as its user would."""
-    source = WRITERS[name]().source(job.prompts[0], base_of(job), facts)
-    return run_written(folder / "client.py", source)
+    source = WRITERS[name]().source(job.prompts[0], Base.of(job), facts)
+    return run_generated(folder / "client.py", source)
 
 
 def first_columns(job: Job) -> dict[str, str]:
     return dict(job.prompts[0].sequences[0].example.columns)
 
 
-def whole_prompt(job: Job, prompt: Exported) -> torch.Tensor:
+def whole_prompt(job: Job, prompt: ExportedPrompt) -> torch.Tensor:
     """Embeddings of the first row by the training path."""
     sequence = prompt.sequences[0]
     parts = [job.model.embed(sequence.prefix), prompt.rows_PD, job.model.embed(sequence.suffix)]
@@ -191,7 +190,7 @@ def test_a_dated_chat_template_goes_with_the_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("kind", tiny.TOKENIZERS)
 @pytest.mark.parametrize("template", [LINES, PLACEMENTS["opening"], PLACEMENTS["plain-start"]])
-def test_a_server_computes_what_training_computes(
+def test_the_check_and_a_server_compute_what_training_computes(
     name: str, kind: str, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "GREEDY_TOKENS", 3)
@@ -203,6 +202,48 @@ def test_a_server_computes_what_training_computes(
     assert found["step_zero_difference"] <= 1e-5
     assert found["max_logprob_difference"] < 1e-4
     assert found["greedy_agreement"] == found["choice_agreement"] == 1
+    (prompt,) = job.prompts
+    expected_BV = next_logprobs(model, prompt.rows_PD, prompt.sequences)
+    client = client_of(job, out, facts, name)
+    with fake_server(job, out, name) as server:
+        for way in ("completion", "chat") if name == "vllm" else ("generation",):
+            if hasattr(client, way):
+                logprobs_BV = asked(server, client, way, prompt)
+                assert torch.allclose(logprobs_BV, expected_BV, atol=1e-4)
+
+
+def fake_server(job: Job, out: Path, name: str) -> FakeServer:
+    if name == "sglang":
+        return FakeSglang(job.model, torch.float32)
+    template = out / "chat_template.jinja"
+    chat = template.read_text("utf-8") if template.is_file() else job.model.tokenizer.chat_template
+    return FakeVllm(job.model, torch.float32, job.model.info.path, chat)
+
+
+def asked(server: FakeServer, client: Any, way: str, prompt: ExportedPrompt) -> torch.Tensor:
+    """Log-probabilities [B, V] of the next token, over HTTP."""
+    found_BV = torch.full((len(prompt.sequences), server.ids), -torch.inf)
+    for b, sequence in enumerate(prompt.sequences):
+        columns = dict(sequence.example.columns)
+        if way == "generation":
+            body = client.generation(columns, return_logprob=True, top_logprobs_num=server.ids)
+            body["sampling_params"]["max_new_tokens"] = 1
+            tops = client.send(body, server.url)["meta_info"]["output_top_logprobs"][0]
+            pairs = [(i, p) for p, i, _ in tops]
+        else:
+            asking = {"max_tokens": 1, "return_tokens_as_token_ids": True}
+            asking |= {"logprobs": True, "top_logprobs": -1} if way == "chat" else {"logprobs": -1}
+            answer = client.send(getattr(client, way)(columns, **asking), server.url)
+            logprobs = answer["choices"][0]["logprobs"]
+            if way == "chat":
+                entries = logprobs["content"][0]["top_logprobs"]
+                named = [(entry["token"], entry["logprob"]) for entry in entries]
+            else:
+                named = list(logprobs["top_logprobs"][0].items())
+            pairs = [(int(token.removeprefix("token_id:")), p) for token, p in named]
+        for token, logprob in pairs:
+            found_BV[b, token] = logprob
+    return found_BV
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "granite", "gpt2"])
@@ -240,8 +281,8 @@ def test_a_writer_broken_in_one_row_is_caught(
     ("template", "why"),
     [
         (PLACEMENTS["plain"], "plain text goes through no chat template"),
-        (PLACEMENTS["opening"], "the opening of the answer is not part of a chat request"),
-        (PLACEMENTS["user-before"], "text next to the span belongs to its rows"),
+        (PLACEMENTS["opening"], "the opening of the answer cannot be part of a chat request"),
+        (PLACEMENTS["user-before"], "text next to the span is part of its rows"),
         (PLACEMENTS["system"], "the server puts line feeds around the rows"),
         (Template.chat(user="{review}[[ Is it positive?]]"), "the server puts line feeds around"),
         (Template.chat(user="\n[[Is it positive]] now\n{review}"), "the server puts line feeds"),
@@ -263,13 +304,13 @@ def test_a_chat_that_makes_other_tokens_of_a_row_is_left_out(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     third = job.prompts[0].sequences[2].example
-    real = vllm_chat.prompt_ids
+    real = vllm_chat.server_prompt
 
-    def other(messages: Any, *rest: Any) -> list[int]:
-        ids = real(messages, *rest)
-        return ids[:-1] if third.columns["review"] in str(messages) else ids
+    def other(body: Any, sequencer: Any) -> Any:
+        ids, payloads = real(body, sequencer)
+        return ids[:-1] if third.columns["review"] in str(body) else ids, payloads
 
-    monkeypatch.setattr(vllm_chat, "prompt_ids", other)
+    monkeypatch.setattr(vllm_chat, "server_prompt", other)
     _, facts = written(job, tmp_path / "out")
     assert not facts["chat"]
     assert facts["notes"][-1].endswith(f"the server would make other tokens of {third.source}")
@@ -289,19 +330,19 @@ def test_a_client_that_makes_other_tokens_of_a_row_is_refused(job: Job, tmp_path
 
 
 @pytest.fixture
-def vllm(job: Job) -> Iterator[StandIn]:
+def vllm(job: Job) -> Iterator[FakeServer]:
     template = job.model.tokenizer.chat_template
-    with VllmStandIn(job.model, torch.float32, job.model.info.path, template) as server:
+    with FakeVllm(job.model, torch.float32, job.model.info.path, template) as server:
         yield server
 
 
 @pytest.fixture
-def sglang(job: Job) -> Iterator[StandIn]:
-    with SglangStandIn(job.model, torch.float32) as server:
+def sglang(job: Job) -> Iterator[FakeServer]:
+    with FakeSglang(job.model, torch.float32) as server:
         yield server
 
 
-def refusal(server: StandIn, path: str, body: Any) -> tuple[int, str]:
+def refusal(server: FakeServer, path: str, body: Any) -> tuple[int, str]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(HTTPError) as told:
         urlopen(Request(server.url + path, data))
@@ -335,7 +376,7 @@ BAD_PAYLOADS: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("bad", BAD_PAYLOADS)
 def test_only_a_dense_tensor_of_the_right_shape_is_read(
-    bad: str, vllm: StandIn, job: Job, tmp_path: Path
+    bad: str, vllm: FakeServer, job: Job, tmp_path: Path
 ) -> None:
     out, facts = written(job, tmp_path / "out")
     body = client_of(job, out, facts).completion(first_columns(job))
@@ -346,7 +387,7 @@ def test_only_a_dense_tensor_of_the_right_shape_is_read(
 
 
 def test_what_vllms_contract_does_not_name_is_refused(
-    vllm: StandIn, job: Job, tmp_path: Path
+    vllm: FakeServer, job: Job, tmp_path: Path
 ) -> None:
     out, facts = written(job, tmp_path / "out")
     client = client_of(job, out, facts)
@@ -366,7 +407,7 @@ def test_what_vllms_contract_does_not_name_is_refused(
 
 
 def test_what_sglangs_contract_does_not_name_is_refused(
-    sglang: StandIn, job: Job, tmp_path: Path
+    sglang: FakeServer, job: Job, tmp_path: Path
 ) -> None:
     out, facts = written(job, tmp_path / "out", "sglang")
     body = client_of(job, out, facts, "sglang").generation(first_columns(job))
@@ -382,17 +423,21 @@ def test_what_sglangs_contract_does_not_name_is_refused(
         assert told in refusal(sglang, "/generate", {**body, **change})[1]
 
 
-def test_a_body_that_the_server_refuses_is_one_line(
+def test_bodies_that_hold_different_prompts_are_refused(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VllmStandIn, "_decoded", lambda *_: torch.zeros(0, WIDTH))
+    real = vllm_chat.server_prompt
     out, facts = written(job, tmp_path / "out")
-    with pytest.raises(EngineError, match=r"client\.py: the server refuses a body: .*empty"):
+    monkeypatch.setattr(
+        "embedgrad.deploy.destinations.vllm.server_prompt",
+        lambda body, sequencer: (real(body, sequencer)[0][1:], real(body, sequencer)[1]),
+    )
+    with pytest.raises(EngineError, match=r"client\.py: its two kinds of bodies hold different"):
         checks.check("vllm", out, job, facts)
 
 
 def test_the_client_asks_a_server_in_a_process_of_its_own(
-    vllm: StandIn, job: Job, tmp_path: Path
+    vllm: FakeServer, job: Job, tmp_path: Path
 ) -> None:
     out, _ = written(job, tmp_path / "out")
     columns = first_columns(job)
@@ -412,9 +457,9 @@ def test_a_client_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     out, facts = written(job, tmp_path / "out")
     trace = tmp_path / "trace"
     hostile = {**facts, "rows": f'"; open({str(trace)!r}, "w"); "'}
-    source = VllmBodies().source(job.prompts[0], base_of(job), hostile)
+    source = VllmBodies().source(job.prompts[0], Base.of(job), hostile)
     (out / "client.py").write_text(source)
-    run_written(out / "client.py", source)  # a text, whatever it says
+    run_generated(out / "client.py", source)  # a text, whatever it says
     with (out / "client.py").open("a") as file:
         file.write(f"open({str(trace)!r}, 'w')\n")
     with pytest.raises(EngineError, match="is not what embedgrad writes for this prompt"):

@@ -3,14 +3,13 @@
     python -m benchmarks.speed [NAME ...] [--quick] [--fresh] [--data FOLDER]
 
 Names are the workloads A to I, growth and loading. Without names everything is measured: two to
-three hours on 2 cores. Interrupted, it goes on where it stopped when it is started again; after a
-finished run, with `--fresh` or on another machine it starts anew. With names, these are measured
-anew and the other rows stay. `--quick` measures A to G, with one pair of each, beside
-one peer.
+three hours on 2 cores. An interrupted run resumes when started again; after a finished run, with
+`--fresh` or on another machine it starts over. With names, only these are measured and the other
+rows stay. `--quick` measures A to G, with one pair each, against one peer.
 
 `--data` is a folder with sst2/ and imdb/ (train and dev.jsonl each, with `text` and `label_text`)
-to use instead of the Hub. Where neither can be read, D, H and I are left out, and
-the run is not finished.
+to use instead of the Hub. Where neither can be read, D, H and I are left out, and the run is not
+finished.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def run(bench: Bench, name: str) -> bool:
-    """Measure one workload; without its data it is left out, with a line that says so."""
+    """Measure one workload; without its data, leave it out and say so."""
     bench.model.prefix_cache.clear()
     try:
         if name in "ABC":

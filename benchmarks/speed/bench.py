@@ -1,4 +1,4 @@
-"""What every measurement needs: the model, the results, how many pairs, and what is left out."""
+"""What every measurement needs: model, results, number of pairs, and what to skip."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Sides = Callable[[list[TokenSequence]], tuple[Mapping[str, Side[T]], Side[T]]]
 class Bench:
     """One run of the benchmark.
 
-    `quick` makes one pair of each. `kept` says whether rows that count already are left as they
-    are, as in an interrupted full run. `data` is a folder of real rows; None: the Hub. `python` is
+    `quick` makes one pair of each. `kept` keeps rows that were measured already, as in an
+    interrupted full run. `data` is a folder of real rows; None: the Hub. `python` is
     the interpreter whose start is measured.
     """
 
@@ -41,11 +41,11 @@ class Bench:
     python: str = sys.executable
 
     def pairs(self, count: int) -> int:
-        """How many pairs to make of those that a full run makes."""
+        """Number of pairs to measure where a full run measures `count`."""
         return 1 if self.quick else count
 
     def skips(self, letter: str, peer: str, prefixes: Sequence[str], pairs: int) -> bool:
-        """Whether these rows are there already."""
+        """Whether these rows are measured already."""
         return self.kept and all(self.results.has((letter, h, peer), pairs) for h in prefixes)
 
     def timed(
@@ -61,7 +61,7 @@ class Bench:
     def put(
         self, letter: str, title: str, prefixes: str, peer: str, row: Mapping[str, Any]
     ) -> None:
-        """Write a row and say it; what it does not hold was not measured."""
+        """Write a row and print it; fields that it lacks were not measured."""
         whole = voided(
             {
                 **{"workload": letter, "title": title, "prefixes": prefixes, "peer": peer},

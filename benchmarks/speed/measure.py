@@ -1,4 +1,4 @@
-"""Two sides in turn, on the clock; and whether both computed the same."""
+"""Timing of two sides in turns, and whether both computed the same."""
 
 from __future__ import annotations
 

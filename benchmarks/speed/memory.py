@@ -1,4 +1,4 @@
-"""Peak memory of a training step, each side in a process of its own.
+"""Peak memory of a training step, each side in a separate process.
 
 resident      largest resident set while stepping, above that of the loaded model. Stored prefixes
               count as ours: they are built after the model's size is taken.
@@ -84,7 +84,7 @@ def main() -> None:
     with torch.no_grad():  # weights of a mapped file are resident only once they were read
         for weight in weights:
             weight.sum()
-    side.step(sequences[:1])  # what a first pass ever allocates is not the step's
+    side.step(sequences[:1])  # a first pass allocates more than a step
     if spec["side"] == Ours.name:
         model.prefix_cache.clear()
     before = _settled()
@@ -119,7 +119,7 @@ def peak() -> Iterator[list[int]]:
     """The largest resident set within, in bytes; in the list at the end."""
     found = [0]
     try:
-        _CLEAR.write_text("5")  # the kernel's own peak starts anew
+        _CLEAR.write_text("5")  # resets the kernel's own peak
     except OSError:
         with _sampled(found):
             yield found

@@ -213,7 +213,7 @@ class Generate(InputsEmbeds):
 class _Peft(Peer):
     """A PEFT model in a plain training loop: `loss = model(**batch).loss`."""
 
-    note = "PEFT can only put the prompt first: as many tokens, in that order"
+    note = "PEFT can only put the prompt first: the same number of tokens, in that order"
 
     def __init__(self, folder: str, prompt_ids: Sequence[int]):
         model = self._load(folder)  # a fresh one, as get_peft_model changes what it is given

@@ -1,4 +1,4 @@
-"""The results file: written after every row, and gone on with where a run was interrupted.
+"""The results file: written after every row, so that an interrupted run resumes.
 
 A full run that was interrupted (`finished` is false) keeps the rows that it measured, if they were
 measured with the code that is there now (`code`: a digest of all sources) and with as

@@ -14,7 +14,7 @@ from benchmarks.speed.peers import Generate, InputsEmbeds
 from benchmarks.speed.workloads import CANDIDATES, NEW_TOKENS, SHAPES, prompt_ids, synthetic
 from embedgrad.prompt.sequence import TokenSequence
 
-PREFIXES = ("built", "at hand")
+PREFIXES = ("built", "stored")
 
 
 def scores(bench: Bench, letter: str) -> None:
@@ -33,7 +33,7 @@ def scores(bench: Bench, letter: str) -> None:
     def sides(rows: list[TokenSequence]) -> tuple[dict[str, Side[Tensor]], Side[Tensor]]:
         return {
             "built": Side(lambda: scored(ours, rows), model.prefix_cache.clear),
-            "at hand": Side(lambda: scored(ours, rows)),  # the one before has built them
+            "stored": Side(lambda: scored(ours, rows)),  # the one before has built them
         }, Side(lambda: scored(peer, rows))
 
     found = bench.timed(sides, synthetic(model, shape), pairs)

@@ -55,7 +55,7 @@ class Workload:
 
     @cached_property
     def prompt_first(self) -> Step:
-        """Our step on the rows as PEFT runs them."""
+        """Our step on the rows in PEFT's order."""
         self.ours.reset()
         return self.ours.step([prompt_first(sequence) for sequence in self.sequences])
 
@@ -71,21 +71,21 @@ def synthetic_rows(bench: Bench, letter: str) -> None:
     prompt, sequences = prompt_ids(model, shape.prompt), synthetic(model, shape)
     workload = Workload(letter, shape.title, model, prompt, sequences)
     for kind in (InputsEmbeds,) if bench.quick else TRAINING:
-        if not bench.skips(letter, kind.name, ["at hand"], pairs):
+        if not bench.skips(letter, kind.name, ["stored"], pairs):
             against(bench, workload, kind, pairs)
 
 
 def real_rows(bench: Bench) -> None:
     """D, against the plain loop: PEFT runs the same pass with more around it."""
     rows, pairs = ROWS["D"], bench.pairs(3)
-    if not bench.skips("D", InputsEmbeds.name, ["at hand"], pairs):
+    if not bench.skips("D", InputsEmbeds.name, ["stored"], pairs):
         sequencer, sequences, _ = examples(bench.model, rows, bench.data, D_BATCH, 1)
-        workload = Workload("D", rows.title, bench.model, sequencer.span.ids, sequences)
+        workload = Workload("D", rows.title, bench.model, sequencer.prompt_ids, sequences)
         against(bench, workload, InputsEmbeds, pairs)
 
 
 def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
-    """One row: our step and a peer's in turn, and both at the same place and layout."""
+    """One row: our step and a peer's in turns, and whether both agree in the same token order."""
     letter, model, sequences = workload.letter, workload.model, workload.sequences
     ours, peer = workload.ours, kind(model.info.path, workload.prompt)
 
@@ -94,10 +94,10 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
         short = letter != "D" and not bench.quick
         side = settled if short else Side[Step]
         our_side = side(lambda: ours.step(rows), ours.reset)
-        return {"at hand": our_side}, side(lambda: peer.step(theirs), peer.reset)
+        return {"stored": our_side}, side(lambda: peer.step(theirs), peer.reset)
 
     rate = [matmul_rate()] if letter in WITH_MATMUL else []
-    found = bench.timed(sides, sequences, pairs)["at hand"]
+    found = bench.timed(sides, sequences, pairs)["stored"]
     row = {**found.summary(), "note": peer.note}
     if rate:  # the machine's speed changes as others use it
         rate.append(matmul_rate())
@@ -107,14 +107,14 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
     if letter in WITH_MEMORY and not (bench.quick and kind is not InputsEmbeds):
         peers = memory.of_step(kind.name, model, workload.prompt, sequences)
         row |= memory.ratios(workload.memory, peers)
-    bench.put(letter, workload.title, "at hand", kind.name, row)
+    bench.put(letter, workload.title, "stored", kind.name, row)
 
 
 def settled(step: Callable[[], Step], reset: Callable[[], None]) -> Side[Step]:
-    """A step as a training has it: after one of its own, and not after the other side's.
+    """A step as in training: after one of its own side, not after the other side's.
 
-    The other side leaves the memory that it freed to the system, which hands it out again page by
-    page; a long step does not feel it.
+    Memory that the other side freed went back to the system, which hands it out page by page; only
+    short steps notice.
     """
 
     def prepare() -> None:

@@ -78,7 +78,7 @@ def measure(bench: Bench, letter: str, plan: Plan = Plan()) -> None:
         return
     rows = ROWS[letter]
     sequencer, train, dev = examples(bench.model, rows, bench.data, plan.train, plan.dev)
-    side = InputsEmbeds(bench.model.info.path, sequencer.span.ids)
+    side = InputsEmbeds(bench.model.info.path, sequencer.prompt_ids)
 
     def counted(name: str, run: Callable[[Callable[[], None]], Course]) -> Side[Course]:
         def shown() -> Course:

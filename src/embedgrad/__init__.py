@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
     from embedgrad.model.language_model import LanguageModel, load_model
+    from embedgrad.parts.scorers.function import scorer
     from embedgrad.prompt.artifact import save
     from embedgrad.prompt.embedding import PromptEmbedding
     from embedgrad.prompt.sequence import Target
@@ -80,6 +81,7 @@ __all__ = [
     "replies",
     "run",
     "save",
+    "scorer",
     "verify",
 ]
 
@@ -97,6 +99,7 @@ _HOMES = {
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
     "model.language_model": ("LanguageModel", "load_model"),
+    "parts.scorers.function": ("scorer",),
     "prompt.artifact": ("save",),
     "prompt.embedding": ("PromptEmbedding",),
     "prompt.sequence": ("Target",),

@@ -27,7 +27,7 @@ class EmbedgradError(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has no memory left; told by its name, as torch is slow to import."""
+    """Whether a device has no memory left; known by the name, as torch is slow to import."""
     return type(error).__name__ == "OutOfMemoryError"
 
 

@@ -1,4 +1,4 @@
-"""What long work tells while it goes on: plain values, one by one."""
+"""Progress events of long work: plain values, one by one."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len
 
 # What we write ourselves beyond ASCII, for encodings that lack it; each one column wide.
-_PLAIN = {"\u2026": "~", "\u00b7": "_"}  # an ellipsis, the dot that stands for a space
+_PLAIN = {"\u2026": "~", "\u00b7": "_"}  # an ellipsis, the dot that marks a space
 
 
 def visible(text: str) -> str:
@@ -73,6 +73,6 @@ def left(seconds: float | None) -> str:
     return f"{duration(seconds)} left" if seconds is not None and seconds > 0 else ""
 
 
-def joined(*parts: str) -> str:
+def join_nonempty(*parts: str) -> str:
     """The parts that are not empty, with commas between."""
     return ", ".join(part for part in parts if part)

@@ -99,11 +99,12 @@ def train(
     finally:
         torch.set_num_threads(threads)
     start = refined.prompt.start_rows
-    rows = Parts(**parts).parameterization.rows(refined.state.theta, start).detach()
+    prompt = Parts(**parts).parameterization.prompt(refined.checkpoint.theta, {"span": start})
+    rows = prompt["span"].detach()
     assert rows.dtype == torch.float64
     return {
         "losses": [event["loss"] for event in events if event["event"] == "step"],
-        "dev": refined.state.history,
+        "dev": refined.checkpoint.history,
         "best_step": refined.best.step,
         "rows_sha256": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
         "rows": [rows[0, :3].tolist(), rows[-1, -3:].tolist()],

@@ -35,7 +35,7 @@ def test_the_best_rows_on_dev_come_out(metric: Any, contrary: bool) -> None:
     dev = made.sequences[4:8]
     dev = reversed_answers(dev) if contrary else dev
     refined, rows = rows_at_evaluations(made, training=training, dev=dev)
-    history = refined.state.history
+    history = refined.checkpoint.history
     assert [score["step"] for score in history] == list(range(7))
     name = "accuracy" if metric == "auto" else metric
 
@@ -43,7 +43,7 @@ def test_the_best_rows_on_dev_come_out(metric: Any, contrary: bool) -> None:
         return (-score[name] if name == "log_loss" else score[name]), -score["log_loss"]
 
     best = max(history, key=worth)
-    assert refined.state.best_step == best["step"]
+    assert refined.checkpoint.best_step == best["step"]
     assert torch.equal(refined.prompt.rows, rows[int(best["step"])])
     # What is right in training is wrong on dev: the text itself is best.
     assert contrary == torch.equal(refined.prompt.rows, made.start)
@@ -82,7 +82,7 @@ def test_scores_decide_what_is_kept_and_when_to_stop(
     monkeypatch.setattr(optimization, "summarize", summary)
     training = Training(6, 6, 3, evaluate_every=1, metric=metric, patience=patience)
     refined, rows = rows_at_evaluations(small(), training=training)
-    assert (refined.state.best_step, refined.steps) == (best, last)
+    assert (refined.checkpoint.best_step, refined.steps) == (best, last)
     assert refined.ended == ("finished" if last == 6 and patience is None else "patience")
     assert torch.equal(refined.prompt.rows, rows[best])
     assert not torch.equal(refined.prompt.rows, rows[last])
@@ -91,7 +91,7 @@ def test_scores_decide_what_is_kept_and_when_to_stop(
 def test_without_dev_rows_the_last_rows_come_out() -> None:
     refined, rows = rows_at_evaluations(small(), dev=())
     assert torch.equal(refined.prompt.rows, rows[6])
-    assert refined.state.best_step == 6
+    assert refined.checkpoint.best_step == 6
 
 
 def test_the_first_score_is_the_text_prompts() -> None:
@@ -99,6 +99,6 @@ def test_the_first_score_is_the_text_prompts() -> None:
     refined = train(made)
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=4))
     text = summarize(evaluator.score_text_prompt(made.start, made.sequences[8:]), CHOICES)
-    first = refined.state.history[0]
+    first = refined.checkpoint.history[0]
     assert (first["accuracy"], first["log_loss"]) == (text.accuracy, text.log_loss)
     assert first["macro_f1"] == text.macro_f1

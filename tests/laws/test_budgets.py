@@ -26,12 +26,11 @@ def outcome(
     architecture: str, dtype: torch.dtype, prefixes: PrefixCache
 ) -> tuple[torch.Tensor, object, object]:
     """Rows, dev scores and test scores of a run."""
-    made = small(architecture, dtype=dtype)
-    made.model.prefix_cache = prefixes
+    made = small(architecture, dtype=dtype).with_cache(prefixes)
     refined = train(made)
     evaluator = Evaluator(made.model, made.sequencer)
     scores = evaluate(evaluator, refined.prompt, made.sequences[4:])
-    return refined.prompt.rows, refined.state.history, scores
+    return refined.prompt.rows, refined.checkpoint.history, scores
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

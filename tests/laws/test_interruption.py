@@ -1,4 +1,4 @@
-"""Laws of runs that do not reach their end: good rows survive, and a run goes on where it stood."""
+"""Laws of runs that do not reach their end: good rows survive, and a resumed run loses no bit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError, RunError
+from embedgrad.model.backbone import Prompt, joined
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
+from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
+from seam_parts import SEAM_PARAMETERIZATIONS, Average
+
+MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
 
 EVERY_STEP = dataclasses.replace(QUICK, evaluate_every=1)
 LONGER = Training(steps=8, batch_size=3, evaluate_every=2)
@@ -29,8 +34,8 @@ LONGER = Training(steps=8, batch_size=3, evaluate_every=2)
 class Spoiled(LanguageModel):
     """A model whose outcome, in training, is passed through `spoil` with the rows and a count."""
 
-    def outcome(self, rows_PD: Tensor, *args: Any, **options: Any) -> Outcome:
-        outcome = super().outcome(rows_PD, *args, **options)
+    def outcome(self, prompt: Prompt | Tensor, *args: Any, **options: Any) -> Outcome:
+        outcome, rows_PD = super().outcome(prompt, *args, **options), joined(prompt)
         if not rows_PD.requires_grad:
             return outcome
         self.passes = getattr(self, "passes", 0) + 1
@@ -88,8 +93,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(kind: type[Spoiled]) ->
 def test_the_best_rows_survive_a_divergence(kind: type[Spoiled]) -> None:
     refined, _ = diverged(kind)
     whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
-    assert refined.state.history == whole.state.history[:3]
-    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+    assert refined.checkpoint.history == whole.checkpoint.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.checkpoint.best_step])
 
 
 def test_rows_whose_loss_is_not_finite_are_not_kept() -> None:
@@ -137,8 +142,8 @@ def test_ctrl_c_keeps_the_best_rows_so_far() -> None:
     whole, rows = rows_at_evaluations(small(), training=EVERY_STEP)
     refined = train(small(), EVERY_STEP, report=interrupt_at(3))
     assert refined.ended == "interrupted"
-    assert refined.state.history == whole.state.history[:3]
-    assert torch.equal(refined.prompt.rows, rows[refined.state.best_step])
+    assert refined.checkpoint.history == whole.checkpoint.history[:3]
+    assert torch.equal(refined.prompt.rows, rows[refined.checkpoint.best_step])
 
 
 def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
@@ -147,15 +152,22 @@ def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
     assert torch.equal(refined.prompt.rows, refined.prompt.start_rows)
 
 
-# --------------------------------------------------------------------------------------- going on
+# --------------------------------------------------------------------------------------- resuming
 
 
-def same_state(one: Checkpoint, other: Checkpoint) -> bool:
-    return (
-        (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
-        and torch.equal(one.best_rows, other.best_rows)
-        and one.theta.keys() == other.theta.keys()
-        and all(torch.equal(one.theta[name], other.theta[name]) for name in one.theta)
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same bits, the time that they took aside."""
+    pairs = [(one.theta, other.theta), (one.best, other.best)]
+    pairs += zip(one.transforms, other.transforms, strict=True)
+    assert one.optimizer["state"].keys() == other.optimizer["state"].keys()
+    pairs += [(v, other.optimizer["state"][i]) for i, v in one.optimizer["state"].items()]
+    return (one.step, one.best_step, one.history) == (
+        other.step,
+        other.best_step,
+        other.history,
+    ) and all(
+        a.keys() == b.keys() and all(torch.equal(*map(torch.as_tensor, (a[n], b[n]))) for n in a)
+        for a, b in pairs
     )
 
 
@@ -163,66 +175,69 @@ def same_state(one: Checkpoint, other: Checkpoint) -> bool:
     ("dtype", "budget"),
     [(torch.float32, "1 GiB"), (torch.float64, "1 GiB"), (torch.float64, 60_000)],
 )
-@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("parameterization", sorted(MAPS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_going_on_gives_the_same_bits(
+def test_a_resumed_run_gives_the_same_bits(
     tmp_path: Path, optimizer: str, parameterization: str, dtype: torch.dtype, budget: str | int
 ) -> None:
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](),
-        parameterization=PARAMETERIZATIONS[parameterization](),
+        parameterization=MAPS[parameterization](),
+        transforms=(Average(), Clip()),
     )
     whole = train(
         small(dtype=dtype, budget=budget),
         LONGER,
         parts=parts,
-        keep=lambda state: state.save(tmp_path / str(state.step)),
+        keep=lambda checkpoint: checkpoint.save(tmp_path / str(checkpoint.step)),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "6", "8"]
     for step in (2, 4, 6):
         # A new model: nothing is stored yet.
-        state = Checkpoint.load(tmp_path / str(step))
-        assert state.step == step
-        resumed = train(small(dtype=dtype, budget=budget), LONGER, parts=parts, state=state)
-        assert same_state(resumed.state, whole.state)
+        checkpoint = Checkpoint.load(tmp_path / str(step))
+        assert checkpoint.step == step
+        resumed = train(
+            small(dtype=dtype, budget=budget), LONGER, parts=parts, checkpoint=checkpoint
+        )
+        assert same(resumed.checkpoint, whole.checkpoint)
         assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_an_interrupted_run_goes_on_from_its_own_state(
+def test_an_interrupted_run_resumes_from_its_own_checkpoint(
     tmp_path: Path, optimizer: str, step: int
 ) -> None:
     parts = Parts(optimizer=OPTIMIZERS[optimizer]())
     whole = train(small(), LONGER, parts=parts)
     stopped = train(small(), LONGER, parts=parts, report=interrupt_at(step))
-    stopped.state.save(tmp_path / "state")
-    state = Checkpoint.load(tmp_path / "state")
-    resumed = train(small(), LONGER, parts=parts, state=state)
-    assert torch.equal(resumed.state.theta["change"], whole.state.theta["change"])
-    assert resumed.state.history == whole.state.history
+    stopped.checkpoint.save(tmp_path / "checkpoint")
+    checkpoint = Checkpoint.load(tmp_path / "checkpoint")
+    resumed = train(small(), LONGER, parts=parts, checkpoint=checkpoint)
+    assert torch.equal(resumed.checkpoint.theta["span"], whole.checkpoint.theta["span"])
+    assert resumed.checkpoint.history == whole.checkpoint.history
     assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
 
 
-def test_a_state_that_is_kept_does_not_change_behind_ones_back() -> None:
+def test_a_checkpoint_does_not_change_after_it_is_kept() -> None:
     kept: list[Checkpoint] = []
     copies: list[Checkpoint] = []
 
-    def keep(state: Checkpoint) -> None:
-        kept.append(state)
-        copies.append(copy.deepcopy(state))
+    def keep(checkpoint: Checkpoint) -> None:
+        kept.append(checkpoint)
+        copies.append(copy.deepcopy(checkpoint))
 
     train(small(), EVERY_STEP, keep=keep, parts=FAST)
-    assert all(same_state(one, other) for one, other in zip(kept, copies, strict=True))
+    assert all(same(one, other) for one, other in zip(kept, copies, strict=True))
 
 
-# ------------------------------------------------------------------------------- a damaged state
+# -- a damaged checkpoint --------------------------------------------------------------------
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    train(small(), LONGER, keep=lambda state: state.save(tmp_path / "state"))
-    return tmp_path / "state"
+    train(small(), LONGER, keep=lambda checkpoint: checkpoint.save(tmp_path / "checkpoint"))
+    return tmp_path / "checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -232,22 +247,22 @@ def saved(tmp_path: Path) -> Path:
         "{",
         "[]",
         "null",
-        '{"format": 2}',
         '{"format": 1}',
-        '{"format": 1, "optimizer_numbers": []}',
+        '{"format": 2}',
+        '{"format": 2, "transforms": 0, "optimizer_numbers": []}',
         "[" * 100_000,
         "\x00",
     ],
 )
 def test_a_damaged_description_is_refused(saved: Path, content: str) -> None:
-    (saved / "state.json").write_text(content)
-    with pytest.raises(RunError, match=r"state.*(read|format)") as caught:
+    (saved / "checkpoint.json").write_text(content)
+    with pytest.raises(RunError, match=r"checkpoint.*(read|format)") as caught:
         Checkpoint.load(saved)
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_tensors_are_refused(saved: Path) -> None:
-    path = saved / "state.safetensors"
+    path = saved / "checkpoint.safetensors"
     content = path.read_bytes()
     for length in (0, 7, 8, 60, len(content) - 1):
         path.write_bytes(content[:length])
@@ -258,9 +273,9 @@ def test_damaged_tensors_are_refused(saved: Path) -> None:
         Checkpoint.load(saved)
 
 
-def test_a_state_of_another_run_is_refused(saved: Path) -> None:
-    state = Checkpoint.load(saved)
-    values = json.loads((saved / "state.json").read_text())
+def test_a_checkpoint_of_another_run_is_refused(saved: Path) -> None:
+    checkpoint = Checkpoint.load(saved)
+    values = json.loads((saved / "checkpoint.json").read_text())
     assert values["step"] == 8
-    with pytest.raises(RunError, match="state"):
-        train(small(template="system"), LONGER, state=state)
+    with pytest.raises(RunError, match="checkpoint"):
+        train(small(template="system"), LONGER, checkpoint=checkpoint)

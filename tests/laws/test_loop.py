@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import QUICK, small, train
+from seam_parts import SEAM_PARAMETERIZATIONS
+
+MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
 
 
 def digest(made: Kit) -> str:
@@ -47,7 +51,7 @@ def test_frozen_is_frozen(architecture: str) -> None:
         assert weight.grad is None
         assert not weight.requires_grad
     assert refined.prompt.rows.dtype == torch.float32
-    assert not torch.equal(refined.state.theta["change"], torch.zeros_like(made.start))
+    assert not torch.equal(refined.checkpoint.theta["span"], torch.zeros_like(made.start))
     assert torch.equal(refined.prompt.start_rows, made.start)
 
 
@@ -59,27 +63,30 @@ def test_rows_are_kept_in_float32_for_a_model_that_is_not() -> None:
     assert not torch.equal(refined.prompt.rows, refined.prompt.rows.bfloat16().float())
 
 
-@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
+@pytest.mark.parametrize("parameterization", sorted(MAPS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-@pytest.mark.parametrize("region", [TrustRegion(0.3), TrustRegion(0.05, 0.999), TrustRegion(1e-4)])
+@pytest.mark.parametrize(
+    "region",
+    [TrustRegion(0.3), TrustRegion(0.05, 0.999), TrustRegion(1e-4), TrustRegion(None, 0.99)],
+)
 def test_the_region_holds_after_every_step(
     optimizer: str, parameterization: str, region: TrustRegion
 ) -> None:
     events: list[dict[str, Any]] = []
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](learning_rate=5.0),
-        parameterization=PARAMETERIZATIONS[parameterization](),
+        parameterization=MAPS[parameterization](),
         trust_region=region,
     )
     refined = train(small(), parts=parts, report=events.append, dev=())
     steps = [event for event in events if event["event"] == "step"]
     assert len(steps) == 6
     for event in steps:
-        assert event["drift_max"] <= region.radius * (1 + 1e-5) + 1e-6
+        assert event["drift_max"] <= (region.radius or math.inf) * (1 + 1e-5) + 1e-6
         assert event["cosine_min"] >= (region.min_cosine or -1.0) - 1e-5
     assert region.holds(refined.prompt.rows, refined.prompt.start_rows)
     # The region, and nothing else, stopped the rows.
-    assert max(event["drift_max"] for event in steps) > 0.2 * region.radius
+    assert max(event["drift_max"] for event in steps) > 0.2 * (region.radius or 0.1)
 
 
 # ------------------------------------------------------------------------------------- seeds
@@ -89,9 +96,9 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     first, again = train(small()), train(small())
     other = train(small(), dataclasses.replace(QUICK, seed=1))
     assert torch.equal(first.prompt.rows, again.prompt.rows)
-    assert first.state.history == again.state.history
-    assert torch.equal(first.state.theta["change"], again.state.theta["change"])
-    assert not torch.equal(first.state.theta["change"], other.state.theta["change"])
+    assert first.checkpoint.history == again.checkpoint.history
+    assert torch.equal(first.checkpoint.theta["span"], again.checkpoint.theta["span"])
+    assert not torch.equal(first.checkpoint.theta["span"], other.checkpoint.theta["span"])
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 7])
@@ -175,7 +182,7 @@ def test_a_small_task_is_learned(architecture: str) -> None:
         training=Training(steps=80, batch_size=8, metric="log_loss"),
         report=lambda event: drift.append(event.get("drift_max", 0.0)),
     )
-    first, *_, best = sorted(refined.state.history, key=lambda score: -score["log_loss"])
+    first, *_, best = sorted(refined.checkpoint.history, key=lambda score: -score["log_loss"])
     assert first["step"] == 0
     assert best["log_loss"] < 0.8 * first["log_loss"]
     assert drift_P(refined.prompt.rows, made.start).max().item() <= 0.3 + 1e-5

@@ -12,7 +12,10 @@ from embedgrad.errors import EmbedgradError
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Objective
 from embedgrad.prompt.sequence import Target, TokenSequence
+from embedgrad.training.loss import Loss
+from embedgrad.training.settings import Parts
 from kit import LONG_CHOICES, Kit, full_logprobs, kit, noisy
+from seam_parts import SEAM_OBJECTIVES
 
 LONG = Target(choices=LONG_CHOICES)
 TARGETS = {
@@ -22,9 +25,12 @@ TARGETS = {
 }
 
 
-@pytest.fixture(params=sorted(OBJECTIVES))
+ALL = {**OBJECTIVES, **SEAM_OBJECTIVES}
+
+
+@pytest.fixture(params=sorted(ALL))
 def objective(request: pytest.FixtureRequest) -> Objective:
-    return OBJECTIVES[request.param]()
+    return ALL[request.param]()
 
 
 @pytest.fixture(params=sorted(TARGETS))
@@ -69,17 +75,25 @@ def test_neighbours_change_no_loss(objective: Objective, made: Kit) -> None:
     assert (padded[:6] - whole).abs().max().item() < 1e-10
 
 
-def test_parts_of_a_batch_add_up(objective: Objective, made: Kit) -> None:
-    """What the loop relies on when it accumulates."""
-    rows = noisy(made.start)
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_parts_of_a_batch_add_up(objective: Objective, made: Kit, parts: int) -> None:
+    """A law of the loss: in however many parts, the same number and the same gradient."""
+    loss = Loss(made.model, Parts(objective=objective), made.sequencer.target, {"span": made.start})
+    theta = {"span": torch.full_like(made.start, 0.05, requires_grad=True)}
+    whole = loss.gradient(theta, made.sequences)
+    split = loss.gradient(theta, made.sequences, parts)
+    assert abs(whole.loss - split.loss) < 1e-10
+    assert whole.gradients["span"].norm().item() > 1e-6
+    assert (whole.gradients["span"] - split.gradients["span"]).abs().max().item() < 1e-10
+    assert (whole.losses_B - split.losses_B).abs().max().item() < 1e-10
 
-    def number(sequences: list[TokenSequence]) -> Tensor:
-        outcome = outcome_of(objective, made, rows, sequences)
-        return objective.reduce(objective.losses(outcome), outcome)
 
-    whole = number(made.sequences)
-    parts = number(made.sequences[:4]) * 4 / 6 + number(made.sequences[4:]) * 2 / 6
-    assert (whole - parts).abs().item() < 1e-10
+def test_the_mean_alone_needs_no_first_pass(objective: Objective, made: Kit) -> None:
+    outcome = outcome_of(objective, made, made.start, made.sequences)
+    losses = objective.losses(outcome).detach().requires_grad_(True)
+    (weights,) = torch.autograd.grad(objective.reduce(losses, outcome), losses)
+    equal = torch.full_like(weights, 1 / len(made.sequences))
+    assert objective.is_mean <= torch.allclose(weights, equal, rtol=0, atol=1e-12)
 
 
 def test_the_gradient_goes_to_the_rows_and_nowhere_else(objective: Objective, made: Kit) -> None:

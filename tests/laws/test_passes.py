@@ -14,10 +14,10 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 import tiny
-from embedgrad.model.attention import attend, attending
+from embedgrad.model.attention import attend, attend_to
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
-from embedgrad.model.kv_cache import CachedKV, KVCache, TokenLayout
+from embedgrad.model.kv_cache import CachedKV, FixedKVCache, TokenLayout
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from kit import REUSING, noisy
@@ -27,15 +27,15 @@ from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mix
 @pytest.mark.parametrize("architecture", REUSING)
 def test_what_was_found_out_about_a_model(architecture: str) -> None:
     model = LanguageModel(tiny.loaded(architecture))
-    assert not model.joins_keys
+    assert not model.forward.joins_keys
     # Gemma 2 bounds its logits, Granite scales them.
-    assert model.linear_lm_head == (architecture not in ("gemma2", "granite"))
+    assert model.forward.linear_lm_head == (architecture not in ("gemma2", "granite"))
 
 
 @pytest.mark.parametrize("architecture", REUSING)
 def test_the_last_feed_forward_part_sees_only_what_is_read(architecture: str) -> None:
     made = mixed(architecture)
-    part = made.model.feed_forward
+    part = made.model.forward.feed_forward
     assert part is not None
     seen: list[int] = []
     with patched(part, lambda plain, hidden: seen.append(hidden[..., 0].numel()) or plain(hidden)):
@@ -70,9 +70,9 @@ def test_a_feed_forward_part_that_looks_at_neighbors_is_left_alone() -> None:
     last = loaded.model.base_model.layers[-1].mlp
     with patched(last, lambda plain, hidden: plain(hidden).cumsum(dim=1)):
         model = LanguageModel(loaded)
-    assert model.feed_forward is None
-    # Sums over what stands before are not to be had with stored prefixes either.
-    assert model.reuse_off
+    assert model.forward.feed_forward is None
+    # Stored prefixes cannot give sums over earlier tokens either.
+    assert model.why_not_reusable is not None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_model_with_its_own_attention_gets_all_keys_in_one_piece(
     rows = noisy(made.start)
     decoding = Decoding(max_new_tokens=12)
     free = replies(made.model, rows, made.sequences, decoding, end_ids=())
-    made.model.joins_keys = True
+    made.model.forward.joins_keys = True
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
@@ -103,8 +103,8 @@ def test_an_attention_that_gives_other_scores_is_found_out(
         "embedgrad.model.attention._product", lambda left, right: 1.3 * left @ right
     )
     model = LanguageModel(tiny.loaded("llama", dtype=dtype))
-    assert model.joins_keys
-    assert model.reuse_off == ""
+    assert model.forward.joins_keys
+    assert model.why_not_reusable is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3"])
@@ -184,9 +184,9 @@ def test_sinks_take_their_share(grouped: int) -> None:
     module.sinks = torch.nn.Parameter(numbers(2 * grouped))
     before = TokenLayout.trunk(torch.arange(5)[None])
     piece = CachedKV(key[None, :, :, :5], value[None, :, :, :5], before, plain=True)
-    past = KVCache([piece])
-    past.see(TokenLayout.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
-    with attending(SimpleNamespace(_attn_implementation="eager"), past):
+    cache = FixedKVCache([piece])
+    cache.see(TokenLayout.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
+    with attend_to(SimpleNamespace(_attn_implementation="eager"), cache):
         found, _ = attend(
             module, query, key[:, :, 5:], value[:, :, 5:], None, scaling=0.3, s_aux=module.sinks
         )
@@ -214,7 +214,7 @@ def test_an_attention_of_the_models_own_is_seen_whatever_its_numbers(dtype: torc
         falcon = FalconForCausalLM(config).eval().requires_grad_(False).to(dtype)
     plain = tiny.loaded("llama", dtype=dtype)
     model = LanguageModel(LoadedModel(falcon, plain.tokenizer, plain.info))
-    assert model.reuse_off or model.joins_keys
+    assert model.why_not_reusable is not None or model.forward.joins_keys
 
 
 def test_unknown_scores_are_refused() -> None:

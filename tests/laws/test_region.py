@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -12,11 +13,17 @@ from torch import Tensor
 
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import OPTIMIZERS, Schedule
-from embedgrad.parts.parameterizations import PARAMETERIZATIONS, Parameterization
+from embedgrad.parts.parameterizations import (
+    PARAMETERIZATIONS,
+    Parameterization,
+    Theta,
+    all_rows,
+)
 from embedgrad.parts.registry import build
 from embedgrad.parts.transforms import TRANSFORMS, Clip
-from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
+from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P, shrink_into
 from kit import noisy
+from seam_parts import SEAM_PARAMETERIZATIONS, no_context
 
 RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)
 COSINES = st.floats(0.0, 1.0)
@@ -115,6 +122,58 @@ def test_the_cone_gives_the_nearest_rows(floor: float, seed: int, size: float) -
         assert not bool((legal & nearer).any())
 
 
+@given(RADII, COSINES, SEEDS, SIZES, SCALES, st.floats(0.5, 2.0))
+def test_a_map_is_shrunk_by_one_number_until_its_rows_are_inside(
+    radius: float, floor: float, seed: int, size: float, scale: float, power: float
+) -> None:
+    start = random_rows(seed, scale, torch.float64)
+    rows = moved(start, seed + 1, size)
+
+    def rows_at(t: float) -> Tensor:
+        return start + t**power * (rows - start)
+
+    for region in (TrustRegion(radius, None), TrustRegion(None, floor), TrustRegion(radius, floor)):
+        t = shrink_into(region, start, rows_at)
+        assert region.holds(rows_at(t), start)
+        if t < 1:
+            farther = rows_at(t + 2**-23)
+            far = region.radius is not None and drift_P(farther, start).max() > radius
+            turned = region.min_cosine is not None and cosine_P(farther, start).min() < floor
+            assert far or turned
+
+
+@given(RADII, COSINES, SEEDS, SIZES, SCALES)
+def test_a_way_that_turns_ends_inside_too(
+    radius: float, floor: float, seed: int, size: float, scale: float
+) -> None:
+    start = random_rows(seed, scale)
+    start[2] = 0.0  # which has no direction, and in a ball no way to go
+    one, other = (moved(start, seed + n, size) - start for n in (1, 2))
+    region = TrustRegion(radius, floor)
+
+    def rows_at(t: float) -> Tensor:
+        return start + math.sin(7 * t) * one + t * t * other
+
+    assert region.holds(rows_at(shrink_into(region, start, rows_at)), start)
+
+
+def test_the_largest_step_inside_is_found() -> None:
+    start = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    step = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+
+    def rows_at(t: float) -> Tensor:
+        return start + t * step
+
+    assert shrink_into(TrustRegion(0.25), start, rows_at) == pytest.approx(0.25, abs=1e-6)
+    cone = TrustRegion(None, math.cos(math.atan(0.5)))
+    assert shrink_into(cone, start, rows_at) == pytest.approx(0.5, abs=1e-4)
+    both = TrustRegion(0.25, math.cos(math.atan(0.5)))
+    assert shrink_into(both, start, rows_at) == pytest.approx(0.25, abs=1e-6)
+    assert shrink_into(TrustRegion(1.0), start, rows_at) == 1.0
+    assert shrink_into(TrustRegion(None), start, rows_at) == 1.0
+    assert shrink_into(TrustRegion(0.25), torch.zeros(2, 2), lambda t: t * step) == 0.0
+
+
 @given(SEEDS, SIZES)
 def test_the_default_radius_keeps_cosines_above_0_95(seed: int, size: float) -> None:
     start = random_rows(seed)
@@ -172,78 +231,112 @@ def test_rows_that_are_not_finite_are_not_inside() -> None:
 # ------------------------------------------------------------------------------ parameterizations
 
 
-@pytest.fixture(params=sorted(PARAMETERIZATIONS))
+MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
+
+
+@pytest.fixture(params=sorted(MAPS))
 def parameterization(request: pytest.FixtureRequest) -> Parameterization:
-    return PARAMETERIZATIONS[request.param]()
+    return MAPS[request.param]()
+
+
+def prompt_of(scale: float = 1.0) -> dict[str, Tensor]:
+    """One span, another, and one with rows of its own in each of two layers."""
+    deep = torch.stack([random_rows(2, scale), random_rows(3, scale)])
+    return {"span 1": random_rows(0, scale), "span 2": random_rows(1, scale)[:2], "deep": deep}
+
+
+def noisy_numbers(value: Tensor, size: float) -> Tensor:
+    """Numbers with a share `size` of their root mean square as noise, of any shape."""
+    return noisy(value.reshape(1, -1), size).view_as(value)
+
+
+def assert_same(theta: Theta, other: Theta) -> None:
+    assert theta.keys() == other.keys()
+    assert all(torch.equal(theta[name], other[name]) for name in theta)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 300.0])
 def test_it_starts_at_the_start_rows(parameterization: Parameterization, scale: float) -> None:
-    start = random_rows(0, scale)
+    start = prompt_of(scale)
     theta = parameterization.init(start, torch.Generator().manual_seed(0))
-    assert torch.equal(parameterization.rows(theta, start), start)
+    prompt = parameterization.prompt(theta, start)
+    assert prompt.keys() == start.keys()
+    assert all(torch.equal(prompt[name], start[name]) for name in start)
     assert all(value.dtype == torch.float32 for value in theta.values())
     again = parameterization.init(start, torch.Generator().manual_seed(0))
     assert all(torch.equal(theta[name], again[name]) for name in theta)
 
 
 def test_every_row_can_be_moved(parameterization: Parameterization) -> None:
-    start = random_rows(0)
+    start = prompt_of()
     theta = parameterization.init(start, torch.Generator().manual_seed(0))
     for value in theta.values():
         value.requires_grad_(True)
-    for p in range(len(start)):
-        wish = noisy(start, 1.0, seed=p)[p]
-        loss = ((parameterization.rows(theta, start)[p] - wish) ** 2).sum()
+    rows_ND = all_rows(start)
+    for n in range(len(rows_ND)):
+        wish = noisy(rows_ND, 1.0, seed=n)[n]
+        loss = ((all_rows(parameterization.prompt(theta, start))[n] - wish) ** 2).sum()
         gradients = torch.autograd.grad(loss, list(theta.values()))
         assert sum(g.norm().item() for g in gradients) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "region", [TrustRegion(0.3, 0.96), TrustRegion(0.3), TrustRegion(None, 0.9)]
+)
 @pytest.mark.parametrize("scale", [0.02, 1.0, 300.0])
-def test_a_theta_fitted_to_projected_rows_is_inside(
-    parameterization: Parameterization, scale: float
+def test_a_fitted_theta_is_inside(
+    parameterization: Parameterization, scale: float, region: TrustRegion
 ) -> None:
-    start = random_rows(0, scale)
-    theta = parameterization.init(start, torch.Generator().manual_seed(0))
-    region = TrustRegion(0.3, 0.96)
-    theta = {name: noisy(value + 1.0, 2.0) for name, value in theta.items()}
-    rows = parameterization.rows(theta, start)
-    assert not region.holds(rows, start)
-    inside = region.project(rows, start)
-    fitted = parameterization.fit(theta, inside, start)
-    assert region.holds(parameterization.rows(fitted, start), start)
+    start = prompt_of(scale)
+    origin = parameterization.init(start, torch.Generator().manual_seed(0))
+    assert_same(parameterization.fit(origin, origin, start, region), origin)
+    theta = {name: noisy_numbers(value + 1.0, 2.0) for name, value in origin.items()}
+    assert not region.holds(all_rows(parameterization.prompt(theta, start)), all_rows(start))
+    kept = {name: value.clone() for name, value in theta.items()}
+    fitted = parameterization.fit(theta, origin, start, region)
+    assert_same(theta, kept)
+    assert region.holds(all_rows(parameterization.prompt(fitted, start)), all_rows(start))
     assert {name: value.shape for name, value in fitted.items()} == {
         name: value.shape for name, value in theta.items()
     }
+    # The region, and nothing else, holds the rows back.
+    moved = drift_P(all_rows(parameterization.prompt(fitted, start)), all_rows(start))
+    assert moved.max().item() > 0.2 * (region.radius or 0.3)
 
 
-# ------------------------------------------------------------------------ gradients and optimizers
+# ------------------------------------------------------------------------ transforms and optimizers
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 @given(seed=SEEDS, scale=SCALES)
-def test_a_gradient_transform_gives_new_gradients(name: str, seed: int, scale: float) -> None:
-    given_gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[0]}
-    kept = {key: value.clone() for key, value in given_gradients.items()}
-    found = TRANSFORMS[name]()(given_gradients)
-    assert found.keys() == kept.keys()
-    for key, value in kept.items():
-        assert torch.equal(given_gradients[key], value)
-        assert found[key].shape == value.shape
-        assert torch.isfinite(found[key]).all()
-    zero = {key: torch.zeros_like(value) for key, value in kept.items()}
-    assert all(torch.equal(value, zero[key]) for key, value in TRANSFORMS[name]()(zero).items())
+def test_a_transform_gives_new_tensors(name: str, seed: int, scale: float) -> None:
+    transform = TRANSFORMS[name]()
+    gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[0]}
+    theta = {"a": random_rows(seed + 2, scale), "b": random_rows(seed + 3, scale)[0]}
+    kept = copy.deepcopy((gradients, theta))
+    state = transform.init(theta)
+    changed, state = transform.before(gradients, state, no_context())
+    new, state = transform.after(theta, gradients, state, no_context())
+    assert_same(gradients, kept[0])
+    assert_same(theta, kept[1])
+    for found in (changed, new):
+        assert {key: value.shape for key, value in found.items()} == {
+            key: value.shape for key, value in theta.items()
+        }
+        assert all(torch.isfinite(value).all() for value in found.values())
+    zero = {key: torch.zeros_like(value) for key, value in theta.items()}
+    assert_same(transform.before(zero, transform.init(theta), no_context())[0], zero)
 
 
 @given(SEEDS, SCALES, st.floats(0.01, 10.0))
 def test_clipping_shortens_the_whole_gradient(seed: int, scale: float, most: float) -> None:
     gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)}
     length = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
-    clipped = Clip(max_norm=most)(gradients)
+    clipped, _ = Clip(max_norm=most).before(gradients, {}, no_context())
     after = torch.cat([g.flatten() for g in clipped.values()]).norm().item()
     assert after == pytest.approx(min(length, most), rel=1e-4)
     if length < most * 0.999:
-        assert all(torch.equal(clipped[name], gradients[name]) for name in gradients)
+        assert_same(clipped, gradients)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import tiny
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.prefix_cache import PrefixCache
 from kit import ATTENTION, PLACEMENTS, REUSING, Kit, full_logprobs, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
@@ -45,7 +46,7 @@ def passes(made: Kit) -> Iterator[list[tuple[int, int]]]:
 )
 def test_loss_and_gradient_are_those_of_the_full_pass(architecture: str, attention: str) -> None:
     made = mixed(architecture, attention=attention)
-    assert made.model.reuse_off == ""
+    assert made.model.why_not_reusable is None
     rows = noisy(made.start)
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
@@ -195,13 +196,29 @@ def test_stored_prefixes_are_not_computed_again() -> None:
     assert not prefix.keys.requires_grad
 
 
+def test_another_cache_is_handed_over_and_nothing_is_tried_again() -> None:
+    made = mixed()
+    rows = noisy(made.start)
+    expected = loss_and_gradient(made.model, rows, made.sequences)
+    with passes(made) as seen:
+        other = made.model.with_prefix_cache(PrefixCache(0))
+    assert seen == []
+    assert other.forward is made.model.forward
+    found = loss_and_gradient(other, rows, made.sequences)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (len(other.prefix_cache), other.prefix_cache.misses) == (0, 5)
+    stored = made.model.prefix_cache
+    assert (len(stored), stored.hits, stored.misses) == (5, 0, 5)
+
+
 # ------------------------------------------------------------------------- where reuse is not exact
 
 
 def test_a_recurrent_model_goes_without_and_says_so() -> None:
     made = mixed("mamba")
     rows = noisy(made.start)
-    assert "recurrent" in made.model.reuse_off
+    assert "recurrent" in str(made.model.why_not_reusable)
     assert_same(
         loss_and_gradient(made.model, rows, made.sequences),
         full_loss_and_gradient(made, rows, made.sequences),
@@ -213,7 +230,7 @@ def test_a_recurrent_model_goes_without_and_says_so() -> None:
 def test_rows_that_cross_a_rotary_limit_are_exact(architecture: str) -> None:
     made = mixed(architecture)
     rows = noisy(made.start)[:3]
-    limit = made.model.longest_reuse
+    limit = made.model.forward.longest_reuse
     assert limit == 16
     # From well below the limit to well above it; with longer choices some cross it alone.
     sequences = [

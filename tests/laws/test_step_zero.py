@@ -17,7 +17,17 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.prompt.sequence import Ids, Target
 from embedgrad.prompt.template import Template
-from kit import ATTENTION, LABELS, LONG_CHOICES, PLACEMENTS, Kit, cut, kit, plain_logprobs
+from kit import (
+    ATTENTION,
+    LABELS,
+    LONG_CHOICES,
+    PLACEMENTS,
+    SEVERAL,
+    Kit,
+    cut,
+    kit,
+    plain_logprobs,
+)
 
 LONG = Target(choices=LONG_CHOICES)
 FREE = Target()
@@ -82,7 +92,7 @@ def test_attention_backends_and_precisions_agree(
     architecture: str, dtype: torch.dtype, attention: str
 ) -> None:
     made = kit(architecture, target=LONG, rows=5, dtype=dtype, attention=attention)
-    assert made.model.reuse_off == ""
+    assert made.model.why_not_reusable is None
     outcome = made.model.outcome(made.start, made.sequences)
     for b, sequence in enumerate(made.sequences):
         context = cut(sequence, made.sequencer.span.ids)
@@ -236,3 +246,38 @@ def test_generation_stops_where_the_context_ends(architecture: str) -> None:
 def test_the_models_of_this_test_are_those_of_the_law() -> None:
     assert {architecture for architecture, _, _ in COVERED} == {*ATTENTION, "mamba"}
     assert {kind for _, kind, _ in COVERED} == set(CHATS)
+
+
+# ---------------------------------------------------------------------------------- several spans
+
+
+@pytest.mark.parametrize("place", SEVERAL)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "qwen2-sliding", "mamba"])
+def test_unrefined_rows_of_several_spans_say_what_the_text_says(
+    architecture: str, place: str
+) -> None:
+    made = kit(architecture, template=SEVERAL[place], target=LONG, rows=3)
+    outcome = made.model.outcome(made.start, made.sequences)
+    for b, sequence in enumerate(made.sequences):
+        assert sequence.plain is None
+        context = cut(sequence, made.sequencer.prompt_ids)
+        expected = plain_logprobs(made.loaded, context, sequence.targets)
+        assert largest(outcome.logprobs_BC[b] - expected) < 1e-10
+
+
+@pytest.mark.parametrize("place", SEVERAL)
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "mamba"])
+def test_free_answers_to_several_spans_are_those_of_transformers(
+    architecture: str, place: str
+) -> None:
+    made = kit(architecture, template=SEVERAL[place], target=FREE, rows=4)
+    evaluator = Evaluator(made.model, made.sequencer, Evaluation(max_new_tokens=6, batch_size=3))
+    expected = [
+        by_transformers(made, cut(s, made.sequencer.prompt_ids), evaluator.end_ids, 6)
+        for s in made.sequences
+    ]
+    for answered in (
+        evaluator.score(made.start, made.sequences),
+        evaluator.score_text_prompt(made.start, made.sequences),
+    ):
+        assert [a.predicted for a in answered] == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +21,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated."),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME."),
+]
 RequireGain = Annotated[
     bool,
-    typer.Option("--require-gain", help="Exit with status 4 where there is no reliable gain."),
+    typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to do.")]
@@ -36,6 +40,25 @@ class Interruption(Exception):
 
 class NoGain(Exception):
     """--require-gain was given, and there is no reliable gain; the message says of what."""
+
+
+def with_model(overrides: Sequence[str] | None, model: str | None) -> list[str]:
+    """The settings of --set, and --model as one more. Raises `RecipeError` where they differ."""
+    from embedgrad.errors import RecipeError
+    from embedgrad.recipe.overrides import override
+
+    settings = list(overrides or ())
+    if model is None:
+        return settings
+    values: dict[str, Any] = {}
+    names = ("model", "model.name")
+    override(values, [s for s in settings if s.partition("=")[0].strip() in names])
+    section = values.get("model")
+    name = section.get("name", model) if isinstance(section, dict) else model
+    if name != model:
+        problem = f"{model!r}, but --set model.name gives {name!r}; give only one of them"
+        raise RecipeError("--model", [problem])
+    return [*settings, f"model.name={json.dumps(model, ensure_ascii=False)}"]
 
 
 def warn(*lines: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from embedgrad.cli.common import (
     AsJson,
     Interruption,
+    Model,
     NoGain,
     Quiet,
     RecipeFile,
@@ -20,6 +21,7 @@ from embedgrad.cli.common import (
     app,
     print_values,
     warn,
+    with_model,
 )
 
 
@@ -34,6 +36,7 @@ def compare(
         str | None, typer.Option(help="Short for --set compare.seeds, as in 0,1,2.")
     ] = None,
     overrides: Set = None,
+    model: Model = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -45,13 +48,13 @@ def compare(
     from embedgrad.report import EventLog, Progress, Sink, fan_out
     from embedgrad.report.terminal.methods_table import reliable_gain
 
-    short = []
+    settings = with_model(overrides, model)
     if methods is not None:
         names = [name.strip() for name in methods.split(",")]
-        short.append(f"compare.methods={json.dumps(names)}")
+        settings.append(f"compare.methods={json.dumps(names)}")
     if seeds is not None:
-        short.append(f"compare.seeds=[{seeds}]")
-    checked = Recipe.read(recipe, [*(overrides or []), *short])
+        settings.append(f"compare.seeds=[{seeds}]")
+    checked = Recipe.read(recipe, settings)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
 

@@ -1,4 +1,4 @@
-"""Verbs that put a prompt where it is served: export, verify."""
+"""The verbs export and verify: write a prompt for another engine, and check it there."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def export(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that `optimize` wrote, each as RUN or NAME=RUN; the first answers "
-            "unless a request names another.",
+            help="Folders that `optimize` wrote, each as RUN or NAME=RUN; the first is the "
+            "default for requests.",
         ),
     ],
     to: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Where to: safetensors, vocabulary, gguf, peft, vllm or sglang.",
+            help="Destination: safetensors, vocabulary, gguf, peft, vllm or sglang.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the export; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder of the export; must not exist.")],
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare it with training; faster.")
+        bool, typer.Option("--no-verify", help="Skip the comparison with training.")
     ] = False,
     weights: Annotated[
         str | None,
@@ -48,8 +48,8 @@ def export(
 
     settings = [*(overrides or ()), *([f"export.weights={weights}"] if weights else [])]
     with Progress(quiet=quiet) as progress:
-        found = write(runs, to, out, overrides=settings, verify=not no_verify, report=progress)
-    print_values(found, as_json, _show_export)
+        values = write(runs, to, out, overrides=settings, verify=not no_verify, report=progress)
+    print_values(values, as_json, _show_export)
 
 
 @app.command(epilog="Example:  embedgrad verify served/first")
@@ -59,7 +59,7 @@ def verify(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]RUN",
-            help="Where the run is that it was made from, if it moved; may be repeated.",
+            help="The run it was made from, if that moved; may be repeated.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -71,43 +71,43 @@ def verify(
     from embedgrad.report import Progress
 
     with Progress(quiet=quiet) as progress:
-        found = check(folder, runs=run or (), report=progress)
-    print_values(found, as_json, _show_check)
-    if not found["passed"]:
+        checked = check(folder, runs=run or (), report=progress)
+    print_values(checked, as_json, _show_check)
+    if not checked["passed"]:
         raise ExportError(
-            f"{folder}: does not compute what training computed: {found['problems'][0]}"
+            f"{folder}: does not compute what training computed: {checked['problems'][0]}"
         )
 
 
-def _show_export(found: dict[str, Any]) -> None:
+def _show_export(values: dict[str, Any]) -> None:
     from embedgrad.formatting import duration, size, visible
 
-    linked = f" and {size(found['linked_bytes'])} in links" if found["linked_bytes"] else ""
-    took = duration(found["seconds"])
-    echo(f"wrote {visible(found['folder'])}: {size(found['bytes'])}{linked}, in {took}")
-    if found["verify"] is None:
-        echo("not checked; `embedgrad verify` does it")
+    linked = f" and {size(values['linked_bytes'])} in links" if values["linked_bytes"] else ""
+    took = duration(values["seconds"])
+    echo(f"wrote {visible(values['folder'])}: {size(values['bytes'])}{linked}, in {took}")
+    if values["verify"] is None:
+        echo("not checked; run `embedgrad verify`")
     else:
-        _show_check(found["verify"])
+        _show_check(values["verify"])
     echo("\nto use it:")
-    for command in found["commands"]:
+    for command in values["commands"]:
         echo("\n".join(f"  {visible(line)}" for line in command.split("\n")))
-    if found["snippet"]:
+    if values["snippet"]:
         echo("\nor, with transformers only:\n")
-        echo("\n".join(visible(line) for line in found["snippet"].split("\n")))
-    if found["smaller"]:
-        echo("\nsmaller ways:")
-    for way in found["smaller"]:
+        echo("\n".join(visible(line) for line in values["snippet"].split("\n")))
+    if values["smaller"]:
+        echo("\nsmaller exports:")
+    for way in values["smaller"]:
         echo(f"  {way}")
 
 
-def _show_check(found: dict[str, Any]) -> None:
-    from embedgrad.deploy.card import check_rows, engine_of
+def _show_check(checked: dict[str, Any]) -> None:
+    from embedgrad.deploy.card import check_figures
     from embedgrad.formatting import visible
 
-    told = "passed" if found["passed"] else "failed"
-    echo(f"check of {found['destination']} in {engine_of(found['destination'])}: {told}")
-    for name, value in check_rows(found):
+    result = "passed" if checked["passed"] else "failed"
+    echo(f"check of {checked['destination']} by {checked['engine']}: {result}")
+    for name, value in check_figures(checked):
         echo(f"  {name}: {value}")
-    for problem in found["problems"]:
+    for problem in checked["problems"]:
         echo(f"  {visible(problem)}")

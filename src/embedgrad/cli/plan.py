@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from embedgrad.cli.common import AsJson, Quiet, RecipeFile, Set, app, print_values
+from embedgrad.cli.common import (
+    AsJson,
+    Model,
+    Quiet,
+    RecipeFile,
+    Set,
+    app,
+    print_values,
+    with_model,
+)
 
 
 @app.command(epilog="Example:  embedgrad plan recipes/demo.toml --minutes 10")
@@ -23,6 +32,7 @@ def plan(
         typer.Option("--no-probe", help="Load no weights and time nothing; count only."),
     ] = False,
     overrides: Set = None,
+    model: Model = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,7 +46,7 @@ def plan(
     from embedgrad.report import Progress, show
     from embedgrad.report.terminal.plan_table import plan_table
 
-    checked = Recipe.read(recipe, overrides or [])
+    checked = Recipe.read(recipe, with_model(overrides, model))
     if no_probe and (memory is not None or minutes is not None):
         raise RecipeError("--no-probe", ["a budget needs the measurement; leave one of them out"])
     budget = planning.Budget(

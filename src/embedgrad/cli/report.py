@@ -37,9 +37,9 @@ def report(
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
     from embedgrad.report.page.page import comparison_page, run_page
-    from embedgrad.report.page.run_files import find_comparison, find_run
+    from embedgrad.report.page.run_files import read_comparison, read_run
 
-    results = find_comparison(run)
+    results = read_comparison(run)
     _check_form(form, figure, results is not None)
     path = out or _beside(run, f"{figure or 'report'}.{form}")
     if path.suffix != f".{form}":
@@ -50,7 +50,7 @@ def report(
         page = partial(comparison_page, results, name)
         drawn = partial(_comparison_figure, results)
     else:
-        found = find_run(run)
+        found = read_run(run)
         if figure in (None, "interpolation"):
             notes = _walked(found, rows, overrides or (), no_model, quiet)
         page = partial(run_page, found, run.resolve().name, notes)
@@ -134,7 +134,7 @@ def _image(run: Path, name: str, form: str, drawn: Callable[[str], Any]) -> byte
 def _run_figure(found: Any, notes: Sequence[str], name: str) -> Any:
     from embedgrad.errors import RunError
     from embedgrad.report.figures import run as figures
-    from embedgrad.report.page.facts import drifted
+    from embedgrad.report.page.facts import describe_drift
 
     if name == "curves":
         return figures.curves(found.events)
@@ -142,7 +142,7 @@ def _run_figure(found: Any, notes: Sequence[str], name: str) -> Any:
         return figures.reliability([row for _, row in found.survey])
     if name == "interpolation" and found.interpolation:
         return figures.interpolation_figure(found.interpolation)
-    if name == "drift" and (tokens := drifted(found)):
+    if name == "drift" and (tokens := describe_drift(found)):
         return figures.heat_strip(tokens["rows"], tokens["radius"])
     raise RunError(" ".join([*notes, *found.notes]) or "the run holds nothing for it")
 

@@ -1,17 +1,18 @@
-"""Verbs that make a run and look at it: optimize, evaluate, inspect."""
+"""Verbs that make a run and look at it: optimize, resume, evaluate, inspect."""
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedgrad.cli.common import (
     AsJson,
     Interruption,
+    Model,
     NoGain,
     Quiet,
     RecipeFile,
@@ -22,7 +23,11 @@ from embedgrad.cli.common import (
     echo,
     print_values,
     warn,
+    with_model,
 )
+
+if TYPE_CHECKING:
+    from embedgrad.recipe.recipe import Recipe
 
 
 @app.command(epilog="Example:  embedgrad optimize recipes/demo.toml --out runs/first")
@@ -30,6 +35,7 @@ def optimize(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option(help="Folder of the run; it must not exist.")],
     overrides: Set = None,
+    model: Model = None,
     device: Annotated[str | None, typer.Option(help="Short for --set model.device=...")] = None,
     dtype: Annotated[str | None, typer.Option(help="Short for --set model.dtype=...")] = None,
     attention: Annotated[
@@ -40,28 +46,36 @@ def optimize(
     quiet: Quiet = False,
 ) -> None:
     """Refine a prompt by a recipe and score it on held-out rows."""
-    from embedgrad.experiments.run import interruption, run
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
 
     flags = {"device": device, "dtype": dtype, "attention": attention}
     short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    checked = Recipe.read(recipe, [*(overrides or []), *short])
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
+    checked = Recipe.read(recipe, [*with_model(overrides, model), *short])
+    _run(checked, out, resume=False, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
-        def sinks() -> Sink:
-            found: list[Sink] = [stack.enter_context(EventLog(out / "events.jsonl"))]
-            if checked.report.tensorboard:
-                found.append(stack.enter_context(TensorBoard(out / "tensorboard")))
-            return fan_out(progress, *found, warn=warn)
 
-        result = run(checked, out, sinks)
-    print_values(result, as_json, _show_result)
-    if result["interrupted"]:
-        raise Interruption(interruption(result))
-    if require_gain:
-        _refuse_no_gain(result)
+@app.command(epilog="Example:  embedgrad resume runs/first")
+def resume(
+    run: Run,
+    overrides: Set = None,
+    require_gain: RequireGain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a run that was interrupted, or train a finished one for longer.
+
+    It starts from the last checkpoint and comes to the same rows as without the interruption.
+    Longer: --set training.epochs=8.
+    """
+    from embedgrad.errors import RunError
+    from embedgrad.recipe.recipe import Recipe
+
+    if not (run / "recipe.toml").is_file():
+        raise RunError(
+            f"{run}: holds no run to resume; `embedgrad optimize RECIPE --out {run}` starts one"
+        )
+    recipe = Recipe.read(run / "recipe.toml", overrides or ())
+    _run(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
@@ -139,12 +153,35 @@ def inspect(
             )
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
     found = {
-        "text": opened.prompt.span.text,
+        "spans": [span.text for span in opened.prompt.spans],
         "measured_on_rows": len(sequences),
         "tokens": tokens,
         **{k: opened.prompt.provenance.get(k) for k in ("model", "scores", "versions", "created")},
     }
     print_values(found, as_json, _show_tokens)
+
+
+def _run(
+    recipe: Recipe, out: Path, *, resume: bool, require_gain: bool, as_json: bool, quiet: bool
+) -> None:
+    from embedgrad.experiments.run import describe_interruption, run
+    from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
+
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
+
+        def sinks() -> Sink:
+            files: list[Sink] = [stack.enter_context(EventLog(out / "events.jsonl"))]
+            if recipe.report.tensorboard:
+                files.append(stack.enter_context(TensorBoard(out / "tensorboard")))
+            return fan_out(progress, *files, warn=warn)
+
+        result = run(recipe, out, sinks, resume=resume)
+    print_values(result, as_json, _show_result)
+    if result["interrupted"]:
+        raise Interruption(describe_interruption(result))
+    if require_gain:
+        _refuse_no_gain(result)
 
 
 def _refuse_no_gain(result: dict[str, Any]) -> None:
@@ -170,5 +207,6 @@ def _show_tokens(found: dict[str, Any]) -> None:
     from embedgrad.formatting import visible
     from embedgrad.report import drift_table, show
 
-    echo(f"prompt: {visible(found['text'])}")
+    for text in found["spans"]:
+        echo(f"prompt: {visible(text)}")
     show(drift_table(found["tokens"]))

@@ -1,4 +1,4 @@
-"""The verb that answers over a network: serve."""
+"""The verb serve: a refined prompt behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def serve(
         Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `export` wrote.")
     ],
     engine: Annotated[str, typer.Option(help="llamacpp, transformers or vllm.")] = "llamacpp",
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = 8080,
     overrides: Set = None,
     quiet: Quiet = False,

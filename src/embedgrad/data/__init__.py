@@ -1,1 +1,1 @@
-"""data."""
+"""Rows in: files and Hub data sets, read, checked and split."""

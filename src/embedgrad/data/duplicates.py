@@ -1,4 +1,4 @@
-"""Texts that stand in two of the given splits: counted, or left out of the earlier one."""
+"""Duplicates: texts that occur in two of the given splits, counted or left out of the earlier."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Rows of a table -> checked examples, and a guess at what its columns are for."""
+"""Rows of a table -> checked examples."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
+from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.data.readers import Row, Table, data_error, shown
@@ -20,15 +21,17 @@ class Example:
 
     `columns` holds the text of every column that has one; `answer` is "" when none is asked for;
     `source` says where the row came from, "reviews.csv:18". A `solution` is what the model is
-    trained to write, where that is more than the answer it is scored by.
+    trained to write, where that is more than the answer it is scored by. `extra` holds the cells,
+    as the file has them, of the columns that an objective names in its options.
     """
 
     columns: Mapping[str, str]
     answer: str
     source: str
     group: str | None = None
-    task: str = ""
+    task: str | None = None
     solution: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cell_text(value: object) -> str | None:
@@ -51,7 +54,7 @@ def cell_text(value: object) -> str | None:
 
 
 def solution_pieces(solution: str) -> tuple[Piece, ...]:
-    """What `data.solution` says: a column's name, or a text with `{columns}`.
+    """The setting `data.solution`, parsed: a column's name, or a text with `{columns}`.
 
     Raises `DataError` for a text with a span, `TemplateError` for a lone brace.
     """
@@ -75,23 +78,29 @@ def examples_from(
     labels: Mapping[str, str] | None = None,
     solution: str | None = None,
     group: str | None = None,
+    task: str | None = None,
+    extra: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Check every row of a table and turn it into an example.
 
     `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
     a choice; without `choices` the mapped texts are the choices. `solution` is the column with
-    what the model shall write, if that is more than the answer, or a text with `{columns}`. `where`
-    keeps the rows whose columns have these texts. Raises DataError for a column that is missing, a
-    needed cell that is empty or no scalar, an answer that is not among the choices, and a `where`
-    that keeps nothing.
+    what the model is trained to write, if that is more than the answer, or a text with `{columns}`.
+    `extra` names columns whose cells, of any kind, go to the objective. `where` keeps the rows
+    whose columns have these texts. Raises DataError for a column that is missing, a needed cell
+    that is empty or (but for `extra`) no scalar, an answer that is not among the choices, and a
+    `where` that keeps nothing.
     """
     needed = [("template", name) for name in columns]
     needed += [("answer", answer)] if answer is not None else []
     written = solution_pieces(solution) if solution is not None else ()
     needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
     needed += [("group", group)] if group is not None else []
-    for role, name in needed + [("where", name) for name in where or ()]:
+    needed += [("task", task)] if task is not None else []
+    unchecked = [("where", name) for name in where or ()]
+    unchecked += [("the objective", name) for name in extra]
+    for role, name in needed + unchecked:
         if name not in table.columns:
             problem = f"no column {name!r}, which {role} names"
             raise data_error(table.name, f"{problem}; {nearest(name, table.columns)}")
@@ -106,6 +115,10 @@ def examples_from(
         for _, name in needed:
             if not texts.get(name, "").strip():
                 raise data_error(source, _unusable(name, row))
+        for name in extra:
+            if (cell := row.get(name)) in (None, "") or cell != cell:  # NaN differs from itself
+                problem = "is empty; the objective needs a value in every row"
+                raise data_error(source, f"column {name!r} {problem}")
         target = ""
         if answer is not None:
             raw = texts[answer]
@@ -118,7 +131,9 @@ def examples_from(
                 target,
                 source,
                 group=texts[group] if group is not None else None,
+                task=texts[task] if task is not None else None,
                 solution=fill(written, texts) if written else None,
+                extra={name: row[name] for name in extra},
             )
         )
     if unknown:
@@ -126,8 +141,8 @@ def examples_from(
         source, raw = unknown[0]
         others = ", ".join(f"{shown(text)} ({where})" for where, text in unknown[1:3])
         more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
-        told = _unknown_label(answer, raw, names.get(raw, raw), allowed)
-        raise data_error(source, f"{told}{more}")
+        problem = _unknown_label(answer, raw, names.get(raw, raw), allowed)
+        raise data_error(source, f"{problem}{more}")
     return examples
 
 

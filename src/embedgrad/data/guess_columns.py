@@ -1,4 +1,4 @@
-"""Which columns of a table hold text, answer and group: what `embedgrad new` guesses."""
+"""A guess at the columns of a table for `embedgrad new`: text, answer and group."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ from embedgrad.data.examples import cell_text
 from embedgrad.data.readers import Table, data_error
 
 ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment")
-
-
 TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
-
-
 GROUP_NAMES = ("group", "group_id")
-
-
 MOST_CHOICES = 20
-
-
 LONGEST_CHOICE = 40  # characters
 
 

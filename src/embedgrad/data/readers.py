@@ -121,7 +121,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _decoded(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> str:
     """Decode UTF-8, with or without a byte order mark; refuse NUL, which no text holds."""
     try:
         text = data.decode("utf-8-sig")
@@ -143,7 +143,7 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
     rows: list[Row] = []
     numbers: list[int] = []
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
-    for number, line in enumerate(_decoded(data, name).split("\n"), 1):
+    for number, line in enumerate(_decode(data, name).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
@@ -172,7 +172,7 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
 def _object(pairs: list[tuple[str, object]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
-        raise ValueError(f"key {shown(_repeated([key for key, _ in pairs]))} stands twice")
+        raise ValueError(f"key {shown(_repeated([key for key, _ in pairs]))} occurs twice")
     return row
 
 
@@ -182,7 +182,7 @@ def _repeated(names: Sequence[str]) -> str:
 
 
 def _read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
-    text = _decoded(data, name)
+    text = _decode(data, name)
     # the csv module refuses cells over 128 KiB, and only a process-wide setting lifts that
     old_limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
@@ -198,15 +198,14 @@ def _read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
     if len(set(header)) != len(header):
         raise data_error(
             f"{name}:{start}",
-            f"column {shown(_repeated(header))} stands twice in the header; expected unique names",
+            f"column {shown(_repeated(header))} occurs twice in the header; expected unique names",
         )
     rows: list[Row] = []
     for number, cells in records[1:]:
         if len(cells) != len(header):
-            found = f"found {len(cells)} cells, expected {len(header)}"
-            raise data_error(
-                f"{name}:{number}", f"{found} as in the header; quote cells that hold {delimiter!r}"
-            )
+            counts = f"found {len(cells)} cells, expected {len(header)}"
+            advice = f"quote cells that hold {delimiter!r}"
+            raise data_error(f"{name}:{number}", f"{counts} as in the header; {advice}")
         rows.append(dict(zip(header, cells, strict=True)))
     return tuple(header), rows, [number for number, _ in records[1:]]
 
@@ -239,7 +238,7 @@ def _read_parquet(data: bytes, name: str) -> Parsed:
 def _from_arrow(table: Any, name: str) -> Parsed:
     columns = tuple(table.column_names)
     if len(set(columns)) != len(columns):
-        raise data_error(name, f"column {shown(_repeated(columns))} stands twice")
+        raise data_error(name, f"column {shown(_repeated(columns))} occurs twice")
     return columns, table.to_pylist(), list(range(1, table.num_rows + 1))
 
 

@@ -21,8 +21,8 @@ NAMES = ("train", "dev", "test")
 class Splits:
     """Shuffled examples of each split.
 
-    `notes` says in sentences what was carved, limited or allowed. `digests[name]` is a SHA-256 of
-    the texts and answers of that split in order: equal digests mean that the same rows were used.
+    `notes` are sentences on what was carved, limited or allowed. `digests[name]` is a SHA-256 of
+    that split's texts and answers in order: equal digests mean that the same rows were used.
     """
 
     train: tuple[Example, ...]
@@ -43,6 +43,8 @@ def read_splits(
     labels: Mapping[str, str] | None = None,
     solution: str | None = None,
     group: str | None = None,
+    task: str | None = None,
+    extra: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
     dev_share: float = 0.2,
     test_share: float = 0.2,
@@ -64,6 +66,8 @@ def read_splits(
             labels=labels or None,
             solution=solution,
             group=group,
+            task=task,
+            extra=extra,
             where=where or None,
         )
 
@@ -102,9 +106,9 @@ def make_splits(
     for splits that are not given. Examples of one group, or with the same text in all template
     `columns`, stay in one split; without groups the carving is stratified by answer. `limit`
     counts rows per split, after shuffling. `choices` makes it a classification: then `train` must
-    hold at least two answers. `drop_duplicates` first leaves out rows of train whose text stands in
-    a given dev or test, and rows of dev whose text stands in test. Raises DataError, also when a
-    group or a text (unless `allow_duplicates`) stands in two of the given splits.
+    hold at least two answers. `drop_duplicates` first leaves out rows of train whose text is in
+    a given dev or test, and rows of dev whose text is in test. Raises DataError, also when a group
+    or a text (unless `allow_duplicates`) is in two of the given splits.
     """
     given = {"train": train, "dev": dev, "test": test}
     explicit = {name: rows for name, rows in given.items() if rows is not None}

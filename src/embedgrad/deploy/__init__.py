@@ -1,1 +1,1 @@
-"""Refined prompts in the formats of the engines that serve them."""
+"""Export refined prompts to other engines, check them there, and serve them."""

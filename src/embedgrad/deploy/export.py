@@ -1,6 +1,6 @@
-"""A run's refined prompt, put where it is served, and checked there.
+"""Export a run's refined prompt, and check it in the destination's engine.
 
-runs -> rules -> room -> written aside -> checked in the destination's own engine -> in its place
+runs -> rules -> disk space -> written to a temporary folder -> checked -> renamed to its place
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
-from embedgrad.deploy.card import card, smaller_ways, with_check
+from embedgrad.deploy.card import build_card, smaller_ways, update_check
 from embedgrad.deploy.destinations.registry import destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
-from embedgrad.deploy.runs import Opened, Runs, named, open_runs, refuse
+from embedgrad.deploy.runs import ExportRuns, Runs, check_exportable, name_runs, open_runs
 from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.registry import ENGINES, check_installed
 from embedgrad.environment import versions
@@ -39,25 +39,26 @@ def export(
 ) -> dict[str, Any]:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
-    Several runs of one model share an export; a run is called by its folder's name, or by NAME in
+    Several runs of one model share an export; a prompt is named after its run's folder, or NAME in
     "NAME=RUN". `overrides` change the recipes' settings. Returns plain JSON values. Raises
-    `ExportError`, also where the check fails (then OUT.failed.json says what it found), and
+    `ExportError`, also if the check fails (OUT.failed.json then holds its report), and
     `EngineError`, `RunError`, `ArtifactError`, `RecipeError`, `ModelError`.
     """
     began, out = time.perf_counter(), Path(out)
-    made = destination(to)
+    failed = out.with_name(f"{out.name}.failed.json")
+    writer = destination(to)
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
-    opened = open_runs(named(runs), overrides, report)
-    notes = refuse(to, opened)
+    opened = open_runs(name_runs(runs), overrides, report)
+    notes = check_exportable(to, opened)
     job = opened.job(new_tag(), report)
     copies = 1 + (ENGINES[to].copies if verify else 0)
-    folders.check_room(out, copies * made.bytes_needed(job), links=to == "vocabulary")
+    folders.check_room(out, copies * writer.bytes_needed(job), links=to == "vocabulary")
     with folders.staging(out) as aside:
         stage(report, f"writing for {to}")
         with folders.one_line(out):
-            written = made.write(job, aside)
+            written = writer.write(job, aside)
             for prompt in job.prompts:
                 artifact.save(prompt.prompt, aside / folders.OWN / prompt.name)
             entries = _entries(to, out, opened, job, overrides, written, aside)
@@ -65,16 +66,21 @@ def export(
         checked = None
         if verify:
             checked = check(to, aside, opened.checking(job), written)
-            _refuse_failed(out, checked)
-        commands = made.commands(out, written)
+            if not checked["passed"]:
+                write_json(failed, checked)
+                raise ExportError(
+                    f"{out}: the export does not compute what training computed: "
+                    f"{checked['problems'][0]}; it was not kept; see {failed} for the report"
+                )
+        commands = writer.commands(out, written)
         notes += [note for note in written.get("notes", ()) if note not in notes]
-        text = card(out.name, entries, job, checked, commands=commands, notes=notes)
+        text = build_card(out.name, entries, job, checked, commands=commands, notes=notes)
         with folders.one_line(out):
             if checked:
                 write_json(aside / folders.REPORT, checked)
             write_file(aside / folders.CARD, text.encode())
     say(report, notes)
-    _failed(out).unlink(missing_ok=True)  # of an attempt before
+    failed.unlink(missing_ok=True)  # from an earlier attempt
     own, linked = folders.sizes(out)
     return {
         "folder": str(out),
@@ -92,11 +98,11 @@ def export(
 
 
 def verify(folder: str | Path, *, runs: Runs = (), report: Report = nowhere) -> dict[str, Any]:
-    """Check an export again, in its destination's own engine, and keep what was found in it.
+    """Check an export again in its destination's engine, and store the report in it.
 
-    `runs` says where the runs are that it was made from, if they are not where they were. Returns
-    the content of `verify.json`, whose "passed" and "problems" say how it went. Raises
-    `ExportError` for files that are not those that were written, and what `export` raises.
+    `runs` are the runs that it was made from, if they moved. Returns the content of `verify.json`;
+    see its "passed" and "problems". Raises `ExportError` for changed files, and what `export`
+    raises.
     """
     folder = Path(folder)
     entries = folders.read_export(folder)
@@ -109,15 +115,14 @@ def verify(folder: str | Path, *, runs: Runs = (), report: Report = nowhere) -> 
     write_json(folder / folders.REPORT, checked)
     path = folder / folders.CARD
     if path.is_file():
-        text = with_check(path.read_text(encoding="utf-8"), checked)
-        write_file(path, text.encode())
+        write_file(path, update_check(path.read_text(encoding="utf-8"), checked).encode())
     return checked
 
 
-def _runs_of(folder: Path, entries: Mapping[str, Any], given: Runs) -> dict[str, Path]:
-    """The runs that an export was made from. Raises `ExportError` where they changed since."""
+def _runs_of(folder: Path, entries: Mapping[str, Any], moved: Runs) -> dict[str, Path]:
+    """The runs that an export was made from. Raises `ExportError` if they changed since."""
     prompts = entries["prompts"]
-    where = named(given) if given else {}
+    where = name_runs(moved) if moved else {}
     if len(where) == len(prompts) == 1:
         where = dict(zip(prompts, where.values(), strict=True))
     for name in where:
@@ -129,12 +134,12 @@ def _runs_of(folder: Path, entries: Mapping[str, Any], given: Runs) -> dict[str,
         rows = run / "prompt" / artifact.ROWS_FILE
         if not rows.is_file():
             raise ExportError(
-                f"{folder}: the run that it was made from is not in {run}; say where it is: "
+                f"{folder}: the run that it was made from is not in {run}; tell where it is with "
                 f"--run {name}=RUN"
             )
         if folders.digest(rows) != prompts[name]["artifact"]:
             raise ExportError(
-                f"{folder}: was made from other rows than {run} holds; export that run again"
+                f"{folder}: was made from other rows than those in {run}; export that run again"
             )
     return runs
 
@@ -142,14 +147,14 @@ def _runs_of(folder: Path, entries: Mapping[str, Any], given: Runs) -> dict[str,
 def _entries(
     to: str,
     out: Path,
-    opened: Opened,
+    opened: ExportRuns,
     job: Job,
     overrides: Sequence[str],
     written: Mapping[str, Any],
     aside: Path,
 ) -> dict[str, Any]:
-    """What `export.json` holds."""
-    model = {k: v for k, v in asdict(job.model.info).items() if k != "path"}  # of one machine
+    """The content of `export.json`."""
+    model = {k: v for k, v in asdict(job.model.info).items() if k != "path"}  # machine-specific
     return {
         "format": folders.FORMAT,
         "version": folders.VERSION,
@@ -157,9 +162,9 @@ def _entries(
         "tag": job.tag,
         "prompts": {
             prompt.name: {
-                "run": _seen_from(out, run.folder),
+                "run": _relative(run.folder, out),
                 "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
-                "tokens": len(prompt.prompt.span.ids),
+                "tokens": [len(span.ids) for span in prompt.spans],
             }
             for prompt, run in zip(job.prompts, opened.runs, strict=True)
         },
@@ -173,23 +178,9 @@ def _entries(
     }
 
 
-def _seen_from(out: Path, run: Path) -> str:
-    """The run's folder from the export's, so that both may move together."""
+def _relative(run: Path, out: Path) -> str:
+    """The run's folder relative to the export's, so that both may move together."""
     try:
         return Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()
     except ValueError:  # on another drive
         return str(run.resolve())
-
-
-def _refuse_failed(out: Path, checked: Mapping[str, Any]) -> None:
-    """Raise `ExportError` where the check failed, and keep beside `out` what it found."""
-    if not checked["passed"]:
-        write_json(_failed(out), checked)
-        raise ExportError(
-            f"{out}: the export does not compute what training computed: {checked['problems'][0]}; "
-            f"it was not kept, and {_failed(out)} says what was found"
-        )
-
-
-def _failed(out: Path) -> Path:
-    return out.with_name(f"{out.name}.failed.json")

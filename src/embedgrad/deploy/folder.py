@@ -1,10 +1,10 @@
-"""An export's folder: made aside, put in its place when whole, and what `export.json` says of it.
+"""An export's folder: written aside and renamed when complete; `export.json` describes it.
 
-OUT/...                      what the destination writes
+OUT/...                      the destination's files
 OUT/embedgrad/NAME/          the artifact of each prompt
-OUT/embedgrad/export.json    where it comes from, what was written, and the digest of every file
+OUT/embedgrad/export.json    origin, what was written, and the digest of every file
 OUT/README.md                the card
-OUT/verify.json              what the check found
+OUT/verify.json              the report of the check
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from embedgrad.deploy.destinations.registry import DESTINATIONS
+from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
 from embedgrad.formatting import size
 
-FORMAT, VERSION = "embedgrad-export", 1
+FORMAT, VERSION = "embedgrad-export", 2
 OWN = "embedgrad"
 FILE = f"{OWN}/export.json"
 CARD = "README.md"
 REPORT = "verify.json"
-SPARE = 2**20  # bytes for what is written besides the destination's own files
+SPARE = 2**20  # bytes for everything besides the destination's own files
 
 
+@final
 @dataclass(frozen=True)
 class _Prompt:
-    """What `export.json` says of a prompt."""
+    """A prompt's entry of `export.json`."""
 
     run: str
     artifact: str
-    tokens: int
+    tokens: Annotated[list[int], MinLen(1)]
 
 
+@final
 @dataclass(frozen=True)
 class _Export:
-    """What a check needs of `export.json`."""
+    """The part of `export.json` that a check needs."""
 
     destination: str
     tag: str
@@ -57,14 +59,11 @@ class _Export:
     files: dict[str, str]
 
 
-_NAMES = [field.name for field in fields(_Export)]
-
-
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `out` at the end, or is gone if anything fails.
+    """A new folder that becomes `out` at the end, or is removed if anything fails.
 
-    Raises `ExportError` where `out` exists or cannot be made.
+    Raises `ExportError` if `out` exists or cannot be made.
     """
     refuse_existing(out)
     parents = [parent for parent in out.parents if not parent.exists()]
@@ -77,58 +76,58 @@ def staging(out: Path) -> Iterator[Path]:
             os.rename(aside, out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # somebody else may have moved in
+        with contextlib.suppress(OSError):  # others may have put files there
             for parent in parents:
                 parent.rmdir()
         raise
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `ExportError` where there is something already."""
+    """Raise `ExportError` if there is something already."""
     if os.path.lexists(out):
         raise ExportError(f"{out}: exists already; choose another folder for --out")
 
 
 @contextlib.contextmanager
 def one_line(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses into an `ExportError`."""
+    """Turn an error of the disk into an `ExportError`."""
     try:
         yield
     except (OSError, SafetensorError, RunError) as error:
-        # A `RunError` of `files` names the folder aside, which is gone by the time it is read.
-        why = error.__cause__ if isinstance(error, RunError) else error
-        if not isinstance(why, OSError | SafetensorError):
+        # A `RunError` names the temporary folder, which no longer exists when it is read.
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(cause, OSError | SafetensorError):
             raise
-        told = getattr(why, "strerror", None) or str(why).partition("\n")[0]
+        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
         raise ExportError(
-            f"{out}: cannot be written ({told}); nothing was left there; make room, or choose "
-            "another folder for --out"
+            f"{out}: cannot be written ({reason}); nothing was left there; free some space, or "
+            "choose another folder for --out"
         ) from error
 
 
 def check_room(out: Path, need: int, *, links: bool = False) -> None:
-    """Raise `ExportError` where a disk has no room for so many bytes and a little more.
+    """Raise `ExportError` if the disk lacks `need` bytes and a little more.
 
-    `links`: whether links instead of copies would take less.
+    `links`: links instead of copies would take less.
     """
     parent = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(parent).free
     if free < need + SPARE:
         more = ", or --set export.weights=link" if links else ""
         raise ExportError(
-            f"{out}: needs {size(need + SPARE)}, and {size(free)} are free there; make room, or "
-            f"choose another folder for --out{more}"
+            f"{out}: needs {size(need + SPARE)}, but only {size(free)} are free there; free some "
+            f"space, or choose another folder for --out{more}"
         )
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file by its path, except those that say what an export is."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (FILE, CARD, REPORT):
-            found[name] = digest(path)
-    return found
+    """SHA-256 of every file by its path, except those that describe the export."""
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {
+        name: digest(path)
+        for name, path in names.items()
+        if path.is_file() and name not in (FILE, CARD, REPORT)
+    }
 
 
 def digest(path: Path) -> str:
@@ -138,7 +137,7 @@ def digest(path: Path) -> str:
 
 
 def sizes(folder: Path) -> tuple[int, int]:
-    """Bytes of an export's own files, and of those that are links to a model's."""
+    """Bytes of an export's own files, and of its links to a model's files."""
     own = linked = 0
     for path in folder.rglob("*"):
         if not path.is_file():
@@ -151,27 +150,26 @@ def sizes(folder: Path) -> tuple[int, int]:
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:
-    """What `export.json` says. Raises `ExportError` where it is missing or damaged."""
+    """The content of `export.json`. Raises `ExportError` if it is missing, old or damaged."""
     path = Path(folder) / FILE
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise ExportError(
-            f"{path}: cannot be read ({error.strerror}); expected the folder of an export, as "
-            "`embedgrad export RUN --to NAME --out DIR` makes one"
+            f"{path}: cannot be read ({error.strerror}); expected a folder that "
+            "`embedgrad export RUN --to NAME --out DIR` wrote"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path}: is not JSON ({error}); export the run again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ExportError(f'{path}: is not of an export; expected "format": "{FORMAT}"')
+        raise ExportError(f'{path}: does not describe an export; expected "format": "{FORMAT}"')
     if values.get("version") != VERSION:
         raise ExportError(
-            f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
-            "install the version that wrote it"
+            f"{path}: has format version {values.get('version')!r}, but this embedgrad reads "
+            f"{VERSION}; export the run again"
         )
-    entries = {name: values[name] for name in _NAMES if name in values}
     try:
-        TypeAdapter(_Export).validate_json(json.dumps(entries), strict=True)
+        TypeAdapter(_Export).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -182,13 +180,10 @@ def read_export(folder: str | Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, entries: Mapping[str, Any]) -> None:
-    """Raise `ExportError` where a file is not the one that was written."""
-    for name, wanted in entries["files"].items():
+    """Raise `ExportError` if a file is missing or changed."""
+    for name, expected in entries["files"].items():
         path = folder / name
         if not path.is_file():
             raise ExportError(f"{path}: is missing; export the run again")
-        if digest(path) != wanted:
-            raise ExportError(
-                f"{path}: is not the file that was written (its digest differs); "
-                "export the run again"
-            )
+        if digest(path) != expected:
+            raise ExportError(f"{path}: was changed (its digest differs); export the run again")

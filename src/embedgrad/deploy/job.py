@@ -1,4 +1,4 @@
-"""What every destination is given, and what it writes."""
+"""What a destination receives, and what it must do."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from embedgrad.events import Report, nowhere
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.span import Span
 from embedgrad.recipe.settings import ExportSettings
 
 
+@final
 @dataclass(frozen=True)
-class Exported:
+class ExportedPrompt:
     """One refined prompt on its way to a destination.
 
-    `name` is what a request calls it by, in letters, digits, "-" and "_". `sequences` are rows of
-    dev: calibration and checks use them.
+    Requests select it by `name`: letters, digits, "-" and "_". `sequences` are dev examples, used
+    to calibrate or to check the export.
     """
 
     name: str
@@ -36,23 +39,36 @@ class Exported:
         """The refined rows in the space of `inputs_embeds`, fp32."""
         return self.prompt.rows
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return self.prompt.spans
 
+    def texts(self, sequence: TokenSequence) -> list[Ids]:
+        """Token ids before the first span, between spans, and after the last."""
+        texts, start, later = [sequence.prefix], 0, list(sequence.later)
+        for span in self.spans[1:]:
+            texts.append(sequence.suffix[start : later[0]])
+            start = later[0] + len(span.ids)
+            later = later[len(span.ids) :]
+        return [*texts, sequence.suffix[start:]]
+
+
+@final
 @dataclass(frozen=True)
 class Job:
-    """What a destination writes: prompts that share one frozen model; the first is the default.
+    """Prompts to export that share one frozen model; the first is the default.
 
-    `tag` is random letters and digits, part of every new token's name, so that nobody can write
-    one by guess.
+    `tag` is a random part of every new token's name, so that nobody can guess one.
     """
 
-    prompts: Sequence[Exported]
+    prompts: Sequence[ExportedPrompt]
     model: LanguageModel
     tag: str
     report: Report = nowhere
 
     @property
     def settings(self) -> ExportSettings:
-        """Of the first prompt; those that concern the whole export are taken from it."""
+        """The first prompt's settings, which decide for the whole export."""
         return self.prompts[0].settings
 
 
@@ -63,13 +79,13 @@ class Destination(ABC):
 
     @abstractmethod
     def bytes_needed(self, job: Job) -> int:
-        """Room that `write` takes on disk at most."""
+        """Upper bound of the disk space that `write` takes."""
 
     @abstractmethod
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Write all files; returns plain JSON values that `export.json` keeps for the check and
-        for the card. Raises `ExportError` for what cannot be exported."""
+        """Write all files. Returns plain JSON values, which `export.json` keeps for the check and
+        the card. Raises `ExportError` for a prompt or model that cannot be exported."""
 
     @abstractmethod
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        """Lines for a shell or for Python that serve the export, as the card shows them."""
+        """Shell or Python lines that serve the export, for the card."""

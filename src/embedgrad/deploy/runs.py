@@ -1,4 +1,4 @@
-"""Runs opened to be exported: names, one model for all, rows to calibrate and to check by."""
+"""Runs opened for export: their names, one model for all, rows to calibrate and check with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 from embedgrad.data.examples import Example
 from embedgrad.deploy.formats.token_names import check_name
-from embedgrad.deploy.job import Exported, Job
-from embedgrad.deploy.rules import exportability, facts_of
+from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.rules import exportability, gather_facts
 from embedgrad.errors import ExportError
 from embedgrad.events import Report
 from embedgrad.prompt.sequence import TokenSequence
@@ -18,34 +19,35 @@ from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
 
 Runs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
-ROWS = 32  # to check on, and as many others to calibrate by
+ROWS = 32  # to check with, and as many others to calibrate with
 
 
+@final
 @dataclass(frozen=True)
-class Opened:
-    """Runs with their prompts; `checks` are rows that no export is calibrated by."""
+class ExportRuns:
+    """Runs with their prompts; no export is calibrated with the rows of `checks`."""
 
     runs: Sequence[OpenRun]
-    exported: Sequence[Exported]
+    exported: Sequence[ExportedPrompt]
     checks: Sequence[Sequence[TokenSequence]]
 
     def job(self, tag: str, report: Report) -> Job:
-        """What a destination writes."""
+        """The job of a destination."""
         return Job(self.exported, self.runs[0].model, tag, report)
 
     def checking(self, job: Job) -> Job:
-        """The same with the rows that are checked."""
+        """The same job with the rows of the check."""
         pairs = zip(self.exported, self.checks, strict=True)
         return replace(job, prompts=[replace(e, sequences=rows) for e, rows in pairs])
 
 
-def named(runs: Runs) -> dict[str, Path]:
-    """Run folders by the names of their prompts. Raises `ExportError`."""
+def name_runs(runs: Runs) -> dict[str, Path]:
+    """Run folders by prompt name: that of NAME=RUN, else the folder's. Raises `ExportError`."""
     if isinstance(runs, Mapping):
         for name in runs:
             check_name(name)
         return {name: Path(run) for name, run in runs.items()}
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for run in [runs] if isinstance(runs, str | Path) else runs:
         before, equals, after = str(run).partition("=")
         if equals and not Path(run).exists():
@@ -54,19 +56,19 @@ def named(runs: Runs) -> dict[str, Path]:
         else:
             path = Path(run)
             name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.absolute().name)[:64].strip("-") or "prompt"
-        if name in found:
+        if name in paths:
             raise ExportError(
-                f"two prompts are called {name!r} ({found[name]} and {path}); name them apart, as "
-                f"in {name}-2={path}"
+                f"two prompts are called {name!r} ({paths[name]} and {path}); give one another "
+                f"name, such as {name}-2={path}"
             )
-        found[name] = path
-    if not found:
+        paths[name] = path
+    if not paths:
         raise ExportError("no run to export; give at least one")
-    return found
+    return paths
 
 
-def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report) -> Opened:
-    """Load runs by name, with the first one's model for all. Raises what `open_run` raises."""
+def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report) -> ExportRuns:
+    """Load runs by name, all with the first one's model. Raises what `open_run` raises."""
     opened: list[OpenRun] = []
     exported, checks = [], []
     for name, path in runs.items():
@@ -74,15 +76,16 @@ def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report
         splits = read_data(run.recipe)
         pool = [*splits.dev, *splits.test, *splits.train]
         checks.append(_uncut(run, pool))
-        # From the other end: other rows, if there are enough.
-        calibrating = _uncut(run, reversed(pool))
-        exported.append(Exported(name, run.prompt, run.sequencer, calibrating, run.recipe.export))
+        calibrating = _uncut(run, reversed(pool))  # other rows, if there are enough
+        exported.append(
+            ExportedPrompt(name, run.prompt, run.sequencer, calibrating, run.recipe.export)
+        )
         opened.append(run)
-    return Opened(opened, exported, checks)
+    return ExportRuns(opened, exported, checks)
 
 
 def _uncut(run: OpenRun, examples: Iterable[Example]) -> list[TokenSequence]:
-    """The first rows that fit into the context as they are: a client's query is not cut."""
+    """The first rows that fit into the context whole, as a client's query must."""
     rows: list[TokenSequence] = []
     for example in examples:
         before = run.sequencer.truncated
@@ -94,22 +97,22 @@ def _uncut(run: OpenRun, examples: Iterable[Example]) -> list[TokenSequence]:
     if not rows:
         raise ExportError(
             f"{run.folder}: no row of its data fits into the model's {run.model.info.context} "
-            "tokens uncut, so nothing can be checked; shorten the template or the rows"
+            "tokens whole, so nothing can be checked; shorten the template or the rows"
         )
     return rows
 
 
-def refuse(to: str, opened: Opened) -> list[str]:
-    """Remarks on an export to a destination. Raises `ExportError` where the rules refuse it."""
+def check_exportable(to: str, opened: ExportRuns) -> list[str]:
+    """Remarks on an export to a destination. Raises `ExportError` if the rules forbid it."""
     remarks: dict[str, None] = {}
     for run, exported, rows in zip(opened.runs, opened.exported, opened.checks, strict=True):
-        facts = facts_of(exported, run.model, [*exported.sequences, *rows])
-        found = {entry["destination"]: entry for entry in exportability(facts)}
-        if not found[to]["possible"]:
-            others = ", ".join(name for name, entry in found.items() if entry["possible"])
+        facts = gather_facts(exported, run.model, [*exported.sequences, *rows])
+        entries = {entry["destination"]: entry for entry in exportability(facts)}
+        if not entries[to]["possible"]:
+            others = ", ".join(name for name, entry in entries.items() if entry["possible"])
             raise ExportError(
-                f"{run.folder}: cannot be exported to {to}: {'; '.join(found[to]['remarks'])} "
+                f"{run.folder}: cannot be exported to {to}: {'; '.join(entries[to]['remarks'])} "
                 f"(possible: {others})"
             )
-        remarks |= dict.fromkeys(found[to]["remarks"])
+        remarks |= dict.fromkeys(entries[to]["remarks"])
     return list(remarks)

@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Is the refined prompt better, and how sure is that?"""

@@ -1,10 +1,10 @@
-"""Where every refined row went: distance, nearest tokens, and what the row is worth."""
+"""Drift of the refined rows: distance, nearest tokens, and what each row is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,15 +17,17 @@ from embedgrad.prompt.sequence import TokenSequence
 ROWS_AT_A_TIME = 8192  # of the embedding table
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class TokenDrift:
     """One refined row.
 
-    `distance` is in norms of the start row. `nearest` are the vocabulary's tokens with the largest
-    cosine to the row, `unchanged` whether the nearest one reads as the row's own token. `typical`
-    is the row's norm over the vocabulary's mean norm.
+    `span` is the number of its span, from 1. `distance` is in norms of the start row. `nearest` are
+    the vocabulary's tokens with the largest cosine to the row, `unchanged` whether the nearest one
+    reads as the row's own token. `typical` is the row's norm over the vocabulary's mean norm.
     """
 
+    span: int
     token: str
     distance: float
     cosine: float
@@ -40,15 +42,17 @@ def token_drift(
     """Drift of every row, with its nearest vocabulary tokens by cosine."""
     table = model.vocabulary_rows()
     ids = nearest_tokens(prompt.rows.to(table), table, nearest)
-    tokenizer, own = model.tokenizer, prompt.span.ids
+    tokenizer, own = model.tokenizer, prompt.prompt_ids
     mean_norm = table.norm(dim=1).mean().item()
     same = nearest_tokens(prompt.start_rows.to(table), table, 1)
+    tokens = [(n, token) for n, span in enumerate(prompt.spans, 1) for token in span.tokens]
     return [
         TokenDrift(
-            token=readable(prompt.span.tokens[p], tokenizer, own[p]),
+            span=number,
+            token=readable(token, tokenizer, own[p]),
             distance=prompt.drift[p].item(),
             cosine=prompt.cosine[p].item(),
-            # A padded table has rows that no token stands for.
+            # A padded table has rows without a token.
             nearest=tuple(
                 readable(tokenizer.convert_ids_to_tokens(i) or f"[row-{i}]", tokenizer, i)
                 for i in ids[p]
@@ -57,8 +61,27 @@ def token_drift(
             unchanged=ids[p][0] in (own[p], same[p][0]),
             typical=prompt.rows[p].norm().item() / mean_norm,
         )
-        for p in range(len(own))
+        for p, (number, token) in enumerate(tokens)
     ]
+
+
+def drift_facts(prompt: PromptEmbedding, tokens: Sequence[TokenDrift]) -> dict[str, Any]:
+    """What a result holds of the rows: means and extremes of all, and `token_drift`'s rows.
+
+    "spans" has the same for each span, where there are several.
+    """
+
+    def facts(place: slice) -> dict[str, Any]:
+        drift, cosine, part = prompt.drift[place], prompt.cosine[place], tokens[place]
+        return {
+            "drift": {"mean": drift.mean().item(), "max": drift.max().item()},
+            "cosine": {"mean": cosine.mean().item(), "min": cosine.min().item()},
+            "nearest_tokens_unchanged": sum(t.unchanged for t in part) / len(part),
+        }
+
+    spans = [facts(place) for place in prompt.places().values()]
+    several = {"spans": spans} if len(spans) > 1 else {}
+    return {**facts(slice(None)), **several, "tokens": [asdict(token) for token in tokens]}
 
 
 def nearest_tokens(rows_PD: Tensor, table_VD: Tensor, count: int) -> list[list[int]]:

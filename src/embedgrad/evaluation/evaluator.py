@@ -1,11 +1,11 @@
-"""Text prompt against refined prompt, on the same rows, by one scorer."""
+"""Evaluation: text prompt against refined prompt, on the same rows, by one scorer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import torch
 from annotated_types import Gt
@@ -13,21 +13,23 @@ from torch import Tensor
 
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
+from embedgrad.model.backbone import Backbone, Prompt, joined
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
-from embedgrad.model.generation import Reply, replies
+from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One row's answer: what was right, what was said, and how likely the right one was.
+    """One row's answer: the right one, the prediction, and how likely the right one was.
 
-    `correct` is 1 or 0, or between for a function of the user's own; `cut` says that a free answer
+    `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
     choices among themselves, or None for free text.
@@ -43,13 +45,14 @@ class ScoredAnswer:
     unread: bool = False
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Scores of one prompt; `interval` is 95 %, Wilson's or, of graded scores, a bootstrap's.
 
     `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
-    finds no answer: failures of form, which say nothing of the reasoning.
+    finds no answer: failures of form, not of reasoning.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class Summary:
     unread: int = 0
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two prompts on the same rows.
@@ -98,6 +102,7 @@ class Comparison:
         }
 
 
+@final
 @dataclass(frozen=True)
 class Evaluation:
     """How answers are scored."""
@@ -120,78 +125,87 @@ class Evaluation:
         return Decoding(max_new_tokens=self.max_new_tokens, stop=self.stop)
 
 
+@final
 class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Backbone,
         sequencer: Sequencer,
         evaluation: Evaluation = Evaluation(),
     ):
         self.model = model
         self.target: Target = sequencer.target
-        self.end_ids = model.ends_of(sequencer)
+        self.end_ids = (
+            model.ends_of(sequencer) if isinstance(model, LanguageModel) else sequencer.end_ids
+        )
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
 
     def score_text_prompt(
-        self, start_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+        self,
+        start: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+        progress: OnProgress | None = None,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.score(start_PD, sequences, progress)
+            return self.score(start, sequences, progress)
+        start_PD = joined(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
-        answered: dict[int, ScoredAnswer] = {}
+        answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
-            picked = [sequences[i].uncut() if i in set(merged) else sequences[i] for i in part]
-            done = len(answered)
+            batch = [sequences[i].uncut() if part is merged else sequences[i] for i in part]
+            done = len(answers)
             report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
-            answered |= zip(part, self.score(rows, picked, report), strict=True)
-        return [answered[i] for i in range(len(sequences))]
+            answers |= zip(part, self.score(rows, batch, report), strict=True)
+        return [answers[i] for i in range(len(sequences))]
 
     @torch.no_grad()
     def score(
-        self, rows_PD: Tensor, sequences: Sequence[TokenSequence], progress: Progress | None = None
+        self,
+        prompt: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+        progress: OnProgress | None = None,
     ) -> list[ScoredAnswer]:
-        """The answers with these rows, in the order of `sequences`. Raises `ModelError` for NaN."""
+        """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
             return []
-        answered: dict[int, ScoredAnswer] = {}
+        answers: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
         order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
         choices = bool(self.target.choices)
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
-            picked = [sequences[i] for i in batch]
-            free = None if choices else self._replies(rows_PD, picked)
+            rows = [sequences[i] for i in batch]
+            replies = None if choices else self._replies(prompt, rows)
             outcome = self.model.outcome(
-                rows_PD, picked, choices=choices, normalize=self.target.normalize
+                prompt, rows, choices=choices, normalize=self.target.normalize
             )
             if outcome.scores_BC.isnan().any():
                 raise ModelError(NOT_FINITE)
             shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
-                if free is None:
-                    answered[i] = self._choice(sequences[i], shares_BC[b])
+                if replies is None:
+                    answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answered[i] = self._free(sequences[i], free[b], losses[b].item())
+                    answers[i] = self._free(sequences[i], replies[b], losses[b].item())
             if progress is not None:
-                progress(len(answered))
-        return [answered[i] for i in range(len(sequences))]
+                progress(len(answers))
+        return [answers[i] for i in range(len(sequences))]
 
-    def _replies(self, rows_PD: Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
-        made = replies(
-            self.model,
-            rows_PD,
+    def _replies(self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
+        replies = self.model.generate(
+            prompt,
             sequences,
             self.evaluation.decoding,
             end_ids=self.end_ids,
             batch_size=self.evaluation.batch_size,
         )
-        return [reply for (reply,) in made]
+        return [reply for (reply,) in replies]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())
@@ -206,14 +220,14 @@ class Evaluator:
 
     def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> ScoredAnswer:
         example = sequence.example
-        unjudged = ScoredAnswer(
+        unscored = ScoredAnswer(
             example.source, example.answer, reply.text, 0.0, loss, None, reply.cut
         )
-        return score_answer(unjudged, self.evaluation.scorer)
+        return score_answer(unscored, self.evaluation.scorer)
 
 
 def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
-    """A free answer with what a scorer says of it. Raises what the scorer raises."""
+    """A free answer with its score. Raises what the scorer raises."""
     correct = scorer.score(answered.predicted, answered.answer)
     unread = not correct and scorer.is_unread(answered.predicted)
     return replace(answered, correct=correct, unread=unread)
@@ -221,8 +235,8 @@ def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
 
 def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summary:
     """Scores of one prompt's answers, with the interval of `score_interval`."""
-    scores, said = [a.correct for a in answered], [a.predicted for a in answered]
-    f1 = macro_f1([a.answer for a in answered], said, choices) if choices else None
+    scores, predicted = [a.correct for a in answered], [a.predicted for a in answered]
+    f1 = macro_f1([a.answer for a in answered], predicted, choices) if choices else None
     return Summary(
         rows=len(answered),
         accuracy=sum(scores) / len(answered),
@@ -234,7 +248,7 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
     )
 
 
-def compare(
+def compare_answers(
     text: Sequence[ScoredAnswer], refined: Sequence[ScoredAnswer], choices: Sequence[str]
 ) -> Comparison:
     """Two prompts' answers to the same rows."""
@@ -270,19 +284,20 @@ def evaluate(
     if not sequences:
         raise DataError("no rows to score; give at least one example")
 
-    def report(which: str) -> Progress | None:
+    def report(which: str) -> OnProgress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
     prefixes = [sequence.prefix for sequence in sequences]
-    evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
+    if isinstance(evaluator.model, LanguageModel):
+        evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
     text = refined = evaluator.score_text_prompt(
         prompt.start_rows, sequences, report("text prompt")
     )
     if not kept:
         refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
-    return compare(text, refined, evaluator.target.choices)
+    return compare_answers(text, refined, evaluator.target.choices)
 
 
 def _length(sequence: TokenSequence) -> int:

@@ -1,7 +1,7 @@
-"""Scores of predictions, and how sure one may be of them: intervals and paired tests.
+"""Significance: confidence intervals, paired tests, Holm's correction, macro-F1.
 
 Everything here takes plain sequences. Arguments that make no sense (no rows, unequal lengths,
-numbers that are not finite) raise ValueError: no input of a user can reach this file with them.
+numbers that are not finite) raise ValueError: no user input reaches this file with them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 
-_PROBABILITY_FLOOR = 1e-12
-_ROUNDING = 1e-6  # a softmax in float32 may add up to a little more than 1
 _DRAWS_AT_ONCE = 1 << 19  # of the bootstrap: about 6 MB
 
 
@@ -77,23 +75,6 @@ def bootstrap_mean(
     return float(low), float(high)
 
 
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    samples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(second - first), rows resampled together.
-
-    `first[i]` and `second[i]` are scores of the same row, so what makes a row hard for both sides
-    cancels (Efron and Tibshirani 1993, An Introduction to the Bootstrap).
-    """
-    differences = [after - before for before, after in zip(first, second, strict=True)]
-    return bootstrap_mean(differences, samples=samples, confidence=confidence, seed=seed)
-
-
 def score_interval(scores: Sequence[float]) -> tuple[float, float]:
     """95 % interval of a mean score: Wilson's where each row is right (1) or wrong (0).
 
@@ -130,7 +111,7 @@ def sign_flip_test(differences: Sequence[float], *, samples: int = 10_000, seed:
 
 
 def paired_test(differences: Sequence[float]) -> tuple[str, float]:
-    """Which test a mean of paired differences gets, one per row, and its two-sided p-value.
+    """The test for a mean of paired differences, one per row, and its two-sided p-value.
 
     "McNemar", the exact test, where each is -1, 0 or 1, as for answers that are right or wrong;
     "sign-flip" where there is something between, as means over seeds and graded scores have.
@@ -172,21 +153,6 @@ def macro_f1(gold: Sequence[str], predicted: Sequence[str | None], labels: Seque
     # F1 = 2 TP / (2 TP + FP + FN); the lower part counts each label's gold and predicted rows.
     scores = [2 * right[label] / occurrences[label] for label in set(labels) & set(occurrences)]
     return math.fsum(scores) / len(scores)
-
-
-def log_loss(probabilities_of_gold: Sequence[float]) -> float:
-    """Mean negative log-probability of the right answers, in nats.
-
-    Probabilities below 1e-12 count as 1e-12, so that one hopeless row cannot make it infinite.
-    """
-    if not probabilities_of_gold:
-        raise ValueError("expected at least one probability")
-    losses = []
-    for probability in probabilities_of_gold:
-        if not 0 <= probability <= 1 + _ROUNDING:
-            raise ValueError(f"expected a probability, got {probability}")
-        losses.append(-math.log(min(max(probability, _PROBABILITY_FLOOR), 1.0)))
-    return math.fsum(losses) / len(losses)
 
 
 def _tail(confidence: float) -> float:

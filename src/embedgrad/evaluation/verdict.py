@@ -1,10 +1,10 @@
-"""What may be said of each method beside the text prompt, from right and wrong answers alone."""
+"""The verdict on each method against the text prompt: improved, worse, or no reliable gain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 from embedgrad.evaluation.significance import holm, paired_p_value
 
@@ -12,6 +12,7 @@ LEVEL = 0.05  # the Holm-adjusted p-value below which a difference counts
 Words = Literal["improved", "worse", "no reliable gain"]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The mean difference to the text prompt, how likely chance makes it, and the word for it."""
@@ -28,18 +29,18 @@ def verdicts(
     """Judge every method of a table.
 
     `text[i]` is 1 where the text prompt is right about row i, else 0; `methods[name][s][i]` is the
-    same for a method's run with its seed s; a scorer of the user's own may say between. The rows'
+    same for a method's run with its seed s; graded scores lie between. The rows'
     mean differences are tested by `paired_p_value`: those of one run by McNemar's exact test, of
     several by flipping signs. Holm corrects over all methods given.
     """
-    found = {}
+    tested = {}
     for name, runs in methods.items():
         differences = row_differences(text, runs)
-        found[name] = sum(differences) / len(differences), paired_p_value(differences)
-    adjusted = holm([p_value for _, p_value in found.values()])
+        tested[name] = sum(differences) / len(differences), paired_p_value(differences)
+    adjusted = holm([p_value for _, p_value in tested.values()])
     return {
         name: Verdict(difference, p_value, p_holm, _words(difference, p_holm))
-        for (name, (difference, p_value)), p_holm in zip(found.items(), adjusted, strict=True)
+        for (name, (difference, p_value)), p_holm in zip(tested.items(), adjusted, strict=True)
     }
 
 

@@ -1,1 +1,1 @@
-"""experiments."""
+"""Whole runs: run, plan, compare, interpolate."""

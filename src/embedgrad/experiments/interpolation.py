@@ -12,7 +12,7 @@ from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Progress, summarize
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, OnProgress, summarize
 from embedgrad.events import Report, nowhere, scoring, stage
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -68,7 +68,7 @@ def keep_interpolation(folder: str | Path, values: Mapping[str, Any]) -> None:
 
 
 def score_points(
-    run: OpenRun, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    run: OpenRun, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[dict[str, Any]]:
     """Scores with the rows at each of `PLACES`: 0 is the text, 1 the refined prompt.
 
@@ -132,6 +132,6 @@ def _asked(run: OpenRun, question: str) -> tuple[TokenSequence, Evaluator]:
         asking = Template(messages=(Message("user", text),), options=template.options)
     else:
         asking = Template.plain(f"{text}\n\nAnswer:")
-    sequencer = run.model.sequencer(asking, Target(), span=span, date=run.prompt.date)
+    sequencer = run.model.sequencer(asking, Target(), spans=(span,), date=run.prompt.date)
     evaluator = Evaluator(run.model, sequencer, Evaluation(max_new_tokens=LONGEST_REPLY))
     return sequencer(Example({}, "", "the question")), evaluator

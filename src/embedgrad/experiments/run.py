@@ -1,8 +1,8 @@
-"""A recipe's whole run: read, refine, save, reload, score. Everything ends up in one folder.
+"""A recipe's whole run, new or resumed: read, refine, save, reload, score, in one folder.
 
 RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact
-RUN/state/             where the loop stood at its last evaluation
+RUN/checkpoint/        the training at its last evaluation, from which a run resumes
 RUN/events.jsonl       what happened, one JSON object a line
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/predictions.jsonl  the test rows with both prompts' answers
@@ -11,10 +11,12 @@ RUN/result.json        the scores
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,20 @@ from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.events import Report, nowhere, say, scoring, stage
+from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, dotted, unlike
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
-from embedgrad.prompt.embedding import PromptEmbedding
-from embedgrad.recipe.build import prepare
+from embedgrad.recipe.build import Prepared, prepare, sources
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
-from embedgrad.recipe.provenance import facts_of, predictions, provenance_of
+from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.self_training import refuse_inside
 from embedgrad.training.settings import Refinement
+
+LENGTHS = ("training.epochs", "training.steps")  # may grow when a run resumes
 
 
 def run(
@@ -44,42 +49,71 @@ def run(
     sinks: Callable[[], Report] = lambda: nowhere,
     *,
     model: LanguageModel | None = None,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Do everything that a recipe says and return the content of `result.json`.
 
-    A `model` that is loaded already serves several runs, with the prefixes that it stores.
-    `sinks` is called once `out` exists, and what it returns gets events (plain JSON values). After
-    Ctrl-C the best rows so far are saved, and the result says `interrupted` and has no scores.
-    Raises `RunError` where `out` exists or cannot be written, and whatever the recipe's data,
-    template and model raise; then, with nothing learned yet, no folder is left behind.
+    A `model` that is loaded already serves several runs, with the prefixes that it stores. `sinks`
+    is called once `out` exists, and what it returns gets events (plain JSON values). After Ctrl-C,
+    or once `should_stop`, asked after every step, returns true, the best rows so far are saved, and
+    the result says `interrupted` and has no scores.
+
+    `resume` continues the run in `out`, whatever ended it, from its last checkpoint, and comes to
+    the rows of a run that was never interrupted, to the bit. Its recipe must be the same, but for
+    `training.epochs` and `training.steps`, which may grow, and settings without effect on the
+    training. The result of a run that has finished is returned as it is.
+
+    Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
+    or model) or cannot be written, and whatever the recipe's data, template and model raise; then a
+    new run, which has learned nothing yet, leaves no folder behind.
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     refuse_inside(recipe.solutions, out)
+    checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
-    new_folder(out)
+    if resume:
+        finished = _finished(recipe, out)
+        if finished is not None:
+            steps = finished["train"]["steps"]
+            say(sinks(), [f"{out}: finished already, at step {steps}; nothing is left to resume"])
+            return finished
+        checkpoint = _last_checkpoint(out)
+        _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
+    else:
+        new_folder(out)
+    made_from = checkpoint.made_from if checkpoint else {}
+    day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
     try:
         report = sinks()
-        ready = prepare(recipe, out / "solutions.jsonl", report, model=model)
+        ready = prepare(recipe, out / "solutions.jsonl", report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
+        found = _made_from(recipe, ready, day)
+        if checkpoint is not None and found != made_from:
+            raise RunError(
+                f"{out}: cannot be resumed, as {unlike(dotted(made_from), dotted(found))[0]}; "
+                "bring back what the run began with, or start a new one"
+            )
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
         write_file(out / "recipe.toml", recipe.as_toml().encode())
     except BaseException:
-        # Nothing is learned yet, and the folder is our own.
-        shutil.rmtree(out, ignore_errors=True)
-        with suppress(OSError):  # another run may have moved in
-            for parent in parents:
-                parent.rmdir()
+        if not resume:
+            # Nothing is learned yet, and the folder is our own.
+            shutil.rmtree(out, ignore_errors=True)
+            with suppress(OSError):  # another run may have moved in
+                for parent in parents:
+                    parent.rmdir()
         raise
 
-    def save(refinement: Refinement) -> PromptEmbedding:
+    def save(refinement: Refinement) -> None:
         provenance = provenance_of(recipe, ready, refinement)
-        prompt = refinement.prompt.with_provenance(**provenance)
-        artifact.save(prompt, out / "prompt")
-        return prompt
+        artifact.save(refinement.prompt.with_provenance(**provenance), out / "prompt")
 
     stage(report, "refining")
+    if checkpoint is not None:
+        say(report, [f"resuming at step {checkpoint.step}"])
     try:
         refinement = optimize(
             model,
@@ -89,8 +123,10 @@ def run(
             training=ready.training,
             parts=recipe.parts,
             evaluation=recipe.evaluation,
+            checkpoint=checkpoint,
             report=report,
-            keep=lambda state: state.save(out / "state"),
+            keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
+            should_stop=should_stop,
         )
     except DivergenceError as error:
         if error.refinement is not None:
@@ -100,9 +136,9 @@ def run(
     save(refinement)
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
-    result = facts_of(prompt, model, refinement, out)
+    result = training_facts(prompt, model, refinement, out)
     result["solutions"] = ready.solutions
-    result["interrupted"] = refinement.ended == "interrupted"
+    result["interrupted"] = refinement.ended in ("interrupted", "stopped")
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
         try:
@@ -115,7 +151,7 @@ def run(
             artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
         except KeyboardInterrupt:
             result["interrupted"] = True
-        except RecipeError as error:  # a scorer of the user's own may fail at any reply
+        except RecipeError as error:  # a user's scorer may fail at any reply
             kept = (
                 f"{out / 'prompt'} holds the refined prompt; `embedgrad evaluate {out}` scores it"
             )
@@ -127,14 +163,80 @@ def run(
     return result
 
 
-def interruption(result: Mapping[str, Any]) -> str:
-    """What an interrupted run left, in one line."""
+def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
+    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
+    if not (out / "recipe.toml").is_file():
+        raise RunError(
+            f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
+        )
+    then = dotted(Recipe.read(out / "recipe.toml").as_dict())
+    now = dotted(recipe.as_dict())
+    both = [name for name in LENGTHS if name in then and name in now]
+    longer = [name for name in both if now[name] > then[name]]
+    differences = unlike(then, now, (*MAY_CHANGE, *longer))
+    if differences:
+        raise RunError(
+            f"{out}: {'; '.join(differences)}; a resumed run keeps its recipe, of which only "
+            f"{' and '.join(LENGTHS)} may grow"
+        )
+    try:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        done = not (longer or result["interrupted"]) and "steps" in result["train"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # scored again, which writes it again
+    return result if done else None
+
+
+def _last_checkpoint(out: Path) -> Checkpoint | None:
+    """The checkpoint to resume from; None where none was saved yet. Raises `RunError`."""
+    if (out / "checkpoint").exists():
+        return Checkpoint.load(out / "checkpoint")
+    if (out / "state").exists():
+        raise RunError(
+            f"{out / 'state'}: is a checkpoint of an earlier version, which cannot be resumed; "
+            "start the run again in another folder"
+        )
+    return None
+
+
+def _drop_events(path: Path, step: int) -> None:
+    """Take the events after a step out of a log: the resumed run reports them again."""
+    if not path.is_file():
+        return
+
+    def is_kept(line: bytes) -> bool:
+        try:
+            event = json.loads(line)
+            return event["event"] not in ("end", "scoring") and event.get("step", -1) <= step
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_file(path, b"".join(line for line in lines if is_kept(line)))
+
+
+def _made_from(recipe: Recipe, ready: Prepared, day: datetime.date) -> dict[str, Any]:
+    """What a training depends on besides the recipe."""
+    splits = sources(recipe, ready.splits)
+    return {
+        "date": day.isoformat(),
+        "model": {"embedding_digest": ready.model.info.embedding_digest},
+        "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
+        "solutions": {"kept": ready.solutions.get("kept")},
+    }
+
+
+def describe_interruption(result: Mapping[str, Any]) -> str:
+    """What an interrupted run leaves, in one line."""
     train, artifact_folder = result["train"], result["artifact"]
     if train["best_step"]:
         rows = f"the best rows so far, of step {train['best_step']}"
     else:
-        rows = "the text prompt's own rows, as no others were scored better on dev"
-    return f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}"
+        rows = "the text prompt's own rows, as no others scored better on dev"
+    return (
+        f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}; "
+        f"`embedgrad resume {Path(artifact_folder).parent}` continues the run"
+    )
 
 
 def new_folder(out: Path) -> None:

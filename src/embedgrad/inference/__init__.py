@@ -1,1 +1,1 @@
-"""inference."""
+"""Answers to users' queries with a refined prompt."""

@@ -1,4 +1,4 @@
-"""Answer a user's queries with a run's prompt."""
+"""Answers to queries, with a run's or an artifact's prompt."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
         )
     problems: list[str] = []
     check_values(given, "", problems)
-    made = None
+    decoding = None
     if not problems:
         values = values_of(run.evaluator.evaluation.decoding)
-        made = build(Decoding, {**values, **given}, "decoding", problems)
-    if made is None:
-        told = (problem.removeprefix("decoding.").partition(":") for problem in problems)
-        raise EmbedgradError("; ".join(f"{_option(name)}:{rest}" for name, _, rest in told))
-    for name, idle in (("samples", made.samples > 1), ("top_p", made.top_p < 1)):
-        if idle and not made.temperature:
+        decoding = build(Decoding, {**values, **given}, "decoding", problems)
+    if decoding is None:
+        parts = (problem.removeprefix("decoding.").partition(":") for problem in problems)
+        raise EmbedgradError("; ".join(f"{_option(name)}:{rest}" for name, _, rest in parts))
+    for name, idle in (("samples", decoding.samples > 1), ("top_p", decoding.top_p < 1)):
+        if idle and not decoding.temperature:
             raise EmbedgradError(
                 f"{_option(name)}: decoding is greedy, so there is one answer; give --temperature "
                 "above 0 too"
             )
-    return made
+    return decoding
 
 
 def _option(place: str) -> str:
@@ -82,7 +82,7 @@ def answer(
     """One plain JSON value per query, in order, batch by batch.
 
     `answer` is the text, or `answers` with several samples; with choices, `probabilities` says how
-    likely each is among them. What stands before a query that is refused is answered first.
+    likely each is among them. The queries before one that is refused are answered first.
     `decoding` is by default the recipe's.
     """
     queries, failure = iter(queries), None
@@ -98,10 +98,10 @@ def answer(
         if not batch and failure is None:
             return
         if run.prompt.target.choices:
-            found = _chosen(run, batch, refined)
+            answers = _choose(run, batch, refined)
         else:
-            found = _free(run, batch, refined, decoding, done)
-        for sequence, values in zip(batch, found, strict=True):
+            answers = _generate(run, batch, refined, decoding, done)
+        for sequence, values in zip(batch, answers, strict=True):
             yield {**values, "columns": dict(sequence.example.columns)}
         done += len(batch)
     raise failure
@@ -111,12 +111,12 @@ def stream_answer(
     run: Answering, query: Example, *, refined: bool, decoding: Decoding | None = None
 ) -> Iterator[str]:
     """A free answer as `as_text` gives it, in pieces as they come."""
-    rows_PD, sequence = _asked(run, run.sequencer(query), refined)
+    rows_PD, sequence = _model_inputs(run, run.sequencer(query), refined)
     settings = decoding or run.evaluator.evaluation.decoding
     pieces = stream(run.model, rows_PD, sequence, settings, end_ids=run.evaluator.end_ids)
     while True:
         try:
-            yield _shown(next(pieces))
+            yield _visible_lines(next(pieces))
         except StopIteration as end:
             if end.value.cut:
                 yield CUT
@@ -127,7 +127,7 @@ def as_text(values: dict[str, Any]) -> str:
     """Values of `answer` for a terminal; what could drive it is shown as an escape."""
     if "answers" in values:
         return "\n".join(f"[{n}] {as_text(v)}" for n, v in enumerate(values["answers"], start=1))
-    text = _shown(str(values["answer"]))
+    text = _visible_lines(str(values["answer"]))
     chances = values.get("probabilities")
     if not chances:
         return f"{text}{CUT}" if values.get("cut") else text
@@ -135,47 +135,49 @@ def as_text(values: dict[str, Any]) -> str:
     return f"{text}  ({listed})"
 
 
-def _shown(text: str) -> str:
+def _visible_lines(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def _chosen(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
+def _choose(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
     if refined:
-        answered = run.evaluator.score(run.prompt.rows, batch)
+        answers = run.evaluator.score(run.prompt.rows, batch)
     else:
-        answered = run.evaluator.score_text_prompt(run.prompt.start_rows, batch)
+        answers = run.evaluator.score_text_prompt(run.prompt.start_rows, batch)
     choices = run.prompt.target.choices
-    for found in answered:
-        assert found.probabilities is not None
-        chances = dict(zip(choices, found.probabilities, strict=True))
-        yield {"answer": found.predicted, "probabilities": chances}
+    for scored in answers:
+        assert scored.probabilities is not None
+        chances = dict(zip(choices, scored.probabilities, strict=True))
+        yield {"answer": scored.predicted, "probabilities": chances}
 
 
-def _free(
+def _generate(
     run: Answering, batch: list[TokenSequence], refined: bool, decoding: Decoding | None, first: int
 ) -> Iterator[dict[str, Any]]:
     """`first` is the number of the batch's first query."""
     settings = decoding or run.evaluator.evaluation.decoding
-    asked = [_asked(run, sequence, refined) for sequence in batch]
-    made: dict[int, tuple[Reply, ...]] = {}
-    for length in {len(rows_PD) for rows_PD, _ in asked}:
-        places = [i for i, (rows_PD, _) in enumerate(asked) if len(rows_PD) == length]
-        found = replies(
+    inputs = [_model_inputs(run, sequence, refined) for sequence in batch]
+    by_place: dict[int, tuple[Reply, ...]] = {}
+    for length in {len(rows_PD) for rows_PD, _ in inputs}:
+        places = [i for i, (rows_PD, _) in enumerate(inputs) if len(rows_PD) == length]
+        samples = replies(
             run.model,
-            asked[places[0]][0],
-            [asked[i][1] for i in places],
+            inputs[places[0]][0],
+            [inputs[i][1] for i in places],
             settings,
             end_ids=run.evaluator.end_ids,
             batch_size=run.evaluator.evaluation.batch_size,
             numbers=[first + i for i in places],
         )
-        made |= zip(places, found, strict=True)
+        by_place |= zip(places, samples, strict=True)
     for i in range(len(batch)):
-        samples = [{"answer": reply.text, "cut": reply.cut} for reply in made[i]]
-        yield samples[0] if settings.samples == 1 else {"answers": samples}
+        answers = [{"answer": reply.text, "cut": reply.cut} for reply in by_place[i]]
+        yield answers[0] if settings.samples == 1 else {"answers": answers}
 
 
-def _asked(run: Answering, sequence: TokenSequence, refined: bool) -> tuple[Tensor, TokenSequence]:
+def _model_inputs(
+    run: Answering, sequence: TokenSequence, refined: bool
+) -> tuple[Tensor, TokenSequence]:
     """Rows and sequence of a query; see `Evaluator.score_text_prompt`."""
     if refined:
         return run.prompt.rows, sequence

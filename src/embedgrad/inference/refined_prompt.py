@@ -49,12 +49,12 @@ class RefinedPrompt(PromptEmbedding):
         loaded once. Raises `ArtifactError`, `DataError`, `EmbedgradError` and `ModelError`.
         """
         alone = isinstance(queries, str | Mapping)
-        asked: Sequence[object] = [queries] if alone else list(queries)
-        examples = [self._example(query, i, alone) for i, query in enumerate(asked)]
+        given: Sequence[object] = [queries] if alone else list(queries)
+        examples = [self._example(query, i, alone) for i, query in enumerate(given)]
         settings = self._decoding(decoding)
         opened = self._answering(model)
-        found = [_text(a) for a in answer(opened, examples, refined=True, decoding=settings)]
-        return found[0] if alone else found
+        answers = [_text(a) for a in answer(opened, examples, refined=True, decoding=settings)]
+        return answers[0] if alone else answers
 
     def _example(self, query: object, number: int, alone: bool) -> Example:
         columns, where = self.template.columns, "the query" if alone else f"query {number}"
@@ -88,29 +88,31 @@ class RefinedPrompt(PromptEmbedding):
         values |= {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
         problems: list[str] = []
         check_values(values, "decoding", problems)
-        made = None if problems else build(Decoding, values, "decoding", problems)
-        if made is None:
+        decoding = None if problems else build(Decoding, values, "decoding", problems)
+        if decoding is None:
             raise EmbedgradError(f"generate: {'; '.join(problems)}")
-        if not made.temperature and (made.samples > 1 or made.top_p < 1):
+        if not decoding.temperature and (decoding.samples > 1 or decoding.top_p < 1):
             raise EmbedgradError(
                 "generate: decoding is greedy, so there is one answer; give a temperature above 0 "
                 "too"
             )
-        return made
+        return decoding
 
     def _answering(self, model: LanguageModel | str | None) -> Answering:
         """The prompt with its model; kept, so that the next query finds both."""
         key = id(model) if isinstance(model, LanguageModel) else model
         if key not in self._opened:
-            opened = self._loaded(model)
+            opened = self._load_model(model)
             prompt = fit_to_model(self, opened.info, opened.embed)
-            sequencer = opened.sequencer(self.template, self.target, span=self.span, date=self.date)
+            sequencer = opened.sequencer(
+                self.template, self.target, spans=self.spans, date=self.date
+            )
             evaluator = Evaluator(opened, sequencer)
             self._opened.clear()  # one model at a time
             self._opened[key] = Answering(prompt, opened, sequencer, evaluator)
         return self._opened[key]
 
-    def _loaded(self, model: LanguageModel | str | None) -> LanguageModel:
+    def _load_model(self, model: LanguageModel | str | None) -> LanguageModel:
         if isinstance(model, LanguageModel):
             return model
         made_for = self.provenance.get("model")

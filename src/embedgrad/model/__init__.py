@@ -1,1 +1,1 @@
-"""model."""
+"""The frozen language model: log-probabilities and generation."""

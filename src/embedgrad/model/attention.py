@@ -1,8 +1,8 @@
-"""Attention over stored cached and a pass's own tokens.
+"""Attention over a KV cache's stored pieces and a pass's own tokens.
 
-Keys and values of a piece are read where they lie: neither joined to new ones nor repeated per
-query head, and prefixes get no gradient that nobody asks for. Plain matrix products, so it can be
-differentiated twice on every device.
+Stored keys and values are neither copied next to new ones nor repeated per query head, and prefixes
+get no gradient that nobody asks for. Plain matrix products, so it can be differentiated twice on
+every device.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from embedgrad.model.kv_cache import KVCache
 NAME = "embedgrad"
 BLOCK = 96  # queries at a time: later ones than a block's last are not even multiplied
 _SCORING = ("position_bias", "indices", "block_indices", "sinks")
-_past: contextvars.ContextVar[KVCache] = contextvars.ContextVar("past")
+_cache: contextvars.ContextVar[KVCache] = contextvars.ContextVar("cache")
 
 
 @contextlib.contextmanager
-def attending(config: Any, past: KVCache) -> Iterator[None]:
-    """Let a model of this configuration attend to `past` by `attend`, within the block."""
-    own, token = config._attn_implementation, _past.set(past)
+def attend_to(config: Any, cache: KVCache) -> Iterator[None]:
+    """Within the block a model of this configuration attends to `cache` by `attend`."""
+    own, token = config._attn_implementation, _cache.set(cache)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = own
-        _past.reset(token)
+        _cache.reset(token)
 
 
 def attend(
@@ -51,20 +51,20 @@ def attend(
     """Attention in the form that `transformers` calls: [B, heads, T, size] -> [B, T, heads, size].
 
     `softcap` bounds the scores (Gemma 2), `s_aux` are sinks, one score per head (gpt-oss). Raises
-    `NotImplementedError` for what else would change the scores.
+    `NotImplementedError` for anything else that would change the scores.
     """
     unknown = [name for name in _SCORING if more.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
-    past, layer = _past.get(), module.layer_idx
-    past.attended.add(layer)
-    masks = past.masks[past.kinds[layer] if past.kinds else next(iter(past.masks))]
-    keys = [piece.keys[layer] for piece in past.cached]
-    values = [piece.values[layer] for piece in past.cached]
-    rows, heads, length, size = query.shape
+    cache, layer = _cache.get(), module.layer_idx
+    cache.attended.add(layer)
+    masks = cache.masks[cache.kinds[layer] if cache.kinds else next(iter(cache.masks))]
+    keys = [piece.keys[layer] for piece in cache.cached]
+    values = [piece.values[layer] for piece in cache.cached]
+    batch, heads, length, size = query.shape
     grouped = heads // key.shape[1]
     scale = 1 / math.sqrt(size) if scaling is None else scaling
-    queries = (query * scale).view(rows, key.shape[1], grouped, length, size)
+    queries = (query * scale).view(batch, key.shape[1], grouped, length, size)
     outputs = []
     block = math.ceil(length / math.ceil(length / BLOCK))
     before = key.shape[2] - length
@@ -98,12 +98,12 @@ def _attend(
     sinks: Tensor | None,
 ) -> Tensor:
     """Queries [B, key-value heads, group, T, size] over all keys -> [B, T, heads, size]."""
-    rows, kv_heads, grouped, length, size = query.shape
-    flat = query.reshape(rows, kv_heads, grouped * length, size)
+    batch, kv_heads, grouped, length, size = query.shape
+    flat = query.reshape(batch, kv_heads, grouped * length, size)
     parts = []
     for key, mask in zip(keys, masks, strict=True):
         scores = _product(flat, key.mT)
-        scores = scores.reshape(rows, kv_heads, grouped, length, -1)
+        scores = scores.reshape(batch, kv_heads, grouped, length, -1)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
         if softcap is not None:
@@ -111,23 +111,23 @@ def _attend(
         parts.append(scores if mask is None else scores + mask[:, :, None])
     if sinks is not None:
         sink = sinks.to(parts[0]).view(1, kv_heads, grouped, 1, 1)
-        parts.append(sink.expand(rows, -1, -1, length, -1))
+        parts.append(sink.expand(batch, -1, -1, length, -1))
     weights = torch.softmax(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0], dim=-1)
     widths = [part.shape[-1] for part in parts]
     shares = torch.split(weights.to(values[0].dtype).flatten(2, 3), widths, dim=-1)
     output = _product(shares[0], values[0])
     for share, value in zip(shares[1:], values[1:], strict=False):
         output = output + _product(share, value)
-    return output.reshape(rows, kv_heads * grouped, length, -1).transpose(1, 2)
+    return output.reshape(batch, kv_heads * grouped, length, -1).transpose(1, 2)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """[B, H, M, K] @ [B or 1, H, K, N]; what all rows share is not copied for each."""
-    rows, heads, length, _ = left.shape
-    if len(right) == rows:
+    """[B, H, M, K] @ [B or 1, H, K, N]; what the whole batch shares is not copied for each."""
+    batch, heads, length, _ = left.shape
+    if len(right) == batch:
         return left @ right
-    folded = left.transpose(0, 1).reshape(heads, rows * length, -1) @ right[0]
-    return folded.view(heads, rows, length, -1).transpose(0, 1)
+    folded = left.transpose(0, 1).reshape(heads, batch * length, -1) @ right[0]
+    return folded.view(heads, batch, length, -1).transpose(0, 1)
 
 
 AttentionInterface.register(NAME, attend)

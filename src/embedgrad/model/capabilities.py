@@ -1,24 +1,28 @@
-"""What a model's configuration says about reusing keys and values."""
+"""Prefix reuse: whether a model allows it, by its configuration and by a trial on a few tokens."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from embedgrad.data.examples import Example
+from embedgrad.prompt.sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from embedgrad.model.forward import ForwardPass
+    from embedgrad.model.prefixes import PrefixStore
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:
     """Kinds of attention layers, and how many tokens back each kind sees (None: all)."""
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return {
-            kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))
-        }
-    return {"attention": window}
-
-
-def layer_kinds(config: Any) -> list[str]:
-    """The kind of attention of each layer; empty where all are of one kind."""
-    return list(getattr(config, "layer_types", None) or ())
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        return {"attention": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
 def rope_limit(config: Any) -> int | None:
@@ -33,8 +37,8 @@ def rope_limit(config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def no_reuse(model: Any, config: Any) -> str:
-    """Why the model cannot reuse prefixes, by its configuration; "" if nothing forbids it."""
+def why_not_reusable(model: Any, config: Any) -> str | None:
+    """Why the model cannot reuse prefixes, by its configuration; None if nothing forbids it."""
     kinds = set(getattr(config, "layer_types", None) or ())
     strange = sorted(kinds - {"full_attention", "sliding_attention"})
     if strange or getattr(model, "_is_stateful", False):
@@ -43,4 +47,77 @@ def no_reuse(model: Any, config: Any) -> str:
         return "the model's local attention (GPT-Neo) counts stored keys, padding included"
     if getattr(model, "is_activation_checkpointing", False):
         return "gradient checkpointing drops stored keys and values"
-    return ""
+    return None
+
+
+@torch.no_grad()
+def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
+    """Set how a forward pass computes by what its model takes, tried on a few tokens.
+
+    `prefixes` must store nothing.
+    """
+    forward.linear_lm_head = _has_linear_lm_head(forward)
+    some = [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(16)]
+    nobody = Example({}, "", "trial")
+    a, b, c, d, e = (tuple(some[i:j]) for i, j in ((0, 5), (5, 8), (8, 10), (11, 13), (13, 15)))
+    sequences = [
+        TokenSequence(a, b, (c, (some[10],)), 0, None, nobody),
+        TokenSequence(d, e, ((some[15],), (some[0], some[1])), 0, None, nobody),
+    ]
+    scored = [(s, s.targets) for s in sequences]
+    prompt_PD = forward.embed(torch.tensor(some[2:5], device=forward.device))
+
+    def on_prefixes() -> Tensor:
+        return forward.on_prefixes(prefixes.context_of(prompt_PD, sequences), scored, 2)
+
+    fast, forward.feed_forward = forward.feed_forward, None
+    full = _try(lambda: forward.in_full(prompt_PD, scored, 2))
+    forward.feed_forward = fast
+    exact = forward.dtype in (torch.float32, torch.float64)
+    if exact and _difference(_try(on_prefixes), full, 1e-3) is None:
+        return  # the usual case, in the fewest passes
+    forward.feed_forward, forward.joins_keys = None, True
+    joined = _try(on_prefixes)
+    forward.why_not_reusable = _difference(joined, full, 1e-2 if exact else 0.5)
+    if forward.why_not_reusable is not None:
+        return
+    # Rounding hides much in half precision; with joined keys it is nearly the same.
+    for forward.feed_forward, forward.joins_keys in ((fast, False), (None, False), (None, True)):
+        if _difference(_try(on_prefixes), joined, 1e-3 if exact else 0.1) is None:
+            return
+
+
+def _has_linear_lm_head(forward: ForwardPass) -> bool:
+    """Whether logits are a linear layer of the last hidden states and nothing else."""
+    ids = torch.tensor([[1, 2, 3]], device=forward.device) % max(forward.vocabulary, 1)
+    seen: list[Tensor] = []
+    hook = forward.model.base_model.register_forward_hook(
+        lambda _, __, output: seen.append(output.last_hidden_state)
+    )
+    try:
+        plain = forward.model(input_ids=ids, use_cache=False).logits
+        layer = forward.model.get_output_embeddings()
+        logits = torch.nn.functional.linear(seen[0], layer.weight, getattr(layer, "bias", None))
+    except Exception:  # whatever a model we do not know raises, it is not a plain one
+        return False
+    finally:
+        hook.remove()
+    return torch.equal(logits, plain)  # the same operation on the same numbers
+
+
+def _try(compute: Callable[[], Tensor]) -> Tensor | str:
+    """Log-probabilities, or why there are none."""
+    try:
+        return compute()
+    except Exception as error:  # whatever a model we do not know raises, the plain way remains
+        return f"{type(error).__name__}: {error}"
+
+
+def _difference(found: Tensor | str, expected: Tensor | str, tolerance: float) -> str | None:
+    """Why one way of computing cannot replace another; None if it can."""
+    if isinstance(expected, str) or isinstance(found, str):
+        reason = expected if isinstance(expected, str) else found
+        return f"this model does not take stored prefixes ({reason})"
+    if not (found - expected).abs().max().item() < tolerance:
+        return "with stored prefixes this model gives other results than in full passes"
+    return None

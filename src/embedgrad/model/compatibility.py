@@ -29,15 +29,15 @@ def fit_to_model(
     if width != model.width:
         problem = f"its rows are {width} wide, the model's {model.width}"
     elif digest == model.embedding_digest:
-        own = embed(prompt.span.ids).detach().cpu().float()
+        own = embed(prompt.prompt_ids).detach().cpu().float()
         # Others are kept: training may start elsewhere than at the words.
         return replace(prompt, start_rows=own) if near(prompt.start_rows, own, 1e-2) else prompt
     else:
         here = _short(model.embedding_digest)
         problem = f"the embedding tables differ ({_short(digest)}, here {here})"
-        inside = max(prompt.span.ids) < model.vocabulary
+        inside = max(prompt.prompt_ids) < model.vocabulary
         if not inside or not torch.allclose(
-            embed(prompt.span.ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
+            embed(prompt.prompt_ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
         ):
             problem += ", and the rows that its words start from"
     raise ArtifactError(

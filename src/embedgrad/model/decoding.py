@@ -1,4 +1,4 @@
-"""One free answer in the making: what is drawn, where it ends, and its text so far."""
+"""Decoding of one free answer: how tokens are drawn, where it ends, and its text so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 from annotated_types import Ge, Gt, Le
 
@@ -21,6 +21,7 @@ FEW = 256  # of the likeliest tokens, which seldom leave out any that top_p asks
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of a tokenizer with byte fallback
 
 
+@final
 @dataclass(frozen=True)
 class Decoding:
     """How free answers are decoded: greedily, or by sampling."""
@@ -30,7 +31,7 @@ class Decoding:
     temperature: Annotated[float, Ge(0)] = 0.0
     """What logits are divided by before a token is drawn; 0: always the likeliest token."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw among the fewest tokens that are at least so likely together."""
+    """Draw among the fewest tokens whose joint probability reaches this."""
     samples: Annotated[int, Gt(0)] = 1
     """Answers per query."""
     stop: tuple[str, ...] = ()
@@ -58,8 +59,9 @@ def check_stop(stop: Sequence[str], option: str) -> None:
         )
 
 
-class Draft:
-    """An answer of at most `most` tokens in the making.
+@final
+class Generation:
+    """One answer in progress, of at most `most` tokens.
 
     `number` tells apart what is drawn for different answers by one seed. `ended` says that the
     answer ended by an end token or a stop string, `over` that it takes no more tokens.
@@ -76,7 +78,11 @@ class Draft:
         watched: bool = False,
     ):
         self.decoding = decoding
-        self.end_ids = (*end_ids, *_special_stops(tokenizer, decoding.stop))
+        # A stop string that is a special token has no text in an answer.
+        added = tokenizer.added_tokens_decoder.items() if decoding.stop else ()
+        self.end_ids = end_ids + tuple(
+            i for i, token in added if token.special and token.content in decoding.stop
+        )
         self.most = most
         self.ids: list[int] = []
         self.ended = self.over = False
@@ -89,7 +95,7 @@ class Draft:
         return draw(logits_V, self.decoding, self._random.random())
 
     def add(self, token: int) -> None:
-        """Go on by a token; one that comes when all is over is dropped."""
+        """Append a token; it is dropped once the answer is over."""
         if self.over:
             return
         if token in self.end_ids:
@@ -108,7 +114,7 @@ class Draft:
 
     @property
     def certain(self) -> str:
-        """What of the answer, which must be `watched`, no later token can change or cut off."""
+        """The beginning that no later token can change or cut off; the answer must be `watched`."""
         assert self._text is not None
         text, stop = self._text.certain, self.decoding.stop
         kept = _before_stop(text, stop)
@@ -124,12 +130,7 @@ class Draft:
         return any(text.text.find(s, max(0, old - len(s) + 1)) >= 0 for s in self.decoding.stop)
 
 
-def _special_stops(tokenizer: Any, stop: Sequence[str]) -> Ids:
-    """Stop strings that are special tokens, which have no text in an answer, as ids."""
-    added = tokenizer.added_tokens_decoder.items() if stop else ()
-    return tuple(i for i, token in added if token.special and token.content in stop)
-
-
+@final
 class GrowingText:
     """The text of tokens that come one by one, as decoding all of them would give it.
 
@@ -148,14 +149,14 @@ class GrowingText:
         self._known = ""
 
     def add(self, token: int) -> None:
-        """Go on by a token."""
+        """Append a token."""
         if token in self._special:
             return  # it has no text
         self._ids.append(token)
-        window = self._decoded(self._context)
+        window = self._decode(self._context)
         self.text = self.certain + window[len(self._known) :]
         if not self._can_change(token):
-            self.certain, alone = self.text, self._decoded(self._read)
+            self.certain, alone = self.text, self._decode(self._read)
             # Behind tokens that show nothing, the next one might be taken for the first.
             if alone:
                 self._context, self._known = self._read, alone
@@ -163,11 +164,11 @@ class GrowingText:
                 self._known = window
             self._read = len(self._ids)
 
-    def _decoded(self, start: int) -> str:
+    def _decode(self, start: int) -> str:
         return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=True))
 
     def _can_change(self, last: int) -> bool:
-        """Whether later tokens might change what is there."""
+        """Whether later tokens might change the text so far."""
         if self.text.endswith("\ufffd"):
             return True  # part of a character
         if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(last) or ""):

@@ -1,7 +1,7 @@
-"""The frozen model itself: embeddings in, log-probabilities out, one pass at a time.
+"""Forward pass of the frozen model: embeddings in, log-probabilities out, on KV caches or in full.
 
-Positions, masks and attention over stored keys are ours (`past`, `attention`), the layers are the
-model's own.
+Positions, masks and attention over stored keys are ours (`kv_cache`, `attention`); the layers are
+the model's own.
 """
 
 from __future__ import annotations
@@ -9,42 +9,46 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from embedgrad.model.attention import attending
-from embedgrad.model.capabilities import attention_windows, layer_kinds, no_reuse, rope_limit
-from embedgrad.model.kv_cache import KVCache, TokenLayout
+from embedgrad.model.attention import attend_to
+from embedgrad.model.capabilities import attention_windows, rope_limit, why_not_reusable
+from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
-from embedgrad.model.packing import Batch
+from embedgrad.model.packing import PackedBatch, Packing, full_context, group_by_length, table
 from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
 from embedgrad.prompt.boundaries import Ids
-from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.sequence import TokenSequence
+
+Scored = Sequence[tuple[TokenSequence, Sequence[Ids]]]
+"""Sequences with the targets to score behind each."""
 
 
-class FrozenModel:
-    """A frozen causal language model that takes rows of an embedding table.
+@final
+class ForwardPass:
+    """Passes through a frozen causal language model that takes rows of its embedding table.
 
-    `reuse_off` says why stored keys and values cannot be used with it ("": they can),
+    `why_not_reusable` says why stored keys and values cannot be used with it (None: they can),
     `longest_reuse` up to which length they can (None: any).
     """
 
     def __init__(self, loaded: LoadedModel):
         self.model: Any = loaded.model
-        self.tokenizer: Any = loaded.tokenizer
-        self.info = loaded.info
+        self.vocabulary = loaded.info.vocabulary
         self.device = loaded.model.device
         self.dtype = loaded.model.dtype
         self._table: Any = loaded.model.get_input_embeddings()
         self._config: Any = loaded.model.config.get_text_config(decoder=True)
         self._windows = attention_windows(self._config)
-        self._kinds = layer_kinds(self._config)
+        # The kind of each layer; empty where all are of one kind.
+        self._kinds = list(getattr(self._config, "layer_types", None) or ())
         self.longest_reuse = rope_limit(self._config)
-        self.reuse_off = no_reuse(loaded.model, self._config)
+        self.why_not_reusable = why_not_reusable(loaded.model, self._config)
         self._lock = threading.RLock()
-        # What `LanguageModel` finds out by trying.
+        # `capabilities.try_reuse` finds these out.
         self.joins_keys = False
         self.linear_lm_head = False
         self.feed_forward = last_feed_forward(
@@ -53,111 +57,161 @@ class FrozenModel:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether each row is computed by itself, as padded or stored passes may differ."""
+        """Whether free answers are computed alone, as padded or stored passes may differ."""
         # Where reuse is limited: rotary scaling by length would change under a growing answer.
-        return bool(self.reuse_off) or self.longest_reuse is not None
+        return self.why_not_reusable is not None or self.longest_reuse is not None
 
-    @property
-    def end_ids(self) -> Ids:
-        """Tokens that end an answer, by the model's generation settings and its tokenizer."""
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        return tuple({int(i) for i in (*ends, self.tokenizer.eos_token_id) if i is not None})
+    def can_reuse(self, sequence: TokenSequence, prompt: int, targets: Sequence[Ids]) -> bool:
+        """Whether a sequence can be computed on its stored prefix, with each of its targets."""
+        if self.why_not_reusable is not None or self.longest_reuse is None:
+            return self.why_not_reusable is None
+        length = len(full_context(sequence, prompt)[0]) + max(len(ids) for ids in targets)
+        return length <= self.longest_reuse
 
-    def ends_of(self, sequencer: Sequencer) -> Ids:
-        """Tokens that end an answer to a template: the model's own, and its end of a turn."""
-        return tuple({*sequencer.end_ids, *self.end_ids})
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids in the model's dtype."""
+        embeds: Tensor = self._table(ids)
+        return embeds
 
-    @torch.no_grad()
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """Rows of tokens, shape [T, D], in the space that `inputs_embeds` takes.
-
-        fp32, whatever the model's precision; float64 for a float64 model.
-        """
-        rows = self._embed(torch.tensor(ids, dtype=torch.long, device=self.device))
-        return rows if rows.dtype == torch.float64 else rows.float()
-
-    def vocabulary_rows(self) -> Tensor:
-        """Rows of every token, shape [V, D], as `embed` gives them."""
-        return self.embed(range(self._table.num_embeddings))
-
-    def splice(self, ids_BT: Tensor, prompt_at: Tensor, rows_PD: Tensor) -> Tensor:
+    def splice(self, ids_BT: Tensor, prompt_at: Tensor, prompt_PD: Tensor) -> Tensor:
         """Embeddings [B, T, D] in the model's dtype, the rows at flat positions `prompt_at`."""
         with torch.no_grad():
-            embeds = self._embed(ids_BT)
+            embeds = self.embed(ids_BT)
         if not len(prompt_at):
             return embeds
-        rows = rows_PD.to(embeds).repeat(len(ids_BT), 1)
+        rows = prompt_PD.to(embeds).repeat(len(ids_BT), 1)
         return embeds.flatten(0, 1).index_copy(0, prompt_at, rows).view_as(embeds)
 
-    # -- with stored keys ----------------------------------------------------------------------
+    # -- on stored keys ------------------------------------------------------------------------
 
-    def read(self, embeds_BTD: Tensor, slots: TokenLayout, past: KVCache) -> None:
-        """Run the layers only: what comes out are the keys and values that `past` then holds."""
-        nowhere = torch.zeros_like(slots.positions, dtype=torch.bool)
-        self._pass(self.model.base_model, embeds_BTD, slots, past, nowhere)
+    def on_prefixes(self, context: CachedContext, scored: Scored, width: int) -> Tensor:
+        """Summed log-probabilities [B, width] of the targets, on stored keys and values."""
+        packing = Packing(len(context.prompt_PD), width)
+        for before, (sequence, targets) in zip(context.before, scored, strict=True):
+            packing.add(before, sequence, targets)
+        groups = group_by_length(packing.lengths)
+        parts = []
+        for group in groups:
+            batch = packing.tensors(group, self.device)
+            embeds = self.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
+            cache = FixedKVCache(context.cached(group))
+            logprobs = self._logprobs(embeds, batch, cache)
+            parts.append(table(logprobs, batch.cells, batch.shape))
+        return in_order(parts, [i for group in groups for i in group])
+
+    def fill(self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache) -> None:
+        """Run the layers only: the cache then holds the keys and values of these tokens."""
+        nowhere = torch.zeros_like(layout.positions, dtype=torch.bool)
+        self._pass(self.model.base_model, embeds_BTD, layout, cache, nowhere)
 
     def logits(
-        self, embeds_BTD: Tensor, slots: TokenLayout, past: KVCache, keep_BT: Tensor
+        self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        output = self._pass(self.model, embeds_BTD, slots, past, keep_BT, logits_to_keep=keep_BT)
-        logits: Tensor = output.logits
+        logits: Tensor = self._pass(
+            self.model, embeds_BTD, layout, cache, keep_BT, logits_to_keep=keep_BT
+        ).logits
         return logits
 
-    def logprobs(self, embeds_BTD: Tensor, batch: Batch, past: KVCache) -> Tensor:
-        """Log-probabilities [W] of what the batch reads off."""
+    def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
+        """Log-probabilities [W] of the batch's target tokens."""
         if not self.linear_lm_head:
-            logits = self.logits(embeds_BTD, batch.slots, past, batch.keep_BT)
-            return token_logprobs(logits, batch.rows, batch.tokens)
-        output = self._pass(self.model.base_model, embeds_BTD, batch.slots, past, batch.keep_BT)
+            logits = self.logits(embeds_BTD, batch.layout, cache, batch.keep_BT)
+            return token_logprobs(logits, batch.places, batch.tokens)
+        output = self._pass(self.model.base_model, embeds_BTD, batch.layout, cache, batch.keep_BT)
         lm_head = self.model.get_output_embeddings()
         hidden_ND = output.last_hidden_state[batch.keep_BT]
         bias = getattr(lm_head, "bias", None)
-        return hidden_logprobs(hidden_ND, lm_head.weight, bias, batch.rows, batch.tokens)
+        return hidden_logprobs(hidden_ND, lm_head.weight, bias, batch.places, batch.tokens)
 
     def _pass(
         self,
         model: Any,
         embeds_BTD: Tensor,
-        slots: TokenLayout,
-        past: KVCache,
+        layout: TokenLayout,
+        cache: KVCache,
         keep_BT: Tensor,
         **more: Any,
     ) -> Any:
         self.forget_longest_pass()
-        past.joined = self.joins_keys
-        past.see(slots, self._windows, self._kinds, self.dtype)
-        masks = {kind: past.joint_mask(kind) for kind in self._windows}
+        cache.joined = self.joins_keys
+        cache.see(layout, self._windows, self._kinds, self.dtype)
+        masks = {kind: cache.joint_mask(kind) for kind in self._windows}
         arguments = dict(
             inputs_embeds=embeds_BTD,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=slots.positions.clamp(min=0),
-            past_key_values=past,
+            position_ids=layout.positions.clamp(min=0),
+            past_key_values=cache,
             use_cache=True,
             **more,
         )
-        own = contextlib.nullcontext() if self.joins_keys else attending(self._config, past)
-        # Attention and hooks belong to the model, so its passes go one after the other.
+        own = contextlib.nullcontext() if self.joins_keys else attend_to(self._config, cache)
+        # Attention and hooks belong to the model, so only one pass runs at a time.
         with self._lock, own, only_at(self.feed_forward, keep_BT):
             output = model(**arguments)
-        if not self.joins_keys and past.attended != set(range(len(past.own_keys))):
+        if not self.joins_keys and cache.attended != set(range(len(cache.own_keys))):
             raise NotImplementedError("a layer with an attention of its own")
         return output
 
-    # -- without -------------------------------------------------------------------------------
+    # -- in full -------------------------------------------------------------------------------
 
-    def full_pass(self, embeds_BTD: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
+    def in_full(self, prompt_PD: Tensor, scored: Scored, width: int) -> Tensor:
+        """Summed log-probabilities [B, width] of the targets, each in a pass over the whole."""
+        if self.longest_reuse is not None and (len(scored), width) != (1, 1):
+            # Rotary scaling by length sees the longest line of a batch, so each goes alone.
+            alone = [
+                [self.in_full(prompt_PD, [(s, (ids,))], 1)[0, 0] for ids in targets]
+                for s, targets in scored
+            ]
+            nothing = prompt_PD.new_zeros(())
+            return torch.stack([torch.stack(a + [nothing] * (width - len(a))) for a in alone])
+        lines = [
+            (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), b * width + c)
+            for b, (s, targets) in enumerate(scored)
+            for c, ids in enumerate(targets)
+        ]
+        longest = max(len(context) + len(ids) - 1 for context, _, ids, *_ in lines)
+        ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
+        mask_BT = torch.zeros_like(ids_BT)
+        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        prompt_at: list[int] = []
+        tokens: list[int] = []
+        cells: list[int] = []
+        for i, (context, places, ids, inputs, cell) in enumerate(lines):
+            full = context + inputs[:-1]
+            ids_BT[i, : len(full)] = torch.tensor(full)
+            mask_BT[i, : len(full)] = 1
+            keep_BT[i, len(context) - 1 : len(full)] = True
+            prompt_at += [i * longest + place for place in places]
+            tokens += ids
+            cells += [cell] * len(ids)
+        at, tokens_W, cells_W = (
+            torch.tensor(n, dtype=torch.long, device=self.device)
+            for n in (prompt_at, tokens, cells)
+        )
+        embeds = self.splice(ids_BT.to(self.device), at, prompt_PD)
+        logits = self.full_pass(embeds, mask_BT.to(self.device), keep_BT.to(self.device))
+        logprobs = token_logprobs(logits, torch.arange(len(tokens), device=self.device), tokens_W)
+        return table(logprobs, cells_W, (len(scored), width))
+
+    def embed_in_full(self, prompt_PD: Tensor, sequence: TokenSequence) -> Tensor:
+        """Embeddings [1, T, D] of prefix, prompt and suffix."""
+        ids, places = full_context(sequence, len(prompt_PD))
+        ids_BT, prompt_at = (
+            torch.tensor(n, dtype=torch.long, device=self.device) for n in ([ids], places)
+        )
+        return self.splice(ids_BT, prompt_at, prompt_PD)
+
+    def full_pass(self, embeds: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
         with self._lock:
-            output = self.model(
-                inputs_embeds=embeds_BTD,
+            logits: Tensor = self.model(
+                inputs_embeds=embeds,
                 attention_mask=mask_BT,
                 use_cache=False,
                 logits_to_keep=keep_BT,
-            )
-        logits: Tensor = output.logits
+            ).logits
         return logits
 
     def forget_longest_pass(self) -> None:
@@ -168,18 +222,21 @@ class FrozenModel:
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        embeds = self._table(ids)
-        assert isinstance(embeds, Tensor)
-        return embeds
+
+def in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """Join parts whose lines have the given indices, in the order of the indices."""
+    joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    if list(order) == sorted(order):
+        return joined
+    return joined[torch.tensor(order, device=joined.device).argsort()]
 
 
 def last_feed_forward(model: Any, layers: int) -> nn.Module | None:
-    """The `mlp` of the last of so many layers, where most models have it."""
+    """The `mlp` of the last of the model's layers, where most models have it."""
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
-            found = getattr(module[-1], "mlp", None)
-            return found if isinstance(found, nn.Module) else None
+            mlp = getattr(module[-1], "mlp", None)
+            return mlp if isinstance(mlp, nn.Module) else None
     return None
 
 
@@ -190,17 +247,17 @@ def only_at(feed_forward: nn.Module | None, keep_BT: Tensor) -> Iterator[None]:
         yield
         return
 
-    def pick(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    def gather(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (hidden_BTD,) = inputs
         return (hidden_BTD[keep_BT][None],)
 
-    def put(_: nn.Module, __: tuple[Tensor], output_1ND: Tensor) -> Tensor:
+    def scatter(_: nn.Module, __: tuple[Tensor], output_1ND: Tensor) -> Tensor:
         zeros = output_1ND.new_zeros(*keep_BT.shape, output_1ND.shape[-1])
         return torch.index_put(zeros, (keep_BT,), output_1ND[0])
 
     hooks = (
-        feed_forward.register_forward_pre_hook(pick),
-        feed_forward.register_forward_hook(put),
+        feed_forward.register_forward_pre_hook(gather),
+        feed_forward.register_forward_hook(scatter),
     )
     try:
         yield

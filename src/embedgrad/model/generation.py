@@ -1,31 +1,36 @@
-"""Free answers: decoding from a refined prompt, on top of stored prefixes."""
+"""Generation: free answers from a refined prompt, greedy or sampled, on top of stored prefixes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from collections.abc import Generator as Steps
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
-from embedgrad.model.decoding import NOT_FINITE, Decoding, Draft
-from embedgrad.model.kv_cache import GrowingKVCache, TokenLayout
-from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.packing import Packing
-from embedgrad.model.prefixes import CachedContext
+from embedgrad.model.backbone import Prompt, joined
+from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
+from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
+from embedgrad.model.packing import Packing, full_context
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
-LEFT_OUT = 0.25  # share of a batch's answers that is over when its keys and values are copied
+if TYPE_CHECKING:
+    from embedgrad.model.language_model import LanguageModel
+
+LEFT_OUT = 0.25  # share of a batch's answers that must be over before the others' keys are copied
 
 
+@final
 class Reply(NamedTuple):
-    """A free answer; `cut` says that it did not end by itself."""
+    """A free answer; `cut`: it did not end by itself."""
 
     text: str
     cut: bool
@@ -34,7 +39,7 @@ class Reply(NamedTuple):
 @torch.no_grad()
 def replies(
     model: LanguageModel,
-    rows_PD: Tensor,
+    prompt: Prompt | Tensor,
     sequences: Sequence[TokenSequence],
     decoding: Decoding = Decoding(),
     *,
@@ -45,173 +50,183 @@ def replies(
 ) -> list[tuple[Reply, ...]]:
     """Answers, `decoding.samples` per sequence, without the end token and other special tokens.
 
-    Rows of a batch may have any lengths: padding changes nothing. Greedy answers have the tokens
-    that greedy `transformers` `generate` gives for each row alone. What is drawn for a sample
-    depends on the seed, the sequence's number (unset: its place) and the sample's, and on nothing
-    else. `batch_size` counts answers; `progress` gets the number of sequences done.
+    Sequences of a batch may have any lengths: padding changes nothing. Greedy answers have the
+    tokens that greedy `transformers` `generate` gives for each sequence alone. What is drawn for a
+    sample depends on the seed, the sequence's number (unset: its place) and the sample's, and on
+    nothing else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
-    made: dict[int, tuple[Reply, ...]] = {}
+    prompt_PD = joined(prompt)
+    begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
+    answers: dict[int, tuple[Reply, ...]] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
     samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
     size = max(1, batch_size // samples)
     for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        drafts = {
-            i: [
-                _draft(
-                    model,
-                    rows_PD,
-                    sequences[i],
-                    decoding,
-                    end_ids,
-                    (i if numbers is None else numbers[i], sample),
-                )
-                for sample in range(samples)
-            ]
-            for i in batch
+        batch = {i: sequences[i] for i in order[start : start + size]}
+        generations = {
+            i: [begin(s, (i if numbers is None else numbers[i], n)) for n in range(samples)]
+            for i, s in batch.items()
         }
-        _decode(model, rows_PD, [(sequences[i], drafts[i]) for i in batch], batch_size)
+        if model.forward.one_by_one:
+            for i, sequence in batch.items():
+                for generation in generations[i]:
+                    _decode_in_full(model, prompt_PD, sequence, generation)
+        else:
+            context = model.prefixes.context_of(prompt_PD, list(batch.values()))
+            for first in range(0, samples, batch_size):
+                some = [g for i in batch for g in generations[i][first : first + batch_size]]
+                for _ in _steps(model, context, list(batch.values()), some):
+                    pass
         for i in batch:
-            made[i] = tuple(map(_reply, drafts[i])) * (decoding.samples // samples)
+            answers[i] = tuple(map(_reply, generations[i])) * (decoding.samples // samples)
         if progress is not None:
-            progress(len(made))
-    return [made[i] for i in range(len(sequences))]
+            progress(len(answers))
+    return [answers[i] for i in range(len(sequences))]
 
 
 @torch.no_grad()
 def stream(
     model: LanguageModel,
-    rows_PD: Tensor,
+    prompt: Prompt | Tensor,
     sequence: TokenSequence,
     decoding: Decoding = Decoding(),
     *,
     end_ids: Ids,
-) -> Generator[str, None, Reply]:
+) -> Steps[str, None, Reply]:
     """The first answer in pieces, each as soon as nothing can change it; returns the `Reply`.
 
     Joined they are the text that `replies` gives.
     """
-    draft = _draft(model, rows_PD, sequence, decoding, end_ids, (0, 0), watched=True)
-    if model.one_by_one:
-        steps = _steps_in_full(model, rows_PD, sequence, draft)
+    prompt_PD = joined(prompt)
+    generation = _begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
+    if model.forward.one_by_one:
+        steps = _steps_in_full(model, prompt_PD, sequence, generation)
     else:
-        steps = _steps(model, model.context_of(rows_PD, [sequence]), [sequence], [draft])
+        context = model.prefixes.context_of(prompt_PD, [sequence])
+        steps = _steps(model, context, [sequence], [generation])
     sent = 0
     with closing(steps):
         for _ in steps:
-            piece = draft.certain[sent:]
+            piece = generation.certain[sent:]
             if piece:
                 sent += len(piece)
                 yield piece
-    reply = _reply(draft)
+    reply = _reply(generation)
     if reply.text[sent:]:
         yield reply.text[sent:]
     return reply
 
 
-def _draft(
+@torch.no_grad()
+def next_logits(
+    model: LanguageModel, prompt_PD: Tensor, sequences: Sequence[TokenSequence]
+) -> Tensor:
+    """Logits [B, V] of the first token of each answer."""
+    if not model.forward.one_by_one:
+        return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
+    logits = []
+    for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
+        keep_BT = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=model.device)
+        keep_BT[:, -1] = True
+        mask_BT = torch.ones_like(keep_BT, dtype=torch.long)
+        logits.append(model.forward.full_pass(embeds, mask_BT, keep_BT))
+    return torch.cat(logits)
+
+
+def _begin(
     model: LanguageModel,
-    rows_PD: Tensor,
-    sequence: TokenSequence,
+    prompt_PD: Tensor,
     decoding: Decoding,
     end_ids: Ids,
+    sequence: TokenSequence,
     number: tuple[int, int],
     *,
     watched: bool = False,
-) -> Draft:
-    length = len(sequence.prefix) + len(rows_PD) + len(sequence.suffix)
+) -> Generation:
+    length = len(full_context(sequence, len(prompt_PD))[0])
     context = model.info.context
     most = decoding.max_new_tokens
-    # A row that is too long already was let through on purpose.
+    # A sequence that is too long already was let through on purpose.
     if length <= context:
         most = min(most, context - length + 1)  # the last token need not be read again
-    return Draft(
+    return Generation(
         model.tokenizer, decoding, end_ids=end_ids, most=most, number=number, watched=watched
     )
 
 
-def _reply(draft: Draft) -> Reply:
-    return Reply(draft.text, not draft.ended)
+def _reply(generation: Generation) -> Reply:
+    return Reply(generation.text, not generation.ended)
 
 
-def _decode(
-    model: LanguageModel,
-    rows_PD: Tensor,
-    batch: Sequence[tuple[TokenSequence, Sequence[Draft]]],
-    batch_size: int,
-) -> None:
-    """Bring every draft of a batch to its end."""
-    if model.one_by_one:
-        for sequence, drafts in batch:
-            for draft in drafts:
-                _decode_in_full(model, rows_PD, sequence, draft)
-        return
-    sequences = [sequence for sequence, _ in batch]
-    ahead = model.context_of(rows_PD, sequences)
-    for first in range(0, len(batch[0][1]), batch_size):
-        some = [draft for _, drafts in batch for draft in drafts[first : first + batch_size]]
-        for _ in _steps(model, ahead, sequences, some):
-            pass
+def _read(
+    model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
+) -> tuple[Tensor, Tensor, GrowingKVCache]:
+    """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind it."""
+    packing = Packing(len(context.prompt_PD), 0)
+    for before, sequence in zip(context.before, sequences, strict=True):
+        packing.add(before, sequence, ())
+    everyone = range(len(sequences))
+    batch = packing.tensors(everyone, model.device)
+    cache = GrowingKVCache(context.cached(everyone), len(sequences))
+    embeds = model.forward.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
+    last = torch.zeros_like(batch.keep_BT)
+    last[:, -1] = True
+    logits = model.forward.logits(embeds, batch.layout, cache, last)
+    return logits, batch.layout.positions[:, -1:], cache
 
 
 @torch.inference_mode()
 def _steps(
     model: LanguageModel,
-    ahead: CachedContext,
+    context: CachedContext,
     sequences: Sequence[TokenSequence],
-    drafts: Sequence[Draft],
-) -> Generator[None, None, None]:
-    """Decode a batch, a token at a time; the drafts of a sequence stand next to each other.
+    generations: Sequence[Generation],
+) -> Steps[None, None, None]:
+    """Decode a batch, a token at a time; the generations of a sequence are next to each other.
 
-    Answers that are over are left out of the passes once they are many enough to be worth a copy.
+    Finished answers are left out of the passes once they are many enough to be worth a copy.
 
-    `ahead` is made outside, not in inference mode: prefixes are stored, and training goes through
+    `context` is made outside, not in inference mode: prefixes are stored, and training goes through
     them.
     """
-    layout = Packing(len(ahead.rows_PD), 0)
-    for before, sequence in zip(ahead.before, sequences, strict=True):
-        layout.add(before, sequence.suffix, ())
-    everyone = range(len(sequences))
-    batch = layout.tensors(everyone, model.device)
-    past = GrowingKVCache(ahead.cached(everyone), len(sequences))
-    embeds = model.splice(batch.ids_BT, batch.prompt_at, ahead.rows_PD)
-    last = torch.zeros_like(batch.keep_BT)
-    last[:, -1] = True
-    logits = model.logits(embeds, batch.slots, past, last)
-    positions = batch.slots.positions[:, -1:]
-    samples = len(drafts) // len(sequences)
-    going = torch.arange(len(sequences), device=model.device).repeat_interleave(samples)
+    logits, positions, cache = _read(model, context, sequences)
+    samples = len(generations) // len(sequences)
+    kept = torch.arange(len(sequences), device=model.device).repeat_interleave(samples)
     if samples > 1:
-        past, logits, positions = past.rows(going), logits[going], positions[going]
+        cache, logits, positions = cache.select(kept), logits[kept], positions[kept]
     last = torch.ones_like(positions, dtype=torch.bool)
     while True:
-        token = _chosen(logits, drafts)
-        for draft, new in zip(drafts, token.tolist(), strict=True):
-            draft.add(new)
+        token = _choose(logits, generations)
+        for generation, new in zip(generations, token.tolist(), strict=True):
+            generation.add(new)
         yield
-        left = [i for i, draft in enumerate(drafts) if not draft.over]
+        left = [i for i, generation in enumerate(generations) if not generation.over]
         if not left:
             return
-        if len(drafts) - len(left) >= LEFT_OUT * len(drafts):
-            drafts, going = [drafts[i] for i in left], torch.tensor(left, device=model.device)
-            past, token = past.rows(going), token[going]
-            positions, last = positions[going], last[going]
-        # A row that is over goes along where it is: there may be no position behind it.
-        moving = torch.tensor([not draft.over for draft in drafts], device=model.device)
+        if len(generations) - len(left) >= LEFT_OUT * len(generations):
+            generations = [generations[i] for i in left]
+            kept = torch.tensor(left, device=model.device)
+            cache, token = cache.select(kept), token[kept]
+            positions, last = positions[kept], last[kept]
+        # A finished one stays where it is: there may be no position behind it.
+        moving = torch.tensor([not g.over for g in generations], device=model.device)
         positions = positions + moving[:, None].long()
-        embeds = model.splice(token[:, None], torch.empty(0), ahead.rows_PD)
-        logits = model.logits(embeds, TokenLayout.trunk(positions), past, last)
+        embeds = model.forward.embed(token[:, None])
+        logits = model.forward.logits(embeds, TokenLayout.trunk(positions), cache, last)
 
 
-def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
-    """The next token [N] of every draft; any where a draft is over."""
-    if not drafts[0].decoding.temperature:
-        highest_N, chosen_N = logits_NV.max(dim=1)  # NaN where any logit of a row is
-        if not all(d.over or h for d, h in zip(drafts, highest_N.isfinite().tolist(), strict=True)):
+def _choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
+    """The next token [N] of every generation; any where one is over."""
+    if not generations[0].decoding.temperature:
+        highest_N, chosen_N = logits_NV.max(dim=1)  # NaN where any logit is
+        finite = highest_N.isfinite().tolist()
+        if not all(g.over or is_finite for g, is_finite in zip(generations, finite, strict=True)):
             raise ModelError(NOT_FINITE)
         return chosen_N
-    rows = logits_NV.cpu()
-    chosen = [0 if d.over else d.choose(row_V) for d, row_V in zip(drafts, rows, strict=True)]
+    chosen = [
+        0 if generation.over else generation.choose(logits_V)
+        for generation, logits_V in zip(generations, logits_NV.cpu(), strict=True)
+    ]
     return torch.tensor(chosen, device=logits_NV.device)
 
 
@@ -221,35 +236,33 @@ def _chosen(logits_NV: Tensor, drafts: Sequence[Draft]) -> Tensor:
 @torch.no_grad()
 def _decode_in_full(
     model: LanguageModel,
-    rows_PD: Tensor,
+    prompt_PD: Tensor,
     sequence: TokenSequence,
-    draft: Draft,
-    told: Callable[[], None] = lambda: None,
+    generation: Generation,
+    notify: Callable[[], None] = lambda: None,
 ) -> None:
-    """One answer by `transformers` `generate`, which gets its tokens from the draft."""
+    """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
 
     def choose(_: Tensor, scores: Tensor) -> Tensor:
-        if draft.over:
+        if generation.over:
             return scores
-        token = _chosen(scores, [draft])
-        draft.add(int(token))
-        told()
+        token = _choose(scores, [generation])
+        generation.add(int(token))
+        notify()
         return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
 
     def over(_: Tensor, scores: object, **__: object) -> Tensor:
-        return torch.tensor([draft.over], device=model.device)
+        return torch.tensor([generation.over], device=model.device)
 
-    ids = torch.tensor([sequence.prefix + (0,) * len(rows_PD) + sequence.suffix])
-    at = torch.arange(len(rows_PD)) + len(sequence.prefix)
-    embeds = model.splice(ids.to(model.device), at.to(model.device), rows_PD)
-    model.forget_longest_pass()
+    embeds = model.forward.embed_in_full(prompt_PD, sequence)
+    model.forward.forget_longest_pass()
     model.model.generate(
         inputs_embeds=embeds,
-        attention_mask=torch.ones_like(ids).to(model.device),
-        max_new_tokens=draft.most,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device),
+        max_new_tokens=generation.most,
         do_sample=False,
         repetition_penalty=1.0,
-        eos_token_id=list(draft.end_ids) or None,
+        eos_token_id=list(generation.end_ids) or None,
         pad_token_id=0,
         logits_processor=LogitsProcessorList([choose]),
         stopping_criteria=StoppingCriteriaList([over]),
@@ -257,16 +270,18 @@ def _decode_in_full(
 
 
 def _steps_in_full(
-    model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence, draft: Draft
-) -> Generator[None, None, None]:
-    """The same, a token at a time: `generate` runs in a thread, as it tells nothing sooner."""
-    told: SimpleQueue[bool] = SimpleQueue()
+    model: LanguageModel, prompt_PD: Tensor, sequence: TokenSequence, generation: Generation
+) -> Steps[None, None, None]:
+    """The same, a token at a time: `generate` runs in a thread, as it has no other way to yield."""
+    added: SimpleQueue[bool] = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(_decode_in_full, model, rows_PD, sequence, draft, lambda: told.put(True))
-        work.add_done_callback(lambda _: told.put(False))
+        work = pool.submit(
+            _decode_in_full, model, prompt_PD, sequence, generation, lambda: added.put(True)
+        )
+        work.add_done_callback(lambda _: added.put(False))
         try:
-            while told.get():
+            while added.get():
                 yield
             work.result()
         finally:
-            draft.over = True  # nobody may want the rest
+            generation.over = True  # nobody may read the rest

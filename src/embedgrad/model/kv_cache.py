@@ -1,17 +1,15 @@
-"""What the tokens of a pass attend to: cached of stored keys and values, and each other.
+"""KV cache of one pass: stored keys and values, the pass's own, and who sees what.
 
-Every token has a slot: its position in the sequence, and an interval of branches. A token sees what
-stands no later than itself and whose interval holds its own beginning, so that padding anywhere,
-ragged prefixes, choices side by side and sliding windows are one rule.
+Every token has a position in its sequence and an interval of branches. A token sees those that are
+no later than itself and whose interval holds its own beginning, so that padding anywhere, ragged
+prefixes, choices side by side and sliding windows are one rule.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -22,12 +20,12 @@ from embedgrad.model.prefix_cache import CachedPrefix
 TRUNK = 2**31 - 1  # where the trunk's interval ends
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLayout:
-    """Positions and intervals of tokens, shape [B, T] each; B may be 1 for all rows alike.
+@final
+class TokenLayout(NamedTuple):
+    """Positions and intervals of tokens, shape [B, T] each; B may be 1 for a whole batch.
 
-    The trunk is [0, TRUNK); a branch is [enter, leave), and holds the branches that go on from it;
-    padding is [-1, -1), which nothing sees.
+    The trunk is [0, TRUNK); a branch is [enter, leave) and holds the branches behind it; padding is
+    [-1, -1), which nothing sees.
     """
 
     positions: Tensor
@@ -36,28 +34,17 @@ class TokenLayout:
 
     @classmethod
     def trunk(cls, positions_BT: Tensor) -> TokenLayout:
-        """TokenLayout of tokens that all later ones see; padding where a position is negative."""
+        """Tokens that all later ones see; padding where a position is negative."""
         real = positions_BT >= 0
         return cls(positions_BT, torch.where(real, 0, -1), torch.where(real, TRUNK, -1))
 
-    def __add__(self, other: TokenLayout) -> TokenLayout:
-        pairs = (
-            (self.positions, other.positions),
-            (self.enter, other.enter),
-            (self.leave, other.leave),
-        )
-        return TokenLayout(*(torch.cat(pair, dim=1) for pair in pairs))
+    def expand(self, batch: int) -> TokenLayout:
+        """The same layout for each sequence of a batch."""
+        return TokenLayout(*(part.expand(batch, -1) for part in self))
 
-    def expand(self, rows: int) -> TokenLayout:
-        """The same slots for so many rows."""
-        return TokenLayout(
-            *(part.expand(rows, -1) for part in (self.positions, self.enter, self.leave))
-        )
-
-    def rows(self, picked: Tensor) -> TokenLayout:
-        """The slots of the rows of these numbers."""
-        parts = (self.positions, self.enter, self.leave)
-        return TokenLayout(*(part.index_select(0, picked) for part in parts))
+    def select(self, indices_N: Tensor) -> TokenLayout:
+        """The layout of these sequences of the batch."""
+        return TokenLayout(*(part.index_select(0, indices_N) for part in self))
 
     def see(self, keys: TokenLayout, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
@@ -67,37 +54,54 @@ class TokenLayout:
         return seen if window is None else seen & (key > at - window)
 
 
-@dataclass(frozen=True, slots=True)
-class CachedKV:
+@final
+class CachedKV(NamedTuple):
     """Keys and values of tokens before a pass: per layer [B or 1, key-value heads, K, size].
 
-    `plain` says that every token of the pass sees all of them, sliding windows aside.
+    `plain`: every token of the pass sees all of them, sliding windows aside.
     """
 
     keys: Sequence[Tensor] | Tensor
     values: Sequence[Tensor] | Tensor
-    slots: TokenLayout
+    layout: TokenLayout
     plain: bool
 
     @property
     def length(self) -> int:
         """Tokens, with padding."""
-        return self.slots.positions.shape[1]
+        return self.layout.positions.shape[1]
 
 
-class KVCache(DynamicCache):
-    """The cache that a model is given for one pass.
+@final
+class CachedContext(NamedTuple):
+    """What a batch's own tokens attend to: each sequence's prefix, and a prompt run once for all.
 
-    The cached stay where they are: the model gets back the pass's own keys and values only, and
-    `attention.attend` looks at the cached. With `joined`, for a model that has its own attention
-    code, it gets all of them in one piece.
+    `before` counts the tokens before each sequence's own; `prompt_PD` are the refined rows still to
+    be placed among those.
+    """
+
+    prefixes: list[CachedPrefix]
+    prompt: CachedKV | None
+    before: list[int]
+    prompt_PD: Tensor
+
+    def cached(self, group: Sequence[int]) -> list[CachedKV]:
+        """Keys and values for the given sequences of the batch."""
+        stacked = stack_prefixes([self.prefixes[i] for i in group], self.prompt_PD.device)
+        return stacked if self.prompt is None else [*stacked, self.prompt]
+
+
+class KVCache(DynamicCache, ABC):
+    """The cache that `transformers` gets for a pass, with the masks over its keys.
+
+    `joined` is for a model with attention code of its own, which gets all keys in one piece.
     """
 
     def __init__(self, cached: Sequence[CachedKV] = ()):
         super().__init__()
         self.cached = tuple(cached)
         self.joined = False
-        self.attended: set[int] = set()  # layers that looked at the cached
+        self.attended: set[int] = set()  # layers whose attention was ours
         self.kinds: Sequence[str] = ()
         self.masks: dict[str, list[Tensor | None]] = {}
         self.own_keys: list[Tensor] = []
@@ -105,32 +109,38 @@ class KVCache(DynamicCache):
 
     def see(
         self,
-        slots: TokenLayout,
+        layout: TokenLayout,
         windows: Mapping[str, int | None],
         kinds: Sequence[str],
         dtype: torch.dtype,
     ) -> None:
-        """Make the masks of a pass: for each kind of layer one per piece, and its own.
+        """Make the masks of a pass: for each kind of layer one per cached piece, and its own.
 
         `kinds` names the kind of every layer; empty: there is but one.
         """
         self.kinds = kinds
-        own = self._own_slots(slots)
+        own = self.own_layout(layout)
         for kind, window in windows.items():
             masks = [
                 None
                 if piece.plain and window is None
-                else _additive(slots.see(piece.slots, window), dtype)
+                else _additive(layout.see(piece.layout, window), dtype)
                 for piece in self.cached
             ]
-            self.masks[kind] = [*masks, _own_mask(slots, own, window, dtype)]
+            self.masks[kind] = [*masks, _own_mask(layout, own, window, dtype)]
 
-    def _own_slots(self, slots: TokenLayout) -> TokenLayout:
+    @abstractmethod
+    def own_layout(self, layout: TokenLayout) -> TokenLayout:
         """Layout of the keys that `update` returns besides the cached ones; called once a pass."""
-        return slots
+
+    @abstractmethod
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep a layer's new keys and values; returns those that the model computes with."""
 
     def joint_mask(self, kind: str) -> Tensor:
-        """The mask [B, 1, T, K] that the model is told: over all keys if it joins them, else own.
+        """The mask [B, 1, T, K] for the model: over all keys if it joins them, else its own.
 
         `transformers` takes a mask of four dimensions as it is.
         """
@@ -145,81 +155,86 @@ class KVCache(DynamicCache):
         ]
         return torch.cat([*parts, own], dim=3)
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return sum(piece.length for piece in self.cached)
+
+
+@final
+class FixedKVCache(KVCache):
+    """A KV cache for a single pass.
+
+    Stored keys are not copied: the model gets the pass's own keys and values back, and
+    `attention.attend` looks at the stored ones.
+    """
+
+    def own_layout(self, layout: TokenLayout) -> TokenLayout:
+        return layout
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Remember a layer's own keys and values; see the class for what comes back."""
         assert layer_idx == len(self.own_keys), "a layer was left out, or shares another's keys"
         self.own_keys.append(key_states)
         self.own_values.append(value_states)
         if not self.joined:
             return key_states, value_states
-        rows = len(key_states)
-        keys = [s.keys[layer_idx].expand(rows, -1, -1, -1) for s in self.cached]
-        values = [s.values[layer_idx].expand(rows, -1, -1, -1) for s in self.cached]
+        batch = len(key_states)
+        keys = [piece.keys[layer_idx].expand(batch, -1, -1, -1) for piece in self.cached]
+        values = [piece.values[layer_idx].expand(batch, -1, -1, -1) for piece in self.cached]
         return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return sum(piece.length for piece in self.cached)
-
-    def as_cached(self, slots: TokenLayout) -> CachedKV:
-        """What a pass without padding or branches made, for the next one to look at."""
-        return CachedKV(self.own_keys, self.own_values, slots, plain=True)
+    def as_cached(self, layout: TokenLayout) -> CachedKV:
+        """Keys and values of a pass without padding or branches, for the next one to attend to."""
+        return CachedKV(self.own_keys, self.own_values, layout, plain=True)
 
 
+@final
 class GrowingKVCache(KVCache):
-    """A past that its own passes add to, for decoding token by token.
+    """A KV cache that every pass adds to, for decoding token by token.
 
     All keys of a layer lie in one piece, new ones behind it; the room doubles when it is full.
     """
 
-    def __init__(self, cached: Sequence[CachedKV], rows: int):
+    def __init__(self, cached: Sequence[CachedKV], batch: int):
         super().__init__()
         self._before = tuple(cached)
-        self._slots = [piece.slots.expand(rows) for piece in cached]
+        self._layouts = [piece.layout.expand(batch) for piece in cached]
 
-    def _own_slots(self, slots: TokenLayout) -> TokenLayout:
-        self._slots = [functools.reduce(operator.add, [*self._slots, slots])]
-        return self._slots[0]
+    def own_layout(self, layout: TokenLayout) -> TokenLayout:
+        parts = zip(*self._layouts, layout, strict=True)
+        self._layouts = [TokenLayout(*(torch.cat(part, dim=1) for part in parts))]
+        return self._layouts[0]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values; gives back all that were written."""
-        end = self._slots[0].positions.shape[1]
+        end = self._layouts[0].positions.shape[1]
         start = end - key_states.shape[2]
         grown = []
         for name, stored, new in (
             ("keys", self.own_keys, key_states),
             ("values", self.own_values, value_states),
         ):
-            if layer_idx == len(stored):
-                stored.append(_room(new, end))
-                at = 0
-                for piece in self._before:
-                    old = getattr(piece, name)[layer_idx]
-                    stored[layer_idx][:, :, at : at + piece.length] = old
-                    at += piece.length
-            elif stored[layer_idx].shape[2] < end:
-                more = _room(new, end)
-                more[:, :, :start] = stored[layer_idx][:, :, :start]
-                stored[layer_idx] = more
+            first = layer_idx == len(stored)
+            if first or stored[layer_idx].shape[2] < end:
+                room, at = new.new_empty(*new.shape[:2], 2 * end, new.shape[3]), 0
+                old = [getattr(piece, name)[layer_idx] for piece in self._before]
+                for keys in old if first else [stored[layer_idx][:, :, :start]]:
+                    room[:, :, at : at + keys.shape[2]] = keys
+                    at += keys.shape[2]
+                stored[layer_idx : layer_idx + 1] = [room]
             stored[layer_idx][:, :, start:end] = new
             grown.append(stored[layer_idx][:, :, :end])
         key, value = grown
         return key, value
 
-    def rows(self, picked: Tensor) -> GrowingKVCache:
-        """A past of its own for the rows of these numbers [N], in their order, also repeated."""
-        taken = GrowingKVCache((), 0)
-        taken._slots = [slots.rows(picked) for slots in self._slots]
-        taken.own_keys = [keys.index_select(0, picked) for keys in self.own_keys]
-        taken.own_values = [values.index_select(0, picked) for values in self.own_values]
-        return taken
-
-
-def _room(like: Tensor, tokens: int) -> Tensor:
-    return like.new_empty(*like.shape[:2], 2 * tokens, like.shape[3])
+    def select(self, indices_N: Tensor) -> GrowingKVCache:
+        """A copy for these sequences of the batch, in their order, also repeated."""
+        copy = GrowingKVCache((), 0)
+        copy._layouts = [layout.select(indices_N) for layout in self._layouts]
+        copy.own_keys = [keys.index_select(0, indices_N) for keys in self.own_keys]
+        copy.own_values = [values.index_select(0, indices_N) for values in self.own_values]
+        return copy
 
 
 def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> list[CachedKV]:
@@ -245,20 +260,20 @@ def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> li
                 values[:, b, :, padding:] = prefix.values
         lengths = [prefix.length for prefix in prefixes]
     positions = torch.arange(longest)[None] - longest + torch.tensor(lengths)[:, None]
-    slots = TokenLayout.trunk(positions.to(device))
-    return [CachedKV(keys, values, slots, plain=min(lengths) == longest)]
+    layout = TokenLayout.trunk(positions.to(device))
+    return [CachedKV(keys, values, layout, plain=min(lengths) == longest)]
 
 
 def _own_mask(
-    slots: TokenLayout, keys: TokenLayout, window: int | None, dtype: torch.dtype
+    layout: TokenLayout, keys: TokenLayout, window: int | None, dtype: torch.dtype
 ) -> Tensor:
     """The mask over keys that end with the tokens' own."""
-    seen = slots.see(keys, window)
+    seen = layout.see(keys, window)
     # Padding sees itself, because a softmax over nothing is NaN.
     tokens, count = seen.shape[1:]
     itself = torch.eye(tokens, count, dtype=torch.bool, device=seen.device)
     itself = itself.roll(count - tokens, dims=1)
-    return _additive(seen | (itself & (slots.enter < 0)[:, :, None]), dtype)
+    return _additive(seen | (itself & (layout.enter < 0)[:, :, None]), dtype)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,19 +1,23 @@
-"""What the model says of a batch of answers."""
+"""Outcome: log-probabilities of a batch's answers, per example, and what a batch carries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from torch import Tensor
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the model says of a batch.
+    """Log-probabilities of a batch of B examples with up to C targets each.
 
-    `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where a row has
+    `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where there are
     fewer targets; `tokens_BC` counts those tokens; `gold_B` is the index of the right answer.
-    `normalize` says that choices are compared per token.
+    `normalize` compares choices per token. `groups`, `tasks` and the columns of `extra` have one
+    entry per example.
     """
 
     logprobs_BC: Tensor
@@ -21,6 +25,8 @@ class Outcome:
     gold_B: Tensor
     groups: tuple[str | None, ...]
     normalize: bool = False
+    tasks: tuple[str | None, ...] = ()
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def answer_logprobs_B(self) -> Tensor:

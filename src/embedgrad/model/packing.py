@@ -1,113 +1,132 @@
-"""Where every token of a batch goes, as tensors: ids, slots, and what to read off.
+"""Packing: where every token of a batch goes, as tensors.
 
-A row is laid out as prompt, suffix, then the tree of its targets, padded on the left. A target's
-first token is read off the suffix's end; the tokens behind it branch off there, and targets that
-begin alike share their beginning.
+A sequence is laid out as prompt, suffix, then the tree of its targets, padded on the left. A
+target's first token is read at the suffix's end; the tokens behind it branch off there, and targets
+that begin alike share their beginning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.model.kv_cache import TRUNK, TokenLayout
 from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.sequence import TokenSequence
 
-PASS_COST = 64  # tokens that could be computed in the time by which a pass of its own is dearer
+PASS_COST = 64  # tokens that could be computed in the time that one more pass costs
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Tensors of one padded batch; see `Packing`. `rows` and `tokens` [W] are what to read off."""
+def full_context(sequence: TokenSequence, prompt: int) -> tuple[Ids, list[int]]:
+    """Ids of prefix, prompt (`prompt` rows, zeros) and suffix; and the rows' places, in order."""
+    first, start = prompt - len(sequence.later), len(sequence.prefix)
+    places = [*range(start, start + first), *(start + first + at for at in sequence.later)]
+    return sequence.context((0,) * prompt), places
+
+
+@final
+class PackedBatch(NamedTuple):
+    """Tensors of one padded batch; see `Packing`.
+
+    `prompt_at` are flat positions of the prompt's rows. Target token w is `tokens[w]`, read at kept
+    place number `places[w]` and counted in cell `cells[w]` of a table of `shape` [B, C].
+    """
 
     ids_BT: Tensor
-    slots: TokenLayout
+    layout: TokenLayout
     keep_BT: Tensor
     prompt_at: Tensor
-    rows: Tensor
+    places: Tensor
     tokens: Tensor
     cells: Tensor
     shape: tuple[int, int]
 
-    def table(self, logprobs_W: Tensor) -> Tensor:
-        """Summed log-probabilities [B, C] of the targets."""
-        return table(logprobs_W, self.cells, self.shape)
 
-
+@final
 class Packing:
-    """A batch in the making; `prompt` counts the refined rows that stand in it, `width` targets."""
+    """Collects sequences, each with `prompt` rows of its own and up to `width` targets."""
 
     def __init__(self, prompt: int, width: int):
         self.prompt = prompt
         self.width = width
-        self._rows: list[_Row] = []
+        self._packed: list[_Packed] = []
 
-    def add(self, before: int, suffix: Ids, targets: Sequence[Ids]) -> None:
-        """Add a row that goes on from `before` tokens."""
-        row = _Row(before, [0] * self.prompt + list(suffix))
-        row.branch(targets)
-        self._rows.append(row)
+    def add(self, before: int, sequence: TokenSequence, targets: Sequence[Ids]) -> None:
+        """Add a sequence's own tokens, which follow `before` others."""
+        first = self.prompt - len(sequence.later)
+        packed = _Packed(before, [0] * first + list(sequence.suffix))
+        packed.prompt_at = [*range(first), *(first + at for at in sequence.later)]
+        packed.branch([(ids, sequence.inputs_of(ids)) for ids in targets])
+        self._packed.append(packed)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(row.ids) for row in self._rows]
+        """Tokens of each sequence."""
+        return [len(packed.ids) for packed in self._packed]
 
-    def tensors(self, group: Sequence[int], device: torch.device) -> Batch:
-        """Pad and stack the rows of a group."""
-        picked = [self._rows[i] for i in group]
-        longest = max(len(row.ids) for row in picked)
-        padding = [longest - len(row.ids) for row in picked]
+    def tensors(self, group: Sequence[int], device: torch.device) -> PackedBatch:
+        """Pad and stack the sequences of a group."""
+        batch = [self._packed[i] for i in group]
+        longest = max(len(packed.ids) for packed in batch)
+        padding = [longest - len(packed.ids) for packed in batch]
 
         def stack(name: str, fill: int) -> Tensor:
-            rows = [
-                [fill] * pad + getattr(row, name) for pad, row in zip(padding, picked, strict=True)
+            lines = [
+                [fill] * pad + getattr(packed, name)
+                for pad, packed in zip(padding, batch, strict=True)
             ]
-            return torch.tensor(rows, dtype=torch.long).to(device)
+            return torch.tensor(lines, dtype=torch.long).to(device)
 
-        wanted = [
+        def indices(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        reads = [
             (b, pad + at, token, b * self.width + c)
-            for b, (pad, row) in enumerate(zip(padding, picked, strict=True))
-            for at, token, c in row.wanted
+            for b, (pad, packed) in enumerate(zip(padding, batch, strict=True))
+            for at, token, c in packed.reads
         ]
-        keep = torch.zeros(len(picked), longest, dtype=torch.bool)
-        read = sorted({(b, at) for b, at, _, _ in wanted})
-        index = {place: n for n, place in enumerate(read)}
-        for place in read:
+        keep = torch.zeros(len(batch), longest, dtype=torch.bool)
+        kept = sorted({(b, at) for b, at, _, _ in reads})
+        number = {place: n for n, place in enumerate(kept)}
+        for place in kept:
             keep[place] = True
-        prompt_at = [
-            b * longest + pad + p for b, pad in enumerate(padding) for p in range(self.prompt)
-        ]
-        rows = [index[b, at] for b, at, _, _ in wanted]
-        return Batch(
+        return PackedBatch(
             ids_BT=stack("ids", 0),
-            slots=TokenLayout(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
+            layout=TokenLayout(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
             keep_BT=keep.to(device),
-            prompt_at=torch.tensor(prompt_at, dtype=torch.long, device=device),
-            rows=torch.tensor(rows, dtype=torch.long, device=device),
-            tokens=torch.tensor([w[2] for w in wanted], dtype=torch.long, device=device),
-            cells=torch.tensor([w[3] for w in wanted], dtype=torch.long, device=device),
-            shape=(len(picked), self.width),
+            prompt_at=indices(
+                [
+                    b * longest + pad + at
+                    for b, (pad, packed) in enumerate(zip(padding, batch, strict=True))
+                    for at in packed.prompt_at
+                ]
+            ),
+            places=indices([number[b, at] for b, at, _, _ in reads]),
+            tokens=indices([token for _, _, token, _ in reads]),
+            cells=indices([cell for *_, cell in reads]),
+            shape=(len(batch), self.width),
         )
 
 
-class _Row:
-    """One row: its tokens with their slots, and (place, token, target) of what is read off."""
+@final
+class _Packed:
+    """One sequence: its tokens with their layout, and (place, token, target) of what is read."""
 
     def __init__(self, before: int, ids: list[int]):
         self.ids = ids
+        self.prompt_at: list[int] = []
         self.positions = list(range(before, before + len(ids)))
         self.enter = [0] * len(ids)
         self.leave = [TRUNK] * len(ids)
-        self.wanted: list[tuple[int, int, int]] = []
+        self.reads: list[tuple[int, int, int]] = []
 
-    def branch(self, targets: Sequence[Ids]) -> None:
-        """Add the tree of the targets behind the trunk."""
-        # What is left to do: a node's children, or (None) its end. Answers are too deep to recurse.
-        waiting: list[tuple[int, int, dict[int, Ids] | None]] = [
+    def branch(self, targets: Sequence[tuple[Ids, Ids]]) -> None:
+        """Add the tree of the targets, each with the inputs that the model reads, to the trunk."""
+        # To do: a node's children, or (None) its end. Answers are too deep to recurse.
+        waiting: list[tuple[int, int, dict[int, tuple[Ids, Ids]] | None]] = [
             (len(self.ids) - 1, 0, dict(enumerate(targets)))
         ]
         while waiting:
@@ -116,24 +135,19 @@ class _Row:
                 self.leave[at] = len(self.ids)
                 continue
             if depth:
-                at = self._append(at, next(iter(below.values()))[depth - 1])
+                parent, at = at, len(self.ids)
+                self.ids.append(next(iter(below.values()))[1][depth - 1])
+                self.positions.append(self.positions[parent] + 1)
+                self.enter.append(at)
+                self.leave.append(TRUNK)
                 waiting.append((at, depth, None))
-            following: dict[int, dict[int, Ids]] = {}
-            for c, ids in below.items():
+            following: dict[int, dict[int, tuple[Ids, Ids]]] = {}
+            for c, (ids, inputs) in below.items():
                 if depth < len(ids):
-                    self.wanted.append((at, ids[depth], c))
+                    self.reads.append((at, ids[depth], c))
                     if depth + 1 < len(ids):
-                        following.setdefault(ids[depth], {})[c] = ids
+                        following.setdefault(inputs[depth], {})[c] = ids, inputs
             waiting += [(at, depth + 1, more) for more in reversed(following.values())]
-
-    def _append(self, after: int, token: int) -> int:
-        """Add a token behind the one at a place; returns its own place."""
-        place = len(self.ids)
-        self.ids.append(token)
-        self.positions.append(self.positions[after] + 1)
-        self.enter.append(place)
-        self.leave.append(TRUNK)
-        return place
 
 
 def table(logprobs_W: Tensor, cells_W: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -142,10 +156,10 @@ def table(logprobs_W: Tensor, cells_W: Tensor, shape: tuple[int, int]) -> Tensor
     return empty.index_add(0, cells_W, logprobs_W).view(shape)
 
 
-def passes(lengths: Sequence[int]) -> list[list[int]]:
-    """Split rows into passes so that padding and the price of a pass are least.
+def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Split sequences into passes with the least padding plus cost of the passes.
 
-    Rows of like length go together; the indices of a pass are in order.
+    Sequences of like length go together; the indices of a pass are in order.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     cost, cut = [0.0], [0]

@@ -1,1 +1,1 @@
-"""parts."""
+"""Everything that a recipe can name, one file for each part."""

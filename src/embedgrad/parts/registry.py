@@ -1,7 +1,7 @@
-"""Every part that a recipe may name, by kind; and how options become parts.
+"""The registry: every part that a recipe may name, by kind, and how options become a part.
 
-A part is a frozen dataclass whose fields are its options. The text below a field is its help, so
-that recipe errors, `embedgrad parts` and the docs say the same words.
+A part is a frozen dataclass whose fields are its options. The docstring of a field is its help, so
+recipe errors, `embedgrad parts` and the docs say the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from embedgrad.errors import EmbedgradError, RecipeError, nearest
+from embedgrad.parts.augmentations import AUGMENTATIONS
 from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.optimizers import OPTIMIZERS
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
@@ -30,10 +31,13 @@ _SHOULD_BE = "Input should be "  # how pydantic begins
 KINDS: dict[str, Mapping[str, type]] = {
     "parameterization": PARAMETERIZATIONS,
     "objective": OBJECTIVES,
+    "augmentations": AUGMENTATIONS,
     "transforms": TRANSFORMS,
     "optimizer": OPTIMIZERS,
     "scorer": SCORERS,
 }
+# Kinds without a default are off unless a recipe names a part. Those of LISTS take several.
+LISTS = ("augmentations", "transforms")
 DEFAULTS = {
     "parameterization": "free",
     "objective": "cross_entropy",
@@ -54,21 +58,19 @@ class Option:
 
 
 def options_of(cls: type) -> list[Option]:
-    """The options of a frozen dataclass, with the text that stands below each field."""
-    helps = _field_texts(cls)
+    """The options of a frozen dataclass, with the docstring of each field."""
+    helps = _read_field_docs(cls)
     options = []
     for field in dataclasses.fields(cls):
-        if field.default is None:
-            default = "unset"
-        elif field.default is not dataclasses.MISSING:
-            default = json.dumps(field.default, default=str)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = json.dumps(field.default_factory(), default=str)
-        else:
+        value: object = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if value is dataclasses.MISSING:
             default = "required"
-        options.append(
-            Option(field.name, _type_text(field.type), default, helps.get(field.name, ""))
-        )
+        else:
+            default = "unset" if value is None else json.dumps(value, default=str)
+        help = helps.get(field.name, "")
+        options.append(Option(field.name, _describe_type(field.type), default, help))
     return options
 
 
@@ -78,47 +80,46 @@ def summary_of(cls: type) -> str:
 
 
 def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | None:
-    """A dataclass from plain values; on failure None, and a line per problem in `problems`."""
+    """Build a dataclass from plain values; on failure None, and `problems` gets a line for each."""
     if not isinstance(values, Mapping):
         problems.append(f"{path}: {values!r}; expected a table of options")
         return None
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [str(name) for name in values if name not in fields]
     problems += [f"{path}.{name}: unknown option; {nearest(name, fields)}" for name in unknown]
-    given = {name: value for name, value in values.items() if name in fields}
-    plain = {n: None if _is_none(fields[n], value) else value for n, value in given.items()}
+    options = {name: value for name, value in values.items() if name in fields}
+    plain = {n: None if _means_unset(fields[n], value) else value for n, value in options.items()}
     try:
-        text = json.dumps(plain, default=str)
-        made = TypeAdapter(cls).validate_json(text, strict=True)
+        instance = TypeAdapter(cls).validate_json(json.dumps(plain, default=str), strict=True)
     except ValidationError as error:
-        said: dict[tuple[str, str], list[str]] = {}  # an option of several types has one per type
+        reasons: dict[tuple[str, str], list[str]] = {}  # an option of several types has one of each
         for entry in error.errors(include_url=False):
-            cause = entry.get("ctx", {}).get("error")
+            reason = entry.get("ctx", {}).get("error") or entry["msg"]
             shown = "" if entry["type"] == "missing" else f" (given: {entry['input']!r})"
-            place = _place(entry["loc"], given), shown
-            said.setdefault(place, []).append(str(cause or entry["msg"]))
-        for (where, shown), (first, *others) in said.items():
+            reasons.setdefault((_locate(entry["loc"], options), shown), []).append(str(reason))
+        for (where, shown), (first, *others) in reasons.items():
             text = " or ".join([first, *(other.removeprefix(_SHOULD_BE) for other in others)])
             problems.append(f"{path}.{where}: {text}{shown}")
         return None
     except EmbedgradError as error:
-        told = str(error)
-        problems.append(told if told.startswith(f"{path}.") else f"{path}: {told}")
+        text = str(error)
+        problems.append(text if text.startswith(f"{path}.") else f"{path}: {text}")
         return None
-    return None if unknown else made
+    return None if unknown else instance
 
 
 def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any:
-    """A part from `"name"` or `{name = ..., options}`; on failure None and a line in `problems`.
+    """Build a part from `"name"` or `{name = ..., options}`; on failure None, as `build` does.
 
-    Options without a name are those of the kind's default part.
+    Options without a name are those of the kind's default part, if it has one.
     """
-    table = KINDS[kind]
+    table, default = KINDS[kind], DEFAULTS.get(kind)
     if isinstance(values, str):
         values = {"name": values}
-    name = values.get("name", DEFAULTS[kind]) if isinstance(values, Mapping) else None
+    name = values.get("name", default) if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(name, str):
-        problems.append(f"{path}: name the part, as in {{ name = {DEFAULTS[kind]!r} }}")
+        example = default or next(iter(table), "...")
+        problems.append(f"{path}: name the part, as in {{ name = {example!r} }}")
         return None
     if name not in table:
         problems.append(f"{path}.name: unknown {kind} {name!r}; {nearest(name, table)}")
@@ -127,8 +128,16 @@ def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any
     return build(table[name], rest, path, problems)
 
 
+def build_parts(kind: str, values: object, problems: list[str]) -> tuple[Any, ...]:
+    """The parts of a kind that takes several, from a list; see `build_part`."""
+    if not isinstance(values, list | tuple):
+        problems.append(f"{kind}: expected a list, as in [[{kind}]]")
+        return ()
+    return tuple(build_part(kind, part, f"{kind}.{i}", problems) for i, part in enumerate(values))
+
+
 def values_of(part: Any) -> dict[str, Any]:
-    """What `build` takes; options that are unset, and unset by default, are left out."""
+    """The options of a part as `build` takes them, without those that are unset by default."""
     values = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
@@ -140,9 +149,9 @@ def values_of(part: Any) -> dict[str, Any]:
 
 
 def part_values(kind: str, part: object) -> dict[str, Any]:
-    """What `build_part` takes: the part's name and all its options.
+    """The part's name and all its options, as `build_part` takes them.
 
-    Raises `RecipeError` for a part that has no name, as no recipe could say it.
+    Raises `RecipeError` for a part that no recipe can name.
     """
     for name, cls in KINDS[kind].items():
         if type(part) is cls:
@@ -153,29 +162,25 @@ def part_values(kind: str, part: object) -> dict[str, Any]:
     )
 
 
-def _is_none(field: dataclasses.Field[Any], value: object) -> bool:
-    """Whether "none" stands for no value: only where that is possible and not the default."""
+def _means_unset(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether a value is "none" and says no value: where that is possible and not the default."""
     return value == "none" and field.default is not None and "None" in str(field.type)
 
 
-def _place(location: tuple[int | str, ...], values: object) -> str:
-    """The part of a location that leads through `values`; the rest is pydantic's own."""
+def _locate(location: tuple[int | str, ...], values: object) -> str:
+    """The steps of a location that lead through `values`; the others are pydantic's own."""
     names: list[str] = []
     for step in location:
-        inside = (
-            step in values
-            if isinstance(values, Mapping)
-            else isinstance(step, int) and isinstance(values, list | tuple) and step < len(values)
-        )
-        if inside and isinstance(values, Mapping | list | tuple):
+        try:
             values = values[step]  # type: ignore[index]
-        elif names:
-            continue
+        except (LookupError, TypeError):
+            if names:
+                continue
         names.append(str(step))
     return ".".join(names)
 
 
-def _field_texts(cls: type) -> dict[str, str]:
+def _read_field_docs(cls: type) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
@@ -190,7 +195,7 @@ def _field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _type_text(annotation: object) -> str:
+def _describe_type(annotation: object) -> str:
     """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
     text = str(annotation).replace(" | None", " or none")
     text = text.replace("Mapping[str, ", "table[").replace("tuple[str, ...]", "list[str]")

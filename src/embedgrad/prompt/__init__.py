@@ -1,1 +1,1 @@
-"""prompt."""
+"""A prompt from text to tokens, rows and a saved artifact."""

@@ -1,4 +1,4 @@
-"""A refined prompt on disk: `prompt.safetensors` (rows) and `prompt.json` (everything else).
+"""The artifact, a prompt on disk: `prompt.safetensors` (rows) and `prompt.json` (all else).
 
 The two files belong together: the JSON holds the digest of the other. Nothing in them is executed,
 and everything is checked before it is used.
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import torch
 from annotated_types import Ge, Lt
@@ -33,7 +33,7 @@ from embedgrad.prompt.trust_region import TrustRegion, store_compact
 T = TypeVar("T")
 
 FORMAT = "embedgrad-prompt"
-VERSION = 1
+VERSION = 2
 ROWS_FILE = "prompt.safetensors"
 JSON_FILE = "prompt.json"
 LARGEST_HEADER = 2**20
@@ -58,10 +58,17 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
     described = {
         "format": FORMAT,
         "version": VERSION,
-        "text": prompt.span.text,
-        "token_ids": list(prompt.span.ids),
-        "tokens": list(prompt.span.tokens),
-        "drawn_into_span": [prompt.span.drawn_left, prompt.span.drawn_right],
+        "spans": [
+            {
+                "text": span.text,
+                "token_ids": list(span.ids),
+                "tokens": list(span.tokens),
+                "drawn_in": [span.drawn_left, span.drawn_right],
+                "drift": prompt.drift[place].tolist(),
+                "cosine": prompt.cosine[place].tolist(),
+            }
+            for span, place in zip(prompt.spans, prompt.places().values(), strict=True)
+        ],
         "template": prompt.template.as_dict(),
         "date": prompt.date.isoformat(),
         "target": asdict(prompt.target),
@@ -73,8 +80,6 @@ def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
             "sha256": hashlib.sha256(content).hexdigest(),
         },
         "trust_region": asdict(prompt.trust_region),
-        "drift": prompt.drift.tolist(),
-        "cosine": prompt.cosine.tolist(),
         **prompt.provenance,
     }
     try:
@@ -106,16 +111,15 @@ def load(folder: str | Path) -> PromptEmbedding:
         target = _checked(Target, values["target"], "target", "choices")
         region = _checked(TrustRegion, values["trust_region"], "trust_region", "radius")
         template = Template.from_dict(entries.template)
-        ids, (left, right) = entries.token_ids, entries.drawn_into_span
-        if not len(ids) == len(entries.tokens) > 0:
-            raise ValueError(f"{len(ids)} token_ids and {len(entries.tokens)} tokens")
-        if entries.text != left + template.span + right:
-            raise ValueError(f"text {entries.text!r} is not the template's {template.span!r}")
-        rows, start_rows = _read_rows(path, content, len(ids), entries.rows.width)
+        if len(entries.spans) != len(template.spans):
+            raise ValueError(f"{len(entries.spans)} spans, but {len(template.spans)} in template")
+        spans = tuple(map(_checked_span, entries.spans, template.spans))
+        count = sum(len(span.ids) for span in spans)
+        rows, start_rows = _read_rows(path, content, count, entries.rows.width)
         return PromptEmbedding(
             template=template,
             target=target,
-            span=Span(entries.text, ids, entries.tokens, left, right),
+            spans=spans,
             date=entries.date,
             start_rows=start_rows,
             rows=rows,
@@ -129,9 +133,10 @@ def load(folder: str | Path) -> PromptEmbedding:
         raise ArtifactError(f"{folder / JSON_FILE}: is not a whole prompt: {what}") from error
 
 
+@final
 @dataclass(frozen=True)
 class _RowsEntry:
-    """What `prompt.json` says of the rows."""
+    """The entry "rows" of `prompt.json`."""
 
     count: int
     width: int
@@ -140,20 +145,44 @@ class _RowsEntry:
     sha256: str
 
 
+@final
 @dataclass(frozen=True)
-class _Entries:
-    """What `prompt.json` holds besides target, trust region and provenance."""
+class _SpanEntry:
+    """An entry of "spans"."""
 
     text: str
     token_ids: tuple[Annotated[int, Ge(0), Lt(2**31)], ...]
     tokens: tuple[str, ...]
-    drawn_into_span: tuple[str, str]
+    drawn_in: tuple[str, str]
+    drift: tuple[float, ...]
+    cosine: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True)
+class _Entries:
+    """What `prompt.json` holds besides target, trust region and provenance."""
+
+    spans: tuple[_SpanEntry, ...]
     template: dict[str, Any]
     date: datetime.date
     rows: _RowsEntry
 
 
 _ENTRY_NAMES = tuple(field.name for field in fields(_Entries))
+
+
+def _checked_span(entry: _SpanEntry, text: str) -> Span:
+    """A span whose words are the template's `text`."""
+    left, right = entry.drawn_in
+    counts = {n: len(getattr(entry, n)) for n in ("token_ids", "tokens", "drift", "cosine")}
+    if 0 in counts.values() or len(set(counts.values())) > 1:
+        raise ValueError(
+            f"span {entry.text!r} has {', '.join(f'{c} {n}' for n, c in counts.items())}"
+        )
+    if entry.text != left + text + right:
+        raise ValueError(f"text {entry.text!r} is not the template's {text!r}")
+    return Span(entry.text, entry.token_ids, entry.tokens, left, right)
 
 
 def _checked(cls: type[T], values: Any, name: str, *needed: str) -> T:
@@ -171,10 +200,7 @@ def _checked(cls: type[T], values: Any, name: str, *needed: str) -> T:
         raise ValueError(f"{place}: {first['msg']}") from error
 
 
-_WRITTEN_BY_SAVE = {
-    *("format", "version", "text", "token_ids", "tokens", "drawn_into_span", "template", "date"),
-    *("target", "rows", "trust_region", "drift", "cosine"),
-}
+_WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -185,10 +211,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
-    if values.get("version") != VERSION:
+    if (version := values.get("version")) != VERSION:
+        older = isinstance(version, int) and version < VERSION
+        written = "written by an older embedgrad" if older else "not written by this embedgrad"
+        remedy = "refine the prompt again" if older else "install the version that wrote it"
         raise ArtifactError(
-            f"{path}: format version {values.get('version')!r}; this embedgrad reads {VERSION}; "
-            "install the version that wrote it"
+            f"{path}: {written} (format version {version!r}, this one reads {VERSION}); {remedy}"
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Token ids of text that exported tokens will cut.
+"""Token boundaries: ids of text that exported tokens will cut.
 
 Refined rows are deployed as special tokens of their own, and a special token ends the text that a
 tokenizer merges over. So the text on either side is tokenized here with such a token in between.
@@ -46,11 +46,11 @@ class CuttingTokenizer:
         return tuple(tuple(part) for part in parts[:-1])
 
     def prefix(self, text: str, whole: str) -> Ids:
-        """Ids of what stands before a cut, with the BOS that `whole` gets."""
+        """Ids of text before a cut, with the BOS that `whole` gets."""
         return self.bos(whole) + self.cut(text)[0]
 
     def suffix(self, text: str) -> Ids:
-        """Ids of what stands behind a cut."""
+        """Ids of text behind a cut."""
         return self.cut("", text)[1]
 
     def plain(self, text: str) -> Ids:

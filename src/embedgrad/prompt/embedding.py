@@ -1,4 +1,4 @@
-"""The prompt as embeddings: where it starts, where it is, and where it came from."""
+"""A soft prompt: the refined embeddings, where they started, and where they came from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.span import Span
-from embedgrad.prompt.template import Template
+from embedgrad.prompt.span import Span, span_places
+from embedgrad.prompt.template import Template, only
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 
 
@@ -18,14 +19,14 @@ from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 class PromptEmbedding:
     """A refined prompt with all that is needed to use it again.
 
-    `start_rows` and `rows` are fp32, shape [P, D], in the space that `inputs_embeds` takes. `date`
-    is what the chat template was given as today. `provenance` holds plain JSON values: model, data,
-    recipe, versions, scores.
+    `start_rows` and `rows` are fp32, shape [P, D], in the space that `inputs_embeds` takes; where
+    there are several spans, one follows the other. `date` is what the chat template was given as
+    today. `provenance` holds plain JSON values: model, data, recipe, versions, scores.
     """
 
     template: Template
     target: Target
-    span: Span
+    spans: tuple[Span, ...]
     date: datetime.date
     start_rows: Tensor
     rows: Tensor
@@ -37,8 +38,26 @@ class PromptEmbedding:
         return replace(self, rows=rows_PD)
 
     def with_provenance(self, **entries: Any) -> PromptEmbedding:
-        """The same prompt with more said about it."""
+        """The same prompt with more provenance."""
         return replace(self, provenance={**self.provenance, **entries})
+
+    @property
+    def span(self) -> Span:
+        """The only span. Raises `TemplateError` where there are several."""
+        return only(self.spans)
+
+    @property
+    def prompt_ids(self) -> Ids:
+        """The token ids of all spans, P of them."""
+        return tuple(token for span in self.spans for token in span.ids)
+
+    def places(self) -> dict[str, slice]:
+        """Where the rows of each span are: of "span", or of "span 1", "span 2" and so on."""
+        return span_places(self.spans)
+
+    def named(self) -> dict[str, Tensor]:
+        """The refined rows by span, each [P of that span, D]."""
+        return {name: self.rows[place] for name, place in self.places().items()}
 
     @property
     def drift(self) -> Tensor:

@@ -1,8 +1,8 @@
 """From a filled template to token ids: prefix | prompt | suffix | target.
 
-Prefix and suffix are tokenized exactly as exported tokens will cut them, and every row is compared
-with the tokens of the uncut text. Rows whose own text merges with the span keep their uncut tokens
-in `plain`, by which the text prompt is scored.
+The text around the spans is tokenized exactly as exported tokens will cut it, and every row is
+compared with the tokens of the uncut text. Rows whose own text merges with a span keep their uncut
+tokens in `plain`, by which the text prompt is scored.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, TemplateError, nearest
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
-from embedgrad.prompt.span import Span, find_span
-from embedgrad.prompt.template import Rendered, Renderer
+from embedgrad.prompt.span import Span, find_spans
+from embedgrad.prompt.template import Rendered, Renderer, only
 
 
+@final
 @dataclass(frozen=True)
 class Target:
-    """What the model shall answer: one of `choices`, or free text when there are none."""
+    """What the model is to answer: one of `choices`, or free text when there are none."""
 
     choices: tuple[str, ...] = ()
-    """The answers to choose from, as the model shall write them."""
+    """The answers to choose from, as the model is to write them."""
     answer_prefix: str | None = None
     """Text before the answer. Unset: a space after text that does not end in white space."""
     normalize: bool = False
@@ -41,13 +42,19 @@ class Target:
             )
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """One row in token ids.
 
+    The first span begins behind the prefix; everything after it is the suffix, where the positions
+    `later` hold zeros that take the rows of the second and further spans, in order.
+
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
-    `plain` holds the uncut ids of prefix, span and suffix where they differ from the cut ones, else
-    None. The first `shared` ids of the prefix come from the template, and many rows share them.
+    `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
+    else None. The first `shared` ids of the prefix come from the template: many rows share them.
+    `inputs` is what the model reads in the place of each target, of the same length; None: the
+    targets themselves, which are the labels.
     """
 
     prefix: Ids
@@ -57,19 +64,34 @@ class TokenSequence:
     plain: Ids | None
     example: Example
     shared: int = 0
+    later: tuple[int, ...] = ()
+    inputs: tuple[Ids, ...] | None = None
 
-    def uncut(self) -> Self:
+    def inputs_of(self, target: Ids) -> Ids:
+        """What the model reads in the place of one of the targets."""
+        return target if self.inputs is None else self.inputs[self.targets.index(target)]
+
+    def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
         assert self.plain is not None
-        return type(self)((), self.plain, self.targets, self.gold, None, self.example)
+        return TokenSequence((), self.plain, self.targets, self.gold, None, self.example)
+
+    def context(self, prompt_ids: Ids) -> Ids:
+        """The row before its answer, with one id per row of the prompt in the prompt's places."""
+        first = len(prompt_ids) - len(self.later)
+        suffix = list(self.suffix)
+        for position, token in zip(self.later, prompt_ids[first:], strict=True):
+            suffix[position] = token
+        return (*self.prefix, *prompt_ids[:first], *suffix)
 
 
+@final
 class Sequencer:
     """Turns examples into `TokenSequence`s for one template, tokenizer and target.
 
-    `rows` are examples that decide, once, what must be drawn into the span; a `span` from a saved
-    prompt is taken as it is. `context` is the model's longest sequence in tokens (0: unknown).
-    `merges` is "report" or "refuse", for rows whose own text merges with the span. `truncate` names
+    `rows` are examples that decide, once, what must be drawn into the spans; the `spans` of a saved
+    prompt are taken as they are. `context` is the model's longest sequence in tokens (0: unknown).
+    `merges` is "report" or "refuse", for rows whose own text merges with a span. `truncate` names
     the column whose end is cut where a row does not fit; without it such a row is refused.
     Raises `TemplateError` and `DataError`.
     """
@@ -81,7 +103,7 @@ class Sequencer:
         target: Target,
         *,
         rows: Sequence[Example] = (),
-        span: Span | None = None,
+        spans: Sequence[Span] = (),
         context: int = 0,
         merges: str = "report",
         truncate: str | None = None,
@@ -103,13 +125,22 @@ class Sequencer:
             raise TemplateError(
                 "target.end: this model's tokenizer has no token that ends an answer"
             )
-        self.span = span or find_span(renderer, self._cutting, rows)
-        whole = self.span.drawn_left + renderer.template.span + self.span.drawn_right
-        if self.span.text != whole:
+        self.spans = tuple(spans) or find_spans(renderer, self._cutting, rows)
+        texts = [span.text for span in self.spans]
+        drawn = [(span.drawn_left, span.drawn_right) for span in self.spans]
+        words = renderer.template.spans
+        pairs = zip(drawn, words, strict=False)
+        if len(texts) != len(words) or texts != [left + w + right for (left, right), w in pairs]:
             raise TemplateError(
-                f"template: the span {renderer.template.span!r} is not the one it was prepared for "
-                f"({self.span.text!r})"
+                f"template: the spans {', '.join(map(repr, words))} are not those it was prepared "
+                f"for ({', '.join(map(repr, texts))})"
             )
+        self.prompt_ids: Ids = tuple(token for span in self.spans for token in span.ids)
+
+    @property
+    def span(self) -> Span:
+        """The only span. Raises `TemplateError` where there are several."""
+        return only(self.spans)
 
     def __call__(self, example: Example) -> TokenSequence:
         """Tokenize one example."""
@@ -123,28 +154,28 @@ class Sequencer:
             columns = self._shorten(columns, excess, example)
 
     def build(self, examples: Iterable[Example]) -> list[TokenSequence]:
-        """Tokenize all examples; refuse or keep those whose text merges with the span."""
+        """Tokenize all examples; keep or refuse those whose text merges with a span."""
         sequences = [self(example) for example in examples]
         merged = [s for s in sequences if s.plain is not None]
         if merged and self.merges == "refuse":
             raise TemplateError(
-                f"template: in {len(merged)} of {len(sequences)} rows the text next to the span "
-                f"merges with it (first: {merged[0].example.source}); put a line feed between the "
-                "column and the span, or set template.merges = 'report'"
+                f"template: in {len(merged)} of {len(sequences)} rows the text next to a span "
+                f"merges with it (first: {merged[0].example.source}); put a line feed between "
+                "them, or set template.merges = 'report'"
             )
         return sequences
 
     def notes(self, sequences: Sequence[TokenSequence]) -> list[str]:
         """What the user should know of these rows, one sentence each."""
-        notes = []
-        if self.span.drawn_left or self.span.drawn_right:
-            notes.append(
-                f"the span became {self.span.text!r}: its ends merge with the text next to it"
-            )
+        notes = [
+            f"the span became {span.text!r}: its ends merge with the text next to it"
+            for span in self.spans
+            if span.drawn_left or span.drawn_right
+        ]
         merged = sum(s.plain is not None for s in sequences)
         if merged:
             notes.append(
-                f"in {merged} of {len(sequences)} rows the row's own text merges with the span; "
+                f"in {merged} of {len(sequences)} rows the text next to a span merges with it; "
                 "the text prompt is scored with its plain tokens there"
             )
         if self._spaced:
@@ -153,7 +184,7 @@ class Sequencer:
             notes.append("one choice begins another, so each is scored with the end of the turn")
         if not self.target.choices and not self.end_ids:
             notes.append(
-                "this model has no end token: free answers go on to evaluation.max_new_tokens"
+                "this model has no end token: free answers run to evaluation.max_new_tokens"
             )
         if self.truncated:
             notes.append(
@@ -164,15 +195,19 @@ class Sequencer:
     # -- one row -------------------------------------------------------------------------------
 
     def _sequence(self, rendered: Rendered, example: Example) -> TokenSequence:
-        prefix_text, suffix_text = self._outer(rendered)
-        prefix = self._cutting.prefix(prefix_text, rendered.text)
-        # The suffix does not depend on what stands before the cut, so equal suffixes are tokenized
-        # once.
+        before, *between, after = self._outer(rendered)
+        prefix = self._cutting.prefix(before, rendered.text)
+        suffix: list[int] = []
+        later: list[int] = []
+        for text, span in zip(between, self.spans[1:], strict=True):
+            suffix += self._answer_ids(text, "")[0]
+            later += range(len(suffix), len(suffix) + len(span.ids))
+            suffix += [0] * len(span.ids)
+        suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
-        suffix, _ = self._answer_ids(suffix_text, "")
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
-        targets = tuple(self._answer_ids(suffix_text, opening + answer)[1] for answer in answers)
+        targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
             raise DataError(
                 f"target.choices: {list(answers)!r} are not different texts for this model's "
@@ -189,11 +224,12 @@ class Sequencer:
                 )
             gold = self.target.choices.index(example.answer)
         plain = self._cutting.plain(rendered.text)
-        same = plain == prefix + self.span.ids + suffix
         shared = _alike(prefix, self._opening)
-        return TokenSequence(
-            prefix, suffix, targets, gold, None if same else plain, example, shared
+        sequence = TokenSequence(
+            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later)
         )
+        same = sequence.context(self.prompt_ids) == plain
+        return replace(sequence, plain=None) if same else sequence
 
     @functools.cached_property
     def _opening(self) -> Ids:
@@ -221,15 +257,18 @@ class Sequencer:
         self._told_apart = True
         return True
 
-    def _outer(self, rendered: Rendered) -> tuple[str, str]:
-        """Prefix and suffix without what was drawn into the span."""
-        left, right = self.span.drawn_left, self.span.drawn_right
-        if not (rendered.prefix.endswith(left) and rendered.suffix.startswith(right)):
-            raise TemplateError(
-                f"template: the text next to the span is not the one it was prepared for "
-                f"({left!r} before it, {right!r} after it)"
-            )
-        return rendered.prefix[: len(rendered.prefix) - len(left)], rendered.suffix[len(right) :]
+    def _outer(self, rendered: Rendered) -> tuple[str, ...]:
+        """The texts around the spans, without what was drawn into them."""
+        for number, span in enumerate(self.spans):
+            left, right = span.drawn_left, span.drawn_right
+            before, after = rendered.texts[number : number + 2]
+            if not (before.endswith(left) and after.startswith(right)):
+                raise TemplateError(
+                    f"template: the text next to the span {span.text!r} is not the one it was "
+                    f"prepared for ({left!r} before it, {right!r} after it)"
+                )
+            rendered = rendered.draw_in(number, len(left), len(right))
+        return rendered.texts
 
     def _answer_prefix(self, rendered: Rendered) -> str:
         if self.target.answer_prefix is not None:
@@ -241,7 +280,7 @@ class Sequencer:
         return " " if spaced else ""
 
     def _tokenize_answer(self, suffix: str, answer: str) -> tuple[Ids, Ids]:
-        """Ids of the suffix, and of an answer behind it."""
+        """Ids of text behind a cut, whatever comes before it, and of an answer behind that text."""
         suffix_ids = self._cutting.suffix(suffix)
         if not answer:
             return suffix_ids, ()
@@ -266,7 +305,7 @@ class Sequencer:
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""
         longest = max((len(ids) for ids in sequence.targets), default=0)
-        length = len(sequence.prefix) + len(self.span.ids) + len(sequence.suffix) + longest
+        length = len(sequence.context(self.prompt_ids)) + longest
         if not self.context or length <= self.context:
             return 0
         if self.truncate is None:
@@ -291,7 +330,7 @@ class Sequencer:
         # A text may have more tokens in its place than alone, so none of these may be left.
         kept_ids = ids[: max(0, len(ids) - excess)]
         kept = self.tokenizer.decode(kept_ids, clean_up_tokenization_spaces=False)
-        # Decoding may give back a text as long as before where tokens are lossy.
+        # Where tokens are lossy, decoding may give back a text as long as before.
         return {**columns, name: kept if len(kept) < len(text) else text[: len(text) - excess]}
 
 

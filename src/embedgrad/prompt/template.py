@@ -1,6 +1,6 @@
-"""A prompt with `{columns}` and one `[[span to refine]]`, as chat messages or as plain text.
+"""A prompt template: `{columns}` and `[[spans to refine]]`, as chat messages or as plain text.
 
-The span may stand in any message. A last assistant message is the opening of the model's answer.
+A span may be in any message. A last assistant message is the opening of the model's answer.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import repeat
+from typing import Any, TypeVar, final
 
 from embedgrad.data.markup import Piece, parse
 from embedgrad.errors import TemplateError, nearest
 
+T = TypeVar("T")
+
 ROLES = ("system", "user", "assistant")
 
 # Plain letters and digits, because chat templates trim, and some would escape anything rarer.
-SPAN_MARK = "Xembedgrad7span7markX"
+SPAN_MARK = "Xembedgrad7span7markX"  # with a number behind it: see `span_mark`
 END_MARK = "Xembedgrad7end7markX"
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -28,6 +31,7 @@ _DATE_KNOWN = re.compile(r"\bstrftime_now\s+is\s+defined\b")
 _DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.*?)\2\s*\)""")
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Message:
     """A chat message before its columns are filled in."""
@@ -36,27 +40,43 @@ class Message:
     content: str
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A filled template: the text before the span, the span, and the text after it."""
+    """A filled template.
 
-    prefix: str
-    span: str
-    suffix: str
+    `pieces` alternate between text and span: what comes before the first span, the first span, what
+    comes between it and the second, and so on; they begin and end with a text, which may be empty.
+    """
+
+    pieces: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """The whole text, as a model without refined rows would get it."""
-        return self.prefix + self.span + self.suffix
+        """The whole text, as a model without refined rows gets it."""
+        return "".join(self.pieces)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts around the spans, one more than there are spans."""
+        return self.pieces[::2]
+
+    def draw_in(self, number: int, left: int, right: int) -> Rendered:
+        """The same text with characters on either side drawn into a span (0: the first)."""
+        at = 2 * number
+        before, span, after = self.pieces[at : at + 3]
+        edge = len(before) - left
+        drawn = (before[:edge], before[edge:] + span + after[:right], after[right:])
+        return Rendered((*self.pieces[:at], *drawn, *self.pieces[at + 3 :]))
 
 
+@final
 @dataclass(frozen=True)
 class Template:
-    """Chat messages or plain text with `{columns}` and exactly one `[[span]]`.
+    """Chat messages or plain text with `{columns}` and one or several `[[spans]]`.
 
     Build it with `Template.chat` or `Template.plain`. Raises `TemplateError` for a template without
-    a span or with several, an unclosed bracket or brace, a column inside the span, or an unknown
-    role.
+    a span, an unclosed bracket or brace, a column inside a span, or an unknown role.
     """
 
     messages: tuple[Message, ...] = ()
@@ -77,12 +97,8 @@ class Template:
                 "template: the last message is a system message; add a user message, "
                 "or an assistant message that opens the answer"
             )
-        spans = [piece for piece in self._pieces() if piece.kind == "span"]
-        if len(spans) != 1:
-            raise TemplateError(
-                f"template: {len(spans) or 'no'} spans; mark exactly one piece of text "
-                "as [[the words to refine]]"
-            )
+        if not self.spans:
+            raise TemplateError("template: no span; mark some text as [[the words to refine]]")
 
     @classmethod
     def chat(
@@ -104,9 +120,14 @@ class Template:
         return cls(text=text)
 
     @property
+    def spans(self) -> tuple[str, ...]:
+        """The words whose rows are refined, span by span."""
+        return tuple(piece.text for piece in self._pieces() if piece.kind == "span")
+
+    @property
     def span(self) -> str:
-        """The words whose rows are refined."""
-        return next(piece.text for piece in self._pieces() if piece.kind == "span")
+        """The words of the only span. Raises `TemplateError` where there are several."""
+        return only(self.spans)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -136,13 +157,14 @@ class Template:
             yield from parse(message.content, f"template.{message.role}")
 
 
+@final
 class Renderer:
     """Fills a template for one model, through the model's own chat template.
 
-    `date` is what a chat template gets that asks for today's date, so that a prompt trained today
-    is the same prompt tomorrow. Raises `TemplateError` where the chat template is missing, refuses
-    a role, or changes the text around the span (it trims or reorders), so that the span would not
-    stand where it was trained.
+    A chat template that asks for today's date gets `date`, so that a prompt trained today is the
+    same prompt tomorrow. Raises `TemplateError` where the chat template is missing, refuses a role,
+    or changes the text around a span (it trims or reorders), so that the span would not be where it
+    was trained.
     """
 
     def __init__(self, template: Template, tokenizer: Any, *, date: datetime.date):
@@ -164,17 +186,27 @@ class Renderer:
 
     def __call__(self, columns: Mapping[str, str]) -> Rendered:
         """Fill in the columns of one row."""
-        marked = self._render(columns, SPAN_MARK)
-        if marked.count(SPAN_MARK) != 1:
+        spans = self.template.spans
+        marks = [span_mark(number) for number in range(len(spans))]
+        rest = marked = self._render(columns, marks)
+        pieces: list[str] = []
+        for mark, span in zip(marks, spans, strict=True):
+            if (count := marked.count(mark)) != 1:
+                raise TemplateError(
+                    f"template: the chat template shows the span {span!r} {count} times instead of "
+                    "once; put the span into another message"
+                )
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise TemplateError(
+                    f"template: the chat template moves the span {span!r} before the one that the "
+                    "template has first; write the spans in the order in which it shows them"
+                )
+            pieces += [before, span]
+        rendered = Rendered((*pieces, rest))
+        if self._render(columns, spans) != rendered.text:
             raise TemplateError(
-                f"template: the chat template shows the span {marked.count(SPAN_MARK)} times "
-                "instead of once; put the span into another message"
-            )
-        prefix, suffix = marked.split(SPAN_MARK)
-        rendered = Rendered(prefix, self.template.span, suffix)
-        if self._render(columns, self.template.span) != rendered.text:
-            raise TemplateError(
-                "template: the chat template changes the text of the message that holds the span "
+                "template: the chat template changes the text of a message that holds a span "
                 "(it trims or rewrites it); remove white space at the message's ends, "
                 "or put the span into another message"
             )
@@ -184,7 +216,7 @@ class Renderer:
         """What the chat template puts behind an answer, as `<|im_end|>`; "" for plain text."""
         if self.template.text is not None:
             return ""
-        messages = self._messages(dict.fromkeys(self.template.columns, "x"), "x")
+        messages = self._messages(dict.fromkeys(self.template.columns, "x"), repeat("x"))
         if messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": ""})
         messages[-1]["content"] = f"x{END_MARK}"
@@ -216,13 +248,13 @@ class Renderer:
                 chat_template = f"{{% set {name} = {value} %}}\n{chat_template}"
         return chat_template
 
-    def _render(self, columns: Mapping[str, str], span: str) -> str:
+    def _render(self, columns: Mapping[str, str], spans: Sequence[str]) -> str:
         if self.template.text is not None:
-            return _fill(parse(self.template.text, "template.text"), columns, span)
-        messages = self._messages(columns, span)
+            return _fill(parse(self.template.text, "template.text"), columns, iter(spans))
+        messages = self._messages(columns, iter(spans))
         if messages[-1]["role"] != "assistant":
             return self._apply(messages, generation=True)
-        # The opening of the answer: keep what stands before the mark, whatever the template adds.
+        # The opening of the answer ends at the mark, whatever the template adds behind it.
         messages[-1]["content"] += END_MARK
         text, mark, _ = self._apply(messages, generation=False).partition(END_MARK)
         if not mark:
@@ -232,13 +264,13 @@ class Renderer:
             )
         return text
 
-    def _messages(self, columns: Mapping[str, str], span: str) -> list[dict[str, str]]:
+    def _messages(self, columns: Mapping[str, str], spans: Iterator[str]) -> list[dict[str, str]]:
         return [
             {
-                "role": message.role,
-                "content": _fill(parse(message.content, f"template.{message.role}"), columns, span),
+                "role": m.role,
+                "content": _fill(parse(m.content, f"template.{m.role}"), columns, spans),
             }
-            for message in self.template.messages
+            for m in self.template.messages
         ]
 
     def _apply(self, messages: list[dict[str, str]], *, generation: bool) -> str:
@@ -260,13 +292,28 @@ class Renderer:
         return text
 
 
-def _fill(pieces: tuple[Piece, ...], columns: Mapping[str, str], span: str) -> str:
+def span_mark(number: int) -> str:
+    """What takes a span's place while a template is rendered (0: the first span)."""
+    return f"{SPAN_MARK}{number}X"
+
+
+def only(spans: Sequence[T]) -> T:
+    """The only one. Raises `TemplateError` where a template has several spans."""
+    if len(spans) != 1:
+        raise TemplateError(
+            f"template: {len(spans)} spans, but this works with one [[span]] only; "
+            "join them, or leave the others out"
+        )
+    return spans[0]
+
+
+def _fill(pieces: tuple[Piece, ...], columns: Mapping[str, str], spans: Iterator[str]) -> str:
     parts: list[str] = []
     for piece in pieces:
         if piece.kind == "text":
             parts.append(piece.text)
         elif piece.kind == "span":
-            parts.append(span)
+            parts.append(next(spans))
         else:
             value = columns.get(piece.text)
             if value is None:

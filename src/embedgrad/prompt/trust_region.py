@@ -1,13 +1,16 @@
-"""The prompt as rows of an embedding table: where it starts, where it is, how far it may go."""
+"""The trust region: a ball and a cone about every start row, which its refined row never leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+
+BISECTIONS = 24  # as many as an fp32 number has digits
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,41 @@ class TrustRegion:
 
     def holds(self, rows_PD: Tensor, start_PD: Tensor) -> bool:
         """Whether every row is inside, up to rounding."""
-        drift, cosine = drift_P(rows_PD, start_PD), cosine_P(rows_PD, start_PD)
-        # Rounding moves an fp32 row by up to 1e-7 of its norm, whatever the radius.
-        near = self.radius is None or bool((drift <= self.radius * (1 + 1e-5) + 1e-6).all())
-        # A row of zeros has no direction to keep.
-        free = (start_PD == 0).all(dim=1)
-        aligned = self.min_cosine is None or bool((free | (cosine >= self.min_cosine - 1e-5)).all())
-        return near and aligned
+        return self._holds(rows_PD, start_PD, slack=1e-5)
+
+    def _holds(self, rows_PD: Tensor, start_PD: Tensor, slack: float) -> bool:
+        if self.radius is not None:
+            # Rounding moves an fp32 row by up to 1e-7 of its norm, whatever the radius.
+            most = self.radius * (1 + slack) + slack / 10
+            if not (drift_P(rows_PD, start_PD) <= most).all():  # also where they are NaN
+                return False
+        if self.min_cosine is not None:
+            # A row of zeros has no direction to keep.
+            free = (start_PD == 0).all(dim=1)
+            aligned = cosine_P(rows_PD, start_PD) >= self.min_cosine - slack
+            return bool((free | aligned).all())
+        return True
+
+
+def shrink_into(region: TrustRegion, start_PD: Tensor, rows_at: Callable[[float], Tensor]) -> float:
+    """The largest t from 0 to 1, found by bisection, at which `rows_at(t)` is in the region.
+
+    For parameterizations whose rows cannot be projected one by one: `rows_at(0)` must be the start
+    rows, shape [P, D]. Ball and cone are star-shaped about the start, so that one t divides inside
+    from outside wherever each row's way leads straight away from its start. The rows at the
+    returned t are inside whatever their way is. A start row of zeros cannot move in a ball.
+    """
+    with torch.no_grad():
+        if region._holds(rows_at(1.0), start_PD, slack=1e-6):
+            return 1.0
+        inside, outside = 0.0, 1.0
+        for _ in range(BISECTIONS):
+            middle = (inside + outside) / 2
+            if region._holds(rows_at(middle), start_PD, slack=1e-6):
+                inside = middle
+            else:
+                outside = middle
+    return inside
 
 
 def drift_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:

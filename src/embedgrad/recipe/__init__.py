@@ -1,1 +1,1 @@
-"""recipe."""
+"""A TOML recipe checked and built; finished runs reopened."""

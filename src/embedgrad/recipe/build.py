@@ -1,4 +1,4 @@
-"""From a recipe to what can be trained: data read, model loaded, rows tokenized."""
+"""Build a recipe: read the data, load the model, tokenize the rows."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from embedgrad.training.settings import Training
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a recipe stands for, ready to be trained on.
+    """A recipe's data, model and token sequences, ready for training.
 
-    `written` are the training examples with what the model shall write, `solutions` says where that
-    came from, and `training` is the recipe's, as these sources need it.
+    `written` are the training examples with the texts that the model is trained to write, and
+    `solutions` says where these come from; `training` is the recipe's, with the metric for them.
     """
 
     splits: Splits
@@ -49,10 +49,10 @@ def prepare(
     date: datetime.date | None = None,
     tested: bool = False,
 ) -> Prepared:
-    """Read, load and tokenize; solutions that the model writes are kept in `keep_at`.
+    """Read, load and tokenize; solutions that the model writes are saved at `keep_at`.
 
-    `date` is what a chat template is told as today; unset: today. `tested` asks for test rows.
-    Raises whatever the recipe's data, template and model raise.
+    `date` is the date for chat templates that ask for it (default: today). `tested` requires test
+    rows. Raises whatever the recipe's data, template and model raise.
     """
     splits = read_data(recipe)
     if tested and not splits.test:
@@ -91,8 +91,8 @@ def prepare(
 def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
-    """Says where the context ends before an answer has as many tokens as it may have."""
-    lengths = [len(s.prefix) + len(sequencer.span.ids) + len(s.suffix) for s in sequences]
+    """A note if the context ends before an answer has max_new_tokens tokens."""
+    lengths = [len(s.context(sequencer.prompt_ids)) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []
@@ -106,7 +106,7 @@ def _short_of_room(
 def read_data(recipe: Recipe) -> Splits:
     """The recipe's examples, checked and split."""
     data = recipe.data
-    worked = recipe.solutions.source in ("auto", "column")
+    with_solutions = recipe.solutions.source in ("auto", "column")
     return read_splits(
         data.train,
         data.dev,
@@ -115,8 +115,10 @@ def read_data(recipe: Recipe) -> Splits:
         answer=data.answer,
         choices=recipe.target.choices,
         labels=data.labels,
-        solution=data.solution if worked else None,
+        solution=data.solution if with_solutions else None,
         group=data.group,
+        task=data.task,
+        extra=recipe.parts.objective.columns,
         where=data.where,
         dev_share=data.dev_share,
         test_share=data.test_share,
@@ -128,23 +130,21 @@ def read_data(recipe: Recipe) -> Splits:
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model, with a store of prefixes as the recipe says."""
+    """The recipe's model with the recipe's prefix cache."""
 
     def notify(text: str) -> None:
         say(report, [text])
 
     prefixes = recipe.prefix_cache
-    # First of all: a folder that cannot be used is told at once.
+    # Before the model is loaded, so that a folder that cannot be used is reported at once.
     spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, notify)
     model = load_model(**asdict(recipe.model), prefix_cache_budget=0, notify=notify)
-    model.prefix_cache = PrefixCache.on(
-        model.device, prefixes.budget, spill=spill, precision=prefixes.precision
-    )
-    return model
+    cache = PrefixCache.on(model.device, prefixes.budget, spill=spill, precision=prefixes.precision)
+    return model.with_prefix_cache(cache)
 
 
 def sources(recipe: Recipe, splits: Splits) -> dict[str, dict[str, Any]]:
-    """Per split: where its rows come from, how many there are, and their digest."""
+    """The source, number and digest of every split's rows."""
     return {
         name: {
             "source": str(getattr(recipe.data, name) or f"a share of {recipe.data.train}"),

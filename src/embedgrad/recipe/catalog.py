@@ -1,4 +1,4 @@
-"""Everything that a recipe may say, read off the classes that check it."""
+"""Everything a recipe may contain, read from the classes that check it (`embedgrad parts`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from embedgrad.errors import RecipeError, nearest
-from embedgrad.parts.registry import DEFAULTS, KINDS, Option, options_of, summary_of
+from embedgrad.parts.registry import DEFAULTS, KINDS, LISTS, Option, options_of, summary_of
 from embedgrad.recipe.recipe import SECTIONS
 
 _TEMPLATE = (
@@ -24,56 +24,57 @@ _TEMPLATE = (
         "messages",
         "list of tables",
         "unset",
-        "Instead of these three: a list of { role, content }.",
+        "A list of { role, content } instead of these three.",
     ),
     Option("options", "table", "{}", "Extra variables for the model's chat template."),
     Option(
         "merges",
         "'report' | 'refuse'",
         '"report"',
-        "What to do about rows whose own text merges with the span.",
+        "What to do if a row's own text merges with the span.",
     ),
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
 # How a part is written where it is not a section of its own.
-_WRITTEN = {"transforms": "[[transforms]]", "scorer": "[evaluation] scorer ="}
+_WRITTEN = {**{kind: f"[[{kind}]]" for kind in LISTS}, "scorer": "[evaluation] scorer ="}
 
 
 def catalog(only: str | None = None) -> dict[str, Any]:
-    """Sections and kinds of parts by name. Raises `RecipeError` for an unknown one."""
-    found: dict[str, Any] = {}
+    """Sections and kinds of parts by name. Raises `RecipeError` for an unknown name."""
+    entries: dict[str, Any] = {}
     for name, cls in SECTIONS.items():
         if cls is not None:
-            found[name] = {"summary": summary_of(cls), "options": _options(cls)}
-    found["template"] = {
+            entries[name] = {"summary": summary_of(cls), "options": _options(cls)}
+    entries["template"] = {
         "summary": _SUMMARY,
         "options": [asdict(option) for option in _TEMPLATE],
     }
     for kind, table in KINDS.items():
-        found[kind] = {
-            "default": DEFAULTS[kind],
+        entries[kind] = {
+            "default": DEFAULTS.get(kind),
             "parts": {
                 name: {"summary": summary_of(cls), "options": _options(cls)}
                 for name, cls in table.items()
             },
         }
     if only is None:
-        return found
-    if only not in found:
-        raise RecipeError("parts", [f"{only!r} is not known; {nearest(only, found)}"])
-    return {only: found[only]}
+        return entries
+    if only not in entries:
+        raise RecipeError("parts", [f"unknown kind or section {only!r}; {nearest(only, entries)}"])
+    return {only: entries[only]}
 
 
-def catalog_text(found: Mapping[str, Any]) -> str:
+def catalog_text(entries: Mapping[str, Any]) -> str:
     """The catalog for a terminal."""
     lines: list[str] = []
-    for name, entry in found.items():
+    for name, entry in entries.items():
         if "parts" in entry:
             lines += ["", f"{_WRITTEN.get(name, f'[{name}]')}  one of"]
-            for part, described in entry["parts"].items():
-                default = " (default)" if part == entry["default"] else ""
-                lines.append(f'  {{ name = "{part}" }}{default}  {described["summary"]}')
-                lines += _option_lines(described["options"], "      ")
+            lines += [] if entry["parts"] else ["  (none in this version)"]
+            for name, part in entry["parts"].items():
+                default = " (default)" if name == entry["default"] else ""
+                lines.append(f'  {{ name = "{name}" }}{default}  {part["summary"]}')
+                lines += _option_lines(part["options"], "      ")
         else:
             lines += ["", f"[{name}]  {entry['summary']}", *_option_lines(entry["options"], "  ")]
     return "\n".join(lines[1:])

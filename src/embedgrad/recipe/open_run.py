@@ -1,4 +1,4 @@
-"""A finished run with its model, ready to answer."""
+"""Open a finished run: its recipe, its artifact and its model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answering:
 
 @dataclass(frozen=True)
 class OpenRun(Answering):
-    """A finished run with its model, ready to answer."""
+    """A finished run, ready to answer."""
 
     folder: Path
     recipe: Recipe
@@ -43,11 +43,11 @@ def open_run(
     *,
     model: LanguageModel | None = None,
 ) -> OpenRun:
-    """Load a run's recipe, artifact and model, and check that they fit together.
+    """Load a run's recipe, artifact and model, and check that they belong together.
 
-    `overrides` change the recipe, but not what the prompt was trained with. A `model` that is
-    loaded already takes the place of the recipe's. Raises `RunError`, `RecipeError`,
-    `ArtifactError` and `ModelError`.
+    `overrides` change the recipe, but cannot change what the prompt was trained with. A loaded
+    `model` replaces the recipe's. Raises `RunError`, `RecipeError`, `ArtifactError` and
+    `ModelError`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -62,7 +62,7 @@ def open_run(
         if getattr(recipe, name) != getattr(prompt, name):
             raise RunError(
                 f"{folder}: {name} of the recipe is not the one that the saved prompt was trained "
-                "with; only optimize can change it, in a run of its own"
+                "with; to change it, run optimize again into a new folder"
             )
     if model is None:
         stage(report, f"loading {recipe.model.name}")
@@ -71,7 +71,7 @@ def open_run(
     sequencer = model.sequencer(
         prompt.template,
         prompt.target,
-        span=prompt.span,
+        spans=prompt.spans,
         date=prompt.date,
         truncate=recipe.data.truncate,
     )

@@ -1,4 +1,7 @@
-"""Single settings from outside, and values that no recipe may hold."""
+"""Overrides of single settings (`--set`), and checks of plain values.
+
+embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "yes"]'
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from embedgrad.errors import RecipeError
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> None:
-    """Change plain values by settings such as "training.epochs=2". Raises `RecipeError`.
+    """Apply settings such as "training.epochs=2" to `values`. Raises `RecipeError`.
 
-    A value is TOML, or else plain text; no value at all takes the option away. A number in a name
-    counts in a list, from 0.
+    A value is TOML, or else plain text; an empty one removes the option. A number in a name is an
+    index into a list, from 0.
     """
     problems: list[str] = []
     for setting in settings:
@@ -51,7 +54,7 @@ def _set(
 
 
 def _keys(name: str) -> list[str]:
-    """The keys of a dotted name; one that holds a dot is written in quotes."""
+    """The keys of a dotted name; a key with a dot is in quotes."""
     keys = []
     try:
         values: Any = tomllib.loads(f"{name} = 0")
@@ -72,7 +75,7 @@ def _value(text: str) -> object:
 
 
 def check_values(value: object, path: str, problems: list[str]) -> None:
-    """Refuse what neither a recipe nor an artifact could hold, wherever it stands."""
+    """Note values that neither a recipe nor an artifact can hold, at any depth."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             check_values(inner, f"{path}.{name}" if path else str(name), problems)
@@ -86,12 +89,12 @@ def check_values(value: object, path: str, problems: list[str]) -> None:
     elif isinstance(value, str) and not _is_text(value):
         problems.append(f"{path}: {value!r} is not UTF-8 text")
     elif not isinstance(value, str | int | float | PurePath | None):
-        problems.append(f"{path}: {value}; a {type(value).__name__} is written as text, in quotes")
+        problems.append(f"{path}: {value}; write a {type(value).__name__} as text, in quotes")
 
 
 def _is_text(value: str) -> bool:
     try:
         value.encode()
-    except UnicodeEncodeError:  # an argument of the command line that was not UTF-8
+    except UnicodeEncodeError:  # a command-line argument that was not UTF-8
         return False
     return True

@@ -1,4 +1,4 @@
-"""What storing prefixes takes and changes, measured on a run's own rows before it starts."""
+"""Room and precision of stored prefixes, measured on a run's own rows before it starts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def measure_prefixes(
 ) -> tuple[float | None, list[str]]:
     """What half precision changes in the loss, if used, and notes about the prefix cache."""
     batch = recipe.training.batch_size
-    if model.reuse_off:
-        return None, [f"prefixes are not reused: {model.reuse_off}"]
+    if model.why_not_reusable is not None:
+        return None, [f"prefixes are not reused: {model.why_not_reusable}"]
     lack = lack_of_room(model, train, batch)
     notes = [lack] if lack else []
     if model.prefix_cache.precision != "half":
@@ -30,14 +30,14 @@ def measure_prefixes(
     objective, target, rows = recipe.parts.objective, sequencer.target, train[:batch]
     effect = precision_effect(
         model,
-        model.embed(sequencer.span.ids),
+        model.embed(sequencer.prompt_ids),
         rows,
         objective,
         choices=objective.needs_choices(available=bool(target.choices)),
         normalize=target.normalize,
     )
-    told = f"change a row's loss by {effect:.1e} nats (mean of {len(rows)} rows)"
-    return effect, [*notes, f"half-precision prefixes {told}"]
+    change = f"change a row's loss by {effect:.1e} nats (mean of {len(rows)} rows)"
+    return effect, [*notes, f"half-precision prefixes {change}"]
 
 
 @torch.no_grad()
@@ -53,21 +53,18 @@ def precision_effect(
     """Mean absolute change of a row's loss, in nats, when prefixes are stored in half precision."""
 
     def losses_B(prefixes: PrefixCache) -> Tensor:
-        model.prefix_cache = prefixes
-        outcome = model.outcome(rows_PD, sequences, choices=choices, normalize=normalize)
+        outcome = model.with_prefix_cache(prefixes).outcome(
+            rows_PD, sequences, choices=choices, normalize=normalize
+        )
         return objective.losses(outcome)
 
-    stored, exact = model.prefix_cache, PrefixCache(sys.maxsize)
-    half = PrefixCache(sys.maxsize, precision="half")
-    try:
-        before = losses_B(exact)
-        for ids in {sequence.prefix for sequence in sequences}:
-            prefix = exact.get(ids)
-            if prefix is not None:
-                half.put(ids, prefix)
-        return (losses_B(half) - before).abs().mean().item()
-    finally:
-        model.prefix_cache = stored
+    exact, half = PrefixCache(sys.maxsize), PrefixCache(sys.maxsize, precision="half")
+    before = losses_B(exact)
+    for ids in {sequence.prefix for sequence in sequences}:
+        prefix = exact.get(ids)
+        if prefix is not None:
+            half.put(ids, prefix)
+    return (losses_B(half) - before).abs().mean().item()
 
 
 def lack_of_room(model: LanguageModel, sequences: Sequence[TokenSequence], batch: int) -> str:
@@ -79,20 +76,14 @@ def lack_of_room(model: LanguageModel, sequences: Sequence[TokenSequence], batch
     if not prefixes or not model.prefix_cache.room:
         return ""
     shortest = min(prefixes, key=len)
-    stored, model.prefix_cache = (
-        model.prefix_cache,
-        PrefixCache(0),
-    )  # a look at one prefix is no use of it
-    try:
-        (sample,) = model.prefixes_of([shortest])
-    finally:
-        model.prefix_cache = stored
-    per_token = stored.as_stored(sample).nbytes / len(shortest)
+    # In a cache of its own: a look at one prefix is no use of it.
+    (sample,) = model.with_prefix_cache(PrefixCache(0)).prefixes_of([shortest])
+    per_token = model.prefix_cache.as_stored(sample).nbytes / len(shortest)
     need = per_token * sum(sorted(map(len, prefixes))[-batch:])
     if need <= model.prefix_cache.room:
         return ""
     return (
         f"prefix_cache.budget: the prefixes of a batch of {batch} rows need {size(need)}, and "
-        f"there is room for {size(model.prefix_cache.room)}; the others are computed anew in every "
-        "step, with the same results; raise the budget, or name a folder in prefix_cache.spill"
+        f"there is room for {size(model.prefix_cache.room)}; the others are computed again in "
+        "every step, with the same results; raise the budget or name a folder in prefix_cache.spill"
     )

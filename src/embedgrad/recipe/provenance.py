@@ -1,4 +1,4 @@
-"""What a run says of itself: provenance of the artifact, facts of the result, predictions."""
+"""Provenance: what the artifact records, the facts of `result.json`, and predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from embedgrad.atomic_files import finite
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
-from embedgrad.evaluation.drift import token_drift
+from embedgrad.evaluation.drift import drift_facts, token_drift
 from embedgrad.evaluation.evaluator import Comparison
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -21,9 +21,9 @@ from embedgrad.training.settings import Refinement
 
 
 def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> dict[str, Any]:
-    """What the artifact says of where it comes from; plain JSON values."""
+    """Where an artifact comes from: model, recipe, data, training; plain JSON values."""
     info = asdict(ready.model.info)
-    del info["path"]  # a place on one machine
+    del info["path"]  # of this machine only
     return {
         "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
         "recipe": recipe.as_dict(),
@@ -46,16 +46,12 @@ def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> di
     }
 
 
-def facts_of(
+def training_facts(
     prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
 ) -> dict[str, Any]:
-    """Where the rows went and what it took: the part of `result.json` besides the scores."""
-    tokens = token_drift(prompt, model)
+    """How far the rows moved and what the training took: `result.json` without the scores."""
     return {
-        "drift": {"mean": prompt.drift.mean().item(), "max": prompt.drift.max().item()},
-        "cosine": {"mean": prompt.cosine.mean().item(), "min": prompt.cosine.min().item()},
-        "nearest_tokens_unchanged": sum(t.unchanged for t in tokens) / len(tokens),
-        "tokens": [asdict(token) for token in tokens],
+        **drift_facts(prompt, token_drift(prompt, model)),
         "train": {
             "steps": refinement.steps,
             "best_step": refinement.best.step,
@@ -67,15 +63,15 @@ def facts_of(
 
 
 def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dict[str, Any]]:
-    """One plain value per row with both prompts' answers, and whether it was fixed or broken."""
+    """Both prompts' answers to every row, and whether it is fixed, broken or the same."""
     rows = []
     pairs = zip(comparison.text_answers, comparison.refined_answers, strict=True)
     for example, (a, b) in zip(examples, pairs, strict=True):
         change = "fixed" if a.correct < b.correct else "broken" if a.correct > b.correct else "same"
         row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
         row["columns"] = dict(example.columns)
-        for name, answered in (("text", a), ("refined", b)):
-            kept = asdict(answered).items()
-            row[name] = {k: v for k, v in kept if k not in ("source", "answer")}
+        for name, answer in (("text", a), ("refined", b)):
+            values = asdict(answer).items()
+            row[name] = {k: v for k, v in values if k not in ("source", "answer")}
         rows.append(row)
     return rows

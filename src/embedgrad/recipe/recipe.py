@@ -1,4 +1,4 @@
-"""A recipe: a TOML file -> checked settings -> built parts. Every problem is told at once."""
+"""A recipe: TOML file -> checked settings and built parts; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
-from embedgrad.parts.registry import build, build_part, part_values, values_of
+from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template
 from embedgrad.prompt.trust_region import TrustRegion
@@ -54,7 +54,7 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a TOML file; `overrides` are like "training.epochs=2". Raises `RecipeError`."""
+        """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`."""
         source = str(path)
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -72,104 +72,67 @@ class Recipe:
         """Check plain values and build the parts. Raises `RecipeError` with every problem."""
         if not isinstance(values, Mapping):
             raise RecipeError(source, ["expected a table of sections"])
-        problems = [
-            f"{name}: unknown section; {nearest(str(name), SECTIONS)}"
-            for name in values
-            if name not in SECTIONS
-        ]
+        values = dict(values)
+        problems: list[str] = []
         check_values(values, "", problems)
-        for name in ("model", "data", "template"):
-            if name not in values:
-                problems.append(f"{name}: missing section")
-
-        def section(name: str, kind: type) -> Any:
-            if name not in values and name in ("model", "data"):
-                return None
-            return build(kind, values.get(name, {}), name, problems)
-
-        evaluation = values.get("evaluation", {})
-        scorer: Any = {}
+        _check_names(values, problems)
+        evaluation, scorer = values.get("evaluation", {}), {}
         if isinstance(evaluation, Mapping):
-            evaluation = dict(evaluation)
-            scorer = evaluation.pop("scorer", scorer)
+            scorer = evaluation.get("scorer", {})
+            values["evaluation"] = {k: v for k, v in evaluation.items() if k != "scorer"}
         scorer = build_part("scorer", scorer, "evaluation.scorer", problems)
-        built_evaluation = build(Evaluation, evaluation, "evaluation", problems)
-        gradients = values.get("transforms", [{}])
-        if not isinstance(gradients, list | tuple):
-            problems.append("transforms: expected a list, as in [[transforms]]")
-            gradients = []
-        template, merges = _template(values.get("template"), problems)
-        target = section("target", Target)
+        sections: dict[str, Any] = {
+            name: build(kind, values.get(name, {}), name, problems)
+            for name, kind in SECTIONS.items()
+            if kind is not None and (name in values or name not in REQUIRED)
+        }
+        sections["template"], merges = None, "report"
+        if "template" in values:
+            sections["template"], merges = _template(values["template"], problems)
         parts = {
-            "trust_region": section("trust_region", TrustRegion),
-            "schedule": section("schedule", Schedule),
-            "transforms": tuple(
-                build_part("transforms", value, f"transforms.{i}", problems)
-                for i, value in enumerate(gradients)
+            "trust_region": sections.pop("trust_region"),
+            "schedule": sections.pop("schedule"),
+            "augmentations": build_parts(
+                "augmentations", values.get("augmentations", []), problems
             ),
+            "transforms": build_parts("transforms", values.get("transforms", [{}]), problems),
             **{
                 kind: build_part(kind, values.get(kind, {}), kind, problems)
                 for kind in ("parameterization", "objective", "optimizer")
             },
         }
-        recipe = {
-            "model": section("model", ModelSettings),
-            "data": section("data", DataSettings),
-            "template": template,
-            "target": target,
-            "training": section("training", Training),
-            "solutions": section("solutions", Solutions),
-            "prefix_cache": section("prefix_cache", PrefixCacheSettings),
-            "report": section("report", ReportSettings),
-            "compare": section("compare", CompareSettings),
-            "export": section("export", ExportSettings),
-        }
-        _check_together(recipe, parts, problems)
+        _check_together(sections, parts["objective"], problems)
         if problems:
             raise RecipeError(source, problems)
-        assert built_evaluation is not None
-        return cls(
-            **recipe,
-            parts=Parts(**parts),
-            evaluation=dataclasses.replace(built_evaluation, scorer=scorer),
-            merges=merges,
-        )
+        sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
+        return cls(**sections, parts=Parts(**parts), merges=merges)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as `from_dict` takes it."""
-        template = {**self.template.as_dict(), "merges": self.merges}
-        parts = self.parts
-        values = {
-            "model": values_of(self.model),
-            "data": values_of(self.data),
-            "template": template,
-            "target": values_of(self.target),
-            "trust_region": values_of(parts.trust_region),
-            "parameterization": part_values("parameterization", parts.parameterization),
-            "objective": part_values("objective", parts.objective),
-            "transforms": [part_values("transforms", part) for part in parts.transforms],
-            "optimizer": part_values("optimizer", parts.optimizer),
-            "schedule": values_of(parts.schedule),
-            "training": values_of(self.training),
-            "solutions": values_of(self.solutions),
-            "evaluation": {
-                **values_of(self.evaluation),
-                "scorer": part_values("scorer", self.evaluation.scorer),
-            },
-            "prefix_cache": values_of(self.prefix_cache),
-            "report": values_of(self.report),
-            "compare": values_of(self.compare),
-            "export": values_of(self.export),
-        }
+        values: dict[str, Any] = {}
+        built = {**vars(self.parts), **vars(self)}
+        for name, kind in SECTIONS.items():
+            part = built[name]
+            if name == "template":
+                values[name] = {**self.template.as_dict(), "merges": self.merges}
+            elif kind is not None:
+                values[name] = values_of(part)
+            elif isinstance(part, list | tuple):
+                values[name] = [part_values(name, one) for one in part]
+            else:
+                values[name] = part_values(name, part)
+        values["evaluation"]["scorer"] = part_values("scorer", self.evaluation.scorer)
         resolved: dict[str, Any] = _plain(values)
         return resolved
 
     def as_toml(self) -> str:
-        """The resolved recipe; TOML has no null, so what is unset is left out."""
+        """The resolved recipe; unset options are left out, as TOML has no null."""
         return tomli_w.dumps(self.as_dict())
 
 
-SECTIONS: dict[str, type | None] = {
+REQUIRED = ("model", "data", "template")
+# Every section; a part, which `build_part` builds, has no type here, nor has the template.
+SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "data": DataSettings,
     "template": None,
@@ -177,6 +140,7 @@ SECTIONS: dict[str, type | None] = {
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
+    "augmentations": None,
     "transforms": None,
     "optimizer": None,
     "schedule": Schedule,
@@ -188,13 +152,31 @@ SECTIONS: dict[str, type | None] = {
     "compare": CompareSettings,
     "export": ExportSettings,
 }
+RENAMED = {
+    "head_cache": "[prefix_cache]",
+    "gradients": "[[transforms]]",
+    "target.prefix": "target.answer_prefix",
+}
+
+
+def _check_names(values: dict[str, Any], problems: list[str]) -> None:
+    """Sections that are unknown or missing, and old names, which are taken out of `values`."""
+    target = values.get("target")
+    if isinstance(target, Mapping) and "prefix" in target:
+        values["target"] = {name: value for name, value in target.items() if name != "prefix"}
+        problems.append(f"target.prefix: is now {RENAMED['target.prefix']}")
+    for name in values:
+        if name in RENAMED:
+            problems.append(f"{name}: is now {RENAMED[name]}")
+        elif name not in SECTIONS:
+            problems.append(f"{name}: unknown section; {nearest(str(name), SECTIONS)}")
+    problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
 
 
 def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
-        if values is not None:
-            problems.append(f"template: {values!r}; expected a table of options")
+        problems.append(f"template: {values!r}; expected a table of options")
         return None, "report"
     known = {*ROLES, "text", "messages", "options", "merges"}
     unknown = [name for name in values if name not in known]
@@ -229,13 +211,13 @@ def _template(values: object, problems: list[str]) -> tuple[Template | None, str
 
 
 def _messages(messages: object) -> tuple[Message, ...]:
-    right = isinstance(messages, list | tuple) and all(
+    valid = isinstance(messages, list | tuple) and all(
         isinstance(message, Mapping)
         and set(message) == {"role", "content"}
         and all(isinstance(text, str) for text in message.values())
         for message in messages
     )
-    if not right or not isinstance(messages, list | tuple):
+    if not valid or not isinstance(messages, list | tuple):
         raise TemplateError(
             "template.messages: expected a list of messages, each with a role and a content, "
             'as in { role = "user", content = "..." }'
@@ -243,33 +225,34 @@ def _messages(messages: object) -> tuple[Message, ...]:
     return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
-def _check_together(
-    recipe: Mapping[str, Any], parts: Mapping[str, Any], problems: list[str]
-) -> None:
-    """What no section can see alone."""
-    template, data, target = recipe["template"], recipe["data"], recipe["target"]
+def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
+    """What no section can check alone; a section with a problem is None."""
+    template, data, target = sections["template"], sections.get("data"), sections["target"]
     free = target and not target.choices
-    if free and parts["objective"] and parts["objective"].needs_choices(available=False):
+    if free and objective and objective.needs_choices(available=False):
         problems.append("objective.over: 'choices', but target.choices lists none")
-    if free and recipe["training"] and recipe["training"].metric == "macro_f1":
+    if free and sections["training"] and sections["training"].metric == "macro_f1":
         problems.append("training.metric: 'macro_f1', but target.choices lists none")
     if template and data and data.truncate and data.truncate not in template.columns:
         problems.append(
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
-    if recipe["solutions"] and target and data:
-        problems += source_problems(recipe["solutions"], target, column=data.solution is not None)
+    training, solutions = sections["training"], sections["solutions"]
+    if training and training.batch_by == "groups" and data and data.group is None:
+        problems.append("training.batch_by: 'groups', but data.group names no column")
+    if solutions and target and data:
+        problems += source_problems(solutions, target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)
-    if recipe["prefix_cache"]:
-        _check_prefixes(recipe["prefix_cache"], problems)
+    if sections["prefix_cache"]:
+        _check_prefixes(sections["prefix_cache"], problems)
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
     for name, budget in (("budget", prefixes.budget), ("spill_budget", prefixes.spill_budget)):
         if isinstance(budget, float) and not math.isfinite(budget):
-            continue  # told already, as of every number
+            continue  # `check_values` reports it
         try:
             budget_bytes(budget, name)
         except RecipeError as error:
@@ -287,8 +270,8 @@ def _check_splits(data: DataSettings, problems: list[str]) -> None:
     shares = {"dev": data.dev_share, "test": data.test_share}
     taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
     if sum(taken.values()) >= 1:
-        told = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
-        problems.append(f"data: {told} leave nothing to train on")
+        settings = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
+        problems.append(f"data: {settings} leave nothing to train on")
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,4 @@
-"""The plain sections of a recipe, and single settings from outside.
-
-embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "yes"]'
-"""
+"""The sections of a recipe that belong to no other room: model, data, prefix cache, compare ..."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class ModelSettings:
     dtype: str = "auto"
     """auto, float32, bfloat16, float16, float64; the refined rows are always kept in float32."""
     attention: str = "auto"
-    """Of full passes: auto (sdpa where the model has it), sdpa, or eager."""
+    """Attention of full passes: auto (sdpa if the model has it), sdpa, or eager."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,15 @@ class DataSettings:
     answer: str = "label"
     """The column with the right answer."""
     solution: str | None = None
-    """The column with what the model shall write, if that is more than the answer it is scored
-    by, such as a worked solution, or a text with columns, as "{equation} = {answer}"; unset: the
+    """What the model is trained to write if that is more than the answer it is scored by: a column,
+    such as a worked solution, or a text with columns, as "{equation} = {answer}"; unset: the
     answer."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What values of that column mean, as in { 0 = "negative", 1 = "positive" }."""
     group: str | None = None
     """A column whose rows belong together: no group crosses a split."""
+    task: str | None = None
+    """A column that names the task of each row, for objectives that compare tasks."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Keep only rows with these values, as in { domain = "movies" }."""
     limit: Mapping[str, int] = field(default_factory=dict)
@@ -64,12 +63,12 @@ class DataSettings:
     allow_duplicates: bool = False
     """Allow the same text in two splits."""
     drop_duplicates: bool = False
-    """Leave out rows of train whose text stands in dev or test, and rows of dev whose text stands
-    in test, before any limit."""
+    """Leave out training rows whose text is also in dev or test, and dev rows whose text is also in
+    test, before any limit."""
     truncate: str | None = None
-    """The column that may be cut where a row does not fit; unset: such a row is refused."""
+    """The column to cut if a row does not fit the context; unset: such a row is refused."""
     license: str | None = None
-    """The data's licence, noted in the artifact."""
+    """The data's licence, recorded in the artifact."""
 
     def __post_init__(self) -> None:
         if self.solution is not None:
@@ -82,17 +81,18 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PrefixCacheSettings:
-    """Where stored prefixes may lie, and how much room they may take."""
+    """Where the keys and values of prefixes are stored, and how much room they may take."""
 
     budget: str | float = 0.25
-    """Bytes, a size such as "2 GiB", or a share (below 1) of free memory, on a GPU of its own;
-    0 stores nothing there."""
+    """Bytes, a size such as "2 GiB", or a share (below 1) of free memory (on a GPU: of its own
+    memory); 0 stores nothing."""
     spill: str | None = None
-    """A folder for prefixes that do not fit into memory; unset: they are computed anew."""
+    """A folder for prefixes that do not fit into memory; unset: they are computed again."""
     spill_budget: str | float = 0.5
-    """As budget, of free disk; the last 5 % of a disk stay free."""
+    """As budget, but of free disk space; the last 5 % of a disk stay free."""
     precision: Literal["model", "half"] = "model"
-    """Of stored prefixes; half: 16 bits a number, and what it changes in the loss is told."""
+    """Precision of stored prefixes; half: 16 bits per number, and the run reports the change in
+    the loss."""
 
 
 COMPARED = (
@@ -111,24 +111,24 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """Which methods `embedgrad compare` sets side by side, and their own options."""
+    """Which methods `embedgrad compare` compares, and their options."""
 
     methods: tuple[str, ...] = ()
-    """Methods by name; unset: all that can run. The text prompt is always among them."""
+    """Methods by name; unset: all that can run. The text prompt is always included."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A training of each method per seed, in place of training.seed."""
+    """One training of each method per seed, instead of training.seed."""
     prompts: tuple[str, ...] = ()
-    """Other texts for the span, among which best-of-n chooses on dev."""
+    """Other texts for the span; best-of-n picks the best on dev."""
     shots: Annotated[int, Gt(0)] = 4
-    """Training examples that few-shot shows before the question."""
+    """Number of training examples that few-shot shows before the question."""
     prompt_tuning_learning_rate: Annotated[float, Gt(0)] = 0.003
-    """Of PEFT prompt tuning that starts at the text."""
+    """For PEFT prompt tuning that starts at the text."""
     random_prompt_learning_rate: Annotated[float, Gt(0)] = 0.03
-    """Of PEFT prompt tuning that starts at random, with rows many times longer than a text's."""
+    """For PEFT prompt tuning that starts at random, with rows many times longer than a text's."""
     cpt_learning_rate: Annotated[float, Gt(0)] = 0.003
-    """Of PEFT CPT."""
+    """For PEFT CPT."""
     lora_learning_rate: Annotated[float, Gt(0)] = 0.0003
-    """Of PEFT LoRA."""
+    """For PEFT LoRA."""
     lora_rank: Annotated[int, Gt(0)] = 8
     """Rank of PEFT LoRA; its alpha is four times that."""
 
@@ -143,30 +143,30 @@ class CompareSettings:
                 f"compare.seeds: {list(self.seeds)}; expected one or more numbers from 0 up"
             )
         for option in ("methods", "seeds"):
-            given = getattr(self, option)
-            if len(set(given)) < len(given):
-                raise DataError(f"compare.{option}: {list(given)}; expected each one once")
+            values = getattr(self, option)
+            if len(set(values)) < len(values):
+                raise DataError(f"compare.{option}: {list(values)}; expected each one once")
         if "" in self.prompts:
             raise DataError("compare.prompts: '' holds no words; expected texts for the span")
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How a refined prompt is put where it is served."""
+    """How a refined prompt is exported."""
 
     system: Literal["append", "refuse"] = "append"
-    """A client's own system message: put behind the prompt's one, or refused."""
+    """What to do with a client's system message: append it to the prompt's, or refuse it."""
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
-    """Of all weights of an exported checkpoint; model: as the checkpoint has them."""
+    """Dtype of all weights in an exported checkpoint; model: as in the base model."""
     gguf: Literal["keep", "f32", "f16", "q8_0"] = "keep"
-    """Of the other weights in a GGUF export; keep: as the file has them."""
+    """Type of the other weights in a GGUF export; keep: as in the base model's file."""
     weights: Literal["copy", "link"] = "copy"
-    """Of files that an export does not change: copied, or linked to the base model's."""
+    """Whether files that an export does not change are copied from the base model or linked."""
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What is written besides the terminal and events.jsonl."""
+    """Where progress is written besides the terminal and events.jsonl."""
 
     tensorboard: bool = False
-    """Write TensorBoard files into the run folder (extra: tensorboard)."""
+    """Write TensorBoard files into the run folder (needs the extra tensorboard)."""

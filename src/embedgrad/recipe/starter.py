@@ -1,4 +1,4 @@
-"""`embedgrad new`: a commented recipe for a data file, with what was guessed said aloud."""
+"""Starter recipes (`embedgrad new`): a commented recipe for a data file, with its guesses."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
 STEPS_PROMPT = "Please reason step by step, then give the final answer."
 NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
-CHAT_NOTE = "Guessed that the model has a chat template; if not, write text instead of user."
+CHAT_NOTE = "Assumed that the model has a chat template; if not, write text instead of user."
 FREE_PROMPT = "Give the answer only:"
 ANSWER_ONLY = """
 
 [solutions]
-source = "answer"        # as the prompt asks for it; self-written: solutions of the model's own"""
+source = "answer"        # as the prompt asks; self-written: train on the model's own solutions"""
 
 
 def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[str, ...]]:
-    """Write a recipe for `data` to `out`; returns its path and what was guessed.
+    """Write a recipe for `data` to `out`; returns its path and the guesses.
 
-    Raises `DataError` for data that cannot be used and `RunError` where `out` exists.
+    Raises `DataError` for data that cannot be used and `RunError` if `out` exists.
     """
     out = Path(out)
     if out.exists():
@@ -57,9 +57,9 @@ def starter(data: str, table: Table, guess: Guess, model: str) -> str:
     group = f"group = {_toml(guess.group)}\n" if guess.group else ""
     solution = None if guess.choices else _solution(table)
     if solution:
-        group = f"solution = {_toml(solution)}        # what the model shall write\n{group}"
+        group = f"solution = {_toml(solution)}        # what the model learns to write\n{group}"
     return f"""\
-# A starter recipe. Guessed from the data, so look at it:
+# A starter recipe. It is guessed from the data, so check it:
 {guessed}#
 # Run it:  embedgrad optimize THIS.toml --out runs/first
 
@@ -68,17 +68,17 @@ name = {_toml(model)}        # Hub id, folder, .gguf file, or package:NAME
 
 [data]
 train = {_toml(data)}
-# dev and test: files of their own, or else shares of train, drawn by seed
+# dev and test: separate files, or else shares of train, drawn by seed
 dev_share = 0.2
 test_share = 0.2
 answer = {_toml(guess.answer or "answer")}        # the column with the right answer
 {group}# labels = {{ 0 = "no", 1 = "yes" }}   # what the values mean, if they are not words
-# limit = {{ train = 256 }}        # most rows per split
+# limit = {{ train = 256 }}        # at most this many rows of a split
 
 [template]
-# {{column}} is filled in per row; [[...]] is the text whose rows are refined, anywhere in it.
-# system = "..." and assistant = "..." (the answer's opening) may stand beside it.
-# A model without a chat template takes text = "..." instead.
+# {{column}} is filled in per row; [[...]] marks the words to refine, anywhere in the text.
+# You may add system = "..." and assistant = "..." (the opening of the answer).
+# For a model without a chat template, write text = "..." instead.
 user = {_toml(user)}
 
 [target]
@@ -88,29 +88,29 @@ user = {_toml(user)}
 {scorer}
 
 [trust_region]
-radius = 0.3        # how far a row may go, in its own norms; 0.3 keeps every cosine above 0.95
+radius = 0.3        # how far a row may move, in its norms; 0.3 keeps every cosine above 0.95
 
 [training]
 epochs = 4
 batch_size = 16
 seed = 0
 
-# `embedgrad parts` lists everything else that may stand here.
+# `embedgrad parts` lists all other settings.
 """
 
 
 def _task(table: Table, guess: Guess) -> tuple[str, str, str]:
-    """The prompt, and what stands in [target] and [evaluation]."""
+    """The prompt, and the contents of [target] and [evaluation]."""
     if guess.choices:
-        # Marks of the template inside a choice would have to be escaped; leave them out.
+        # A choice with template marks would have to be escaped; leave the list out.
         marked = any(mark in choice for choice in guess.choices for mark in "{}[]")
         listed = "the labels" if marked else ", ".join(guess.choices)
         return (
             CHOICE_PROMPT.format(choices=listed),
             f"choices = {_toml(list(guess.choices))}",
-            "# Choices are compared by their probabilities; a scorer is for free answers.",
+            "# Choices are compared by probability; only free answers need a scorer.",
         )
-    target = "# No choices: the model answers in its own words, and learns to end its turn."
+    target = "# No choices: the model answers in its own words and learns to end its turn."
     answers = [cell_text(row.get(guess.answer or "")) or "" for row in table.rows]
     if all(parse_number(answer) is not None for answer in answers):
         scorer = 'scorer = "number"        # or exact, contains'

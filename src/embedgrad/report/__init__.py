@@ -1,6 +1,6 @@
-"""What a run tells: progress while it goes on, events for machines, tables at its end."""
+"""What a person looks at: progress, tables, figures and pages."""
 
-from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out, read_events
+from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
 from embedgrad.report.terminal.progress import Progress
 from embedgrad.report.terminal.tables import (
     changes_table,
@@ -19,7 +19,6 @@ __all__ = [
     "comparison_table",
     "drift_table",
     "fan_out",
-    "read_events",
     "show",
     "verdict",
 ]

@@ -1,4 +1,4 @@
-"""Where a run's events go besides the terminal. A sink that fails never ends a run."""
+"""Sinks: where a run's events go besides the terminal. A sink that fails never ends a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.atomic_files import finite
 from embedgrad.errors import RunError
@@ -33,6 +33,7 @@ SCALARS = {
 }
 
 
+@final
 class EventLog:
     """Appends events to a file, one JSON object a line with its `time` (ISO 8601, UTC).
 
@@ -79,26 +80,7 @@ class EventLog:
         return RunError(f"{self.path}: events cannot be written ({error.strerror or error})")
 
 
-def read_events(path: str | Path) -> list[dict[str, Any]]:
-    """Events of a log, without a last line that was never finished. Raises `RunError`."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise RunError(f"{path}: events cannot be read ({error.strerror or error})") from error
-    events = []
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise RunError(
-                f"{path}:{number}: is not an event ({error}); expected one JSON object a line"
-            ) from error
-        events.append(event)
-    return events
-
-
+@final
 class TensorBoard:
     """Writes losses, scores and drift for TensorBoard (extra: tensorboard). Raises `RunError`."""
 
@@ -140,10 +122,11 @@ class TensorBoard:
             self._writer.close()
 
 
-def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
+def fan_out(*sinks: Sink, warn: Callable[[str], None], strict: bool = False) -> Sink:
     """One sink that passes every event on to all.
 
-    A sink that raises gets no more events, and `warn` one line about it.
+    A sink that raises gets no more events, and `warn` one line about it; where `strict`, its
+    exception ends the run.
     """
     alive = list(sinks)
 
@@ -151,7 +134,9 @@ def fan_out(*sinks: Sink, warn: Callable[[str], None]) -> Sink:
         for sink in tuple(alive):
             try:
                 sink(event)
-            except Exception as error:  # whatever a sink does, the run goes on
+            except Exception as error:
+                if strict:
+                    raise
                 alive.remove(sink)
                 name = getattr(sink, "__name__", str(sink))
                 reason = str(error) or type(error).__name__

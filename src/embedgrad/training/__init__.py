@@ -1,1 +1,1 @@
-"""training."""
+"""The training loop: only the prompt changes, by gradient descent."""

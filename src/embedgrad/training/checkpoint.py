@@ -1,11 +1,12 @@
-"""The loop's whole state as one object that can be saved and loaded."""
+"""Checkpoint: everything that a run needs to resume, saved and loaded as one folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -15,30 +16,37 @@ from torch import Tensor
 from embedgrad.atomic_files import write_folder
 from embedgrad.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
+TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
 
 
+@final
 @dataclass
 class Checkpoint:
     """Everything that the next step depends on.
 
-    The order of examples is a function of seed and epoch, so `step` alone says which batch is next.
-    `best_rows` are the rows that scored best on dev so far, `history` the dev scores in order, and
-    `seconds` what a comparison's training took until here.
+    The order of examples is a function of seed and epoch, so `step` alone gives the next batch.
+    `transforms` holds the state of each gradient transform, `best` the prompt that scored best on
+    dev at `best_step`, `history` the dev scores in order, and `seconds` the training time so far.
+    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
     """
 
     step: int
     theta: dict[str, Tensor]
     optimizer: dict[str, Any]
-    best_rows: Tensor
+    best: dict[str, Tensor]
+    transforms: list[dict[str, Tensor]] = field(default_factory=list)
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write the folder anew, aside, then put it in place. Raises `RunError`."""
+        """Write the folder, aside first, so that it is always whole. Raises `RunError`."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
-        tensors["best_rows"] = self.best_rows
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for i, state in enumerate(self.transforms):
+            tensors |= {f"transforms.{i}.{name}": value for name, value in state.items()}
         numbers: dict[str, dict[str, Any]] = {}
         for index, entries in self.optimizer["state"].items():
             for name, value in entries.items():
@@ -52,6 +60,8 @@ class Checkpoint:
             "best_step": self.best_step,
             "history": self.history,
             "seconds": self.seconds,
+            "made_from": self.made_from,
+            "transforms": len(self.transforms),
             "optimizer_numbers": numbers,
             "optimizer_groups": self.optimizer["param_groups"],
         }
@@ -59,41 +69,54 @@ class Checkpoint:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
-        write_folder(
-            folder,
-            {
-                "state.safetensors": tensors_to_bytes(tensors),
-                "state.json": json.dumps(values, indent=1).encode(),
-            },
-        )
+        content = {
+            TENSORS: tensors_to_bytes(tensors),
+            VALUES: json.dumps(values, indent=1).encode(),
+        }
+        write_folder(folder, content)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read what `save` wrote. Raises `RunError` where it is missing or damaged."""
+        """Read what `save` wrote. Raises `RunError` where it is missing, damaged or too old."""
         try:
-            tensors = load_tensors((folder / "state.safetensors").read_bytes())
-            values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
-                raise RunError(f"{folder}: state format {values['format']}; expected {FORMAT}")
-            optimizer: dict[int, dict[str, Any]] = {
-                int(index): dict(entries) for index, entries in values["optimizer_numbers"].items()
-            }
-            for name, value in tensors.items():
-                kind, _, rest = name.partition(".")
-                if kind == "optimizer":
-                    index, _, entry = rest.partition(".")
-                    optimizer.setdefault(int(index), {})[entry] = value
+                raise RunError(
+                    f"{folder}: checkpoint format {values['format']}, but this version reads "
+                    f"{FORMAT}; start the run again"
+                )
+            tensors = load_tensors((folder / TENSORS).read_bytes())
+            optimizer = _by_index(tensors, "optimizer.")
+            for index, entries in values["optimizer_numbers"].items():
+                optimizer.setdefault(int(index), {}).update(entries)
+            states = _by_index(tensors, "transforms.")
             return cls(
                 step=values["step"],
-                theta={k[6:]: v for k, v in tensors.items() if k.startswith("theta.")},
+                theta=_below(tensors, "theta."),
                 optimizer={"state": optimizer, "param_groups": values["optimizer_groups"]},
-                best_rows=tensors["best_rows"],
+                best=_below(tensors, "best."),
+                transforms=[states.get(i, {}) for i in range(values["transforms"])],
                 best_step=values["best_step"],
                 history=values["history"],
-                seconds=values.get("seconds", 0.0),
+                seconds=values["seconds"],
+                made_from=values["made_from"],
             )
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,
         ) as error:
-            raise RunError(f"{folder}: the saved state cannot be read ({error})") from error
+            raise RunError(f"{folder}: the checkpoint cannot be read ({error})") from error
+
+
+def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a path, by the rest of their names."""
+    return {n.removeprefix(path): t for n, t in tensors.items() if n.startswith(path)}
+
+
+def _by_index(tensors: Mapping[str, Tensor], path: str) -> dict[int, dict[str, Any]]:
+    """The tensors named path.INDEX.NAME, by index and name."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, value in _below(tensors, path).items():
+        index, _, rest = name.partition(".")
+        found.setdefault(int(index), {})[rest] = value
+    return found

@@ -1,9 +1,9 @@
-"""The loop: from a text prompt to a refined one.
+"""The training loop: from a text prompt to a refined one.
 
-    sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* -> rows
+    sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* -> prompt
 
-Only the rows move. They are scored on dev before the first step and at every evaluation, and the
-best ones seen come out: a run never ends with a prompt that dev says is worse than the text.
+Only the prompt's rows move. They are scored on dev before the first step and at every evaluation,
+and the best ones come out: a run never ends with a prompt that dev scores below the text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,18 +20,22 @@ from torch import Tensor
 from embedgrad.errors import DataError, DivergenceError, ModelError, RunError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report, nowhere
+from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.parameterizations import Theta
+from embedgrad.parts.parameterizations import Theta, all_rows
+from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.span import span_places
 from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.loss import Loss
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Parts, Refinement, Training
 
 
 def optimize(
-    model: LanguageModel,
+    model: Backbone,
     sequencer: Sequencer,
     train: Sequence[TokenSequence],
     dev: Sequence[TokenSequence] = (),
@@ -38,33 +43,33 @@ def optimize(
     training: Training = Training(),
     parts: Parts = Parts(),
     evaluation: Evaluation = Evaluation(),
-    start_rows: Tensor | None = None,
-    state: Checkpoint | None = None,
+    start: Prompt | None = None,
+    checkpoint: Checkpoint | None = None,
     report: Report = nowhere,
-    keep: Callable[[Checkpoint], None] = lambda state: None,
+    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Refinement:
-    """Refine the rows of the span on `train`, keeping those that score best on `dev`.
+    """Refine the rows of the span on `train`, and keep those that score best on `dev`.
 
-    `start_rows`, shape [P, D], take the place of the text's own rows. Without dev rows the last
-    rows are kept. `report` gets one event (plain JSON values) per step,
-    evaluation and note; `keep` gets the state after every evaluation, and `state` continues from
-    one. Ctrl-C ends the loop and returns the best rows so far. Raises `DivergenceError` when a loss
-    or gradient is not finite, before the step is made; its `refinement` holds the best rows so far.
+    `start` replaces the text's own rows. Without dev examples the last rows are kept. `report` gets
+    one event (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after
+    every evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step;
+    then, as after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step
+    whose loss or gradient is not finite; its `refinement` holds the best rows so far.
     """
-    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start_rows)
-    started = time.perf_counter()
+    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start)
     failure: DivergenceError | None = None
     try:
-        loop.start(state)
-        ended = loop.run(keep)
+        loop.start(checkpoint)
+        ended = loop.run(keep, should_stop)
     except KeyboardInterrupt:
         ended = "interrupted"
     except DivergenceError as error:
         ended, failure = "diverged", error
-    seconds = time.perf_counter() - started
-    if not dev:  # nothing says which rows are best: take the last, after a failure the last proven
-        loop.best.take(loop.rows() if failure is None else loop.proven, loop.step)
-    refinement = loop.result(ended, seconds)
+    if not dev:  # nothing decides which rows are best: take the last whose loss was finite
+        loop.best.take(loop.prompt() if failure is None else loop.proven, loop.step)
+    refinement = loop.result(ended)
+    seconds = refinement.seconds
     report({"event": "end", "ended": ended, "steps": loop.step, "seconds": seconds})
     if failure is not None:
         failure.refinement = refinement
@@ -72,12 +77,13 @@ def optimize(
     return refinement
 
 
+@final
 class _Loop:
     """The names that the steps of one run share."""
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Backbone,
         sequencer: Sequencer,
         train: Sequence[TokenSequence],
         dev: Sequence[TokenSequence],
@@ -85,108 +91,142 @@ class _Loop:
         parts: Parts,
         evaluation: Evaluation,
         report: Report,
-        start_rows: Tensor | None,
+        start: Prompt | None,
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report = training, parts, report
+        self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation)
-        self.choices = parts.objective.needs_choices(available=bool(sequencer.target.choices))
-        text_PD = model.embed(sequencer.span.ids)
-        self.is_text = start_rows is None
-        self.start_PD = text_PD if start_rows is None else start_rows.to(text_PD)
+        self.is_text = start is None
+        text_PD = model.embed(sequencer.prompt_ids)
+        places = span_places(sequencer.spans)
+        start = start or {name: text_PD[place] for name, place in places.items()}
+        self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
+        self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
         generator = torch.Generator().manual_seed(training.seed)
-        self.theta = parts.parameterization.init(self.start_PD, generator)
+        self.theta = parts.parameterization.init(self.start_prompt, generator)
+        self.origin = {name: value.clone() for name, value in self.theta.items()}
         for value in self.theta.values():
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
-        self.steps_per_epoch = training.steps_per_epoch(len(train))
-        self.total = training.steps_in_all(len(train))
-        self.every = training.steps_between_evaluations(len(train))
+        self.transforms = [transform.init(self.origin) for transform in parts.transforms]
+        self.units = training.units([s.example.group for s in train])
+        self.steps_per_epoch = training.steps_per_epoch(len(self.units))
+        self.total = training.steps_in_all(len(self.units))
+        self.every = training.steps_between_evaluations(len(self.units))
         metric = training.metric_for(choices=bool(sequencer.target.choices))
-        self.best = Best(metric, self.start_PD)
-        self.proven = self.start_PD  # the last rows whose loss was finite
+        self.best = Best(metric, self.start_prompt)
+        self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0
-        self.state = self._snapshot()
+        self.began, self.seconds_before = time.perf_counter(), 0.0
+        self.checkpoint = self._checkpoint()
 
     # -- the run -------------------------------------------------------------------------------
 
-    def start(self, state: Checkpoint | None) -> None:
-        """Begin at the text prompt, scored on dev; or go on from a state."""
-        if state is not None:
-            self._restore(state)
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Begin at the text prompt, scored on dev; or resume from a checkpoint."""
+        if checkpoint is not None:
+            self._restore(checkpoint)
         left, new = self.total - self.step, not self.best.history
-        self.model.prefix_cache.expect(
-            ([s.prefix for s in self.train], left / self.steps_per_epoch),
-            ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
-        )
+        if self.language_model is not None:
+            self.language_model.prefix_cache.expect(
+                ([s.prefix for s in self.train], left / self.steps_per_epoch),
+                ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
+            )
         if self.dev and new:
             self._evaluate()
-        self.state = self._snapshot()
+        self.checkpoint = self._checkpoint()
 
-    def run(self, keep: Callable[[Checkpoint], None]) -> str:
+    def run(self, keep: Callable[[Checkpoint], None], should_stop: Callable[[], bool]) -> str:
         """All steps; returns why it ended."""
-        if self.best.stops_early(self.training.patience):  # cut off right after its last state
+        if self.best.stops_early(self.training.patience):  # ended right after its last checkpoint
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
             loss, norm = self._step(step, batch)
             self.step = step + 1
             self._report_step(loss, norm, len(batch), time.perf_counter() - began)
-            if self.step % self.every == 0 or self.step == self.total:
-                if self.dev:
-                    self._evaluate()
-                else:
-                    self.best.take(self.rows(), self.step)
-                self.state = self._snapshot()
-                keep(self.state)
-                if self.best.stops_early(self.training.patience):
-                    return "patience"
+            evaluate = self.step % self.every == 0 or self.step == self.total
+            if evaluate and self.dev:
+                self._evaluate()
+            elif evaluate:
+                self.best.take(self.prompt(), self.step)
+            stop = self.step < self.total and should_stop()
+            if evaluate or stop:
+                self.checkpoint = self._checkpoint()
+                keep(self.checkpoint)
+            if evaluate and self.best.stops_early(self.training.patience):
+                return "patience"
+            if stop:
+                return "stopped"
         return "finished"
 
-    def _snapshot(self) -> Checkpoint:
-        """Where the loop stands, out of reach of its next step."""
+    def _checkpoint(self) -> Checkpoint:
+        """The state of the loop, copied so that the next step cannot change it."""
         return Checkpoint(
             step=self.step,
-            theta={name: value.detach().clone() for name, value in self.theta.items()},
+            theta=self._theta_copy(),
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
-            best_rows=self.best.rows.clone(),
+            transforms=copy.deepcopy(self.transforms),
+            best={name: rows.clone() for name, rows in self.best.prompt.items()},
             best_step=self.best.step,
             history=list(self.best.history),
+            seconds=self._seconds(),
         )
 
-    def _restore(self, state: Checkpoint) -> None:
-        saved, own = ({k: v.shape for k, v in t.items()} for t in (state.theta, self.theta))
-        if saved != own:
-            raise RunError("the saved state belongs to another prompt, model or parameterization")
-        self._set_theta(state.theta)
-        self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
-        rows = state.best_rows.to(self.start_PD)
-        self.best = Best(self.best.metric, rows, state.best_step, list(state.history))
-        self.step = state.step
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        saved, own = (
+            [{name: value.shape for name, value in tensors.items()} for tensors in pair]
+            for pair in ((checkpoint.theta, checkpoint.best), (self.theta, self.start_prompt))
+        )
+        if saved != own or len(checkpoint.transforms) != len(self.transforms):
+            raise RunError("the checkpoint belongs to another prompt, model or set of parts")
+        self._set_theta(checkpoint.theta)
+        self.optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
+        device = next(iter(self.theta.values())).device
+        self.transforms = [
+            {name: value.to(device, copy=True) for name, value in state.items()}
+            for state in checkpoint.transforms
+        ]
+        best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
+        history = list(checkpoint.history)
+        self.best = Best(self.best.metric, best, checkpoint.best_step, history)
+        self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
-        """Batches by step; the order of an epoch depends on nothing but seed and epoch."""
-        size = self.training.batch_size
+        """Batches by step; an epoch's depend on nothing but seed and epoch."""
         for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
-            order = self.training.epoch_order(len(self.train), epoch)
-            for i in range(self.steps_per_epoch):
-                step, rows = epoch * self.steps_per_epoch + i, order[i * size :]
-                if first <= step < self.total:
-                    if step > first:  # the first step shall not wait for others' prefixes
-                        ahead = size * min(16, self.total - step)
-                        self.model.prepare([self.train[j] for j in rows[:ahead]])
-                    yield step, [self.train[j] for j in rows[:size]]
+            batches = self.training.epoch_batches(self.units, epoch)
+            for i, batch in enumerate(batches):
+                step = epoch * self.steps_per_epoch + i
+                if not first <= step < self.total:
+                    continue
+                # The first step does not wait for the prefixes of others.
+                if step > first and self.language_model is not None:
+                    ahead = batches[i : i + min(16, self.total - step)]
+                    self.language_model.prepare([self.train[j] for next_ in ahead for j in next_])
+                sequences = [self.train[j] for j in batch]
+                for augmentation in self.parts.augmentations:
+                    sequences = augmentation(
+                        sequences, seed=self.training.seed, step=step, total=self.total
+                    )
+                yield step, sequences
 
     # -- one step ------------------------------------------------------------------------------
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
-        parts, names, norm = self.parts, list(self.theta), math.nan
+        """Move theta; returns the loss and the length of its gradient."""
+        parts, norm = self.parts, math.nan
+        context: Context | None = None
+        old = self._theta_copy()
 
         def closure() -> float:
-            nonlocal norm
-            loss, gradients = self._gradients(batch)
+            nonlocal norm, context
+            loss, gradients, losses_B, outcome = self.loss.gradient(
+                self.theta, batch, self.training.accumulate
+            )
             norm = math.sqrt(sum(g.pow(2).sum().item() for g in gradients.values()))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 where = ", ".join(s.example.source for s in batch[:3])
@@ -195,55 +235,45 @@ class _Loop:
                     f"{where}, ...); stopped before the step; try a smaller "
                     "optimizer.learning_rate, or model.dtype = 'float32'"
                 )
-            self.proven = self.rows().detach().clone()
-            for transform in parts.transforms:
-                gradients = transform(gradients)
-            for name in names:
-                self.theta[name].grad = gradients[name]
+            self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
+            context = Context(step, self.total, batch, outcome, losses_B)
+            for i, transform in enumerate(parts.transforms):
+                gradients, self.transforms[i] = transform.before(
+                    gradients, self.transforms[i], context
+                )
+            for name, value in self.theta.items():
+                value.grad = gradients[name]
             return loss
 
         for group in self.optimizer.param_groups:
             group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
         loss = float(self.optimizer.step(closure))
-        self._into_region()
+        assert context is not None, "the optimizer did not call its closure"
+        with torch.no_grad():
+            for i, transform in enumerate(parts.transforms):
+                theta, self.transforms[i] = transform.after(
+                    old, self._theta_copy(), self.transforms[i], context
+                )
+                self._set_theta(theta)
+            self._into_region()
         return loss, norm
 
-    def _gradients(self, batch: Sequence[TokenSequence]) -> tuple[float, dict[str, Tensor]]:
-        """Loss of a batch and its gradient in theta; parts of a batch add up to the whole."""
-        names, leaves = list(self.theta), list(self.theta.values())
-        size = math.ceil(len(batch) / self.training.accumulate)
-        total, sums = 0.0, [torch.zeros_like(leaf) for leaf in leaves]
-        for i in range(0, len(batch), size):
-            part = batch[i : i + size]
-            share = len(part) / len(batch)
-            loss = self._loss(self.theta, part) * share
-            total += loss.item()
-            for held, new in zip(sums, torch.autograd.grad(loss, leaves), strict=True):
-                held += new
-        return total, dict(zip(names, sums, strict=True))
-
-    def _loss(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
-        """One number, a pure function of theta."""
-        rows = self.parts.parameterization.rows(theta, self.start_PD)
-        normalize = self.sequencer.target.normalize
-        outcome = self.model.outcome(rows, batch, choices=self.choices, normalize=normalize)
-        return self.parts.objective.reduce(self.parts.objective.losses(outcome), outcome)
-
-    @torch.no_grad()
     def _into_region(self) -> None:
         """Last of all that happens to theta in a step."""
-        region, rows = self.parts.trust_region, self.rows()
-        if not torch.isfinite(rows.norm(dim=1)).all():
+        if not torch.isfinite(all_rows(self.prompt()).norm(dim=1)).all():
             where = f"step {self.step + 1}: a row went to infinity"
             raise DivergenceError(f"{where}; try a smaller optimizer.learning_rate")
-        inside = region.project(rows, self.start_PD)
-        if not torch.equal(rows, inside):
-            self._set_theta(self.parts.parameterization.fit(self.theta, inside, self.start_PD))
-        assert region.holds(self.rows(), self.start_PD), "a row left the trust region"
+        region, fit = self.parts.trust_region, self.parts.parameterization.fit
+        self._set_theta(fit(self._theta_copy(), self.origin, self.start_prompt, region))
+        inside = region.holds(all_rows(self.prompt()), all_rows(self.start_prompt))
+        assert inside, "a row left the trust region"
 
-    def rows(self) -> Tensor:
-        """The rows as they are now, differentiable in theta."""
-        return self.parts.parameterization.rows(self.theta, self.start_PD)
+    def prompt(self) -> Prompt:
+        """The prompt as it is now, differentiable in theta."""
+        return self.parts.parameterization.prompt(self.theta, self.start_prompt)
+
+    def _theta_copy(self) -> Theta:
+        return {name: value.detach().clone() for name, value in self.theta.items()}
 
     @torch.no_grad()
     def _set_theta(self, theta: Theta) -> None:
@@ -254,26 +284,35 @@ class _Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        rows = self.rows().detach()
-        plain = self.is_text and not self.step
+        prompt, plain = self.prompt(), self.is_text and not self.step
+        score_prompt = self.evaluator.score_text_prompt if plain else self.evaluator.score
         try:
-            answered = (self.evaluator.score_text_prompt if plain else self.evaluator.score)(
-                rows, self.dev
-            )
+            answers = score_prompt(prompt, self.dev)
         except ModelError as error:
             why = f"step {self.step}: {error}, or a smaller optimizer.learning_rate"
             raise DivergenceError(why) from error
-        summary = summarize(answered, self.sequencer.target.choices)
+        summary = summarize(answers, self.sequencer.target.choices)
         score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
-        self.best.add(score, rows)
-        told = {"metric": self.best.metric, "best": self.best.score, "text": self.best.history[0]}
-        plan = {"total": self.total, "every": self.every}
-        self.report({"event": "evaluation", **score, **told, **plan})
+        self.best.add(score, prompt)
+        self.report(
+            {
+                "event": "evaluation",
+                **score,
+                "metric": self.best.metric,
+                "best": self.best.score,
+                "text": self.best.history[0],
+                "total": self.total,
+                "every": self.every,
+            }
+        )
 
     # -- what comes out ------------------------------------------------------------------------
 
     @torch.no_grad()
     def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:
+        cache: dict[str, Any] = {}
+        if self.language_model is not None:
+            cache = self.language_model.prefix_cache.progress
         self.report(
             {
                 "event": "step",
@@ -282,22 +321,31 @@ class _Loop:
                 "loss": loss,
                 "gradient_norm": norm,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
-                **distances(self.rows(), self.start_PD),
+                **distances(all_rows(self.prompt()), all_rows(self.start_prompt)),
                 "examples": examples,
                 "seconds": seconds,
-                **self.model.prefix_cache.progress,
+                **cache,
             }
         )
 
-    def result(self, ended: str, seconds: float) -> Refinement:
+    def _seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def result(self, ended: str) -> Refinement:
         """The best rows so far as a prompt."""
         prompt = PromptEmbedding(
             template=self.sequencer.renderer.template,
             target=self.sequencer.target,
-            span=self.sequencer.span,
+            spans=self.sequencer.spans,
             date=self.sequencer.renderer.date,
-            start_rows=self.start_PD.cpu(),
-            rows=self.best.rows.cpu(),
+            start_rows=_tensor(self.start_prompt),
+            rows=_tensor(self.best.prompt),
             trust_region=self.parts.trust_region,
         )
-        return Refinement(prompt, self.state, ended, self.step, seconds, self.best)
+        return Refinement(prompt, self.checkpoint, ended, self.step, self._seconds(), self.best)
+
+
+def _tensor(prompt: Prompt) -> Tensor:
+    """The rows of all spans one behind the other, [P, D] or, with rows per layer, [L, P, D]."""
+    return torch.cat(list(prompt.values()), dim=-2).cpu()

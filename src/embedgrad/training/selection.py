@@ -1,10 +1,11 @@
-"""The rows that scored best on dev so far, and when to stop looking for better ones."""
+"""Selection and early stopping: the best prompt on dev so far, and when to stop looking."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import final
 
-from torch import Tensor
+from embedgrad.model.backbone import Prompt
 
 
 def score_of(
@@ -15,37 +16,39 @@ def score_of(
     return score if macro_f1 is None else {**score, "macro_f1": macro_f1}
 
 
+@final
 @dataclass
 class Best:
-    """Keeps the best of the rows it is shown.
+    """Keeps the best prompt that it sees.
 
-    `metric` is "accuracy", "macro_f1" or "log_loss"; equal ones are told apart by log_loss.
+    `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
     `history` holds the scores in order, each with its `step`.
     """
 
     metric: str
-    rows: Tensor
+    prompt: Prompt
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, score: dict[str, float], rows_PD: Tensor) -> None:
-        """Take note of a score, and keep its rows if none before was as good."""
+    def add(self, score: dict[str, float], prompt: Prompt) -> None:
+        """Note a score, and keep its prompt if none before was as good."""
         better = not self.history or self._worth(score) > max(map(self._worth, self.history))
         self.history.append(score)
         if better:
-            self.take(rows_PD, int(score["step"]))
+            self.take(prompt, int(score["step"]))
 
-    def take(self, rows_PD: Tensor, step: int) -> None:
-        """Keep these rows, whatever was kept before."""
-        self.rows, self.step = rows_PD.detach().clone(), step
+    def take(self, prompt: Prompt, step: int) -> None:
+        """Keep a prompt, whatever was kept before."""
+        self.prompt = {name: rows.detach().clone() for name, rows in prompt.items()}
+        self.step = step
 
     @property
     def score(self) -> dict[str, float]:
-        """The score of the rows that are kept."""
+        """The score of the prompt that is kept."""
         return next(score for score in self.history if score["step"] == self.step)
 
     def stops_early(self, patience: int | None) -> bool:
-        """Whether the last `patience` scores brought nothing better."""
+        """Early stopping: whether the last `patience` scores brought nothing better."""
         if patience is None or not self.history:
             return False
         return len(self.history) - 1 - self.history.index(self.score) >= patience

@@ -1,14 +1,17 @@
-"""What a run of the loop is told, and what it gives back."""
+"""Settings of a training run, the parts that it is made of, and its result."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt
 
+from embedgrad.errors import DataError
+from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
@@ -19,6 +22,7 @@ from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
 
 
+@final
 @dataclass(frozen=True)
 class Training:
     """How long to train, on how much at a time, and which rows to keep."""
@@ -28,22 +32,55 @@ class Training:
     steps: Annotated[int, Gt(0)] | None = None
     """Steps in all, instead of epochs."""
     batch_size: Annotated[int, Gt(0)] = 16
-    """Examples per step."""
+    """Examples per step, or groups per step where training.batch_by = "groups"."""
+    batch_by: Literal["examples", "groups"] = "examples"
+    """What a batch counts; groups: every batch holds whole groups, by the column data.group."""
     accumulate: Annotated[int, Gt(0)] = 1
     """Parts in which a batch is computed one after the other, to save memory; the same gradient."""
     evaluate_every: Annotated[int, Gt(0)] | None = None
     """Steps between evaluations on dev; unset: once per epoch."""
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
-    """What says which rows are best; auto: accuracy for choices and where the model is trained on
-    solutions of its own, log_loss for other free text.
-    Equal accuracies are told apart by log_loss."""
+    """What decides which rows are best; auto: accuracy for choices and where the model is trained
+    on its own solutions, log_loss for other free text. Between equal accuracies log_loss decides.
+    """
     patience: Annotated[int, Gt(0)] | None = None
-    """Evaluations without a better score after which to stop; unset: never."""
+    """Early stopping: evaluations without a better score after which to stop; unset: never."""
     seed: Annotated[int, Ge(0)] = 0
     """Decides the order of the examples, and any random start."""
 
+    def units(self, groups: Sequence[str | None]) -> list[list[int]]:
+        """Indices of the examples that stay together in a batch, given the group of each example.
+
+        Raises `DataError` where batches of groups are asked for and an example has none.
+        """
+        if self.batch_by == "examples":
+            return [[i] for i in range(len(groups))]
+        units: dict[str, list[int]] = {}
+        for i, group in enumerate(groups):
+            if group is None:
+                raise DataError(
+                    "training.batch_by: 'groups', but the examples have none; set data.group to "
+                    "the column that says which rows belong together"
+                )
+            units.setdefault(group, []).append(i)
+        return list(units.values())
+
+    def epoch_batches(self, units: Sequence[Sequence[int]], epoch: int) -> list[list[int]]:
+        """The batches of an epoch as indices of examples; the last one may be smaller."""
+        order, size = self.epoch_order(len(units), epoch), self.batch_size
+        return [
+            [i for unit in order[start : start + size] for i in units[unit]]
+            for start in range(0, len(order), size)
+        ]
+
+    def epoch_order(self, rows: int, epoch: int) -> list[int]:
+        """In which order an epoch takes the rows; depends on the seed and nothing else."""
+        order = list(range(rows))
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        return order
+
     def steps_per_epoch(self, rows: int) -> int:
-        """Steps that take every row once; the last one may take fewer."""
+        """Steps that take every row (or group) once; the last one may take fewer."""
         return math.ceil(rows / self.batch_size)
 
     def steps_in_all(self, rows: int) -> int:
@@ -55,17 +92,12 @@ class Training:
         return self.evaluate_every or min(self.steps_per_epoch(rows), self.steps_in_all(rows))
 
     def metric_for(self, *, choices: bool) -> str:
-        """What says which rows are best, where the answers are choices or free text."""
+        """What decides which rows are best, where the answers are choices or free text."""
         auto = "accuracy" if choices else "log_loss"
         return auto if self.metric == "auto" else self.metric
 
-    def epoch_order(self, rows: int, epoch: int) -> list[int]:
-        """In which order an epoch takes the rows; depends on the seed and nothing else."""
-        order = list(range(rows))
-        random.Random(f"{self.seed}:{epoch}").shuffle(order)
-        return order
 
-
+@final
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of; every default is the plain method."""
@@ -73,21 +105,23 @@ class Parts:
     trust_region: TrustRegion = TrustRegion()
     parameterization: Parameterization = Free()
     objective: Objective = CrossEntropy()
+    augmentations: tuple[Augmentation, ...] = ()
     transforms: tuple[Transform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
 
 
+@final
 @dataclass(frozen=True)
 class Refinement:
-    """What a run of the loop gave: the best prompt, and where the loop stood at its end.
+    """Result of a training run: the best prompt, and the checkpoint to resume from.
 
-    `ended` is "finished", "patience", "interrupted" (Ctrl-C) or "diverged". `state` is that of the
-    last evaluation, from which a run can go on; `best` holds the scores on dev.
+    `ended` is "finished", "patience" (early stopping), "stopped" (asked to), "interrupted" (Ctrl-C)
+    or "diverged". `best` holds the scores on dev and the best prompt as named tensors.
     """
 
     prompt: PromptEmbedding
-    state: Checkpoint
+    checkpoint: Checkpoint
     ended: str
     steps: int
     seconds: float

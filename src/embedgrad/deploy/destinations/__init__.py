@@ -1,1 +1,1 @@
-"""destinations."""
+"""Where a refined prompt can be exported, one module per destination."""

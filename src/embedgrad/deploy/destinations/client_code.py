@@ -1,7 +1,7 @@
-"""Python that answers without embedgrad: the part of it that makes token ids of a query.
+"""Generated Python that answers without embedgrad: how a query becomes token ids.
 
-An exported file is this text with a prompt's own messages written into it. A check runs such a file
-only where it is, byte for byte, what is made here, so that a folder from elsewhere runs nothing.
+A check runs an exported file only if it is, byte for byte, what this module generates, so that a
+folder from elsewhere runs nothing.
 """
 
 from __future__ import annotations
@@ -12,76 +12,92 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
+from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
-from embedgrad.deploy.formats.chat_template import askable
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.formats.chat_template import uncut_rows
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.errors import EngineError, ExportError, ModelError
 from embedgrad.model.loading.quiet import guarded
-from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.boundaries import CuttingTokenizer
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import END_MARK, SPAN_MARK
 
 TEMPLATE_FILE = "chat_template.jinja"
 EXAMPLE_FILE = "example.py"
-EXAMPLE_TEXT = "This is an example."  # of every column; rows of the data stay where they are
+EXAMPLE_TEXT = "This is an example."  # for every column; the user's data stay private
+
+# What every generated program starts with: token ids of the text around the refined rows.
+OPENING = """\
+MODEL = {model}
+MARK = "{mark}"  # marks where the rows go
+tokenizer = AutoTokenizer.from_pretrained({base})
+tokenizer.add_tokens([MARK], special_tokens=True)
+"""
+
+# And how rows and text become one prompt, where the program has `rows` and `embed`.
+EMBEDDINGS = """\
+def embeddings(columns):  # of the whole prompt, tokens x width
+    first, *others = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
+    pairs = zip(rows.split({lengths}), others, strict=True)  # strict: a query must not hold MARK
+    return torch.cat([first, *(part for pair in pairs for part in pair)])
+"""
 
 
+@final
 class Base(NamedTuple):
     """Where the frozen model is loaded from: a Hub id with its commit, or a folder."""
 
     model: str
     revision: str | None
 
+    @classmethod
+    def of(cls, job: Job) -> Base:
+        """The job's model as other software finds it."""
+        info = job.model.info
+        return cls(info.name, info.revision) if info.kind == "hub" else cls(info.path, None)
+
     @property
     def arguments(self) -> str:
-        """Of `from_pretrained`, as Python; the name MODEL stands for the model."""
+        """Arguments of `from_pretrained`, as Python that refers to MODEL."""
         return "MODEL" + (f", revision={quoted(self.revision)}" if self.revision else "")
 
     @property
     def flags(self) -> str:
-        """Of a command that serves it, after the model."""
+        """Flags of a serving command, after the model."""
         return f" --revision {shlex.quote(self.revision)}" if self.revision else ""
 
 
-def base_of(job: Job) -> Base:
-    """The job's model as other software finds it."""
-    info = job.model.info
-    return Base(info.name, info.revision) if info.kind == "hub" else Base(info.path, None)
-
-
-def base_from(written: Mapping[str, Any], job: Job) -> Base:
-    """The model that an export names. Raises `EngineError` where it is not the job's."""
-    named, base = Base(str(written["model"]), written["revision"]), base_of(job)
-    if named != base:
+def read_base(written: Mapping[str, Any], job: Job) -> Base:
+    """The model that an export names. Raises `EngineError` if it is not the job's."""
+    exported, base = Base(str(written["model"]), written["revision"]), Base.of(job)
+    if exported != base:
         raise EngineError(
-            f"the export loads its model from {named.model} ({named.revision}), and here that is "
-            f"{base.model} ({base.revision}); export again"
+            f"the export loads its model from {exported.model} ({exported.revision}), but here the "
+            f"model is {base.model} ({base.revision}); export again"
         )
     return base
 
 
-def only_prompt(job: Job, destination: str) -> Exported:
+def only_prompt(job: Job, destination: str) -> ExportedPrompt:
     """The job's one prompt. Raises `ExportError` for several."""
     if len(job.prompts) != 1:
         raise ExportError(
             f"--to {destination}: an export holds one prompt, and {len(job.prompts)} were given; "
-            "export each run into a folder of its own"
+            "export each run into its own folder"
         )
     return job.prompts[0]
 
 
 def chat_template_file(sequencer: Sequencer) -> dict[str, bytes]:
-    """The chat template as a file, where training froze a date in it; else no file."""
+    """The chat template as a file if training froze a date in it, else no file."""
     template = frozen_template(sequencer)
-    if template is None:
-        return {}
-    return {TEMPLATE_FILE: template.encode()}
+    return {} if template is None else {TEMPLATE_FILE: template.encode()}
 
 
 def frozen_template(sequencer: Sequencer) -> str | None:
-    """The chat template of training where it is not the tokenizer's own."""
+    """Training's chat template, or None if it is the tokenizer's own."""
     renderer = sequencer.renderer
     if renderer.template.text is not None:
         return None
@@ -89,19 +105,30 @@ def frozen_template(sequencer: Sequencer) -> str | None:
     return None if frozen == sequencer.tokenizer.get_chat_template() else frozen
 
 
-def token_ids_source(sequencer: Sequencer) -> str:
-    """The function `token_ids(columns)`: ids before and behind the refined rows.
+def token_ids_source(exported: ExportedPrompt) -> str:
+    """The function `token_ids(columns)`: ids before, between and after the spans.
 
-    It uses the names MARK and tokenizer, and Path where there is a template file.
+    It uses the names MARK and tokenizer, and Path if there is a template file.
     """
+    sequencer = exported.sequencer
     template = sequencer.renderer.template
     if template.text is not None:
         lines = [f"text = {text_source(template.text)}"]
     else:
-        lines = [f"messages = {messages_source(sequencer)}", *_rendering(sequencer)]
-    left, right = sequencer.span.drawn_left, sequencer.span.drawn_right
-    if left or right:
-        lines.append(f"text = text.replace({quoted(left)} + MARK + {quoted(right)}, MARK)")
+        messages = [
+            f'{{"role": "{m.role}", "content": {text_source(m.content)}}}'
+            for m in template.messages
+        ]
+        lines = [f"messages = [{', '.join(messages)}]", *_rendering(sequencer)]
+    if any(span.drawn_left or span.drawn_right for span in exported.spans):
+        lines.append("pieces = text.split(MARK)")
+        for i, span in enumerate(exported.spans):  # text that training drew into the span
+            if span.drawn_left:
+                lines.append(f"pieces[{i}] = pieces[{i}].removesuffix({quoted(span.drawn_left)})")
+            if span.drawn_right:
+                right = quoted(span.drawn_right)
+                lines.append(f"pieces[{i + 1}] = pieces[{i + 1}].removeprefix({right})")
+        lines.append("text = MARK.join(pieces)")
     ids = 'tokenizer(text, add_special_tokens=False)["input_ids"]'
     bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=template.text is not None).bos("")
     if bos:
@@ -110,8 +137,8 @@ def token_ids_source(sequencer: Sequencer) -> str:
     lines += [
         f"ids = {ids}",
         "mark = tokenizer.convert_tokens_to_ids(MARK)",
-        "(at,) = (i for i, token in enumerate(ids) if token == mark)  # a query must not hold it",
-        "return ids[:at], ids[at + 1 :]",
+        "marks = [i for i, token in enumerate(ids) if token == mark]",
+        "return [ids[a + 1 : b] for a, b in zip([-1, *marks], [*marks, len(ids)], strict=True)]",
     ]
     return "\n".join(["def token_ids(columns):", *(f"    {line}" for line in lines)])
 
@@ -131,20 +158,11 @@ def _rendering(sequencer: Sequencer) -> list[str]:
     )
     if not opened:
         return [rendering]
-    # What the chat template puts behind the opening of the answer is left out.
+    # Leave out what the chat template adds after the opening of the answer.
     return [
         f'messages[-1]["content"] += "{END_MARK}"',
         f'{rendering}.partition("{END_MARK}")[0]',
     ]
-
-
-def messages_source(sequencer: Sequencer) -> str:
-    """The template's messages as a Python list; the name MARK stands for the span."""
-    messages = [
-        f'{{"role": "{m.role}", "content": {text_source(m.content)}}}'
-        for m in sequencer.renderer.template.messages
-    ]
-    return f"[{', '.join(messages)}]"
 
 
 def text_source(marked: str) -> str:
@@ -153,57 +171,77 @@ def text_source(marked: str) -> str:
 
 
 def pieces_source(pieces: Sequence[Piece]) -> str:
-    """The same, of a text in pieces."""
+    """The pieces of a text as a Python expression of `columns` and MARK."""
     kinds = {"text": "{}", "span": "MARK", "column": "columns[{}]"}
     return " + ".join(kinds[p.kind].format(quoted(p.text)) for p in pieces) or '""'
 
 
 def quoted(text: str) -> str:
-    """A text as Python."""
+    """A text as a Python literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def command_line(columns: Sequence[str]) -> str:
-    """The columns from a command line, as Python; without columns there is nothing to ask."""
+    """Python that reads the columns from the command line."""
     return f"dict(zip([{', '.join(map(quoted, columns))}], sys.argv[1:], strict=True))"
 
 
 def usage(file: str, columns: Sequence[str]) -> str:
-    """A command that runs an exported file, in letters that no shell and no Python reads."""
+    """A command that runs an exported file, free of characters special to shells and Python."""
     return " ".join(["python", file, *(re.sub(r"\W+", "-", name).upper() for name in columns)])
 
 
-def example_source(program: str, exported: Exported, base: Base, dtype: str) -> str:
-    """The text of a destination's `program`, with a prompt's own parts written into it."""
+def program_source(
+    program: str, file: str, exported: ExportedPrompt, base: Base, *, dtype: str = "", **more: str
+) -> str:
+    """The text of a generated program: `program` with the prompt's own parts filled in.
+
+    All but `more`, which is inserted as it is, may come from elsewhere: it becomes literals.
+    """
     columns = exported.prompt.template.columns
+    lengths = [len(span.ids) for span in exported.spans]
     return program.format(
-        usage=usage(EXAMPLE_FILE, columns),
-        model=quoted(base.model),
-        mark=SPAN_MARK,
+        usage=usage(file, columns),
+        opening=OPENING.format(model=quoted(base.model), mark=SPAN_MARK, base=base.arguments),
         base=base.arguments,
         dtype=quoted(dtype),
-        token_ids=token_ids_source(exported.sequencer),
+        token_ids=token_ids_source(exported),
+        embeddings=EMBEDDINGS.format(lengths=lengths),
         max_new_tokens=max_new_tokens(exported),
         columns=command_line(columns),
+        **more,
     )
 
 
-def example_source_of(
-    program: str, exported: Exported, job: Job, written: Mapping[str, Any]
-) -> str:
-    """The same, for an export that was written before."""
-    return example_source(program, exported, base_from(written, job), str(written["dtype"]))
+def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
+    """Write `program` as example.py, with its chat template; returns entries of `export.json`."""
+    base, dtype = Base.of(job), job.model.info.dtype
+    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    files = {EXAMPLE_FILE: source.encode(), **chat_template_file(exported.sequencer)}
+    for name, content in files.items():
+        write_file(folder / name, content)
+    columns = list(exported.prompt.template.columns)
+    return {**base._asdict(), "dtype": dtype, "columns": columns}
 
 
-def max_new_tokens(exported: Exported) -> int:
-    """The longest answer that the prompt was scored with."""
+def open_example(
+    program: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+) -> Any:
+    """The module that `write_example` wrote. Raises `EngineError` for another one."""
+    base, dtype = read_base(written, job), str(written["dtype"])
+    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    return run_generated(folder / EXAMPLE_FILE, source)
+
+
+def max_new_tokens(exported: ExportedPrompt) -> int:
+    """Longest answer that the prompt was scored with, in tokens."""
     decoding = exported.prompt.provenance.get("decoding")
     most = decoding.get("max_new_tokens") if isinstance(decoding, dict) else None
     return most if isinstance(most, int) else 256
 
 
-def run_written(path: Path, source: str) -> Any:
-    """The module in a file that holds exactly `source`. Raises `EngineError` for another one."""
+def run_generated(path: Path, source: str) -> Any:
+    """Import a file that must hold exactly `source`. Raises `EngineError` if it does not."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -212,7 +250,7 @@ def run_written(path: Path, source: str) -> Any:
         raise EngineError(
             f"{path}: is not what embedgrad writes for this prompt, so it is not run; export again"
         )
-    spec = importlib.util.spec_from_file_location(f"embedgrad_written_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"embedgrad_generated_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -224,20 +262,16 @@ def run_written(path: Path, source: str) -> Any:
     return module
 
 
-def check_token_ids(path: Path, module: Any, exported: Exported) -> None:
-    """Refuse a file that makes other tokens of a row than training. Raises `ExportError`."""
-    for sequence in askable(exported):
-        made = tuple(tuple(ids) for ids in module.token_ids(dict(sequence.example.columns)))
-        if made != (sequence.prefix, sequence.suffix):
-            where = _first_difference(
-                (*made[0], -1, *made[1]), (*sequence.prefix, -1, *sequence.suffix)
-            )
+def check_token_ids(path: Path, module: Any, exported: ExportedPrompt) -> None:
+    """Raise `ExportError` if a generated program tokenizes an example unlike training."""
+    for sequence in uncut_rows(exported):
+        texts = module.token_ids(dict(sequence.example.columns))
+        expected = exported.texts(sequence)
+        if list(map(tuple, texts)) != expected:
+            one, other = ([i for ids in parts for i in (*ids, -1)] for parts in (texts, expected))
+            pairs = enumerate(zip(one, other, strict=False))
+            where = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
             raise ExportError(
                 f"{path.name}: makes other tokens of {sequence.example.source} than training, from "
                 f"token {where} on; export to vocabulary or gguf instead"
             )
-
-
-def _first_difference(one: Ids, other: Ids) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,7 +1,8 @@
-"""What exports to servers of prompt embeddings have in common."""
+"""What the exports to servers of prompt embeddings share: the rows, a client, example bodies."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from abc import abstractmethod
@@ -11,35 +12,31 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
 
 from embedgrad.atomic_files import write_file
 from embedgrad.deploy.destinations.client_code import (
+    EXAMPLE_TEXT,
     Base,
-    base_of,
     chat_template_file,
     check_token_ids,
-    command_line,
-    max_new_tokens,
     only_prompt,
-    quoted,
-    run_written,
-    token_ids_source,
-    usage,
+    program_source,
+    run_generated,
 )
-from embedgrad.deploy.job import Destination, Exported, Job
+from embedgrad.deploy.job import Destination, ExportedPrompt, Job
 from embedgrad.errors import ExportError
-from embedgrad.prompt.template import SPAN_MARK
 
 CLIENT_FILE, ROWS_FILE = "client.py", "prompt.safetensors"
-SERVED = ("float32", "bfloat16", "float16")  # what vLLM takes as a prompt's embeddings
+SERVED = ("float32", "bfloat16", "float16")  # the precisions of prompt embeddings in vLLM
 
-_OPENING = '''\
+_CLIENT = '''\
 """Ask a {server} server with the refined prompt in this folder; needs torch and transformers only.
 
 {usage}
 
-It looks the text around the refined rows up in the model's own embedding table, which it loads
-once. The server must run as README.md says.
+It looks up the text around the refined rows in the model's own embedding table, which it loads
+once. Start the server as README.md says.
 """
 
 {imports}
@@ -53,30 +50,24 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODEL = {model}
-MARK = "{mark}"  # stands where the rows go
-rows = load_file(Path(__file__).with_name("prompt.safetensors"))["rows"]
-tokenizer = AutoTokenizer.from_pretrained({base})
-tokenizer.add_tokens([MARK], special_tokens=True)
+{opening}rows = load_file(Path(__file__).with_name("prompt.safetensors"))["rows"]
 
 
 {token_ids}
 
 
 @cache
-def embedding():
+def table():
     """The model's embedding table, in the precision of the rows."""
     model = AutoModelForCausalLM.from_pretrained({base}, dtype=rows.dtype)
-    return model.get_input_embeddings()
+    return model.get_input_embeddings().requires_grad_(False)
 
 
-@torch.no_grad()
-def embeddings(columns):
-    """The whole prompt, tokens x width."""
-    parts = (torch.tensor(ids, dtype=torch.long) for ids in token_ids(columns))
-    prefix, suffix = (embedding()(ids).to(rows) for ids in parts)
-    return torch.cat([prefix, rows, suffix])
+def embed(ids):
+    return table()(ids).to(rows)
 
+
+{embeddings}
 
 def send(body, url="{url}"):
     """The server's answer to a body."""
@@ -88,36 +79,45 @@ def send(body, url="{url}"):
         return json.load(response)
 
 
-'''
+{functions}'''
 
 
 class Bodies(Destination):
     """Rows, a client, and example bodies for a server that takes prompt embeddings.
 
-    A subclass says what the client does besides making embeddings: functions that return bodies,
-    and `path_of(body)`.
+    A subclass provides the functions of the client that return bodies, and `path_of(body)`.
     """
 
     server: ClassVar[str]
     url: ClassVar[str]
-    imports: ClassVar[str]
+    imports: ClassVar[str] = ""
 
     @abstractmethod
-    def functions(self, exported: Exported, facts: Mapping[str, Any]) -> str:
+    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         """The client's own part, as Python."""
 
     @abstractmethod
-    def examples(self, client: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Example bodies by file name."""
+    def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+        """The client's bodies for one query, by file name."""
 
-    def facts(self, exported: Exported, job: Job, base: Base) -> dict[str, Any]:
-        """What decides of the client's text, as plain JSON values."""
+    @abstractmethod
+    def decode(self, client: Any, columns: Mapping[str, str], exported: ExportedPrompt) -> Tensor:
+        """The prompt's embeddings [T, D] as the server reads them from the client's bodies.
+
+        Raises `EngineError` if two bodies hold different prompts.
+        """
+
+    def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
+        """Plain JSON values that determine the client's text."""
+        rows = exported.rows_PD.detach().float().cpu().contiguous()
         return {
-            "model": base.model,
-            "revision": base.revision,
+            **base._asdict(),
             "dtype": served_dtype(job),
-            "rows": "sha256:" + _digest(exported),
+            "rows": "sha256:" + hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "columns": list(exported.prompt.template.columns),
+            "notes": [
+                f"the check decodes the request bodies; it does not ask {self.server} itself"
+            ],
         }
 
     def bytes_needed(self, job: Job) -> int:
@@ -126,8 +126,7 @@ class Bodies(Destination):
         return (24 * (tokens + 1000) + 4 * rows) * width + 2**20  # the example, in digits, and rows
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        exported = only_prompt(job, self.name)
-        base = base_of(job)
+        exported, base = only_prompt(job, self.name), Base.of(job)
         facts = self.facts(exported, job, base)
         rows_PD = exported.rows_PD.detach().cpu().to(getattr(torch, facts["dtype"]))
         if not torch.isfinite(rows_PD).all():
@@ -135,62 +134,49 @@ class Bodies(Destination):
                 f"--to {self.name}: the rows are not finite in {facts['dtype']}; set export.dtype "
                 "to float32 or bfloat16"
             )
-        # The dtype first, then a tensor of exactly this shape that shares no memory.
-        content = tensors_to_bytes({"rows": rows_PD.contiguous().clone()})
-        write_file(folder / ROWS_FILE, content)
+        write_file(folder / ROWS_FILE, tensors_to_bytes({"rows": rows_PD.contiguous()}))
         for name, text in chat_template_file(exported.sequencer).items():
             write_file(folder / name, text)
-        source = self.source(exported, base, facts)
-        path = folder / CLIENT_FILE
-        write_file(path, source.encode())
-        client = run_written(path, source)
-        check_token_ids(path, client, exported)
-        # The model is loaded already.
-        client.embedding = lambda: lambda ids: job.model.embed(ids.tolist())
-        for name, body in self.examples(client, facts).items():
+        client = self.client(folder, job, exported, facts, write=True)
+        check_token_ids(folder / CLIENT_FILE, client, exported)
+        columns = dict.fromkeys(facts["columns"], EXAMPLE_TEXT)
+        for name, body in self.bodies(client, columns).items():
             write_file(folder / name, f"{json.dumps(body)}\n".encode())
         return facts
 
-    def source(self, exported: Exported, base: Base, facts: Mapping[str, Any]) -> str:
+    def source(self, exported: ExportedPrompt, base: Base, facts: Mapping[str, Any]) -> str:
         """The text of `client.py`."""
-        opening = _OPENING.format(
-            server=self.server,
-            usage=usage(CLIENT_FILE, facts["columns"]),
-            imports=self.imports,
-            mark=SPAN_MARK,
-            model=quoted(base.model),
-            base=base.arguments,
-            token_ids=token_ids_source(exported.sequencer),
-            url=self.url,
-        )
-        return opening + self.functions(exported, facts)
+        more = {"server": self.server, "url": self.url, "imports": self.imports}
+        more["functions"] = self.functions(exported, facts)
+        return program_source(_CLIENT, CLIENT_FILE, exported, base, **more)
 
-    def command_line(self, facts: Mapping[str, Any]) -> str:
-        """The columns from the client's command line."""
-        return command_line(facts["columns"])
+    def client(
+        self,
+        folder: Path,
+        job: Job,
+        exported: ExportedPrompt,
+        facts: Mapping[str, Any],
+        *,
+        write: bool = False,
+    ) -> Any:
+        """The exported client as a module, with the loaded model's embedding table.
 
-    def most(self, exported: Exported) -> int:
-        """Longest answer that a body asks for."""
-        return max_new_tokens(exported)
+        Raises `EngineError` for a file that differs from what `source` gives.
+        """
+        source = self.source(exported, Base.of(job), facts)
+        if write:
+            write_file(folder / CLIENT_FILE, source.encode())
+        client = run_generated(folder / CLIENT_FILE, source)
+        client.embed = lambda ids: job.model.embed(ids.tolist()).to(client.rows)
+        return client
 
 
 def served_dtype(job: Job) -> str:
-    """The precision that the server computes in: that of the checkpoint, or as the recipe says."""
-    asked = job.settings.dtype
-    dtype = checkpoint_dtype(job) if asked == "model" else asked
+    """The precision that the server computes in: the checkpoint's, unless the recipe sets one."""
+    dtype: Any = job.settings.dtype
+    if dtype == "model":
+        config = {}
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads((Path(job.model.info.path) / "config.json").read_text("utf-8"))
+        dtype = config.get("dtype") or config.get("torch_dtype") or job.model.info.dtype
     return dtype if dtype in SERVED else "float32"
-
-
-def checkpoint_dtype(job: Job) -> str:
-    """The precision that the model's own files name, else the one it was loaded in."""
-    try:
-        config = json.loads((Path(job.model.info.path) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return job.model.info.dtype
-    named = config.get("dtype") or config.get("torch_dtype")
-    return named if isinstance(named, str) else job.model.info.dtype
-
-
-def _digest(exported: Exported) -> str:
-    rows = exported.rows_PD.detach().float().cpu().contiguous()
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()

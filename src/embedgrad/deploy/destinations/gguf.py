@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFValueType as Type
 
 from embedgrad.deploy.formats.chat_template import (
     check_rendering,
@@ -27,12 +26,9 @@ from embedgrad.deploy.formats.gguf_writer import (
     Contents,
     Entry,
     Weight,
-    count,
-    flag,
-    listed,
+    entry,
     row_bytes,
     served_kind,
-    string,
     table_rows,
     write_gguf,
 )
@@ -40,6 +36,7 @@ from embedgrad.deploy.formats.guard_row import guard_row
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.errors import ExportError
+from embedgrad.events import stage
 
 FILE = "model.gguf"
 _CONTROL, _UNUSED, _NEVER_MERGED = 3, 5, -1000.0
@@ -50,8 +47,9 @@ _FILE_TYPE, _FILE_TYPES = "general.file_type", {"f32": 0, "f16": 1, "q8_0": 7}
 _TABLE_KINDS = {"float32": Kind.F32, "bfloat16": Kind.BF16, "float16": Kind.F16}
 
 
+@final
 class Gguf(Destination):
-    """The model as a GGUF file: from the GGUF file it came from, else from its checkpoint."""
+    """The model as a GGUF file, made from its GGUF file if it has one, else from its checkpoint."""
 
     name = "gguf"
 
@@ -60,20 +58,22 @@ class Gguf(Destination):
         return _extended(job, _contents(job), guard=0).nbytes + 4 * len(template)
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        contents, template = _contents(job), _template(job)
-        job.report({"event": "stage", "text": "choosing the output row of the new tokens"})
+        contents, system = _contents(job), job.settings.system
+        tokenizer = exported_tokenizer(job.prompts, job.model.tokenizer, job.tag, system)
+        check_rendering(job.prompts, tokenizer, job.tag)
+        stage(job.report, "searching the least likely output row")
         guard = guard_row(job)
-        job.report({"event": "stage", "text": f"writing {FILE}"})
+        stage(job.report, f"writing {FILE}")
         extended = _extended(job, contents, guard.row)
-        metadata = {**extended.metadata, _TEMPLATE: string(template)}
+        metadata = {**extended.metadata, _TEMPLATE: entry(str(tokenizer.chat_template))}
         write_gguf(folder / FILE, extended._replace(metadata=metadata))
         kinds = {weight.name: weight.kind.name for weight in extended.weights}
         (table,) = (weight for weight in extended.weights if weight.name == TABLE)
         notes = []
         if table.kind == Kind.F32 and job.settings.gguf != "f32":
             notes.append(
-                f"the embedding table takes {table.nbytes / 1e6:,.0f} MB in f32, so that refined "
-                "rows are exact; export.dtype = 'float16' halves it"
+                f"the embedding table takes {table.nbytes / 1e6:,.0f} MB in f32, which keeps "
+                "refined rows exact; export.dtype = 'float16' halves it"
             )
         return {
             "notes": notes,
@@ -85,12 +85,7 @@ class Gguf(Destination):
             "embedding": kinds[TABLE],
             "output": kinds[LM_HEAD],
             "untied": LM_HEAD not in {weight.name for weight in contents.weights},
-            "guard": {
-                "row": guard.row,
-                "token": str(contents.metadata[_TOKENS].value[guard.row]),
-                "max_logprob": guard.logprob,
-                "positions": guard.positions,
-            },
+            "guard": guard.record(str(contents.metadata[_TOKENS].value[guard.row])),
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
@@ -98,33 +93,20 @@ class Gguf(Destination):
 
 
 def _contents(job: Job) -> Contents:
-    """The base model in GGUF's terms. Raises `ExportError` for what llama.cpp cannot serve."""
+    """The base model in GGUF's terms. Raises `ExportError` for models llama.cpp cannot serve."""
     info = job.model.info
     contents = from_gguf(info) if info.gguf_sha256 else from_checkpoint(job.model)
-    if _always_tied(contents.architecture):
+    arch = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}.get(contents.architecture)
+    if arch is not None and MODEL_TENSOR.OUTPUT not in MODEL_TENSORS[arch]:
         raise ExportError(
-            f"gguf: llama.cpp reads no output layer for {contents.architecture} but the embedding "
-            "table, so refined rows would be answers too; export to 'vocabulary'"
+            f"gguf: llama.cpp always uses the embedding table of {contents.architecture} as its "
+            "output layer, so refined rows would be answers too; export to 'vocabulary'"
         )
     return contents
 
 
-def _template(job: Job) -> str:
-    """The exported chat template. Raises `ExportError` if it is not what training had."""
-    system = job.settings.system
-    tokenizer = exported_tokenizer(job.prompts, job.model.tokenizer, job.tag, system)
-    check_rendering(job.prompts, tokenizer, job.tag)
-    return str(tokenizer.chat_template)
-
-
-def _always_tied(architecture: str) -> bool:
-    archs = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
-    arch = archs.get(architecture)
-    return arch is not None and MODEL_TENSOR.OUTPUT not in MODEL_TENSORS[arch]
-
-
 def _ids(job: Job) -> dict[str, range]:
-    """Ids of every prompt's tokens: on from the tokenizer's length, one prompt after another."""
+    """Ids of every prompt's tokens: they start at the tokenizer's length, prompt by prompt."""
     first, ids = len(job.model.tokenizer), {}
     for exported in job.prompts:
         ids[exported.name] = range(first, first + len(exported.rows_PD))
@@ -133,14 +115,14 @@ def _ids(job: Job) -> dict[str, range]:
 
 
 def _added(job: Job, contents: Contents) -> tuple[int, int]:
-    """From which id on, and up to which, tokens come to those of the model."""
+    """The range of ids that the export adds to the model's: first, and one past the last."""
     ids = _ids(job).values()
     first = min(len(contents.metadata[_TOKENS].value), *(i.start for i in ids))
     return first, max(i.stop for i in ids)
 
 
 def _extended(job: Job, contents: Contents, guard: int) -> Contents:
-    """With new tokens, their rows in the table, and copies of row `guard` in the output layer."""
+    """The model with new tokens, their rows, and copies of output row `guard` for them."""
     info, setting = job.model.info, job.settings.gguf
     by_name = {weight.name: weight for weight in contents.weights}
     table = by_name[TABLE]
@@ -148,11 +130,12 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     rows_PD = table_rows(torch.cat([exported.rows_PD for exported in job.prompts]), info)
     names = [t for e in job.prompts for t in token_names(job.tag, e.name, len(e.rows_PD))]
     first, stop = _added(job, contents)
-    # Tokens that the tokenizer has and the file has not get places too, so that ids agree.
+    # Tokens that only the tokenizer has get rows too, so that ids agree.
     missing = stop - first - len(names)
     rows_PD = torch.cat([torch.zeros(missing, info.width), rows_PD])
     lm_head = lm_head.converted(served_kind(lm_head, setting))
-    kind = _table_kind(job)
+    kind = Kind.F16 if setting == "f16" else Kind.F32
+    kind = _TABLE_KINDS.get(job.settings.dtype, kind)
     changed = {
         TABLE: table.converted(kind).with_rows(first, row_bytes(rows_PD, kind)),
         LM_HEAD: lm_head.with_rows(
@@ -164,7 +147,7 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
         changed[bias.name] = _longer_vector(bias, first, guard, len(rows_PD))
     weights = [w.converted(served_kind(w, setting)) for w in contents.weights]
     weights = [changed.pop(weight.name, weight) for weight in weights]
-    # A new output layer stands where llama.cpp's converter puts it: behind the table.
+    # A new output layer goes where llama.cpp's converter puts it: after the table.
     at = 1 + next(i for i, weight in enumerate(weights) if weight.name == TABLE)
     weights[at:at] = changed.values()
     tokens = [(f"[PAD{i}]", _UNUSED) for i in range(first, first + missing)]
@@ -172,25 +155,18 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     metadata = _with_tokens(contents, tokens, first)
     bos = job.model.tokenizer.bos_token_id
     if any(s.prefix[:1] != (bos,) for exported in job.prompts for s in exported.sequences):
-        metadata[_ADDS_BOS] = flag(False)  # llama.cpp would put it before what training had
+        metadata[_ADDS_BOS] = entry(False)  # training had none
     if setting != "keep":
-        metadata[_FILE_TYPE] = count(_FILE_TYPES[setting])
+        metadata[_FILE_TYPE] = entry(_FILE_TYPES[setting])
     return Contents(contents.architecture, metadata, weights)
-
-
-def _table_kind(job: Job) -> Kind:
-    settings = job.settings
-    if settings.dtype != "model":
-        return _TABLE_KINDS[settings.dtype]
-    return Kind.F16 if settings.gguf == "f16" else Kind.F32
 
 
 def _longer_vector(weight: Weight, first: int, guard: int, more: int) -> Weight:
     """One number per token, as f32."""
-    held = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
-    held = np.concatenate([held[:first], held[[guard] * more], held[first + more :]])
-    vector = held.reshape(1, -1)
-    return replace(weight, kind=Kind.F32, shape=(len(held),), read=lambda a, b: vector[a:b])
+    old = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
+    new = np.concatenate([old[:first], old[[guard] * more], old[first + more :]])
+    row = new.reshape(1, -1)
+    return replace(weight, kind=Kind.F32, shape=(len(new),), read=lambda a, b: row[a:b])
 
 
 def _with_tokens(
@@ -199,13 +175,13 @@ def _with_tokens(
     """The metadata with names and types of tokens from id `first` on."""
     metadata = dict(contents.metadata)
     tokens = [str(token) for token in metadata[_TOKENS].value]
-    kinds = metadata.get(_KINDS, listed([1] * len(tokens), Type.INT32))
+    kinds = metadata.get(_KINDS, entry([1] * len(tokens)))
     stop = first + len(added)
 
     def put(values: Sequence[Any], new: Sequence[Any]) -> list[Any]:
         return [*values[:first], *new, *values[stop:]]
 
-    metadata[_TOKENS] = listed(put(tokens, [name for name, _ in added]), Type.STRING)
+    metadata[_TOKENS] = entry(put(tokens, [name for name, _ in added]))
     metadata[_KINDS] = kinds._replace(value=put(kinds.value, [kind for _, kind in added]))
     if _SCORES in metadata:
         scores = metadata[_SCORES]
@@ -213,9 +189,6 @@ def _with_tokens(
     size = f"{contents.architecture}.vocab_size"
     if size in metadata:
         metadata[size] = metadata[size]._replace(value=len(metadata[_TOKENS].value))
-    # A second template would be chosen where tools are given, and knows nothing of the span.
-    return {
-        key: entry
-        for key, entry in metadata.items()
-        if not key.startswith((f"{_TEMPLATE}s", f"{_TEMPLATE}."))
-    }
+    # llama.cpp would choose a second template for requests with tools, and it lacks the span.
+    others = (f"{_TEMPLATE}s", f"{_TEMPLATE}.")
+    return {key: value for key, value in metadata.items() if not key.startswith(others)}

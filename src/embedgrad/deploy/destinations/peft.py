@@ -1,8 +1,8 @@
-"""A PEFT prompt-tuning adapter.
+"""A PEFT prompt-tuning adapter: a soft prompt before everything else.
 
-PEFT puts its virtual tokens before everything else, so all that stands before the span is folded in
-as further rows, and queries leave it out. The folder's format is that of PEFT 0.21
-(`PromptTuningConfig`, `PeftModel.save_pretrained`): one tensor, `prompt_embeddings`, and a JSON.
+The text before the span becomes further rows of the adapter, and queries leave it out. The folder
+has the format of PEFT 0.21 (`PromptTuningConfig`, `PeftModel.save_pretrained`): one tensor,
+`prompt_embeddings`, and a JSON file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors.torch import save as tensors_to_bytes
@@ -20,15 +20,13 @@ from embedgrad.atomic_files import write_file
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     Base,
-    base_of,
-    chat_template_file,
-    example_source,
     only_prompt,
     quoted,
     usage,
+    write_example,
 )
-from embedgrad.deploy.job import Destination, Exported, Job
-from embedgrad.deploy.rules import exportability, facts_of
+from embedgrad.deploy.job import Destination, ExportedPrompt, Job
+from embedgrad.deploy.rules import exportability, gather_facts
 from embedgrad.errors import DataError, ExportError, TemplateError
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
@@ -50,19 +48,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODEL = {model}
-MARK = "{mark}"  # stands where the rows were trained
-tokenizer = AutoTokenizer.from_pretrained({base})
-tokenizer.add_tokens([MARK], special_tokens=True)
-
+{opening}
 
 {token_ids}
 
 
 def answer(model, columns, max_new_tokens={max_new_tokens}):
-    _, suffix = token_ids(columns)  # what stands before it is among the adapter's rows
+    _, suffix = token_ids(columns)  # the adapter's rows include what comes before
     ids = torch.tensor([suffix])
-    mask = torch.ones_like(ids)  # else a padding token in a query would go unread
+    mask = torch.ones_like(ids)  # else the model would ignore a padding token in a query
     new = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
     )
@@ -76,6 +70,7 @@ if __name__ == "__main__":
 '''
 
 
+@final
 class PeftAdapter(Destination):
     """A folder for `PeftModel.from_pretrained`."""
 
@@ -87,20 +82,14 @@ class PeftAdapter(Destination):
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
         exported = only_prompt(job, self.name)
-        base, dtype = base_of(job), job.model.info.dtype
-        prefix = prefix_of(exported, job.model)
-        write_adapter(folder, adapter_rows(prefix, exported.rows_PD, job.model), base, job.model)
-        write_file(folder / EXAMPLE_FILE, example_source(PROGRAM, exported, base, dtype).encode())
-        for name, content in chat_template_file(exported.sequencer).items():
-            write_file(folder / name, content)
+        prefix = common_prefix(exported, job.model)
+        rows_PD = adapter_rows(prefix, exported.rows_PD, job.model)
+        write_adapter(folder, rows_PD, Base.of(job), job.model)
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
         if prefix:
-            notes.append(f"a query is what stands behind the span, as {EXAMPLE_FILE} tokenizes it")
+            notes.append(f"a query is the text after the span, as {EXAMPLE_FILE} tokenizes it")
         return {
-            "model": base.model,
-            "revision": base.revision,
-            "dtype": dtype,
-            "columns": list(exported.prompt.template.columns),
+            **write_example(PROGRAM, folder, job, exported),
             "folded": len(prefix),
             "virtual_tokens": len(prefix) + len(exported.rows_PD),
             "notes": notes,
@@ -113,30 +102,30 @@ class PeftAdapter(Destination):
         ]
 
 
-def prefix_of(exported: Exported, model: LanguageModel) -> Ids:
-    """The tokens before the span. Raises `ExportError` where rows differ in them."""
+def common_prefix(exported: ExportedPrompt, model: LanguageModel) -> Ids:
+    """The tokens before the span. Raises `ExportError` if they are not the same for all queries."""
     try:
-        facts = facts_of(exported, model, exported.sequences)
+        facts = gather_facts(exported, model, exported.sequences)
     except (DataError, TemplateError) as error:
         raise ExportError(f"--to peft: the template takes no other text ({error})") from error
-    found = next(f for f in exportability(facts) if f["destination"] == "peft")
-    if not found["possible"]:
-        raise ExportError(f"--to peft: {'; '.join(found['remarks'])}")
+    entry = next(e for e in exportability(facts) if e["destination"] == "peft")
+    if not entry["possible"]:
+        raise ExportError(f"--to peft: {'; '.join(entry['remarks'])}")
     (prefix,) = facts.prefixes
     return prefix
 
 
 def adapter_rows(prefix: Ids, rows_PD: Tensor, model: LanguageModel) -> Tensor:
-    """All rows that stand first, fp32: those of the prefix's tokens, then the refined ones."""
+    """All virtual tokens, fp32: the rows of the prefix's tokens, then the refined ones."""
     rows_PD = rows_PD.detach().float().cpu()
     return torch.cat([model.embed(prefix).float().cpu(), rows_PD]) if prefix else rows_PD
 
 
 def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageModel) -> None:
-    """Write what `PeftModel.from_pretrained` reads."""
+    """Write the files that `PeftModel.from_pretrained` reads."""
     config = model.model.config.get_text_config(decoder=True)
     count, width = rows_PD.shape
-    described = {
+    adapter = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
@@ -147,11 +136,11 @@ def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageMode
         "num_transformer_submodules": 1,
         "num_attention_heads": getattr(config, "num_attention_heads", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
-        # The rows are all there: PEFT needs no tokenizer and no text to make them from.
+        # PEFT reads the rows, and needs no text to initialize them from.
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,
         "tokenizer_name_or_path": None,
     }
     tensors = {"prompt_embeddings": rows_PD.contiguous()}
     write_file(folder / ROWS_FILE, tensors_to_bytes(tensors, metadata={"format": "pt"}))
-    write_file(folder / CONFIG_FILE, f"{json.dumps(described, indent=2)}\n".encode())
+    write_file(folder / CONFIG_FILE, f"{json.dumps(adapter, indent=2)}\n".encode())

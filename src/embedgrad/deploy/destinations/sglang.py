@@ -6,19 +6,23 @@ tokens x width. The server refuses them unless its radix cache, which knows toke
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from embedgrad.deploy.destinations.client_code import EXAMPLE_TEXT, Base, usage
+import torch
+from torch import Tensor
+
+from embedgrad.deploy.destinations.client_code import Base, command_line, max_new_tokens, usage
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.job import ExportedPrompt, Job
 
 _FUNCTIONS = '''\
 def generation(columns, **more):
     """The body for /generate: the whole prompt as embeddings, in floats."""
-    sampling = {{"max_new_tokens": {most}, "temperature": 0}}
+    sampling = {{"max_new_tokens": {max_new_tokens}, "temperature": 0}}
     embeds = embeddings(columns).float().tolist()
     return {{"input_embeds": embeds, "sampling_params": sampling, **more}}
 
@@ -32,28 +36,33 @@ if __name__ == "__main__":
 '''
 
 
+@final
 class SglangBodies(Bodies):
     """Rows, a client, and an example body for an SGLang server without radix cache."""
 
     name = "sglang"
     server = "SGLang"
     url = "http://127.0.0.1:30000"
-    imports = ""
 
-    def facts(self, exported: Exported, job: Job, base: Base) -> dict[str, Any]:
+    def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
+        facts = super().facts(exported, job, base)
         notes = [
+            *facts["notes"],
             "SGLang takes a prompt's embeddings at /generate only, not at its OpenAI API",
             "every number travels as text, so bodies are large",
-            "checked against a stand-in that enforces SGLang's documented contract; SGLang itself "
-            "was not run",
         ]
-        return {**super().facts(exported, job, base), "notes": notes}
+        return {**facts, "notes": notes}
 
-    def functions(self, exported: Exported, facts: Mapping[str, Any]) -> str:
-        return _FUNCTIONS.format(most=self.most(exported), columns=self.command_line(facts))
+    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
+        columns = command_line(facts["columns"])
+        return _FUNCTIONS.format(max_new_tokens=max_new_tokens(exported), columns=columns)
 
-    def examples(self, client: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-        return {"generate.json": client.generation(dict.fromkeys(facts["columns"], EXAMPLE_TEXT))}
+    def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+        return {"generate.json": client.generation(columns)}
+
+    def decode(self, client: Any, columns: Mapping[str, str], exported: ExportedPrompt) -> Tensor:
+        body = json.loads(json.dumps(client.generation(columns)))
+        return torch.tensor(body["input_embeds"]).to(client.rows)
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         base = Base(written["model"], written["revision"])

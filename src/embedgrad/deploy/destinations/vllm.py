@@ -1,32 +1,42 @@
 """Request bodies for vLLM's prompt embeddings.
 
     /v1/completions        the whole prompt as embeddings; always exact
-    /v1/chat/completions   text parts as they are, the rows as a part of their own
+    /v1/chat/completions   text parts as they are, the rows of every span as a part
 
-Formats: vLLM 0.33, docs/features/prompt_embeds and `vllm/renderers/embed_utils.py`. The second way
-is not always exact (see `vllm_chat`); then it is left out.
+Formats: vLLM 0.33, docs/features/prompt_embeds and `vllm/renderers/embed_utils.py`. The chat route
+is not always exact (see `vllm_chat`); if it is not, the client does not offer it.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import shlex
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+import torch
+from torch import Tensor
 
 from embedgrad.deploy.destinations.client_code import (
-    EXAMPLE_TEXT,
     TEMPLATE_FILE,
     Base,
+    command_line,
     frozen_template,
+    max_new_tokens,
     quoted,
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
-from embedgrad.deploy.destinations.vllm_chat import chat_off, parts_source
-from embedgrad.deploy.job import Exported, Job
-
-PATHS = {"completion": "/v1/completions", "chat": "/v1/chat/completions"}
+from embedgrad.deploy.destinations.vllm_chat import (
+    chat_problem,
+    messages_source,
+    server_prompt,
+)
+from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.errors import EngineError
 
 _COMPLETION = '''\
 def payload(embeds):
@@ -37,11 +47,11 @@ def payload(embeds):
 
 
 def settings(more):
-    """Of every body. The salt keeps other prompts of this length out of the prefix cache."""
+    """Fields of every body. The salt keeps the prefix cache from mixing up two prompts."""
     return {{
         "model": MODEL,
         "cache_salt": {salt},
-        "max_tokens": {most},
+        "max_tokens": {max_new_tokens},
         "temperature": 0,
         **more,
     }}
@@ -56,7 +66,7 @@ _CHAT = '''
 
 def chat(columns, **more):
     """The body for /v1/chat/completions: the server renders the text around the rows."""
-    span = {{"type": "prompt_embeds", "data": payload(rows)}}
+    spans = [{{"type": "prompt_embeds", "data": payload(span)}} for span in rows.split({lengths})]
     messages = {messages}
     return {{"messages": messages, {options}**settings(more)}}
 '''
@@ -68,11 +78,12 @@ def path_of(body):
 
 
 if __name__ == "__main__":
-    choice = send({asks}({columns}))["choices"][0]
+    choice = send({route}({columns}))["choices"][0]
     print(choice["message"]["content"] if "message" in choice else choice["text"])
 """
 
 
+@final
 class VllmBodies(Bodies):
     """Rows, a client, and example bodies for `vllm serve --enable-prompt-embeds`."""
 
@@ -81,36 +92,51 @@ class VllmBodies(Bodies):
     url = "http://127.0.0.1:8000"
     imports = "import base64\nimport io"
 
-    def facts(self, exported: Exported, job: Job, base: Base) -> dict[str, Any]:
+    def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
         facts = super().facts(exported, job, base)
-        off = chat_off(exported)
+        problem = chat_problem(exported)
         notes = [
-            "checked against a stand-in that enforces vLLM's documented contract; vLLM itself was "
-            "not run",
-            "speculative decoding goes wrong with prompt embeddings; leave it off",
+            *facts["notes"],
+            "vLLM's speculative decoding is wrong with prompt embeddings; leave it off",
         ]
-        if off:
-            notes.append(f"for /v1/completions only: {off}")
+        if problem:
+            notes.append(f"for /v1/completions only: {problem}")
         chat_template = frozen_template(exported.sequencer) is not None
-        return {**facts, "chat": not off, "chat_template": chat_template, "notes": notes}
+        return {**facts, "chat": not problem, "chat_template": chat_template, "notes": notes}
 
-    def functions(self, exported: Exported, facts: Mapping[str, Any]) -> str:
-        text = _COMPLETION.format(salt=quoted(facts["rows"]), most=self.most(exported))
+    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
+        text = _COMPLETION.format(
+            salt=quoted(facts["rows"]), max_new_tokens=max_new_tokens(exported)
+        )
         if facts["chat"]:
             template = exported.prompt.template
             options = f'"chat_template_kwargs": {dict(template.options)!r}, '
             text += _CHAT.format(
-                messages=parts_source(template), options=options if template.options else ""
+                messages=messages_source(template),
+                lengths=[len(span.ids) for span in exported.spans],
+                options=options if template.options else "",
             )
-        asks = "chat" if facts["chat"] else "completion"
-        return text + _CLOSING.format(asks=asks, columns=self.command_line(facts))
+        route = "chat" if facts["chat"] else "completion"
+        return text + _CLOSING.format(route=route, columns=command_line(facts["columns"]))
 
-    def examples(self, client: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-        columns = dict.fromkeys(facts["columns"], EXAMPLE_TEXT)
+    def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
         bodies = {"completions.json": client.completion(columns)}
-        if facts["chat"]:
+        if hasattr(client, "chat"):
             bodies["chat.json"] = client.chat(columns)
         return bodies
+
+    def decode(self, client: Any, columns: Mapping[str, str], exported: ExportedPrompt) -> Tensor:
+        whole_TD = read_payload(client.completion(columns)["prompt_embeds"], client.rows)
+        if hasattr(client, "chat"):
+            ids, payloads = server_prompt(client.chat(columns), exported.sequencer)
+            spans = iter([read_payload(data, client.rows) for data in payloads])
+            parts = [next(spans) if i is None else client.embed(torch.tensor([i])) for i in ids]
+            if not torch.equal(torch.cat(parts), whole_TD):
+                raise EngineError(
+                    f"{CLIENT_FILE}: its two kinds of bodies hold different prompts for the same "
+                    "query; export again"
+                )
+        return whole_TD
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         base = Base(written["model"], written["revision"])
@@ -120,9 +146,16 @@ class VllmBodies(Bodies):
             serve += " --chat-template-content-format string"
             if written["chat_template"]:
                 serve += f" --chat-template {shlex.quote(f'{folder}/{TEMPLATE_FILE}')}"
-        ask = "curl http://127.0.0.1:8000{} -H 'Content-Type: application/json' -d @{}"
         return [
             serve,
             usage(shlex.quote(f"{folder}/{CLIENT_FILE}"), written["columns"]),
-            ask.format(PATHS["completion"], shlex.quote(f"{folder}/completions.json")),
+            "curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' "
+            f"-d @{shlex.quote(f'{folder}/completions.json')}",
         ]
+
+
+def read_payload(data: str, like: Tensor) -> Tensor:
+    """The tensor [T, D] in a payload, in the precision and width of `like`, without unpickling."""
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(data, validate=True))) as archive:
+        (numbers,) = (archive.read(n) for n in archive.namelist() if n.endswith("/data/0"))
+    return torch.frombuffer(bytearray(numbers), dtype=like.dtype).view(-1, like.shape[1])

@@ -1,146 +1,162 @@
-"""When vLLM's chat route makes the tokens of training, and the messages for it.
+"""vLLM's chat route: the messages for it, and whether the server makes training's tokens of them.
 
 vLLM 0.33 (`vllm/renderers/chat_utils`, `hf.py`) joins the parts of a message by line feeds, drops
 empty ones, puts one special token where embeddings go, renders the chat template, tokenizes the
-whole, and puts the embeddings in that token's place. So the rows stand where they were trained only
-if the template has line feeds around the span. Every row is tried here in the same way.
+result, and replaces that token by the embeddings. So the rows are where training had them only if
+the template has line feeds around each span. Every example is tried here in the same way.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embedgrad.data.markup import Piece, parse
-from embedgrad.deploy.destinations.client_code import pieces_source, text_source
-from embedgrad.deploy.formats.chat_template import askable
-from embedgrad.deploy.job import Exported
+from embedgrad.data.markup import Piece, fill, parse
+from embedgrad.deploy.destinations.client_code import pieces_source, quoted
+from embedgrad.deploy.formats.chat_template import uncut_rows
+from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Message, Template
 
-PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token in the place of a part
+PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token in the place of embeddings
 JOIN = "\n"  # between the parts of a message
-Pieces = tuple[Piece, ...]
+Part = tuple[Piece, ...]  # text, or one piece of the kind "span"
 
 
-def chat_off(exported: Exported) -> str:
-    """Why a chat request would not make the tokens of training; "" where it does."""
+def chat_problem(exported: ExportedPrompt) -> str | None:
+    """Why a chat request would not give training's tokens; None if it does."""
     template, sequencer = exported.prompt.template, exported.sequencer
     if template.text is not None:
         return "plain text goes through no chat template"
     if template.messages[-1].role == "assistant":
-        return "the opening of the answer is not part of a chat request"
-    if sequencer.span.drawn_left or sequencer.span.drawn_right:
-        return "text next to the span belongs to its rows"
-    if span_parts(template) is None:
+        return "the opening of the answer cannot be part of a chat request"
+    if any(span.drawn_left or span.drawn_right for span in exported.spans):
+        return "text next to the span is part of its rows"
+    messages = [(message, message_parts(message)) for message in template.messages]
+    if any(parts is None for _, parts in messages):
         return "the server puts line feeds around the rows, which the template does not have"
-    tokenizer = with_placeholder(sequencer.tokenizer)
-    for sequence in askable(exported):
-        columns = sequence.example.columns
-        made = prompt_ids(
-            [{**m, "content": joined(m["content"])} for m in filled_messages(template, columns)],
-            tokenizer,
-            sequencer.renderer.chat_template,
-            template.options,
-        )
-        place = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
-        if made != [*sequence.prefix, place, *sequence.suffix]:
-            return f"the server would make other tokens of {sequence.example.source}"
-    return ""
-
-
-def span_parts(template: Template) -> tuple[Message, Pieces, Pieces] | None:
-    """The span's message, and what is sent before and behind the rows in it.
-
-    None where the message lacks the line feeds that the server adds.
-    """
-    for message in template.messages:
-        pieces = parse(message.content, f"template.{message.role}")
-        at = next((i for i, piece in enumerate(pieces) if piece.kind == "span"), None)
-        if at is None:
-            continue
-        before, after = pieces[:at], pieces[at + 1 :]
-        if before and not (before[-1].kind == "text" and before[-1].text.endswith(JOIN)):
-            return None
-        if after and not (after[0].kind == "text" and after[0].text.startswith(JOIN)):
-            return None
-        if before:
-            before = _kept(*before[:-1], Piece("text", before[-1].text.removesuffix(JOIN)))
-        if after:
-            after = _kept(Piece("text", after[0].text.removeprefix(JOIN)), *after[1:])
-        # A part that held nothing but the line feed would be dropped with it.
-        if (at > 0 and not before) or (at + 1 < len(pieces) and not after):
-            return None
-        return message, before, after
+    for row in uncut_rows(exported):
+        contents = [
+            {"role": message.role, "content": _content(parts or [], row.example.columns)}
+            for message, parts in messages
+        ]
+        first, *others = exported.texts(row)
+        expected = [*first, *(i for text in others for i in (None, *text))]
+        body = {"messages": contents, "chat_template_kwargs": dict(template.options)}
+        if server_prompt(body, sequencer)[0] != expected:
+            return f"the server would make other tokens of {row.example.source}"
     return None
 
 
-def _kept(*pieces: Piece) -> Pieces:
-    return tuple(piece for piece in pieces if piece.text)
+def message_parts(message: Message) -> list[Part] | None:
+    """The parts of a message that the server joins to the message again.
+
+    None if text next to a span lacks the line feed that the server adds.
+    """
+    parts: list[Part] = [()]
+    for piece in parse(message.content, f"template.{message.role}"):
+        if piece.kind == "span":
+            parts += [(piece,), ()]
+        else:
+            parts[-1] = (*parts[-1], piece)
+    joined = []
+    for i, part in enumerate(parts):
+        if i % 2 or len(parts) == 1:  # a span, or a message without one
+            joined.append(part)
+        elif 0 < i < len(parts) - 1 and part == (Piece("text", JOIN),):
+            continue  # the server's own line feed between two spans
+        elif part:
+            trimmed = _trim(part, start=i > 0, end=i < len(parts) - 1)
+            if not trimmed:
+                return None
+            joined.append(trimmed)
+        elif 0 < i < len(parts) - 1:
+            return None  # two spans without a line feed between them
+    return joined
 
 
-def parts_source(template: Template) -> str:
-    """The messages as a Python list; the name `span` stands for the rows' part."""
-    found = span_parts(template)
-    assert found is not None
-    holder, before, after = found
-    made = []
+def _trim(part: Part, *, start: bool, end: bool) -> Part | None:
+    """A text without the line feeds that the server adds; None if it lacks one or nothing is left.
+
+    The server drops an empty part together with its line feed.
+    """
+    first, *_ = part
+    if start:
+        if first.kind != "text" or not first.text.startswith(JOIN):
+            return None
+        part = (Piece("text", first.text.removeprefix(JOIN)), *part[1:])
+    *_, last = part
+    if end:
+        if last.kind != "text" or not last.text.endswith(JOIN):
+            return None
+        part = (*part[:-1], Piece("text", last.text.removesuffix(JOIN)))
+    return tuple(piece for piece in part if piece.text) or None
+
+
+def messages_source(template: Template) -> str:
+    """The messages as a Python list that refers to `columns` and to the parts `spans`."""
+    number = 0
+    messages = []
     for message in template.messages:
-        content = text_source(message.content)
-        if message is holder:
-            texts = [
-                f'{{"type": "text", "text": {pieces_source(pieces)}}}' if pieces else ""
-                for pieces in (before, after)
-            ]
-            content = f"[{', '.join(part for part in (texts[0], 'span', texts[1]) if part)}]"
-        made.append(f'{{"role": "{message.role}", "content": {content}}}')
-    return f"[{', '.join(made)}]"
+        sources = []
+        parts = message_parts(message) or []
+        for part in parts:
+            if _is_span(part):
+                sources.append(f"spans[{number}]")
+                number += 1
+            else:
+                sources.append(f'{{"type": "text", "text": {pieces_source(part)}}}')
+        rows = any(map(_is_span, parts))
+        content = f"[{', '.join(sources)}]" if rows else pieces_source(parts[0])
+        messages.append(f'{{"role": {quoted(message.role)}, "content": {content}}}')
+    return f"[{', '.join(messages)}]"
 
 
-def filled_messages(template: Template, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The messages that the client sends, with the placeholder for the rows' part."""
-    found = span_parts(template)
-    assert found is not None
-    holder, before, after = found
-    made: list[dict[str, Any]] = []
-    for message in template.messages:
-        pieces = parse(message.content, f"template.{message.role}")
-        content: Any = _filled(pieces, columns)
-        if message is holder:
-            texts = [_filled(part, columns) for part in (before, after)]
-            content = [text for text in (texts[0], PLACEHOLDER, texts[1]) if text]
-        made.append({"role": message.role, "content": content})
-    return made
+def _content(parts: Sequence[Part], columns: Mapping[str, str]) -> list[dict[str, str]]:
+    """A message's parts for one query, with rows that are not read."""
+    return [
+        {"type": "prompt_embeds", "data": ""}
+        if _is_span(part)
+        else {"type": "text", "text": fill(part, columns)}
+        for part in parts
+    ]
 
 
-def _filled(pieces: Pieces, columns: Mapping[str, str]) -> str:
-    return "".join(columns[p.text] if p.kind == "column" else p.text for p in pieces)
+def server_prompt(
+    body: Mapping[str, Any], sequencer: Sequencer
+) -> tuple[list[int | None], list[str]]:
+    """A chat request as the server reads it: token ids, None where embeddings go, and payloads."""
+    payloads: list[str] = []
+    messages = []
+    for message in body["messages"]:
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else []
+        for part in [] if isinstance(content, str) else content:
+            if part["type"] == "prompt_embeds":
+                payloads.append(part["data"])
+            texts.append(PLACEHOLDER if part["type"] == "prompt_embeds" else part["text"])
+        messages.append({**message, "content": JOIN.join(text for text in texts if text)})
+    tokenizer = _with_placeholder(sequencer.tokenizer)
+    text = tokenizer.apply_chat_template(
+        messages,
+        chat_template=sequencer.renderer.chat_template,
+        tokenize=False,
+        add_generation_prompt=True,
+        **body.get("chat_template_kwargs", {}),
+    )
+    place = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [None if i == place else i for i in ids], payloads
 
 
-def joined(content: str | Sequence[str]) -> str:
-    """A message's text as the server makes it of its parts."""
-    return content if isinstance(content, str) else JOIN.join(text for text in content if text)
+def _is_span(part: Part) -> bool:
+    return any(piece.kind == "span" for piece in part)
 
 
-def with_placeholder(tokenizer: Any) -> Any:
-    """A copy of a tokenizer with the server's special token."""
+@functools.lru_cache(maxsize=1)  # a copy takes long, and every example needs it
+def _with_placeholder(tokenizer: Any) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.add_tokens([PLACEHOLDER], special_tokens=True)
     return changed
-
-
-def prompt_ids(
-    messages: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
-    chat_template: str,
-    options: Mapping[str, Any],
-) -> list[int]:
-    """Token ids of a chat as the server makes them, one placeholder for all rows of a part."""
-    text = tokenizer.apply_chat_template(
-        list(messages),
-        chat_template=chat_template,
-        tokenize=False,
-        add_generation_prompt=True,
-        **options,
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

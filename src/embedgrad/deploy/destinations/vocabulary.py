@@ -1,4 +1,4 @@
-"""An ordinary checkpoint with a token for every refined row, for engines that read such a folder.
+"""A Hugging Face checkpoint with a token for every refined row.
 
 The chat template puts the tokens where the prompt was trained, so that plain messages get it.
 """
@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -27,18 +27,17 @@ from embedgrad.deploy.formats.new_rows import Tables
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.errors import ExportError
+from embedgrad.events import stage
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # go wherever the weights go
+TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # copied with the weights
 
 
+@final
 class Vocabulary(Destination):
-    """A Hugging Face checkpoint with new tokens."""
-
     name = "vocabulary"
 
     def bytes_needed(self, job: Job) -> int:
-        """Room of the weights and of a tokenizer that is somewhat longer."""
         source = Path(job.model.info.path)
         tables = _tables(job, source)
         changes = tables.changes(_rows_ND(job), len(job.model.tokenizer), 0, _code(job, source))
@@ -47,28 +46,28 @@ class Vocabulary(Destination):
         return weights + 2 * sum(f.stat().st_size for f in others) + 2**20
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Tokenizer first: it says which ids the new tokens get, or refuses them."""
+        """The tokenizer first: it decides the ids of the new tokens, or refuses them."""
         source = Path(job.model.info.path)
         tables, code = _tables(job, source), _code(job, source)
-        job.report({"event": "stage", "text": "writing the tokenizer"})
+        stage(job.report, "writing the tokenizer")
         exported = exported_tokenizer(
             job.prompts, job.model.tokenizer, job.tag, job.settings.system
         )
         opened = write_tokenizer(source, folder, exported)
         check_rendering(job.prompts, opened, job.tag)
         names = [token_names(job.tag, p.name, len(p.rows_PD)) for p in job.prompts]
-        ids = [opened.convert_tokens_to_ids(list(some)) for some in names]
-        new = [i for some in ids for i in some]
+        ids = [opened.convert_tokens_to_ids(list(prompt)) for prompt in names]
+        new = [i for prompt in ids for i in prompt]
 
-        job.report({"event": "stage", "text": "looking for the least likely output row"})
+        stage(job.report, "searching the least likely output row")
         guard = guard_row(job)
         rows_ND = _rows_ND(job)
         changes = tables.changes(rows_ND, new[0], guard.row, code)
-        made = changes[tables.table]
-        job.report({"event": "stage", "text": "writing the weights"})
+        table = changes[tables.table]
+        stage(job.report, "writing the weights")
         linked = tables.checkpoint.write(folder, changes, tables.table, link=_links(job))
         write_config(
-            source, folder, vocabulary=made.shape[0], lm_head=tables.layer, dtype=_dtype(code)
+            source, folder, vocabulary=table.shape[0], lm_head=tables.layer, dtype=_dtype(code)
         )
         unspoken = [*range(job.model.info.vocabulary, new[0]), *new]
         write_generation_config(source, folder, job.model.model.generation_config, unspoken)
@@ -76,35 +75,30 @@ class Vocabulary(Destination):
             for file in source.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
 
-        dtype = _dtype(made.dtype)
-        rounded_ND = rows_ND.to(DTYPES[made.dtype]).float()
+        dtype = _dtype(table.dtype)
+        rounded_ND = rows_ND.to(DTYPES[table.dtype]).float()
+        norms_N = rows_ND.norm(dim=1).clamp(min=1e-30)
         return {
             "prompts": [
-                {"name": p.name, "tokens": list(some), "first_id": first[0]}
-                for p, some, first in zip(job.prompts, names, ids, strict=True)
+                {"name": p.name, "tokens": list(tokens), "first_id": first[0]}
+                for p, tokens, first in zip(job.prompts, names, ids, strict=True)
             ],
-            "vocabulary": made.shape[0],
+            "vocabulary": table.shape[0],
             "rows_dtype": dtype,
-            "rounding": _relative(rounded_ND, rows_ND),
+            "rounding": float(((rounded_ND - rows_ND).norm(dim=1) / norms_N).max()),
             "quantized": quantization_of(source),
             "untied": job.model.info.tied,
             "embedding_scale": job.model.info.embedding_scale,
-            "guard": {
-                "row": guard.row,
-                "token": job.model.tokenizer.convert_ids_to_tokens(guard.row),
-                "max_logprob": guard.logprob,
-                "positions": guard.positions,
-            },
+            "guard": guard.record(job.model.tokenizer.convert_ids_to_tokens(guard.row)),
             "linked": linked,
             "vllm": not (job.model.info.tied and job.model.info.architecture.startswith("Gemma")),
             "notes": _notes(job, linked, dtype, quantization_of(source)),
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        """One line for each server that reads such a folder."""
         path = shlex.quote(str(folder))
         lines = [f"transformers serve {path}"]
-        if written["vllm"]:  # its Gemma insists on an lm_head that is the table
+        if written["vllm"]:  # vLLM ties Gemma's embeddings
             lines.append(f"vllm serve {path}")
         return [*lines, f"python -m sglang.launch_server --model-path {path}"]
 
@@ -114,7 +108,7 @@ def _tables(job: Job, source: Path) -> Tables:
 
 
 def _rows_ND(job: Job) -> Tensor:
-    """Rows of all prompts as the table holds them: the model scales what it looks up."""
+    """Rows of all prompts in table space: the model scales what it looks up."""
     return torch.cat([p.rows_PD.cpu() for p in job.prompts]) / job.model.info.embedding_scale
 
 
@@ -123,7 +117,7 @@ def _links(job: Job) -> bool:
 
 
 def _code(job: Job, source: Path) -> str:
-    """The precision that all weights are to be rounded to; "": they stay as they are."""
+    """The precision to round all weights to; "": keep them."""
     if job.settings.dtype == "model":
         return ""
     quantized = quantization_of(source)
@@ -139,20 +133,14 @@ def _dtype(code: str) -> str:
     return str(DTYPES[code]).removeprefix("torch.") if code else ""
 
 
-def _relative(rounded_ND: Tensor, rows_ND: Tensor) -> float:
-    """The farthest that rounding moved a row, in norms of the row."""
-    norms = rows_ND.norm(dim=1).clamp(min=1e-30)
-    return float(((rounded_ND - rows_ND).norm(dim=1) / norms).max())
-
-
 def _notes(job: Job, linked: Sequence[str], dtype: str, quantized: str) -> list[str]:
     notes = []
     if job.model.info.tied:
-        notes.append("the output layer was the embedding table, and is now a copy of its own")
+        notes.append("the output layer shared the embedding table, and is now a separate copy")
     if _links(job) and not linked:
         notes.append("no file could be linked: each holds a tensor that changes")
     if dtype != "float32":
-        notes.append(f"refined rows are rounded to {dtype}, as the model's own are")
+        notes.append(f"refined rows are rounded to {dtype}, the precision of the table")
     if quantized:
         notes.append(f"the base model is quantized ({quantized}); new rows are not")
     return notes

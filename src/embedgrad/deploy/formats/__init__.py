@@ -1,1 +1,1 @@
-"""formats."""
+"""File formats that exports are written in."""

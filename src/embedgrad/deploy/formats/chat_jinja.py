@@ -1,21 +1,22 @@
 """Jinja around a model's own chat template, for refined prompts.
 
-The first of two pieces makes the messages that training had out of a client's; a mark stands where
-the span belongs. The model's own template renders them into a text. The second piece puts the new
-tokens in the mark's place, and refuses a text in which their tag stands anywhere else.
+BEFORE turns a client's messages into those of training, with a mark in each span's place. The
+model's own template renders them. AFTER replaces the marks by the new tokens, and refuses a text
+that holds the tokens' tag anywhere else.
 
-It must run in the Jinja of `transformers` and in llama.cpp's. Before each piece stand the variables
-that `chat_template` writes: embedgrad_tag, embedgrad_mark, embedgrad_end, embedgrad_prompts (a
-mapping from names, see `_described` there), embedgrad_default, embedgrad_names, embedgrad_system.
+It must run in the Jinja of `transformers` and of llama.cpp. `chat_template` sets the variables it
+needs: embedgrad_tag, embedgrad_end, embedgrad_prompts (a mapping from names, see
+`_prompt_constants` there), embedgrad_default, embedgrad_names, embedgrad_system.
 """
 
 from __future__ import annotations
 
-# A namespace, because plain variables set in a loop end with it; and its own copy of a message's
-# content, because vLLM takes a loop over `message.content` as a wish for lists of parts.
+# A namespace, because plain variables set in a loop end with it; and a copy of a message's content,
+# because vLLM takes a loop over `message.content` as a request for lists of parts.
 BEFORE = """
-{%- set embedgrad = namespace(name=embedgrad_default, messages=[], made=[], last=-1, query="",
-    client=none, role="system", content=none, text="", opened=false) -%}
+{%- set embedgrad = namespace(name=embedgrad_default, messages=[], built=[], last=-1, query="",
+    client=none, role="system", content=none, text="", opened=false, tags=0, expected=0,
+    odd=-1) -%}
 
 {#- Every content as one text that does not hold the tag. -#}
 {%- for message in messages -%}
@@ -79,32 +80,32 @@ BEFORE = """
     {%- if embedgrad.client is string and embedgrad.client != "" -%}
         {%- set embedgrad.text = embedgrad.text ~ "\\n\\n" ~ embedgrad.client -%}
     {%- endif -%}
-    {%- set embedgrad.made = [{"role": "system", "content": embedgrad.text}] -%}
+    {%- set embedgrad.built = [{"role": "system", "content": embedgrad.text}] -%}
 {%- elif embedgrad.client is string -%}
-    {%- set embedgrad.made = [{"role": embedgrad.role, "content": embedgrad.client}] -%}
+    {%- set embedgrad.built = [{"role": embedgrad.role, "content": embedgrad.client}] -%}
 {%- endif -%}
-{%- set embedgrad.made = embedgrad.made + embedgrad_prompt.leading -%}
+{%- set embedgrad.built = embedgrad.built + embedgrad_prompt.leading -%}
 {%- for message in embedgrad.messages -%}
     {%- if loop.index0 == embedgrad.last -%}
         {%- set embedgrad.text =
             embedgrad_prompt.before ~ embedgrad.query ~ embedgrad_prompt.after -%}
-        {%- set embedgrad.made = embedgrad.made + [dict(message, content=embedgrad.text)]
+        {%- set embedgrad.built = embedgrad.built + [dict(message, content=embedgrad.text)]
             + embedgrad_prompt.following -%}
     {%- else -%}
-        {%- set embedgrad.made = embedgrad.made + [message] -%}
+        {%- set embedgrad.built = embedgrad.built + [message] -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if embedgrad_prompt.opening is string and add_generation_prompt is defined
         and add_generation_prompt -%}
     {%- set embedgrad.opened = true -%}
-    {%- set embedgrad.made = embedgrad.made
+    {%- set embedgrad.built = embedgrad.built
         + [{"role": "assistant", "content": embedgrad_prompt.opening ~ embedgrad_end}] -%}
     {%- set add_generation_prompt = false -%}
 {%- endif -%}
-{%- set messages = embedgrad.made -%}
+{%- set messages = embedgrad.built -%}
 """
 
-# `embedgrad_text` is what the model's own template made.
+# `embedgrad_text` is what the model's own template rendered.
 AFTER = """
 {%- if embedgrad.opened -%}
     {%- set embedgrad_pieces = embedgrad_text.split(embedgrad_end) -%}
@@ -114,23 +115,29 @@ AFTER = """
     {%- endif -%}
     {%- set embedgrad_text = embedgrad_pieces[0] -%}
 {%- endif -%}
-{#- Fixed text next to the span that training took into it is in the tokens already. -#}
-{%- set embedgrad_text = embedgrad_text
-    | replace(embedgrad_prompt.left ~ embedgrad_mark, embedgrad_mark)
-    | replace(embedgrad_mark ~ embedgrad_prompt.right, embedgrad_mark) -%}
-{%- set embedgrad_pieces = embedgrad_text.split(embedgrad_mark) -%}
-{%- if embedgrad_pieces | length != embedgrad_text.split(embedgrad_tag) | length -%}
-    {{- raise_exception("embedgrad: text that belongs to refined tokens stands in the request") -}}
+{#- Every span's mark becomes its tokens, which hold fixed text that training drew into them. -#}
+{%- set embedgrad.tags = embedgrad_text.split(embedgrad_tag) | length -%}
+{%- set embedgrad.text = embedgrad_text -%}
+{%- for span in embedgrad_prompt.spans -%}
+    {%- set embedgrad_pieces = embedgrad.text | replace(span.left ~ span.mark, span.mark)
+        | replace(span.mark ~ span.right, span.mark) -%}
+    {%- set embedgrad_pieces = embedgrad_pieces.split(span.mark) -%}
+    {%- set embedgrad.tags = embedgrad.tags - (embedgrad_pieces | length) + 1 -%}
+    {%- set embedgrad.expected = 0 if span.in_opening and not embedgrad.opened else 1 -%}
+    {%- if embedgrad_pieces | length != embedgrad.expected + 1 -%}
+        {%- set embedgrad.odd = (embedgrad_pieces | length) - 1 -%}
+    {%- endif -%}
+    {%- set embedgrad.text = embedgrad_pieces | join(span.tokens) -%}
+{%- endfor -%}
+{%- if embedgrad.tags != 1 -%}
+    {{- raise_exception("embedgrad: the request contains text that belongs to refined tokens") -}}
 {%- endif -%}
-{%- set embedgrad.spans = 1 -%}
-{%- if embedgrad_prompt.in_opening and not embedgrad.opened -%}
-    {%- set embedgrad.spans = 0 -%}
-{%- elif embedgrad_prompt.in_turn and embedgrad.last == -1 -%}
+{%- if embedgrad_prompt.in_turn and embedgrad.last == -1 -%}
     {{- raise_exception("embedgrad: this prompt answers a user message; send one") -}}
 {%- endif -%}
-{%- if embedgrad_pieces | length != embedgrad.spans + 1 -%}
-    {{- raise_exception("embedgrad: the chat template shows the prompt "
-        ~ (embedgrad_pieces | length - 1) ~ " times") -}}
+{%- if embedgrad.odd != -1 -%}
+    {{- raise_exception("embedgrad: the chat template shows the prompt " ~ embedgrad.odd
+        ~ " times") -}}
 {%- endif -%}
-{{- embedgrad_pieces | join(embedgrad_prompt.tokens) -}}
+{{- embedgrad.text -}}
 """

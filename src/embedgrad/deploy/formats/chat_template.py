@@ -1,53 +1,49 @@
-"""The chat template of an export: plain messages in.
+"""The chat template of an export, which puts the new tokens into plain messages.
 
-The model's template stays as it is. What stands around it (`chat_jinja`) builds the messages of
-training and puts the new tokens where the span stood.
+The model's own template is kept. Jinja around it (`chat_jinja`) builds the messages of training and
+puts the new tokens where the spans were.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedgrad.deploy.formats.chat_jinja import AFTER, BEFORE
 from embedgrad.deploy.formats.token_names import token_names
-from embedgrad.deploy.job import Exported
+from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.query import plain_messages, surroundings
-from embedgrad.errors import DataError, ExportError
+from embedgrad.errors import ExportError
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.template import Message
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
-def exported_template(prompts: Sequence[Exported], tag: str, system: str) -> str:
+def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) -> str:
     """A chat template that puts refined prompts where they were trained; the first by default.
 
-    A request names another by the variable `prompt`, or by `<<prompt:NAME>>` at its beginning, in a
-    system message. `system` says what becomes of a client's own system message: "append" it to the
-    prompt's, or "refuse" it. The tag is replaced by a space in every content, and a text that holds
-    it elsewhere is refused. Raises `ExportError` and `TemplateError`.
+    A request selects another prompt by the variable `prompt`, or by `<<prompt:NAME>>` in a system
+    message. A client's own system message is appended to the prompt's or refused, as `system` says
+    ("append" or "refuse"). The tag is replaced by a space in every message, and refused elsewhere.
+    Raises `ExportError` and `TemplateError`.
     """
     names = [exported.name for exported in prompts]
     if len(set(names)) < len(names):
-        raise ExportError(f"two prompts have one name ({', '.join(names)}); name them apart")
-    # Both begin with a letter that is nowhere else in them, so that no text before them can make
-    # them be found a little too early.
-    mark, end = f"X{tag}Z", f"Z{tag}X"
+        raise ExportError(f"two prompts have the same name ({', '.join(names)}); rename one")
     constants = {
         "embedgrad_tag": tag,
-        "embedgrad_mark": mark,
-        "embedgrad_end": end,
+        "embedgrad_end": f"Z{tag}X",
         "embedgrad_default": names[0],
         "embedgrad_names": ", ".join(names),
         "embedgrad_system": system,
-        "embedgrad_prompts": {e.name: _described(e, tag, mark) for e in prompts},
+        "embedgrad_prompts": {e.name: _prompt_constants(e, tag) for e in prompts},
     }
     written = [f"{{%- set {name} = {jinja(value)} -%}}\n" for name, value in constants.items()]
     for option in dict.fromkeys(n for e in prompts for n in e.prompt.template.options):
-        # Set, and not only where it is unset: llama.cpp sets enable_thinking in every request.
+        # Override the request's value: llama.cpp sets enable_thinking in every request.
         key = jinja(option)
         written.append(
             f"{{%- if {key} in embedgrad_prompt.options -%}}"
@@ -55,67 +51,79 @@ def exported_template(prompts: Sequence[Exported], tag: str, system: str) -> str
         )
     for token in ("bos_token", "eos_token"):
         if getattr(prompts[0].sequencer.tokenizer, token) is None:
-            # Where a file names none, llama.cpp makes one up.
+            # llama.cpp invents one if the file names none.
             written.append(f'{{%- set {token} = "" -%}}\n')
     first = len(constants)
     return "".join((*written[:first], BEFORE, *written[first:], _captured(prompts), AFTER))
 
 
-def exported_tokenizer(prompts: Sequence[Exported], tokenizer: Any, tag: str, system: str) -> Any:
+def exported_tokenizer(
+    prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str, system: str
+) -> Any:
     """A copy of the tokenizer with a token per refined row, and the exported chat template.
 
-    The new ids go on from its length, prompt by prompt. Raises `ExportError` where it refuses them.
+    New ids start at its length, prompt by prompt. Raises `ExportError` if it refuses them.
     """
     from tokenizers import AddedToken
 
-    made = copy.deepcopy(tokenizer)
-    names = [name for e in prompts for name in token_names(tag, e.name, len(e.prompt.span.ids))]
-    length = len(tokenizer)
+    extended = copy.deepcopy(tokenizer)
+    names = [name for e in prompts for name in token_names(tag, e.name, len(e.prompt.prompt_ids))]
+    first = len(tokenizer)
     tokens = [AddedToken(name, special=True, normalized=False) for name in names]
-    added = made.add_tokens(tokens, special_tokens=True)
-    if added != len(names) or made.convert_tokens_to_ids(names) != list(range(length, len(made))):
+    added = extended.add_tokens(tokens, special_tokens=True)
+    ids = list(range(first, len(extended)))
+    if added != len(names) or extended.convert_tokens_to_ids(names) != ids:
         raise ExportError(
-            f"the model's tokenizer refuses new tokens ({added} of {len(names)} were added behind "
-            f"its {length}); export prompt embeddings (--to vllm) instead"
+            f"the model's tokenizer refuses new tokens ({added} of {len(names)} were added after "
+            f"its {first}); export prompt embeddings (--to vllm) instead"
         )
-    made.chat_template = exported_template(prompts, tag, system)
-    return made
+    extended.chat_template = exported_template(prompts, tag, system)
+    return extended
 
 
-def check_rendering(prompts: Sequence[Exported], tokenizer: Any, tag: str) -> None:
-    """See that an exported tokenizer gives training's tokens for the plain query of every row.
+def check_rendering(prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str) -> None:
+    """Raise `ExportError` if a plain query does not get training's tokens.
 
-    Raises `ExportError` that names the first row and the place where they differ.
+    The message names the first example and token that differ.
     """
     for number, exported in enumerate(prompts):
-        names = token_names(tag, exported.name, len(exported.prompt.span.ids))
-        new = tuple(tokenizer.convert_tokens_to_ids(list(names)))
-        # The first prompt is what a request without a name gets.
+        names = token_names(tag, exported.name, len(exported.prompt.prompt_ids))
+        new = tokenizer.convert_tokens_to_ids(list(names))
+        # A request without a name gets the first prompt.
         asked = {} if number == 0 else {"prompt": exported.name}
-        for row in askable(exported):
+        for row in uncut_rows(exported):
             messages = plain_messages(exported.prompt.template, row.example.columns)
             try:
                 text = tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True, **asked
                 )
-            except Exception as error:  # a program from elsewhere: it may fail in any way
+            except Exception as error:  # the model's template may fail in any way
                 raise ExportError(
                     f"{row.example.source}: the exported chat template refuses a plain user "
                     f"message: {error}"
                 ) from error
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            expected = row.prefix + new + row.suffix
+            expected = row.context(new)
             if ids != expected:
-                raise ExportError(_difference(row, ids, expected, len(row.prefix), len(new)))
+                pairs = enumerate(zip(ids, expected, strict=False))
+                at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
+                end = len(row.prefix) + len(exported.spans[0].ids)
+                where = "before" if at < len(row.prefix) else "in" if at < end else "after"
+                raise ExportError(
+                    f"{row.example.source}: the exported chat template gives other tokens than "
+                    f"training, from token {at} of {len(expected)} ({where} the span); the model's "
+                    "chat template cannot hold this prompt, put the span into another message"
+                )
 
 
-def askable(exported: Exported) -> list[TokenSequence]:
-    """The prompt's rows that a plain query can stand for: those that training did not cut."""
-    made = exported.sequencer
-    if made.truncate is None:
+def uncut_rows(exported: ExportedPrompt) -> list[TokenSequence]:
+    """The examples that training did not truncate, so that a plain query gives the same tokens."""
+    trained = exported.sequencer
+    if trained.truncate is None:
         return list(exported.sequences)
-    whole = Sequencer(made.renderer, made.tokenizer, made.target, span=made.span)
-    return [row for row in exported.sequences if _same(whole, row)]
+    whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, spans=trained.spans)
+    pairs = ((row, whole(row.example)) for row in exported.sequences)
+    return [row for row, again in pairs if (again.prefix, again.suffix) == (row.prefix, row.suffix)]
 
 
 def jinja(value: Any) -> str:
@@ -133,35 +141,36 @@ def jinja(value: Any) -> str:
     return repr(value)
 
 
-def _described(exported: Exported, tag: str, mark: str) -> dict[str, Any]:
-    """What the exported template knows of a prompt."""
-    template, span = exported.prompt.template, exported.prompt.span
-    around = surroundings(template, mark)
-    turn = around.before + around.after + "".join(m.content for m in around.following)
+def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
+    """A prompt's entry of embedgrad_prompts."""
+    # A mark begins with a letter that is nowhere else in it, so that no text before it can make it
+    # be found too early.
+    marks = [f"X{tag}{number}Z" for number in range(len(exported.spans))]
+    around = surroundings(exported.prompt.template, marks)
+    following = [message["content"] for message in around["following"]]
+    turn = "".join([around["before"], around["after"], *following])
+    names = iter(token_names(tag, exported.name, len(exported.prompt.prompt_ids)))
     return {
-        "system": around.system,
-        "leading": _as_dicts(around.leading),
-        "before": around.before,
-        "after": around.after,
-        "following": _as_dicts(around.following),
-        "opening": around.opening,
-        "in_turn": mark in turn,
-        "in_opening": mark in (around.opening or ""),
-        "left": span.drawn_left,
-        "right": span.drawn_right,
-        "tokens": "".join(token_names(tag, exported.name, len(span.ids))),
-        "options": dict(template.options),
+        **around,
+        "in_turn": any(mark in turn for mark in marks),
+        "spans": [
+            {
+                "mark": mark,
+                "in_opening": mark in (around["opening"] or ""),
+                "left": span.drawn_left,
+                "right": span.drawn_right,
+                "tokens": "".join(itertools.islice(names, len(span.ids))),
+            }
+            for mark, span in zip(marks, exported.spans, strict=True)
+        ],
+        "options": dict(exported.prompt.template.options),
     }
 
 
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _captured(prompts: Sequence[ExportedPrompt]) -> str:
+    """The model's own template, whose output goes into a variable.
 
-
-def _captured(prompts: Sequence[Exported]) -> str:
-    """The model's own template, whose text goes into a variable.
-
-    Prompts that were trained on different days have different templates where they show the day.
+    Prompts that were trained on different days have different templates if those show the day.
     """
     own: dict[str, list[str]] = {}
     for exported in prompts:
@@ -171,31 +180,7 @@ def _captured(prompts: Sequence[Exported]) -> str:
     bodies: list[str] = []
     for body, names in own.items():
         which = f"{{% {'elif' if bodies else 'if'} embedgrad.name in {jinja(names)} %}}\n"
-        # Jinja drops one line feed at the end of a template, and none at the end of a block; what
-        # is put behind it keeps spaces there from being taken for those of a block's own line.
+        # Jinja drops one line feed at the end of a template, and none at the end of a block; the
+        # empty text after it keeps spaces there from being stripped as those of a block's line.
         bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
     return "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"
-
-
-def _same(whole: Sequencer, row: TokenSequence) -> bool:
-    try:
-        again = whole(row.example)
-    except DataError:
-        return False
-    return (again.prefix, again.suffix) == (row.prefix, row.suffix)
-
-
-def _difference(
-    row: TokenSequence, ids: Sequence[int], expected: Sequence[int], prefix: int, span: int
-) -> str:
-    """Where the tokens of an exported template part from training's."""
-    pairs = enumerate(zip(ids, expected, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
-    place = (
-        "before the span" if at < prefix else "in the span" if at < prefix + span else "behind it"
-    )
-    return (
-        f"{row.example.source}: the exported chat template gives other tokens than training, from "
-        f"token {at} of {len(expected)} ({place}); the model's chat template cannot hold this "
-        "prompt, put the span into another message"
-    )

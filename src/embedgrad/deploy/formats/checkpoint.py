@@ -1,8 +1,7 @@
-"""Writes a checkpoint again with some tensors changed, and never holds one of them in memory.
+"""Copy a checkpoint with some tensors changed, without holding a whole tensor in memory.
 
     Checkpoint: names of tensors -> where their bytes are, in one safetensors file or in shards
-    write:      a file with changed tensors is written anew, in pieces; the others are copied or
-                linked as they are
+    write:      rewrites a file with changed tensors, in pieces; copies or links the others
 
 The format is that of https://github.com/huggingface/safetensors: eight bytes for the length of a
 JSON header, the header, then the bytes of all tensors.
@@ -17,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -35,9 +34,10 @@ DTYPES = {
 }
 
 
+@final
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: its bytes are `size` from `start` on."""
+class StoredTensor:
+    """A tensor in a file: `size` bytes from `start` on."""
 
     file: Path
     dtype: str
@@ -45,7 +45,7 @@ class Stored:
     start: int
     size: int
 
-    def part(self, first: int, last: int) -> Stored:
+    def part(self, first: int, last: int) -> StoredTensor:
         """The entries [first, last) along the first axis."""
         entry = self.size // self.shape[0]
         shape = (last - first, *self.shape[1:])
@@ -61,19 +61,17 @@ class Stored:
         return torch.frombuffer(raw, dtype=DTYPES[self.dtype]).view(self.shape)
 
 
+@final
 @dataclass(frozen=True)
-class Made:
-    """A tensor as it shall be written: stored pieces and new ones, one after another.
-
-    Stored bytes are taken over as they are, or rounded to another `dtype`.
-    """
+class NewTensor:
+    """A tensor to write: stored and new pieces, joined; stored bytes may be rounded to `dtype`."""
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: Sequence[Stored | Tensor]
+    pieces: Sequence[StoredTensor | Tensor]
 
     @classmethod
-    def joined(cls, dtype: str, *pieces: Stored | Tensor) -> Made:
+    def joined(cls, dtype: str, *pieces: StoredTensor | Tensor) -> NewTensor:
         """Pieces joined along the first axis."""
         entries = sum(piece.shape[0] for piece in pieces)
         return cls(dtype, (entries, *pieces[0].shape[1:]), pieces)
@@ -83,10 +81,10 @@ class Made:
         """Bytes."""
         if self.dtype in DTYPES:
             return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-        return sum(piece.size for piece in self.pieces if isinstance(piece, Stored))
+        return sum(piece.size for piece in self.pieces if isinstance(piece, StoredTensor))
 
     def content(self) -> Iterator[bytes]:
-        """Its bytes, a chunk at a time. Raises `ExportError` where a number does not fit."""
+        """Its bytes in chunks. Raises `ExportError` for a number that does not fit."""
         for piece in self.pieces:
             if isinstance(piece, Tensor):
                 yield _bytes(piece, self.dtype)
@@ -99,18 +97,19 @@ class Made:
                     yield _bytes(numbers, self.dtype)
 
 
+@final
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a model folder: where each tensor is, by name, in order of the files."""
+    """The weights of a model folder: where each tensor is, by name."""
 
     folder: Path
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, Mapping[str, str]]
     index: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read the headers only. Raises `ExportError` for weights that are no safetensors."""
+        """Read the headers only. Raises `ExportError` for weights that are not safetensors."""
         try:
             check_folder(folder)
         except ModelError as error:
@@ -120,36 +119,38 @@ class Checkpoint:
         if not files[0].is_file():
             index = json.loads((folder / INDEX).read_text("utf-8"))
             files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         metadata = {}
         for file in files:
-            found, metadata[file.name] = _header(file)
-            tensors |= found
+            stored, metadata[file.name] = _header(file)
+            tensors |= stored
         return cls(folder, tensors, metadata, index)
 
-    def files(self, changes: Mapping[str, Made], beside: str) -> dict[str, dict[str, Made]]:
-        """What every file shall hold; tensors that are new go where the tensor `beside` is."""
-        files: dict[str, dict[str, Made]] = {name: {} for name in self.metadata}
+    def files(
+        self, changes: Mapping[str, NewTensor], beside: str
+    ) -> dict[str, dict[str, NewTensor]]:
+        """The tensors of every file; new ones go into the file of the tensor `beside`."""
+        files: dict[str, dict[str, NewTensor]] = {name: {} for name in self.metadata}
         for name, stored in self.tensors.items():
-            whole = Made(stored.dtype, stored.shape, [stored])
+            whole = NewTensor(stored.dtype, stored.shape, [stored])
             files[stored.file.name][name] = changes.get(name, whole)
         home = self.tensors[beside].file.name
         for name in changes.keys() - self.tensors.keys():
             files[home][name] = changes[name]
         return files
 
-    def bytes_needed(self, changes: Mapping[str, Made], beside: str, *, link: bool) -> int:
-        """Room that `write` takes, headers left out."""
+    def bytes_needed(self, changes: Mapping[str, NewTensor], beside: str, *, link: bool) -> int:
+        """Disk space that `write` takes, without headers."""
         return sum(
-            sum(made.size for made in tensors.values())
+            sum(tensor.size for tensor in tensors.values())
             for name, tensors in self.files(changes, beside).items()
             if not link or tensors.keys() & changes.keys()
         )
 
     def write(
-        self, folder: Path, changes: Mapping[str, Made], beside: str, *, link: bool
+        self, folder: Path, changes: Mapping[str, NewTensor], beside: str, *, link: bool
     ) -> list[str]:
-        """Write all files into `folder`; returns the names of those that were linked."""
+        """Write all files into `folder`; returns the names of the linked ones."""
         linked = []
         files = self.files(changes, beside)
         for name, tensors in files.items():
@@ -161,7 +162,7 @@ class Checkpoint:
             else:
                 shutil.copyfile(self.folder / name, folder / name)
         if self.index:
-            total = sum(made.size for tensors in files.values() for made in tensors.values())
+            total = sum(t.size for tensors in files.values() for t in tensors.values())
             index = {
                 **self.index,
                 "metadata": {**self.index.get("metadata", {}), "total_size": total},
@@ -171,7 +172,7 @@ class Checkpoint:
         return linked
 
 
-def _header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+def _header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file that is known to open."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -181,23 +182,24 @@ def _header(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     for name, entry in header.items():
         first, last = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        tensors[name] = Stored(file, entry["dtype"], shape, 8 + length + first, last - first)
+        tensors[name] = StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
     return tensors, metadata
 
 
-def _write(path: Path, tensors: Mapping[str, Made], metadata: Mapping[str, str]) -> None:
-    # Wide numbers first, as the library has it, so that each tensor begins at a multiple of them.
-    order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))
+def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
+    # Wide numbers first, as in the library, so that each tensor is aligned.
+    sizes = {name: t.size // max(1, math.prod(t.shape)) for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-sizes[name], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in order:
-        made = tensors[name]
+        tensor = tensors[name]
         header[name] = {
-            "dtype": made.dtype,
-            "shape": list(made.shape),
-            "data_offsets": [at, at + made.size],
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.size],
         }
-        at += made.size
+        at += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -207,19 +209,14 @@ def _write(path: Path, tensors: Mapping[str, Made], metadata: Mapping[str, str])
                 file.write(chunk)
 
 
-def _itemsize(made: Made) -> int:
-    count = math.prod(made.shape)
-    return made.size // count if count else 1
-
-
-def _chunks(stored: Stored) -> Iterator[bytes]:
+def _chunks(stored: StoredTensor) -> Iterator[bytes]:
     left = stored.size
     with stored.file.open("rb") as file:
         file.seek(stored.start)
         while left:
             raw = file.read(min(CHUNK, left))
             if not raw:
-                raise ExportError(f"{stored.file}: ends too soon; download or copy it again")
+                raise ExportError(f"{stored.file}: is truncated; download or copy it again")
             left -= len(raw)
             yield raw
 

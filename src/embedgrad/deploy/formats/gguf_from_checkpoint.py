@@ -1,34 +1,31 @@
-"""A Hugging Face checkpoint in GGUF's terms, for the families that differ from it in little.
+"""A Hugging Face checkpoint in GGUF's terms, for families that need little conversion.
 
-Names of tensors come from the `gguf` package. What a family needs besides stands in its row of
-`FAMILIES`; what llama.cpp would compute otherwise than transformers is refused.
+The `gguf` package has the names of tensors, and `FAMILIES` the rest of the differences. Models that
+llama.cpp would compute differently are refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, TensorNameMap, get_tensor_name_map
+from gguf import MODEL_ARCH, get_tensor_name_map
 from gguf import GGMLQuantizationType as Kind
-from safetensors import safe_open
 from torch import Tensor
 
+from embedgrad.deploy.formats.checkpoint import Checkpoint, StoredTensor
 from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
 from embedgrad.deploy.formats.gguf_writer import (
     Bytes,
     Contents,
     Entry,
     Weight,
-    count,
-    number,
-    string,
+    entry,
 )
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel
@@ -36,36 +33,37 @@ from embedgrad.model.language_model import LanguageModel
 WAY_OUT = "export to 'vocabulary' and convert that folder with llama.cpp's convert_hf_to_gguf.py"
 
 
+@final
 @dataclass(frozen=True)
 class Family:
     """How a model type of transformers becomes an architecture of llama.cpp.
 
-    `pairs_halves`: rotary halves of a head lie beside each other. `norms_add`: what llama.cpp adds
-    to norms beforehand. `refuses` says why a configuration cannot be served.
+    `pairs_halves`: llama.cpp interleaves the rotary halves of a head. `norms_add`: it expects norms
+    with this already added. `config_problem`: why a configuration cannot be served, or None.
     """
 
     arch: MODEL_ARCH
-    refuses: Callable[[Any], str] = lambda config: ""
+    config_problem: Callable[[Any], str | None] = lambda config: None
     pairs_halves: bool = False
     norms_add: float = 0.0
 
 
-def _slides(config: Any) -> str:
-    """llama.cpp lets every layer of these families see everything."""
+def _slides(config: Any) -> str | None:
+    """llama.cpp has no sliding windows for these families."""
     window = getattr(config, "sliding_window", None)
     used = getattr(config, "use_sliding_window", True)
     if window and used and window < config.max_position_embeddings:
-        return f"llama.cpp knows no sliding window ({window} tokens) for {config.model_type}"
-    return ""
+        return f"llama.cpp has no sliding window ({window} tokens) for {config.model_type}"
+    return None
 
 
-def _other_gemma(config: Any) -> str:
+def _other_gemma(config: Any) -> str | None:
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     if any(kind != kinds[i % 6] for i, kind in enumerate(config.layer_types)):
-        return "llama.cpp takes every sixth layer of Gemma 3 as the one without a window"
+        return "llama.cpp expects every sixth layer of Gemma 3 to be the one without a window"
     if config.query_pre_attn_scalar != config.head_dim:
         return "llama.cpp divides the queries of Gemma 3 by the root of their width"
-    return ""
+    return None
 
 
 FAMILIES = {
@@ -76,7 +74,7 @@ FAMILIES = {
     "gemma3_text": Family(MODEL_ARCH.GEMMA3, _other_gemma, norms_add=1.0),
 }
 _FILE_TYPES = {Kind.F32: 0, Kind.F16: 1, Kind.BF16: 32}
-_DTYPES = {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
+_DTYPES = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 
 
 def from_checkpoint(model: LanguageModel) -> Contents:
@@ -86,24 +84,24 @@ def from_checkpoint(model: LanguageModel) -> Contents:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise ExportError(f"gguf: {config.model_type} is not among {known}; {WAY_OUT}")
-    problem = family.refuses(config)
+    problem = family.config_problem(config)
     if problem:
         raise ExportError(f"gguf: {problem}; {WAY_OUT}")
     if getattr(config, "quantization_config", None):
         raise ExportError(
-            f"gguf: {model.info.name} is quantized in a way that GGUF cannot hold; name the model "
+            f"gguf: {model.info.name} is quantized in a way that GGUF cannot hold; use the model "
             "that it was made from, or a GGUF file"
         )
     arch = family.arch.name.lower()
     metadata = {
-        "general.name": string(Path(model.info.name).name),
-        **({"general.license": string(model.info.license)} if model.info.license else {}),
-        **{f"{arch}.{key}": entry for key, entry in _numbers(config).items()},
+        "general.name": entry(Path(model.info.name).name),
+        **({"general.license": entry(model.info.license)} if model.info.license else {}),
+        **{f"{arch}.{key}": value for key, value in _numbers(config).items()},
         **tokenizer_metadata(model.tokenizer, model.info.vocabulary, model.end_ids),
     }
     weights = list(_weights(Path(model.info.path), config, family, model.info.tied))
     matrix = max(weights, key=lambda weight: weight.nbytes)
-    metadata["general.file_type"] = count(_FILE_TYPES[matrix.kind])
+    metadata["general.file_type"] = entry(_FILE_TYPES[matrix.kind])
     return Contents(arch, metadata, [*_rope_factors(config), *weights])
 
 
@@ -111,26 +109,26 @@ def _numbers(config: Any) -> dict[str, Entry]:
     head = _head_width(config)
     rope = _rope(config)
     entries = {
-        "block_count": count(config.num_hidden_layers),
-        "context_length": count(config.max_position_embeddings),
-        "embedding_length": count(config.hidden_size),
-        "feed_forward_length": count(config.intermediate_size),
-        "vocab_size": count(config.vocab_size),
-        "attention.head_count": count(config.num_attention_heads),
-        "attention.head_count_kv": count(config.num_key_value_heads),
-        "attention.key_length": count(head),
-        "attention.value_length": count(head),
-        "attention.layer_norm_rms_epsilon": number(config.rms_norm_eps),
-        "rope.dimension_count": count(head),
-        "rope.freq_base": number(rope["rope_theta"]),
+        "block_count": entry(config.num_hidden_layers),
+        "context_length": entry(config.max_position_embeddings),
+        "embedding_length": entry(config.hidden_size),
+        "feed_forward_length": entry(config.intermediate_size),
+        "vocab_size": entry(config.vocab_size),
+        "attention.head_count": entry(config.num_attention_heads),
+        "attention.head_count_kv": entry(config.num_key_value_heads),
+        "attention.key_length": entry(head),
+        "attention.value_length": entry(head),
+        "attention.layer_norm_rms_epsilon": entry(float(config.rms_norm_eps)),
+        "rope.dimension_count": entry(head),
+        "rope.freq_base": entry(float(rope["rope_theta"])),
     }
     if config.model_type == "gemma3_text":
         local = config.rope_parameters["sliding_attention"]
-        entries["attention.sliding_window"] = count(config.sliding_window)
-        entries["rope.freq_base_swa"] = number(local["rope_theta"])
+        entries["attention.sliding_window"] = entry(config.sliding_window)
+        entries["rope.freq_base_swa"] = entry(float(local["rope_theta"]))
     if rope["rope_type"] == "linear":
-        entries["rope.scaling.type"] = string("linear")
-        entries["rope.scaling.factor"] = number(rope["factor"])
+        entries["rope.scaling.type"] = entry("linear")
+        entries["rope.scaling.factor"] = entry(float(rope["factor"]))
     return entries
 
 
@@ -146,8 +144,8 @@ def _rope(config: Any) -> Mapping[str, Any]:
 
 
 def _rope_factors(config: Any) -> Iterator[Weight]:
-    """By what llama.cpp divides the frequencies: Llama 3.1's scaling, as transformers computes it
-    (`_compute_llama3_parameters` of modeling_rope_utils)."""
+    """Divisors of the rotary frequencies: Llama 3.1's scaling, as transformers computes it in
+    `_compute_llama3_parameters` of modeling_rope_utils."""
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return
@@ -158,73 +156,50 @@ def _rope_factors(config: Any) -> Iterator[Weight]:
     for i in range(0, width, 2):
         wavelength = 2 * math.pi * base ** (i / width)
         turns = original / wavelength
-        share = min(max((turns - low) / (high - low), 0.0), 1.0)  # 1: as before, 0: scaled in full
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)  # 1: unchanged, 0: fully scaled
         factors.append(1 / ((1 - share) / rope["factor"] + share))
-    held = np.array([factors], dtype=np.float32).view(np.uint8)
-    yield Weight("rope_freqs.weight", Kind.F32, (width // 2,), lambda a, b: held[a:b])
+    row = np.array([factors], dtype=np.float32).view(np.uint8)
+    yield Weight("rope_freqs.weight", Kind.F32, (width // 2,), lambda a, b: row[a:b])
 
 
 def _head_width(config: Any) -> int:
-    named: int | None = getattr(config, "head_dim", None)
-    return named or int(config.hidden_size // config.num_attention_heads)
+    width: int | None = getattr(config, "head_dim", None)
+    return width or int(config.hidden_size // config.num_attention_heads)
 
 
 def _weights(folder: Path, config: Any, family: Family, tied: bool) -> Iterator[Weight]:
     names = get_tensor_name_map(family.arch, config.num_hidden_layers)
-    for file, name, shape in _tensors(folder):
+    for name, stored in Checkpoint.read(folder).tensors.items():
         if (name == "lm_head.weight" and tied) or name.endswith("rotary_emb.inv_freq"):
             continue
-        yield _weight(file, name, shape, _gguf_name(name, names, config), config, family)
+        short: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if short is None:
+            raise ExportError(
+                f"gguf: the weight {name} of {config.model_type} has no place in GGUF; {WAY_OUT}"
+            )
+        if stored.dtype not in _DTYPES:
+            raise ExportError(f"gguf: cannot convert the weight {name} of type {stored.dtype}")
+        yield _weight(stored, short, config, family)
 
 
-def _gguf_name(name: str, names: TensorNameMap, config: Any) -> str:
-    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None:
-        raise ExportError(
-            f"gguf: the weight {name} of {config.model_type} has no place in GGUF; {WAY_OUT}"
-        )
-    return found
-
-
-def _weight(
-    file: Path, name: str, shape: tuple[int, ...], short: str, config: Any, family: Family
-) -> Weight:
+def _weight(stored: StoredTensor, name: str, config: Any, family: Family) -> Weight:
     order: Tensor | None = None
     heads = {"attn_q.": config.num_attention_heads, "attn_k.": config.num_key_value_heads}
     for part, n in heads.items():
-        if family.pairs_halves and part in short:
-            order = torch.arange(shape[0]).view(n, 2, -1).transpose(1, 2).flatten()
-    plus = family.norms_add if short.endswith("_norm.weight") else 0.0
-
-    def rows(start: int, stop: int) -> Tensor:
-        with safe_open(file, framework="pt") as opened:
-            if len(shape) == 1:
-                vector: Tensor = opened.get_tensor(name).float()
-                return (vector if order is None else vector[order])[None] + plus
-            if order is not None:
-                whole: Tensor = opened.get_tensor(name)
-                return whole[order[start:stop]]
-            part: Tensor = opened.get_slice(name)[start:stop]
-            return part
+        if family.pairs_halves and part in name:
+            order = torch.arange(stored.shape[0]).view(n, 2, -1).transpose(1, 2).flatten()
+    plus = family.norms_add if name.endswith("_norm.weight") else 0.0
+    vector = len(stored.shape) == 1
 
     def read(start: int, stop: int) -> Bytes:
-        found: Bytes = rows(start, stop).contiguous().view(torch.uint8).numpy()
-        return found
+        if vector:
+            numbers = stored.read().float()
+            rows = (numbers if order is None else numbers[order])[None] + plus
+        elif order is None:
+            rows = stored.part(start, stop).read()
+        else:
+            rows = stored.read()[order[start:stop]]
+        raw: Bytes = rows.contiguous().view(torch.uint8).numpy()
+        return raw
 
-    with safe_open(file, framework="pt") as opened:
-        dtype = opened.get_slice(name)[:1].dtype
-    if dtype not in _DTYPES:
-        raise ExportError(f"gguf: the weight {name} is of {dtype}, which is not converted")
-    return Weight(short, Kind.F32 if len(shape) == 1 else _DTYPES[dtype], shape, read)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
-    index = folder / "model.safetensors.index.json"
-    shards = [folder / "model.safetensors"]
-    if not shards[0].is_file():
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = [folder / name for name in sorted(set(weight_map.values()))]
-    for file in shards:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                yield file, name, tuple(opened.get_slice(name).get_shape())
+    return Weight(name, Kind.F32 if vector else _DTYPES[stored.dtype], stored.shape, read)

@@ -1,14 +1,14 @@
-"""What a GGUF file holds, as it is: every weight's own bytes.
+"""Read a GGUF file: its metadata, and every weight's own bytes.
 
-The `gguf` package's reader takes seconds for a vocabulary; this one goes through the header once,
-after `read_header` has checked every count in it.
+The `gguf` package's reader takes seconds for a vocabulary; this one reads the header once, after
+`read_header` has checked every count in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
@@ -32,14 +32,14 @@ def from_gguf(info: ModelInfo) -> Contents:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != info.gguf_sha256:
         raise ExportError(
-            f"{file}: not the file that the model was loaded from (its SHA-256 begins with "
-            f"{digest[:12]} instead of {str(info.gguf_sha256)[:12]}); load the model again"
+            f"{file}: is not the file that the model was loaded from (its SHA-256 begins with "
+            f"{digest[:12]}, not {str(info.gguf_sha256)[:12]}); load the model again"
         )
     return read_contents(file)
 
 
 def read_contents(file: Path, *, writable: bool = False) -> Contents:
-    """Metadata and weights of a GGUF file. Raises `ModelError` for one that is not sound."""
+    """Metadata and weights of a GGUF file. Raises `ModelError` for a damaged one."""
     read_header(file)
     held = np.memmap(file, np.uint8, "r+" if writable else "r")
     cursor = _Cursor(held)
@@ -60,6 +60,7 @@ def replace_rows(file: Path, ids: list[int], rows_PD: Any) -> None:
         table.read(i, i + 1)[0] = row
 
 
+@final
 class _Cursor:
     """Reads forward through a GGUF header."""
 
@@ -69,9 +70,9 @@ class _Cursor:
 
     def numbers(self, type_: Type, count: int) -> list[Any]:
         dtype = np.dtype(_DTYPES[type_]).newbyteorder("<")
-        found = np.frombuffer(self.held, dtype, count, self.at)
-        self.at += found.nbytes
-        return list(found.tolist())
+        numbers = np.frombuffer(self.held, dtype, count, self.at)
+        self.at += numbers.nbytes
+        return list(numbers.tolist())
 
     def number(self, type_: Type) -> Any:
         return self.numbers(type_, 1)[0]

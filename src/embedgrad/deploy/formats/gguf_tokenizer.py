@@ -1,7 +1,7 @@
 """A fast tokenizer of transformers in GGUF's terms.
 
-llama.cpp knows two kinds that matter here: byte-level BPE, whose rule for cutting text into words
-has a name, and BPE on characters with bytes to fall back to, as SentencePiece makes it.
+llama.cpp has two kinds that matter here: byte-level BPE, whose rule for splitting text into words
+has a name, and BPE on characters with byte fallback, as SentencePiece makes it.
 """
 
 from __future__ import annotations
@@ -10,43 +10,44 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf import GGUFValueType as Type
 from gguf import TokenType
 
-from embedgrad.deploy.formats.gguf_writer import Entry, count, flag, listed, string
+from embedgrad.deploy.formats.gguf_writer import Entry, entry
 from embedgrad.errors import ExportError
 
-_UNLIKELY = -1e6  # scores of what no merge makes
+_UNLIKELY = -1e6  # score of tokens that no merge makes
 
 _MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-# Name of the cutting rule in llama.cpp -> splitting expression in tokenizer.json.
+# Name of the splitting rule in llama.cpp -> expression in tokenizer.json.
 _SPLITS = {
     "qwen2": _WORDS + r"|\p{N}" + _MARKS,
     "llama-bpe": _WORDS + r"|\p{N}{1,3}" + _MARKS,
 }
-_WHOLE_WORDS_FIRST = {"llama-bpe"}  # rules under which llama.cpp looks up a word before it merges
+_WHOLE_WORDS_FIRST = {"llama-bpe"}  # llama.cpp looks up a whole word before it merges
 
 
 def tokenizer_metadata(tokenizer: Any, rows: int, end_ids: Sequence[int]) -> dict[str, Entry]:
-    """Metadata of a tokenizer whose model has so many rows. Raises `ExportError`."""
+    """Metadata of a tokenizer; `rows` is the size of the table. Raises `ExportError`."""
     parsed = json.loads(tokenizer.backend_tokenizer.to_str())
     model = parsed["model"]
     if model["type"] != "BPE":
         raise ExportError(
-            f"gguf: a tokenizer of the kind {model['type']} is not converted; only byte-level BPE "
-            "and BPE with byte fallback are"
+            f"gguf: cannot convert a tokenizer of the kind {model['type']}; only byte-level BPE "
+            "and BPE with byte fallback"
         )
     kind = _bytelevel(parsed) if not model.get("byte_fallback") else _sentencepiece(parsed)
+    bos = tokenizer.bos_token_id
+    first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
     entries: dict[str, Entry] = {
         **kind,
         **_tokens(tokenizer, parsed, rows),
-        "tokenizer.ggml.add_bos_token": flag(_adds_bos(tokenizer)),
-        "tokenizer.ggml.add_eos_token": flag(False),
+        "tokenizer.ggml.add_bos_token": entry(bos is not None and first == [bos]),
+        "tokenizer.ggml.add_eos_token": entry(False),
     }
     ends = [i for i in end_ids if i != tokenizer.eos_token_id]
     ids = {
-        "bos": tokenizer.bos_token_id,
+        "bos": bos,
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
@@ -54,7 +55,7 @@ def tokenizer_metadata(tokenizer: Any, rows: int, end_ids: Sequence[int]) -> dic
     }
     for name, number in ids.items():
         if number is not None:
-            entries[f"tokenizer.ggml.{name}_token_id"] = count(number)
+            entries[f"tokenizer.ggml.{name}_token_id"] = entry(number)
     return entries
 
 
@@ -65,20 +66,20 @@ def _bytelevel(parsed: Mapping[str, Any]) -> dict[str, Entry]:
         rule = None
     if rule is None:
         raise ExportError(
-            "gguf: this tokenizer's rule for cutting text into words has no name in llama.cpp that "
-            "is known here; export to 'vocabulary' and convert that folder with llama.cpp's "
+            "gguf: this tokenizer's rule for splitting text into words has no name in llama.cpp "
+            "that is known here; export to 'vocabulary' and convert that folder with llama.cpp's "
             "convert_hf_to_gguf.py"
         )
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     return {
-        "tokenizer.ggml.model": string("gpt2"),
-        "tokenizer.ggml.pre": string(rule),
-        **({"tokenizer.ggml.merges": listed(merges, Type.STRING)} if merges else {}),
+        "tokenizer.ggml.model": entry("gpt2"),
+        "tokenizer.ggml.pre": entry(rule),
+        **({"tokenizer.ggml.merges": entry(merges)} if merges else {}),
     }
 
 
 def _rule(pre: Mapping[str, Any] | None) -> str | None:
-    """llama.cpp's name for a rule by which text is cut into words."""
+    """llama.cpp's name for the rule that splits text into words."""
     steps = [] if pre is None else pre.get("pretokenizers", [pre])
     *before, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
@@ -96,16 +97,16 @@ def _rule(pre: Mapping[str, Any] | None) -> str | None:
 
 
 def _sentencepiece(parsed: Mapping[str, Any]) -> dict[str, Entry]:
-    """A merge's place in the list is the score of what it makes, as SentencePiece has it."""
+    """As in SentencePiece, a merge's place in the list is the score of its token."""
     steps = [parsed["pre_tokenizer"] or {}, parsed["normalizer"] or {}]
     steps += [inner for step in steps for inner in step.get("normalizers", [])]
     always = any(
         step.get("type") == "Prepend" or step.get("prepend_scheme") == "always" for step in steps
     )
     return {
-        "tokenizer.ggml.model": string("llama"),
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.add_space_prefix": flag(always),
+        "tokenizer.ggml.model": entry("llama"),
+        "tokenizer.ggml.pre": entry("default"),
+        "tokenizer.ggml.add_space_prefix": entry(always),
     }
 
 
@@ -129,8 +130,8 @@ def _tokens(tokenizer: Any, parsed: Mapping[str, Any], rows: int) -> dict[str, E
         texts.append(text)
         kinds.append(int(kind))
     entries = {
-        "tokenizer.ggml.tokens": listed(texts, Type.STRING),
-        "tokenizer.ggml.token_type": listed(kinds, Type.INT32),
+        "tokenizer.ggml.tokens": entry(texts),
+        "tokenizer.ggml.token_type": entry(kinds),
     }
     if model.get("byte_fallback"):
         made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
@@ -138,10 +139,5 @@ def _tokens(tokenizer: Any, parsed: Mapping[str, Any], rows: int) -> dict[str, E
         for place, text in enumerate(made):
             scores.setdefault(text, -float(place))
         values = [scores.get(text, _UNLIKELY) for text in texts]
-        entries["tokenizer.ggml.scores"] = listed(values, Type.FLOAT32)
+        entries["tokenizer.ggml.scores"] = entry(values)
     return entries
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

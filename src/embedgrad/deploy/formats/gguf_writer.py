@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -20,9 +20,13 @@ from torch import Tensor
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 
+TABLE, LM_HEAD = "token_embd.weight", "output.weight"
+Bytes = NDArray[np.uint8]  # [rows, bytes of a row]
+_CHUNK_BYTES = 1 << 24
 _BY_THE_WRITER = ("general.architecture", "general.alignment")
 
 
+@final
 class Entry(NamedTuple):
     """A value of the metadata with its type; `element` is the type of a list's elements."""
 
@@ -31,6 +35,7 @@ class Entry(NamedTuple):
     element: Type | None = None
 
 
+@final
 class Contents(NamedTuple):
     """What a GGUF file holds."""
 
@@ -40,29 +45,24 @@ class Contents(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Size of the file at most."""
-        texts = sum(_bytes(entry) + 64 + 4 * len(key) for key, entry in self.metadata.items())
+        """Upper bound of the file's size."""
+        texts = 0
+        for key, (value, *_) in self.metadata.items():
+            values = value if isinstance(value, list) else [value]
+            texts += sum(4 * len(v) + 8 if isinstance(v, str) else 8 for v in values)
+            texts += 64 + 4 * len(key)
         return texts + sum(w.nbytes + 256 + len(w.name) for w in self.weights) + 4096
 
 
-def string(text: str) -> Entry:
-    return Entry(text, Type.STRING)
+_SCALARS = {str: Type.STRING, bool: Type.BOOL, int: Type.UINT32, float: Type.FLOAT32}
+_ELEMENTS = {str: Type.STRING, int: Type.INT32, float: Type.FLOAT32}
 
 
-def count(number: int) -> Entry:
-    return Entry(number, Type.UINT32)
-
-
-def number(value: float) -> Entry:
-    return Entry(value, Type.FLOAT32)
-
-
-def flag(value: bool) -> Entry:
-    return Entry(value, Type.BOOL)
-
-
-def listed(values: Sequence[Any], element: Type) -> Entry:
-    return Entry(list(values), Type.ARRAY, element)
+def entry(value: Any) -> Entry:
+    """A text, bool, uint32 or float32, or a list of texts, int32 or float32, with its type."""
+    if isinstance(value, list):
+        return Entry(value, Type.ARRAY, _ELEMENTS[type(value[0])])
+    return Entry(value, _SCALARS[type(value)])
 
 
 def write_gguf(path: Path, contents: Contents) -> None:
@@ -71,10 +71,10 @@ def write_gguf(path: Path, contents: Contents) -> None:
     alignment = contents.metadata.get("general.alignment")
     if alignment:
         writer.add_custom_alignment(int(alignment.value))
-    for key, entry in contents.metadata.items():
-        empty = entry.type == Type.ARRAY and not entry.value  # the writer takes none
+    for key, (value, kind, element) in contents.metadata.items():
+        empty = kind == Type.ARRAY and not value  # the writer refuses those
         if key not in _BY_THE_WRITER and not empty:
-            writer.add_key_value(key, entry.value, entry.type, entry.element)
+            writer.add_key_value(key, value, kind, element)
     for w in contents.weights:
         writer.add_tensor_info(w.name, w.shape, np.dtype(np.float32), w.nbytes, raw_dtype=w.kind)
     writer.write_header_to_file()
@@ -90,23 +90,7 @@ def write_gguf(path: Path, contents: Contents) -> None:
             file.write(bytes(-file.tell() % step))
 
 
-def _bytes(entry: Entry) -> int:
-    values = entry.value if entry.type == Type.ARRAY else [entry.value]
-    return sum(4 * len(v) + 8 if isinstance(v, str) else 8 for v in values)
-
-
-TABLE = "token_embd.weight"
-
-
-LM_HEAD = "output.weight"
-
-
-Bytes = NDArray[np.uint8]  # [rows, bytes of a row]
-
-
-_CHUNK_BYTES = 1 << 24
-
-
+@final
 @dataclass(frozen=True)
 class Weight:
     """A tensor of a GGUF file: `shape` in elements, rows last; `read(a, b)` gives rows a to b."""
@@ -122,7 +106,8 @@ class Weight:
 
     @property
     def row_bytes(self) -> int:
-        return bytes_of(self.shape[-1], self.kind)
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return self.shape[-1] // block * size
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +120,7 @@ class Weight:
             yield self.read(start, min(start + step, self.rows))
 
     def converted(self, kind: Kind) -> Weight:
-        """The same weights in another kind; rounded where the kind asks for it.
+        """The same weights in another kind, rounded if need be.
 
         Raises `ExportError` for a kind that the `gguf` package cannot read.
         """
@@ -145,7 +130,7 @@ class Weight:
             dequantize(np.ascontiguousarray(self.read(0, 1)), self.kind)
         except NotImplementedError as error:
             raise ExportError(
-                f"{self.name}: weights of the kind {self.kind.name} cannot be read here; name a "
+                f"{self.name}: weights of the kind {self.kind.name} cannot be read here; use a "
                 "GGUF file of another quantization"
             ) from error
 
@@ -156,7 +141,7 @@ class Weight:
         return replace(self, kind=kind, read=read)
 
     def with_rows(self, first: int, new: Bytes) -> Weight:
-        """With `new` from row `first` on: in place of old rows, and behind them."""
+        """With `new` rows from row `first` on, which replace old rows and extend them."""
         assert first <= self.rows, "no gap between old rows and new ones"
         stop = first + len(new)
         rows = max(self.rows, stop)
@@ -175,12 +160,6 @@ class Weight:
         return replace(self, shape=(rows, *self.shape[1:]), read=read)
 
 
-def bytes_of(width: int, kind: Kind) -> int:
-    """Bytes of a row of `width` elements."""
-    block, size = GGML_QUANT_SIZES[kind]
-    return width // block * size
-
-
 def encoded(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
     """Rows of numbers as bytes. Raises `ExportError` where f16 cannot hold them."""
     if kind == Kind.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
@@ -188,13 +167,13 @@ def encoded(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
             f"{what}: values beyond {np.finfo(np.float16).max:.0f}, which f16 cannot hold; "
             "use export.gguf = 'f32'"
         )
-    found: Bytes = np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
-    return found
+    raw: Bytes = np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
+    return raw
 
 
 def served_kind(weight: Weight, setting: str) -> Kind:
-    """The kind that a weight takes by the setting export.gguf; as llama.cpp expects them, vectors
-    and what routes between experts stay in f32."""
+    """The kind of a weight under the setting export.gguf. Vectors and routers of experts stay in
+    f32, as llama.cpp expects."""
     if setting == "keep":
         return weight.kind
     if len(weight.shape) == 1 or weight.name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
@@ -205,7 +184,7 @@ def served_kind(weight: Weight, setting: str) -> Kind:
 
 
 def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
-    """Rows of `inputs_embeds` as the table holds them: scaled in f32, they are those rows again.
+    """Rows of `inputs_embeds` in table space: scaled in f32, they give those rows exactly.
 
     llama.cpp scales Gemma's by the square root of the width, whatever the model's precision.
     """
@@ -213,12 +192,12 @@ def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
     if info.architecture.lower().startswith("gemma"):
         scale = torch.tensor(info.width, dtype=torch.float32).sqrt()
     rows = rows_PD.detach().float().cpu()
-    found = rows / scale
-    for other in (found.nextafter(found + 1), found.nextafter(found - 1)):
-        found = torch.where(found * scale == rows, found, other)
-    return torch.where(found * scale == rows, found, rows / scale)
+    nearest = unscaled = rows / scale
+    for other in (nearest.nextafter(nearest + 1), nearest.nextafter(nearest - 1)):
+        unscaled = torch.where(unscaled * scale == rows, unscaled, other)
+    return torch.where(unscaled * scale == rows, unscaled, nearest)
 
 
 def row_bytes(rows_PD: Tensor, kind: Kind) -> Bytes:
-    """Rows of a prompt in the kind of the table."""
+    """Rows of a prompt as bytes of a table of that kind."""
     return encoded(rows_PD.to(torch.float32).numpy(), kind, "the refined rows")

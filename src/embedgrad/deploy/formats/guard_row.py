@@ -1,16 +1,17 @@
-"""Which output row of a model is the least likely: what new tokens' lm_head rows are copies of.
+"""The guard row: a model's least likely output row, which new tokens get a copy of.
 
-A refined row needs a token, and a token needs an output row. A row of zeros has the logit 0, which
-may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row that
-the model never comes near: the one whose highest probability over calibration text is the lowest.
+A refined row needs a token, and a token needs an output row. Zeros would give the logit 0, which
+may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row
+whose highest probability over calibration text is the lowest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -24,25 +25,30 @@ POSITIONS = 1024  # of calibration text, over all prompts
 CHUNK_BYTES = 8 * 2**20  # of logits at a time
 
 
+@final
 @dataclass(frozen=True)
 class GuardRow:
-    """The output row `row`, and its highest log-probability (natural) at so many positions."""
+    """An output row, and its highest log-probability (natural) over some text `positions`."""
 
     row: int
     logprob: float
     positions: int
 
-    def mass(self, copies: int) -> float:
-        """About the largest probability that so many copies add together."""
-        return copies * math.exp(self.logprob)
+    def record(self, token: str) -> dict[str, Any]:
+        """Plain JSON values for `export.json`."""
+        return {
+            "row": self.row,
+            "token": token,
+            "max_logprob": self.logprob,
+            "positions": self.positions,
+        }
 
 
 @torch.no_grad()
 def guard_row(job: Job) -> GuardRow:
-    """Look for it in the next-token distributions of refined prompts, a row of each in turn.
+    """Search the next-token distributions of the refined prompts' examples, each prompt in turn.
 
-    Every position of prefix, prompt, suffix and right answer counts. Among equals the first row
-    wins.
+    Every position of prefix, prompt, suffix and right answer counts. The first row wins a tie.
     """
     highest_V: Tensor | None = None
     positions = 0
@@ -57,21 +63,21 @@ def guard_row(job: Job) -> GuardRow:
                 positions += len(logits_NV)
         if positions >= POSITIONS:
             break
-    assert highest_V is not None, "a prompt comes with rows"
+    assert highest_V is not None, "every prompt has examples"
     row = int(highest_V.argmin())
     return GuardRow(row, float(highest_V[row]), positions)
 
 
 def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
-    """Logits [N, V] at all positions of a row, few enough at a time."""
-    ids = sequence.prefix + (0,) * len(rows_PD) + sequence.suffix + sequence.targets[sequence.gold]
-    ids_BT = torch.tensor([ids], device=model.device)
-    prompt_at = torch.arange(len(rows_PD), device=model.device) + len(sequence.prefix)
-    embeds = model.splice(ids_BT, prompt_at, rows_PD)
-    mask_BT = torch.ones_like(ids_BT)
+    """Logits [N, V] at all positions of an example, in chunks."""
+    answered = dataclasses.replace(
+        sequence, suffix=sequence.suffix + sequence.targets[sequence.gold]
+    )
+    embeds = model.forward.embed_in_full(rows_PD, answered)
+    mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
-    if model.linear_lm_head:
-        model.forget_longest_pass()
+    if model.forward.linear_lm_head:
+        model.forward.forget_longest_pass()
         output = model.model.base_model(
             inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
         )
@@ -79,7 +85,8 @@ def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> I
         for hidden_ND in output.last_hidden_state[0].split(size):
             yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
         return
-    for first in range(0, len(ids), size):  # a pass for each part: the model makes its own logits
-        keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    # One pass for each chunk: the model computes the logits itself.
+    for first in range(0, mask_BT.shape[1], size):
+        keep_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
         keep_BT[:, first : first + size] = True
-        yield model.full_pass(embeds, mask_BT, keep_BT)
+        yield model.forward.full_pass(embeds, mask_BT, keep_BT)

@@ -1,7 +1,7 @@
 """Files beside the weights: tokenizer, chat template, config.json, generation settings.
 
-The files are edited, not saved again by `transformers`: its versions write them differently, and an
-engine may come with an older one.
+The files are edited, not saved by `transformers`: its versions write them differently, and an
+engine may use an older one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ OTHERS = ("special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "*.tikt
 
 
 def write_tokenizer(source: Path, folder: Path, exported: Any) -> Any:
-    """Write the files of `exported`, a tokenizer that was that of `source`; returns it reopened.
+    """Write `exported`, the extended tokenizer of `source`, and return it as read back.
 
-    Raises `ExportError` where the written tokenizer does not know the new tokens as they are.
+    Raises `ExportError` if the new tokens are not read back as they are.
     """
     if (source / TOKENIZER).is_file():
         for pattern in OTHERS:
@@ -53,21 +53,12 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
     content = _read(source / TOKENIZER)
     known = {entry["id"] for entry in content["added_tokens"]}
     new = [(i, t) for i, t in sorted(exported.added_tokens_decoder.items()) if i not in known]
-    flags = {
-        i: {
-            "content": token.content,
-            "single_word": token.single_word,
-            "lstrip": token.lstrip,
-            "rstrip": token.rstrip,
-            "normalized": token.normalized,
-            "special": token.special,
-        }
-        for i, token in new
-    }
+    keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    flags = {i: {key: getattr(token, key) for key in keys} for i, token in new}
     content["added_tokens"] += [{"id": i, **values} for i, values in flags.items()]
     _write(folder / TOKENIZER, content)
     config = _read(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}
-    # Of the two places the file wins; older versions and other programs know this one only.
+    # The file takes precedence, but older versions and other programs only know this place.
     config["chat_template"] = exported.chat_template
     if "added_tokens_decoder" in config:
         config["added_tokens_decoder"] |= {str(i): values for i, values in flags.items()}
@@ -76,19 +67,18 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
         _write(folder / ADDED, _read(source / ADDED) | {t.content: i for i, t in new})
 
 
-# Where methods of quantization list the layers that they leave alone; unset: the lm_head among
-# them.
+# Where quantization methods list the layers that they skip; unset: the lm_head is skipped.
 _LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
 def quantization_of(source: Path) -> str:
-    """Name of the method that the checkpoint in `source` is quantized by; "" for a plain one."""
+    """Name of the checkpoint's quantization method; "" for a plain one."""
     settings = _read(source / CONFIG).get("quantization_config")
     return str(settings.get("quant_method", "an unknown method")) if settings else ""
 
 
 def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, dtype: str) -> None:
-    """Write config.json for a table of so many rows and an output layer `lm_head` of its own.
+    """Write config.json for a table of `vocabulary` rows and a separate output layer `lm_head`.
 
     `dtype` is the precision that all weights were rounded to; "": they were not.
     """
@@ -98,8 +88,8 @@ def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, d
     text["vocab_size"] = vocabulary
     text["tie_word_embeddings"] = config["tie_word_embeddings"] = False
     if dtype:
-        named = {key for part in (text, config) for key in ("dtype", "torch_dtype") if key in part}
-        for key in named or {"dtype"}:
+        keys = {key for part in (text, config) for key in ("dtype", "torch_dtype") if key in part}
+        for key in keys or {"dtype"}:
             text[key] = config[key] = dtype
     quantization = config.get("quantization_config") or {}
     for key in _LEFT_ALONE:
@@ -112,13 +102,13 @@ def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, d
 def write_generation_config(
     source: Path, folder: Path, generation: Any, suppressed: Sequence[int]
 ) -> None:
-    """Write generation settings by which `generate` never gives these ids.
+    """Write generation settings that make `generate` never return the `suppressed` ids.
 
     `generation` is the loaded model's, for a folder without a file.
     """
     file = source / GENERATION
     values = _read(file) if file.is_file() else generation.to_diff_dict()
-    # By it transformers 4 would take config.json's settings instead of this file's.
+    # With it transformers 4 would use config.json's settings instead of this file's.
     values.pop("_from_model_config", None)
     values["suppress_tokens"] = [*(values.get("suppress_tokens") or ()), *suppressed]
     _write(folder / GENERATION, values)

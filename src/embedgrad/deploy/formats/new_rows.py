@@ -1,33 +1,34 @@
-"""The tensors of a checkpoint that new tokens change: embedding table, output layer, its bias.
+"""The tensors that new tokens change: embedding table, output layer, and its bias.
 
-    table   old rows | refined rows            | padding that is left
-    lm_head    old rows | copies of the guard row | padding that is left
+    table     old rows | refined rows            | remaining padding
+    lm_head   old rows | copies of the guard row | remaining padding
 
-Old rows are the same bytes, so old logits are the same bits. A lm_head that was the table becomes a
-tensor of its own.
+Old rows keep their bytes, so old logits stay exactly the same. An lm_head that shared the table
+becomes a separate tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, Made, Stored
+from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, NewTensor, StoredTensor
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 
-COMPARED = 8  # rows of a table by which its tensor is known
+COMPARED = 8  # rows by which a tensor is recognized
 
 
+@final
 @dataclass(frozen=True)
 class Tables:
     """Names of embedding table, lm_head and the lm_head's bias ("": none) in a checkpoint.
 
-    `layer` is the lm_head's name as a layer of the model.
+    `layer` is the lm_head's module name in the model.
     """
 
     checkpoint: Checkpoint
@@ -39,7 +40,7 @@ class Tables:
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, model: Any, info: ModelInfo) -> Tables:
-        """Look for them by shape and content. Raises `ExportError`."""
+        """Find them by shape and content. Raises `ExportError`."""
         lm_head = model.get_output_embeddings()
         layer = _name(model, lm_head)
         table_name = f"{_name(model, model.get_input_embeddings())}.weight"
@@ -53,72 +54,65 @@ class Tables:
 
     @property
     def dtype(self) -> str:
-        """Precision of the table, as the file has it."""
+        """Precision of the table in the file."""
         return self.checkpoint.tensors[self.table].dtype
 
-    def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, Made]:
+    def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 
-        `rows_ND` are rows of the table, before the model scales them.
+        `rows_ND` are rows in table space, before the model scales them.
         """
         stored = self.checkpoint.tensors
-        table = stored[self.table]
-        lm_head = table if self.info.tied else stored[self.lm_head]
-        made = {
-            self.table: _with(table, [rows_ND], first, guard, dtype),
-            self.lm_head: _with(
-                lm_head, _copies(lm_head, guard, len(rows_ND)), first, guard, dtype
-            ),
-        }
-        if self.bias:
-            bias = stored[self.bias]
-            made[self.bias] = _with(bias, _copies(bias, guard, len(rows_ND)), first, guard, dtype)
+        changes = {self.table: _with(stored[self.table], [rows_ND], first, guard, dtype)}
+        # A tied lm_head is a copy of the table under its own name.
+        sources = {self.lm_head: self.table if self.info.tied else self.lm_head}
+        sources |= {self.bias: self.bias} if self.bias else {}
+        for name, source in sources.items():
+            copies = _copies(stored[source], guard, len(rows_ND))
+            changes[name] = _with(stored[source], copies, first, guard, dtype)
         if dtype:
-            made |= {
-                name: Made(dtype, tensor.shape, [tensor])
+            changes |= {
+                name: NewTensor(dtype, tensor.shape, [tensor])
                 for name, tensor in stored.items()
-                if name not in made and tensor.dtype in DTYPES and tensor.dtype != dtype
+                if name not in changes and tensor.dtype in DTYPES and tensor.dtype != dtype
             }
-        return made
+        return changes
 
 
-def _name(model: Any, wanted: Any) -> str:
-    name: str = next(name for name, module in model.named_modules() if module is wanted)
+def _name(model: Any, layer: Any) -> str:
+    name: str = next(name for name, module in model.named_modules() if module is layer)
     return name
 
 
 def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
-    """The tensor that holds a weight of the loaded model; files may name it otherwise."""
+    """The tensor that holds a weight of the loaded model; its name may differ in the file."""
     ending = ".".join(name.split(".")[-2:])
+    rows = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
     order = sorted(checkpoint.tensors, key=lambda n: (n != name, not n.endswith(ending)))
     for candidate in order:
         stored = checkpoint.tensors[candidate]
-        if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES and _same(stored, weight):
-            return candidate
+        if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES:
+            pairs = ((stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i]) for i in rows)
+            if all(torch.equal(row, other.cpu()) for row, other in pairs):
+                return candidate
     raise ExportError(
         f"{checkpoint.folder}: no plain tensor holds the model's {name} (a quantized one cannot "
         "take new rows); export prompt embeddings (--to vllm) instead"
     )
 
 
-def _same(stored: Stored, weight: Tensor) -> bool:
-    places = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
-    return all(
-        torch.equal(stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i].cpu())
-        for i in places
-    )
-
-
-def _copies(stored: Stored, guard: int, count: int) -> list[Stored]:
+def _copies(stored: StoredTensor, guard: int, count: int) -> list[StoredTensor]:
     return [stored.part(guard, guard + 1)] * count
 
 
 def _with(
-    stored: Stored, new: Sequence[Stored | Tensor], first: int, guard: int, dtype: str
-) -> Made:
-    """A tensor with new entries from `first` on, over padding or at its end."""
+    stored: StoredTensor, new: Sequence[StoredTensor | Tensor], first: int, guard: int, dtype: str
+) -> NewTensor:
+    """A tensor with new entries from `first` on, replacing padding or extending it."""
     old, last = stored.shape[0], first + sum(piece.shape[0] for piece in new)
-    # A tokenizer may name more tokens than there are rows; no text has them.
+    # A tokenizer may have more tokens than there are rows; no text uses them.
     gap = _copies(stored, guard, max(0, first - old))
     behind = [stored.part(last, old)] if last < old else []
-    return Made.joined(dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind)
+    return NewTensor.joined(
+        dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind
+    )

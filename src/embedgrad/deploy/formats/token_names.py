@@ -1,7 +1,7 @@
 """Names of new tokens: `<|TAG_NAME_0|>`, `<|TAG_NAME_1|>`, ...
 
-The tag is random, so that no text holds such a name by chance; chat templates replace it in what
-clients send, so that none holds it on purpose.
+The tag is random, so that no text contains such a name by chance; chat templates replace it in what
+clients send, so that none contains it on purpose.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def token_names(tag: str, name: str, count: int) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that a request could not ask for. Raises `ExportError`."""
+    """Raise `ExportError` for a name that a request could not use."""
     if not _NAME.fullmatch(name):
         raise ExportError(
-            f"prompt name {name!r}: expected 1 to 64 letters, digits, '-' and '_'; give it another"
+            f"prompt name {name!r}: expected 1 to 64 letters, digits, '-' and '_'; rename it"
         )

@@ -7,24 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedgrad.deploy.export import export
-from embedgrad.deploy.folder import read_export
+from embedgrad.deploy.folder import FILE, read_export
 from embedgrad.errors import ExportError, RunError
 from embedgrad.events import Report, stage
 
 FOLDER = "served"  # inside a run
-DECIDES = ("recipe.toml", "prompt/prompt.json", "prompt/prompt.safetensors")
+INPUTS = ("recipe.toml", "prompt/prompt.json", "prompt/prompt.safetensors")
 
 
-def prepared(
+def export_once(
     folder: Path, destination: str, overrides: Sequence[str], report: Report
 ) -> tuple[Path, str]:
-    """An export of this kind, and what clients call its model by.
+    """An export to `destination`, and the name that clients call its model by.
 
-    `folder` is such an export, or a run, beside which the export is kept and found again as long as
-    its prompt, its recipe and the settings from outside are the same. Raises `EmbedgradError`.
+    `folder` is such an export, or a run. A run's export is stored inside it and used again as long
+    as its prompt, its recipe and the overrides are the same. Raises `EmbedgradError`.
     """
-    if (folder / "embedgrad" / "export.json").is_file():
-        return _given(folder, destination, overrides), folder.resolve().name
+    name = folder.resolve().name
+    if (folder / FILE).is_file():
+        if overrides:
+            raise ExportError(f"{folder}: is an export, which --set cannot change; give its run")
+        to = read_export(folder)["destination"]
+        if to != destination:
+            raise ExportError(
+                f"{folder}: is an export to {to}, but this engine opens {destination}; give the "
+                "run, or another --engine"
+            )
+        return folder, name
     out = folder / FOLDER / f"{destination}-{_digest(folder, overrides)}"
     if out.is_dir():
         read_export(out)
@@ -32,25 +41,13 @@ def prepared(
     else:
         stage(report, f"exporting to {destination}, once")
         export(folder, destination, out, overrides=overrides, report=report)
-    return out, folder.resolve().name
-
-
-def _given(folder: Path, destination: str, overrides: Sequence[str]) -> Path:
-    if overrides:
-        raise ExportError(f"{folder}: is an export, which --set cannot change; give its run")
-    found = read_export(folder)["destination"]
-    if found != destination:
-        raise ExportError(
-            f"{folder}: is an export to {found}, and this engine opens {destination}; "
-            "give the run, or another --engine"
-        )
-    return folder
+    return out, name
 
 
 def _digest(folder: Path, overrides: Sequence[str]) -> str:
-    """Of all that decides what an export holds."""
+    """Digest of everything that determines an export."""
     digest = hashlib.sha256()
-    for name in DECIDES:
+    for name in INPUTS:
         try:
             content = (folder / name).read_bytes()
         except OSError as error:

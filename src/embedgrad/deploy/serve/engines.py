@@ -1,4 +1,4 @@
-"""The servers that exist: what they open, and how they are started."""
+"""The servers that `serve` can start: what they open, and their command lines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from embedgrad.errors import EngineError, nearest
 
 
+@final
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a server is started with; `name` is what clients shall call it by."""
+class Launch:
+    """What a server is started with; clients call the model by `name`."""
 
     export: Path
     name: str
@@ -24,90 +26,92 @@ class Wanted:
     port: int
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class ServingEngine:
-    """An existing server with an OpenAI-compatible API that says at /health when it is ready.
+    """A server with an OpenAI-compatible API that answers at /health when it is ready.
 
-    `destination` is the export that it opens. `lacks` names what is not installed, or is "".
-    `knows_names`: whether clients may call the model by a name instead of by its folder.
+    It opens exports to `destination`. `install_problem` returns what is missing, or None.
+    `knows_names`: clients may call the model by a name instead of its folder.
     """
 
     destination: str
     install: str
-    lacks: Callable[[], str]
-    command: Callable[[Wanted], list[str]]
+    install_problem: Callable[[], str | None]
+    command: Callable[[Launch], list[str]]
     knows_names: bool = True
 
 
-def engine_of(name: str) -> ServingEngine:
-    """The engine of that name, which can run here. Raises `EngineError`."""
+def find_engine(name: str) -> ServingEngine:
+    """The installed engine of that name. Raises `EngineError`."""
     if name not in ENGINES:
         raise EngineError(f"--engine: unknown engine {name!r}; {nearest(name, ENGINES)}")
     engine = ENGINES[name]
-    lacking = engine.lacks()
-    if lacking:
-        raise EngineError(f"--engine {name}: {lacking} is not installed; {engine.install}")
+    problem = engine.install_problem()
+    if problem:
+        raise EngineError(f"--engine {name}: {problem}; {engine.install}")
     return engine
 
 
-def _package(*names: str) -> Callable[[], str]:
-    def lacks() -> str:
-        return next((name for name in names if importlib.util.find_spec(name) is None), "")
+def _package(*names: str) -> Callable[[], str | None]:
+    def problem() -> str | None:
+        missing = next((name for name in names if importlib.util.find_spec(name) is None), None)
+        return missing and f"{missing} is not installed"
 
-    return lacks
-
-
-def _program(name: str) -> Callable[[], str]:
-    return lambda: "" if shutil.which(name) else f"the program {name!r}"
+    return problem
 
 
-def _llamacpp(wanted: Wanted) -> list[str]:
-    files = sorted(wanted.export.glob("*.gguf"))
+def _program(name: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"the program {name!r} is not installed"
+
+
+def _llamacpp(launch: Launch) -> list[str]:
+    files = sorted(launch.export.glob("*.gguf"))
     if len(files) != 1:
-        raise EngineError(f"{wanted.export}: holds {len(files)} .gguf files; expected one")
+        raise EngineError(f"{launch.export}: holds {len(files)} .gguf files; expected one")
     options = {
         "model": str(files[0]),
-        "alias": wanted.name,
-        "host": wanted.host,
-        "port": wanted.port,
+        "alias": launch.name,
+        "host": launch.host,
+        "port": launch.port,
         "cache_prompt": True,
     }
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():  # as PyTorch takes it
+    if threads.isdecimal():  # as in PyTorch
         options["threads"] = int(threads)
     module = "embedgrad.deploy.verify.llamacpp_child"
     return [sys.executable, "-m", module, json.dumps(options)]
 
 
-def _transformers(wanted: Wanted) -> list[str]:
-    # By its module, so that it is the transformers of this Python.
+def _transformers(launch: Launch) -> list[str]:
+    # As a module, so that it is this Python's transformers.
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    return [*serve, str(wanted.export), "--host", wanted.host, "--port", str(wanted.port)]
+    return [*serve, str(launch.export), "--host", launch.host, "--port", str(launch.port)]
 
 
-def _vllm(wanted: Wanted) -> list[str]:
-    place = ["--host", wanted.host, "--port", str(wanted.port)]
-    serve = [shutil.which("vllm") or "vllm", "serve", str(wanted.export)]
-    return [*serve, *place, "--served-model-name", wanted.name]
+def _vllm(launch: Launch) -> list[str]:
+    address = ["--host", launch.host, "--port", str(launch.port)]
+    serve = [shutil.which("vllm") or "vllm", "serve", str(launch.export)]
+    return [*serve, *address, "--served-model-name", launch.name]
 
 
 ENGINES = {
     "llamacpp": ServingEngine(
         "gguf",
-        'pip install "embedgrad[llamacpp]" brings it',
+        'pip install "embedgrad[llamacpp]" installs it',
         _package("xllamacpp"),
         _llamacpp,
     ),
     "transformers": ServingEngine(
         "vocabulary",
-        'pip install "embedgrad[serve]" brings it',
+        'pip install "embedgrad[serve]" installs it',
         _package("fastapi", "uvicorn", "openai"),
         _transformers,
         knows_names=False,
     ),
     "vllm": ServingEngine(
         "vocabulary",
-        "install vLLM as its own documentation says, or choose --engine llamacpp",
+        "install vLLM as its documentation describes, or choose --engine llamacpp",
         _program("vllm"),
         _vllm,
     ),

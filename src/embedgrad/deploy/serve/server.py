@@ -1,4 +1,4 @@
-"""A refined prompt behind an OpenAI-compatible API, by a server that exists."""
+"""Serve a refined prompt behind an OpenAI-compatible API, by an existing server."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import final
 
-from embedgrad.deploy.serve.cached_export import prepared
-from embedgrad.deploy.serve.engines import Wanted, engine_of
-from embedgrad.deploy.serve.process import ServerProcess, free_port
+from embedgrad.deploy.process import ServerProcess, free_port
+from embedgrad.deploy.serve.cached_export import export_once
+from embedgrad.deploy.serve.engines import Launch, find_engine
 from embedgrad.events import Report, nowhere, say, stage
 
-LONGEST_START = 900.0  # seconds: a large model is read from disk
+LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
 LOOPBACK = ("127.", "localhost", "::1")
 
 
+@final
 class Served:
     """A server that runs until the `with` block ends, or until `stop`.
 
-    `url` is the base of its OpenAI-compatible API, `model` what clients call the model by.
+    `url` is the base of its OpenAI-compatible API; clients call the model by `model`.
     """
 
     def __init__(self, url: str, model: str, process: ServerProcess, stack: ExitStack):
@@ -30,12 +32,12 @@ class Served:
 
     @property
     def pid(self) -> int:
-        """Of the server's process."""
+        """Process id of the server."""
         return self._process.pid
 
     @property
     def example(self) -> str:
-        """How to ask it: a line for a shell, and Python."""
+        """How to send a request: a shell command, and Python."""
         return f"""\
 curl {self.url}/chat/completions -H "Content-Type: application/json" \\
   -d '{{"messages": [{{"role": "user", "content": "YOUR TEXT"}}], "temperature": 0}}'
@@ -47,11 +49,11 @@ reply = client.chat.completions.create(model="{self.model}", messages=messages, 
 print(reply.choices[0].message.content)"""
 
     def wait(self) -> None:
-        """Return never by itself: raises `EngineError` with its last lines when it ends."""
+        """Block until the server ends, then raise `EngineError` with its last lines."""
         self._process.wait()
 
     def stop(self) -> None:
-        """End the server; done twice, it does nothing."""
+        """End the server; a second call does nothing."""
         self._stack.close()
 
     def __enter__(self) -> Served:
@@ -72,23 +74,23 @@ def serve(
 ) -> Served:
     """Start a server on a run or on an export, and return when it answers.
 
-    The export of a run is made once and kept beside it. Port 0 takes any free one; `overrides` are
-    settings of the run's recipe. Raises `EngineError` where the engine is not installed, the port
-    is taken or the server ends, and whatever an export raises.
+    The export of a run is made once and kept inside it. Port 0 means any free one; `overrides`
+    change the run's recipe. Raises `EngineError` if the engine is not installed, the port is taken
+    or the server ends, and whatever an export raises.
     """
-    found = engine_of(engine)
+    chosen = find_engine(engine)
     port = free_port(host, port)  # before an export, which takes longer
-    export, name = prepared(Path(folder), found.destination, overrides, report)
-    wanted = Wanted(export, name, host, free_port(host, port))
+    export, name = export_once(Path(folder), chosen.destination, overrides, report)
+    launch = Launch(export, name, host, free_port(host, port))
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not host.startswith(LOOPBACK):
-        say(report, [f"{host} is reached from other machines, and the server asks no password"])
+        say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedgrad-serve-"))
         stage(report, f"starting {engine}")
-        process = ServerProcess(engine, found.command(wanted), Path(logs) / "server.log")
+        process = ServerProcess(engine, chosen.command(launch), Path(logs) / "server.log")
         stack.callback(process.stop)
-        model = name if found.knows_names else str(export)
+        model = name if chosen.knows_names else str(export)
         served = Served(f"{url}/v1", model, process, stack.pop_all())
     try:
         process.wait_until_ready(f"{url}/health", LONGEST_START)

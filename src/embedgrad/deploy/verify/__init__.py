@@ -1,1 +1,1 @@
-"""Whether an export computes in its engine what training computed."""
+"""Check that an export computes in its engine what training computed."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
 
+@final
 @dataclass(frozen=True)
-class Asked:
-    """A row of the check: its tokens in training, and the messages that a client would send."""
+class Query:
+    """An example of the check: its tokens in training, and the messages that a client sends."""
 
     sequence: TokenSequence
     messages: Sequence[Mapping[str, str]]
@@ -24,37 +26,44 @@ class Asked:
 class Engine(AbstractContextManager["Engine"], ABC):
     """An export, opened in its destination's own engine.
 
-    B rows, V ids of the base model's tokenizer. Log-probabilities are natural, fp32, on the CPU, of
-    the first token after the whole prompt. `tolerance` is the largest difference to the training
-    path that passes; None: reported only, as for quantized weights.
+    B queries, V ids of the base model's tokenizer. Log-probabilities are natural, fp32, on the CPU,
+    of the first token after the whole prompt. `tolerance` is the largest difference to the training
+    path that passes; None, as for quantized weights: allow what rounding explains.
     """
 
     tolerance: float | None
 
     @abstractmethod
-    def logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        """With the refined rows, asked as a client would ask."""
+    def logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
+        """With the refined rows, asked as a client asks."""
 
     @abstractmethod
-    def start_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        """The same way, from an export of the start rows."""
+    def start_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
+        """The same from an export of the start rows."""
 
     @abstractmethod
-    def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        """The same engine on plain token ids: prefix, the span's own ids, suffix."""
+    def plain_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
+        """With the plain token ids of the text prompt."""
 
     @abstractmethod
-    def greedy(self, rows: Sequence[Asked], max_new_tokens: int) -> list[Ids]:
+    def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
         """Greedy answers to refined prompts, without the end token."""
 
     @abstractmethod
-    def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:
-        """Log-probability of every target of a row, refined."""
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
+        """Log-probability of an answer to a refined prompt."""
 
-    def other_tokens(self, rows: Sequence[Asked]) -> list[str]:
-        """Rows that the engine cuts into other tokens than training did, where it can tell."""
+    def answer_logprobs(self, queries: Sequence[Query]) -> list[tuple[float, ...]]:
+        """Log-probability of every target of an example, refined."""
+        return [
+            tuple(self.answer_logprob(query, answer) for answer in query.sequence.targets)
+            for query in queries
+        ]
+
+    def token_differences(self, queries: Sequence[Query]) -> list[str]:
+        """A line for each query that the engine tokenizes unlike training, if it can tell."""
         return []
 
-    @abstractmethod
-    def added_mass(self, rows: Sequence[Asked]) -> float:
-        """Largest probability that the new tokens have together; 0 where there are none."""
+    def added_mass(self, queries: Sequence[Query]) -> float:
+        """Largest probability that the new tokens have together."""
+        return 0.0  # an export that adds tokens says more

@@ -7,35 +7,37 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.deploy.formats.gguf_reader import replace_rows
 from embedgrad.deploy.formats.gguf_writer import table_rows
-from embedgrad.deploy.job import Exported, Job
-from embedgrad.deploy.verify.engine import Asked, Engine
+from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError
 from embedgrad.model.decoding import before_end
 from embedgrad.prompt.boundaries import Ids
 
-# With f32 weights and caches. Quantized arithmetic has none to promise, nor has GELU, which
-# llama.cpp looks up in a table of half-precision numbers (ggml-cpu/vec.h).
+# With f32 weights and caches. There is none for quantized weights, nor for GELU, which llama.cpp
+# looks up in a table of half-precision numbers (ggml-cpu/vec.h).
 TOLERANCE = 1e-3
 _GREEDY = {"temperature": 0, "cache_prompt": False, "return_tokens": True}
 _ROOM = 256  # tokens for answers, and for messages longer than the rows of the check
 
 
+@final
 class LlamaCppEngine(Engine):
-    """llama.cpp on `folder`'s GGUF file: f32 caches, no flash attention, no reuse of prompts.
+    """llama.cpp on `folder`'s GGUF file: f32 caches, no flash attention, no prompt caching.
 
-    The start rows are put into a copy of the file, which lies beside the export for as long as it
-    is asked.
+    The start rows go into a temporary copy of the file beside the export.
     """
 
-    def __init__(self, folder: Path, job: Job, exported: Exported, written: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+    ):
         self._file = folder / written["file"]
         self._job = job
         self._exported = exported
@@ -46,9 +48,10 @@ class LlamaCppEngine(Engine):
         self._server: LlamaCppServer | None = None
         exact = set(written["types"]) == {"F32"} and not _uses_gelu(job.model.model.config)
         self.tolerance = TOLERANCE if exact else None
-        # llama.cpp tells nothing where it writes a part of a character, so it is made to write
-        # something else: log-probabilities are those before any bias.
-        self._steer = [[_plain_token(job.model.tokenizer), 1e4]]
+        # llama.cpp reports nothing for a token that is part of a character, so a bias makes it
+        # generate another one: log-probabilities are those before any bias.
+        decode, ids = job.model.tokenizer.decode, range(len(job.model.tokenizer))
+        self._steer = [[next((i for i in ids if decode([i]).strip().isalnum()), 0), 1e4]]
         self._seen: dict[tuple[tuple[tuple[str, str], ...], ...], Tensor] = {}
 
     def __enter__(self) -> LlamaCppEngine:
@@ -59,58 +62,62 @@ class LlamaCppEngine(Engine):
         if self._server:
             self._server.close()
 
-    def logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        return torch.stack([self._refined(row)[: self._known] for row in rows]).float()
+    def logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
+        return torch.stack([self._refined(query)[: self._known] for query in queries]).float()
 
-    def start_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
+    def start_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
         with self._with_start_rows() as file, self._started(file) as server:
-            found = [self._chat_logprobs(server, row)[: self._known] for row in rows]
-        return torch.stack(found).float()
+            logprobs = [self._chat_logprobs(server, query)[: self._known] for query in queries]
+        return torch.stack(logprobs).float()
 
-    def plain_logprobs_BV(self, rows: Sequence[Asked]) -> Tensor:
-        span = self._exported.prompt.span.ids
-        wholes = [(*row.sequence.prefix, *span, *row.sequence.suffix) for row in rows]
-        return torch.stack([self._after(ids)[: self._known] for ids in wholes]).float()
+    def plain_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
+        exported = self._exported
+        texts = [query.sequence.context(exported.prompt.prompt_ids) for query in queries]
+        return torch.stack([self._after(ids)[: self._known] for ids in texts]).float()
 
-    def greedy(self, rows: Sequence[Asked], max_new_tokens: int) -> list[Ids]:
+    def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
         answers = []
-        for row in rows:
-            # Not a chat: its answer leaves out tokens that are parts of a character.
-            body = {"prompt": list(self.prompt_ids(row)), "n_predict": max_new_tokens}
+        for query in queries:
+            # Not a chat, whose answer omits tokens that are parts of a character.
+            body = {"prompt": list(self.prompt_ids(query)), "n_predict": max_new_tokens}
             ids = self._running.ask("/completion", {**body, **_GREEDY})["tokens"]
             answers.append(before_end(ids, self._job.model.end_ids))
         return answers
 
-    def answer_logprobs(self, rows: Sequence[Asked]) -> list[tuple[float, ...]]:
-        return [
-            tuple(self._answer_logprob(row, answer) for answer in row.sequence.targets)
-            for row in rows
-        ]
+    def answer_logprob(self, query: Query, answer: Ids) -> float:
+        total = self._refined(query)[answer[0]].item()
+        if len(answer) > 1:
+            prompt = self.prompt_ids(query)
+            for i in range(1, len(answer)):
+                total += self._after(prompt + answer[:i])[answer[i]].item()
+        return total
 
-    def added_mass(self, rows: Sequence[Asked]) -> float:
-        return max((self._refined(row)[self._added].exp().sum().item() for row in rows), default=0)
+    def added_mass(self, queries: Sequence[Query]) -> float:
+        added = (self._refined(query)[self._added] for query in queries)
+        return max(logprobs.exp().sum().item() for logprobs in added)
 
-    def prompt_ids(self, row: Asked) -> Ids:
+    def prompt_ids(self, query: Query) -> Ids:
         """Tokens that llama.cpp makes of the messages."""
-        messages = [dict(message) for message in row.messages]
+        messages = [dict(message) for message in query.messages]
         text = self._running.ask("/apply-template", {"messages": messages})["prompt"]
-        told = {"content": text, "add_special": True, "parse_special": True}
-        return tuple(self._running.ask("/tokenize", told)["tokens"])
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return tuple(self._running.ask("/tokenize", body)["tokens"])
 
-    def other_tokens(self, rows: Sequence[Asked]) -> list[str]:
-        """For rows that llama.cpp cuts into other tokens than training did: where, and how."""
-        found = []
-        for row in rows:
-            sequence, ids = row.sequence, self.prompt_ids(row)
-            expected = (*sequence.prefix, *self._new_ids, *sequence.suffix)
+    def token_differences(self, queries: Sequence[Query]) -> list[str]:
+        differences = []
+        for query in queries:
+            ids, expected = (
+                self.prompt_ids(query),
+                query.sequence.context(self._new_ids),
+            )
             if ids != expected:
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
-                found.append(
-                    f"{sequence.example.source} has other tokens there: from token {at} on "
+                differences.append(
+                    f"{query.sequence.example.source} has other tokens there: from token {at} on "
                     f"{list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}"
                 )
-        return found
+        return differences
 
     # -- the server ----------------------------------------------------------------------------
 
@@ -126,16 +133,16 @@ class LlamaCppEngine(Engine):
         threads = max(1, torch.get_num_threads())
         return LlamaCppServer(file, n_ctx=needed + _ROOM, threads=threads, exact=True)
 
-    def _refined(self, row: Asked) -> Tensor:
-        """What comes after a refined prompt, asked once for each row."""
-        asked = tuple(tuple(message.items()) for message in row.messages)
-        if asked not in self._seen:
-            self._seen[asked] = self._chat_logprobs(self._running, row)
-        return self._seen[asked]
+    def _refined(self, query: Query) -> Tensor:
+        """Log-probabilities after a refined prompt, asked for once."""
+        key = tuple(tuple(message.items()) for message in query.messages)
+        if key not in self._seen:
+            self._seen[key] = self._chat_logprobs(self._running, query)
+        return self._seen[key]
 
-    def _chat_logprobs(self, server: LlamaCppServer, row: Asked) -> Tensor:
+    def _chat_logprobs(self, server: LlamaCppServer, query: Query) -> Tensor:
         body = {
-            "messages": [dict(message) for message in row.messages],
+            "messages": [dict(message) for message in query.messages],
             "max_tokens": 1,
             "logprobs": True,
             "top_logprobs": self._size,
@@ -143,14 +150,6 @@ class LlamaCppEngine(Engine):
         }
         answer = server.ask("/v1/chat/completions", {**body, **_GREEDY})
         return self._vector(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
-
-    def _answer_logprob(self, row: Asked, answer: Ids) -> float:
-        total = self._refined(row)[answer[0]].item()
-        if len(answer) > 1:
-            prompt = self.prompt_ids(row)
-            for i in range(1, len(answer)):
-                total += self._after(prompt + answer[:i])[answer[i]].item()
-        return total
 
     def _after(self, ids: Ids) -> Tensor:
         """Log-probabilities after plain ids, float64, of old and new tokens alike."""
@@ -166,7 +165,7 @@ class LlamaCppEngine(Engine):
     def _vector(self, listed: Sequence[Mapping[str, Any]]) -> Tensor:
         if len(listed) != self._size:
             raise EngineError(
-                f"{self._file}: llama.cpp gives {len(listed):,} log-probabilities, and the file "
+                f"{self._file}: llama.cpp returns {len(listed):,} log-probabilities, but the file "
                 f"has {self._size:,} tokens"
             )
         vector = torch.empty(self._size, dtype=torch.float64)
@@ -174,15 +173,15 @@ class LlamaCppEngine(Engine):
         # JSON has no NaN: llama.cpp writes null.
         values = [float("nan" if e["logprob"] is None else e["logprob"]) for e in listed]
         vector[ids] = torch.tensor(values, dtype=torch.float64)
-        return vector - vector.logsumexp(0)  # llama.cpp sums in fp32: up to 1e-4 off
+        return vector - vector.logsumexp(0)  # llama.cpp's own sum, in fp32, is up to 1e-4 off
 
     @contextlib.contextmanager
     def _with_start_rows(self) -> Iterator[Path]:
         size, free = self._file.stat().st_size, shutil.disk_usage(self._file.parent).free
         if size > free:
             raise EngineError(
-                f"{self._file.parent}: the check needs {size:,} bytes for a copy of the model, and "
-                f"{free:,} are free; make room"
+                f"{self._file.parent}: the check needs {size:,} bytes for a copy of the model, but "
+                f"only {free:,} are free; make room"
             )
         parent = self._file.parent
         with tempfile.TemporaryDirectory(prefix=".start-rows-", dir=parent) as aside:
@@ -190,12 +189,6 @@ class LlamaCppEngine(Engine):
             rows = table_rows(self._exported.prompt.start_rows, self._job.model.info)
             replace_rows(copy, list(self._new_ids), rows)
             yield copy
-
-
-def _plain_token(tokenizer: Any) -> int:
-    """A token that is whole characters by itself."""
-    whole = (i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isalnum())
-    return next(whole, 0)
 
 
 def _uses_gelu(config: Any) -> bool:

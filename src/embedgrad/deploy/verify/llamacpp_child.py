@@ -1,24 +1,22 @@
 """llama.cpp's own server, in a process of its own.
 
-    python -m embedgrad.verifying.llamacpp_child '{"model": "model.gguf", "n_ctx": 1024}'
+    python -m embedgrad.deploy.verify.llamacpp_child '{"model": "model.gguf", "port": 8080}'
 
-A process, because a file that llama.cpp cannot use may abort it. The first line of standard output
-is JSON with the address; the server ends when standard input does, so it never outlives its parent.
+A process, because a file that llama.cpp cannot use may abort it. It ends when standard input does,
+so it never outlives its parent.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
 
 def parameters(options: dict[str, Any]) -> Any:
-    """Options as xllamacpp's `CommonParams`: one model on a loopback port, no page, no updates.
+    """Options as xllamacpp's `CommonParams`: one model on a loopback port, no web page, no updates.
 
-    `exact` asks for what comes nearest to plain arithmetic: caches of f32, no flash attention, no
-    reuse of earlier prompts.
+    `exact` asks for plain arithmetic: f32 caches, no flash attention, no prompt caching.
     """
     import xllamacpp
 
@@ -27,12 +25,12 @@ def parameters(options: dict[str, Any]) -> Any:
     params.n_ctx = options.get("n_ctx", 0)
     params.n_parallel = 1
     params.hostnames = [options.get("host", "127.0.0.1")]
-    params.port = options.get("port", 0)
+    params.port = options["port"]
     params.ui = params.warmup = params.fit_params = False
     params.endpoint_slots = False  # it would show one client's prompt to another
     if "alias" in options:
         params.model_alias = {options["alias"]}
-    # Else a browser would let the pages of any site ask a local port.
+    # Else a browser would let any site's pages ask a local port.
     params.cors_origins, params.cors_origins_explicit = "http://localhost", True
     params.verbosity = options.get("verbosity", 1)
     if options.get("threads"):
@@ -51,15 +49,12 @@ def parameters(options: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever llama.cpp prints is for the log
     import xllamacpp
 
     try:
         server = xllamacpp.Server(parameters(json.loads(sys.argv[1])))
-    except RuntimeError:  # llama.cpp has said why in the log
+    except RuntimeError:  # llama.cpp has printed why
         raise SystemExit(1) from None
-    print(json.dumps({"address": server.listening_address}), file=told, flush=True)
     sys.stdin.buffer.read()
     del server
 

@@ -1,31 +1,27 @@
-"""llama.cpp's server as a child process: start, ask, stop; a dead one shows its last lines."""
+"""llama.cpp's server as a child process that is asked over HTTP."""
 
 from __future__ import annotations
 
 import http.client
 import importlib.util
 import json
-import re
-import selectors
-import subprocess
 import sys
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 from urllib.parse import urlsplit
 
+from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.errors import EngineError
 
-_LINES = 3
-_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
 
-
+@final
 class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
     """A running llama.cpp server on a loopback port; `options` are those of `llamacpp_child`.
 
-    Raises `EngineError` when xllamacpp is not installed, when the file does not load within
-    `patience` seconds, and when the server refuses a request or stops.
+    Raises `EngineError` if xllamacpp is not installed, if the file does not load within `patience`
+    seconds, and if the server refuses a request or stops.
     """
 
     def __init__(self, model: Path, *, patience: float = 600, **options: Any):
@@ -35,23 +31,21 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
             )
         self.model = model
         self._patience = patience
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "embedgrad.deploy.verify.llamacpp_child",
-                json.dumps({"model": str(model), **options}),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,  # Ctrl-C is for us; we then end it
-        )
+        self._folder = tempfile.TemporaryDirectory(prefix="embedgrad-llamacpp-")
+        port = free_port("127.0.0.1", 0)
+        self.address = f"http://127.0.0.1:{port}"
+        module = "embedgrad.deploy.verify.llamacpp_child"
+        options = {"model": str(model), "port": port, **options}
+        command = [sys.executable, "-m", module, json.dumps(options)]
+        self._process = ServerProcess("llama.cpp", command, Path(self._folder.name) / "log")
         try:
-            self.address: str = self._first_words()["address"]
-        except BaseException:
+            self._process.wait_until_ready(f"{self.address}/health", patience)
+        except BaseException as error:
             self.close()
+            if isinstance(error, EngineError):
+                raise EngineError(
+                    f"{model}: llama.cpp cannot open it: {_one_line(error)}"
+                ) from None
             raise
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
@@ -64,58 +58,30 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
             answer = connection.getresponse()
             content = json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
+            cause: Exception = error
+            try:
+                self._process.check_running(seconds=1)
+            except EngineError as ended:
+                cause = ended
             raise EngineError(
-                f"{self.model}: llama.cpp did not answer {path}: {self._end() or error}"
+                f"{self.model}: llama.cpp did not answer {path}: {_one_line(cause)}"
             ) from error
         finally:
             connection.close()
         if answer.status != http.client.OK:
-            said = content.get("error", content) if isinstance(content, dict) else content
-            said = said.get("message", said) if isinstance(said, dict) else said
-            raise EngineError(f"{self.model}: llama.cpp refused {path}: {_one_line(str(said))}")
+            reason = content.get("error", content) if isinstance(content, dict) else content
+            reason = reason.get("message", reason) if isinstance(reason, dict) else reason
+            raise EngineError(f"{self.model}: llama.cpp refused {path}: {_one_line(reason)}")
         return content
 
     def close(self) -> None:
-        """End the process; one that does not end by itself is killed."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
+        """End the process."""
+        self._process.stop()
+        self._folder.cleanup()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _first_words(self) -> Any:
-        assert self._process.stdout
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            ready = selector.select(self._patience)
-        line = self._process.stdout.readline() if ready else b""
-        if not line:
-            why = self._end(first=True) if ready else f"not ready after {self._patience:g} s"
-            raise EngineError(f"{self.model}: llama.cpp does not open it: {why}")
-        return json.loads(line)
 
-    def _end(self, first: bool = False) -> str:
-        """First or last lines of a server that has stopped; "" of one that runs."""
-        try:
-            self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            return ""
-        self._log.seek(0)
-        lines = map(_one_line, self._log.read().decode("utf-8", "replace").split("\n"))
-        said = [line for line in lines if line]
-        shown = said[:_LINES] if first else said[-_LINES:]
-        return "; ".join((*shown, f"it ended with status {self._process.returncode}"))
-
-
-def _one_line(text: str) -> str:
-    """Printable, and without the time that llama.cpp puts in front."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(_STAMP.sub("", printable).split())[:300]
+def _one_line(text: object) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

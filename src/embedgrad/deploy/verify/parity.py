@@ -1,28 +1,27 @@
 """The check of an export: its own engine against the training path, row by row.
 
-step zero      an export of the unrefined rows equals the plain tokens in that engine
-log-probs      with the refined rows the next token's log-probabilities are those of training
+step zero      the unrefined rows give what the plain tokens give in that engine
+log-probs      the refined rows give training's log-probabilities of the next token
 added mass     new tokens are never likely
-agreement      greedy texts and choices are the same
+agreement      greedy texts and choices are training's
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.runs import ROWS
-from embedgrad.deploy.verify.engine import Asked, Engine
-from embedgrad.deploy.verify.reference import Expected, expected, next_logprobs
-from embedgrad.deploy.verify.registry import engine_versions, open_engine
+from embedgrad.deploy.verify.engine import Engine, Query
+from embedgrad.deploy.verify.reference import Reference, compute_reference, next_logprobs
+from embedgrad.deploy.verify.registry import ENGINES, engine_versions, open_engine
 from embedgrad.environment import versions
 from embedgrad.errors import EmbedgradError
 from embedgrad.events import stage
@@ -32,184 +31,152 @@ from embedgrad.prompt.sequence import TokenSequence
 GREEDY_TOKENS = 64
 STEP_ZERO = 1e-5  # beyond the added mass
 ADDED_MASS = 1e-4
-AGREEING = 0.75  # share of rows, where weights are exact; a near tie may go either way
-# Where weights are not exact: of the engine's own rounding on plain text, the largest and the mean,
-# and a little more, for models where even that is next to nothing. The mean varies less by chance.
+AGREEING = 0.75  # least share of rows where weights are exact; a near tie may go either way
+# Where weights are not exact, the limits are multiples of the engine's own rounding on plain text,
+# by the largest and by the mean difference, plus a little. The mean varies less by chance.
 TIMES_LARGEST, LEAST_LARGEST = 2.0, 1e-2
 TIMES_MEAN, LEAST_MEAN = 1.5, 1e-3
-IMPOSSIBLE = -80.0  # log-probabilities below are one
-_WORST = {
-    "step_zero_difference": max,
-    "added_mass": max,
-    "max_logprob_difference": max,
-    "mean_logprob_difference": max,
-    "tolerance": max,
-    "rounding": max,
-    "greedy_agreement": min,
-    "choice_agreement": min,
-    "rows": min,
-}
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What an engine said of one prompt's rows, beside what was expected."""
-
-    step_zero: float
-    step_zero_tolerance: float
-    mass: float
-    difference: float
-    worst: str
-    tolerance: float
-    rounding: float | None
-    mean: float
-    mean_rounding: float
-    greedy: float
-    choice: float | None
-
-    def problems(self) -> list[str]:
-        """What fails, a sentence each."""
-        slack = -math.log1p(-min(max(self.mass, 0.0), 0.5))  # what other tokens lose to new ones
-        found = []
-        if not self.step_zero <= self.step_zero_tolerance + slack:
-            found.append(
-                f"the unrefined rows give other log-probabilities than the plain text there, by "
-                f"{self.step_zero:.1e} (at most {self.step_zero_tolerance + slack:.1e})"
-            )
-        if not self.mass < ADDED_MASS:
-            found.append(
-                f"the new tokens have a probability of {self.mass:.1e} together (below "
-                f"{ADDED_MASS:.0e})"
-            )
-        if not self.difference <= self.tolerance + slack:
-            found.append(
-                "next-token log-probabilities are not those of training, but differ by "
-                f"{self.difference:.1e} (at most {self.tolerance + slack:.1e}), most in "
-                f"{self.worst}"
-            )
-        allowed = TIMES_MEAN * self.mean_rounding + LEAST_MEAN
-        if self.rounding is not None and not self.mean <= allowed:
-            found.append(
-                "next-token log-probabilities are not those of training, but differ by "
-                f"{self.mean:.1e} in the mean (at most {allowed:.1e}, by that of plain text)"
-            )
-        if self.rounding is None:
-            for what, share in (("greedy texts", self.greedy), ("choices", self.choice)):
-                if share is not None and share < AGREEING:
-                    found.append(f"{what} agree with training in {share:.0%} of the rows only")
-        return found
+IMPOSSIBLE = -80.0  # log-probabilities below this count as equal
+_LARGEST_IS_WORST = (
+    *("step_zero_difference", "added_mass", "max_logprob_difference"),
+    *("mean_logprob_difference", "tolerance", "rounding"),
+)
+_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "rows")
 
 
 def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare every prompt of an export with the training path; the content of `verify.json`.
+    """Compare every prompt of an export with the training path; returns what `verify.json` holds.
 
-    What is said of the whole is the worst of its prompts. Raises `EngineError`.
+    Figures for the whole export are those of its worst prompt. Raises `EngineError`.
     """
     prompts = {e.name: _check_prompt(destination, folder, job, e, written) for e in job.prompts}
-    found: dict[str, Any] = {"destination": destination}
-    for name, worst in _WORST.items():
+    engine = ENGINES[destination].description
+    report: dict[str, Any] = {"destination": destination, "engine": engine}
+    for name in (*_LARGEST_IS_WORST, *_LEAST_IS_WORST):
         values = [p[name] for p in prompts.values() if p[name] is not None]
-        found[name] = worst(values) if values else None
-    found["passed"] = not any(p["problems"] for p in prompts.values())
-    found["problems"] = [
+        worst = max if name in _LARGEST_IS_WORST else min
+        report[name] = worst(values, default=None)
+    report["passed"] = not any(p["problems"] for p in prompts.values())
+    report["problems"] = [
         f"{name}: {problem}" if len(prompts) > 1 else problem
         for name, p in prompts.items()
         for problem in p["problems"]
     ]
-    found["prompts"] = prompts
-    found["versions"] = {**versions(), **engine_versions(destination)}
-    return found
+    report["prompts"] = prompts
+    report["versions"] = {**versions(), **engine_versions(destination)}
+    return report
 
 
 def _check_prompt(
-    destination: str, folder: Path, job: Job, exported: Exported, written: Mapping[str, Any]
+    destination: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> dict[str, Any]:
     rows = exported.sequences
     default = exported is job.prompts[0]
-    asked = [Asked(row, _messages(exported, row, default)) for row in rows]
+    queries = [Query(row, _messages(exported, row, default)) for row in rows]
     stage(job.report, f"checking {exported.name}: what training computes")
-    want = expected(job.model, exported, rows, GREEDY_TOKENS)
+    reference = compute_reference(job.model, exported, rows, GREEDY_TOKENS)
     stage(job.report, f"checking {exported.name}: what the export computes")
     with open_engine(destination, folder, job, exported, written) as engine:
-        measured = _measure(engine, job, exported, asked, want)
-        problems = measured.problems()
+        figures, problems = _measure(engine, job, exported, queries, reference)
         if problems:
-            problems += engine.other_tokens(asked)[:3]
-    return {
-        "rows": len(rows),
-        "fewer_rows": f"the data have {len(rows)} rows" if len(rows) < ROWS else None,
-        "step_zero_difference": measured.step_zero,
-        "added_mass": measured.mass,
-        "max_logprob_difference": measured.difference,
-        "mean_logprob_difference": measured.mean,
-        "tolerance": measured.tolerance,
-        "rounding": measured.rounding,
-        "greedy_agreement": measured.greedy,
-        "choice_agreement": measured.choice,
-        "problems": problems,
-    }
+            problems += engine.token_differences(queries)[:3]
+    fewer = f"the data has {len(rows)} rows" if len(rows) < ROWS else None
+    return {"rows": len(rows), "fewer_rows": fewer, **figures, "problems": problems}
 
 
 def _measure(
-    engine: Engine, job: Job, exported: Exported, asked: Sequence[Asked], want: Expected
-) -> _Measured:
-    rows = [row.sequence for row in asked]
-    plain = engine.plain_logprobs_BV(asked)
-    step_zero = absolute_differences(engine.start_logprobs_BV(asked), plain).max().item()
-    refined = engine.logprobs_BV(asked)
-    differences_BV = absolute_differences(refined, want.logprobs_BV)
-    largest = differences_BV.max(dim=1).values
-    scaled = job.model.info.embedding_scale != 1
+    engine: Engine,
+    job: Job,
+    exported: ExportedPrompt,
+    queries: Sequence[Query],
+    reference: Reference,
+) -> tuple[dict[str, float | None], list[str]]:
+    """Figures for the report, and one sentence for each failure."""
+    rows = [query.sequence for query in queries]
+    problems = []
+    mass = engine.added_mass(queries)
+    slack = -math.log1p(-min(max(mass, 0.0), 0.5))  # what other tokens lose to new ones
+    plain_BV = engine.plain_logprobs_BV(queries)
+    step_zero = absolute_differences(engine.start_logprobs_BV(queries), plain_BV).max().item()
+    differences_BV = absolute_differences(engine.logprobs_BV(queries), reference.logprobs_BV)
+    largest_B = differences_BV.max(dim=1).values
+    difference, mean = largest_B.max().item(), differences_BV.mean().item()
+
     exact = job.model.dtype in (torch.float32, torch.float64)
-    tolerance, rounding, mean_rounding = engine.tolerance if exact else None, None, 0.0
+    tolerance, rounding, mean_tolerance = engine.tolerance if exact else None, None, math.inf
+    step_zero_tolerance = STEP_ZERO
     if tolerance is None:
-        text = next_logprobs(job.model, exported.prompt.start_rows, rows)
-        rounding_BV = absolute_differences(plain, text)
-        rounding, mean_rounding = rounding_BV.max().item(), rounding_BV.mean().item()
+        text_BV = next_logprobs(job.model, exported.prompt.start_rows, rows)
+        rounding_BV = absolute_differences(plain_BV, text_BV)
+        rounding = rounding_BV.max().item()
         tolerance = TIMES_LARGEST * rounding + LEAST_LARGEST
-    texts = [
-        job.model.tokenizer.decode(list(before_end(ids, want.end_ids)), skip_special_tokens=True)
-        for ids in engine.greedy(asked, GREEDY_TOKENS)
-    ]
+        mean_tolerance = TIMES_MEAN * rounding_BV.mean().item() + LEAST_MEAN
+        if rounding and job.model.info.embedding_scale != 1:
+            # Rows divided by the model's scale and rounded need not come back exactly.
+            step_zero_tolerance = tolerance
+    if not step_zero <= step_zero_tolerance + slack:
+        problems.append(
+            f"the unrefined rows and the plain text give different log-probabilities there, by "
+            f"{step_zero:.1e} (at most {step_zero_tolerance + slack:.1e})"
+        )
+    if not mass < ADDED_MASS:
+        problems.append(
+            f"the new tokens have a probability of {mass:.1e} together (below {ADDED_MASS:.0e})"
+        )
+    if not difference <= tolerance + slack:
+        problems.append(
+            f"next-token log-probabilities are not those of training: they differ by "
+            f"{difference:.1e} (at most {tolerance + slack:.1e}), most in "
+            f"{rows[int(largest_B.argmax())].example.source}"
+        )
+    if not mean <= mean_tolerance:
+        problems.append(
+            f"next-token log-probabilities are not those of training: they differ by {mean:.1e} "
+            f"on average (at most {mean_tolerance:.1e}, judging by plain text)"
+        )
+
+    ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
+    decode = job.model.tokenizer.decode
+    texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
+    greedy = _share(texts, reference.texts)
     choice = None
-    if want.chosen is not None:
+    if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
-        found = [
-            _likeliest(row, logprobs, normalize)
-            for row, logprobs in zip(rows, engine.answer_logprobs(asked), strict=True)
-        ]
-        choice = _share(found, want.chosen)
-    return _Measured(
-        step_zero=step_zero,
-        # Rows divided by the model's scale and rounded need not come back to the bit.
-        step_zero_tolerance=tolerance if rounding and scaled else STEP_ZERO,
-        mass=engine.added_mass(asked),
-        difference=largest.max().item(),
-        worst=rows[int(largest.argmax())].example.source,
-        tolerance=tolerance,
-        rounding=rounding,
-        mean=differences_BV.mean().item(),
-        mean_rounding=mean_rounding,
-        greedy=_share(texts, want.texts),
-        choice=choice,
-    )
+        answers = zip(rows, engine.answer_logprobs(queries), strict=True)
+        choices = [_likeliest(row, logprobs, normalize) for row, logprobs in answers]
+        choice = _share(choices, reference.choices)
+    if rounding is None:
+        for what, share in (("greedy texts", greedy), ("choices", choice)):
+            if share is not None and share < AGREEING:
+                problems.append(f"{what} agree with training in only {share:.0%} of the rows")
+    figures = {
+        "step_zero_difference": step_zero,
+        "added_mass": mass,
+        "max_logprob_difference": difference,
+        "mean_logprob_difference": mean,
+        "tolerance": tolerance,
+        "rounding": rounding,
+        "greedy_agreement": greedy,
+        "choice_agreement": choice,
+    }
+    return figures, problems
 
 
-def absolute_differences(found_BV: Tensor, wanted_BV: Tensor) -> Tensor:
-    """How far log-probabilities lie apart; infinite where there is something else than a number."""
-    assert found_BV.shape == wanted_BV.shape, (found_BV.shape, wanted_BV.shape)
-    # Shares of the tokenizer's ids: padding had a share too, where new tokens stand now.
-    found_BV, wanted_BV = (table.double().log_softmax(dim=1) for table in (found_BV, wanted_BV))
-    # A model may rule tokens out, and engines write down such chances in their own ways.
-    found_BV, wanted_BV = (table.clamp(min=IMPOSSIBLE) for table in (found_BV, wanted_BV))
-    return (found_BV - wanted_BV).abs().nan_to_num(nan=math.inf)
+def absolute_differences(logprobs_BV: Tensor, reference_BV: Tensor) -> Tensor:
+    """Absolute differences of log-probabilities, infinite for NaN."""
+    assert logprobs_BV.shape == reference_BV.shape, (logprobs_BV.shape, reference_BV.shape)
+    both = logprobs_BV, reference_BV
+    # Among the tokenizer's ids: padding, which new tokens replace, had a probability too.
+    # A model may rule tokens out, and engines report such probabilities in different ways.
+    one, other = (table.double().log_softmax(dim=1).clamp(min=IMPOSSIBLE) for table in both)
+    return (one - other).abs().nan_to_num(nan=math.inf)
 
 
-def _messages(exported: Exported, row: TokenSequence, default: bool) -> list[dict[str, str]]:
-    """What a client sends; nothing where the template holds no query that stands alone."""
+def _messages(exported: ExportedPrompt, row: TokenSequence, default: bool) -> list[dict[str, str]]:
+    """What a client sends; nothing if the template has no query that is a message by itself."""
     try:
         messages = plain_messages(exported.prompt.template, row.example.columns)
-    except EmbedgradError:  # such destinations take tokens or embeddings of the whole prompt
+    except EmbedgradError:  # such prompts go to destinations of tokens or embeddings
         return []
     marker = [{"role": "system", "content": f"<<prompt:{exported.name}>>"}]
     return [*([] if default else marker), *messages]
@@ -221,5 +188,5 @@ def _likeliest(row: TokenSequence, logprobs: Sequence[float], normalize: bool) -
     return scores.index(max(scores))
 
 
-def _share(found: Sequence[object], wanted: Sequence[object]) -> float:
-    return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
+def _share(answers: Sequence[object], reference: Sequence[object]) -> float:
+    return sum(a == b for a, b in zip(answers, reference, strict=True)) / len(reference)

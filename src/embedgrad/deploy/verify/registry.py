@@ -1,4 +1,4 @@
-"""The engine that checks each destination, and the package that it comes from."""
+"""Which engine checks each destination, and what that check can claim."""
 
 from __future__ import annotations
 
@@ -8,38 +8,43 @@ import importlib.util
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
-from embedgrad.deploy.job import Exported, Job
+from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine
 from embedgrad.errors import EngineError
 
 
+@final
 class Entry(NamedTuple):
-    """Where an engine's class is, and the optional package and extra that it needs.
+    """An engine's class, the optional package and extra that it needs, and how a check calls it.
 
-    `copies`: whole exports that it writes beside the one that it checks, and removes.
+    `copies`: how many temporary copies of the export a check writes beside it.
     """
 
     module: str
-    made: str
+    name: str
     package: str = ""
     extra: str = ""
     copies: int = 0
+    description: str = "its own engine"
+
+
+_DECODED = "{} request bodies, decoded and given to the base model ({} itself was not asked)"
 
 
 ENGINES = {
-    "safetensors": Entry("safetensors", "SnippetEngine"),
+    "safetensors": Entry("embeddings", "SnippetEngine"),
     "vocabulary": Entry("vocabulary", "CheckpointEngine"),
     "gguf": Entry("llamacpp", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
     "peft": Entry("peft", "PeftEngine", "peft", "compare"),
-    "vllm": Entry("embedding_server", "BodyEngine"),
-    "sglang": Entry("embedding_server", "BodyEngine"),
+    "vllm": Entry("embeddings", "BodyEngine", description=_DECODED.format("vLLM", "vLLM")),
+    "sglang": Entry("embeddings", "BodyEngine", description=_DECODED.format("SGLang", "SGLang")),
 }
 
 
 def check_installed(destination: str) -> None:
-    """Raise `EngineError` where the package of a destination's engine is missing."""
+    """Raise `EngineError` if the package of a destination's engine is missing."""
     package, extra = ENGINES[destination].package, ENGINES[destination].extra
     if package and importlib.util.find_spec(package) is None:
         raise EngineError(
@@ -49,7 +54,7 @@ def check_installed(destination: str) -> None:
 
 
 def engine_versions(destination: str) -> dict[str, str]:
-    """Version of the package that a destination's engine comes from, if it is an optional one."""
+    """Version of the optional package that a destination's engine comes from."""
     package = ENGINES[destination].package
     with suppress(importlib.metadata.PackageNotFoundError):
         return {package: importlib.metadata.version(package)} if package else {}
@@ -57,11 +62,12 @@ def engine_versions(destination: str) -> dict[str, str]:
 
 
 def open_engine(
-    destination: str, folder: Path, job: Job, exported: Exported, written: Mapping[str, Any]
+    destination: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> Engine:
-    """An export of `job`, opened to check one of its prompts. Raises `EngineError`."""
+    """Open an export of `job` to check one of its prompts. Raises `EngineError`."""
     check_installed(destination)
     entry = ENGINES[destination]
-    made = getattr(importlib.import_module(f"embedgrad.deploy.verify.{entry.module}"), entry.made)
-    engine: Engine = made(folder, job, exported, {**written, "destination": destination})
+    module = importlib.import_module(f"embedgrad.deploy.verify.{entry.module}")
+    open_export = getattr(module, entry.name)
+    engine: Engine = open_export(folder, job, exported, {**written, "destination": destination})
     return engine

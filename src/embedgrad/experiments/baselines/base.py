@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import Evaluator, Progress, ScoredAnswer, summarize
+from embedgrad.evaluation.evaluator import Evaluator, OnProgress, ScoredAnswer, summarize
 from embedgrad.events import Report, say
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -118,7 +118,7 @@ class Method(ABC):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         """Answer rows with what was trained."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError
-from embedgrad.evaluation.evaluator import Progress
+from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import (
     Answers,
@@ -23,7 +22,6 @@ from embedgrad.experiments.baselines.base import (
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Refinement
 
@@ -56,14 +54,8 @@ class EmbedGrad(Method):
         self._parts, self._start = parts, start
 
     def train(self, task: Task, seed: int) -> Trained:
-        recipe, count = task.recipe, len(task.sequencer.span.ids)
-        start = None if self._start is None else self._start(task.model, count, seed)
-        parts, saved, began = self._parts(recipe.parts), task.saved(), time.perf_counter()
-        before = saved.seconds if saved else 0.0
-
-        def keep(state: Checkpoint) -> None:
-            task.keep(replace(state, seconds=before + time.perf_counter() - began))
-
+        recipe, count = task.recipe, len(task.sequencer.prompt_ids)
+        start = None if self._start is None else {"span": self._start(task.model, count, seed)}
         try:
             refinement = optimize(
                 task.model,
@@ -71,12 +63,12 @@ class EmbedGrad(Method):
                 task.train,
                 task.dev,
                 training=replace(recipe.training, seed=seed),
-                parts=parts,
+                parts=self._parts(recipe.parts),
                 evaluation=recipe.evaluation,
-                start_rows=start,
-                state=saved,
+                start=start,
+                checkpoint=task.saved(),
                 report=task.report,
-                keep=keep,
+                keep=task.keep,
             )
         except DivergenceError as error:
             if error.refinement is None:
@@ -85,7 +77,7 @@ class EmbedGrad(Method):
             say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return self._kept(task, replace(refinement, seconds=before + refinement.seconds))
+        return self._kept(task, refinement)
 
     def _kept(self, task: Task, refinement: Refinement) -> Trained:
         prompt, best = refinement.prompt, refinement.best
@@ -93,7 +85,7 @@ class EmbedGrad(Method):
         return Trained(
             {"rows": prompt.rows},
             {
-                "trained_numbers": prompt.rows.numel(),
+                "trained_numbers": sum(t.numel() for t in refinement.checkpoint.theta.values()),
                 "stored_bytes": 4 * prompt.rows.numel(),
                 "examples_seen": seen,
                 "train_seconds": refinement.seconds,
@@ -116,7 +108,7 @@ class EmbedGrad(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         answered = task.evaluator().score(rows_PD, sequences, progress)

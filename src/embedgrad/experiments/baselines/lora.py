@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
+from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -64,7 +64,7 @@ class Lora(PeftMethod):
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         question = sequence.plain
         if question is None:
-            question = sequence.prefix + task.sequencer.span.ids + sequence.suffix
+            question = sequence.context(task.sequencer.prompt_ids)
         return question, sequence.targets[sequence.gold]
 
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
@@ -78,7 +78,7 @@ class Lora(PeftMethod):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         with torch.random.fork_rng(), self.wrapped(task) as model:
             model.eval()
@@ -86,7 +86,7 @@ class Lora(PeftMethod):
                 for name, value in _trained(model).items():
                     value.copy_(trained.tensors[name])
             answered = _answers(task, sequences, progress)
-        count = len(task.sequencer.span.ids)
+        count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
 
@@ -95,10 +95,10 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 
 def _answers(
-    task: Task, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[ScoredAnswer]:
     """By the model with what was added to it: no prefix that the model alone has read serves it."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
-    start_PD = model.embed(task.sequencer.span.ids)
+    start_PD = model.embed(task.sequencer.prompt_ids)
     return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)

@@ -124,17 +124,17 @@ class PeftMethod(Method):
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
-        best, kept, ended, step = Best(task.metric, torch.empty(0)), self.kept(model), "finished", 0
+        best, kept, ended, step = Best(task.metric, {}), self.kept(model), "finished", 0
         plan, before, saved = {"total": total, "every": every}, 0.0, task.saved()
         if saved is not None:
             kept = _restore(saved, leaves, optimizer)
-            best = Best(task.metric, torch.empty(0), saved.best_step, saved.history)
+            best = Best(task.metric, {}, saved.best_step, saved.history)
             step, before = saved.step, saved.seconds
 
         def evaluate() -> None:
             nonlocal kept
             if task.dev:
-                best.add(task.dev_score(self.dev_answers(task, model), step), best.rows)
+                best.add(task.dev_score(self.dev_answers(task, model), step), best.prompt)
                 told = {"metric": best.metric, "best": best.score, "text": best.history[0]}
                 task.report({"event": "evaluation", **best.history[-1], **told, **plan})
             if not task.dev or best.step == step:
@@ -242,7 +242,13 @@ def _state(
     theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
     theta |= {f"kept.{name}": value for name, value in kept.items()}
     return Checkpoint(
-        step, theta, optimizer.state_dict(), best.rows, best.step, best.history, seconds
+        step,
+        theta,
+        optimizer.state_dict(),
+        best={},
+        best_step=best.step,
+        history=best.history,
+        seconds=seconds,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Progress, ScoredAnswer
+from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
@@ -67,7 +67,7 @@ class PeftPrompt(PeftMethod):
         return {"rows": rows_of(model).cpu()}
 
     def distances(self, task: Task, model: Any) -> dict[str, float]:
-        return distances(rows_of(model), task.model.embed(task.sequencer.span.ids))
+        return distances(rows_of(model), task.model.embed(task.sequencer.prompt_ids))
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         return {"start": self.start, "order": ORDER}
@@ -77,7 +77,7 @@ class PeftPrompt(PeftMethod):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]
@@ -107,7 +107,7 @@ class PromptTuning(PeftPrompt):
         return PromptTuningConfig(
             task_type=TaskType.CAUSAL_LM,
             prompt_tuning_init=PromptTuningInit.RANDOM,
-            num_virtual_tokens=len(task.sequencer.span.ids),
+            num_virtual_tokens=len(task.sequencer.prompt_ids),
         )
 
     @contextlib.contextmanager
@@ -116,7 +116,7 @@ class PromptTuning(PeftPrompt):
             if self.from_text:
                 # What PEFT's own TEXT start does, but with the tokens that the template gives the
                 # span: alone, its text may be cut into others.
-                rows_PD = task.model.embed(task.sequencer.span.ids)
+                rows_PD = task.model.embed(task.sequencer.prompt_ids)
                 with torch.no_grad():
                     _encoder(model).embedding.weight.copy_(rows_PD)
             yield model
@@ -133,7 +133,7 @@ class CPT(PeftPrompt):
     def config(self, task: Task) -> Any:
         from peft import CPTConfig, TaskType
 
-        ids = task.sequencer.span.ids
+        ids = task.sequencer.prompt_ids
         return CPTConfig(
             task_type=TaskType.CAUSAL_LM,
             cpt_token_ids=list(ids),

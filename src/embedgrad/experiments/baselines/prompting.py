@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
-from embedgrad.evaluation.evaluator import Progress
+from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.templates import with_examples, with_span
@@ -38,7 +36,7 @@ class Text(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         return _as_text(task, task.sequencer, sequences, progress)
 
@@ -56,7 +54,7 @@ class BestOfN(Method):
             raise DataError("best-of-n: there are no dev rows to choose by; set data.dev_share")
         template = task.sequencer.renderer.template
         texts = list(dict.fromkeys((template.span, *task.recipe.compare.prompts)))
-        best = Best(task.metric, torch.empty(0))
+        best = Best(task.metric, {})
         began = time.perf_counter()
         for i, text in enumerate(texts):
             stage(task.report, f"best-of-n: text {i + 1} of {len(texts)}")
@@ -65,7 +63,7 @@ class BestOfN(Method):
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
                 raise DataError(f"best-of-n: with the prompt {shown(text, 40)}: {error}") from error
-            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), torch.empty(0))
+            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), {})
         seconds = time.perf_counter() - began
         scores = [
             {"prompt": text, **{k: v for k, v in score.items() if k != "step"}}
@@ -79,7 +77,7 @@ class BestOfN(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
@@ -113,7 +111,7 @@ class FewShot(Method):
         task: Task,
         trained: Trained,
         sequences: Sequence[TokenSequence],
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answers:
         picked = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_shown(task, picked))
@@ -161,7 +159,7 @@ def _fitting(
     Refuses examples that leave a row too little of the context for itself or for its answer.
     """
     examples = [sequence.example for sequence in sequences]
-    context, span = sequencer.context, len(sequencer.span.ids)
+    context, span = sequencer.context, len(sequencer.prompt_ids)
     limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
     if sequencer.truncate is not None and context > limit:
         sequencer.context = context - limit  # a row is cut so that there is room for its answer
@@ -194,9 +192,9 @@ def _as_text(
     task: Task,
     sequencer: Sequencer,
     sequences: Sequence[TokenSequence],
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Answers:
-    start_PD = task.model.embed(sequencer.span.ids)
+    start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 

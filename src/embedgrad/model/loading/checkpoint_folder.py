@@ -13,17 +13,22 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+MERGE = " (adapter_config.json); merge it into its base model first"
 
 # Files that run code when they are opened; never read.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def problem_of(folder: Path) -> str | None:
-    """Say what keeps `folder` from being a model, or None when every file is there."""
+    """Why `folder` is not a model folder; None if every file is there."""
+    adapter = (folder / "adapter_config.json").is_file()
     if not (folder / CONFIG).is_file():
-        return f"no {CONFIG}{_other_format(folder)}"
-    if (folder / "adapter_config.json").is_file():
-        return "an adapter lies in it (adapter_config.json); merge it into its base model first"
+        files = sorted(folder.glob("*.gguf"))
+        if files and not adapter:
+            return f"no {CONFIG}, but a GGUF file; name the file itself: {files[0]}"
+        return f"no {CONFIG}{', but an adapter' + MERGE if adapter else ''}"
+    if adapter:
+        return f"it holds an adapter{MERGE}"
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         return "no tokenizer (tokenizer.json); save the model's tokenizer into the folder too"
     if (folder / WEIGHTS).is_file():
@@ -42,8 +47,7 @@ def problem_of(folder: Path) -> str | None:
 
 def check_folder(folder: Path) -> None:
     """Raise `ModelError` unless `folder` holds a whole model and every weights file opens."""
-    problem = problem_of(folder)
-    if problem:
+    if problem := problem_of(folder):
         raise ModelError(f"{folder}: not a model folder: {problem}")
     single = folder / WEIGHTS
     for file in [single] if single.is_file() else _shards(folder):
@@ -51,9 +55,12 @@ def check_folder(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
+            with file.open("rb") as opened:
+                pointer = opened.read(24) == b"version https://git-lfs."
+            hint = " (a Git LFS pointer: run `git lfs pull`)" if pointer else ""
             raise ModelError(
                 f"{file}: not a whole safetensors file ({file.stat().st_size:,} bytes):"
-                f" {error}{_pointer(file)}; download or copy it again"
+                f" {error}{hint}; download or copy it again"
             ) from error
 
 
@@ -69,16 +76,3 @@ def _shards(folder: Path) -> list[Path]:
             problem = f"names {name!r}, which is not a safetensors file beside it"
             raise ModelError(f"{folder / INDEX}: {problem}")
     return [folder / name for name in shards]
-
-
-def _other_format(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return ", but an adapter (adapter_config.json); merge it into its base model first"
-    files = sorted(folder.glob("*.gguf"))
-    return f", but a GGUF file; name the file itself: {files[0]}" if files else ""
-
-
-def _pointer(file: Path) -> str:
-    with file.open("rb") as opened:
-        is_pointer = opened.read(24) == b"version https://git-lfs."
-    return " (a Git LFS pointer: run `git lfs pull`)" if is_pointer else ""

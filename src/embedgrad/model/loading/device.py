@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision: the words of a recipe -> torch's objects."""
+"""Device, precision and threads: the words of a recipe -> torch's objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def choose_device(device: str) -> torch.device:
 
     Raises `ModelError` for a device that does not exist here.
     """
-    available = _available()
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device == "auto":
         return torch.device(available[0])
     # "cuda" is the current CUDA device; "cuda:1" and the like are listed one by one.
@@ -60,21 +64,11 @@ def check_attention(attention: str) -> None:
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
 
 
-def _available() -> list[str]:
-    """Every device name that works here, the best one first."""
-    names = []
-    if torch.cuda.is_available():
-        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return [*names, "cpu"]
-
-
 def use_real_cores() -> None:
-    """Let torch run no more threads than there are cores for this process.
+    """Limit torch to as many threads as this process has cores.
 
-    Torch counts the machine's, also in a container that may use two of them; its threads then wait
-    for each other. A number that the user set by OMP_NUM_THREADS stays.
+    Torch counts the machine's cores, also in a container that may use two of them; its threads then
+    wait for each other. OMP_NUM_THREADS overrides this.
     """
     cores = real_cores()
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:

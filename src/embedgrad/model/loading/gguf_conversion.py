@@ -1,4 +1,4 @@
-"""A GGUF file as a model folder: checked, converted to safetensors once, kept in the cache."""
+"""GGUF conversion: a checked GGUF file becomes a safetensors folder, once, in the cache."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _WEIGHTS_PER_SECOND = 7_000_000
 
 
 def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
-    """Convert `file` unless that has been done, and return the folder and the file's SHA-256.
+    """Convert `file` once; returns the folder and the file's SHA-256.
 
     The folder is written aside and renamed when it is whole, so neither a crash nor a second
-    process at work leaves half of one. Raises `ModelError` for a file that is not a sound GGUF or
+    process leaves half of one. Raises `ModelError` for a file that is not a sound GGUF or
     that transformers cannot convert, and when the cache cannot hold the result.
     """
     header = read_header(file)
@@ -52,21 +52,37 @@ def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
             " set EMBEDGRAD_CACHE to a folder that can"
         ) from error
     try:
-        _check_space(file, header, parent)
+        needed, free = header.weights * 4, shutil.disk_usage(parent).free
+        if needed > free:
+            raise ModelError(
+                f"{file}: its safetensors copy needs {needed:,} bytes, but {parent} has {free:,} "
+                "free; make room or set EMBEDGRAD_CACHE to another disk"
+            )
         if notify:
             seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
             notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
         with guarded(f"{file}: could not be converted to safetensors in {parent}"):
             _convert(file, header, aside)
-            (aside / SOURCE).write_text(_provenance(file, header, digest), "utf-8")
-            _rename(aside, folder)
+            libraries = ("gguf", "torch", "transformers", "tokenizers")
+            source = {
+                "file": file.name,
+                "sha256": digest,
+                "license": header.metadata.get("general.license"),
+                "versions": {name: importlib.metadata.version(name) for name in libraries},
+            }
+            (aside / SOURCE).write_text(json.dumps(source, indent=2) + "\n", "utf-8")
+            try:
+                os.rename(aside, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster, with as good a result
+                    raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder, digest
 
 
 def license_of(folder: Path) -> str | None:
-    """The license that the GGUF file of a converted `folder` named."""
+    """The license named by the GGUF file that a folder was converted from."""
     with guarded(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
         name = json.loads((folder / SOURCE).read_text("utf-8"))["license"]
     return str(name) if name else None
@@ -80,21 +96,13 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "embedgrad"
 
 
-def _check_space(file: Path, header: GgufHeader, parent: Path) -> None:
-    needed, free = header.weights * 4, shutil.disk_usage(parent).free
-    if needed > free:
-        raise ModelError(
-            f"{file}: its safetensors copy needs {needed:,} bytes, but {parent} has {free:,} free;"
-            " make room or set EMBEDGRAD_CACHE to another disk"
-        )
-
-
 def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
     """Write model and tokenizer of `file` into the empty folder `aside`, weights in float32."""
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     auto: Any = AutoModelForCausalLM
-    # An absolute file in an empty folder: configuration files that lie beside the GGUF stay out.
+    # An absolute file in an empty folder: configuration files beside the GGUF stay out.
     names = {"gguf_file": str(file.resolve()), "local_files_only": True}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(aside, **names)
@@ -108,7 +116,12 @@ def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
     if report["missing_keys"]:
         raise ModelError(f"{file}: lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
     if header.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
-        _split_digits(tokenizer)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
     # The weights are plain float32 now, but marked as quantized, which forbids saving them.
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         if hasattr(model, mark):
@@ -117,31 +130,3 @@ def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-
-
-def _split_digits(tokenizer: Any) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel, Digits
-    from tokenizers.pre_tokenizers import Sequence as InTurn
-
-    tokenizer.backend_tokenizer.pre_tokenizer = InTurn(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
-
-
-def _provenance(file: Path, header: GgufHeader, digest: str) -> str:
-    libraries = ("gguf", "torch", "transformers", "tokenizers")
-    source = {
-        "file": file.name,
-        "sha256": digest,
-        "license": header.metadata.get("general.license"),
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
-    }
-    return json.dumps(source, indent=2) + "\n"
-
-
-def _rename(aside: Path, folder: Path) -> None:
-    try:
-        os.rename(aside, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, and its result is as good
-            raise

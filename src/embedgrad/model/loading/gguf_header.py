@@ -1,7 +1,7 @@
-"""A GGUF header, read within bounds: every claim is held against the file's size first.
+"""GGUF header, read within bounds: every count is checked against the file's size first.
 
 The `gguf` package and transformers trust the counts in a file: 43 bytes that announce an array of
-2**60 elements make them loop and eat memory. So nothing else reads a file before this has.
+2**60 elements make them loop and eat memory. So this reads every file first.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -12,7 +12,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, final
 
 from embedgrad.errors import ModelError
 
@@ -21,7 +21,6 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
-_UINT32 = 4
 
 # Far above any real model (a vocabulary of 262,144 with scores, types and merges makes 1.3 million
 # elements), and low enough that the slower readers behind us stay within seconds.
@@ -34,6 +33,7 @@ _SMALLEST_KEY = 8 + 4 + 1
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 
 
+@final
 class GgufHeader(NamedTuple):
     """What a GGUF file says about itself.
 
@@ -67,6 +67,7 @@ def read_header(path: Path) -> GgufHeader:
     return header
 
 
+@final
 class _Cursor:
     """Reads forward through a mapped file, and never past its end."""
 
@@ -92,7 +93,7 @@ class _Cursor:
         count: int = self.take("<Q")
         left = self.size - self.at
         if count * smallest > left:
-            self.fail(f"{what} is said to be {count:,}, but only {left:,} bytes follow")
+            self.fail(f"{what} is given as {count:,}, but only {left:,} bytes follow")
         if most is not None and count > most:
             self.fail(f"{what} is {count:,}, more than the {most:,} that are accepted")
         return count
@@ -223,7 +224,7 @@ def _check_language_model(path: Path, header: GgufHeader) -> None:
     blocks = metadata.get(f"{architecture}.block_count", 0)
     if type(blocks) is not int or blocks > header.tensors:
         raise ModelError(
-            f"{path}: damaged GGUF file: {blocks!r} layers are announced, but it holds"
+            f"{path}: damaged GGUF file: {blocks!r} layers are given, but it holds"
             f" {header.tensors} tensors; download it again"
         )
     if "tokenizer.ggml.tokens" not in metadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import final
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -20,8 +21,9 @@ _WANTED = (
 _SUBFOLDERS = "*/*"
 
 
+@final
 class HubMiss(Exception):
-    """Why a name could not be had from the Hub, as the end of a sentence."""
+    """Why the Hub gave no model for a name, as the end of a sentence."""
 
 
 def hub_folder(
@@ -39,10 +41,9 @@ def hub_folder(
     cached = huggingface_hub.try_to_load_from_cache(name, CONFIG, revision=revision)
     problem: str | None = "it is not there"
     if isinstance(cached, str):
-        folder = Path(cached).parent
-        problem = problem_of(folder)
+        problem = problem_of(Path(cached).parent)
         if problem is None:
-            return folder
+            return Path(cached).parent
     tried = f"not in the local Hub cache {constants.HF_HUB_CACHE} ({problem})"
     if local_files_only or constants.HF_HUB_OFFLINE:
         why = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
@@ -53,8 +54,7 @@ def hub_folder(
         folder = _download(name, revision)
     except HubMiss as miss:
         raise HubMiss(f"{tried}; {miss}") from miss.__cause__
-    problem = problem_of(folder)
-    if problem:
+    if problem := problem_of(folder):
         raise ModelError(f"model {name!r}: its files on the Hub cannot be used: {problem}")
     return folder
 
@@ -72,9 +72,9 @@ def _download(name: str, revision: str | None) -> Path:
             )
     except errors.GatedRepoError as error:
         terms = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
-        raise HubMiss(f"the Hub gives it only to those who ask: {terms}") from error
+        raise HubMiss(f"access to it is restricted: {terms}") from error
     except errors.RepositoryNotFoundError as error:
-        raise HubMiss("the Hub has none of that name that you may see") from error
+        raise HubMiss("the Hub has no repository of that name that you can access") from error
     except errors.RevisionNotFoundError as error:
         raise HubMiss(f"the Hub has it, but no revision {revision!r}") from error
     except Exception as error:  # the network stack's own types, which the Hub client passes on

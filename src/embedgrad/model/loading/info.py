@@ -1,11 +1,11 @@
-"""What a loaded model is: the facts that an artifact records and checks."""
+"""Identity of a loaded model: the facts that an artifact records and checks."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import huggingface_hub
 import torch
@@ -19,6 +19,7 @@ _CHUNK_ROWS = 4096
 _SAMPLE = 1024  # numbers of each weight
 
 
+@final
 @dataclass(frozen=True)
 class ModelInfo:
     """Identity of a frozen model.
@@ -126,7 +127,7 @@ def card_license(folder: Path) -> str | None:
     try:
         with guarded(f"{card}: its front matter cannot be read"):
             matter = huggingface_hub.metadata_load(card) or {}
-    except ModelError:  # a card is for people; a broken one keeps nobody from the model
+    except ModelError:  # a card is for people; a model with a broken one still loads
         return None
     name = matter.get("license_name") if matter.get("license") == "other" else matter.get("license")
     return name if isinstance(name, str) else None

@@ -1,9 +1,9 @@
-"""The one way to a model: name -> folder -> checks -> tokenizer, model -> frozen -> facts."""
+"""Load a model: name -> folder -> checks -> tokenizer, frozen model -> facts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from transformers import (
@@ -36,6 +36,7 @@ from embedgrad.model.loading.quiet import Notify, guarded
 from embedgrad.model.loading.resolve import resolve
 
 
+@final
 class LoadedModel(NamedTuple):
     """A frozen model in eval mode, its tokenizer, and what it is."""
 
@@ -123,10 +124,10 @@ def load_config(what: str, folder: Path) -> Any:
         )
     if getattr(config.get_text_config(decoder=True), "hidden_size_per_layer_input", None):
         raise ModelError(
-            f"{what}: {config.model_type} embeds every token again in each layer: a prompt's rows"
-            " do not stand for it alone; give a model without per-layer embeddings"
+            f"{what}: {config.model_type} embeds every token again in each layer, so a prompt's"
+            " rows are not all of it; give a model without per-layer embeddings"
         )
-    # It may name another weights file than the one that was checked.
+    # It may name a weights file other than the one that was checked.
     config.transformers_weights = None
     return config
 

@@ -1,4 +1,4 @@
-"""Keeps the model libraries silent, and turns whatever they raise into one line."""
+"""Quiet model libraries: no output, and whatever they raise becomes one line."""
 
 from __future__ import annotations
 

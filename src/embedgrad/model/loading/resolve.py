@@ -1,4 +1,4 @@
-"""From the name a user gives to where the weights lie; nothing is loaded here."""
+"""Resolve a model's name to the files that hold it; nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 from embedgrad.errors import ModelError
 from embedgrad.model.loading.hub import HubMiss, hub_folder
@@ -16,6 +16,7 @@ from embedgrad.model.loading.quiet import Notify
 PACKAGE = "package:"
 
 
+@final
 class Source(NamedTuple):
     """Where a model comes from; `path` is a folder, or the GGUF file for "gguf" and "package"."""
 
@@ -27,22 +28,30 @@ class Source(NamedTuple):
 def resolve(
     name: str, *, revision: str | None, local_files_only: bool, notify: Notify | None
 ) -> Source:
-    """Find what `name` stands for: a package, a GGUF file, a folder, else a model of the Hub.
+    """Find what `name` names: a package, a GGUF file, a folder, else a model of the Hub.
 
-    Raises `ModelError`, with everything that was tried, when it stands for nothing.
+    Raises `ModelError` with everything that was tried.
     """
     if not name.strip():
         raise ModelError(
             "the model's name is empty; give a Hub id, a folder, a .gguf or package:NAME"
         )
     local = _local(name)
-    if local is None:
-        return _from_hub(name, revision, local_files_only, notify)
-    if revision is not None:
-        raise ModelError(
-            f"revision {revision!r} names a Hub commit, but {name!r} is a {local.kind}; drop it"
+    if local is not None:
+        if revision is not None:
+            raise ModelError(
+                f"revision {revision!r} names a Hub commit, but {name!r} is a {local.kind}; drop it"
+            )
+        return local
+    try:
+        folder = hub_folder(
+            name, revision=revision, local_files_only=local_files_only, notify=notify
         )
-    return local
+    except HubMiss as miss:
+        raise ModelError(
+            f"model {name!r} was not found: no file or folder here; {miss}{_near_misses(name)}"
+        ) from miss.__cause__
+    return Source("hub", folder, revision=folder.name)
 
 
 def _local(name: str) -> Source | None:
@@ -67,7 +76,7 @@ def _gguf_in_package(package: str) -> Path:
         )
     try:
         spec = importlib.util.find_spec(module)
-    except ValueError:  # a module that is already loaded and says nothing about its origin
+    except ValueError:  # a loaded module without an origin
         spec = None
     if spec is None:
         raise ModelError(
@@ -84,31 +93,17 @@ def _gguf_in_package(package: str) -> Path:
     return files[0]
 
 
-def _from_hub(
-    name: str, revision: str | None, local_files_only: bool, notify: Notify | None
-) -> Source:
-    try:
-        folder = hub_folder(
-            name, revision=revision, local_files_only=local_files_only, notify=notify
-        )
-    except HubMiss as miss:
-        raise ModelError(
-            f"model {name!r} was not found: no file or folder here; {miss}{_near_misses(name)}"
-        ) from miss.__cause__
-    return Source("hub", folder, revision=folder.name)
-
-
 def _near_misses(name: str) -> str:
     """End of a message: files and folders whose names resemble the last part of `name`."""
     path = Path(os.path.expanduser(name))
     try:
-        beside = [entry.name for entry in path.parent.iterdir() if _may_be_model(entry)]
+        beside = [
+            entry.name
+            for entry in path.parent.iterdir()
+            if entry.is_dir() or entry.suffix.lower() == ".gguf"
+        ]
     except OSError:
         return ""
     close: Iterable[str] = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.6)
     hints = " or ".join(repr(str(path.parent / entry)) for entry in close)
     return f"; did you mean {hints}?" if hints else ""
-
-
-def _may_be_model(entry: Path) -> bool:
-    return entry.is_dir() or entry.suffix.lower() == ".gguf"

@@ -1,4 +1,4 @@
-"""Sizes as a person writes them: bytes, "2 GiB", or a share of what is free."""
+"""Budgets as a person writes them: bytes, "2 GiB", or a share of what is free."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ import torch
 
 from embedgrad.errors import RecipeError
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
+_UNITS: dict[str, int] = {"": 1, "b": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("kmgt", 1)
+    for unit, base in (("b", 10**3), ("ib", 2**10))
 }
 
 
@@ -41,25 +34,25 @@ def budget_bytes(
 
     Raises `RecipeError` with the option's `name` for anything else.
     """
-    given, unit, point = budget, "", isinstance(budget, float)
+    value, unit, point = budget, "", isinstance(budget, float)
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", budget)
         if match is None or match[2].lower() not in _UNITS:
-            raise _refusal(name, given)
+            raise _refusal(name, value)
         unit, point = match[2].lower(), "." in match[1]
         budget = float(match[1]) * _UNITS[unit]
     elif isinstance(budget, bool) or not isinstance(budget, int | float):
-        raise _refusal(name, given)
+        raise _refusal(name, value)
     if isinstance(budget, float) and not math.isfinite(budget):
         raise RecipeError(name, ["expected a finite number of bytes"])
     if budget < 0:
         raise RecipeError(name, [f"{budget}; expected 0 or more"])
     if point and not unit and budget == 1:  # all that is free, or one byte?
-        raise _refusal(name, given)
+        raise _refusal(name, value)
     return int(free() * budget) if not unit and 0 < budget < 1 else int(budget)
 
 
-def _refusal(name: str, given: object) -> RecipeError:
+def _refusal(name: str, value: object) -> RecipeError:
     return RecipeError(
-        name, [f"{given!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"]
+        name, [f"{value!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"]
     )

@@ -1,34 +1,35 @@
-"""Prefixes by their token ids, over one or more places with a budget each.
+"""Prefix cache: the KV caches of prefixes by their token ids, in tiers with a budget each.
 
-What stands before the span cannot depend on the span in a causal model, so it is computed once and
-reused over steps, epochs, evaluations and candidate prompts. Over the budgets a prefix is computed
-anew each time it is needed, with the same result.
+In a causal model nothing before the span depends on it, so it is computed once and reused over
+steps, epochs, evaluations and candidate prompts. Over the budgets a prefix is computed again each
+time it is needed, with the same result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, final
 
 import torch
 
 from embedgrad.model.prefix_cache.budget import budget_bytes, free_memory
 from embedgrad.model.prefix_cache.disk_tier import Spill
 from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import PinnedShelf, Shelf, least_useful
+from embedgrad.model.prefix_cache.memory_tier import MemoryTier, Tier, choose_evictions
 from embedgrad.prompt.boundaries import Ids
 
 HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
 
 
+@final
 class PrefixCache:
     """Prefixes by their token ids, up to `budget` bytes in memory, then in `host` bytes, then on
     disk.
 
-    Where room is short the prefixes that will be asked for most often stay; `expect` says how often
-    that is. `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that
-    found one, `misses` the prefixes that had to be computed, `most_bytes` and `most_spilled_bytes`
-    are the largest sizes so far.
+    Where room is short the prefixes with the most uses ahead stay; see `expect`.
+    `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that found one,
+    `misses` the prefixes that were computed; `most_bytes` and `most_spilled_bytes` are the largest
+    sizes so far.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class PrefixCache:
         self.most_spilled_bytes = 0
         self.hits = 0
         self.misses = 0
-        self._memory = [Shelf(budget), *([PinnedShelf(host)] if host else [])]
+        self._memory = [MemoryTier(budget), *([MemoryTier(host, pinned=True)] if host else [])]
         self._spill = spill
-        self._shelves: Sequence[Shelf] = [*self._memory, *([] if spill is None else [spill])]
+        self._tiers: Sequence[Tier] = [*self._memory, *([] if spill is None else [spill])]
         self._uses: dict[Ids, float] = {}
-        self._form = torch.device("cpu"), torch.float32  # in which prefixes are given back
+        self._form = torch.device("cpu"), torch.float32  # of the prefixes that `get` returns
 
     @classmethod
     def on(
@@ -60,24 +61,24 @@ class PrefixCache:
         spill: Spill | None = None,
         precision: Literal["model", "half"] = "model",
     ) -> PrefixCache:
-        """Prefixes on a device, within bytes, a size, or a share of its free memory.
+        """A cache on a device, within bytes, a size, or a share of its free memory.
 
-        What a GPU has no room for goes to pinned host memory. Raises `RecipeError`.
+        What does not fit on a GPU goes to pinned host memory. Raises `RecipeError`.
         """
         room = budget_bytes(budget, free=lambda: free_memory(device))
         host = budget_bytes(HOST_SHARE) if room and device.type == "cuda" else 0
         return cls(room, host=host, spill=spill, precision=precision)
 
     def __len__(self) -> int:
-        return sum(len(shelf) for shelf in self._shelves)
+        return sum(len(tier.sizes) for tier in self._tiers)
 
     def __contains__(self, ids: object) -> bool:
-        return any(ids in shelf for shelf in self._shelves)
+        return any(ids in tier.sizes for tier in self._tiers)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the prefixes in memory."""
-        return sum(shelf.nbytes for shelf in self._memory)
+        return sum(tier.nbytes for tier in self._memory)
 
     @property
     def spilled_bytes(self) -> int:
@@ -92,16 +93,16 @@ class PrefixCache:
     @property
     def room(self) -> int:
         """Bytes that can be stored in all."""
-        return sum(shelf.budget for shelf in self._shelves)
+        return sum(tier.budget for tier in self._tiers)
 
     @property
     def free(self) -> int:
-        """Bytes that can be stored without anything going."""
+        """Bytes that can be stored without removing anything."""
         return self.room - self.nbytes - self.spilled_bytes
 
     @property
     def progress(self) -> dict[str, int]:
-        """What an event of a step says of the prefixes."""
+        """Size and hits, for the events of training steps."""
         return {
             "prefix_cache_bytes": self.nbytes,
             "prefix_cache_hits": self.hits,
@@ -110,7 +111,7 @@ class PrefixCache:
 
     @property
     def figures(self) -> dict[str, int]:
-        """What `result.json` says of the prefixes."""
+        """Counts for `result.json`."""
         return {
             "hits": self.hits,
             "misses": self.misses,
@@ -120,9 +121,9 @@ class PrefixCache:
         }
 
     def expect(self, *prefixes: tuple[Iterable[Ids], float]) -> None:
-        """Say how often prefixes will be asked for, from now on; what was said before is void.
+        """Announce how often prefixes will be asked for; replaces earlier announcements.
 
-        A prefix that nobody expects is stored where there is room, and gives way to one expected.
+        A prefix without expected uses is stored where there is room, and gives way to one with.
         """
         self._uses = {}
         for group, times in prefixes:
@@ -133,52 +134,53 @@ class PrefixCache:
         """The prefix of these tokens, if it is stored; counts a hit or a miss, and one use."""
         if ids in self._uses:
             self._uses[ids] = max(self._uses[ids] - 1, 0.0)
-        shelf = next((shelf for shelf in self._shelves if ids in shelf), None)
-        prefix = shelf.load(ids) if shelf is not None else None
+        tier = next((tier for tier in self._tiers if ids in tier.sizes), None)
+        prefix = tier.load(ids) if tier is not None else None
         if prefix is None:
             self.misses += 1
             return None
         self.hits += 1
-        return prefix.moved(*self._form)
+        return prefix.to(*self._form)
 
     def put(self, ids: Ids, prefix: CachedPrefix) -> CachedPrefix:
-        """Store a prefix, if it is worth the room; returns it as `get` would give it back."""
+        """Store a prefix, if it is worth the room; returns it as `get` would."""
         self._form = prefix.keys.device, prefix.keys.dtype
         kept = self.as_stored(prefix)
         if ids not in self:
             self._place(ids, kept, 0)
             self.most_bytes = max(self.most_bytes, self.nbytes)
             self.most_spilled_bytes = max(self.most_spilled_bytes, self.spilled_bytes)
-        return prefix if kept is prefix else kept.moved(*self._form)
+        return prefix if kept is prefix else kept.to(*self._form)
 
     def as_stored(self, prefix: CachedPrefix) -> CachedPrefix:
         """The prefix in the precision in which it is stored."""
-        return prefix.halved() if self.precision == "half" else prefix
+        return prefix.to_half() if self.precision == "half" else prefix
 
     def clear(self) -> None:
-        """Forget every prefix, also those on disk; the counts stay."""
-        for shelf in self._shelves:
-            shelf.clear()
+        """Remove every prefix, also those on disk; the counts stay."""
+        for tier in self._tiers:
+            for ids in list(tier.sizes):
+                tier.remove(ids)
 
     def _place(self, ids: Ids, prefix: CachedPrefix, first: int) -> None:
-        """Store a prefix on a shelf from the `first` on; what makes room goes further down."""
-        for level, shelf in enumerate(self._shelves[first:], first):
-            if shelf.writes and not self._uses.get(ids, 1):
+        """Store a prefix in a tier from the `first` on; evicted ones move further down."""
+        for level, tier in enumerate(self._tiers[first:], first):
+            if tier.writes and not self._uses.get(ids, 1):
                 return  # nothing to be gained by writing it
-            going = least_useful(shelf, ids, prefix.nbytes, self._uses)
-            if going is None:
+            evicted = choose_evictions(tier, ids, prefix.nbytes, self._uses)
+            if evicted is None:
                 continue
-            below = [(other, self._taken(shelf, other, level)) for other in going]
-            if shelf.store(ids, prefix):
+            below = [(other, self._evict(tier, other, level)) for other in evicted]
+            if tier.store(ids, prefix):
                 for other, moved in below:
                     if moved is not None:
                         self._place(other, moved, level + 1)
                 return
 
-    def _taken(self, shelf: Shelf, ids: Ids, level: int) -> CachedPrefix | None:
-        """A prefix that leaves a shelf, if there is a place and a use for it further down."""
-        last = level + 1 == len(self._shelves)
-        prefix = None if last or not self._uses.get(ids) else shelf.load(ids)
-        if ids in shelf:
-            shelf.remove(ids)
+    def _evict(self, tier: Tier, ids: Ids, level: int) -> CachedPrefix | None:
+        """Remove a prefix from a tier; returns it if there is a use for it further down."""
+        last = level + 1 == len(self._tiers)
+        prefix = None if last or not self._uses.get(ids) else tier.load(ids)
+        if ids in tier.sizes:
+            tier.remove(ids)
         return prefix

@@ -1,7 +1,7 @@
-"""Prefixes in files, for what does not fit into memory.
+"""Disk tier of the prefix cache: files for the prefixes that do not fit into memory.
 
 A file holds the raw bytes of keys and values; shapes and checksum stay in memory. Nothing read
-back is used before its checksum is that of what was written.
+back is used unless its checksum is that of the bytes written.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, final
 
 import psutil
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from embedgrad.errors import RunError
 from embedgrad.model.prefix_cache.budget import budget_bytes
 from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import Shelf
+from embedgrad.model.prefix_cache.memory_tier import Tier
 from embedgrad.prompt.boundaries import Ids
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
@@ -34,18 +34,19 @@ EXACT = "the results stay the same"
 _PREFIX = f"embedgrad-prefixes-{platform.node()}-"  # other machines may share the folder
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+@final
+class _File(NamedTuple):
     path: Path
     checksum: int
     nbytes: int
     parts: tuple[tuple[torch.Size, torch.dtype], tuple[torch.Size, torch.dtype]]
 
 
-class Spill(Shelf):
-    """Prefixes in files of a private folder in `folder`, which goes when nobody needs it any more.
+@final
+class Spill(Tier):
+    """Prefixes in files of a private folder in `folder`, which is removed when it is not needed.
 
-    `budget` is in bytes, a size, or a share of the free disk. `notify` gets a line when a disk is
+    `budget` is in bytes, a size, or a share of the free disk. `notify` gets a line when the disk is
     full or a file is damaged. Raises `RunError` where the folder cannot be used.
     """
 
@@ -82,23 +83,13 @@ class Spill(Shelf):
         self._files: dict[Ids, _File] = {}
         self._notify = notify or (lambda text: None)
 
-    @property
-    def sizes(self) -> Iterator[tuple[Ids, int]]:
-        return ((ids, file.nbytes) for ids, file in self._files.items())
-
-    def __contains__(self, ids: object) -> bool:
-        return ids in self._files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
-        """Write a prefix; once the disk is full nothing is written any more."""
+    def _write(self, ids: Ids, prefix: CachedPrefix) -> bool:
+        """Write a prefix; once the disk is full nothing more is written."""
         if self._full:
             return False
         path = self.folder / f"{self._written}.prefix"
         self._written += 1
-        tensors = [t.detach().cpu().contiguous() for t in (prefix.keys, prefix.values)]
+        tensors = [t.detach().cpu().contiguous() for t in prefix]
         checksum = 0
         try:
             disk = shutil.disk_usage(self.folder)
@@ -118,11 +109,10 @@ class Spill(Shelf):
             raise
         keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
         self._files[ids] = _File(path, checksum, prefix.nbytes, (keys, values))
-        self.nbytes += prefix.nbytes
         return True
 
     def load(self, ids: Ids) -> CachedPrefix | None:
-        """Read a prefix back; one that is not as it was written is forgotten, and None."""
+        """Read a prefix back; one that is not as it was written is removed, and None."""
         file = self._files[ids]
         try:
             raw = _read(file)
@@ -134,7 +124,7 @@ class Spill(Shelf):
             if self.damaged == 1:
                 self._notify(
                     f"prefix_cache.spill: {file.path} is damaged or gone; such prefixes are "
-                    f"computed anew, {EXACT} (said once)"
+                    f"computed again, {EXACT} (reported once)"
                 )
             return None
         (shape, dtype), (value_shape, value_dtype) = file.parts
@@ -143,28 +133,22 @@ class Spill(Shelf):
             raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
         )
 
-    def remove(self, ids: Ids) -> None:
-        file = self._files.pop(ids)
-        self.nbytes -= file.nbytes
-        _unlink(file.path)
-
-    def clear(self) -> None:
-        for ids in list(self._files):
-            self.remove(ids)
+    def _delete(self, ids: Ids) -> None:
+        _unlink(self._files.pop(ids).path)
 
     def _stop(self, reason: str) -> None:
         self._full = True
-        self.budget = self.nbytes  # no room, so that nothing is computed ahead in vain
+        self.budget = self.nbytes  # no room, so that nothing is built ahead in vain
         self._notify(
             f"prefix_cache.spill: {self.folder}: {reason}; from here on prefixes over the budget "
-            f"are computed anew, {EXACT}"
+            f"are computed again, {EXACT}"
         )
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left in `folder`."""
+    """Remove the folders in `folder` that killed processes of this machine left behind."""
     for left in folder.glob(f"{glob.escape(_PREFIX)}*-*"):
-        # Another machine's name may go on where this one's ends.
+        # Another machine's name may begin with this one's.
         own = re.fullmatch(r"(\d{1,9})-[^-]+", left.name.removeprefix(_PREFIX))
         if own and not psutil.pid_exists(int(own[1])):
             shutil.rmtree(left, ignore_errors=True)
@@ -175,7 +159,7 @@ def _raw(tensor: Tensor) -> memoryview:
 
 
 def _read(file: _File) -> Tensor | None:
-    """A file's bytes; None where the size is wrong.
+    """A file's bytes; None if its size is wrong.
 
     No memory map: it shows later changes too, and an error of the disk would end the process.
     """

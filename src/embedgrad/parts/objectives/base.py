@@ -1,8 +1,9 @@
-"""What every objective offers."""
+"""Objective: one loss per example, and the one number that training makes smaller."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,19 +11,33 @@ from embedgrad.model.outcome import Outcome
 
 
 class Objective(ABC):
-    """Turns what the model says of a batch into one number to make smaller.
+    """Turns a batch's outcome into one number to make smaller; not only means.
 
     Its options are the fields of a frozen dataclass.
     """
 
+    is_mean: ClassVar[bool] = False
+    """Whether `reduce` is the mean of the losses, so that a batch computed in parts needs no pass
+    over the whole of it first."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the data that it reads as `outcome.extra`, besides those of the template."""
+        return ()
+
     @abstractmethod
     def needs_choices(self, *, available: bool) -> bool:
-        """Whether it wants every choice scored; `available` says whether the rows have choices."""
+        """Whether every choice must be scored; `available` says whether there are choices."""
 
     @abstractmethod
     def losses(self, outcome: Outcome) -> Tensor:
-        """One loss per example, shape [B], in nats."""
+        """One loss per example, shape [B], in nats; each depends on its own example alone."""
 
     @abstractmethod
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
-        """One number from the losses of a batch, shape []."""
+        """One number, shape [], from the losses of the whole batch, differentiable in them.
+
+        It sees the whole batch at once, in however many parts the losses are computed. It may rank
+        the losses, compare `outcome.groups`, or read `outcome.extra`; of the outcome it uses no
+        log-probability, as their gradient reaches the prompt through the losses alone.
+        """

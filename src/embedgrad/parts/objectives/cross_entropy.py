@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives.base import Objective
 
 
+@final
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
     """Make the right answer more likely.
@@ -22,6 +23,8 @@ class CrossEntropy(Objective):
     where a choice's score is its log-probability (per token with target.normalize).
     Source: EmbedGrad, https://arxiv.org/abs/2508.03533 (over the answer).
     """
+
+    is_mean: ClassVar[bool] = True
 
     over: Literal["auto", "answer", "choices"] = "auto"
     """What the probability is shared among; auto: the choices where there are any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, final
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -13,6 +13,7 @@ from torch import Tensor
 from embedgrad.parts.optimizers.base import Optimizer
 
 
+@final
 @dataclass(frozen=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; with free rows the decay pulls back to the text prompt.

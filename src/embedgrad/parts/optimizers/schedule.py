@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Le
 
 
+@final
 @dataclass(frozen=True)
 class Schedule:
     """Rise linearly, then fall.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, final
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -13,6 +13,7 @@ from torch import Tensor
 from embedgrad.parts.optimizers.base import Optimizer
 
 
+@final
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Follow the gradient, with momentum. Source: torch.optim.SGD."""

@@ -1,10 +1,10 @@
-"""How trained numbers become rows. Zero change is the text prompt, exactly."""
+"""How trained numbers become a prompt; at the start it is the text prompt, to the bit."""
 
-from embedgrad.parts.parameterizations.base import Parameterization, Theta
+from embedgrad.parts.parameterizations.base import Parameterization, Theta, all_rows
 from embedgrad.parts.parameterizations.free import Free
 
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "free": Free,
 }
 
-__all__ = ["PARAMETERIZATIONS", "Free", "Parameterization", "Theta"]
+__all__ = ["PARAMETERIZATIONS", "Free", "Parameterization", "Theta", "all_rows"]

@@ -1,4 +1,4 @@
-"""What every parameterization offers."""
+"""Parameterization: how trained numbers become the rows of a soft prompt."""
 
 from __future__ import annotations
 
@@ -7,24 +7,45 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from embedgrad.model.backbone import Prompt
+from embedgrad.prompt.trust_region import TrustRegion, shrink_into
+
 Theta = dict[str, Tensor]
 
 
 class Parameterization(ABC):
-    """Maps trained numbers `theta` (a plain dict of fp32 tensors) to rows.
+    """Maps trained numbers `theta` (a dict of tensors) to a prompt.
 
-    Its options are the fields of a frozen dataclass. Law: `rows(init(start), start)` is `start`, to
-    the bit.
+    A prompt is a set of named tensors [..., P, D] of one width D: one per span, or one [L, P, D]
+    where every layer has rows of its own. The options are the fields of a frozen dataclass.
+    Law: `prompt(init(start), start)` is `start`, to the bit.
     """
 
     @abstractmethod
-    def init(self, start_PD: Tensor, generator: torch.Generator) -> Theta:
-        """The trained numbers whose rows are the start rows."""
+    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
+        """The trained numbers whose prompt is the start."""
 
     @abstractmethod
-    def rows(self, theta: Theta, start_PD: Tensor) -> Tensor:
-        """Rows [P, D], differentiable in theta."""
+    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
+        """The prompt, with the names and shapes of the start, differentiable in theta."""
 
-    @abstractmethod
-    def fit(self, theta: Theta, rows_PD: Tensor, start_PD: Tensor) -> Theta:
-        """Theta whose rows are as near to `rows_PD` as can be; the trust region's way back."""
+    def fit(self, theta: Theta, origin: Theta, start: Prompt, region: TrustRegion) -> Theta:
+        """Theta whose rows are all in the trust region; theta itself where they are already.
+
+        Here theta shrinks towards its `origin`, the theta of `init`, which any map allows. One
+        that can move each row alone projects the rows instead.
+        """
+
+        def at(share: float) -> Theta:
+            return {name: origin[name] + share * (theta[name] - origin[name]) for name in theta}
+
+        share = shrink_into(
+            region, all_rows(start), lambda share: all_rows(self.prompt(at(share), start))
+        )
+        return theta if share == 1 else at(share)
+
+
+def all_rows(prompt: Prompt) -> Tensor:
+    """Every row of a prompt, shape [N, D], in the order of the names."""
+    rows = [tensor.flatten(0, -2) for tensor in prompt.values()]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

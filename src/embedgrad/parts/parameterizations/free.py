@@ -1,15 +1,19 @@
-"""Every number of every row is free."""
+"""Free parameterization: every number of every row is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
+from embedgrad.model.backbone import Prompt
 from embedgrad.parts.parameterizations.base import Parameterization, Theta
+from embedgrad.prompt.trust_region import TrustRegion
 
 
+@final
 @dataclass(frozen=True)
 class Free(Parameterization):
     """Refine every number of every row.
@@ -20,15 +24,22 @@ class Free(Parameterization):
     is ours, so that one step size serves all models.
     """
 
-    def init(self, start_PD: Tensor, generator: torch.Generator) -> Theta:
-        return {"change": torch.zeros_like(start_PD)}
+    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
+        return {name: torch.zeros_like(rows) for name, rows in start.items()}
 
-    def rows(self, theta: Theta, start_PD: Tensor) -> Tensor:
-        return start_PD + _size(start_PD) * theta["change"]
+    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
+        return {name: rows + _size(rows) * theta[name] for name, rows in start.items()}
 
-    def fit(self, theta: Theta, rows_PD: Tensor, start_PD: Tensor) -> Theta:
-        return {"change": (rows_PD - start_PD) / _size(start_PD).clamp(min=1e-12)}
+    def fit(self, theta: Theta, origin: Theta, start: Prompt, region: TrustRegion) -> Theta:
+        fitted: Theta = {}
+        for name, rows in self.prompt(theta, start).items():
+            first = start[name]
+            inside = region.project(rows.flatten(0, -2), first.flatten(0, -2)).view_as(rows)
+            moved = not torch.equal(inside, rows)
+            change = (inside - first) / _size(first).clamp(min=1e-12)
+            fitted[name] = change if moved else theta[name]
+        return fitted
 
 
-def _size(start_PD: Tensor) -> Tensor:
-    return start_PD.pow(2).mean(dim=1, keepdim=True).sqrt()
+def _size(start: Tensor) -> Tensor:
+    return start.pow(2).mean(dim=-1, keepdim=True).sqrt()

@@ -1,6 +1,6 @@
-"""When a generated reply is right: one file per part, and the table of their names.
+"""Scorers: when is a generated reply right? One file per part, and the table of their names.
 
-Choices are not scored here: they are ranked by their log-probabilities, without generating.
+Choices need no scorer: they are ranked by their log-probabilities, without generating.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from embedgrad.parts.scorers.base import Scorer
 from embedgrad.parts.scorers.contains import Contains
 from embedgrad.parts.scorers.exact import Exact
-from embedgrad.parts.scorers.function import Called
+from embedgrad.parts.scorers.function import DecoratedFunction, SandboxedFunction, scorer
 from embedgrad.parts.scorers.maths import Math
 from embedgrad.parts.scorers.number import Number, parse_number
 
 SCORERS: dict[str, type[Scorer]] = {
-    "callable": Called,
+    "callable": SandboxedFunction,
     "contains": Contains,
     "exact": Exact,
     "math": Math,
@@ -22,19 +22,21 @@ SCORERS: dict[str, type[Scorer]] = {
 
 
 def name_of(scorer: Scorer) -> str:
-    """The name by which a recipe asks for a scorer like this one."""
+    """The name of a scorer's kind in a recipe."""
     names = (name for name, cls in SCORERS.items() if type(scorer) is cls)
     return next(names, type(scorer).__name__)
 
 
 __all__ = [
     "SCORERS",
-    "Called",
     "Contains",
+    "DecoratedFunction",
     "Exact",
     "Math",
     "Number",
+    "SandboxedFunction",
     "Scorer",
     "name_of",
     "parse_number",
+    "scorer",
 ]

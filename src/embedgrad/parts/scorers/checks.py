@@ -1,4 +1,4 @@
-"""Whether the data's answers can be scored at all."""
+"""Can the data's answers be scored at all?"""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from embedgrad.prompt.sequence import Target
 
 
 def check_answers(examples: Sequence[Example], target: Target, scorer: Scorer) -> None:
-    """Refuse free answers that no reply could ever match. Raises `DataError` with the first three.
+    """Refuse free answers that no reply could match: `DataError` names the first three.
 
-    A scorer that cannot work raises `RecipeError` here, before anything is spent.
+    A scorer that cannot work raises `RecipeError` here, before the training.
     """
     if target.choices:
         return

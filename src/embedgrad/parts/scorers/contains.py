@@ -1,4 +1,4 @@
-"""The answer stands somewhere in the reply."""
+"""The answer occurs somewhere in the reply."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _WORD = regex.compile(
 @final
 @dataclass(frozen=True)
 class Contains(Scorer):
-    """The answer's words stand in the reply side by side, as whole words, in any case.
+    """The answer's words occur in the reply side by side, as whole words, in any case.
 
     A reply that names several candidates, or says "not" before the answer, is right too: ask for
     one short answer. Scripts without spaces between words need `exact`.
     """
 
-    rules = 2  # the first read fewer numbers
+    rules = 2  # version 1 read fewer numbers
 
     def score(self, reply: str, answer: str) -> float:
-        wanted = _words(tidy(answer))
+        words = _split_words(tidy(answer))
         # A plain substring search over spaced words takes linear time on any input.
-        return float(wanted != "  " and wanted in _words(reply))
+        return float(words != "  " and words in _split_words(reply))
 
 
-def _words(text: str) -> str:
+def _split_words(text: str) -> str:
     """The words of `text`, each between two spaces: " one two "."""
     text = unicodedata.normalize("NFC", " ".join(text.split())).casefold()
     return f" {' '.join(_WORD.findall(text))} "

@@ -13,27 +13,27 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
 @final
 @dataclass(frozen=True)
 class Exact(Scorer):
-    """Same text, but for white space, one closing period and one pair of quotes around it."""
+    """The same text, except for white space, one closing period and one pair of quotes."""
 
     casefold: bool = True
-    """Whether capitals and small letters count as the same."""
+    """Whether upper and lower case count as the same."""
 
     def score(self, reply: str, answer: str) -> float:
-        found, wanted = tidy(reply), tidy(answer)
+        reply, answer = tidy(reply), tidy(answer)
         if self.casefold:
-            found, wanted = found.casefold(), wanted.casefold()
-        return float(wanted != "" and found == wanted)
+            reply, answer = reply.casefold(), answer.casefold()
+        return float(answer != "" and reply == answer)
 
 
 def tidy(text: str) -> str:
     """`text` with single spaces, without a closing period and without quotes around it.
 
-    What would leave nothing is not done: "." stays ".".
+    Never empties a text: "." stays ".".
     """
     spaced = " ".join(text.split())
     bare = spaced.removesuffix(".")
     if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1]:
         inside = bare[1:-1]
-        # The period stands after the quotes or inside them, but only one is dropped.
+        # The period is after the quotes or inside them; only one is dropped.
         bare = inside.removesuffix(".") if bare == spaced else inside
     return bare.strip() or spaced

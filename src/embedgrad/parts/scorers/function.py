@@ -1,10 +1,16 @@
-"""A Python function says how right the reply is."""
+"""A Python function says how right the reply is, from 0 to 1.
+
+It is called as function(reply, answer), with two texts, and returns True, False or a number from 0
+to 1, for any texts whatever.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,47 +18,16 @@ from typing import Annotated, Any, final
 
 from annotated_types import Gt, Le
 
-from embedgrad.errors import RecipeError, nearest
+from embedgrad.errors import RecipeError
+from embedgrad.parts.scorers import sandbox, sandbox_child
 from embedgrad.parts.scorers.base import Scorer
-from embedgrad.parts.scorers.sandbox import WorkerError, call
 
-_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _SHOWN = 60  # characters of a reply in a message
 
 
-@final
-@dataclass(frozen=True)
-class Called(Scorer):
-    """A Python function says how right the reply is, from 0 to 1.
-
-    It is called as function(reply, answer), with two texts, and returns True, False or a number
-    from 0 to 1, for any text whatever. It runs in a process of its own, which finds modules as this
-    one does and in the current folder first; what it prints goes to the standard error.
-    """
-
-    path: str
-    """Where the function is, as "package.module:function"; the current folder comes first."""
-
-    timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
-    """Longest time for one reply, in seconds; a function that takes longer ends the run."""
-
-    def score(self, reply: str, answer: str) -> float:
-        if not _PATH.fullmatch(self.path):
-            raise self._problem(
-                f"path: {self.path!r} names no function; expected 'package.module:function'"
-            )
-        try:
-            return call(self.path, reply, answer, seconds=self.timeout)
-        except WorkerError as error:
-            raise self._problem(self._told(error, reply)) from None
-
-    def deciding(self) -> dict[str, Any]:
-        """The path: what scored in time scores the same with more of it."""
-        return {"path": self.path}
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The path and its file's digest."""
-        return {**self.deciding(), "source": _source_digest(self.path.partition(":")[0])}
+class _FunctionScorer(Scorer):
+    """What both kinds share: nothing is known of a function but the scores that it gives."""
 
     def usable(self, answer: str) -> bool:
         """Always; but the function is tried on it, before anything is spent."""
@@ -63,32 +38,97 @@ class Called(Scorer):
         """Never: only answers of the data are given to the function as answers."""
         return False
 
-    def _told(self, error: WorkerError, reply: str) -> str:
-        """What went wrong, and what to do about it."""
-        module, _, function = self.path.partition(":")
-        on = f"on the reply {_begin(reply)}"
-        match error.kind:
-            case "module":
-                known = nearest(error.text, error.known)
-                return f"path: there is no module {error.text!r} for {self.path!r}; {known}"
-            case "function":
-                known = nearest(function, error.known)
-                return f"path: module {module!r} has no function {function!r}; {known}"
-            case "import":
-                return f"path: {module!r} cannot be imported: {error.text}"
-            case "raised":
-                return f"{self.path} raised {error.text} {on}; it must score any text"
-            case "returned":
-                return f"{self.path} returned {error.text} {on}; expected a number from 0 to 1"
-            case "ended":
-                return f"the process of {self.path} {error.text} {on}"
-            case "hung":
-                advice = "mend it, or raise evaluation.scorer.timeout"
-                return f"{self.path} {error.text} {on} and was stopped; {advice}"
 
-    def _problem(self, told: str) -> RecipeError:
-        dot = "." if told.startswith("path: ") else ": "
-        return RecipeError("recipe", [f"evaluation.scorer{dot}{told}"])
+@final
+@dataclass(frozen=True)
+class SandboxedFunction(_FunctionScorer):
+    """A Python function, named in a recipe, says how right the reply is, from 0 to 1.
+
+    It runs in a child process, which looks for modules in the current folder first, then where this
+    process does; what it prints goes to the standard error.
+    """
+
+    function: str
+    """The function's place, as "package.module:function"; the current folder comes first."""
+
+    timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
+    """Time limit for one reply, in seconds; a function that takes longer ends the run."""
+
+    def score(self, reply: str, answer: str) -> float:
+        if not _NAME.fullmatch(self.function):
+            what = f"{self.function!r} names no function; expected 'package.module:function'"
+            raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
+        try:
+            return sandbox.call(self.function, reply, answer, seconds=self.timeout)
+        except sandbox.SandboxError as error:
+            problem = f"evaluation.scorer.function: {error.what}"
+            if not error.at_start:
+                what = _describe(self.function, reply, error.what, error.advice)
+                problem = f"evaluation.scorer: {what}"
+            raise RecipeError("recipe", [problem]) from None
+
+    def deciding(self) -> dict[str, Any]:
+        """The function's name: what scores in time scores the same with more of it."""
+        return {"function": self.function}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The function's name and its file's digest."""
+        return {**self.deciding(), "source": _source_digest(self.function.partition(":")[0])}
+
+
+@final
+@dataclass(frozen=True)
+class DecoratedFunction(_FunctionScorer):
+    """What `@scorer` makes of a function: a scorer that calls it in this process."""
+
+    function: Callable[[str, str], float]
+
+    def __call__(self, reply: str, answer: str) -> float:
+        return self.function(reply, answer)
+
+    def score(self, reply: str, answer: str) -> float:
+        result = sandbox_child.score(self.function, reply, answer)
+        if "value" not in result:
+            problem = _describe(self._name, reply, result["what"], result["advice"])
+            raise RecipeError("scorer", [problem])
+        return float(result["value"])
+
+    def deciding(self) -> dict[str, Any]:
+        return {"function": self._name}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The function's name and the digest of its code, where that can be found."""
+        source = None
+        with suppress(OSError, TypeError):
+            source = _digest(inspect.getsource(self.function).encode())
+        return {**self.deciding(), "source": source}
+
+    @property
+    def _name(self) -> str:
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
+
+def scorer(function: Callable[[str, str], float]) -> DecoratedFunction:
+    """Make a scorer of a function(reply, answer) that returns a number from 0 to 1, or a bool.
+
+    The scorer goes into `Evaluation(scorer=...)`, and its function then runs in this process,
+    without a time limit. A recipe names it as { name = "callable", function = "module:function" },
+    and there it runs in a child process. Raises `RecipeError` for what does not take two texts.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    try:
+        if not inspect.isroutine(function):
+            raise TypeError("it is no function")
+        inspect.signature(function).bind("reply", "answer")
+    except (TypeError, ValueError) as error:
+        problem = f"{name} does not take two texts, the reply and the answer: {error}"
+        raise RecipeError("scorer", [problem]) from None
+    return DecoratedFunction(function)
+
+
+def _describe(function: str, reply: str, what: str, advice: str) -> str:
+    shown = ascii(reply[:_SHOWN]) + ("..." if len(reply) > _SHOWN else "")
+    return f"{function} {what} on the reply {shown}{advice}"
 
 
 def _source_digest(module: str) -> str | None:
@@ -99,9 +139,9 @@ def _source_digest(module: str) -> str | None:
             path = Path(folder, name)
             with suppress(OSError):
                 if path.is_file():
-                    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+                    return _digest(path.read_bytes())
     return None  # compiled, or in an archive
 
 
-def _begin(text: str) -> str:
-    return ascii(text[:_SHOWN]) + ("..." if len(text) > _SHOWN else "")
+def _digest(source: bytes) -> str:
+    return f"sha256:{hashlib.sha256(source).hexdigest()}"

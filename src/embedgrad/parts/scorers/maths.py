@@ -7,7 +7,7 @@ r"""The reply's final answer equals the answer, by math-verify.
     "(1, 2)", "[1, 2]"           [1, 2)    the ends of an interval matter: both are wrong
     "\{2, 1\}"                   \{1, 2\}  the order in a set does not
 
-Where a text holds no mathematics, or its comparison takes too long, identical text alone is right.
+Where a text has no mathematics, or comparing takes too long, only an identical text is right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from annotated_types import Gt, Le
 
 from embedgrad.errors import RecipeError
 from embedgrad.parts.scorers.base import Scorer
-from embedgrad.parts.scorers.sandbox import WorkerError, call
+from embedgrad.parts.scorers.sandbox import SandboxError, call
 
 
 @final
@@ -30,7 +30,7 @@ class Math(Scorer):
     """The reply's last boxed answer or formula equals the answer."""
 
     timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
-    """Longest time for one reply, in seconds; one that takes longer is wrong."""
+    """Time limit for one reply, in seconds; one that takes longer is wrong."""
 
     def score(self, reply: str, answer: str) -> float:
         _require_library()
@@ -47,22 +47,16 @@ class Math(Scorer):
         try:
             equal = "embedgrad.parts.scorers.maths_child:equal"
             return call(equal, reply, answer, seconds=self.timeout)
-        except WorkerError as error:
-            if error.kind in ("module", "function", "import"):
-                raise RecipeError(
-                    "recipe", [f"evaluation.scorer: math-verify cannot be used: {error.text}"]
-                ) from None
-            return 0.0
+        except SandboxError as error:
+            if not error.at_start:
+                return 0.0
+            problem = f"evaluation.scorer: math-verify cannot be used: {error.what}"
+            raise RecipeError("recipe", [problem]) from None
 
 
 @cache
 def _require_library() -> None:
     for name in ("math_verify", "antlr4"):
         if find_spec(name) is None:
-            raise RecipeError(
-                "recipe",
-                [
-                    f"evaluation.scorer: 'math' needs the library {name.replace('_', '-')}; "
-                    "pip install 'embedgrad[math]'"
-                ],
-            )
+            problem = f"evaluation.scorer: 'math' needs the library {name.replace('_', '-')}"
+            raise RecipeError("recipe", [f"{problem}; pip install 'embedgrad[math]'"])

@@ -1,8 +1,8 @@
 r"""Whether two texts end in equal answers, by math-verify.
 
-Only a worker imports this file. math-verify reads the last \boxed{...} of a text (all that stand
-side by side, as a list), else its last formula in $...$, \(...\) or \[...\], else its last number.
-The rest is put into a box for it:
+Only the sandbox imports this file. math-verify reads the last \boxed{...} of a text (adjacent ones
+as a list), else its last formula in $...$, \(...\) or \[...\], else its last number. Other answers
+are put into a box for it:
 
     #### 18                 the line of a worked solution that holds its result: "18"
     y + x                   a bare formula, as data sets give their answers: \boxed{y + x}
@@ -22,7 +22,7 @@ MEMORY = 2**31  # bytes of addresses, some thirty times what sympy takes at firs
 
 _RESULT = re.compile(r"^[ \t]*####[ \t]*(?:\\?\$)?(.*)$", re.MULTILINE)
 _MATHS = re.compile(r"\\boxed|\\\(|\\\[|(?<!\\)\$")
-# Words by themselves, but for those of formulas; "2xy" and "\alpha" hold none.
+# Words, except those of formulas; "2xy" and "\alpha" have none.
 _COMMAND = re.compile(r"\\(?:text|math|mbox|operator|begin|end)[a-z]*\s*\{[^{}]*\}|\\[A-Za-z]+")
 _FORMULA_WORDS = "and|or|sqrt|pi|inf|infinity|log|ln|exp|(arc)?(sin|cos|tan|cot|sec|csc)"
 _WORD = re.compile(rf"(?<![\w}}])(?!({_FORMULA_WORDS})(?![^\W\d_]))[^\W\d_]{{2,}}")
@@ -30,22 +30,22 @@ _WORD = re.compile(rf"(?<![\w}}])(?!({_FORMULA_WORDS})(?![^\W\d_]))[^\W\d_]{{2,}
 
 def equal(reply: str, answer: str) -> bool:
     """Whether the reply's final answer equals the answer's."""
-    wanted = _read(answer)
-    return bool(wanted and verify(wanted, _read(reply), timeout_seconds=None))
+    expected = _read(answer)
+    return bool(expected and verify(expected, _read(reply), timeout_seconds=None))
 
 
 def _read(text: str) -> list[object]:
-    """Everything that math-verify makes of a text: a formula of sympy's, and its own text."""
+    """All that math-verify extracts from a text: a sympy formula, and its source."""
     text = text[-LONGEST:].strip()
     results = [line for line in _RESULT.findall(text) if _is_bare(line)]
     formula = results[-1] if results else text
     if _is_bare(formula):
         formula = formula.strip().removesuffix(".")
         return _parse(rf"\boxed{{{formula}}}") or _parse(text)
-    found = _parse(text)
-    if not found and len(text.split()) <= 3 and not _MATHS.search(text):
+    parsed = _parse(text)
+    if not parsed and len(text.split()) <= 3 and not _MATHS.search(text):
         return _parse(rf"\boxed{{\text{{{text}}}}}")
-    return found
+    return parsed
 
 
 def _parse(text: str) -> list[object]:
@@ -53,13 +53,13 @@ def _parse(text: str) -> list[object]:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a text is a formula and nothing else, without marks that say so."""
+    """Whether a text is only a formula, without marks around it."""
     if not text.strip() or "\n" in text or _MATHS.search(text):
         return False
     return not _WORD.search(_COMMAND.sub(" ", text))
 
 
-# Both libraries complain through logging of every text that is no mathematics.
+# Both libraries log a complaint about every text that is no mathematics.
 logging.disable(logging.CRITICAL)
 with suppress(ImportError, ValueError, OSError):
     import resource

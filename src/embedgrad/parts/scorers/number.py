@@ -23,8 +23,8 @@ from annotated_types import Ge, Lt
 
 from embedgrad.parts.scorers.base import Scorer
 
-# Every pattern here takes linear time: no open-ended quantifier gives back what it took (`++`,
-# `(?>...)`), and whether a group of thousands is one is known where it stands.
+# Every pattern here takes linear time: no open-ended quantifier backtracks (`++`, `(?>...)`), and a
+# group of thousands is recognized on the spot.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3}(?!\d))++|\d++)"
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d++)?|(?<![\w.])\.\d++)(?:[eE][+-]?\d++)?"
 _SIGN = r"(?:(?<![\w)\]}])-(?:\\?[$\u20ac\u00a3\u00a5])?)?"
@@ -45,7 +45,7 @@ _MINUSES = str.maketrans(dict.fromkeys("\u2212\u2013\u2011\ufe63\uff0d", "-"))
 class Number(Scorer):
     """The reply's final number equals the answer's, within the wider of two tolerances."""
 
-    rules = 2  # the first read fewer numbers
+    rules = 2  # version 1 read fewer numbers
 
     relative_tolerance: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Largest distance that counts as equal, as a share of the answer (0 to below 1)."""
@@ -54,11 +54,11 @@ class Number(Scorer):
     """Largest distance that counts as equal, in the answer's own unit (0 or more)."""
 
     def score(self, reply: str, answer: str) -> float:
-        found, wanted = parse_number(reply), parse_number(answer)
-        if found is None or wanted is None:
+        value, target = parse_number(reply), parse_number(answer)
+        if value is None or target is None:
             return 0.0
-        allowed = max(self.relative_tolerance * abs(wanted), self.absolute_tolerance)
-        return float(abs(found - wanted) <= allowed)
+        tolerance = max(self.relative_tolerance * abs(target), self.absolute_tolerance)
+        return float(abs(value - target) <= tolerance)
 
 
 def parse_number(text: str) -> float | None:
@@ -78,14 +78,14 @@ def _plain_fraction(match: re.Match[str]) -> str:
     minus, *parts = match.groups("")
     above, below = parts[1] or parts[3], parts[5] or parts[7]
     negative = (minus, parts[0], parts[4]).count("-") % 2
-    # A minus inside is a sign wherever it stands, and a digit before is a number of its own.
+    # A minus inside the fraction is always a sign, and a digit before it is another number.
     joined = not minus and match.string[: match.start()][-1:].isdigit()
     apart = joined or bool(minus) != bool(negative)
     return f"{' ' * apart}{'-' * negative}{above}/{below}"
 
 
 def _boxed(text: str) -> str:
-    r"""What stands inside the last \boxed{...}; nothing if there is none, or if it never ends."""
+    r"""The content of the last \boxed{...}; empty if there is none, or if it never ends."""
     _, opening, inside = text.rpartition(r"\boxed{")
     depth = 1
     for brace in _BRACE.finditer(inside if opening else ""):
@@ -101,7 +101,7 @@ def _value(match: re.Match[str]) -> float | None:
     value = float(above.replace(",", ""))
     if below is not None:
         divisor = float(below.replace(",", ""))
-        # An infinite divisor would make a plausible 0 of the fraction.
+        # An infinite divisor would turn the fraction into a plausible 0.
         value = value / divisor if 0 < divisor < math.inf else math.inf
     if not math.isfinite(value):
         return None

@@ -1,9 +1,13 @@
-"""A function in a process of its own, where it can be stopped.
+"""A function in a child process, where it can be stopped: the sandbox of `math` and `callable`.
 
-Python cannot stop a thread, and a signal interrupts the main thread alone, while it runs Python; a
-process can always be ended, from any thread. One per function is started at its first call and
-serves all later ones. It ends with this process, and when it had to be stopped, the next call
-starts another. `served.py` is what runs in it, and describes the lines that go back and forth.
+Python cannot stop a thread, but a process can always be ended. Each function has one process, which
+starts with the first call and serves all later ones. When a call takes too long it ends itself, by
+a timer that needs no interpreter; the next call starts another. `sandbox_child.py` runs in it.
+
+Process pools cannot do this. `ProcessPoolExecutor` and pebble run the user's script again in every
+new process, as multiprocessing does, so a script without `if __name__ == "__main__"` fails.
+`ProcessPoolExecutor` and loky have no time limit per call, wait for a call that hangs when the
+program ends, and leave their processes behind when it is killed.
 """
 
 from __future__ import annotations
@@ -16,166 +20,124 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, final
+
+from embedgrad.errors import nearest
 
 START_SECONDS = 120.0  # for imports, which are no part of a call
-_SERVED = Path(__file__).with_name("sandbox_child.py")
-_CLOSING_SECONDS = 2.0
-
-Kind = Literal["module", "function", "import", "raised", "returned", "hung", "ended"]
+CLOSING_SECONDS = 2.0
+_CHILD = Path(__file__).with_name("sandbox_child.py")
 
 
-class WorkerError(Exception):
-    """Why a call gave no score.
+@final
+class SandboxError(Exception):
+    """Why a call gave no score: what the function did, and what to do about it.
 
-    `kind` says what went wrong: there is no such module or function (`known` are others there), its
-    import or the function itself raised, it returned no number from 0 to 1, it took too long, or
-    its process ended. `text` describes it in one line.
+    `at_start` says that there is no function to call; then `what` is a message of its own.
     """
 
-    def __init__(self, kind: Kind, text: str, known: Sequence[str] = ()):
-        super().__init__(f"{kind}: {text}")
-        self.kind = kind
-        self.text = text
-        self.known = tuple(known)
+    def __init__(self, what: str, advice: str = "", *, at_start: bool = False):
+        super().__init__(what, advice)
+        self.what = what
+        self.advice = advice
+        self.at_start = at_start
 
 
-def call(target: str, *arguments: str, seconds: float) -> float:
-    """What the function "package.module:function" returns for some texts, a number from 0 to 1.
+def call(function: str, reply: str, answer: str, *, seconds: float) -> float:
+    """Score a reply by "package.module:function", which must return a number from 0 to 1.
 
-    Modules are looked for in the current folder, then where this process finds its own. Calls from
-    several threads wait for each other. Raises `WorkerError`, after `seconds` at the latest, to
+    The child looks for modules in the current folder first, then where this process finds its own.
+    Calls from several threads take turns. Raises `SandboxError`, after `seconds` at the latest, to
     which the first call adds the time of an import.
     """
-    folder = _current_folder()
+    key = function, _current_folder()
+    request = {"arguments": [reply, answer], "seconds": seconds}
     with _lock:
-        worker = _workers.setdefault((target, folder), Worker(target, folder))
-    return worker.call(arguments, seconds)
+        process = _processes.get(key)
+        alive = process is not None and process.returncode is None
+        result = _ask(process, request) if process and alive else None
+        # It may have ended since its last call; but where `end_workers` ended it, that is that.
+        if result is None and _processes.get(key) is process:
+            process = _processes[key] = _start(*key)
+            result = _ask(process, request)
+        if result is None:
+            assert process is not None
+            raise SandboxError(f"ended its process with exit status {process.returncode}")
+    if "value" not in result:
+        raise SandboxError(result["what"], result["advice"])
+    return float(result["value"])
 
 
 def end_workers() -> None:
-    """End every process that `call` has started, at work or not."""
-    with _lock:
-        workers = list(_workers.values())
-        _workers.clear()
-    for worker in workers:
-        worker.end()
-
-
-class Worker:
-    """One function's process, started when it is needed."""
-
-    def __init__(self, target: str, folder: str):
-        self._target, self._folder = target, folder
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def call(self, arguments: Sequence[str], seconds: float) -> float:
-        """See the function of that name."""
-        request = {"arguments": arguments, "seconds": seconds}
-        with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                try:
-                    return self._ask(request, seconds)
-                except WorkerError as error:
-                    if error.kind != "ended":
-                        raise
-            # There is none, or somebody has ended it, perhaps before this call.
-            self._start()
-            return self._ask(request, seconds)
-
-    def end(self) -> None:
-        """End the process; a call that runs in another thread fails."""
-        if self._lock.locked() and self._process is not None:
-            _kill(self._process)
-        with self._lock:
-            self._close()
-
-    def forget(self) -> None:
-        """Let go of a process that belongs to the process this one was forked from."""
-        if self._process is not None:
-            _close_pipes(self._process)
-            self._process.returncode = 0  # not ours to wait for
-
-    def _start(self) -> None:
-        self._close()
-        path = [self._folder, *(entry for entry in sys.path if entry and isinstance(entry, str))]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_SERVED)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # nothing that a fork could copy
-            # The order of sets changes what sympy finds; a score should not change by chance.
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-            **_apart(),
-        )
-        try:
-            self._ask(
-                {"path": path, "target": self._target, "seconds": START_SECONDS}, START_SECONDS
-            )
-        except WorkerError as error:
-            self._close()
-            if error.kind in ("hung", "ended"):
-                raise WorkerError("import", f"its process {error.text}") from None
-            raise
-
-    def _ask(self, request: Mapping[str, Any], seconds: float) -> float:
-        process = self._process
-        assert process is not None
-        timer = threading.Timer(seconds, _kill, [process])
-        timer.daemon = True
-        started = time.monotonic()
-        timer.start()
-        try:
-            line = _exchange(process, request)
-        except BaseException:
-            _kill(process)  # Ctrl-C; or the next call would read this one's reply
-            self._close()
-            raise
-        finally:
-            timer.cancel()
-            timer.join()
-        late = time.monotonic() - started >= seconds
-        if late or not line.endswith(b"\n"):
-            self._close()  # it has ended, or may have been told to
-        if not line.endswith(b"\n"):
-            if late:
-                raise WorkerError("hung", f"took longer than {seconds:g} s")
-            raise WorkerError("ended", f"ended with exit status {process.returncode}")
-        reply = json.loads(line)
-        if "value" in reply:
-            return float(reply["value"])
-        raise WorkerError(reply["failed"], reply["text"], reply.get("known", ()))
-
-    def _close(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        _close_pipes(process)
-        try:
-            process.wait(_CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
+    """End every child process; a call that runs in another thread fails."""
+    while _processes:
+        _, process = _processes.popitem()
+        if _lock.locked():
             _kill(process)
-            process.wait()
+        with _lock:
+            _end(process)
 
 
-def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> bytes:
-    """The line that comes back; not a whole one if the process ends."""
+def _start(function: str, folder: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,  # a fork would copy what is in a buffer
+        # The order of sets changes what sympy finds; a score must not change by chance.
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        # Keeps a Ctrl-C in the terminal away from it.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+    path = [folder, *(entry for entry in sys.path if entry and isinstance(entry, str))]
+    request = {"path": path, "function": function, "seconds": START_SECONDS}
+    failed = f"{function.partition(':')[0]!r} cannot be imported: its process"
+    try:
+        problem = _ask(process, request)
+    except SandboxError as error:
+        raise SandboxError(f"{failed} {error.what}", at_start=True) from None
+    if problem is None:
+        raise SandboxError(f"{failed} ended with exit status {process.returncode}", at_start=True)
+    if problem:
+        _end(process)
+        known = f"; {nearest(problem['name'], problem['known'])}" if "known" in problem else ""
+        raise SandboxError(problem["what"] + known, at_start=True)
+    return process
+
+
+def _ask(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Send a request and return the reply; None if the process ended before its time was over."""
     assert process.stdin is not None
     assert process.stdout is not None
-    rest = memoryview(json.dumps(request).encode() + b"\n")
-    with suppress(OSError):  # the reply will be missing too
-        while rest:
-            rest = rest[process.stdin.write(rest) :]
-    return process.stdout.readline()
+    line, started = b"", time.monotonic()
+    try:
+        rest = memoryview(json.dumps(request).encode() + b"\n")
+        with suppress(OSError):  # it has ended; then there is no reply either
+            while rest:
+                rest = rest[process.stdin.write(rest) :]
+        line = process.stdout.readline()
+    finally:
+        if not line.endswith(b"\n"):  # also after Ctrl-C: the next call must not read this reply
+            _kill(process)
+            _end(process)
+    if line.endswith(b"\n"):
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+    if time.monotonic() - started < request["seconds"]:
+        return None
+    raise SandboxError(
+        f"took longer than {request['seconds']:g} s",
+        " and was stopped; repair it, or raise evaluation.scorer.timeout",
+    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process now, with those that it started itself."""
-    if process.poll() is None:
+    """End a process now, with those that it has started itself."""
+    if process.returncode is None:
         if sys.platform == "win32":
             process.kill()
         else:
@@ -183,17 +145,20 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close a process's pipes, upon which it ends."""
+    _close_pipes(process)
+    try:
+        process.wait(CLOSING_SECONDS)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        process.wait()
+
+
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
-
-
-def _apart() -> dict[str, Any]:
-    """Options that keep a Ctrl-C in the terminal away from a new process."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
 
 
 def _current_folder() -> str:
@@ -204,14 +169,16 @@ def _current_folder() -> str:
 
 
 def _forget_workers() -> None:
+    """After a fork: let go of the processes of the process that this one was forked from."""
     global _lock
-    for worker in _workers.values():
-        worker.forget()
-    _workers.clear()
+    for process in _processes.values():
+        _close_pipes(process)
+        process.returncode = 0  # not ours to wait for
+    _processes.clear()
     _lock = threading.Lock()  # another thread may have held it
 
 
-_workers: dict[tuple[str, str], Worker] = {}
+_processes: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
 _lock = threading.Lock()
 atexit.register(end_workers)
 if hasattr(os, "register_at_fork"):

@@ -1,11 +1,11 @@
-"""What runs inside a scorer's process: one function, on request.
+"""What runs in the sandbox: one function, called on request.
 
-Started as a file, with the standard library alone. The first line says which function, and where
+It starts as a file, with the standard library alone. The first line names the function, and where
 Python looks for modules; every further line is a call. Each line gets one line back:
 
-    {"path": [...], "target": "package.module:function", "seconds": 60}     {"value": 1.0}
-    {"arguments": ["the reply", "the answer"], "seconds": 5}                {"value": 0.5}
-                                                    {"failed": "raised", "text": "KeyError: 3"}
+    {"path": [...], "function": "package.module:function", "seconds": 120}      {}
+    {"arguments": ["the reply", "the answer"], "seconds": 5}                    {"value": 0.5}
+                                     {"what": "raised KeyError: 3", "advice": "; it must ..."}
 """
 
 from __future__ import annotations
@@ -19,86 +19,84 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any
 
-GRACE = 2.0  # seconds; the process that started this one stops it earlier
-LONGEST = 200  # characters of a text that goes into a message
+LONGEST = 200  # characters of a text in a message
 
 
 def main() -> None:
-    """Serve until the other side closes its end, as it does when it ends in whatever way."""
-    requests, replies = _own_channel()
-    # A call that hangs would outlive a parent that was killed: this timer needs no Python to run.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-
-    def end_within(seconds: float) -> None:
-        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=nowhere)
-
+    """Serve until the other side closes its pipe, as it does when it ends in whatever way."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=replies.close)  # or it would hide that this one ended
+    # What the function reads and prints must not get into the pipes.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
     function: Callable[..., object] | None = None
     for line in requests:
         request = json.loads(line)
-        end_within(request["seconds"])
+        # This timer ends the process also where no other thread can run.
+        faulthandler.dump_traceback_later(request["seconds"], exit=True, file=nothing)
         if function is None:
             sys.path[:] = request["path"]
-            function, reply = find(request["target"])
+            function, reply = find(request["function"])
         else:
-            reply = score(function, request["arguments"])
+            reply = score(function, *request["arguments"])
         faulthandler.cancel_dump_traceback_later()
         replies.write(json.dumps(reply).encode() + b"\n")
-    end_within(0)  # whatever the function left running
-
-
-def _own_channel() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes to the other side, out of reach of a function that prints, reads or forks."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, replies
+    # Whatever the function left running gets a moment to end.
+    faulthandler.dump_traceback_later(2, exit=True, file=nothing)
 
 
 def find(target: str) -> tuple[Callable[..., object] | None, dict[str, Any]]:
-    """The function that "package.module:function" names, and what to say about it."""
+    """Import the function that "package.module:function" names; the dict says why it cannot be."""
     place, _, name = target.partition(":")
     try:
         module = importlib.import_module(place)
     except BaseException as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{place}.".startswith(f"{missing}."):
-            return None, {"failed": "import", "text": described(error)}
+            return None, {"what": f"{place!r} cannot be imported: {describe_error(error)}"}
         parent, _, last = missing.rpartition(".")
         folders = getattr(sys.modules[parent], "__path__", []) if parent else sys.path[:1]
-        known = sorted(found.name for found in pkgutil.iter_modules(folders))
-        return None, {"failed": "module", "text": last, "known": known}
+        known = [module.name for module in pkgutil.iter_modules(folders)]
+        return None, {
+            "what": f"there is no module {last!r} for {target!r}",
+            "name": last,
+            "known": known,
+        }
     function = getattr(module, name, None)
     if callable(function):
-        return function, {"value": 1.0}
-    own = [name for name, value in vars(module).items() if _is_own(value, module.__name__)]
-    return None, {"failed": "function", "text": name, "known": own}
+        return function, {}
+    known = [name for name, value in vars(module).items() if name[0] != "_" and callable(value)]
+    return None, {
+        "what": f"module {place!r} has no function {name!r}",
+        "name": name,
+        "known": known,
+    }
 
 
-def _is_own(value: object, module: str) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module
-
-
-def score(function: Callable[..., object], arguments: list[str]) -> dict[str, Any]:
-    """The function's value as a number from 0 to 1, or why there is none."""
+def score(function: Callable[..., object], reply: str, answer: str) -> dict[str, Any]:
+    """Call the function: its number from 0 to 1 as `value`, or what it did instead, and advice."""
     try:
-        value = function(*arguments)
+        value = function(reply, answer)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:  # also SystemExit
-        return {"failed": "raised", "text": described(error)}
+        return {"what": f"raised {describe_error(error)}", "advice": "; it must score any text"}
     with suppress(Exception):
         number = float("nan") if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
         if 0 <= number <= 1:
             return {"value": number}
-    shown = "what cannot be shown"
+    shown = "(cannot be shown)"
     with suppress(Exception):
         shown = repr(value)
-    return {"failed": "returned", "text": short(f"{type(value).__name__} {shown}")}
+    what = _shorten(f"{type(value).__name__} {shown}")
+    return {"what": f"returned {what}", "advice": "; expected a number from 0 to 1"}
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Type, message and place of an exception, in one line."""
     text = ""
     with suppress(Exception):
@@ -106,15 +104,15 @@ def described(error: BaseException) -> str:
     steps = [s for s in traceback.extract_tb(error.__traceback__) if s.filename != __file__]
     imports = all(step.filename.startswith("<frozen ") for step in steps)
     place = "" if imports else f" ({os.path.basename(steps[-1].filename)}:{steps[-1].lineno})"
-    return short(f"{type(error).__name__}: {text}".rstrip(": ")) + place
+    return _shorten(f"{type(error).__name__}: {text}".rstrip(": ")) + place
 
 
-def short(text: str) -> str:
+def _shorten(text: str) -> str:
     """The beginning of a text, in one line that any terminal can show."""
     plain = "".join(c if c.isprintable() else " " for c in text[: 2 * LONGEST])
     return " ".join(plain.split())[:LONGEST]
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # the other side has ended; it needs nothing any more
+    with suppress(BrokenPipeError):  # the other side has ended and needs nothing any more
         main()

@@ -1,10 +1,10 @@
-"""What happens to a gradient before the step."""
+"""What happens to the gradient before a step, and to the step itself."""
 
-from embedgrad.parts.transforms.base import Gradients, Transform
+from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
 from embedgrad.parts.transforms.clip import Clip
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "clip": Clip,
 }
 
-__all__ = ["TRANSFORMS", "Clip", "Gradients", "Transform"]
+__all__ = ["TRANSFORMS", "Clip", "Context", "Gradients", "State", "Transform"]

@@ -1,17 +1,62 @@
-"""What every gradient transform offers."""
+"""Transform: a change of the gradient before the optimizer's step, or of the step after it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.parameterizations import Theta
+from embedgrad.prompt.sequence import TokenSequence
+
 Gradients = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Context:
+    """What a transform may look at: the step (from 0) of `total`, its batch and what came of it.
+
+    `outcome` and `losses_B` are those of the whole batch, without a graph.
+    """
+
+    step: int
+    total: int
+    batch: Sequence[TokenSequence]
+    outcome: Outcome
+    losses_B: Tensor
 
 
 class Transform(ABC):
-    """Changes the gradient of theta; transforms of a recipe are applied in order."""
+    """Changes gradients and steps; a recipe's transforms are applied in order.
+
+    As in Optax, what a transform remembers is an explicit state, which it takes and gives back: the
+    loop saves it in the checkpoint. It leaves its arguments as they are. The trust region is
+    applied after all transforms.
+    """
 
     @abstractmethod
-    def __call__(self, gradients: Gradients) -> Gradients:
-        """New gradients of the same names and shapes; the given ones are left as they are."""
+    def init(self, theta: Theta) -> State:
+        """The state before the first step; {} where nothing is remembered."""
+
+    def before(
+        self, gradients: Gradients, state: State, context: Context
+    ) -> tuple[Gradients, State]:
+        """Gradients of the same names and shapes, for the optimizer.
+
+        Called by the optimizer's closure, so more than once a step by some optimizers.
+        """
+        return gradients, state
+
+    def after(self, old: Theta, new: Theta, state: State, context: Context) -> tuple[Theta, State]:
+        """Theta in the place of `new`, to which the optimizer's step led from `old`.
+
+        What must hold of the step belongs here: optimizers such as AdamW rescale gradients number
+        by number, and decay weights.
+        """
+        return new, state

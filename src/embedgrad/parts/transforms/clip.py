@@ -1,16 +1,18 @@
-"""Limit the length of the gradient."""
+"""Gradient clipping by global norm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, final
 
 import torch
 from annotated_types import Gt
 
-from embedgrad.parts.transforms.base import Gradients, Transform
+from embedgrad.parts.parameterizations import Theta
+from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
 
 
+@final
 @dataclass(frozen=True)
 class Clip(Transform):
     """Shorten a gradient that is longer than `max_norm`, over all trained numbers together.
@@ -22,7 +24,12 @@ class Clip(Transform):
     max_norm: Annotated[float, Gt(0)] = 1.0
     """Largest length; theta is measured in row sizes, so one value serves all models."""
 
-    def __call__(self, gradients: Gradients) -> Gradients:
+    def init(self, theta: Theta) -> State:
+        return {}
+
+    def before(
+        self, gradients: Gradients, state: State, context: Context
+    ) -> tuple[Gradients, State]:
         norm = torch.stack([g.pow(2).sum() for g in gradients.values()]).sum().sqrt()
         factor = (self.max_norm / norm.clamp(min=1e-12)).clamp(max=1.0)
-        return {name: g * factor for name, g in gradients.items()}
+        return {name: g * factor for name, g in gradients.items()}, state

@@ -32,8 +32,8 @@
   function rest(text, line) {
     const count = leftOut(text);
     if (!count) return null;
-    const told = ` \u2026 ${count.toLocaleString("en")} more characters in line ${line} of predictions.jsonl`;
-    return element("span", "rest", told);
+    const rest = ` \u2026 ${count.toLocaleString("en")} more characters in line ${line} of predictions.jsonl`;
+    return element("span", "rest", rest);
   }
 
   // Foreign text; a long one is shown in full on demand.
@@ -140,7 +140,7 @@
     return made;
   }
 
-  const told = (row) => [row.source, row.answer, row.text.said, row.refined.said, ...row.columns.flat()].map(head).join("\n").toLowerCase();
+  const textOf = (row) => [row.source, row.answer, row.text.said, row.refined.said, ...row.columns.flat()].map(head).join("\n").toLowerCase();
 
   function showMore() {
     const next = chosen.slice(shown, shown + PAGE);
@@ -157,7 +157,7 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     chosen = rows.filter((row) => inKind[kind](row));
     if (words.length)
-      chosen = chosen.filter((row) => { const text = told(row); return words.every((word) => text.includes(word)); });
+      chosen = chosen.filter((row) => { const text = textOf(row); return words.every((word) => text.includes(word)); });
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
     list.replaceChildren();
     shown = 0;
@@ -171,7 +171,7 @@
   more.addEventListener("click", () => {
     const first = list.childElementCount;
     showMore();
-    // The reader goes on where the new rows begin, with the keyboard too.
+    // The reader continues where the new rows begin, with the keyboard too.
     const next = list.children[first];
     if (next) { next.tabIndex = -1; next.focus({ preventScroll: true }); }
   });

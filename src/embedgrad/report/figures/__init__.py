@@ -1,1 +1,1 @@
-"""figures."""
+"""Figures of runs and comparisons, drawn with matplotlib."""

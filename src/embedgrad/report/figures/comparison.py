@@ -58,7 +58,7 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     if not points:
         raise RunError("cost: the results hold no method with an accuracy and training seconds")
     trained = [p["seconds"] for p in points if p["seconds"] > 0]
-    # Untrained methods stand at 0, left of everything that took time.
+    # Untrained methods are at 0, left of everything that took time.
     least = min(trained, default=1.0)
     with style():
         figure = new_figure(WIDTH, 340)
@@ -142,7 +142,7 @@ def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
-    """A name beside each point, moved up or down where two would stand on each other."""
+    """A name beside each point, moved up or down where two would overlap."""
     low, high = axes.get_ylim()
     height = 0.05 * (high - low)
     middle = axes.transAxes.inverted()

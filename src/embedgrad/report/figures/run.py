@@ -128,7 +128,7 @@ def reliability(predictions: Iterable[Row]) -> Figure:
 
 
 def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
-    """The prompt's tokens on colors that say how far each one went.
+    """The prompt's tokens on colors that say how far each one went; a span begins a line.
 
     Tokens are `TokenDrift`s as dicts; the scale ends at `radius`, or at the farthest token.
     """
@@ -137,10 +137,11 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
     words = [visible(str(token["token"]))[:LINE_OF_TOKENS] for token in tokens[:MOST_TOKENS]]
     far = [number(token["distance"]) for token in tokens[:MOST_TOKENS]]
     most = max([radius or 0, *(d for d in far if math.isfinite(d))]) or 1.0
+    spans = [token.get("span") for token in tokens[:MOST_TOKENS]]
     places, x, y = [], 0, 0
-    for word in words:
+    for i, word in enumerate(words):
         width = max(1, cell_len(word))
-        if x and x + width > LINE_OF_TOKENS:
+        if x and (x + width > LINE_OF_TOKENS or spans[i] != spans[i - 1]):
             x, y = 0, y + 1
         places.append((x, y, width))
         x += width + 1

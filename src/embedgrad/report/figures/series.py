@@ -26,7 +26,7 @@ def percents(shares: Iterable[Any]) -> list[float]:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Means over so many values up to each one."""
+    """Moving means: over the last `window` values up to each one."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)

@@ -82,7 +82,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many SVG units; inside `style()`."""
+    """An empty figure, its size in SVG units; inside `style()`."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width * UNIT, height * UNIT), layout="constrained")

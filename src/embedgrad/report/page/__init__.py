@@ -1,1 +1,1 @@
-"""page."""
+"""One HTML page for a run or a comparison."""

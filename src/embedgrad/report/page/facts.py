@@ -1,12 +1,14 @@
-"""What a page says of a run, picked from its files: scores, drift, learning, provenance."""
+"""The facts on a run's page, picked from its files: scores, drift, learning, provenance."""
 
 from __future__ import annotations
 
 import math
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from embedgrad.report.figures.series import MOST_POINTS, is_number
-from embedgrad.report.page.run_files import FoundRun
+from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import NOTHING_BETTER, reliable, verdict
 
@@ -15,9 +17,9 @@ SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
 OF_PROVENANCE = ("model", "data", "licenses", "versions", "decoding", "created")
 
 
-def headline(found: FoundRun) -> dict[str, Any] | None:
+def headline(run: RunFiles) -> dict[str, Any] | None:
     """The two scores and the verdict on them; None where no test rows were scored."""
-    result = found.result
+    result = run.result
     if "difference" not in result:
         return None
     difference = result["difference"]
@@ -42,48 +44,54 @@ def headline(found: FoundRun) -> dict[str, Any] | None:
     return {"headline": values}
 
 
-def drifted(found: FoundRun) -> dict[str, Any] | None:
-    """Every row's way, from the result, or as far as the saved prompt tells it."""
-    tokens = found.result.get("tokens")
-    if not tokens and found.prompt:
-        names, far = found.prompt["tokens"], found.prompt["drift"]
+def describe_drift(run: RunFiles) -> dict[str, Any] | None:
+    """How far every row went, span by span, from the result or else from the saved prompt."""
+    tokens = run.result.get("tokens")
+    if not tokens and run.prompt:
         tokens = [
-            {"token": _spelled(name), "distance": d, "cosine": c}
-            for name, d, c in zip(names, far, found.prompt["cosine"], strict=True)
+            {"span": number, "token": _spelled(name), "distance": d, "cosine": c}
+            for number, span in enumerate(run.prompt["spans"], 1)
+            for name, d, c in zip(span["tokens"], span["drift"], span["cosine"], strict=True)
         ]
     if not tokens:
         return None
-    radius = (found.prompt.get("trust_region") or {}).get("radius")
+    radius = (run.prompt.get("trust_region") or {}).get("radius")
     most = max([*(token["distance"] for token in tokens), *([radius] if radius else [])])
-    words = [str(token["token"]) for token in tokens]
-    return {
-        "rows": [
+    rows = []
+    before: dict[str, Any] = {"span": 0, "token": ""}
+    for number, token in enumerate(tokens, 1):
+        word, last = str(token["token"]), str(before["token"])[-1:]
+        # Where the tokenizer wrote no space and no line ended.
+        joined = word[:1] not in SPACES and last != LINE_END and before["span"] == token["span"]
+        rows.append(
             {
                 **token,
+                "number": number,
                 "share": token["distance"] / most if most else 0.0,
-                # Where the tokenizer wrote no space and no line ended.
-                "joined": i > 0 and word[:1] not in SPACES and words[i - 1][-1:] != LINE_END,
+                "joined": joined,
                 "word": word.removeprefix(SPACES[0]) or word,
                 "other": _other(token),
             }
-            for i, (token, word) in enumerate(zip(tokens, words, strict=True))
-        ],
+        )
+        before = token
+    return {
+        "rows": rows,
+        "spans": [list(span) for _, span in groupby(rows, key=itemgetter("span"))],
         "most": most,
         "radius": radius,
         "moved": sum(not token.get("unchanged", True) for token in tokens),
         "named": all("nearest" in token for token in tokens),
-        "drift": found.result.get("drift"),
     }
 
 
-def learned(found: FoundRun) -> dict[str, Any]:
+def describe_learning(run: RunFiles) -> dict[str, Any]:
     """How training went: its end, and the dev scores by step.
 
     Of many scores 1 in `every`, with the last and that of the rows that were kept.
     """
-    told = [event for event in found.events if event.get("event") == "evaluation"]
-    scores = [score for score in told if is_number(score.get("step"))]
-    train = found.result.get("train") or {}
+    events = [event for event in run.events if event.get("event") == "evaluation"]
+    scores = [score for score in events if is_number(score.get("step"))]
+    train = run.result.get("train") or {}
     every = math.ceil(len(scores) / MOST_POINTS) or 1
     ends = (scores[-1]["step"], train.get("best_step")) if scores else ()
     return {
@@ -95,23 +103,23 @@ def learned(found: FoundRun) -> dict[str, Any]:
     }
 
 
-def provenance(found: FoundRun) -> dict[str, Any]:
-    """Model, data, licenses, versions and seeds, as far as the saved prompt tells them."""
-    told = {name: found.prompt[name] for name in OF_PROVENANCE if name in found.prompt}
-    recipe = found.prompt.get("recipe") or {}
+def provenance(run: RunFiles) -> dict[str, Any]:
+    """Model, data, licenses, versions and seeds, as far as the saved prompt has them."""
+    entries = {name: run.prompt[name] for name in OF_PROVENANCE if name in run.prompt}
+    recipe = run.prompt.get("recipe") or {}
     seeds = {
         name: recipe[name]["seed"]
         for name in ("data", "training")
         if "seed" in recipe.get(name, {})
     }
-    return {**told, **({"seeds": seeds} if seeds else {})}
+    return {**entries, **({"seeds": seeds} if seeds else {})}
 
 
-def recipe_columns(found: FoundRun) -> tuple[str, ...]:
-    """Columns that the prompt holds, as far as the saved prompt tells them."""
+def recipe_columns(run: RunFiles) -> tuple[str, ...]:
+    """The columns in the saved prompt's template."""
     from embedgrad.prompt.template import Template
 
-    template = found.prompt.get("template")
+    template = run.prompt.get("template")
     return Template.from_dict(template).columns if template else ()
 
 

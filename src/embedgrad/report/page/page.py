@@ -22,9 +22,15 @@ from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.calibration import calibration, confidences
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import css_variables, inline_svg
-from embedgrad.report.page.facts import drifted, headline, learned, provenance, recipe_columns
+from embedgrad.report.page.facts import (
+    describe_drift,
+    describe_learning,
+    headline,
+    provenance,
+    recipe_columns,
+)
 from embedgrad.report.page.predictions import page_rows
-from embedgrad.report.page.run_files import FoundRun
+from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable
 
 if TYPE_CHECKING:
@@ -35,8 +41,8 @@ T = TypeVar("T")
 
 _TITLES = re.compile(r'<section id="(\w+)" aria-labelledby="[\w-]+">\s*<h2 [^>]*>([^<]*)</h2>')
 
-# What a screen reader says in the place of a figure; the numbers stand in a table below it.
-SAID = {
+# What a screen reader says in the place of a figure; the numbers are in a table below it.
+LABELS = {
     "cost": "Accuracy by training time, method by method",
     "curves": "Training loss and dev score by step",
     "forest": "Difference to the text prompt with its interval, method by method",
@@ -45,42 +51,42 @@ SAID = {
 }
 # Keys of a comparison's results that are shown elsewhere.
 NOT_PROVENANCE = ("rows", "recipe", "methods", "skipped", "failed", "interrupted")
-# What damaged values raise where they are read; anything else is our own mistake.
+# What reading damaged values raises; anything else is our own mistake.
 DAMAGE = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EmbedgradError),
     RecursionError,  # objects in objects in objects
 )
 
 
-def run_page(found: FoundRun, name: str, notes: Sequence[str] = ()) -> str:
-    """The page of a run, with a sentence for each part that could not be made."""
-    page = _Page([*found.notes, *notes])
-    survey = [row for _, row in found.survey]
-    told: dict[str, Any] = page.value("provenance", lambda: provenance(found), {})
-    facts = {"name": name, "provenance": told, "test_rows": found.result.get("test_rows")}
+def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
+    """The page of a run, with a note for each part that could not be made."""
+    page = _Page([*run.notes, *notes])
+    survey = [row for _, row in run.survey]
+    origin: dict[str, Any] = page.value("provenance", lambda: provenance(run), {})
+    facts = {"name": name, "provenance": origin, "test_rows": run.result.get("test_rows")}
     top = page.part("run_top", lambda: facts)
     parts = [
-        page.part("scores", lambda: headline(found)) or page.rendered("scores", {}),
-        page.part("words", lambda: drifted(found)),
+        page.part("scores", lambda: headline(run)) or page.render("scores", {}),
+        page.part("words", lambda: describe_drift(run)),
         page.part(
-            "meaning", lambda: {"replies": r} if (r := found.interpolation.get("replies")) else None
+            "meaning", lambda: {"replies": r} if (r := run.interpolation.get("replies")) else None
         ),
         '<div class="figures">',
-        page.part("learning", lambda: _learning(found)),
-        page.part("interpolation", lambda: _interpolation(found.interpolation)),
+        page.part("learning", lambda: _learning(run)),
+        page.part("interpolation", lambda: _interpolation(run.interpolation)),
         page.part("reliability", lambda: _reliability(survey)),
         "</div>",
-        page.part("provenance", lambda: {"provenance": told, "recipe": found.recipe}),
+        page.part("provenance", lambda: {"provenance": origin, "recipe": run.recipe}),
     ]
     taken = sum(len(part.encode()) for part in parts)
-    rows = page.value("rows", lambda: page_rows(found, recipe_columns(found), taken), None)
+    rows = page.value("rows", lambda: page_rows(run, recipe_columns(run), taken), None)
     page.notes += rows.notes if rows else ()
     parts.insert(-1, page.part("answers", lambda: {"rows": rows} if rows else None))
     return page.whole(name, top, parts, rows.json if rows else "")
 
 
 def comparison_page(results: Mapping[str, Any], name: str) -> str:
-    """The page of a comparison of methods, with a sentence for each part that is left out."""
+    """The page of a comparison of methods, with a note for each part that is left out."""
     page = _Page([])
     for kind in ("skipped", "failed"):
         for method, reason in results.get(kind, {}).items():
@@ -88,7 +94,7 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     if results.get("interrupted"):
         page.notes.append(
             f"The comparison was interrupted: of {results.get('planned')} trainings "
-            f"{results.get('scored')} are scored. The same command goes on."
+            f"{results.get('scored')} are scored. The same command continues it."
         )
     text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
     methods = [*text, *comparison_figures.ranked(results)]
@@ -102,18 +108,18 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
         page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),
     )
-    top = page.rendered("comparison_top", {"name": name, "methods": methods})
+    top = page.render("comparison_top", {"name": name, "methods": methods})
     return page.whole(name, top, parts)
 
 
 class _Page:
-    """Makes a page part by part; what is damaged costs its part, and is told in `notes`."""
+    """Makes a page part by part; damage costs the part that it is in, and gets a note."""
 
     def __init__(self, notes: list[str]):
         self.notes = notes
 
     def value(self, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """What `make` gives, or something else where its sources are damaged."""
+        """What `make` returns, or `otherwise` where its sources are damaged."""
         try:
             return make()
         except DAMAGE as error:
@@ -125,12 +131,12 @@ class _Page:
         """A part of the page with these values; nothing where there are none."""
 
         def make() -> str:
-            found = values()
-            return "" if found is None else self.rendered(name, found)
+            variables = values()
+            return "" if variables is None else self.render(name, variables)
 
         return self.value(name, make, "")
 
-    def rendered(self, name: str, values: Mapping[str, Any]) -> str:
+    def render(self, name: str, values: Mapping[str, Any]) -> str:
         """A part's HTML."""
         part: str = _environment().get_template(f"parts/{name}.html").render(values)
         return part
@@ -156,21 +162,17 @@ class _Page:
         return page
 
 
-def _learning(found: FoundRun) -> dict[str, Any] | None:
-    if not found.events:
+def _learning(run: RunFiles) -> dict[str, Any] | None:
+    if not run.events:
         return None
-    return {"learned": learned(found), "drawn": _svg("curves", figures.curves(found.events))}
+    return {"learned": describe_learning(run), "drawn": _svg("curves", figures.curves(run.events))}
 
 
 def _interpolation(interpolation: Mapping[str, Any]) -> dict[str, Any] | None:
-    return (
-        {
-            **interpolation,
-            "drawn": _svg("interpolation", figures.interpolation_figure(interpolation)),
-        }
-        if interpolation
-        else None
-    )
+    if not interpolation:
+        return None
+    drawn = _svg("interpolation", figures.interpolation_figure(interpolation))
+    return {**interpolation, "drawn": drawn}
 
 
 def _reliability(survey: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -181,7 +183,7 @@ def _reliability(survey: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _svg(name: str, figure: Figure) -> str:
-    return inline_svg(figure, name, SAID[name])
+    return inline_svg(figure, name, LABELS[name])
 
 
 def _asset(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a page: JSON that its script shows a few at a time, within a budget of bytes."""
+"""The predictions on a page: JSON that its script shows a few at a time, within a byte budget."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedgrad.report.figures.series import is_number
-from embedgrad.report.page.run_files import FoundRun, replies_differ
+from embedgrad.report.page.run_files import RunFiles, replies_differ
 from embedgrad.report.page.safe_text import embedded, shorten
 
-# A page of 500 rows shall take 2 MB at most, one of 10,000 rows 20 MB.
+# A page of 500 rows takes at most 2 MB, one of 10,000 rows 20 MB.
 MOST_ROWS = 10_000
 LARGEST_ROW, SMALLEST_ROW = 20_000, 1_800  # bytes
 BYTES_OF_FEW = 1_900_000  # of the page, while rows may still take more than the smallest
@@ -32,20 +32,20 @@ class PageRows:
     graded: bool = False
 
 
-def page_rows(found: FoundRun, columns: Sequence[str] = (), others: int = 0) -> PageRows | None:
+def page_rows(run: RunFiles, columns: Sequence[str] = (), others: int = 0) -> PageRows | None:
     """The rows of a run, changed ones first where not all have room; None where there are none.
 
     `columns` are those that the prompt holds; others come after them. `others` are the bytes that
     the page's other parts take of what it may take in all.
     """
-    survey = found.survey
+    survey = run.survey
     if not survey:
         return None
     by_weight = sorted(survey, key=lambda item: (item[1]["change"] == "same", item[0]))
     chosen = {number for number, _ in by_weight[:MOST_ROWS]}
     size = max(SMALLEST_ROW, min(LARGEST_ROW, (BYTES_OF_FEW - others) // len(chosen)))
     kept, cut = [], 0
-    for number, row in found.predictions():
+    for number, row in run.predictions():
         if number in chosen:
             compact, whole = _compact(row, number, columns, size - FRAME)
             kept.append(compact)
@@ -102,9 +102,9 @@ def _compact(
     return compact, more <= 0 and all(isinstance(part, str) for part in shown)
 
 
-def _reply(answered: Mapping[str, Any], said: Any) -> dict[str, Any]:
+def _reply(answered: Mapping[str, Any], text: Any) -> dict[str, Any]:
     score = answered["correct"]
-    reply: dict[str, Any] = {"said": said, "right": score >= 1}
+    reply: dict[str, Any] = {"said": text, "right": score >= 1}
     if 0 < score < 1:
         reply["score"] = round(score, 4)
     if is_number(loss := answered.get("loss")):

@@ -1,4 +1,4 @@
-"""What a folder holds that can be shown; whatever is missing or damaged is said and left out."""
+"""A run or a comparison as plain values; what is missing or damaged is left out, with a note."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LONGEST_RECIPE = 200_000  # characters
 
 
 @dataclass
-class FoundRun:
-    """A run's files as plain values, empty where there are none; `notes` say what is left out."""
+class RunFiles:
+    """A run's files as plain values, empty where there are none; `notes` list what is left out."""
 
     folder: Path
     result: dict[str, Any] = field(default_factory=dict)
@@ -43,25 +43,25 @@ class FoundRun:
                 yield number, row
 
 
-def find_run(folder: Path) -> FoundRun:
-    """Read a run's folder. Raises `RunError` where it is none."""
+def read_run(folder: Path) -> RunFiles:
+    """Read a run's folder. Raises `RunError` where it is no run's."""
     if not any((folder / name).is_file() for name in _OF_RUNS):
         raise RunError(
             f"{folder}: is no run and no comparison; give a folder that `embedgrad optimize` or "
             "`embedgrad compare` wrote"
         )
-    found = FoundRun(folder)
-    found.result = _read(found, "result.json", "the scores are left out")
-    found.prompt = _read(found, "prompt/prompt.json", "provenance is left out")
-    found.recipe = _recipe(found)
-    found.events = _events(found)
-    _survey(found)
+    run = RunFiles(folder)
+    run.result = _read(run, "result.json", "the scores are left out")
+    run.prompt = _read(run, "prompt/prompt.json", "provenance is left out")
+    run.recipe = _recipe(run)
+    run.events = _events(run)
+    _survey(run)
     if (folder / INTERPOLATION).is_file():
-        found.interpolation = _read(found, INTERPOLATION, "it is left out")
-    return found
+        run.interpolation = _read(run, INTERPOLATION, "it is left out")
+    return run
 
 
-def find_comparison(path: Path) -> dict[str, Any] | None:
+def read_comparison(path: Path) -> dict[str, Any] | None:
     """The results of a comparison, from its folder or file; None where it is none.
 
     Raises `RunError` for a file that is damaged, and where no row is scored yet.
@@ -71,7 +71,7 @@ def find_comparison(path: Path) -> dict[str, Any] | None:
         if (path / UNFINISHED).is_file():
             raise RunError(
                 f"{path}: a comparison without results yet; `embedgrad compare` with its recipe "
-                "and this folder goes on with it"
+                "and this folder continues it"
             )
         return None
     try:
@@ -86,12 +86,12 @@ def find_comparison(path: Path) -> dict[str, Any] | None:
         raise RunError(
             f"{file}: is no results file of `embedgrad compare` ({why}); run it again"
         ) from error
-    found: dict[str, Any] = values
-    return found
+    results: dict[str, Any] = values
+    return results
 
 
 def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """What a kept interpolation depends on: digests, and what was asked for."""
+    """What a kept interpolation depends on: digests of files, and the options."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
         content = path.read_bytes() if path.is_file() else b""
@@ -115,7 +115,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def is_prediction(row: Mapping[str, Any]) -> bool:
-    """Whether a row has all that is shown of it, in the types that it must have."""
+    """Whether a row has everything that a page shows, in the right types."""
     columns = row.get("columns", {})
     return (
         isinstance(row.get("source"), str)
@@ -140,45 +140,45 @@ def replies_differ(row: Mapping[str, Any]) -> bool:
     return bool(row["text"]["predicted"] != row["refined"]["predicted"])
 
 
-def _read(found: FoundRun, name: str, what: str) -> dict[str, Any]:
-    path = found.folder / name
+def _read(run: RunFiles, name: str, what: str) -> dict[str, Any]:
+    path = run.folder / name
     if not path.is_file():
-        found.notes.append(f"There is no {name}: {what}.")
+        run.notes.append(f"There is no {name}: {what}.")
         return {}
     try:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        found.notes.append(f"{name} is damaged ({error}): {what}.")
+        run.notes.append(f"{name} is damaged ({error}): {what}.")
         return {}
     return values
 
 
-def _recipe(found: FoundRun) -> str:
+def _recipe(run: RunFiles) -> str:
     try:
-        text = (found.folder / "recipe.toml").read_text(encoding="utf-8", errors="replace")
+        text = (run.folder / "recipe.toml").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        found.notes.append("There is no recipe.toml: the recipe is left out.")
+        run.notes.append("There is no recipe.toml: the recipe is left out.")
         return ""
     if len(text) > _LONGEST_RECIPE:
-        found.notes.append(f"Of recipe.toml the first {_LONGEST_RECIPE:,} characters are shown.")
+        run.notes.append(f"Of recipe.toml the first {_LONGEST_RECIPE:,} characters are shown.")
     return text[:_LONGEST_RECIPE]
 
 
-def _events(found: FoundRun) -> list[dict[str, Any]]:
-    if not (found.folder / EVENTS).is_file():
-        found.notes.append(f"There is no {EVENTS}: the curves are left out.")
-    events = [event for _, event in json_lines(found.folder / EVENTS)]
+def _events(run: RunFiles) -> list[dict[str, Any]]:
+    if not (run.folder / EVENTS).is_file():
+        run.notes.append(f"There is no {EVENTS}: the curves are left out.")
+    events = [event for _, event in json_lines(run.folder / EVENTS)]
     whole = [event for event in events if event is not None]
-    _count_damage(found, EVENTS, len(events) - len(whole), len(events))
+    _count_damage(run, EVENTS, len(events) - len(whole), len(events))
     return whole
 
 
-def _survey(found: FoundRun) -> None:
-    path, damaged = found.folder / PREDICTIONS, 0
+def _survey(run: RunFiles) -> None:
+    path, damaged = run.folder / PREDICTIONS, 0
     if not path.is_file():
-        found.notes.append(f"There is no {PREDICTIONS}: the rows are left out.")
+        run.notes.append(f"There is no {PREDICTIONS}: the rows are left out.")
     for number, row in json_lines(path):
         if row is None or not is_prediction(row):
             damaged += 1
@@ -186,10 +186,10 @@ def _survey(found: FoundRun) -> None:
         kept = {"change": row["change"], "differ": replies_differ(row)}
         for name in ("text", "refined"):
             kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
-        found.survey.append((number, kept))
-    _count_damage(found, PREDICTIONS, damaged, damaged + len(found.survey))
+        run.survey.append((number, kept))
+    _count_damage(run, PREDICTIONS, damaged, damaged + len(run.survey))
 
 
-def _count_damage(found: FoundRun, name: str, damaged: int, lines: int) -> None:
+def _count_damage(run: RunFiles, name: str, damaged: int, lines: int) -> None:
     if damaged:
-        found.notes.append(f"{name} has damaged lines, left out: {damaged:,} of {lines:,}.")
+        run.notes.append(f"{name} has damaged lines, left out: {damaged:,} of {lines:,}.")

@@ -1,1 +1,1 @@
-"""terminal."""
+"""Text for a terminal: progress and tables."""

@@ -1,4 +1,4 @@
-"""The answer to "is it working?" while a run goes on.
+"""Progress of a run, live: the answer to "is it working?".
 
     ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
     dev accuracy 81.3 %, best 84.4 %, gain 12.5 points over the text prompt, 41 % done, 52 s left
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from embedgrad.formatting import duration, encodable, joined, left, percent, size, visible
+from embedgrad.formatting import duration, encodable, join_nonempty, left, percent, size, visible
 from embedgrad.report.terminal.display import OVER_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
 
@@ -24,13 +24,14 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss
 ENDINGS = {
     "finished": "all steps done",
     "patience": "stopped early, dev did not get better",
+    "stopped": "stopped as asked",
     "interrupted": "interrupted",
     "diverged": "stopped, the loss was not finite",
 }
 
 
 class Progress:
-    """Takes a run's events and shows on `stream` (default: stderr) where the run stands.
+    """Takes a run's events and shows on `stream` (default: stderr) how far it is.
 
     In a terminal two lines are renewed in place, with notes printed above them; leaving the
     context restores the terminal, whatever ended the run. Anywhere else a note, a stage and an
@@ -102,7 +103,7 @@ class Progress:
 
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
-        self._status = joined(f"loss {event['loss']:.3f}", drift)
+        self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
         if event["prefix_cache_bytes"] or event["prefix_cache_hits"]:
             held, hits = size(event["prefix_cache_bytes"]), event["prefix_cache_hits"]
             spilled = event.get("prefix_cache_spilled_bytes", 0)
@@ -113,7 +114,7 @@ class Progress:
         step, total = event["step"], event["total"]
         if not self._score and step * 10 // total > (step - 1) * 10 // total:
             # Without dev rows no evaluation says where the run is.
-            self._say_plainly(joined(f"step {step}/{total}", self._status, left(seconds)))
+            self._say_plainly(join_nonempty(f"step {step}/{total}", self._status, left(seconds)))
 
     def _evaluation(self, event: dict[str, Any], now: float) -> None:
         seconds = self._forecast.evaluation(event, now - self._last)
@@ -122,14 +123,14 @@ class Progress:
         step, total = event["step"], event["total"]
         share = f"{100 * step // total} % done"
         place = f"step {step}/{total}"
-        self._say_plainly(joined(place, self._score, share, left(seconds), self._status))
+        self._say_plainly(join_nonempty(place, self._score, share, left(seconds), self._status))
 
     def _show_training(self, event: dict[str, Any], now: float, seconds: float | None) -> None:
         step, total = event["step"], event["total"]
         self._show(
             View(
-                first=joined(f"{step}/{total}", self._status),
-                second=joined(self._score, f"{100 * step // total} % done"),
+                first=join_nonempty(f"{step}/{total}", self._status),
+                second=join_nonempty(self._score, f"{100 * step // total} % done"),
                 done=step,
                 total=total,
                 until=None if seconds is None else now + seconds,
@@ -154,7 +155,7 @@ class Progress:
         )
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
-            self._say_plainly(joined(text, left(seconds)))
+            self._say_plainly(join_nonempty(text, left(seconds)))
 
     # -- output ------------------------------------------------------------------------------------
 

@@ -70,40 +70,23 @@ def reliable(difference: Row) -> bool:
 
 
 def drift_table(rows: Sequence[Row]) -> RenderableType:
-    """Where every row went, the farthest first, with a warning for rows unlike real embeddings.
+    """Where every row went, the farthest of a span first, with a warning for unlikely rows.
 
     A row is a `TokenDrift` as a dict; where it has a "worth" (`row_worth`), what is lost when this
     row alone goes back to text is shown too. The warning is for norms outside 0.5 to 2 times the
     vocabulary's mean, where next to no real embedding lies.
     """
     measured = any(row.get("worth") for row in rows)
-    table = _table()
-    table.add_column("row", justify="right")
-    table.add_column("token", min_width=10)
-    numbers = ["distance", "cosine", "norm", *(["points", "log-loss"] * measured)]
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("nearest tokens", min_width=12)
     numbered = sorted(enumerate(rows, 1), key=lambda item: -item[1]["distance"])
-    for number, row in numbered:
-        cells = [
-            Text(str(number)),
-            _cell(row["token"]),
-            Text(f"{row['distance']:.3f}"),
-            Text(f"{row['cosine']:.3f}"),
-            Text(f"{row['typical']:.2f}"),
-        ]
-        if measured:
-            worth = row.get("worth") or {}
-            cells += [
-                Text(_number(worth.get("accuracy"), "{:+.1f}", 100)),
-                Text(_number(worth.get("log_loss"), "{:+.3f}")),
-            ]
-        table.add_row(*cells, _cell("  ".join(row["nearest"])))
-    parts: list[RenderableType] = [
-        table,
-        _sentence("distance in norms of the start row; norm in mean norms of the vocabulary"),
-    ]
+    spans = sorted({row["span"] for row in rows})
+    parts: list[RenderableType] = []
+    for span in spans:
+        parts += [_sentence(f"span {span}", "bold")] * (len(spans) > 1)
+        own = [item for item in numbered if item[1]["span"] == span]
+        parts.append(_drift_of_span(own, measured=measured))
+    parts.append(
+        _sentence("distance in norms of the start row; norm in mean norms of the vocabulary")
+    )
     if measured:
         parts.append(
             _sentence(
@@ -124,6 +107,31 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _drift_of_span(rows: Sequence[tuple[int, Row]], *, measured: bool) -> Table:
+    table = _table()
+    table.add_column("row", justify="right")
+    table.add_column("token", min_width=10)
+    for name in ("distance", "cosine", "norm", *(["points", "log-loss"] * measured)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("nearest tokens", min_width=12)
+    for number, row in rows:
+        cells = [
+            Text(str(number)),
+            _cell(row["token"]),
+            Text(f"{row['distance']:.3f}"),
+            Text(f"{row['cosine']:.3f}"),
+            Text(f"{row['typical']:.2f}"),
+        ]
+        if measured:
+            worth = row.get("worth") or {}
+            cells += [
+                Text(_number(worth.get("accuracy"), "{:+.1f}", 100)),
+                Text(_number(worth.get("log_loss"), "{:+.3f}")),
+            ]
+        table.add_row(*cells, _cell("  ".join(row["nearest"])))
+    return table
 
 
 def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
@@ -203,12 +211,9 @@ def _facts(result: Row) -> list[str]:
             counts = f"{result[name]['unread']} of {result[name]['rows']} replies"
             lines.append(f"{counts} to the {name} prompt hold no answer that the scorer finds")
     if "drift" in result:
-        drift, cosine = result["drift"], result["cosine"]
-        lines.append(
-            f"drift {drift['mean']:.3f} mean, {drift['max']:.3f} max; "
-            f"cosine to the start rows {cosine['mean']:.3f} mean, {cosine['min']:.3f} min; "
-            f"nearest token unchanged for {100 * result['nearest_tokens_unchanged']:.0f} % of rows"
-        )
+        lines.append(_drift_line(result))
+        spans = enumerate(result.get("spans", ()), 1)
+        lines += [f"span {number}: {_drift_line(span)}" for number, span in spans]
     if "train" in result:
         train, prefixes = result["train"], result["prefix_cache"]
         line = f"{train['steps']} steps in {duration(train['seconds'])}"
@@ -220,6 +225,15 @@ def _facts(result: Row) -> list[str]:
     if "artifact" in result:
         lines.append(f"refined prompt saved in {result['artifact']}")
     return lines
+
+
+def _drift_line(part: Row) -> str:
+    drift, cosine = part["drift"], part["cosine"]
+    return (
+        f"drift {drift['mean']:.3f} mean, {drift['max']:.3f} max; "
+        f"cosine to the start rows {cosine['mean']:.3f} mean, {cosine['min']:.3f} min; "
+        f"nearest token unchanged for {100 * part['nearest_tokens_unchanged']:.0f} % of rows"
+    )
 
 
 def _sentence(text: str, style: str = "") -> Text:

@@ -1,4 +1,4 @@
-"""What the model is trained to write, its own solutions included."""
+"""Self-training: the targets of free answers, the model's own solutions included."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from embedgrad.training.self_training.settings import (
     source_problems,
     training_for,
 )
-from embedgrad.training.self_training.store import Solved, Store
+from embedgrad.training.self_training.store import SampledQuestion, Store
 
 __all__ = [
+    "SampledQuestion",
     "Solutions",
-    "Solved",
     "Store",
     "refuse_inside",
     "source_of",

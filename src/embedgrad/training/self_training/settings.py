@@ -1,11 +1,11 @@
-"""Where the texts come from that the model is trained to write."""
+"""Which texts the model is trained to write: worked solutions, bare answers, or its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le
 
@@ -15,11 +15,12 @@ from embedgrad.parts.scorers import Scorer
 from embedgrad.prompt.sequence import Target
 from embedgrad.training.settings import Training
 
-# Ways in which a worked solution may end, to find out whether a scorer looks for the answer there.
+# Ends of a worked solution; a scorer that finds an answer there accepts worked solutions.
 _ENDINGS = ("So the answer is {}.", r"So it is \boxed{{{}}}", "It follows.\n#### {}")
-_LOOKED_AT = 8  # answers
+_TRIED = 8  # answers
 
 
+@final
 @dataclass(frozen=True)
 class Solutions:
     """What the model is trained to write where answers are free."""
@@ -27,29 +28,26 @@ class Solutions:
     source: Literal["auto", "column", "answer", "self-written"] = "auto"
     """Column: the worked solutions in data.solution; answer: the answer alone; self-written: what
     the frozen model writes with the text prompt, where its answer is right; auto: column if
-    data.solution is set, answer where the scorer takes nothing else, or else self-written."""
+    data.solution is set, answer where the scorer accepts nothing else, or else self-written."""
     samples: Annotated[int, Gt(0)] = 4
     """Solutions that the model writes per training question."""
     keep: Annotated[int, Gt(0)] = 1
-    """Most different right solutions of one question to train on."""
+    """How many different right solutions of one question to train on at most."""
     temperature: Annotated[float, Ge(0)] = 0.7
-    """Of the samples; 0: greedy, which takes solutions.samples = 1."""
+    """Sampling temperature; 0: greedy, which needs solutions.samples = 1."""
     top_p: Annotated[float, Gt(0), Le(1)] = 0.95
-    """Each token is drawn from the likeliest ones that together have this probability."""
+    """Each token is drawn from the most likely ones that together have this probability."""
     max_new_tokens: Annotated[int, Gt(0)] | None = None
     """Longest solution, in tokens; unset: evaluation.max_new_tokens."""
     seed: Annotated[int, Ge(0)] = 0
-    """Decides what is drawn."""
+    """Seed of the samples."""
     file: str | None = None
     """A .jsonl file of self-written solutions: used if it fits, written if it is missing. Unset: a
-    file in the cache folder, which every recipe with the same questions and settings uses."""
+    file in the cache folder, shared by all recipes with the same questions and settings."""
 
 
 def refuse_inside(solutions: Solutions, out: Path) -> None:
-    """Refuse a file in a new output folder, which goes away when nothing comes of the run.
-
-    Raises `RunError`.
-    """
+    """Refuse a file in a new output folder, which is removed if the run fails: `RunError`."""
     if solutions.file is not None and out.resolve() in Path(solutions.file).resolve().parents:
         raise RunError(
             f"solutions.file: {solutions.file} lies in the new folder {out}, which is removed "
@@ -58,7 +56,7 @@ def refuse_inside(solutions: Solutions, out: Path) -> None:
 
 
 def source_problems(solutions: Solutions, target: Target, *, column: bool) -> list[str]:
-    """What makes no sense together, one line each; `column` says that data.solution is set."""
+    """List settings that contradict each other; `column` says whether data.solution is set."""
     problems = []
     source, choices = solutions.source, bool(target.choices)
     if choices and source in ("column", "self-written"):
@@ -87,14 +85,17 @@ def source_of(
 ) -> str:
     """The source that these settings mean: "column", "answer" or "self-written".
 
-    Raises `DataError` for settings that make no sense together.
+    Raises `DataError` for settings that contradict each other.
     """
     column = bool(examples) and all(example.solution is not None for example in examples)
     if solutions.source == "auto":
-        answers = [example.answer for example in examples[:_LOOKED_AT]]
         source: Literal["column", "answer", "self-written"] = "answer"
-        if not target.choices and (column or _finds(scorer, answers)):
-            source = "column" if column else "self-written"
+        if not target.choices:
+            answers = [example.answer for example in examples[:_TRIED]]
+            if column:
+                source = "column"
+            elif any(scorer.score(e.format(a), a) for a in answers for e in _ENDINGS):
+                source = "self-written"
         solutions = replace(solutions, source=source)
     problems = source_problems(solutions, target, column=column)
     if problems:
@@ -103,15 +104,10 @@ def source_of(
 
 
 def training_for(training: Training, source: str) -> Training:
-    """The training with a metric that fits the source.
+    """Choose the metric that fits the source, where it is "auto".
 
-    Dev rows have bare answers only. How likely one is straight after the question says little of a
-    model that works its answer out first, so rows are then told apart by accuracy.
+    Dev examples have bare answers only. How likely one is directly after the question says little
+    about a model that reasons first, so with self-written solutions accuracy decides.
     """
     by_accuracy = source == "self-written" and training.metric == "auto"
     return replace(training, metric="accuracy") if by_accuracy else training
-
-
-def _finds(scorer: Scorer, answers: Sequence[str]) -> bool:
-    """Whether a scorer finds an answer at the end of a text."""
-    return any(scorer.score(e.format(answer), answer) for answer in answers for e in _ENDINGS)

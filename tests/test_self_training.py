@@ -1,4 +1,4 @@
-"""Training targets: worked solutions, the answer alone, and solutions of the model's own."""
+"""Training targets: worked solutions, the answer alone, and self-training by rejection sampling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import embedgrad.self_written.sampling as sampling
 import pytest
 import torch
 
+import embedgrad.training.self_training.sampling as sampling
 import tiny
 from embedgrad import Evaluation, Example, LanguageModel, Recipe, Target, Template, run
 from embedgrad.errors import DataError, RecipeError, RunError
@@ -42,9 +42,9 @@ def sums(count: int) -> list[Example]:
 
 
 class Writer:
-    """Stands for the model: writes what it is told to, and remembers what it was asked.
+    """A fake model: writes what `write` returns, and records what it was asked.
 
-    A text that ends in "..." is one that was cut.
+    A text that ends in "..." was cut.
     """
 
     def __init__(self, write: Callable[[str], Sequence[str]]):
@@ -173,7 +173,7 @@ def test_the_column_is_taken_as_it_is_and_the_answer_alone_leaves_it_out(
     assert writer.asked == []
 
 
-NO_SENSE: list[tuple[dict[str, Any], str]] = [
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"solutions": {"source": "column"}}, "solutions.source: 'column', but data.solution names"),
     (
         {"solutions": {"source": "self-written"}, "target": {"choices": ["a", "b"]}},
@@ -198,8 +198,10 @@ NO_SENSE: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sections", "told"), NO_SENSE, ids=[told for _, told in NO_SENSE])
-def test_settings_that_make_no_sense_together_are_one_problem(
+@pytest.mark.parametrize(
+    ("sections", "told"), CONTRADICTIONS, ids=[told for _, told in CONTRADICTIONS]
+)
+def test_settings_that_contradict_each_other_are_one_problem(
     sections: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -208,12 +210,12 @@ def test_settings_that_make_no_sense_together_are_one_problem(
     assert problem.startswith(told)
 
 
-def test_settings_that_make_sense_together_are_taken() -> None:
+def test_settings_that_fit_together_are_accepted() -> None:
     greedy = {"source": "self-written", "temperature": 0.0, "samples": 1}
     assert Recipe.from_dict(changed(solutions=greedy)).solutions.samples == 1
     column = changed(solutions={"source": "column"}, data={"solution": "worked"})
     assert Recipe.from_dict(column).solutions.source == "column"
-    with refused("solutions.temperature: 0"):  # told as soon as it is known what auto means
+    with refused("solutions.temperature: 0"):  # as soon as it is clear what auto means
         source_of(Solutions(temperature=0.0), sums(2), Target(), Number())
     assert source_of(Solutions(temperature=0.0), sums(2), Target(), Exact()) == "answer"
 
@@ -253,7 +255,7 @@ def test_what_is_right_and_ended_is_trained_on_and_counted(write: Write, writer:
     assert "4 solutions for each of 4 questions" in notes[0]
     assert "2 of 4 training questions are solved (5 of 16 replies" in notes[-1]
     assert notes[-1].endswith("2 questions are left out")
-    assert {"event": "stage", "text": "writing solutions with the text prompt"} in told
+    assert {"event": "stage", "text": "sampling solutions with the text prompt"} in told
     assert len(set(writer.numbers.values())) == 4  # or else questions would share their draws
     bars = [(e["done"], e["total"]) for e in told if e["event"] == "scoring"]
     assert bars == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -282,7 +284,7 @@ def test_a_solution_too_long_for_the_context_is_left_out(write: Write, writer: W
         write(rows[:1])
 
 
-def test_what_stands_before_every_answer_is_not_written_twice(
+def test_the_answer_prefix_is_not_written_twice(
     write: Write, writer: Writer, model: LanguageModel
 ) -> None:
     writer.write = lambda question: ["Answer: it is 1.", "1"]
@@ -378,7 +380,7 @@ def test_other_seeds_and_shuffles_of_a_recipe_use_what_was_sampled(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_an_interruption_keeps_what_was_written_and_the_rest_is_as_it_would_have_been(
+def test_an_interrupted_sampling_resumes_with_the_same_result(
     write: Write, writer: Writer, tmp_path: Path
 ) -> None:
     whole, parts = (replace(TWO, file=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl"))
@@ -399,9 +401,7 @@ def test_an_interruption_keeps_what_was_written_and_the_rest_is_as_it_would_have
     assert lines(tmp_path / "a.jsonl")[1:] == lines(tmp_path / "b.jsonl")[1:]
 
 
-def test_a_line_that_was_never_finished_is_written_anew(
-    write: Write, writer: Writer, tmp_path: Path
-) -> None:
+def test_an_unfinished_line_is_written_again(write: Write, writer: Writer, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     solutions = replace(TWO, file=str(path))
     write(sums(4), solutions)
@@ -447,7 +447,7 @@ def test_a_file_of_something_else_is_never_touched(
     assert path.read_bytes() == line + b"\n1\n"
 
 
-def test_a_folder_is_no_file_and_a_folder_that_cannot_be_made_is_told(
+def test_a_file_that_cannot_be_read_or_written_is_named(
     write: Write, writer: Writer, tmp_path: Path
 ) -> None:
     with refused(f"{tmp_path}: cannot be read"):
@@ -537,7 +537,7 @@ def test_a_fine_tuned_model_writes_into_a_file_of_its_own(
         loaded.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
     _, second = write(sums(2), TWO, using=other)
     assert (first["sampled_questions"], second["sampled_questions"]) == (2, 2)
-    assert Path(second["file"]).stem.startswith(Path(first["file"]).stem + "-")
+    assert Path(second["file"]) != Path(first["file"])
     _, third = write(sums(2), TWO, using=other)
     assert (third["file"], third["sampled_questions"]) == (second["file"], 0)
 
@@ -553,16 +553,13 @@ def test_a_file_of_another_kind_of_template_is_refused(
         write(sums(2), replace(TWO, file=str(path)))
 
 
-def test_what_an_older_file_does_not_say_is_taken_to_be_the_same(
-    write: Write, writer: Writer, tmp_path: Path
-) -> None:
+def test_a_file_of_another_version_is_refused(write: Write, writer: Writer, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     write(sums(2), replace(TWO, file=str(path)))
     with header_of(path) as header:
-        del header["model"]["weights"]
-    writer.asked = []
-    write(sums(2), replace(TWO, file=str(path)))
-    assert writer.asked == []
+        header["version"] = 1
+    with refused(f"{path}: has version 1 of its format, not 2; name another file in solutions."):
+        write(sums(2), replace(TWO, file=str(path)))
 
 
 # -- when it does not work -------------------------------------------------------------------------
@@ -593,7 +590,7 @@ def test_where_many_replies_were_cut_a_longer_limit_is_named(write: Write, write
         write(sums(2), replace(TWO, max_new_tokens=9))
 
 
-def test_answers_that_the_scorer_cannot_read_are_told_before_anything_is_written(
+def test_answers_that_the_scorer_cannot_read_are_named_before_sampling(
     write: Write, writer: Writer, cache: Path
 ) -> None:
     rows = [replace(row, answer="unknown") for row in sums(5)]

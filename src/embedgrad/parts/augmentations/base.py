@@ -1,0 +1,23 @@
+"""Augmentation: a training batch, changed at random."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from embedgrad.prompt.sequence import TokenSequence
+
+
+class Augmentation(ABC):
+    """Changes the batches of training, never those of evaluation; a recipe's are applied in order.
+
+    Its options are the fields of a frozen dataclass. It is a pure function: the same batch, seed
+    and step give the same result, also after a run is resumed. `TokenSequence.inputs` changes what
+    the model reads, and leaves the labels in `targets` as they are.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, batch: Sequence[TokenSequence], *, seed: int, step: int, total: int
+    ) -> list[TokenSequence]:
+        """The batch for a step, counted from 0, of `total` steps."""

@@ -1,0 +1,122 @@
+"""Loss: a batch's losses as a pure function of theta, and their gradient in parts of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from embedgrad.model.backbone import Backbone, Prompt
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.parameterizations import Theta
+from embedgrad.parts.transforms import Gradients
+from embedgrad.prompt.sequence import Target, TokenSequence
+from embedgrad.training.settings import Parts
+
+
+class Gradient(NamedTuple):
+    """The objective of a batch, its gradient in theta, and what it was computed from."""
+
+    loss: float
+    gradients: Gradients
+    losses_B: Tensor
+    outcome: Outcome
+
+
+@final
+@dataclass(frozen=True)
+class Loss:
+    """`losses_B = loss(theta, batch)`: one loss per example, a pure function of theta.
+
+    `start` is the prompt that theta starts from. Differentiable twice with stored prefixes; in full
+    passes only with eager attention.
+    """
+
+    model: Backbone
+    parts: Parts
+    target: Target
+    start: Prompt
+
+    def __call__(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
+        return self.parts.objective.losses(self.outcome(theta, batch))
+
+    def outcome(self, theta: Theta, batch: Sequence[TokenSequence]) -> Outcome:
+        """What the model says of the batch with the prompt of theta."""
+        prompt = self.parts.parameterization.prompt(theta, self.start)
+        choices = self.parts.objective.needs_choices(available=bool(self.target.choices))
+        return self.model.outcome(prompt, batch, choices=choices, normalize=self.target.normalize)
+
+    def gradient(
+        self, theta: Theta, batch: Sequence[TokenSequence], accumulate: int = 1
+    ) -> Gradient:
+        """The objective and its gradient, with the graph of one of `accumulate` parts at a time.
+
+        The gradient does not depend on the parts, for any objective:
+
+            d reduce / d theta = sum_b w_b d loss_b / d theta,   w = d reduce / d losses
+
+        The weights w need all losses first, which takes a pass without a graph, but for a mean.
+        """
+        objective, leaves = self.parts.objective, list(theta.values())
+        size = math.ceil(len(batch) / accumulate)
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        if len(parts) == 1:
+            outcome = self.outcome(theta, batch)
+            losses_B = objective.losses(outcome)
+            loss = objective.reduce(losses_B, outcome)
+            gradients = torch.autograd.grad(loss, leaves)
+            named = dict(zip(theta, gradients, strict=True))
+            return Gradient(loss.item(), named, losses_B.detach(), join_outcomes([outcome]))
+        weights_B: Tensor | None = None
+        if not objective.is_mean:
+            with torch.no_grad():
+                outcomes = [self.outcome(theta, part) for part in parts]
+                losses_B = torch.cat([objective.losses(outcome) for outcome in outcomes])
+            loss = objective.reduce(losses_B.requires_grad_(True), join_outcomes(outcomes))
+            (weights_B,) = torch.autograd.grad(loss, losses_B)
+        sums = [torch.zeros_like(leaf) for leaf in leaves]
+        outcomes, losses = [], []
+        for i, part in enumerate(parts):
+            outcome = self.outcome(theta, part)
+            losses_B = objective.losses(outcome)
+            if weights_B is None:
+                share = losses_B.mean() * (len(part) / len(batch))
+            else:
+                share = (losses_B * weights_B[i * size : i * size + len(part)]).sum()
+            for held, new in zip(sums, torch.autograd.grad(share, leaves), strict=True):
+                held += new
+            outcomes.append(outcome)
+            losses.append(losses_B.detach())
+        outcome, losses_B = join_outcomes(outcomes), torch.cat(losses)
+        loss = objective.reduce(losses_B, outcome)
+        return Gradient(loss.item(), dict(zip(theta, sums, strict=True)), losses_B, outcome)
+
+
+def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of the examples of several, without their graphs."""
+    width = max(outcome.logprobs_BC.shape[1] for outcome in outcomes)
+
+    def pad(values_BC: Tensor, fill: float) -> Tensor:
+        missing = width - values_BC.shape[1]
+        return torch.nn.functional.pad(values_BC.detach(), (0, missing), value=fill)
+
+    first, *_ = outcomes
+    if len(outcomes) == 1:
+        return dataclasses.replace(first, logprobs_BC=first.logprobs_BC.detach())
+    return dataclasses.replace(
+        first,
+        logprobs_BC=torch.cat([pad(o.logprobs_BC, -math.inf) for o in outcomes]),
+        tokens_BC=torch.cat([pad(o.tokens_BC, 0) for o in outcomes]),
+        gold_B=torch.cat([o.gold_B for o in outcomes]),
+        groups=tuple(group for o in outcomes for group in o.groups),
+        tasks=tuple(task for o in outcomes for task in o.tasks),
+        extra={
+            name: [cell for o in outcomes for cell in o.extra.get(name, [None] * len(o.groups))]
+            for name in dict.fromkeys(name for o in outcomes for name in o.extra)
+        },
+    )

@@ -1,0 +1,294 @@
+"""Runs that are resumed: to the rows of a run that nothing interrupted, or refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from embedgrad import DivergenceError, Recipe, RunError, run
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.report import EventLog, fan_out
+from embedgrad.training.checkpoint import Checkpoint
+from refusals import refused
+from run_kit import Command, values, write_jsonl
+
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+Event = dict[str, Any]
+LONG = {"epochs": 4, "evaluate_every": 2}  # 12 steps
+SCORES = ("text", "refined", "difference", "test_rows")
+
+
+@pytest.fixture
+def longer(model_folder: Path, data: Path) -> Recipe:
+    """Four epochs of three steps, scored on dev at every other step."""
+    return Recipe.from_dict(values(model_folder, data, training=LONG))
+
+
+@pytest.fixture(scope="module")
+def whole(
+    model_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The same run, never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(Recipe.from_dict(values(model_folder, data, training=LONG)), folder)
+
+
+def rows_of(folder: Path) -> torch.Tensor:
+    return load_file(folder / "prompt" / "prompt.safetensors")["rows"]
+
+
+def assert_as_whole(folder: Path, result: Any, whole: tuple[Path, dict[str, Any]]) -> None:
+    """The bits of rows and checkpoint, and all that was scored."""
+    assert torch.equal(rows_of(folder), rows_of(whole[0]))
+    one, other = (Checkpoint.load(at / "checkpoint") for at in (folder, whole[0]))
+    assert (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
+    assert all(torch.equal(one.theta[name], other.theta[name]) for name in other.theta)
+    assert {name: result[name] for name in SCORES} == {name: whole[1][name] for name in SCORES}
+    assert result["interrupted"] is False
+    assert (result["train"]["ended"], result["train"]["steps"]) == ("finished", 12)
+    assert json.loads((folder / "result.json").read_text("utf-8")) == json.loads(json.dumps(result))
+
+
+def interrupting(step: int, event: str = "step") -> Callable[[], Callable[[Event], None]]:
+    def sink(values: Event) -> None:
+        if (values["event"], values.get("step")) == (event, step):
+            raise KeyboardInterrupt
+
+    return lambda: sink
+
+
+# -- whatever ended it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "event"),
+    [(0, "evaluation"), (1, "step"), (5, "step"), (6, "evaluation"), (12, "step")],
+)
+def test_a_run_resumes_after_ctrl_c(
+    step: int, event: str, longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+    assert run(longer, out, interrupting(step, event))["interrupted"] is True
+    assert_as_whole(out, run(longer, out, resume=True), whole)
+
+
+def test_a_run_resumes_after_it_was_asked_to_stop(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out, steps = tmp_path / "run", 0
+    while steps < 12:
+        asked = iter(range(1, 100))
+        result = run(
+            longer, out, resume=steps > 0, should_stop=lambda asked=asked: next(asked) == 5
+        )
+        assert result["train"]["steps"] == min(steps + 5, 12)
+        assert result["train"]["ended"] == ("stopped" if steps < 7 else "finished")
+        assert result["interrupted"] == ("text" not in result)
+        steps = result["train"]["steps"]
+    assert_as_whole(out, result, whole)
+    assert result["train"]["seconds"] > 0
+
+
+def test_a_run_resumes_after_a_divergence(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, passes = LanguageModel.outcome, iter(range(1000))
+
+    def outcome(self: LanguageModel, *arguments: Any, **options: Any) -> Any:
+        found = plain(self, *arguments, **options)
+        if torch.is_grad_enabled() and next(passes) == 6:
+            found = dataclasses.replace(found, logprobs_BC=found.logprobs_BC * torch.nan)
+        return found
+
+    monkeypatch.setattr(LanguageModel, "outcome", outcome)
+    out = tmp_path / "run"
+    with pytest.raises(DivergenceError, match="step 7"):
+        run(longer, out)
+    assert_as_whole(out, run(longer, out, resume=True), whole)
+
+
+def test_a_killed_run_resumes_from_the_command_line(
+    recipe: Write, embedgrad: Command, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    path, out = recipe(training=LONG), tmp_path / "run"
+    command = [sys.executable, "-m", "embedgrad", "optimize", path, "--out", out, "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        limit = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < limit:
+            if (out / "checkpoint").exists():
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    assert (out / "checkpoint").exists()
+    (out / "result.json").unlink(missing_ok=True)  # a fast machine may have finished
+    done = embedgrad("resume", out, "--json")
+    assert done.code == 0, done.err
+    assert_as_whole(out, done.json, json_of(whole))
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 13))
+    assert [e["step"] for e in events if e["event"] == "evaluation"] == list(range(0, 13, 2))
+    assert [e["event"] for e in events].count("end") == 1
+
+
+def json_of(run: tuple[Path, Any]) -> tuple[Path, Any]:
+    return run[0], json.loads(json.dumps(run[1]))
+
+
+# -- finished, and longer --------------------------------------------------------------------------
+
+
+def test_a_finished_run_says_so_and_changes_nothing(
+    whole: tuple[Path, Any], embedgrad: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    done = embedgrad("resume", out, "--json")
+    assert done.code == 0
+    assert done.json == json_of(whole)[1]
+    assert f"{out}: finished already, at step 12; nothing is left to resume" in done.err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_finished_run_may_be_trained_for_longer(
+    model_folder: Path, data: Path, tmp_path: Path, embedgrad: Command
+) -> None:
+    out = tmp_path / "run"
+    short = Recipe.from_dict(values(model_folder, data, training={"epochs": 1}))
+    assert run(short, out)["train"]["steps"] == 3
+    done = embedgrad("resume", out, "--json", "--set", "training.epochs=2")
+    assert done.code == 0, done.err
+    assert done.json["train"]["steps"] == 6
+    history = Checkpoint.load(out / "checkpoint").history
+    assert [score["step"] for score in history] == [0, 3, 6]
+    assert Recipe.read(out / "recipe.toml").training.epochs == 2
+    for less in ("epochs=1", "steps=4"):
+        line = embedgrad("resume", out, "--set", f"training.{less}").err
+        assert line.startswith(f"error: {out}: training.{less.partition('=')[0]} is ")
+        assert "may grow" in line
+
+
+# -- refused ---------------------------------------------------------------------------------------
+
+
+def test_what_is_no_run_is_refused(
+    longer: Recipe, tmp_path: Path, finished: tuple[Path, Any], embedgrad: Command
+) -> None:
+    for folder in (tmp_path, tmp_path / "missing", finished[0] / "prompt"):
+        with refused(f"{folder}: holds no run to resume", "embedgrad optimize", error=RunError):
+            run(longer, folder, resume=True)
+        assert embedgrad("resume", folder).lines[0].startswith(f"error: {folder}: holds no run")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_another_recipe_is_refused_with_what_differs(
+    model_folder: Path, data: Path, longer: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(longer, out, interrupting(3))
+    other = Recipe.from_dict(
+        values(model_folder, data, training={**LONG, "seed": 1}, optimizer={"name": "sgd"})
+    )
+    with refused(
+        f"{out}: optimizer", "training.seed is 0 there and 1 here", "may grow", error=RunError
+    ):
+        run(other, out, resume=True)
+    # What has no effect on the training may differ.
+    free = Recipe.from_dict(
+        values(model_folder, data, training=LONG, prefix_cache={"budget": "32 MiB"})
+    )
+    assert run(free, out, resume=True)["train"]["ended"] == "finished"
+
+
+def test_other_data_and_another_model_are_refused(
+    model_folder: Path,
+    other_models: dict[str, Path],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    rows, model, out = tmp_path / "rows", tmp_path / "model", tmp_path / "run"
+    shutil.copytree(data, rows)
+    shutil.copytree(model_folder, model)
+    recipe = Recipe.from_dict(values(model, rows, training=LONG))
+    run(recipe, out, interrupting(3))
+    lines = [json.loads(line) for line in (rows / "train.jsonl").read_text().splitlines()]
+    write_jsonl(rows / "train.jsonl", [*lines[1:], {**lines[0], "review": "Another film."}])
+    with refused(f"{out}: cannot be resumed, as data.train.sha256", error=RunError):
+        run(recipe, out, resume=True)
+    write_jsonl(rows / "train.jsonl", lines)
+    shutil.copytree(other_models["seed"], model, dirs_exist_ok=True)
+    with refused(f"{out}: cannot be resumed, as model.embedding_digest", error=RunError):
+        run(recipe, out, resume=True)
+    assert (out / "checkpoint").exists()
+    shutil.copytree(model_folder, model, dirs_exist_ok=True)
+    assert run(recipe, out, resume=True)["train"]["ended"] == "finished"
+
+
+def test_checkpoints_of_earlier_versions_and_damaged_ones_are_refused(
+    longer: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(longer, out, interrupting(5))
+    (out / "checkpoint").rename(out / "state")
+    with refused(f"{out / 'state'}: is a checkpoint of an earlier version", error=RunError):
+        run(longer, out, resume=True)
+    (out / "state").rename(out / "checkpoint")
+    path = out / "checkpoint" / "checkpoint.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "format": 1}))
+    with refused("checkpoint format 1, but this version reads 2", error=RunError):
+        run(longer, out, resume=True)
+    path.write_text("{")
+    with refused("the checkpoint cannot be read", error=RunError):
+        run(longer, out, resume=True)
+
+
+# -- the day of the first run ----------------------------------------------------------------------
+
+
+def test_a_run_resumes_on_the_day_of_its_beginning(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+    run(longer, out, interrupting(5))
+    path = out / "checkpoint" / "checkpoint.json"
+    values = json.loads(path.read_text())
+    values["made_from"]["date"] = "2001-02-03"
+    path.write_text(json.dumps(values))
+    assert_as_whole(out, run(longer, out, resume=True), whole)
+    prompt = json.loads((out / "prompt" / "prompt.json").read_text("utf-8"))
+    assert "2001-02-03" in json.dumps(prompt)
+
+
+# -- sinks that may raise --------------------------------------------------------------------------
+
+
+def test_a_strict_sink_ends_the_run(tmp_path: Path) -> None:
+    class PrunedError(Exception):
+        pass
+
+    def prune(event: Event) -> None:
+        raise PrunedError
+
+    warned: list[str] = []
+    with EventLog(tmp_path / "events.jsonl") as log:
+        fan_out(log, prune, warn=warned.append)({"event": "note"})
+        assert len(warned) == 1
+        with pytest.raises(PrunedError):
+            fan_out(log, prune, warn=warned.append, strict=True)({"event": "note"})
+    assert len(warned) == 1
