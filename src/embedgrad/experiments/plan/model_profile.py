@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from embedgrad.events import Report, say
-from embedgrad.model.capabilities import no_reuse, rope_limit
+from embedgrad.model.capabilities import rope_limit, why_not_reusable
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
@@ -51,8 +51,9 @@ def profile_model(recipe: Recipe, report: Report, *, weights: bool) -> Profile:
     """The model as a run loads it, or without its weights. Raises `ModelError`."""
     if weights:
         model = open_model(recipe, report)
-        parts, reason = LoadedModel(model.model, model.tokenizer, model.info), model.reuse_off
-        return Profile(parts, model.prefix_cache, reason or None, model.longest_reuse, model)
+        parts, forward = LoadedModel(model.model, model.tokenizer, model.info), model.forward
+        limit = forward.longest_reuse
+        return Profile(parts, model.prefix_cache, forward.why_not_reusable, limit, model)
 
     def notify(text: str) -> None:
         say(report, [text])
@@ -61,4 +62,5 @@ def profile_model(recipe: Recipe, report: Report, *, weights: bool) -> Profile:
     config, stored = parts.model.config.get_text_config(decoder=True), recipe.prefix_cache
     spill = None if stored.spill is None else Spill(stored.spill, stored.spill_budget, notify)
     cache = PrefixCache.on(choose_device(recipe.model.device), stored.budget, spill=spill)
-    return Profile(parts, cache, no_reuse(parts.model, config) or None, rope_limit(config))
+    reason = why_not_reusable(parts.model, config)
+    return Profile(parts, cache, reason, rope_limit(config))

@@ -13,12 +13,12 @@ from embedgrad.data.duplicates import shared_texts
 from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
-from embedgrad.errors import EmbedgradError
+from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
 from embedgrad.experiments.plan.estimate import Estimate, Estimator
 from embedgrad.experiments.plan.model_profile import Profile, profile_model
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
-from embedgrad.experiments.plan.problems import Problems, read_all
+from embedgrad.experiments.plan.problems import Problems
 from embedgrad.experiments.plan.suggestions import Budget, suggest
 from embedgrad.experiments.plan.workload import (
     Examples,
@@ -30,6 +30,7 @@ from embedgrad.model.loading.device import choose_device
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
+from embedgrad.recipe.build import read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
@@ -52,7 +53,11 @@ def plan(
     """
     began = time.time()
     problems, start = Problems(), began - (started or began)
-    splits = read_all(recipe, problems)
+    splits: Splits | None = None
+    try:
+        splits = read_data(recipe, problems.add)
+    except DataError as error:
+        problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
     began = time.time()
     profile = profile_model(recipe, report, weights=measure)
@@ -92,7 +97,7 @@ def plan(
         problems.add([str(error)])
         return values
     fixed["tokenize"] = time.time() - began
-    limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.span.ids)
+    limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     if writes:
         train = [*_with_solutions(train, min(limit, UPTO))]
     tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
@@ -103,7 +108,8 @@ def plan(
     values |= {
         "data": _describe_data(recipe, splits, tokens, info.context),
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
-        "span": {**asdict(sequencer.span), "merged_rows": len(merged), "merged_first": first},
+        "spans": [asdict(span) for span in sequencer.spans],
+        "merged": {"rows": len(merged), "first": first},
     }
     if not train:
         return values
@@ -184,7 +190,7 @@ def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate
         "tokens": {
             "prefix": sum(len(s.prefix) for s in train),
             "prompt": splits.prompt * len(train),
-            "suffix": sum(len(s.suffix) for s in train),
+            "suffix": sum(splits.own(s) - splits.prompt for s in train),
             "target": sum(len(t) for s in train for t in targets_of(s, choices=choices)),
             "per_step": step,
             "per_step_without_reuse": full,

@@ -56,27 +56,23 @@ class Probe:
     def __init__(
         self, model: LanguageModel, recipe: Recipe, sequencer: Sequencer, splits: TokenizedSplits
     ):
-        self.model, self.recipe, self.sequencer = model, recipe, sequencer
-        self.splits, self.rates = splits, Rates()
-        self.start_PD = model.embed(sequencer.span.ids)
+        self.model = model.with_prefix_cache(PrefixCache(sys.maxsize))
+        self.recipe, self.sequencer, self.splits, self.rates = recipe, sequencer, splits, Rates()
+        self.start_PD = model.embed(sequencer.prompt_ids)
         self.loaded = memory_in_use(model.device)
 
     def run(self) -> Rates:
         """Everything, in the order of a run."""
         recipe, splits, free = self.recipe, self.splits, not self.recipe.target.choices
-        stored, self.model.prefix_cache = self.model.prefix_cache, PrefixCache(sys.maxsize)
-        try:
-            self._build_prefixes()
-            size = recipe.training.batch_size
-            self._measure("steps", splits.train, size, self._train, over_choices(recipe))
-            examples = sorted(splits.dev or splits.train, key=splits.length)
-            size = recipe.evaluation.batch_size
-            self._measure("scoring", examples, size, self._score, not free)
-            if free:
-                middle = max(len(examples) - size, 0) // 2
-                self._read_answers(examples[middle : middle + size])
-        finally:
-            self.model.prefix_cache = stored
+        self._build_prefixes()
+        size = recipe.training.batch_size
+        self._measure("steps", splits.train, size, self._train, over_choices(recipe))
+        examples = sorted(splits.dev or splits.train, key=splits.length)
+        size = recipe.evaluation.batch_size
+        self._measure("scoring", examples, size, self._score, not free)
+        if free:
+            middle = max(len(examples) - size, 0) // 2
+            self._read_answers(examples[middle : middle + size])
         return self.rates
 
     def _build_prefixes(self) -> None:
@@ -172,6 +168,6 @@ class Probe:
         rates.mean, rates.text = statistics.mean(lengths), limit if rates.cut else max(lengths)
         # The refined prompt learns to answer as it is trained to.
         rates.refined = min(rates.text, max(len(s.targets[s.gold]) for s in self.splits.all))
-        passes = len(batch) if self.model.one_by_one else 1
+        passes = len(batch) if self.model.forward.one_by_one else 1
         effort = (max(lengths) - 1) * (len(batch) + PASS_COST * passes)
         rates.seconds["answers"] = max(long - short, 0.0) / max(effort, 1)

@@ -24,8 +24,8 @@ Examples = Sequence[TokenSequence]
 class TokenizedSplits:
     """A recipe's examples as tokens, and how the model computes them.
 
-    `prompt` counts the refined tokens; sequences of up to `longest_reuse` reuse their prefix.
-    `writes` says that the model writes its own solutions first.
+    `prompt` counts the refined tokens of all spans; sequences of up to `longest_reuse` tokens reuse
+    their prefix. `writes` says that the model writes its own solutions first.
     """
 
     train: Examples
@@ -40,9 +40,13 @@ class TokenizedSplits:
         """The examples of all splits."""
         return [*self.train, *self.dev, *self.test]
 
+    def own(self, s: TokenSequence) -> int:
+        """Tokens of an example between prefix and target."""
+        return self.prompt + len(s.suffix) - len(s.later)
+
     def length(self, s: TokenSequence) -> int:
         """Tokens of an example with its longest target."""
-        return len(s.prefix) + self.prompt + len(s.suffix) + max(map(len, s.targets), default=0)
+        return len(s.prefix) + self.own(s) + max(map(len, s.targets), default=0)
 
     def reuses(self, s: TokenSequence) -> bool:
         """Whether an example is computed on top of its stored prefix."""
@@ -50,7 +54,7 @@ class TokenizedSplits:
 
     def tokens_in_full(self, s: TokenSequence, *, choices: bool) -> int:
         """Tokens computed without prefix reuse: every target takes a sequence of its own."""
-        before = len(s.prefix) + self.prompt + len(s.suffix)
+        before = len(s.prefix) + self.own(s)
         return sum(before + len(ids) - 1 for ids in targets_of(s, choices=choices))
 
     def tokens(self, s: TokenSequence, *, choices: bool) -> int:
@@ -59,7 +63,7 @@ class TokenizedSplits:
             return self.tokens_in_full(s, choices=choices)
         targets = targets_of(s, choices=choices)  # shared beginnings are computed once
         tree = {ids[:depth] for ids in targets for depth in range(1, len(ids))}
-        return self.prompt + len(s.suffix) + len(tree)
+        return self.own(s) + len(tree)
 
     def prefixes(self, *parts: Examples) -> dict[Ids, int]:
         """The different prefixes of some examples, and the tokens of each that others lack."""

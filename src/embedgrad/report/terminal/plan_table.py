@@ -33,7 +33,7 @@ def plan_table(plan: Values) -> RenderableType:
     sections = {
         "model": ("model", _model),
         "data": ("data", _data),
-        "span": ("span", _span),
+        "spans": ("span", _spans),
         "tokens": ("tokens and work", _work),
         "exports": ("exports", _exports),
         "seconds": ("time here", _time),
@@ -69,11 +69,12 @@ def _data(plan: Values) -> Iterator[str]:
     yield from plan["notes"]
 
 
-def _span(plan: Values) -> Iterator[str]:
-    span = plan["span"]
-    yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
-    merged = f"{span['merged_rows']} rows merge with it (first: {span['merged_first']})"
-    yield merged if span["merged_rows"] else "no row merges with it"
+def _spans(plan: Values) -> Iterator[str]:
+    for span in plan["spans"]:
+        yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
+    merged = plan["merged"]
+    rows = f"{merged['rows']} rows merge with it (first: {merged['first']})"
+    yield rows if merged["rows"] else "no row merges with it"
 
 
 def _work(plan: Values) -> Iterator[str]:
