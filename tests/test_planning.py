@@ -19,9 +19,8 @@ from embedgrad import Recipe, optimize
 from embedgrad.deploy.rules import Facts, exportability
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.experiments.plan import Budget, plan
-from embedgrad.experiments.plan.estimate import Estimator
+from embedgrad.experiments.plan.estimate import Estimator, suggest
 from embedgrad.experiments.plan.probe import Rates
-from embedgrad.experiments.plan.suggestions import suggest
 from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
 from embedgrad.formatting import operations
 from embedgrad.model.language_model import LanguageModel

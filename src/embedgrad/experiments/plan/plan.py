@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import time
+import typing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,11 +17,9 @@ from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
-from embedgrad.experiments.plan.estimate import Estimate, Estimator
+from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.model_profile import Profile, profile_model
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
-from embedgrad.experiments.plan.problems import Problems
-from embedgrad.experiments.plan.suggestions import Budget, suggest
 from embedgrad.experiments.plan.workload import (
     Examples,
     TokenizedSplits,
@@ -34,6 +34,34 @@ from embedgrad.recipe.build import read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
+
+SHOWN = 5  # problems of one kind; further ones are counted
+
+
+@typing.final
+class Problems:
+    """Problems of a recipe and its data, one line each."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, lines: Sequence[str]) -> None:
+        """Take the first few lines, and how many more there are."""
+        new = [line for line in dict.fromkeys(lines) if line not in self.lines]
+        self.lines += new[:SHOWN]
+        if len(new) > SHOWN:
+            self.lines.append(f"... and {len(new) - SHOWN} more problems like the last one")
+
+    def each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """What `action` returns for every item; those that it refuses are problems."""
+        results, lines = [], []
+        for item in items:
+            try:
+                results.append(action(item))
+            except DataError as error:
+                lines.append(str(error))
+        self.add(lines)
+        return results
 
 
 def plan(

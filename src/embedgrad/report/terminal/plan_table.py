@@ -30,17 +30,8 @@ def plan_table(plan: Values) -> RenderableType:
 
     Where a recipe has problems the plan may end early; then what is missing is left out.
     """
-    sections = {
-        "model": ("model", _model),
-        "data": ("data", _data),
-        "spans": ("span", _spans),
-        "tokens": ("tokens and work", _work),
-        "exports": ("exports", _exports),
-        "seconds": ("time here", _time),
-        "memory": ("memory", _memory),
-    }
     parts: list[RenderableType] = []
-    for key, (title, lines) in sections.items():
+    for key, title, lines in SECTIONS:
         if plan.get(key):
             parts += [Text(title, style="bold"), *map(_line, lines(plan))]
     return Group(*parts, *_budget(plan.get("budget", {})))
@@ -57,14 +48,15 @@ def _data(plan: Values) -> Iterator[str]:
     data = plan["data"]
     limit = f" of {data['context']}" if data["context"] else ""
     for name in ("train", "dev", "test"):
-        part = data[name]
-        answers = f"{part['answers']} different answers"
-        if isinstance(part["answers"], Mapping):
-            listed = [f"{n} {answer}" for answer, n in part["answers"].items()]
+        rows, answers, longest = (data[name][n] for n in ("rows", "answers", "longest"))
+        if isinstance(answers, Mapping):
+            listed = [f"{n} {answer}" for answer, n in answers.items()]
             more = [f"{len(listed) - MANY} more answers"] if len(listed) > MANY else []
-            answers = ", ".join([*listed[:MANY], *more])
-        rows = f"{part['rows']} rows ({answers}), the longest {part['longest']}{limit} tokens"
-        yield f"{name}: {rows if part['rows'] else 'no rows'}"
+            words = ", ".join([*listed[:MANY], *more])
+        else:
+            words = f"{answers} different answers"
+        said = f"{rows} rows ({words}), the longest {longest}{limit} tokens"
+        yield f"{name}: {said if rows else 'no rows'}"
     yield data["duplicates"] or "no text is in two splits"
     yield from plan["notes"]
 
@@ -72,20 +64,19 @@ def _data(plan: Values) -> Iterator[str]:
 def _spans(plan: Values) -> Iterator[str]:
     for span in plan["spans"]:
         yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
-    merged = plan["merged"]
-    rows = f"{merged['rows']} rows merge with it (first: {merged['first']})"
-    yield rows if merged["rows"] else "no row merges with it"
+    rows, first = plan["merged"]["rows"], plan["merged"]["first"]
+    yield f"{rows} rows merge with it (first: {first})" if rows else "no row merges with it"
 
 
 def _work(plan: Values) -> Iterator[str]:
-    tokens, course, flops, prefixes = (plan[n] for n in ("tokens", "course", "flops", "prefixes"))
+    tokens, flops, course, prefixes = (plan[n] for n in ("tokens", "flops", "course", "prefixes"))
     kinds = ("prefix", "prompt", "suffix", "target")
     yield f"an epoch: {', '.join(f'{tokens[kind]:,} {kind}' for kind in kinds)} tokens"
-    with_reuse, without = (
+    step, without = (
         f"{tokens[name]:,.0f} tokens, about {operations(flops[name])}"
         for name in ("per_step", "per_step_without_reuse")
     )
-    yield f"a step computes {with_reuse}; without prefix reuse {without}"
+    yield f"a step computes {step}; without prefix reuse {without}"
     steps = f"{course['steps']} steps ({course['steps_per_epoch']} an epoch)"
     yield f"{steps}, {course['evaluations']} evaluations"
     if prefixes["reason"]:
@@ -116,14 +107,10 @@ def _time(plan: Values) -> Iterator[str]:
 
 
 def _memory(plan: Values) -> Iterator[str]:
-    peak, loading, loaded, prefixes, step, scoring = (
-        size(plan["memory"][name])
-        for name in ("peak", "loading", "loaded", "prefixes", "step", "scoring")
-    )
-    yield (
-        f"about {peak} at its peak: {loaded} with the model loaded ({loading} while loading), "
-        f"prefixes {prefixes}, a step {step}, scoring {scoring}"
-    )
+    names = ("peak", "loaded", "loading", "prefixes", "step", "scoring")
+    peak, loaded, loading, prefixes, step, scoring = (size(plan["memory"][n]) for n in names)
+    model = f"{loaded} with the model loaded ({loading} while loading)"
+    yield f"about {peak}: {model}, prefixes {prefixes}, a step {step}, scoring {scoring}"
 
 
 def _budget(budget: Values) -> Iterator[RenderableType]:
@@ -142,3 +129,15 @@ def _budget(budget: Values) -> Iterator[RenderableType]:
 
 def _line(text: str) -> Text:
     return Text(f"  {visible(text)}", no_wrap=True, overflow="ignore")
+
+
+# What must be there, a title, and the lines.
+SECTIONS = (
+    ("model", "model", _model),
+    ("data", "data", _data),
+    ("spans", "span", _spans),
+    ("tokens", "tokens and work", _work),
+    ("exports", "exports", _exports),
+    ("seconds", "time here", _time),
+    ("memory", "memory", _memory),
+)
