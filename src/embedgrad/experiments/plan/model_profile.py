@@ -99,7 +99,7 @@ def described(recipe: Recipe, report: Report) -> Described:
     )
     folder = source.path
     if source.kind in ("gguf", "package"):
-        folder, _ = gguf_file.converted_folder(folder, notify)
+        folder, _ = gguf_file.convert_gguf(folder, notify)
     check_folder(folder)
     what = f"model {settings.name!r} in {folder}"
     config, tokenizer = load_config(what, folder), load_tokenizer(what, folder)

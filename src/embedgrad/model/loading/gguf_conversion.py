@@ -15,7 +15,7 @@ from typing import Any
 
 from embedgrad.errors import ModelError
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
-from embedgrad.model.loading.quiet import Notify, guarded
+from embedgrad.model.loading.quiet import Notify, model_errors
 
 SOURCE = "source.json"
 
@@ -29,7 +29,7 @@ _DIGITS_APART = frozenset(
 _WEIGHTS_PER_SECOND = 7_000_000
 
 
-def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
+def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
     """Convert `file` once; returns the folder and the file's SHA-256.
 
     The folder is written aside and renamed when it is whole, so neither a crash nor a second
@@ -61,7 +61,7 @@ def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
         if notify:
             seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
             notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
-        with guarded(f"{file}: could not be converted to safetensors in {parent}"):
+        with model_errors(f"{file}: could not be converted to safetensors in {parent}"):
             _convert(file, header, aside)
             libraries = ("gguf", "torch", "transformers", "tokenizers")
             source = {
@@ -83,7 +83,7 @@ def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
 
 def license_of(folder: Path) -> str | None:
     """The license named by the GGUF file that a folder was converted from."""
-    with guarded(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
+    with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
         name = json.loads((folder / SOURCE).read_text("utf-8"))["license"]
     return str(name) if name else None
 

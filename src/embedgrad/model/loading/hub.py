@@ -10,7 +10,7 @@ from huggingface_hub import constants, errors
 
 from embedgrad.errors import ModelError
 from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
-from embedgrad.model.loading.quiet import Notify, one_line, silenced
+from embedgrad.model.loading.quiet import Notify, one_line, silence_libraries
 
 # Named one by one: no pickles, no code, no second copy of the weights in another format.
 _WANTED = (
@@ -61,7 +61,7 @@ def hub_folder(
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        with silenced():
+        with silence_libraries():
             return Path(
                 huggingface_hub.snapshot_download(
                     name,

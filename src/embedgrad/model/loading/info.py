@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from embedgrad.errors import ModelError
-from embedgrad.model.loading.quiet import guarded
+from embedgrad.model.loading.quiet import model_errors
 
 _CHUNK_ROWS = 4096
 _SAMPLE = 1024  # numbers of each weight
@@ -125,7 +125,7 @@ def card_license(folder: Path) -> str | None:
     if not card.is_file():
         return None
     try:
-        with guarded(f"{card}: its front matter cannot be read"):
+        with model_errors(f"{card}: its front matter cannot be read"):
             matter = huggingface_hub.metadata_load(card) or {}
     except ModelError:  # a card is for people; a model with a broken one still loads
         return None

@@ -32,7 +32,7 @@ from embedgrad.model.loading.info import (
     embedding_scale,
     embedding_table,
 )
-from embedgrad.model.loading.quiet import Notify, guarded
+from embedgrad.model.loading.quiet import Notify, model_errors
 from embedgrad.model.loading.resolve import resolve
 
 
@@ -71,14 +71,14 @@ def load(
     source = resolve(name, revision=revision, local_files_only=local_files_only, notify=notify)
     folder, gguf_sha256 = source.path, None
     if source.kind in ("gguf", "package"):
-        folder, gguf_sha256 = gguf_file.converted_folder(source.path, notify)
+        folder, gguf_sha256 = gguf_file.convert_gguf(source.path, notify)
     check_folder(folder)
 
     what = f"model {name!r} in {folder}"
     config = load_config(what, folder)
     tokenizer = load_tokenizer(what, folder)
     model: Any = _load_weights(what, folder, config, precision, attention)  # partly without types
-    with guarded(f"{what}: does not run on {place} in {precision}"):
+    with model_errors(f"{what}: does not run on {place} in {precision}"):
         model.to(place)
         _check_causal(what, model)
         table_VD = embedding_table(model)
@@ -104,7 +104,7 @@ def load(
 
 
 def load_config(what: str, folder: Path) -> Any:
-    with guarded(f"{what}: its config.json cannot be used"):
+    with model_errors(f"{what}: its config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -122,7 +122,7 @@ def load_config(what: str, folder: Path) -> Any:
 
 
 def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
-    with guarded(f"{what}: its tokenizer cannot be loaded"):
+    with model_errors(f"{what}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -135,7 +135,7 @@ def _load_weights(
     what: str, folder: Path, config: Any, precision: torch.dtype, attention: str
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
-    with guarded(f"{what}: cannot be loaded"):
+    with model_errors(f"{what}: cannot be loaded"):
         model, report = auto.from_pretrained(
             folder,
             config=config,

@@ -22,14 +22,14 @@ transformers_logging: Any = transformers.utils.logging  # partly without types
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
+def model_errors(what: str) -> Iterator[None]:
     """Run model libraries without their output; their errors become `ModelError("what: reason")`.
 
     transformers raises nearly every type for a bad file (OSError, ValueError, KeyError,
     RuntimeError, SafetensorError, ...), hence the wide net. `ModelError` passes through as it is.
     """
     try:
-        with silenced():
+        with silence_libraries():
             yield
     except ModelError:
         raise
@@ -46,7 +46,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Run model libraries without their log lines, warnings and progress bars."""
     verbosity = transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()
