@@ -36,9 +36,8 @@ def joined(prompt: Prompt | Tensor) -> Tensor:
                 f"span {name!r} has rows of shape {list(rows.shape)}; a causal language model "
                 "takes one set of rows [P, D] for all layers, not one set per layer"
             )
-    if isinstance(prompt, Tensor):
-        return prompt
-    return torch.cat(list(prompt.values())) if len(prompt) != 1 else next(iter(prompt.values()))
+    parts = list(spans.values())
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Backbone(Protocol):

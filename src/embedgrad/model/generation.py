@@ -78,7 +78,8 @@ def replies(
                 for _ in _steps(model, context, list(batch.values()), some):
                     pass
         for i in batch:
-            answers[i] = tuple(map(_reply, generations[i])) * (decoding.samples // samples)
+            drawn = tuple(Reply(g.text, cut=not g.ended) for g in generations[i])
+            answers[i] = drawn * (decoding.samples // samples)
         if progress is not None:
             progress(len(answers))
     return [answers[i] for i in range(len(sequences))]
@@ -107,14 +108,13 @@ def stream(
     sent = 0
     with closing(steps):
         for _ in steps:
-            piece = generation.certain[sent:]
-            if piece:
+            if piece := generation.certain[sent:]:
                 sent += len(piece)
                 yield piece
-    reply = _reply(generation)
-    if reply.text[sent:]:
-        yield reply.text[sent:]
-    return reply
+    text = generation.text
+    if text[sent:]:
+        yield text[sent:]
+    return Reply(text, cut=not generation.ended)
 
 
 @torch.no_grad()
@@ -143,19 +143,13 @@ def _begin(
     *,
     watched: bool = False,
 ) -> Generation:
-    length = len(full_context(sequence, len(prompt_PD))[0])
-    context = model.info.context
+    room = model.info.context - len(full_context(sequence, len(prompt_PD))[0])
     most = decoding.max_new_tokens
-    # A sequence that is too long already was let through on purpose.
-    if length <= context:
-        most = min(most, context - length + 1)  # the last token need not be read again
+    if room >= 0:  # a sequence that is too long already was let through on purpose
+        most = min(most, room + 1)  # the last token need not be read again
     return Generation(
         model.tokenizer, decoding, end_ids=end_ids, most=most, number=number, watched=watched
     )
-
-
-def _reply(generation: Generation) -> Reply:
-    return Reply(generation.text, not generation.ended)
 
 
 def _read(

@@ -77,7 +77,8 @@ class LanguageModel:
     def with_prefix_cache(self, cache: PrefixCache) -> LanguageModel:
         """The same model with its prefixes in another cache; nothing is loaded or tried again."""
         other = copy.copy(self)
-        other.prefixes = self.prefixes.with_cache(cache)
+        other.prefixes = copy.copy(self.prefixes)
+        other.prefixes.cache = cache
         return other
 
     @property

@@ -90,10 +90,9 @@ def license_of(folder: Path) -> str | None:
 
 def cache_folder() -> Path:
     """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
-    own, shared = os.environ.get("EMBEDGRAD_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
+    if own := os.environ.get("EMBEDGRAD_CACHE"):
         return Path(own).expanduser()
-    return (Path(shared) if shared else Path.home() / ".cache") / "embedgrad"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
 def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
@@ -104,29 +103,19 @@ def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
     auto: Any = AutoModelForCausalLM
     # An absolute file in an empty folder: configuration files beside the GGUF stay out.
     names = {"gguf_file": str(file.resolve()), "local_files_only": True}
+    plain = {"dtype": "float32", "quantization_config": GgufConfig(dequantize=True)}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(aside, **names)
-        model, report = auto.from_pretrained(
-            aside,
-            **names,
-            dtype="float32",
-            quantization_config=GgufConfig(dequantize=True),
-            output_loading_info=True,
-        )
+        model, report = auto.from_pretrained(aside, **names, **plain, output_loading_info=True)
     if report["missing_keys"]:
         raise ModelError(f"{file}: lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
     if header.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
     # The weights are plain float32 now, but marked as quantized, which forbids saving them.
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
-        if hasattr(model, mark):
-            delattr(model, mark)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        vars(model).pop(mark, None)
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)

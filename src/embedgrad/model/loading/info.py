@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from embedgrad.errors import ModelError
-from embedgrad.model.loading.quiet import model_errors
+from embedgrad.model.loading.quiet import silence_libraries
 
 _CHUNK_ROWS = 4096
 _SAMPLE = 1024  # numbers of each weight
@@ -96,8 +96,7 @@ def embedding_scale(embedding: nn.Module, table_VD: Tensor) -> float:
     vocabulary, width = table_VD.shape
     ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 16), device=table_VD.device).long()
     # A table of ones shows the factor itself, free of rounding and of rows that are zero.
-    ones_VD = torch.ones(1, 1, dtype=table_VD.dtype, device=table_VD.device)
-    ones_VD = ones_VD.expand(vocabulary, width)
+    ones_VD = table_VD.new_ones(1, 1).expand(vocabulary, width)
     with torch.no_grad():
         factors = torch.func.functional_call(embedding, {"weight": ones_VD}, (ids,))
         given = embedding(ids)
@@ -121,13 +120,10 @@ def context_length(config: Any) -> int:
 
 def card_license(folder: Path) -> str | None:
     """The license that the front matter of a model card (README.md) names, if there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
     try:
-        with model_errors(f"{card}: its front matter cannot be read"):
-            matter = huggingface_hub.metadata_load(card) or {}
-    except ModelError:  # a card is for people; a model with a broken one still loads
+        with silence_libraries():
+            matter = huggingface_hub.metadata_load(folder / "README.md") or {}
+    except Exception:  # a card is for people; a model with none or a broken one still loads
         return None
     name = matter.get("license_name") if matter.get("license") == "other" else matter.get("license")
     return name if isinstance(name, str) else None

@@ -18,12 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from embedgrad.errors import ModelError
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading.checkpoint_folder import check_folder
-from embedgrad.model.loading.device import (
-    check_attention,
-    choose_device,
-    choose_dtype,
-    use_real_cores,
-)
+from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
 from embedgrad.model.loading.info import (
     ModelInfo,
     card_license,
@@ -34,6 +29,10 @@ from embedgrad.model.loading.info import (
 )
 from embedgrad.model.loading.quiet import Notify, model_errors
 from embedgrad.model.loading.resolve import resolve
+
+# "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
+# differentiated twice. Passes over stored prefixes have an attention of their own.
+ATTENTIONS = ("auto", "sdpa", "eager")
 
 
 @final
@@ -64,7 +63,8 @@ def load(
 
     Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
     """
-    check_attention(attention)
+    if attention not in ATTENTIONS:
+        raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
     use_real_cores()
     place = choose_device(device)
     precision = choose_dtype(dtype, place)

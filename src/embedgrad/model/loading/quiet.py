@@ -39,10 +39,10 @@ def model_errors(what: str) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The error's text with all white space folded, its type last."""
-    text = " ".join(str(error).split())
+    text, kind = " ".join(str(error).split()), type(error).__name__
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rstrip() + " ..."
-    return f"{text} ({type(error).__name__})" if text else type(error).__name__
+    return f"{text} ({kind})" if text else kind
 
 
 @contextmanager

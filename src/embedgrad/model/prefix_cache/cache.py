@@ -14,8 +14,12 @@ import torch
 
 from embedgrad.model.prefix_cache.budget import budget_bytes, free_memory
 from embedgrad.model.prefix_cache.disk_tier import Spill
-from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import MemoryTier, Tier, choose_evictions
+from embedgrad.model.prefix_cache.memory_tier import (
+    CachedPrefix,
+    MemoryTier,
+    Tier,
+    choose_evictions,
+)
 from embedgrad.prompt.boundaries import Ids
 
 HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
@@ -23,8 +27,7 @@ HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
 
 @final
 class PrefixCache:
-    """Prefixes by their token ids, up to `budget` bytes in memory, then in `host` bytes, then on
-    disk.
+    """Prefixes by token ids: up to `budget` bytes in memory, then `host` bytes, then on disk.
 
     Where room is short the prefixes with the most uses ahead stay; see `expect`.
     `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that found one,
@@ -42,10 +45,7 @@ class PrefixCache:
     ):
         self.budget = budget
         self.precision = precision
-        self.most_bytes = 0
-        self.most_spilled_bytes = 0
-        self.hits = 0
-        self.misses = 0
+        self.most_bytes = self.most_spilled_bytes = self.hits = self.misses = 0
         self._memory = [MemoryTier(budget), *([MemoryTier(host, pinned=True)] if host else [])]
         self._spill = spill
         self._tiers: Sequence[Tier] = [*self._memory, *([] if spill is None else [spill])]
@@ -134,8 +134,7 @@ class PrefixCache:
         """The prefix of these tokens, if it is stored; counts a hit or a miss, and one use."""
         if ids in self._uses:
             self._uses[ids] = max(self._uses[ids] - 1, 0.0)
-        tier = next((tier for tier in self._tiers if ids in tier.sizes), None)
-        prefix = tier.load(ids) if tier is not None else None
+        prefix = next((tier.load(ids) for tier in self._tiers if ids in tier.sizes), None)
         if prefix is None:
             self.misses += 1
             return None

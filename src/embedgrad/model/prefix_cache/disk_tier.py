@@ -25,8 +25,7 @@ from torch import Tensor
 
 from embedgrad.errors import RunError
 from embedgrad.model.prefix_cache.budget import budget_bytes
-from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import Tier
+from embedgrad.model.prefix_cache.memory_tier import CachedPrefix, Tier
 from embedgrad.prompt.boundaries import Ids
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
@@ -73,10 +72,8 @@ class Spill(Tier):
             ) from error
         # Also at the interpreter's end, whatever ended the run.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        size = budget_bytes(
-            budget, "prefix_cache.spill_budget", lambda: shutil.disk_usage(folder).free
-        )
-        super().__init__(size)
+        name = "prefix_cache.spill_budget"
+        super().__init__(budget_bytes(budget, name, lambda: shutil.disk_usage(folder).free))
         self.damaged = 0
         self._full = False
         self._written = 0
@@ -100,13 +97,12 @@ class Spill(Tier):
                 for raw in map(_raw, tensors):
                     checksum = zlib.crc32(raw, checksum)
                     file.write(raw)
-        except OSError as error:
+        except BaseException as error:  # also Ctrl-C in the middle
             _unlink(path)
+            if not isinstance(error, OSError):
+                raise
             self._stop(error.strerror or str(error))
             return False
-        except BaseException:  # Ctrl-C in the middle
-            _unlink(path)
-            raise
         keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
         self._files[ids] = _File(path, checksum, prefix.nbytes, (keys, values))
         return True
@@ -114,11 +110,8 @@ class Spill(Tier):
     def load(self, ids: Ids) -> CachedPrefix | None:
         """Read a prefix back; one that is not as it was written is removed, and None."""
         file = self._files[ids]
-        try:
-            raw = _read(file)
-        except (OSError, ValueError):  # ValueError: cut short this very moment
-            raw = None
-        if raw is None or zlib.crc32(_raw(raw)) != file.checksum:
+        raw = _read(file)
+        if raw is None:
             self.remove(ids)
             self.damaged += 1
             if self.damaged == 1:
@@ -129,9 +122,8 @@ class Spill(Tier):
             return None
         (shape, dtype), (value_shape, value_dtype) = file.parts
         end = shape.numel() * dtype.itemsize
-        return CachedPrefix(
-            raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
-        )
+        values = raw[end:].view(value_dtype).view(value_shape)
+        return CachedPrefix(raw[:end].view(dtype).view(shape), values)
 
     def _delete(self, ids: Ids) -> None:
         _unlink(self._files.pop(ids).path)
@@ -159,15 +151,16 @@ def _raw(tensor: Tensor) -> memoryview:
 
 
 def _read(file: _File) -> Tensor | None:
-    """A file's bytes; None if its size is wrong.
+    """A file's bytes; None if they are not those written.
 
     No memory map: it shows later changes too, and an error of the disk would end the process.
     """
-    with open(file.path, "rb") as opened:
-        if os.fstat(opened.fileno()).st_size != file.nbytes:
-            return None
-        raw = torch.empty(file.nbytes, dtype=torch.uint8)
-        return raw if opened.readinto(raw.numpy().data) == file.nbytes else None
+    with contextlib.suppress(OSError, ValueError), open(file.path, "rb") as opened:
+        if os.fstat(opened.fileno()).st_size == file.nbytes:
+            raw = torch.empty(file.nbytes, dtype=torch.uint8)
+            opened.readinto(raw.numpy().data)  # ValueError: cut short this very moment
+            return raw if zlib.crc32(_raw(raw)) == file.checksum else None
+    return None
 
 
 def _unlink(path: Path) -> None:
