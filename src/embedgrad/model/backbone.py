@@ -48,7 +48,6 @@ class Backbone(Protocol):
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Rows [T, D] of token ids, from which a prompt starts."""
-        ...
 
     def outcome(
         self,
@@ -59,7 +58,6 @@ class Backbone(Protocol):
         normalize: bool = False,
     ) -> Outcome:
         """Log-probabilities of the batch's answers, differentiable in the prompt."""
-        ...
 
     def generate(
         self,
@@ -72,4 +70,3 @@ class Backbone(Protocol):
         numbers: Sequence[int] | None = None,
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence."""
-        ...

@@ -52,10 +52,7 @@ def why_not_reusable(model: Any, config: Any) -> str | None:
 
 @torch.no_grad()
 def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
-    """Set how a forward pass computes by what its model takes, tried on a few tokens.
-
-    `prefixes` must store nothing.
-    """
+    """Set how a forward pass computes, by a trial; `prefixes` must store nothing."""
     forward.linear_lm_head = _has_linear_lm_head(forward)
     some = [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(16)]
     nobody = Example({}, "", "trial")

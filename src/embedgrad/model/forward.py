@@ -106,9 +106,7 @@ class ForwardPass:
         self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        logits: Tensor = self._pass(
-            self.model, embeds_BTD, layout, cache, keep_BT, logits_to_keep=keep_BT
-        ).logits
+        logits: Tensor = self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits
         return logits
 
     def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
@@ -123,26 +121,19 @@ class ForwardPass:
         return hidden_logprobs(hidden_ND, lm_head.weight, bias, batch.places, batch.tokens)
 
     def _pass(
-        self,
-        model: Any,
-        embeds_BTD: Tensor,
-        layout: TokenLayout,
-        cache: KVCache,
-        keep_BT: Tensor,
-        **more: Any,
+        self, model: Any, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Any:
         self.forget_longest_pass()
-        cache.joined = self.joins_keys
-        cache.see(layout, self._windows, self._kinds, self.dtype)
+        cache.joined, cache.kinds = self.joins_keys, self._kinds
+        cache.see(layout, self._windows, self.dtype)
         masks = {kind: cache.joint_mask(kind) for kind in self._windows}
-        arguments = dict(
-            inputs_embeds=embeds_BTD,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=layout.positions.clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            **more,
-        )
+        arguments = {
+            "inputs_embeds": embeds_BTD,
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": layout.positions.clamp(min=0),
+            "past_key_values": cache,
+            "use_cache": True,
+        } | ({"logits_to_keep": keep_BT} if model is self.model else {})
         own = contextlib.nullcontext() if self.joins_keys else attend_to(self._config, cache)
         # Attention and hooks belong to the model, so only one pass runs at a time.
         with self._lock, own, only_at(self.feed_forward, keep_BT):

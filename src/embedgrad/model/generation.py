@@ -126,9 +126,8 @@ def next_logits(
         return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
     logits = []
     for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
-        keep_BT = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=model.device)
-        keep_BT[:, -1] = True
-        mask_BT = torch.ones_like(keep_BT, dtype=torch.long)
+        mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
+        keep_BT = mask_BT.cumsum(1) == embeds.shape[1]  # the last place
         logits.append(model.forward.full_pass(embeds, mask_BT, keep_BT))
     return torch.cat(logits)
 
@@ -179,9 +178,7 @@ def _steps(
     """Decode a batch, a token at a time; the generations of a sequence are next to each other.
 
     Finished answers are left out of the passes once they are many enough to be worth a copy.
-
-    `context` is made outside, not in inference mode: prefixes are stored, and training goes through
-    them.
+    `context` is made outside, not in inference mode: training goes through stored prefixes.
     """
     logits, positions, cache = _read(model, context, sequences)
     samples = len(generations) // len(sequences)
@@ -269,9 +266,8 @@ def _steps_in_full(
     """The same, a token at a time: `generate` runs in a thread, as it has no other way to yield."""
     added: SimpleQueue[bool] = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(
-            _decode_in_full, model, prompt_PD, sequence, generation, lambda: added.put(True)
-        )
+        answer = model, prompt_PD, sequence, generation
+        work = pool.submit(_decode_in_full, *answer, lambda: added.put(True))
         work.add_done_callback(lambda _: added.put(False))
         try:
             while added.get():

@@ -86,6 +86,7 @@ class CachedContext(NamedTuple):
 class KVCache(DynamicCache, ABC):
     """The cache that `transformers` gets for a pass, with the masks over its keys.
 
+    `update` keeps a layer's new keys and values and returns those that the model computes with.
     `joined` is for a model with attention code of its own, which gets all keys in one piece.
     """
 
@@ -94,23 +95,15 @@ class KVCache(DynamicCache, ABC):
         self.cached = tuple(cached)
         self.joined = False
         self.attended: set[int] = set()  # layers whose attention was ours
-        self.kinds: Sequence[str] = ()
+        self.kinds: Sequence[str] = ()  # of every layer; empty where all are of one kind
         self.masks: dict[str, list[Tensor | None]] = {}
         self.own_keys: list[Tensor] = []
         self.own_values: list[Tensor] = []
 
     def see(
-        self,
-        layout: TokenLayout,
-        windows: Mapping[str, int | None],
-        kinds: Sequence[str],
-        dtype: torch.dtype,
+        self, layout: TokenLayout, windows: Mapping[str, int | None], dtype: torch.dtype
     ) -> None:
-        """Make the masks of a pass: for each kind of layer one per cached piece, and its own.
-
-        `kinds` names the kind of every layer; empty: there is but one.
-        """
-        self.kinds = kinds
+        """Make masks for each kind of layer, one per cached piece and one for the pass's tokens."""
         own = self.own_layout(layout)
         # Padding sees itself, because a softmax over nothing is NaN.
         tokens, count = layout.positions.shape[1], own.positions.shape[1]
@@ -128,12 +121,6 @@ class KVCache(DynamicCache, ABC):
     @abstractmethod
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
         """Layout of the keys that `update` returns besides the cached ones; called once a pass."""
-
-    @abstractmethod
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values; returns those that the model computes with."""
 
     def joint_mask(self, kind: str) -> Tensor:
         """The mask [B, 1, T, K] for the model: over all keys if it joins them, else its own.
@@ -157,11 +144,7 @@ class KVCache(DynamicCache, ABC):
 
 @final
 class FixedKVCache(KVCache):
-    """A KV cache for a single pass.
-
-    Stored keys are not copied: the model gets the pass's own keys and values back, and
-    `attention.attend` looks at the stored ones.
-    """
+    """A KV cache for a single pass; stored keys are not copied, `attention.attend` sees them."""
 
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
         return layout
@@ -234,11 +217,11 @@ class GrowingKVCache(KVCache):
 
 def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> list[CachedKV]:
     """Prefixes of a batch as one piece, padded on the left; one shared prefix is not copied."""
-    longest = max(prefix.length for prefix in prefixes)
+    lengths = [prefix.length for prefix in prefixes]
+    longest = max(lengths)
     if not longest:
         return []
     first = prefixes[0]
-    lengths = [prefix.length for prefix in prefixes]
     if all(prefix is first for prefix in prefixes):
         keys, values, lengths = first.keys[:, None], first.values[:, None], [longest]
     else:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Notify
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
-from embedgrad.model.loading.quiet import Notify, model_errors
+from embedgrad.model.loading.quiet import model_errors
 
 SOURCE = "source.json"
 

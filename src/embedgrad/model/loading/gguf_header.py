@@ -24,7 +24,6 @@ _STRING, _ARRAY = 8, 9
 # elements), and low enough that the slower readers behind us stay within seconds.
 _MOST_ELEMENTS = 1 << 22
 _MOST_TENSORS = _MOST_KEYS = 1 << 16
-_MOST_DIMENSIONS = 4
 
 # The fewest bytes an entry can take: key length + type + value; name length + rank + type + offset.
 _SMALLEST_KEY = 8 + 4 + 1
@@ -33,23 +32,15 @@ _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 
 @final
 class GgufHeader(NamedTuple):
-    """What a GGUF file says about itself.
-
-    `metadata` holds scalars and strings as they are and, of an array, only its length.
-    `weights` is the number of weights in all `tensors` together.
-    """
+    """What a GGUF file says about itself; of an array, `metadata` holds only the length."""
 
     metadata: Mapping[str, Any]
     tensors: int
-    weights: int
+    weights: int  # in all tensors together
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Check a GGUF file's header and tensor table.
-
-    Raises `ModelError` when the file is not GGUF, is damaged or truncated, claims more than it
-    holds, or lacks what a language model needs.
-    """
+    """Check a GGUF file's header and tensors; raises `ModelError` unless they can be a model's."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -177,7 +168,7 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
             cursor.fail(f"the tensor {name!r} occurs twice")
         names.add(name)
         rank = cursor.take("<I")
-        if not 1 <= rank <= _MOST_DIMENSIONS:
+        if not 1 <= rank <= 4:
             cursor.fail(f"the tensor {name!r} has {rank} dimensions")
         shape = [cursor.take("<Q") for _ in range(rank)]
         kind, offset = cursor.take("<I"), cursor.take("<Q")

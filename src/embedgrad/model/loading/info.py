@@ -49,10 +49,7 @@ class ModelInfo:
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
-    """The table table_VD that token ids are looked up in, before any scaling.
-
-    Raises `ModelError` when the model has none that is a plain matrix.
-    """
+    """The unscaled table [V, D] of a model; raises `ModelError` where it is no plain matrix."""
     table = getattr(model.get_input_embeddings(), "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise ModelError(f"{type(model).__name__} has no plain embedding table to take rows from")
@@ -111,11 +108,9 @@ def embedding_scale(embedding: nn.Module, table_VD: Tensor) -> float:
 def context_length(config: Any) -> int:
     """The longest sequence of the text model, 0 when its configuration names none."""
     text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        length = getattr(text, name, None)
-        if isinstance(length, int):
-            return length
-    return 0
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    lengths = (getattr(text, name, None) for name in names)
+    return next((length for length in lengths if isinstance(length, int)), 0)
 
 
 def card_license(folder: Path) -> str | None:

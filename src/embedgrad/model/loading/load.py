@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Notify
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading.checkpoint_folder import check_folder
 from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
@@ -27,7 +28,7 @@ from embedgrad.model.loading.info import (
     embedding_scale,
     embedding_table,
 )
-from embedgrad.model.loading.quiet import Notify, model_errors
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be

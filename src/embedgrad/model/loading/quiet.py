@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,6 @@ import huggingface_hub.utils.logging as hub_logging
 import transformers.utils.logging
 
 from embedgrad.errors import ModelError
-
-Notify = Callable[[str], None]
-"""Takes one line for a person about something that takes a while."""
 
 _LONGEST = 300
 

@@ -12,8 +12,9 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Notify
 from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
-from embedgrad.model.loading.quiet import Notify, one_line, silence_libraries
+from embedgrad.model.loading.quiet import one_line, silence_libraries
 
 PACKAGE = "package:"
 

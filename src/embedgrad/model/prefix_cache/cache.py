@@ -31,8 +31,7 @@ class PrefixCache:
 
     Where room is short the prefixes with the most uses ahead stay; see `expect`.
     `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that found one,
-    `misses` the prefixes that were computed; `most_bytes` and `most_spilled_bytes` are the largest
-    sizes so far.
+    `misses` the prefixes computed; `most_bytes` and `most_spilled_bytes` are the largest sizes.
     """
 
     def __init__(
@@ -46,9 +45,8 @@ class PrefixCache:
         self.budget = budget
         self.precision = precision
         self.most_bytes = self.most_spilled_bytes = self.hits = self.misses = 0
-        self._memory = [MemoryTier(budget), *([MemoryTier(host, pinned=True)] if host else [])]
-        self._spill = spill
-        self._tiers: Sequence[Tier] = [*self._memory, *([] if spill is None else [spill])]
+        tiers = [MemoryTier(budget), MemoryTier(host, pinned=True) if host else None, spill]
+        self._tiers: Sequence[Tier] = [tier for tier in tiers if tier is not None]
         self._uses: dict[Ids, float] = {}
         self._form = torch.device("cpu"), torch.float32  # of the prefixes that `get` returns
 
@@ -61,10 +59,7 @@ class PrefixCache:
         spill: Spill | None = None,
         precision: Literal["model", "half"] = "model",
     ) -> PrefixCache:
-        """A cache on a device, within bytes, a size, or a share of its free memory.
-
-        What does not fit on a GPU goes to pinned host memory. Raises `RecipeError`.
-        """
+        """A cache on a device with a budget for `budget_bytes`; a GPU gets host memory too."""
         room = budget_bytes(budget, free=lambda: free_memory(device))
         host = budget_bytes(HOST_SHARE) if room and device.type == "cuda" else 0
         return cls(room, host=host, spill=spill, precision=precision)
@@ -78,17 +73,17 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the prefixes in memory."""
-        return sum(tier.nbytes for tier in self._memory)
+        return sum(tier.nbytes for tier in self._tiers if not tier.writes)
 
     @property
     def spilled_bytes(self) -> int:
         """Bytes of the prefixes on disk."""
-        return 0 if self._spill is None else self._spill.nbytes
+        return sum(tier.nbytes for tier in self._tiers if tier.writes)
 
     @property
     def damaged(self) -> int:
         """Prefixes that could not be read back from disk."""
-        return 0 if self._spill is None else self._spill.damaged
+        return sum(tier.damaged for tier in self._tiers)
 
     @property
     def room(self) -> int:
@@ -180,6 +175,6 @@ class PrefixCache:
         """Remove a prefix from a tier; returns it if there is a use for it further down."""
         last = level + 1 == len(self._tiers)
         prefix = None if last or not self._uses.get(ids) else tier.load(ids)
-        if ids in tier.sizes:
+        if ids in tier.sizes:  # a damaged one is gone already
             tier.remove(ids)
         return prefix

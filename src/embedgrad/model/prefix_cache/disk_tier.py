@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import RunError
+from embedgrad.events import Notify
 from embedgrad.model.prefix_cache.budget import budget_bytes
 from embedgrad.model.prefix_cache.memory_tier import CachedPrefix, Tier
 from embedgrad.prompt.boundaries import Ids
@@ -51,12 +51,7 @@ class Spill(Tier):
 
     writes = True
 
-    def __init__(
-        self,
-        folder: str | Path,
-        budget: str | float = 0.5,
-        notify: Callable[[str], None] | None = None,
-    ):
+    def __init__(self, folder: str | Path, budget: str | float = 0.5, notify: Notify | None = None):
         try:
             folder = Path(folder).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +69,6 @@ class Spill(Tier):
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         name = "prefix_cache.spill_budget"
         super().__init__(budget_bytes(budget, name, lambda: shutil.disk_usage(folder).free))
-        self.damaged = 0
         self._full = False
         self._written = 0
         self._files: dict[Ids, _File] = {}
@@ -98,7 +92,8 @@ class Spill(Tier):
                     checksum = zlib.crc32(raw, checksum)
                     file.write(raw)
         except BaseException as error:  # also Ctrl-C in the middle
-            _unlink(path)
+            with contextlib.suppress(OSError):
+                path.unlink()
             if not isinstance(error, OSError):
                 raise
             self._stop(error.strerror or str(error))
@@ -126,7 +121,8 @@ class Spill(Tier):
         return CachedPrefix(raw[:end].view(dtype).view(shape), values)
 
     def _delete(self, ids: Ids) -> None:
-        _unlink(self._files.pop(ids).path)
+        with contextlib.suppress(OSError):
+            self._files.pop(ids).path.unlink()
 
     def _stop(self, reason: str) -> None:
         self._full = True
@@ -161,8 +157,3 @@ def _read(file: _File) -> Tensor | None:
             opened.readinto(raw.numpy().data)  # ValueError: cut short this very moment
             return raw if zlib.crc32(_raw(raw)) == file.checksum else None
     return None
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -41,14 +41,14 @@ class CachedPrefix(NamedTuple):
 class Tier(ABC):
     """Stores prefixes up to `budget` bytes; `PrefixCache` decides which.
 
-    `sizes` holds the bytes of each, `nbytes` is their sum.
+    `sizes` holds the bytes of each, `nbytes` is their sum; `damaged` counts those lost.
     """
 
     writes = False  # whether storing a prefix costs more than a copy in memory
 
     def __init__(self, budget: int):
         self.budget = budget
-        self.nbytes = 0
+        self.nbytes = self.damaged = 0
         self.sizes: dict[Ids, int] = {}
 
     def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
