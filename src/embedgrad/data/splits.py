@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, examples_from
@@ -17,6 +18,7 @@ from embedgrad.errors import nearest
 NAMES = ("train", "dev", "test")
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Shuffled examples of each split.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, EmbedgradError, nearest
@@ -26,6 +26,7 @@ Query = str | Mapping[str, str]
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
 
 
+@final
 @dataclass(frozen=True)
 class RefinedPrompt(PromptEmbedding):
     """A saved prompt, and its model once it has been asked something."""
