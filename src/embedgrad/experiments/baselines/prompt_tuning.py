@@ -13,7 +13,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -85,6 +85,7 @@ class PeftPrompt(PeftMethod):
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 
+@final
 class PromptTuning(PeftPrompt):
     """PEFT prompt tuning from the span's own tokens, or from random rows."""
 
@@ -122,6 +123,7 @@ class PromptTuning(PeftPrompt):
             yield model
 
 
+@final
 class CPT(PeftPrompt):
     """PEFT CPT: trains a difference of bounded length to the span's embeddings."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
@@ -20,6 +20,7 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.selection import Best
 
 
+@final
 class Text(Method):
     """The recipe's text prompt."""
 
@@ -41,6 +42,7 @@ class Text(Method):
         return _as_text(task, task.sequencer, sequences, progress)
 
 
+@final
 class BestOfN(Method):
     """The text that scores best on dev, among the recipe's own and `compare.prompts`."""
 
@@ -85,6 +87,7 @@ class BestOfN(Method):
         return _as_text(task, sequencer, rows, progress)
 
 
+@final
 class FewShot(Method):
     """The text prompt after k training examples with their answers, drawn by seed."""
 
