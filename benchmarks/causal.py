@@ -16,9 +16,9 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -68,12 +68,13 @@ VARIANTS = {
 }
 
 
+@final
 @dataclass(frozen=True)
 class Recorded(Parameterization):
     """The free parameterization, with a record of the rows after every step."""
 
-    free: Free = Free()
     path: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    free: Free = Free()
 
     def init(self, start: Prompt, generator: torch.Generator) -> Theta:
         return self.free.init(start, generator)
@@ -191,10 +192,8 @@ def train(
     seed: int,
 ) -> tuple[list[Tensor], list[float]]:
     """The prompt after every step, and the mean loss of every epoch."""
-    parts = eg.Parts()
     recorded = Recorded()
-    parts = replace(
-        parts,
+    parts = eg.Parts(
         trust_region=eg.TrustRegion(radius=variant.radius),
         parameterization=recorded,
         objective=CrossEntropy(over=variant.over),

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.data.readers import Row, Table, data_error, shown
 from embedgrad.errors import DataError, nearest
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row, ready for a template.

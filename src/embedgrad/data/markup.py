@@ -12,12 +12,14 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import final
 
 from embedgrad.errors import TemplateError
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{[^{}\n]*\}|\{|\}|\[\[\[\[|\]\]\]\]|\[\[|\](?=\]\](?!\]))|\]\]")
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One part of a message: literal text, the name of a column, or the span's text."""

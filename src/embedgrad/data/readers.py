@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.errors import DataError
 
@@ -33,6 +33,7 @@ HUB_FORM = "hub:OWNER/NAME[@CONFIG][:SPLIT]"
 _HUB = re.compile(r"hub:(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?", re.A)
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows of one source.

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, cell_text, examples_from
@@ -20,6 +21,7 @@ Problems = Callable[[Sequence[str]], None]  # gets lines that say what is wrong
 Refuse = Callable[[DataError], None]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Shuffled examples of each split.

@@ -18,7 +18,7 @@ from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
-from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 
 OnProgress = Callable[[int], None]
@@ -273,7 +273,7 @@ def compare_answers(
 
 def evaluate(
     evaluator: Evaluator,
-    prompt: PromptEmbedding,
+    prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -284,6 +284,7 @@ def evaluate(
     """
     if not sequences:
         raise DataError("no rows to score; give at least one example")
+    prompt = unwrap(prompt)
 
     def report(which: str) -> OnProgress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))

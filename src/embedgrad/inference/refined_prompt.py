@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, EmbedgradError, nearest
@@ -17,6 +20,10 @@ from embedgrad.model.language_model import LanguageModel, load_model
 from embedgrad.parts.registry import build
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.span import Span
+from embedgrad.prompt.template import Template
+from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.open_run import Answering
 from embedgrad.recipe.overrides import check_values
 
@@ -26,13 +33,43 @@ Query = str | Mapping[str, str]
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
 
 
-@dataclass(frozen=True)
-class RefinedPrompt(PromptEmbedding):
-    """A saved prompt, and its model once it has been asked something."""
+@final
+class RefinedPrompt:
+    """A saved prompt, and its model once it has been asked something.
 
-    _opened: dict[object, Answering] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    It has all that its `prompt`, a `PromptEmbedding`, has.
+    """
+
+    __slots__ = ("_opened", "prompt")
+
+    # Of the prompt: see `__getattr__`.
+    template: Template
+    target: Target
+    spans: tuple[Span, ...]
+    date: datetime.date
+    start_rows: Tensor
+    rows: Tensor
+    trust_region: TrustRegion
+    provenance: dict[str, Any]
+    drift: Tensor
+    cosine: Tensor
+
+    def __init__(self, prompt: PromptEmbedding):
+        self.prompt = prompt
+        self._opened: dict[object, Answering] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in RefinedPrompt.__slots__:  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.prompt, name)
+
+    def with_rows(self, rows_PD: Tensor) -> RefinedPrompt:
+        """The same prompt with other rows."""
+        return RefinedPrompt(self.prompt.with_rows(rows_PD))
+
+    def with_provenance(self, **entries: Any) -> RefinedPrompt:
+        """The same prompt with more provenance."""
+        return RefinedPrompt(self.prompt.with_provenance(**entries))
 
     def generate(
         self,
@@ -103,7 +140,7 @@ class RefinedPrompt(PromptEmbedding):
         key = id(model) if isinstance(model, LanguageModel) else model
         if key not in self._opened:
             opened = self._load_model(model)
-            prompt = fit_to_model(self, opened.info, opened.embed)
+            prompt = fit_to_model(self.prompt, opened.info, opened.embed)
             sequencer = opened.sequencer(
                 self.template, self.target, spans=self.spans, date=self.date
             )
@@ -146,8 +183,7 @@ def load(folder: str | Path) -> RefinedPrompt:
                 f"{', '.join(map(str, inside))}"
             )
         folder = inside[0] if inside else folder
-    found = artifact.load(folder)
-    return RefinedPrompt(**{f.name: getattr(found, f.name) for f in fields(found)})
+    return RefinedPrompt(artifact.load(folder))
 
 
 def _text(values: Mapping[str, Any]) -> str | list[str]:

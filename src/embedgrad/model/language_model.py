@@ -186,6 +186,7 @@ class LanguageModel:
             normalize,
             tuple(example.task or None for example in examples),
             {name: [example.extra.get(name) for example in examples] for name in columns},
+            tuple(s.reasoning for s in batch),
         )
 
     def generate(

@@ -24,7 +24,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
 from embedgrad.errors import ArtifactError, EmbedgradError
-from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
@@ -41,11 +41,12 @@ LARGEST_FILE = 2**30
 START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
+def save(prompt: PromptEmbedding | HoldsPrompt, folder: str | Path) -> Path:
     """Write the prompt into `folder`, whose old content survives if anything fails.
 
     Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
     """
+    prompt = unwrap(prompt)
     # Cloned, because safetensors refuses tensors that share memory.
     both = {"rows": prompt.rows, "start_rows": prompt.start_rows}
     tensors = {n: t.detach().float().cpu().clone().contiguous() for n, t in both.items()}

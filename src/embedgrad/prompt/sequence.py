@@ -54,7 +54,8 @@ class TokenSequence:
     `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
     `inputs` is what the model reads in the place of each target, of the same length; None: the
-    targets themselves, which are the labels.
+    targets themselves, which are the labels. `reasoning` counts the first tokens of the right
+    target that are a worked solution up to its final answer.
     """
 
     prefix: Ids
@@ -66,6 +67,7 @@ class TokenSequence:
     shared: int = 0
     later: tuple[int, ...] = ()
     inputs: tuple[Ids, ...] | None = None
+    reasoning: int = 0
 
     def inputs_of(self, target: Ids) -> Ids:
         """What the model reads in the place of one of the targets."""
@@ -74,7 +76,8 @@ class TokenSequence:
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
         assert self.plain is not None
-        return TokenSequence((), self.plain, self.targets, self.gold, None, self.example)
+        targets, gold, reasoning = self.targets, self.gold, self.reasoning
+        return TokenSequence((), self.plain, targets, gold, None, self.example, reasoning=reasoning)
 
     def context(self, prompt_ids: Ids) -> Ids:
         """The row before its answer, with one id per row of the prompt in the prompt's places."""
@@ -223,10 +226,24 @@ class Sequencer:
                     f"{nearest(example.answer, self.target.choices)}"
                 )
             gold = self.target.choices.index(example.answer)
+        reasoning = 0
+        if not self.target.choices and example.answer:
+            worked, found, _ = solution.rpartition(example.answer)
+            if found and worked:
+                begun = self._answer_ids(after, opening + worked)[1]
+                reasoning = _alike(begun, targets[0])
         plain = self._cutting.plain(rendered.text)
         shared = _alike(prefix, self._opening)
         sequence = TokenSequence(
-            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later)
+            prefix,
+            tuple(suffix),
+            targets,
+            gold,
+            plain,
+            example,
+            shared,
+            tuple(later),
+            reasoning=reasoning,
         )
         same = sequence.context(self.prompt_ids) == plain
         return replace(sequence, plain=None) if same else sequence

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.formatting import duration, percent, size
@@ -117,6 +117,7 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     return page.whole(name, top, parts)
 
 
+@final
 class _Page:
     """Makes a page part by part; damage costs the part that it is in, and gets a note."""
 

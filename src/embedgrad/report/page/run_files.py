@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.errors import RunError
 from embedgrad.report.figures.series import is_number
@@ -22,6 +22,7 @@ _OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTI
 _LONGEST_RECIPE = 200_000  # characters
 
 
+@final
 @dataclass
 class RunFiles:
     """A run's files as plain values, empty where there are none; `notes` list what is left out."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, TextIO, final
 
 from rich.console import Console
 
@@ -30,6 +30,7 @@ ENDINGS = {
 }
 
 
+@final
 class Progress:
     """Takes a run's events and shows on `stream` (default: stderr) how far it is.
 
