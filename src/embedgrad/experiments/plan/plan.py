@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,6 @@ from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
-from embedgrad.experiments.plan.model_profile import Profile, profile_model
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import (
     Examples,
@@ -26,11 +26,14 @@ from embedgrad.experiments.plan.workload import (
     over_choices,
     targets_of,
 )
+from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_reusable
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
 from embedgrad.model.loading.device import choose_device
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
-from embedgrad.recipe.build import read_data
+from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
@@ -88,19 +91,26 @@ def plan(
         problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
     began = time.time()
-    profile = profile_model(recipe, report, weights=measure)
-    device = choose_device(recipe.model.device)
+    parts, cache = load_parts(recipe, report, weights=measure)
+    (network, tokenizer, info), device = parts, choose_device(recipe.model.device)
+    config = network.config.get_text_config(decoder=True)
+    model: LanguageModel | None = None
+    if measure:
+        model = LanguageModel(parts, prefix_cache_budget=0).with_prefix_cache(cache)
+    reason = model.why_not_reusable if model else why_not_reusable(network, config)
     fixed = {"start": start, "load": time.time() - began}
     loading, loaded = peak_memory(device), memory_in_use(device)
-    network, tokenizer, info = profile.parts
+    itemsize, names = (
+        getattr(torch, info.dtype).itemsize,
+        ("name", "architecture", "dtype", "context"),
+    )
     parameters = sum(p.numel() for p in network.parameters())
-    names = ("name", "architecture", "dtype", "context")
     values: dict[str, Any] = {
         "problems": problems.lines,
         "model": {
             **{name: getattr(info, name) for name in names},
             "parameters": parameters,
-            "bytes": parameters * getattr(torch, info.dtype).itemsize,
+            "bytes": parameters * itemsize,
             "device": str(device),
         },
         "data": {},
@@ -128,7 +138,8 @@ def plan(
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     if writes:
         train = [*_with_solutions(train, min(limit, UPTO))]
-    tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
+    longest_reuse = 0 if reason else rope_limit(config) or math.inf
+    tokens = TokenizedSplits(train, dev, test, prompt, longest_reuse, writes)
     merged = [s.example.source for s in tokens.all if s.plain is not None]
     first = merged[0] if merged else None
     if merged and recipe.merges == "refuse":
@@ -142,11 +153,11 @@ def plan(
     if not train:
         return values
     rates = Rates(text=limit, refined=limit, mean=limit)
-    if profile.model is not None:
+    if model is not None:
         stage(report, "measuring a few batches")
-        rates = Probe(profile.model, recipe, sequencer, tokens).run()
-        lack = lack_of_room(profile.model, train, recipe.training.batch_size)
-        values["notes"] += [lack] if lack and profile.longest_reuse else []
+        rates = Probe(model, recipe, sequencer, tokens).run()
+        lack = lack_of_room(model, train, recipe.training.batch_size)
+        values["notes"] += [lack] if lack and not reason else []
     if writes:
         length = max(round(rates.mean), 1)
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
@@ -154,11 +165,12 @@ def plan(
             "the model writes its own solutions first: the plan assumes that it solves every "
             f"question, in {length} tokens, and that no solutions are stored yet"
         )
-    room, slower = profile.cache.budget, profile.cache.room - profile.cache.budget
-    sizes = (profile.token_bytes, room, slower, loading, loaded)
+    token = key_value_bytes(config, itemsize)
+    sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
     estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)
-    values |= {**_count(recipe, estimator, profile, now), "measured": measure}
+    values |= {**_count(recipe, estimator, parts, now), "measured": measure}
+    values["prefixes"]["reason"] = reason
     if measure:
         over, replies = budget.over(now), asdict(rates)
         longest = replace(estimator, rates=replace(rates, text=limit, refined=limit))
@@ -205,9 +217,11 @@ def _describe_data(
     return {**data, "context": context, "duplicates": repeats}
 
 
-def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate) -> dict[str, Any]:
+def _count(
+    recipe: Recipe, estimator: Estimator, parts: LoadedModel, now: Estimate
+) -> dict[str, Any]:
     """What a recipe takes without any measurement, and where its prompt could be exported."""
-    workload, splits, (network, _, info) = now.workload, estimator.splits, profile.parts
+    workload, splits, (network, _, info) = now.workload, estimator.splits, parts
     train, choices, step = splits.train, over_choices(recipe), workload.step_tokens
     full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
     weights = sum(p.numel() for p in network.parameters())
@@ -226,7 +240,6 @@ def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate
         "course": {name: getattr(workload, name) for name in counts},
         "flops": {"per_step": flops * step, "per_step_without_reuse": flops * full},
         "prefixes": {
-            "reason": profile.why_not_reusable,
             "token_bytes": estimator.token_bytes,
             "bytes": now.prefix_bytes,
             "room_bytes": estimator.room,
