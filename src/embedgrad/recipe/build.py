@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.data.examples import Example
-from embedgrad.data.splits import NAMES, Problems, Splits, label_balance, read_splits
+from embedgrad.data.problems import Problems
+from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.language_model import LanguageModel

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import math
 import time
-import typing
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from embedgrad.data.duplicates import shared_texts
+from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
@@ -20,12 +19,7 @@ from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
-from embedgrad.experiments.plan.workload import (
-    Examples,
-    TokenizedSplits,
-    over_choices,
-    targets_of,
-)
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
 from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_reusable
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
@@ -37,34 +31,6 @@ from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
-
-SHOWN = 5  # problems of one kind; further ones are counted
-
-
-@typing.final
-class Problems:
-    """Problems of a recipe and its data, one line each."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, lines: Sequence[str]) -> None:
-        """Take the first few lines, and how many more there are."""
-        new = [line for line in dict.fromkeys(lines) if line not in self.lines]
-        self.lines += new[:SHOWN]
-        if len(new) > SHOWN:
-            self.lines.append(f"... and {len(new) - SHOWN} more problems like the last one")
-
-    def each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """What `action` returns for every item; those that it refuses are problems."""
-        results, lines = [], []
-        for item in items:
-            try:
-                results.append(action(item))
-            except DataError as error:
-                lines.append(str(error))
-        self.add(lines)
-        return results
 
 
 def plan(
@@ -86,7 +52,7 @@ def plan(
     problems, start = Problems(), began - (started or began)
     splits: Splits | None = None
     try:
-        splits = read_data(recipe, problems.add)
+        splits = read_data(recipe, problems)
     except DataError as error:
         problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
@@ -94,21 +60,16 @@ def plan(
     parts, cache = load_parts(recipe, report, weights=measure)
     (network, tokenizer, info), device = parts, choose_device(recipe.model.device)
     config = network.config.get_text_config(decoder=True)
-    model: LanguageModel | None = None
-    if measure:
-        model = LanguageModel(parts, prefix_cache_budget=0).with_prefix_cache(cache)
+    model = LanguageModel(parts, prefix_cache_budget=0) if measure else None
     reason = model.why_not_reusable if model else why_not_reusable(network, config)
     fixed = {"start": start, "load": time.time() - began}
     loading, loaded = peak_memory(device), memory_in_use(device)
-    itemsize, names = (
-        getattr(torch, info.dtype).itemsize,
-        ("name", "architecture", "dtype", "context"),
-    )
+    itemsize = getattr(torch, info.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
     values: dict[str, Any] = {
         "problems": problems.lines,
         "model": {
-            **{name: getattr(info, name) for name in names},
+            **{n: getattr(info, n) for n in ("name", "architecture", "dtype", "context")},
             "parameters": parameters,
             "bytes": parameters * itemsize,
             "device": str(device),
@@ -141,14 +102,13 @@ def plan(
     longest_reuse = 0 if reason else rope_limit(config) or math.inf
     tokens = TokenizedSplits(train, dev, test, prompt, longest_reuse, writes)
     merged = [s.example.source for s in tokens.all if s.plain is not None]
-    first = merged[0] if merged else None
     if merged and recipe.merges == "refuse":
         problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
     values |= {
         "data": _describe_data(recipe, splits, tokens, info.context),
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
         "spans": [asdict(span) for span in sequencer.spans],
-        "merged": {"rows": len(merged), "first": first},
+        "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
     if not train:
         return values
@@ -156,7 +116,8 @@ def plan(
     if model is not None:
         stage(report, "measuring a few batches")
         rates = Probe(model, recipe, sequencer, tokens).run()
-        lack = lack_of_room(model, train, recipe.training.batch_size)
+        size = recipe.training.batch_size
+        lack = lack_of_room(model.with_prefix_cache(cache), train, size)
         values["notes"] += [lack] if lack and not reason else []
     if writes:
         length = max(round(rates.mean), 1)
@@ -233,7 +194,7 @@ def _count(
             "prefix": sum(len(s.prefix) for s in train),
             "prompt": splits.prompt * len(train),
             "suffix": sum(splits.own(s) - splits.prompt for s in train),
-            "target": sum(len(t) for s in train for t in targets_of(s, choices=choices)),
+            "target": sum(len(t) for s in train for t in splits.targets(s, choices=choices)),
             "per_step": step,
             "per_step_without_reuse": full,
         },
