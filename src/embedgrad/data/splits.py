@@ -6,18 +6,18 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, cell_text, examples_from
+from embedgrad.data.problems import Problems
 from embedgrad.data.readers import Table, data_error, read_table, shown
 from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
 
-Problems = Callable[[Sequence[str]], None]  # gets lines that say what is wrong
 Refuse = Callable[[DataError], None]
 
 
@@ -74,8 +74,11 @@ def read_splits(
         except DataError as error:
             if problems is None:
                 raise
-            good, lines = _row_by_row(table, where or {}, examples) if table else ([], [])
-            problems(lines or [str(error)])
+            known = len(problems.lines)
+            rows = () if table is None else _single_rows(table, where or {})
+            good = [example for (example,) in problems.each(lambda row: examples(row, None), rows)]
+            if len(problems.lines) == known:
+                problems.add([str(error)])
             return good or None
 
     def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:
@@ -108,21 +111,10 @@ def read_splits(
     )
 
 
-def _row_by_row(
-    table: Table,
-    where: Mapping[str, str],
-    examples: Callable[[Table, None], list[Example]],
-) -> tuple[list[Example], list[str]]:
-    """The good rows of a table that has bad ones, and what is wrong with these."""
-    good: list[Example] = []
-    lines: list[str] = []
+def _single_rows(table: Table, where: Mapping[str, str]) -> Iterator[Table]:
     for row, source in zip(table.rows, table.sources, strict=True):
         if all(cell_text(row.get(name)) == text for name, text in where.items()):
-            try:
-                good += examples(replace(table, rows=[row], sources=[source]), None)
-            except DataError as error:
-                lines.append(str(error))
-    return good, lines
+            yield replace(table, rows=[row], sources=[source])
 
 
 def make_splits(
@@ -154,7 +146,7 @@ def make_splits(
     def refuse(error: DataError) -> None:
         if problems is None:
             raise error
-        problems([str(error)])
+        problems.add([str(error)])
 
     given = {"train": train, "dev": dev, "test": test}
     explicit = {name: rows for name, rows in given.items() if rows is not None}

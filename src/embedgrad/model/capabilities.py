@@ -25,6 +25,14 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
+def key_value_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of the keys and values of one token, over all layers."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * kv_heads * size * itemsize)
+
+
 def rope_limit(config: Any) -> int | None:
     """Length from which rotary scaling changes for all tokens, stored ones included."""
     rope = getattr(config, "rope_parameters", None) or {}

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.splits import NAMES, Problems, Splits, label_balance, read_splits
+from embedgrad.data.problems import Problems
+from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError
 from embedgrad.events import Report, say, stage
-from embedgrad.model.language_model import LanguageModel, load_model
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel, load
+from embedgrad.model.loading.device import choose_device
 from embedgrad.model.prefix_cache import PrefixCache, Spill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -133,6 +136,14 @@ def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     """The recipe's model with the recipe's prefix cache."""
+    loaded, cache = load_parts(recipe, report)
+    return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
+
+
+def load_parts(
+    recipe: Recipe, report: Report, *, weights: bool = True
+) -> tuple[LoadedModel, PrefixCache]:
+    """The recipe's model, or what is known of it without its weights, and its prefix cache."""
 
     def notify(text: str) -> None:
         say(report, [text])
@@ -140,9 +151,14 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     prefixes = recipe.prefix_cache
     # Before the model is loaded, so that a folder that cannot be used is reported at once.
     spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, notify)
-    model = load_model(**asdict(recipe.model), prefix_cache_budget=0, notify=notify)
-    cache = PrefixCache.on(model.device, prefixes.budget, spill=spill, precision=prefixes.precision)
-    return model.with_prefix_cache(cache)
+    loaded = load(**asdict(recipe.model), weights=weights, notify=notify)
+    cache = PrefixCache.on(
+        choose_device(recipe.model.device),
+        prefixes.budget,
+        spill=spill,
+        precision=prefixes.precision,
+    )
+    return loaded, cache
 
 
 def sources(recipe: Recipe, splits: Splits) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ NOTICED = 0.98  # a setting that saves less is not named
 @typing.final
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run does, its seconds by what they go into, and bytes; `prefix_bytes` of them all."""
+    """What a run does, bytes of all its prefixes, and its seconds and bytes by their cause."""
 
     workload: Workload
     prefix_bytes: int
@@ -102,8 +102,8 @@ class Budget:
 
     def over(self, estimate: Estimate) -> list[str]:
         """What the run takes too much of: "memory", "time"."""
-        limits = {"memory": self.memory_bytes, "time": self.seconds}
-        return [n for n, most in limits.items() if most is not None and estimate.taken(n) > most]
+        limits = (("memory", self.memory_bytes), ("time", self.seconds))
+        return [n for n, most in limits if most is not None and estimate.taken(n) > most]
 
 
 def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[str, Any]]:
@@ -121,13 +121,12 @@ def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[s
             room = int(value) if setting == "prefix_cache.budget" else estimator.room
             then = replace(estimator, room=room)(Recipe.from_dict(plain))
             fits = not budget.over(then)
-            if not fits and value != values[-1]:
-                continue
-            knob = {"setting": setting, "value": value, "exact": exact, "fits": fits}
-            taken = {"memory_bytes": then.memory["peak"], "seconds": then.seconds["all"]}
-            if fits or any(then.taken(n) < NOTICED * now.taken(n) for n in over):
-                knobs.append(knob | taken)
-            break
+            if fits or value == values[-1]:
+                knob = {"setting": setting, "value": value, "exact": exact, "fits": fits}
+                knob |= {"memory_bytes": then.taken("memory"), "seconds": then.taken("time")}
+                saves = any(then.taken(n) < NOTICED * now.taken(n) for n in over)
+                knobs += [knob] if fits or saves else []
+                break
     return sorted(knobs, key=lambda knob: (not knob["fits"], not knob["exact"]))
 
 
@@ -135,8 +134,7 @@ def _candidates(
     recipe: Recipe, estimator: Estimator, now: Estimate, over: list[str]
 ) -> Iterator[tuple[str, bool, list[Any]]]:
     """Settings worth a try, whether results stay the same, and values from mild to harsh."""
-    training, evaluation, splits = recipe.training, recipe.evaluation, estimator.splits
-    steps, evaluations = now.workload.steps, now.workload.evaluations
+    training, evaluation, work = recipe.training, recipe.evaluation, now.workload
     if "memory" in over:
         yield "prefix_cache.budget", True, [*_halves(int(now.memory["prefixes"]))[:5], 0]
         yield "prefix_cache.precision", False, ["half"]
@@ -146,9 +144,9 @@ def _candidates(
         yield "training.batch_size", False, _halves(training.batch_size)
     if "time" in over:
         yield "prefix_cache.budget", True, [now.prefix_bytes]
-        every = math.ceil(steps / max(evaluations - 1, 1))
-        rarer = [every * n for n in (2, 4, 8) if every * n < steps]
-        yield "training.evaluate_every", False, [*rarer, steps]
+        every = math.ceil(work.steps / max(work.evaluations - 1, 1))
+        rarer = [every * n for n in (2, 4, 8) if every * n < work.steps]
+        yield "training.evaluate_every", False, [*rarer, work.steps]
         if training.steps:  # it goes before training.epochs
             yield "training.steps", False, _halves(training.steps)
         else:
@@ -156,7 +154,7 @@ def _candidates(
         if not recipe.target.choices:
             yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
     for split in ("test", "dev", "train") if over else ():
-        rows = len(getattr(splits, split))
+        rows = len(getattr(estimator.splits, split))
         yield f"data.limit.{split}", False, _halves(min(rows, recipe.data.limit.get(split, rows)))
 
 

@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
-import typing
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from embedgrad.data.duplicates import shared_texts
+from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
-from embedgrad.experiments.plan.model_profile import Profile, profile_model
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
-from embedgrad.experiments.plan.workload import (
-    Examples,
-    TokenizedSplits,
-    over_choices,
-    targets_of,
-)
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
+from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_reusable
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading import LoadedModel
 from embedgrad.model.loading.device import choose_device
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
-from embedgrad.recipe.build import read_data
+from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
-
-SHOWN = 5  # problems of one kind; further ones are counted
-
-
-@typing.final
-class Problems:
-    """Problems of a recipe and its data, one line each."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, lines: Sequence[str]) -> None:
-        """Take the first few lines, and how many more there are."""
-        new = [line for line in dict.fromkeys(lines) if line not in self.lines]
-        self.lines += new[:SHOWN]
-        if len(new) > SHOWN:
-            self.lines.append(f"... and {len(new) - SHOWN} more problems like the last one")
-
-    def each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """What `action` returns for every item; those that it refuses are problems."""
-        results, lines = [], []
-        for item in items:
-            try:
-                results.append(action(item))
-            except DataError as error:
-                lines.append(str(error))
-        self.add(lines)
-        return results
 
 
 def plan(
@@ -83,24 +52,26 @@ def plan(
     problems, start = Problems(), began - (started or began)
     splits: Splits | None = None
     try:
-        splits = read_data(recipe, problems.add)
+        splits = read_data(recipe, problems)
     except DataError as error:
         problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
     began = time.time()
-    profile = profile_model(recipe, report, weights=measure)
-    device = choose_device(recipe.model.device)
+    parts, cache = load_parts(recipe, report, weights=measure)
+    (network, tokenizer, info), device = parts, choose_device(recipe.model.device)
+    config = network.config.get_text_config(decoder=True)
+    model = LanguageModel(parts, prefix_cache_budget=0) if measure else None
+    reason = model.why_not_reusable if model else why_not_reusable(network, config)
     fixed = {"start": start, "load": time.time() - began}
     loading, loaded = peak_memory(device), memory_in_use(device)
-    network, tokenizer, info = profile.parts
+    itemsize = getattr(torch, info.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
-    names = ("name", "architecture", "dtype", "context")
     values: dict[str, Any] = {
         "problems": problems.lines,
         "model": {
-            **{name: getattr(info, name) for name in names},
+            **{n: getattr(info, n) for n in ("name", "architecture", "dtype", "context")},
             "parameters": parameters,
-            "bytes": parameters * getattr(torch, info.dtype).itemsize,
+            "bytes": parameters * itemsize,
             "device": str(device),
         },
         "data": {},
@@ -128,25 +99,26 @@ def plan(
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     if writes:
         train = [*_with_solutions(train, min(limit, UPTO))]
-    tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
+    longest_reuse = 0 if reason else rope_limit(config) or math.inf
+    tokens = TokenizedSplits(train, dev, test, prompt, longest_reuse, writes)
     merged = [s.example.source for s in tokens.all if s.plain is not None]
-    first = merged[0] if merged else None
     if merged and recipe.merges == "refuse":
         problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
     values |= {
         "data": _describe_data(recipe, splits, tokens, info.context),
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
         "spans": [asdict(span) for span in sequencer.spans],
-        "merged": {"rows": len(merged), "first": first},
+        "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
     if not train:
         return values
     rates = Rates(text=limit, refined=limit, mean=limit)
-    if profile.model is not None:
+    if model is not None:
         stage(report, "measuring a few batches")
-        rates = Probe(profile.model, recipe, sequencer, tokens).run()
-        lack = lack_of_room(profile.model, train, recipe.training.batch_size)
-        values["notes"] += [lack] if lack and profile.longest_reuse else []
+        rates = Probe(model, recipe, sequencer, tokens).run()
+        size = recipe.training.batch_size
+        lack = lack_of_room(model.with_prefix_cache(cache), train, size)
+        values["notes"] += [lack] if lack and not reason else []
     if writes:
         length = max(round(rates.mean), 1)
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
@@ -154,11 +126,12 @@ def plan(
             "the model writes its own solutions first: the plan assumes that it solves every "
             f"question, in {length} tokens, and that no solutions are stored yet"
         )
-    room, slower = profile.cache.budget, profile.cache.room - profile.cache.budget
-    sizes = (profile.token_bytes, room, slower, loading, loaded)
+    token = key_value_bytes(config, itemsize)
+    sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
     estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)
-    values |= {**_count(recipe, estimator, profile, now), "measured": measure}
+    values |= {**_count(recipe, estimator, parts, now), "measured": measure}
+    values["prefixes"]["reason"] = reason
     if measure:
         over, replies = budget.over(now), asdict(rates)
         longest = replace(estimator, rates=replace(rates, text=limit, refined=limit))
@@ -205,9 +178,11 @@ def _describe_data(
     return {**data, "context": context, "duplicates": repeats}
 
 
-def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate) -> dict[str, Any]:
+def _count(
+    recipe: Recipe, estimator: Estimator, parts: LoadedModel, now: Estimate
+) -> dict[str, Any]:
     """What a recipe takes without any measurement, and where its prompt could be exported."""
-    workload, splits, (network, _, info) = now.workload, estimator.splits, profile.parts
+    workload, splits, (network, _, info) = now.workload, estimator.splits, parts
     train, choices, step = splits.train, over_choices(recipe), workload.step_tokens
     full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
     weights = sum(p.numel() for p in network.parameters())
@@ -219,14 +194,13 @@ def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate
             "prefix": sum(len(s.prefix) for s in train),
             "prompt": splits.prompt * len(train),
             "suffix": sum(splits.own(s) - splits.prompt for s in train),
-            "target": sum(len(t) for s in train for t in targets_of(s, choices=choices)),
+            "target": sum(len(t) for s in train for t in splits.targets(s, choices=choices)),
             "per_step": step,
             "per_step_without_reuse": full,
         },
         "course": {name: getattr(workload, name) for name in counts},
         "flops": {"per_step": flops * step, "per_step_without_reuse": flops * full},
         "prefixes": {
-            "reason": profile.why_not_reusable,
             "token_bytes": estimator.token_bytes,
             "bytes": now.prefix_bytes,
             "room_bytes": estimator.room,

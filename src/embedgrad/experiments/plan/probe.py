@@ -25,6 +25,8 @@ from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 
+Action = Callable[[Examples], object]
+
 SECONDS = 10.0  # after which no further batch of a kind is measured
 BATCHES = 4  # of a kind, beside the largest
 UPTO = 128  # tokens of free answers that are read
@@ -65,12 +67,11 @@ class Probe:
         """Everything, in the order of a run."""
         recipe, splits, free = self.recipe, self.splits, not self.recipe.target.choices
         self._build_prefixes()
-        size = recipe.training.batch_size
-        self._measure("steps", splits.train, size, self._train, over_choices(recipe))
+        self._measure("steps", splits.train, over_choices(recipe), self._train)
         examples = sorted(splits.dev or splits.train, key=splits.length)
-        size = recipe.evaluation.batch_size
-        self._measure("scoring", examples, size, self._score, not free)
+        self._measure("scoring", examples, not free, self._score)
         if free:
+            size = recipe.evaluation.batch_size
             middle = max(len(examples) - size, 0) // 2
             self._read_answers(examples[middle : middle + size])
         return self.rates
@@ -88,25 +89,19 @@ class Probe:
             tokens = sum(len(ids) - n for ids, n in shared.items() if ids in cache)
             self.rates.seconds["prefixes"] = seconds / max(tokens, 1)
 
-    def _measure(
-        self,
-        kind: str,
-        examples: Examples,
-        size: int,
-        action: Callable[[Examples], object],
-        choices: bool,
-    ) -> None:
+    def _measure(self, kind: str, examples: Examples, choices: bool, action: Action) -> None:
         """Repeat an action on the largest batch, then on others while time is left."""
+        training, size = self.recipe.training, self.recipe.evaluation.batch_size
+        size, parts = (training.batch_size, training.accumulate) if kind == "steps" else (size, 1)
         batches = [examples[n : n + size] for n in range(0, len(examples), size)]
         largest = max(batches, key=lambda batch: sum(map(self.splits.length, batch)))
         others = batches[:: math.ceil(len(batches) / BATCHES)]
-        parts = self.recipe.training.accumulate if kind == "steps" else 1
         rates, began = [], time.perf_counter()
         for n, batch in enumerate((largest, largest, *others)):
             if n < 2 or time.perf_counter() - began < SECONDS:
                 self._store(batch)
                 reset_peak_memory(self.model.device)
-                seconds = min(self._time(action, batch) for _ in range(2))
+                seconds = (self._time(action, batch) + self._time(action, batch)) / 2
                 tokens = sum(self.splits.tokens(s, choices=choices) for s in batch)
                 rates += [seconds / tokens] if n else []  # the first is to warm up
                 if n == 0:

@@ -52,16 +52,21 @@ class TokenizedSplits:
         """Whether an example is computed on top of its stored prefix."""
         return self.length(s) <= self.longest_reuse
 
+    @staticmethod
+    def targets(s: TokenSequence, *, choices: bool) -> tuple[Ids, ...]:
+        """The targets of an example that a pass computes: all choices, or the right one alone."""
+        return s.targets if choices else (s.targets[s.gold],)
+
     def tokens_in_full(self, s: TokenSequence, *, choices: bool) -> int:
         """Tokens computed without prefix reuse: every target takes a sequence of its own."""
         before = len(s.prefix) + self.own(s)
-        return sum(before + len(ids) - 1 for ids in targets_of(s, choices=choices))
+        return sum(before + len(ids) - 1 for ids in self.targets(s, choices=choices))
 
     def tokens(self, s: TokenSequence, *, choices: bool) -> int:
         """Tokens that a pass computes for an example with its prefix stored."""
         if not self.reuses(s):
             return self.tokens_in_full(s, choices=choices)
-        targets = targets_of(s, choices=choices)  # shared beginnings are computed once
+        targets = self.targets(s, choices=choices)  # shared beginnings are computed once
         tree = {ids[:depth] for ids in targets for depth in range(1, len(ids))}
         return self.own(s) + len(tree)
 
@@ -139,8 +144,3 @@ def count(
 def over_choices(recipe: Recipe) -> bool:
     """Whether a training step computes all choices."""
     return recipe.parts.objective.needs_choices(available=bool(recipe.target.choices))
-
-
-def targets_of(s: TokenSequence, *, choices: bool) -> tuple[Ids, ...]:
-    """The targets of an example that a pass computes: all choices, or the right one alone."""
-    return s.targets if choices else (s.targets[s.gold],)

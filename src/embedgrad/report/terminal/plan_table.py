@@ -12,16 +12,7 @@ from embedgrad.formatting import duration, operations, size, visible
 
 Values = Mapping[str, Any]
 
-PARTS = {
-    "start": "starting Python",
-    "load": "loading the model",
-    "tokenize": "tokenizing",
-    "solutions": "writing solutions",
-    "prefixes": "building prefixes",
-    "steps": "steps",
-    "dev": "evaluations on dev",
-    "test": "scoring test with both prompts",
-}
+PARTS = ("start", "load", "tokenize", "solutions", "prefixes", "steps", "dev", "test")
 MANY = 6  # answers that are listed with their counts
 
 
@@ -55,8 +46,8 @@ def _data(plan: Values) -> Iterator[str]:
             words = ", ".join([*listed[:MANY], *more])
         else:
             words = f"{answers} different answers"
-        said = f"{rows} rows ({words}), the longest {longest}{limit} tokens"
-        yield f"{name}: {said if rows else 'no rows'}"
+        found = f"{rows} rows ({words}), the longest {longest}{limit} tokens"
+        yield f"{name}: {found if rows else 'no rows'}"
     yield data["duplicates"] or "no text is in two splits"
     yield from plan["notes"]
 
@@ -70,8 +61,8 @@ def _spans(plan: Values) -> Iterator[str]:
 
 def _work(plan: Values) -> Iterator[str]:
     tokens, flops, course, prefixes = (plan[n] for n in ("tokens", "flops", "course", "prefixes"))
-    kinds = ("prefix", "prompt", "suffix", "target")
-    yield f"an epoch: {', '.join(f'{tokens[kind]:,} {kind}' for kind in kinds)} tokens"
+    counts = (f"{tokens[kind]:,} {kind}" for kind in ("prefix", "prompt", "suffix", "target"))
+    yield f"an epoch: {', '.join(counts)} tokens"
     step, without = (
         f"{tokens[name]:,.0f} tokens, about {operations(flops[name])}"
         for name in ("per_step", "per_step_without_reuse")
@@ -97,7 +88,7 @@ def _exports(plan: Values) -> Iterator[str]:
 
 def _time(plan: Values) -> Iterator[str]:
     seconds, replies = plan["seconds"], plan["replies"]
-    parts = (f"{words} {duration(seconds[n])}" for n, words in PARTS.items() if seconds[n])
+    parts = (f"{name} {duration(seconds[name])}" for name in PARTS if seconds[name])
     yield f"about {duration(seconds['all'])}: {', '.join(parts)}"
     if replies["read"]:
         ended = f"{replies['read'] - replies['cut']} of {replies['read']} answers that were read"
