@@ -20,7 +20,7 @@ from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal, parse
 from embedgrad.experiments.baselines import METHODS, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import random_rows
-from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod, batches
+from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
 from embedgrad.experiments.baselines.prompting import draw
 from embedgrad.experiments.baselines.templates import with_examples, with_span
@@ -115,7 +115,7 @@ def test_worked_examples_are_turns_of_the_chat() -> None:
         add_generation_prompt=True,
     )
     assert rendered.text == expected
-    assert rendered.prefix.count("Good or bad?") == 2
+    assert rendered.texts[0].count("Good or bad?") == 2
 
 
 def test_worked_examples_keep_the_opening_of_the_answer() -> None:
@@ -344,7 +344,8 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(LanguageModel, "outcome", spy)
     training = Training(steps=7, batch_size=3, seed=5)
     optimize(made.model, made.sequencer, made.sequences[:8], training=training)
-    theirs = [[made.sequences[i].example.source for i in b] for b in batches(8, training, 7)]
+    batches = training.batches(training.units([None] * 8), 7)
+    theirs = [[made.sequences[i].example.source for i in batch] for batch in batches]
     assert ours == theirs
     assert len(ours) == 7
 
