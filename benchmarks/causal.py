@@ -28,9 +28,11 @@ from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
+from embedgrad.model.backbone import Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.parameterizations import Free, Parameterization, Theta, all_rows
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 RESULT = Path(__file__).resolve().parent / "results" / "causal-curves.json"
@@ -67,14 +69,21 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Recorded(eg.TrustRegion):
-    """A trust region that records the prompt of every step."""
+class Recorded(Parameterization):
+    """The free parameterization, with a record of the rows after every step."""
 
+    free: Free = Free()
     path: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
-    def project(self, rows_PD: Tensor, start_PD: Tensor) -> Tensor:
-        inside = super().project(rows_PD, start_PD)
-        self.path.append(inside.detach().clone())
+    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
+        return self.free.init(start, generator)
+
+    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
+        return self.free.prompt(theta, start)
+
+    def fit(self, theta: Theta, origin: Theta, start: Prompt, region: eg.TrustRegion) -> Theta:
+        inside = self.free.fit(theta, origin, start, region)
+        self.path.append(all_rows(self.prompt(inside, start)).detach().clone())
         return inside
 
 
@@ -183,10 +192,11 @@ def train(
 ) -> tuple[list[Tensor], list[float]]:
     """The prompt after every step, and the mean loss of every epoch."""
     parts = eg.Parts()
-    region = Recorded(radius=variant.radius)
+    recorded = Recorded()
     parts = replace(
         parts,
-        trust_region=region,
+        trust_region=eg.TrustRegion(radius=variant.radius),
+        parameterization=recorded,
         objective=CrossEntropy(over=variant.over),
         optimizer=AdamW(learning_rate=variant.learning_rate),
     )
@@ -201,9 +211,9 @@ def train(
     if done.ended != "finished":
         raise SystemExit(f"{done.ended}: the variant is not measured")
     every = training.steps_per_epoch(len(sequences))
-    assert len(region.path) == len(losses) == every * variant.epochs
+    assert len(recorded.path) == len(losses) == every * variant.epochs
     means = [sum(losses[e * every : (e + 1) * every]) / every for e in range(variant.epochs)]
-    return region.path, means
+    return recorded.path, means
 
 
 def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, str], Tensor]:
