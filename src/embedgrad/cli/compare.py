@@ -1,4 +1,4 @@
-"""Verb: compare, which trains several methods and tests them on the same rows."""
+"""Verb: compare, several methods on the same rows."""
 
 from __future__ import annotations
 

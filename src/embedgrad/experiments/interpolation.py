@@ -1,4 +1,4 @@
-"""Interpolation: scores along the straight line from the text prompt through the refined one."""
+"""Interpolation from the text prompt through the refined one, scored."""
 
 from __future__ import annotations
 

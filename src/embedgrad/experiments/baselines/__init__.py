@@ -1,4 +1,4 @@
-"""Baselines: the methods that a comparison compares, all scored by the same evaluator."""
+"""Baselines: the methods of a comparison, scored by one evaluator."""
 
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, unbounded
