@@ -4,8 +4,8 @@
 
 Every pair is one plan and one run, each in a process of its own, one straight after the other, so
 that both see the same machine. `--data` is a folder with sst2/, imdb/ and svamp/ (train, dev and
-test.jsonl each). Pairs that the results hold already are not measured again; delete the file to
-measure them anew.
+test.jsonl each). Pairs that the results hold already are kept; delete the file to measure all of
+them again.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ def pair(name: str, data: Path) -> dict[str, Any]:
         "seconds": planned["seconds"]["all"] / seconds,
         "train_seconds": planned["seconds"]["train"] / result["train"]["seconds"],
         "memory": planned["memory"]["peak"] / result["peak_memory_bytes"],
-        "prefixes": planned["prefixes"]["stored_bytes"] / max(result["prefix_cache"]["bytes"], 1),
+        "prefixes": planned["prefixes"]["bytes"] / max(result["prefix_cache"]["bytes"], 1),
     }
     return {
         "recipe": f"recipes/{recipe}",
         "settings": settings,
         "planned": {
             key: planned[key]
-            for key in ("seconds", "memory", "prefixes", "replies", "probe", "flops")
+            for key in ("seconds", "memory", "prefixes", "replies", "tokens", "flops")
         },
         "run": {
             "seconds": seconds,

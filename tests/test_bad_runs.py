@@ -57,13 +57,17 @@ RUNS: dict[str, Case] = {
     ),
     "other version": (
         spoiled(lambda p: p.describe(version=99)),
-        ("prompt.json: format version 99; this embedgrad reads 1; install the version",),
+        ("prompt.json: not written by this embedgrad (format version 99, this one reads 2)",),
+    ),
+    "older version": (
+        spoiled(lambda p: p.describe(version=1)),
+        ("prompt.json: written by an older embedgrad (format version 1, this one reads 2)",),
     ),
     "other format": (
         spoiled(lambda p: p.describe(format="peft")),
         ('is not a saved prompt; expected "format": "embedgrad-prompt"',),
     ),
-    "half a description": (spoiled(lambda p: p.describe(token_ids=None)), ("lacks 'token_ids'",)),
+    "half a description": (spoiled(lambda p: p.describe(spans=None)), ("lacks 'spans'",)),
     "no JSON": (
         spoiled(lambda p: at(p.run / "prompt" / "prompt.json", b"{").parents[1]),
         ("prompt.json: is not JSON",),

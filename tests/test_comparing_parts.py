@@ -282,3 +282,26 @@ def test_free_answers_are_kept_some_batches_at_a_time(
     results = compare(free("text", evaluation=evaluation), tmp_path / "run")
     assert len(results["rows"]) == 1
     assert sum(blocks) == ROWS["test"] + 4  # the batch that was interrupted
+
+
+def test_two_spans_are_compared_by_the_methods_that_can_train_them(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    template = {"user": "[[Read this review.]]\n\n{review}\n\n[[Good or bad?]]"}
+    shots = {"seeds": [0], "shots": 2, "prompts": ["Cold or warm?"]}
+    recipe = values(model_folder, data, template=template, compare=shots, **ONCE)
+    results = compare(Recipe.from_dict(recipe), tmp_path / "out")
+    assert results["text"] == "Read this review. Good or bad?"
+    assert results["failed"] == {}
+    reason = "it needs a single [[span]], and the template has 2"
+    assert results["skipped"] == dict.fromkeys(
+        (
+            *("best-of-n", "random-init", "peft-prompt-tuning-text"),
+            *("peft-prompt-tuning-random", "peft-cpt"),
+        ),
+        reason,
+    )
+    rows = {row["method"]: row for row in results["rows"]}
+    assert rows.keys() == {"text", "few-shot", "embedgrad", "embedgrad-no-region", "peft-lora"}
+    assert rows["embedgrad"]["extra_tokens"] == 0
+    assert rows["few-shot"]["extra_tokens"] > 0

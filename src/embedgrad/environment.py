@@ -5,8 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -20,11 +26,35 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """The most bytes in use so far: of a GPU's own memory, else of this process."""
+    if device is not None and device.type == "cuda":
+        return int(_cuda().max_memory_allocated(device))
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: of a GPU's own memory, else of this process."""
+    if device.type == "cuda":
+        return int(_cuda().memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak. Of a process only Linux can; elsewhere it stays."""
+    if device.type == "cuda":
+        _cuda().reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _cuda() -> ModuleType:
+    import torch  # takes seconds, and not every command needs it
+
+    return torch.cuda

@@ -59,6 +59,15 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def operations(count: float) -> str:
+    """Floating-point operations in powers of 1000: 3.2 GFLOP, 41 TFLOP."""
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PFLOP"
+
+
 def left(seconds: float | None) -> str:
     """52 s left; nothing where that is unknown or over."""
     return f"{duration(seconds)} left" if seconds is not None and seconds > 0 else ""

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 
@@ -36,10 +36,12 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The rec
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
 
+@final
 class Interruption(Exception):
     """Ctrl-C or SIGTERM, after saving what could be saved; the message says what that is."""
 
 
+@final
 class NoGain(Exception):
     """--require-gain was given, but there is no reliable gain; the message says why."""
 

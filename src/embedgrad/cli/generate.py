@@ -46,7 +46,7 @@ def generate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a query, or JSONL on standard input, with a refined prompt."""
+    """Answer queries with a refined prompt; JSONL in, JSONL out."""
     from embedgrad.formatting import encodable
     from embedgrad.inference.answer import answer, as_text, decoding_of, queries_from, stream_answer
     from embedgrad.recipe.open_run import open_run
@@ -73,15 +73,19 @@ def generate(
             raise EmbedgradError(
                 "--stream: this run chooses among answers and generates none; leave it out"
             )
-        decoding = decoding_of(opened, options)
+        decoding = decoding_of(opened.answering, options)
         columns = opened.prompt.template.columns
         queries = queries_from(query, sys.stdin.buffer, columns)
         if not as_stream:
-            for reply in answer(opened, queries, refined=not text_prompt, decoding=decoding):
+            for reply in answer(
+                opened.answering, queries, refined=not text_prompt, decoding=decoding
+            ):
                 print_values(reply, as_json or query is None, lambda values: echo(as_text(values)))
     if as_stream:  # outside the progress display, which holds back unfinished lines
         (one,) = queries
-        for piece in stream_answer(opened, one, refined=not text_prompt, decoding=decoding):
+        for piece in stream_answer(
+            opened.answering, one, refined=not text_prompt, decoding=decoding
+        ):
             typer.echo(encodable(piece, sys.stdout.encoding), nl=False)
         typer.echo()
     if opened.sequencer.truncated:

@@ -1,8 +1,8 @@
-"""The verb that looks ahead: plan."""
+"""The verb plan: what a recipe takes before it runs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,34 +40,28 @@ def plan(
     import psutil
 
     from embedgrad.errors import RecipeError
-    from embedgrad.experiments.plan import Budget
-    from embedgrad.experiments.plan import plan as look_ahead
+    from embedgrad.experiments import plan as planning
     from embedgrad.model.prefix_cache import budget_bytes
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report import Progress
+    from embedgrad.report import Progress, show
+    from embedgrad.report.terminal.plan_table import plan_table
 
     checked = Recipe.read(recipe, with_model(overrides, model))
     if no_probe and (memory is not None or minutes is not None):
         raise RecipeError("--no-probe", ["a budget needs the measurement; leave one of them out"])
-    budget = Budget(
+    budget = planning.Budget(
         None if memory is None else budget_bytes(memory, "--memory"),
         None if minutes is None else 60 * minutes,
     )
     with Progress(quiet=quiet) as progress:
-        found = look_ahead(
+        values = planning.plan(
             checked,
             budget=budget,
             measure=not no_probe,
             report=progress,
             started=psutil.Process().create_time(),
         )
-    print_values({"recipe": str(recipe), **found}, as_json, _show)
-    if found["problems"]:
-        raise RecipeError(str(recipe), found["problems"])
-
-
-def _show(found: dict[str, Any]) -> None:
-    from embedgrad.report import show
-    from embedgrad.report.terminal.plan_table import plan_table
-
-    show(plan_table(found))
+    values = {"recipe": str(recipe), **values}
+    print_values(values, as_json, lambda values: show(plan_table(values)))
+    if values["problems"]:
+        raise RecipeError(str(recipe), values["problems"])

@@ -74,7 +74,8 @@ def _show(values: dict[str, Any]) -> None:
 
 def _check_form(form: str, figure: str | None, comparison: bool) -> None:
     from embedgrad.errors import nearest
-    from embedgrad.report.figures.run import FIGURES_OF_COMPARISONS, FIGURES_OF_RUNS
+    from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
+    from embedgrad.report.figures.run import FIGURES_OF_RUNS
 
     known = FIGURES_OF_COMPARISONS if comparison else FIGURES_OF_RUNS
     if form not in FORMATS:
@@ -154,6 +155,6 @@ def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
 
 
 def _comparison_figure(results: dict[str, Any], name: str) -> Any:
-    from embedgrad.report.figures import run as figures
+    from embedgrad.report.figures import comparison as figures
 
     return figures.forest(results) if name == "forest" else figures.accuracy_against_cost(results)

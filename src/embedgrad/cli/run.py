@@ -62,10 +62,10 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a run that was interrupted, or train a finished one for longer.
+    """Resume an interrupted run, or train a finished one for longer.
 
-    It starts from the last checkpoint and comes to the same rows as without the interruption.
-    Longer: --set training.epochs=8.
+    It starts from the last checkpoint and gives the same rows as an uninterrupted run. To train
+    longer, add --set training.epochs=8 for example.
     """
     from embedgrad.errors import RunError
     from embedgrad.recipe.recipe import Recipe

@@ -6,15 +6,18 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
-from embedgrad.data.examples import Example, examples_from
-from embedgrad.data.readers import data_error, read_table, shown
-from embedgrad.errors import nearest
+from embedgrad.data.examples import Example, cell_text, examples_from
+from embedgrad.data.readers import Table, data_error, read_table, shown
+from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
+
+Problems = Callable[[Sequence[str]], None]  # gets lines that say what is wrong
+Refuse = Callable[[DataError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,30 @@ def read_splits(
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
     drop_duplicates: bool = False,
+    problems: Problems | None = None,
 ) -> Splits:
-    """Read files or Hub data sets and split them: `read_table`, `examples_from`, `make_splits`."""
+    """Read files or Hub data sets and split them: `read_table`, `examples_from`, `make_splits`.
+
+    `problems` gets what would else be raised, where the rows or the check that failed can be left
+    out; without it the first problem is raised.
+    """
 
     def read(source: str | None) -> list[Example] | None:
         if source is None:
             return None
+        table: Table | None = None
+        try:
+            return examples(table := read_table(source), where or None)
+        except DataError as error:
+            if problems is None:
+                raise
+            good, lines = _row_by_row(table, where or {}, examples) if table else ([], [])
+            problems(lines or [str(error)])
+            return good or None
+
+    def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:
         return examples_from(
-            read_table(source),
+            table,
             columns=columns,
             answer=answer,
             choices=choices or None,
@@ -68,23 +87,40 @@ def read_splits(
             group=group,
             task=task,
             extra=extra,
-            where=where or None,
+            where=where,
         )
 
-    rows = read(train)
-    assert rows is not None
     return make_splits(
-        rows,
+        read(train) or [],
         read(dev),
         read(test),
         columns=columns,
         choices=choices or None,
-        fractions=(dev_share, test_share),
+        # A split that is named is never carved, not even if none of its rows can be read.
+        fractions=(0.0 if dev else dev_share, 0.0 if test else test_share),
         seed=seed,
         limit=limit,
         allow_duplicates=allow_duplicates,
         drop_duplicates=drop_duplicates,
+        problems=problems,
     )
+
+
+def _row_by_row(
+    table: Table,
+    where: Mapping[str, str],
+    examples: Callable[[Table, None], list[Example]],
+) -> tuple[list[Example], list[str]]:
+    """The good rows of a table that has bad ones, and what is wrong with these."""
+    good: list[Example] = []
+    lines: list[str] = []
+    for row, source in zip(table.rows, table.sources, strict=True):
+        if all(cell_text(row.get(name)) == text for name, text in where.items()):
+            try:
+                good += examples(replace(table, rows=[row], sources=[source]), None)
+            except DataError as error:
+                lines.append(str(error))
+    return good, lines
 
 
 def make_splits(
@@ -99,6 +135,7 @@ def make_splits(
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
     drop_duplicates: bool = False,
+    problems: Problems | None = None,
 ) -> Splits:
     """Shuffle, and carve a split that is not given out of `train`.
 
@@ -108,8 +145,15 @@ def make_splits(
     counts rows per split, after shuffling. `choices` makes it a classification: then `train` must
     hold at least two answers. `drop_duplicates` first leaves out rows of train whose text is in
     a given dev or test, and rows of dev whose text is in test. Raises DataError, also when a group
-    or a text (unless `allow_duplicates`) is in two of the given splits.
+    or a text (unless `allow_duplicates`) is in two of the given splits; `problems` gets these
+    instead.
     """
+
+    def refuse(error: DataError) -> None:
+        if problems is None:
+            raise error
+        problems([str(error)])
+
     given = {"train": train, "dev": dev, "test": test}
     explicit = {name: rows for name, rows in given.items() if rows is not None}
     for name, examples in explicit.items():
@@ -123,15 +167,15 @@ def make_splits(
     if drop_duplicates:
         explicit, notes = without_shared(explicit, columns)
         train = explicit["train"]
-    _refuse_shared_groups(explicit)
+    _check_groups(explicit, refuse)
     repeats = shared_texts(explicit, columns)
     if repeats and not allow_duplicates:
-        raise data_error(
-            "data",
+        problem = (
             f"{repeats}; leave them out with data.drop_duplicates = true, or allow them with "
-            "data.allow_duplicates = true",
+            "data.allow_duplicates = true"
         )
-    if repeats:
+        refuse(data_error("data", problem))
+    elif repeats:
         notes.append(f"Allowed by data.allow_duplicates: {repeats}.")
 
     shares = _shares(explicit, fractions)
@@ -141,7 +185,7 @@ def make_splits(
         notes += _carving_notes(train, parts, shares, columns, seed)
     rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
     if choices is not None:
-        _check_choices(rows, choices, notes)
+        _check_choices(rows, choices, notes, refuse)
     digests = {name: _digest(part, columns) for name, part in rows.items()}
     return Splits(rows["train"], rows["dev"], rows["test"], tuple(notes), digests)
 
@@ -151,7 +195,7 @@ def label_balance(examples: Iterable[Example]) -> dict[str, int]:
     return dict(sorted(Counter(example.answer for example in examples).items()))
 
 
-def _refuse_shared_groups(explicit: Mapping[str, Sequence[Example]]) -> None:
+def _check_groups(explicit: Mapping[str, Sequence[Example]], refuse: Refuse) -> None:
     first: dict[str, tuple[str, Example]] = {}
     for name, rows in explicit.items():
         for example in rows:
@@ -159,12 +203,12 @@ def _refuse_shared_groups(explicit: Mapping[str, Sequence[Example]]) -> None:
                 continue
             home, other = first.setdefault(example.group, (name, example))
             if home != name:
-                raise data_error(
-                    "data",
+                problem = (
                     f"group {example.group!r} is in {home} ({other.source}) and in {name} "
                     f"({example.source}); move its rows to one split, or give one file and let it "
-                    "be split by group",
+                    "be split by group"
                 )
+                return refuse(data_error("data", problem))
 
 
 def _shares(
@@ -270,15 +314,15 @@ def _draw(
 
 
 def _check_choices(
-    rows: Mapping[str, Sequence[Example]], choices: Sequence[str], notes: list[str]
+    rows: Mapping[str, Sequence[Example]], choices: Sequence[str], notes: list[str], refuse: Refuse
 ) -> None:
     train = rows["train"]
     if len(label_balance(train)) < 2:
-        raise data_error(
-            "data.train",
+        problem = (
             f"all {len(train)} rows have the answer {shown(train[0].answer)} "
-            f"(first: {train[0].source}); expected at least two of the choices",
+            f"(first: {train[0].source}); expected at least two of the choices"
         )
+        refuse(data_error("data.train", problem))
     for name, part in rows.items():
         balance = label_balance(part)
         absent = [shown(choice) for choice in choices if part and choice not in balance]

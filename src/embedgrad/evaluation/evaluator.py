@@ -175,7 +175,8 @@ class Evaluator:
             return []
         answers: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
-        order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
+        lengths = [len(sequence.prefix) + len(sequence.suffix) for sequence in sequences]
+        order = sorted(range(len(sequences)), key=lengths.__getitem__)
         choices = bool(self.target.choices)
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
@@ -298,7 +299,3 @@ def evaluate(
     if not kept:
         refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
     return compare_answers(text, refined, evaluator.target.choices)
-
-
-def _length(sequence: TokenSequence) -> int:
-    return len(sequence.prefix) + len(sequence.suffix)

@@ -211,12 +211,16 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
-    if (version := values.get("version")) != VERSION:
-        older = isinstance(version, int) and version < VERSION
-        written = "written by an older embedgrad" if older else "not written by this embedgrad"
-        remedy = "refine the prompt again" if older else "install the version that wrote it"
+    version = values.get("version")
+    if isinstance(version, int) and version < VERSION:
         raise ArtifactError(
-            f"{path}: {written} (format version {version!r}, this one reads {VERSION}); {remedy}"
+            f"{path}: written by an older embedgrad (format version {version!r}, this one reads "
+            f"{VERSION}); refine the prompt again"
+        )
+    if version != VERSION:
+        raise ArtifactError(
+            f"{path}: not written by this embedgrad (format version {version!r}, this one reads "
+            f"{VERSION}); install the version that wrote it"
         )
     return values
 

@@ -6,10 +6,10 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
+from embedgrad.data.splits import NAMES, Problems, Splits, label_balance, read_splits
 from embedgrad.errors import DataError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.language_model import LanguageModel, load_model
@@ -21,6 +21,7 @@ from embedgrad.training.self_training import training_examples, training_for
 from embedgrad.training.settings import Training
 
 
+@final
 @dataclass(frozen=True)
 class Prepared:
     """A recipe's data, model and token sequences, ready for training.
@@ -103,8 +104,8 @@ def _short_of_room(
     ]
 
 
-def read_data(recipe: Recipe) -> Splits:
-    """The recipe's examples, checked and split."""
+def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
+    """The recipe's examples, checked and split; see `read_splits`."""
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
     return read_splits(
@@ -126,6 +127,7 @@ def read_data(recipe: Recipe) -> Splits:
         limit=data.limit,
         allow_duplicates=data.allow_duplicates,
         drop_duplicates=data.drop_duplicates,
+        problems=problems,
     )
 
 

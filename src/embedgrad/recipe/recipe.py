@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import tomli_w
 
@@ -34,6 +34,7 @@ from embedgrad.training.self_training import Solutions, source_problems
 from embedgrad.training.settings import Parts, Training
 
 
+@final
 @dataclass(frozen=True)
 class Recipe:
     """Checked settings and built parts of one run."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import score_of
 
 
+@final
 @dataclass(frozen=True)
 class Task:
     """A recipe's model and prompt, the rows to train on and to choose by; no test rows.
@@ -77,6 +78,7 @@ class Task:
         return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
 
 
+@final
 @dataclass(frozen=True)
 class Trained:
     """The result of a training: tensors, and plain JSON values about it.
@@ -88,6 +90,7 @@ class Trained:
     facts: dict[str, Any]
 
 
+@final
 class Answers(NamedTuple):
     """A method's answers to some rows, and the number of tokens of each question."""
 
@@ -123,15 +126,14 @@ class Method(ABC):
         """Answer rows with the result of a training."""
 
 
+def why_not_one_span(recipe: Recipe) -> str | None:
+    """Why a method that replaces or moves the only span cannot run; None if it can."""
+    count = len(recipe.template.spans)
+    return None if count == 1 else f"it needs a single [[span]], and the template has {count}"
+
+
 def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = False) -> int:
     """The number of tokens that the model reads before it answers."""
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
-    return len(sequence.prefix) + prompt + len(sequence.suffix)
-
-
-def examples_seen(rows: int, batch_size: int, steps: int) -> int:
-    """The number of training examples in `steps` steps; an epoch's last batch may be smaller."""
-    steps_per_epoch = -(-rows // batch_size)
-    epochs, rest = divmod(steps, steps_per_epoch)
-    return epochs * rows + min(rest * batch_size, rows)
+    return len(sequence.prefix) + prompt + len(sequence.suffix) - len(sequence.later)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from embedgrad.experiments.baselines.base import (
     Method,
     Task,
     Trained,
-    examples_seen,
     question_tokens,
+    why_not_one_span,
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Refinement
 
@@ -41,6 +43,7 @@ def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
     return rows_VD.mean(dim=0) + noise_PD * rows_VD.std(dim=0)
 
 
+@final
 class EmbedGrad(Method):
     """The recipe's own training, optionally with other parts or other start rows."""
 
@@ -52,6 +55,9 @@ class EmbedGrad(Method):
     ):
         super().__init__(name)
         self._parts, self._start = parts, start
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return None if self._start is None else why_not_one_span(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)
@@ -77,17 +83,18 @@ class EmbedGrad(Method):
             say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return self._kept(task, refinement)
+        return self._kept(task, seed, refinement)
 
-    def _kept(self, task: Task, refinement: Refinement) -> Trained:
+    def _kept(self, task: Task, seed: int, refinement: Refinement) -> Trained:
         prompt, best = refinement.prompt, refinement.best
-        seen = examples_seen(len(task.train), task.recipe.training.batch_size, refinement.steps)
+        training = replace(task.recipe.training, seed=seed)
+        units = training.units([sequence.example.group for sequence in task.train])
         return Trained(
             {"rows": prompt.rows},
             {
                 "trained_numbers": sum(t.numel() for t in refinement.checkpoint.theta.values()),
                 "stored_bytes": 4 * prompt.rows.numel(),
-                "examples_seen": seen,
+                "examples_seen": sum(map(len, training.batches(units, refinement.steps))),
                 "train_seconds": refinement.seconds,
                 "dev": best.score if best.history else None,
                 "history": best.history,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from embedgrad.recipe.recipe import Recipe
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
 
 
+@final
 class Lora(PeftMethod):
     """PEFT LoRA on the modules that PEFT chooses for the architecture, with the text prompt."""
 

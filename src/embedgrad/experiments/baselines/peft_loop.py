@@ -16,29 +16,29 @@ import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.events import say
-from embedgrad.experiments.baselines.base import Method, Task, Trained, examples_seen
+from embedgrad.experiments.baselines.base import Method, Task, Trained
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
-from embedgrad.training.settings import Training
 
 LONGEST_GRADIENT = 1.0
 MOST_LOGITS = 2**28  # of a pass: some 4 GB with their copies; a few long rows would need more
 Line = tuple[Ids, Ids]  # a question and its right answer
 
 
+@final
 @dataclass(frozen=True)
 class Padded:
     """A batch as from a data collator, shapes [B, T]; labels are -100 except on the answers."""
@@ -59,18 +59,6 @@ class Padded:
             mask[row, :end] = 1
             labels[row, len(question) : end] = torch.tensor(answer)
         return cls(ids.to(device), mask.to(device), labels.to(device))
-
-
-def batches(rows: int, training: Training, steps: int) -> Iterator[list[int]]:
-    """The indices of each step's rows, in the order of our own loop."""
-    size, count = training.batch_size, 0
-    for epoch in range(steps):  # an epoch has at least one step
-        order = training.epoch_order(rows, epoch)
-        for start in range(0, rows, size):
-            if count == steps:
-                return
-            count += 1
-            yield order[start : start + size]
 
 
 class PeftMethod(Method):
@@ -119,8 +107,9 @@ class PeftMethod(Method):
     def _fit(self, task: Task, model: Any, seed: int) -> Trained:
         recipe, began = task.recipe, time.perf_counter()
         training = replace(recipe.training, seed=seed)
-        total = training.steps_in_all(len(task.train))
-        every = training.steps_between_evaluations(len(task.train))
+        units = training.units([sequence.example.group for sequence in task.train])
+        total = training.steps_in_all(len(units))
+        every = training.steps_between_evaluations(len(units))
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
@@ -144,7 +133,7 @@ class PeftMethod(Method):
             evaluate()
         if best.stops_early(training.patience):  # it was interrupted after its last checkpoint
             total, ended = step, "patience"
-        for batch in itertools.islice(batches(len(task.train), training, total), step, None):
+        for batch in itertools.islice(training.batches(units, total), step, None):
             since = time.perf_counter()
             # Seeded by step, so that a resumed training draws the same dropout.
             torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))
@@ -190,7 +179,7 @@ class PeftMethod(Method):
             {
                 "trained_numbers": sum(leaf.numel() for leaf in leaves),
                 "stored_bytes": sum(t.numel() * t.element_size() for t in kept.values()),
-                "examples_seen": examples_seen(len(task.train), training.batch_size, step),
+                "examples_seen": sum(map(len, training.batches(units, step))),
                 "train_seconds": seconds,
                 "dev": best.score if best.history else None,
                 "history": best.history,

@@ -13,13 +13,19 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
-from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import distances
@@ -38,6 +44,9 @@ class PeftPrompt(PeftMethod):
     """A PEFT method that trains prompt rows, which our evaluator scores."""
 
     start: str
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return super().why_not(recipe) or why_not_one_span(recipe)
 
     @abstractmethod
     def config(self, task: Task) -> Any:
@@ -85,6 +94,7 @@ class PeftPrompt(PeftMethod):
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 
+@final
 class PromptTuning(PeftPrompt):
     """PEFT prompt tuning from the span's own tokens, or from random rows."""
 
@@ -122,6 +132,7 @@ class PromptTuning(PeftPrompt):
             yield model
 
 
+@final
 class CPT(PeftPrompt):
     """PEFT CPT: trains a difference of bounded length to the span's embeddings."""
 

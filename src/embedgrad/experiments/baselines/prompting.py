@@ -5,14 +5,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
-from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Method,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.templates import with_examples, with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
@@ -20,6 +27,7 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.selection import Best
 
 
+@final
 class Text(Method):
     """The recipe's text prompt."""
 
@@ -29,7 +37,7 @@ class Text(Method):
         score = None
         if task.dev:
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
-        return Trained({}, _facts(task.sequencer.span.text, score, {}))
+        return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
 
     def answer(
         self,
@@ -41,13 +49,16 @@ class Text(Method):
         return _as_text(task, task.sequencer, sequences, progress)
 
 
+@final
 class BestOfN(Method):
     """The text that scores best on dev, among the recipe's own and `compare.prompts`."""
 
     seeded = False
 
     def why_not(self, recipe: Recipe) -> str | None:
-        return None if recipe.compare.prompts else "compare.prompts lists no other texts"
+        if not recipe.compare.prompts:
+            return "compare.prompts lists no other texts"
+        return why_not_one_span(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         if not task.dev:
@@ -85,6 +96,7 @@ class BestOfN(Method):
         return _as_text(task, sequencer, rows, progress)
 
 
+@final
 class FewShot(Method):
     """The text prompt after k training examples with their answers, drawn by seed."""
 

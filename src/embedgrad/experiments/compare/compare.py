@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -127,6 +127,7 @@ def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
     return once + [Part(m.name, seed) for seed in recipe.compare.seeds for m in seeded], skipped
 
 
+@final
 @dataclass(frozen=True)
 class _Setup:
     """What all parts share; only the scoring sees the test rows."""

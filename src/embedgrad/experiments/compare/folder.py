@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +39,7 @@ SCORES = ("accuracy", "cut", "tokens", "scoring_seconds")
 _FIRST = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before a part is finished
 
 
+@final
 class Part(NamedTuple):
     """One method with one seed; None if a seed changes nothing."""
 
@@ -60,6 +61,7 @@ def sort_parts(parts: Iterable[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: (order.index(part.method), part.seed or 0))
 
 
+@final
 class Folder:
     """The output folder of a comparison."""
 

@@ -64,7 +64,7 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     return {
         "rows": rows,
         "methods": methods_of(rows),
-        "text": recipe.template.span,
+        "text": " ".join(recipe.template.spans),
         "test_rows": len(rows[0]["correct"]) if rows else 0,
         "seeds": seeds_of(parts),
         "recipe": recipe_of_parts(recipe.as_dict(), parts),

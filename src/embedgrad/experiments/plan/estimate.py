@@ -1,173 +1,164 @@
-"""Work times measured rates: seconds and bytes of a run."""
+"""Work times measured rates: seconds and bytes of a run, and which settings lower them."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
-from embedgrad.data.splits import NAMES
-from embedgrad.experiments.plan.batches import Rows
-from embedgrad.experiments.plan.flops import Reuse
-from embedgrad.experiments.plan.model_shape import Shape
-from embedgrad.experiments.plan.workload import Course, Replies, course
+from embedgrad.experiments.plan.probe import Rates
+from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
+from embedgrad.recipe.overrides import override
 from embedgrad.recipe.recipe import Recipe
 
+NOTICED = 0.98  # a setting that saves less is not named
 
+
+@typing.final
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What was measured once and does not depend on the recipe's settings.
-
-    Seconds from the start of the process to the plan, of loading, and of tokenizing a row; bytes in
-    use with the model loaded, and the most while it was.
-    """
-
-    start: float = 0.0
-    load: float = 0.0
-    per_row: float = 0.0
-    base_bytes: int = 0
-    load_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """Seconds by what they go into, and bytes; `peak` is the most of all."""
+    """What a run does, its seconds by what they go into, and bytes; `prefix_bytes` of them all."""
 
-    course: Course
+    workload: Workload
+    prefix_bytes: int
     seconds: dict[str, float]
     memory: dict[str, float]
-    room: int
-    rows: dict[str, int]
 
-    @property
-    def total(self) -> float:
-        """Seconds of the whole run."""
-        return sum(self.seconds.values())
-
-    @property
-    def train(self) -> float:
-        """Seconds from the first evaluation to the last; `train.seconds` of a result."""
-        return sum(self.seconds[name] for name in ("prefixes", "steps", "dev"))
-
-    @property
-    def peak(self) -> float:
-        """The most bytes in use at once."""
-        return self.memory["peak"]
+    def taken(self, what: str) -> float:
+        """Bytes at the peak for "memory", seconds for "time"."""
+        return self.memory["peak"] if what == "memory" else self.seconds["all"]
 
 
+@typing.final
 @dataclass(frozen=True)
 class Estimator:
-    """Says what a recipe takes, from its rows, the model's shape and what was measured."""
+    """Says what a recipe takes, from its tokens and what was measured.
 
-    rows: Rows
-    shape: Shape
-    reuse: Reuse
-    machine: Machine
-    rates: Rates
-    room: int
-    slower_room: int = 0
-    writes: bool = False
-
-    def __call__(self, recipe: Recipe) -> Estimate:
-        """Seconds and bytes of a run of `recipe`, whose data and template are the estimator's."""
-        rows = limited(self.rows, recipe)
-        rates, machine = self.rates, self.machine
-        most = recipe.evaluation.max_new_tokens
-        replies = rates.replies.within(most)
-        room = self.room + self.slower_room
-        run = course(recipe, rows, self.shape, self.reuse, room, replies, writes=self.writes)
-        seconds = {
-            "start": machine.start,
-            "load": machine.load,
-            "tokenize": machine.per_row * len(rows.everything),
-            "solutions": rates.decoding * run.writing.effort,
-            "prefixes": rates.prefixes * run.building.training.effort,
-            "steps": rates.steps * run.training.effort + rates.first,
-            "dev": rates.scoring * run.dev.effort + rates.decoding * run.dev_decoding.effort,
-            "test": rates.prefixes * run.building.test.effort
-            + rates.scoring * run.test.effort
-            + rates.decoding * run.test_decoding.effort,
-        }
-        counts = {name: len(getattr(rows, name)) for name in NAMES}
-        return Estimate(run, seconds, self._memory(run), self.room, counts)
-
-    def with_room(self, room: int) -> Estimator:
-        """The same with so many bytes for prefixes in memory."""
-        return dataclasses.replace(self, room=room)
-
-    def in_half(self) -> Estimator:
-        """The same model in 16 bits a number; what time it takes then is not known."""
-        saved = self.shape.model_bytes - self.shape.parameters * 2
-        machine = dataclasses.replace(
-            self.machine,
-            base_bytes=self.machine.base_bytes - saved,
-            load_bytes=self.machine.load_bytes - saved,
-        )
-        shape = dataclasses.replace(self.shape, itemsize=2)
-        return dataclasses.replace(self, shape=shape, machine=machine)
-
-    def at_most(self, recipe: Recipe) -> float:
-        """Seconds where every free answer goes on as long as it may."""
-        most = recipe.evaluation.max_new_tokens
-        rates = dataclasses.replace(self.rates, replies=Replies(most, most))
-        return dataclasses.replace(self, rates=rates)(recipe).total
-
-    def _memory(self, run: Course) -> dict[str, float]:
-        prefixes, rates = run.building, self.rates
-        step = rates.step_bytes * run.step_bytes + prefixes.loose_bytes
-        # What earlier work leaves behind does not grow with the rows.
-        scoring = rates.scoring_bytes + run.scoring_bytes + prefixes.loose_bytes
-        building = rates.held_bytes * prefixes.held_bytes
-        base = self.machine.base_bytes
-        training, test = (
-            min(prefixes.training_bytes, self.room),
-            min(prefixes.test_bytes, self.room),
-        )
-        peak = max(
-            self.machine.load_bytes,
-            base + training + max(step, scoring, building),
-            base + test + max(scoring, building),
-        )
-        return {
-            "peak": peak,
-            "loading": self.machine.load_bytes,
-            "loaded": base,
-            "prefixes": max(training, test),
-            "step": step,
-            "scoring": scoring,
-            "building_prefixes": building,
-        }
-
-
-def limited(rows: Rows, recipe: Recipe) -> Rows:
-    """The rows that data.limit leaves."""
-    limit = recipe.data.limit
-    parts = {name: getattr(rows, name)[: limit.get(name)] for name in NAMES}
-    return dataclasses.replace(rows, **parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Seconds per unit of effort by kind, and what memory shows beside the computed bytes.
-
-    `step_bytes` and `held_bytes` (of building prefixes) are bytes per computed byte,
-    `scoring_bytes` those beyond the computed ones: there most is what earlier work left behind.
-
-    `first` are seconds that the first step takes beyond any other. `replies` are the longest free
-    answers to expect; `read` of them were read, of `mean_reply` tokens, and `cut` of these did not
-    end in `upto` tokens.
+    Bytes: `token_bytes` of a prefix token, `room` and `slower_room` for prefixes in memory and
+    elsewhere, `loading` at most while the model was loaded, `loaded` after it. `fixed` are seconds
+    that no setting changes.
     """
 
-    prefixes: float = 0.0
-    steps: float = 0.0
-    scoring: float = 0.0
-    decoding: float = 0.0
-    first: float = 0.0
-    step_bytes: float = 1.0
-    scoring_bytes: float = 0.0
-    held_bytes: float = 1.0
-    replies: Replies = Replies()
-    read: int = 0
-    cut: int = 0
-    upto: int = 0
-    mean_reply: float = 0.0
-    probe_seconds: float = 0.0
+    splits: TokenizedSplits
+    rates: Rates
+    token_bytes: int
+    room: int
+    slower_room: int
+    loading: int
+    loaded: int
+    fixed: dict[str, float]
+
+    def __call__(self, recipe: Recipe) -> Estimate:
+        """Estimate a recipe that has the estimator's data, template and model."""
+        rates, most, limits = self.rates, recipe.evaluation.max_new_tokens, recipe.data.limit
+        fewer = {name: getattr(self.splits, name)[:rows] for name, rows in limits.items()}
+        splits = replace(self.splits, **fewer)
+        half = recipe.prefix_cache.precision == "half"
+        token = self.token_bytes // (2 if half else 1)
+        everything = token * sum(map(len, splits.prefixes(splits.all)))
+        stored = min(1.0, (self.room + self.slower_room) / max(everything, 1))
+        replies = min(rates.text, most), min(rates.refined, most)
+        workload = count(recipe, splits, stored, *replies)
+        parts = ("solutions", "prefixes", "steps", "dev", "test")
+        seconds = {**self.fixed, **dict.fromkeys(parts, 0.0)}
+        for (part, kind), effort in workload.effort.items():
+            seconds[part] += rates.seconds.get(kind, 0.0) * effort
+        totals = {"train": sum(seconds[n] for n in parts[1:4]), "all": sum(seconds.values())}
+        before = token * sum(map(len, splits.prefixes(workload.trained_on, splits.dev)))
+        prefixes = min(self.room, everything)
+        size, batch = recipe.evaluation.batch_size, recipe.training.batch_size
+        examples = {
+            "steps": math.ceil(min(batch, len(splits.train)) / recipe.training.accumulate),
+            "scoring": min(size, max(len(splits.dev), len(splits.test))),
+        }
+        # Prefixes not stored as they are used are in memory while their batch is computed.
+        loose = self.token_bytes if half or everything > self.room else 0
+        lengths = sorted(map(len, splits.prefixes(splits.all)), reverse=True)
+        step, scoring = (
+            rates.bytes.get(kind, 0.0) * n + loose * sum(lengths[:n])
+            for kind, n in examples.items()
+        )
+        work = max(min(self.room, before) + step, prefixes + scoring)
+        memory = {
+            "peak": max(self.loading, self.loaded + work),
+            "loading": self.loading,
+            "loaded": self.loaded,
+            "prefixes": prefixes,
+            "step": step,
+            "scoring": scoring,
+        }
+        return Estimate(workload, everything, seconds | totals, memory)
+
+
+@typing.final
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may take; None: anything."""
+
+    memory_bytes: int | None = None
+    seconds: float | None = None
+
+    def over(self, estimate: Estimate) -> list[str]:
+        """What the run takes too much of: "memory", "time"."""
+        limits = {"memory": self.memory_bytes, "time": self.seconds}
+        return [n for n, most in limits.items() if most is not None and estimate.taken(n) > most]
+
+
+def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[str, Any]]:
+    """Settings that save what is short: "setting", "value", and what the run takes with it.
+
+    Of each setting the mildest value that "fits" the budget; where none does, the harshest. "exact"
+    settings leave the results as they are up to rounding. Those that fit come first.
+    """
+    now, knobs = estimator(recipe), []
+    over = budget.over(now)
+    for setting, exact, values in _candidates(recipe, estimator, now, over):
+        for value in values:
+            plain = recipe.as_dict()
+            override(plain, [f"{setting}={value}"])
+            room = int(value) if setting == "prefix_cache.budget" else estimator.room
+            then = replace(estimator, room=room)(Recipe.from_dict(plain))
+            fits = not budget.over(then)
+            if not fits and value != values[-1]:
+                continue
+            knob = {"setting": setting, "value": value, "exact": exact, "fits": fits}
+            taken = {"memory_bytes": then.memory["peak"], "seconds": then.seconds["all"]}
+            if fits or any(then.taken(n) < NOTICED * now.taken(n) for n in over):
+                knobs.append(knob | taken)
+            break
+    return sorted(knobs, key=lambda knob: (not knob["fits"], not knob["exact"]))
+
+
+def _candidates(
+    recipe: Recipe, estimator: Estimator, now: Estimate, over: list[str]
+) -> Iterator[tuple[str, bool, list[Any]]]:
+    """Settings worth a try, whether results stay the same, and values from mild to harsh."""
+    training, evaluation, splits = recipe.training, recipe.evaluation, estimator.splits
+    steps, evaluations = now.workload.steps, now.workload.evaluations
+    if "memory" in over:
+        yield "prefix_cache.budget", True, [*_halves(int(now.memory["prefixes"]))[:5], 0]
+        yield "prefix_cache.precision", False, ["half"]
+        parts = [2**i for i in range(1, 12) if training.accumulate < 2**i <= training.batch_size]
+        yield "training.accumulate", True, parts
+        yield "evaluation.batch_size", True, _halves(evaluation.batch_size)
+        yield "training.batch_size", False, _halves(training.batch_size)
+    if "time" in over:
+        yield "prefix_cache.budget", True, [now.prefix_bytes]
+        every = math.ceil(steps / max(evaluations - 1, 1))
+        rarer = [every * n for n in (2, 4, 8) if every * n < steps]
+        yield "training.evaluate_every", False, [*rarer, steps]
+        if training.steps:  # it goes before training.epochs
+            yield "training.steps", False, _halves(training.steps)
+        else:
+            yield "training.epochs", False, [training.epochs / 2**i for i in range(1, 7)]
+        if not recipe.target.choices:
+            yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
+    for split in ("test", "dev", "train") if over else ():
+        rows = len(getattr(splits, split))
+        yield f"data.limit.{split}", False, _halves(min(rows, recipe.data.limit.get(split, rows)))
+
+
+def _halves(value: int) -> list[int]:
+    return [value // 2**i for i in range(1, value.bit_length())]

@@ -1,29 +1,67 @@
-"""A recipe read to the end without being run."""
+"""What a recipe takes before it runs: tokens, memory, time, and the problems of its data."""
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import time
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from embedgrad.data.splits import NAMES, Splits
-from embedgrad.deploy.rules import exportability
-from embedgrad.errors import EmbedgradError
+import torch
+
+from embedgrad.data.duplicates import shared_texts
+from embedgrad.data.splits import NAMES, Splits, label_balance
+from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
+from embedgrad.environment import memory_in_use, peak_memory
+from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, nowhere, stage
-from embedgrad.experiments.plan import summary
-from embedgrad.experiments.plan.batches import Rows
-from embedgrad.experiments.plan.estimate import Estimator, Machine, Rates
-from embedgrad.experiments.plan.meter import Meter
-from embedgrad.experiments.plan.model_profile import described, loaded, sequencer_of, tokenized
-from embedgrad.experiments.plan.probe import probe
-from embedgrad.experiments.plan.problems import Problems, answers_without_score, read_all
-from embedgrad.experiments.plan.suggestions import Budget
-from embedgrad.experiments.plan.workload import Replies
+from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
+from embedgrad.experiments.plan.model_profile import Profile, profile_model
+from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
+from embedgrad.experiments.plan.workload import (
+    Examples,
+    TokenizedSplits,
+    over_choices,
+    targets_of,
+)
+from embedgrad.model.loading.device import choose_device
+from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.template import Renderer
+from embedgrad.recipe.build import read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import source_of
 
-WRITTEN = 64  # tokens of a solution that is not written yet, while others are measured
+SHOWN = 5  # problems of one kind; further ones are counted
+
+
+@typing.final
+class Problems:
+    """Problems of a recipe and its data, one line each."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, lines: Sequence[str]) -> None:
+        """Take the first few lines, and how many more there are."""
+        new = [line for line in dict.fromkeys(lines) if line not in self.lines]
+        self.lines += new[:SHOWN]
+        if len(new) > SHOWN:
+            self.lines.append(f"... and {len(new) - SHOWN} more problems like the last one")
+
+    def each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """What `action` returns for every item; those that it refuses are problems."""
+        results, lines = [], []
+        for item in items:
+            try:
+                results.append(action(item))
+            except DataError as error:
+                lines.append(str(error))
+        self.add(lines)
+        return results
 
 
 def plan(
@@ -34,99 +72,173 @@ def plan(
     report: Report = nowhere,
     started: float | None = None,
 ) -> dict[str, Any]:
-    """Everything that can be said of a recipe before it runs, as plain JSON values.
+    """What a recipe takes before it runs, as plain JSON values.
 
-    With `measure` the model is loaded and a few steps are timed; without, memory and time are left
-    out. `started` is when the process began, by `time.time`. What would keep a run from starting is
-    in "problems". Raises `ModelError` for a model that cannot be had.
+    With `measure` the model is loaded and a few batches are timed; without, memory and time are
+    left out. `started` is when the process began, by `time.time`. "problems" lists what would keep
+    a run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
+    a model that cannot be used.
     """
-    start = 0.0 if started is None else time.time() - started
-    problems = Problems()
-    splits = read_all(recipe, problems)
+    began = time.time()
+    problems, start = Problems(), began - (started or began)
+    splits: Splits | None = None
+    try:
+        splits = read_data(recipe, problems.add)
+    except DataError as error:
+        problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
-    began = time.perf_counter()
-    model = loaded(recipe, report) if measure else described(recipe, report)
-    load_seconds = time.perf_counter() - began
-    meter = Meter(model.device)
-    load_bytes = meter.most()
-    found: dict[str, Any] = {
+    began = time.time()
+    profile = profile_model(recipe, report, weights=measure)
+    device = choose_device(recipe.model.device)
+    fixed = {"start": start, "load": time.time() - began}
+    loading, loaded = peak_memory(device), memory_in_use(device)
+    network, tokenizer, info = profile.parts
+    parameters = sum(p.numel() for p in network.parameters())
+    names = ("name", "architecture", "dtype", "context")
+    values: dict[str, Any] = {
         "problems": problems.lines,
-        "model": summary.of_model(model),
+        "model": {
+            **{name: getattr(info, name) for name in names},
+            "parameters": parameters,
+            "bytes": parameters * getattr(torch, info.dtype).itemsize,
+            "device": str(device),
+        },
         "data": {},
         "notes": [],
     }
     if splits is None:
-        return found
+        return values
     splits, writes = _as_trained(recipe, splits, problems)
-    scored = [*(splits.train if writes else ()), *splits.dev, *splits.test]
-    answers_without_score(recipe, scored, problems)
     stage(report, "tokenizing")
-    began = time.perf_counter()
+    began = time.time()
     try:
-        sequencer = sequencer_of(recipe, model, splits)
-        parts = {
-            name: tokenized(sequencer, getattr(splits, name), model.context, problems)
-            for name in NAMES
-        }
+        sequencer = Sequencer(
+            Renderer(recipe.template, tokenizer, date=datetime.date.today()),
+            tokenizer,
+            recipe.target,
+            rows=splits.train,
+            context=info.context,
+            truncate=recipe.data.truncate,
+        )
+        train, dev, test = (problems.each(sequencer, getattr(splits, name)) for name in NAMES)
     except EmbedgradError as error:  # the template: nothing can be tokenized
         problems.add([str(error)])
-        return found
-    per_row = (time.perf_counter() - began) / sum(len(getattr(splits, name)) for name in NAMES)
-    train, dev, test = (parts[name][0] for name in NAMES)
-    rows = Rows(train, dev, test, len(sequencer.span.ids))
-    found["data"] = summary.of_data(recipe, splits, parts, model.context)
-    found["notes"] += [*splits.notes, *sequencer.notes(rows.everything)]
-    found["span"] = summary.of_span(sequencer, rows)
-    if found["span"]["merged_rows"] and recipe.merges == "refuse":
-        problems.add(
-            [f"template.merges: 'refuse', but {found['span']['merged_rows']} rows merge with it"]
-        )
-    if not train:
-        return found
-    machine = Machine(start, load_seconds, per_row, meter.now(), load_bytes)
-    most = recipe.evaluation.max_new_tokens
-    rates, length = Rates(replies=Replies(most, most)), most
-    if model.model is not None:
-        stage(report, "measuring a few steps")
-        probed = rows.with_targets_of(min(most, WRITTEN)) if writes else rows
-        rates = probe(model.model, recipe, sequencer, probed, model.shape, model.reuse, meter)
-        length = max(round(rates.mean_reply), 1)
-        if model.why_not_reusable is None:
-            lack = lack_of_room(model.model, train, recipe.training.batch_size)
-            found["notes"] += [lack] if lack else []
+        return values
+    fixed["tokenize"] = time.time() - began
+    limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     if writes:
-        rows = rows.with_targets_of(length)
-        rates = dataclasses.replace(rates, replies=Replies(rates.replies.text, rates.replies.text))
-        found["notes"].append(
-            f"the model writes its own solutions first: every question is counted as solved, in "
-            f"{length} tokens, and none as stored from before"
-        )
-    estimator = Estimator(
-        rows, model.shape, model.reuse, machine, rates, model.room, model.slower_room, writes
-    )
-    now = estimator(recipe)
-    found |= {
-        "tokens": summary.of_tokens(recipe, rows, model.reuse, now),
-        "course": summary.of_course(now),
-        "flops": summary.of_work(recipe, rows, model.shape, model.reuse, now),
-        "prefixes": summary.of_prefixes(recipe, model, now),
-        "exports": exportability(summary.export_facts(recipe, rows, model)),
-        "sizes": summary.of_sizes(rows, model),
-        "measured": measure,
+        train = [*_with_solutions(train, min(limit, UPTO))]
+    tokens = TokenizedSplits(train, dev, test, prompt, profile.longest_reuse, writes)
+    merged = [s.example.source for s in tokens.all if s.plain is not None]
+    first = merged[0] if merged else None
+    if merged and recipe.merges == "refuse":
+        problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
+    values |= {
+        "data": _describe_data(recipe, splits, tokens, info.context),
+        "notes": [*splits.notes, *sequencer.notes(tokens.all)],
+        "spans": [asdict(span) for span in sequencer.spans],
+        "merged": {"rows": len(merged), "first": first},
     }
+    if not train:
+        return values
+    rates = Rates(text=limit, refined=limit, mean=limit)
+    if profile.model is not None:
+        stage(report, "measuring a few batches")
+        rates = Probe(profile.model, recipe, sequencer, tokens).run()
+        lack = lack_of_room(profile.model, train, recipe.training.batch_size)
+        values["notes"] += [lack] if lack and profile.longest_reuse else []
+    if writes:
+        length = max(round(rates.mean), 1)
+        tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
+        values["notes"].append(
+            "the model writes its own solutions first: the plan assumes that it solves every "
+            f"question, in {length} tokens, and that no solutions are stored yet"
+        )
+    room, slower = profile.cache.budget, profile.cache.room - profile.cache.budget
+    sizes = (profile.token_bytes, room, slower, loading, loaded)
+    estimator = Estimator(tokens, rates, *sizes, fixed)
+    now = estimator(recipe)
+    values |= {**_count(recipe, estimator, profile, now), "measured": measure}
     if measure:
-        found |= summary.of_measurement(recipe, estimator, now, budget, on_gpu=meter.on_gpu)
-    return found
+        over, replies = budget.over(now), asdict(rates)
+        longest = replace(estimator, rates=replace(rates, text=limit, refined=limit))
+        knobs = suggest(recipe, estimator, budget)
+        values |= {
+            "seconds": {**now.seconds, "at_most": longest(recipe).seconds["all"]},
+            "memory": {**now.memory, "of": "gpu" if device.type == "cuda" else "process"},
+            "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
+            "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
+        }
+    return values
 
 
 def _as_trained(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
     """The rows with what is trained on, and whether the model writes that itself."""
-    scorer = recipe.evaluation.scorer
-    source = problems.tried(
-        lambda: source_of(recipe.solutions, splits.train, recipe.target, scorer)
-    )
-    if source == "column":
-        return splits, False
-    # A column of solutions may be there and not be used.
-    bare = tuple(dataclasses.replace(example, solution=None) for example in splits.train)
-    return dataclasses.replace(splits, train=bare), source == "self-written"
+    target, scorer, train = recipe.target, recipe.evaluation.scorer, splits.train
+    (source,) = problems.each(
+        lambda rows: source_of(recipe.solutions, rows, target, scorer), [train]
+    ) or ("answer",)
+    answered = (*splits.dev, *splits.test, *(train if source == "self-written" else ()))
+    problems.each(lambda example: check_answers([example], target, scorer), answered)
+    if source != "column":  # there may be one that is not used
+        splits = replace(splits, train=tuple(replace(row, solution=None) for row in train))
+    return splits, source == "self-written"
+
+
+def _with_solutions(train: Examples, length: int) -> Examples:
+    """Examples with targets of so many tokens, whatever these are."""
+    return [replace(s, targets=((0,) * length,), gold=0) for s in train]
+
+
+def _describe_data(
+    recipe: Recipe, splits: Splits, tokens: TokenizedSplits, context: int
+) -> dict[str, Any]:
+    """Rows, answers and lengths by split, and repeated texts."""
+    rows = {name: getattr(splits, name) for name in NAMES}
+    data: dict[str, Any] = {}
+    for name, part in rows.items():
+        balance = label_balance(part)
+        answers = balance if recipe.target.choices else len(balance)
+        longest = max(map(tokens.length, getattr(tokens, name)), default=0)
+        data[name] = {"rows": len(part), "answers": answers, "longest": longest}
+    repeats = shared_texts(rows, recipe.template.columns)
+    return {**data, "context": context, "duplicates": repeats}
+
+
+def _count(recipe: Recipe, estimator: Estimator, profile: Profile, now: Estimate) -> dict[str, Any]:
+    """What a recipe takes without any measurement, and where its prompt could be exported."""
+    workload, splits, (network, _, info) = now.workload, estimator.splits, profile.parts
+    train, choices, step = splits.train, over_choices(recipe), workload.step_tokens
+    full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
+    weights = sum(p.numel() for p in network.parameters())
+    weights -= info.vocabulary * info.width * (1 if info.tied else 2)
+    flops = 4 * weights  # 2 a token, and in the backward pass; no attention, no output layer
+    counts = ("steps", "steps_per_epoch", "evaluations")
+    return {
+        "tokens": {
+            "prefix": sum(len(s.prefix) for s in train),
+            "prompt": splits.prompt * len(train),
+            "suffix": sum(splits.own(s) - splits.prompt for s in train),
+            "target": sum(len(t) for s in train for t in targets_of(s, choices=choices)),
+            "per_step": step,
+            "per_step_without_reuse": full,
+        },
+        "course": {name: getattr(workload, name) for name in counts},
+        "flops": {"per_step": flops * step, "per_step_without_reuse": flops * full},
+        "prefixes": {
+            "reason": profile.why_not_reusable,
+            "token_bytes": estimator.token_bytes,
+            "bytes": now.prefix_bytes,
+            "room_bytes": estimator.room,
+            "slower_room_bytes": estimator.slower_room,
+        },
+        "exports": exportability(
+            Facts(
+                prefixes=frozenset(s.prefix for s in splits.all),
+                template=recipe.template,
+                model_type=network.config.model_type,
+                embedding_scale=info.embedding_scale,
+                from_gguf=info.kind in GGUF_KINDS,
+            )
+        ),
+    }

@@ -1,280 +1,173 @@
-"""A short measurement of every kind of work, and its memory.
+"""A short measurement of a recipe's own batches: seconds and bytes of every kind of work.
 
-    build prefixes -> steps on the longest batch, then on typical ones -> score -> answer freely
-
-Steps and scores run on made-up prefixes of the right size, as what stands in a prefix changes
-neither time nor memory; only what is to be read (free answers) gets real ones.
+build prefixes -> steps on the largest batch, then on others -> score -> answer freely
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Evaluator
-from embedgrad.experiments.plan.batches import Rows, scoring_batches, training_batches
-from embedgrad.experiments.plan.estimate import Rates
-from embedgrad.experiments.plan.flops import (
-    Reuse,
-    activation_bytes,
-    answer_passes,
-    decoding_passes,
-    prefix_passes,
-    total,
-    work,
-)
-from embedgrad.experiments.plan.meter import Meter
-from embedgrad.experiments.plan.model_shape import Shape
-from embedgrad.experiments.plan.workload import Replies, step_bytes, step_passes
+from embedgrad.environment import memory_in_use, peak_memory, reset_peak_memory
+from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.packing import PASS_COST
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
-from embedgrad.model.prefixes import FEW, PASS_TOKENS
-from embedgrad.prompt.boundaries import Ids
-from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 
-SECONDS = 20.0  # that a probe may take, if a single step is short
-TYPICAL = 4  # batches
-READ = 8  # rows that are answered to the end
-DECODED = (2, 12)  # tokens; the difference is what further tokens take
-FILL = 0.01  # of made-up keys and values
+SECONDS = 10.0  # after which no further batch of a kind is measured
+BATCHES = 4  # of a kind, beside the largest
+UPTO = 128  # tokens of free answers that are read
 
 
-def probe(
-    model: LanguageModel,
-    recipe: Recipe,
-    sequencer: Sequencer,
-    rows: Rows,
-    shape: Shape,
-    reuse: Reuse,
-    meter: Meter,
-    *,
-    seconds: float = SECONDS,
-) -> Rates:
-    """Measure the recipe's own batches, until `seconds` are over."""
-    model = model.with_prefix_cache(PrefixCache(sys.maxsize))
-    return _Probe(model, recipe, sequencer, rows, shape, reuse, meter, seconds).run()
+@typing.final
+@dataclass(slots=True)
+class Rates:
+    """Seconds per token by kind of work, and bytes beside model and prefixes per example of a pass.
+
+    `text` and `refined` are the tokens of the longest free answers to expect from either prompt;
+    `read` answers were read, of `mean` tokens, and `cut` of these did not end in `upto` tokens.
+    """
+
+    text: int = 0
+    refined: int = 0
+    read: int = 0
+    cut: int = 0
+    upto: int = 0
+    mean: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, float] = field(default_factory=dict)
 
 
-class _Probe:
-    """The names that the parts of one measurement share."""
+@typing.final
+class Probe:
+    """Measures batches of a recipe; no test example is answered."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        recipe: Recipe,
-        sequencer: Sequencer,
-        rows: Rows,
-        shape: Shape,
-        reuse: Reuse,
-        meter: Meter,
-        seconds: float,
+        self, model: LanguageModel, recipe: Recipe, sequencer: Sequencer, splits: TokenizedSplits
     ):
-        self.model, self.recipe, self.sequencer = model, recipe, sequencer
-        self.rows, self.shape, self.reuse, self.meter = rows, shape, reuse, meter
-        self.base = meter.now()
-        self.seconds = seconds
-        self.began = time.perf_counter()
-        self.start_PD = model.embed(sequencer.span.ids)
+        self.model = model.with_prefix_cache(PrefixCache(sys.maxsize))
+        self.recipe, self.sequencer, self.splits, self.rates = recipe, sequencer, splits, Rates()
+        self.start_PD = model.embed(sequencer.prompt_ids)
+        self.loaded = memory_in_use(model.device)
 
     def run(self) -> Rates:
         """Everything, in the order of a run."""
-        found: dict[str, Any] = {}
-        batches = list(training_batches(self.recipe, self.rows, sys.maxsize))
-        if self.reuse.on:
-            found |= self._prefixes(batches)
-        found |= self._steps(batches)
-        # Never test rows: what the model answers to them is nobody's before the run's end.
-        scored = self.rows.dev or self.rows.train
-        if scored:
-            found |= self._scoring(scored)
-        if scored and not self.recipe.target.choices:
-            found |= self._decoding(scored, found["scoring"])
-        return Rates(**found, probe_seconds=time.perf_counter() - self.began)
+        recipe, splits, free = self.recipe, self.splits, not self.recipe.target.choices
+        self._build_prefixes()
+        size = recipe.training.batch_size
+        self._measure("steps", splits.train, size, self._train, over_choices(recipe))
+        examples = sorted(splits.dev or splits.train, key=splits.length)
+        size = recipe.evaluation.batch_size
+        self._measure("scoring", examples, size, self._score, not free)
+        if free:
+            middle = max(len(examples) - size, 0) // 2
+            self._read_answers(examples[middle : middle + size])
+        return self.rates
 
-    def left(self, share: float) -> bool:
-        """Whether less than this share of the time is over."""
-        return time.perf_counter() - self.began < share * self.seconds
+    def _build_prefixes(self) -> None:
+        """Build the first prefixes together, as a run does ahead of its steps."""
+        cache, examples = self.model.prefix_cache, (*self.splits.train, *self.splits.dev)
+        shared = {s.prefix: s.shared for s in examples if self.splits.reuses(s)}
+        self.sample: CachedPrefix | None = None
+        if any(shared):
+            longest = max(shared, key=len)
+            (self.sample,) = self.model.prefixes_of([longest], [shared[longest]])
+            cache.clear()
+            seconds = self._time(self.model.prepare, examples)
+            tokens = sum(len(ids) - n for ids, n in shared.items() if ids in cache)
+            self.rates.seconds["prefixes"] = seconds / max(tokens, 1)
 
-    # -- prefixes ---------------------------------------------------------------------------------
+    def _measure(
+        self,
+        kind: str,
+        examples: Examples,
+        size: int,
+        action: Callable[[Examples], object],
+        choices: bool,
+    ) -> None:
+        """Repeat an action on the largest batch, then on others while time is left."""
+        batches = [examples[n : n + size] for n in range(0, len(examples), size)]
+        largest = max(batches, key=lambda batch: sum(map(self.splits.length, batch)))
+        others = batches[:: math.ceil(len(batches) / BATCHES)]
+        parts = self.recipe.training.accumulate if kind == "steps" else 1
+        rates, began = [], time.perf_counter()
+        for n, batch in enumerate((largest, largest, *others)):
+            if n < 2 or time.perf_counter() - began < SECONDS:
+                self._store(batch)
+                reset_peak_memory(self.model.device)
+                seconds = min(self._time(action, batch) for _ in range(2))
+                tokens = sum(self.splits.tokens(s, choices=choices) for s in batch)
+                rates += [seconds / tokens] if n else []  # the first is to warm up
+                if n == 0:
+                    self.rates.bytes[kind] = self._held() / math.ceil(len(batch) / parts)
+        self.rates.seconds[kind] = statistics.median(rates)
 
-    def _prefixes(self, batches: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
-        """Build prefixes as `prepare` does: a few to warm up, then as many as one pass takes."""
-        waiting = list({s.prefix: s for batch in batches for s in batch if s.prefix}.values())
-        few, tokens = 0, 0
-        while few < len(waiting) and tokens < PASS_TOKENS // 8:
-            tokens += len(waiting[few].prefix) - waiting[few].shared
-            few += 1
-        if not few:
-            return {}
-        self.model.prefixes_of([s.prefix for s in waiting[:few]], [s.shared for s in waiting[:few]])
-        rest = waiting[few:] or waiting[:few]
-        if not waiting[few:]:
-            self.model.prefix_cache.clear()
-        before = {s.prefix for s in waiting if s.prefix in self.model.prefix_cache}
-        held = self.meter.now()
-        with self.meter.reading() as reading:
-            self.model.prepare(rest)
-        new = [s for s in rest if s.prefix in self.model.prefix_cache and s.prefix not in before]
-        made = prefix_passes(((len(s.prefix), s.shared) for s in new), PASS_TOKENS, FEW)
-        effort = work(self.shape, made).effort
-        if not effort:
-            return {}
-        held += sum(len(s.prefix) for s in new) * self.shape.token_bytes()
-        expected = activation_bytes(self.shape, made, backward=False)
-        return {
-            "prefixes": reading.seconds / effort,
-            "held_bytes": max(reading.peak - held, 0) / expected,
-        }
+    def _time(self, action: Callable[..., object], *arguments: object) -> float:
+        """Seconds that a call takes."""
+        began = time.perf_counter()
+        action(*arguments)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter() - began
 
-    def _make_up(self, batch: Iterable[TokenSequence]) -> None:
-        """Store prefixes of the right size, whatever they hold."""
-        if not self.reuse.on:
-            return
-        wanted = {s.prefix for s in batch if s.prefix}
+    def _held(self) -> int:
+        """The most bytes in use beside model and prefixes since the last reset."""
+        other = self.loaded + self.model.prefix_cache.nbytes
+        return max(peak_memory(self.model.device) - other, 0)
+
+    def _store(self, batch: Examples) -> None:
+        """Store prefixes of the batch's lengths; what they hold changes neither time nor memory."""
         self.model.prefix_cache.clear()
-        if not wanted:
-            return
-        shortest = min(wanted, key=len)
-        (sample,) = self.model.prefixes_of([shortest])
-        for ids in wanted - {shortest}:
-            self.model.prefix_cache.put(ids, _made_up(sample, ids))
+        for ids in {s.prefix for s in batch if self.sample and self.splits.reuses(s)}:
+            assert self.sample is not None
+            pair = (self.sample.keys, self.sample.values)
+            made_up = CachedPrefix(*(part[:, :, : len(ids)].clone() for part in pair))
+            self.model.prefix_cache.put(ids, made_up)
 
-    # -- steps ---------------------------------------------------------------------------------
-
-    def _steps(self, batches: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
-        """The batch that holds most, then typical ones; all but the very first step are warm."""
-
-        def laid_out(batch: Sequence[TokenSequence]) -> Any:
-            return step_passes(self.recipe, batch, self.rows.prompt, self.reuse)
-
-        sizes = [step_bytes(self.shape, laid_out(batch)) for batch in batches]
-        largest = max(range(len(batches)), key=lambda i: sizes[i])
-        stride = max(1, len(batches) // TYPICAL)
-        typical = [i for i in range(stride // 2, len(batches), stride) if i != largest][:TYPICAL]
-        rates, found = [], {}
-        for n, i in enumerate([largest, *typical]):
-            if n > 1 and not self.left(0.6):
-                break
-            self._make_up(batches[i])
-            stored = self.model.prefix_cache.nbytes
-            effort = total(work(self.shape, p, backward=True) for p in laid_out(batches[i])).effort
-            with self.meter.reading() as reading:
-                seconds = self._timed(batches[i], 3 if n == 0 else 2)
-            if n == 0:
-                held = max(reading.peak - self.base - stored, 0)
-                found["step_bytes"] = held / sizes[i]
-                found["first"] = max(seconds[0] - min(seconds[1:]), 0.0)
-                seconds = seconds[1:]
-            rates += [s / effort for s in seconds]
-        return {**found, "steps": statistics.median(rates)}
-
-    def _timed(self, batch: Sequence[TokenSequence], steps: int) -> list[float]:
-        """Seconds of so many steps on one batch."""
-        seconds: list[float] = []
-
-        def collect(event: dict[str, Any]) -> None:
-            if event["event"] == "step":
-                seconds.append(event["seconds"])
-
-        training = dataclasses.replace(
-            self.recipe.training, steps=steps, batch_size=len(batch), evaluate_every=None
-        )
-        refinement = optimize(
-            self.model,
-            self.sequencer,
-            batch,
-            training=training,
-            parts=self.recipe.parts,
-            report=collect,
-        )
+    def _train(self, batch: Examples) -> None:
+        own = replace(self.recipe.training, steps=1, batch_size=len(batch), evaluate_every=None)
+        parts = self.recipe.parts
+        refinement = optimize(self.model, self.sequencer, batch, training=own, parts=parts)
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return seconds
-
-    # -- scores --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _scoring(self, part: Sequence[TokenSequence]) -> dict[str, Any]:
-        """The longest batch twice, then the middle one."""
-        batches, choices = scoring_batches(self.recipe, part), bool(self.recipe.target.choices)
-        rates, beyond = [], 0.0
-        for n, batch in enumerate((batches[-1], batches[len(batches) // 2], batches[0])):
-            if n and not self.left(0.8):
-                break
-            self._make_up(batch)
-            made = answer_passes(batch, self.rows.prompt, self.reuse, choices=choices)
-            stored, effort = self.model.prefix_cache.nbytes, work(self.shape, made).effort
-            for _ in range(2):
-                with self.meter.reading() as reading:
-                    self.model.outcome(self.start_PD, batch, choices=choices)
-                rates.append(reading.seconds / effort)
-            if n == 0:
-                held = reading.peak - self.base - stored
-                computed = activation_bytes(self.shape, made, backward=False)
-                beyond = max(held - computed, 0.0)
-        return {"scoring": statistics.median(rates), "scoring_bytes": beyond}
+    def _score(self, batch: Examples) -> None:
+        self.model.outcome(self.start_PD, batch, choices=bool(self.recipe.target.choices))
 
-    @torch.no_grad()
-    def _decoding(self, part: Sequence[TokenSequence], scoring: float) -> dict[str, Any]:
-        """What a further token takes in a full batch; then a few rows' answers, read to the end."""
-        batches = scoring_batches(self.recipe, part)
-        batch = batches[len(batches) // 2]
-        self._make_up(batch)
-        seconds, efforts = [], []
-        for tokens in (DECODED[0], *DECODED):  # the first is to warm up
-            with self.meter.reading() as reading:
-                self._answered(self.start_PD, batch, tokens)
-            made = decoding_passes(batch, self.rows.prompt, self.reuse, tokens)
-            seconds.append(reading.seconds)
-            efforts.append(work(self.shape, made).effort)
-        rate = (seconds[2] - seconds[1]) / (efforts[2] - efforts[1])
-        rate = rate if rate > 0 else scoring
-        return {"decoding": rate, **self._replies(batch, rate)}
+    def _read_answers(self, batch: Examples) -> None:
+        """Answer a batch with the text prompt, and from that guess how long answers get."""
+        rates, limit = self.rates, self.recipe.evaluation.max_new_tokens
+        rates.read, rates.upto = len(batch), min(limit, UPTO)
+        self.model.prefix_cache.clear()  # what is read needs prefixes that are real
+        answers: list[ScoredAnswer] = []
 
-    def _replies(self, batch: Sequence[TokenSequence], rate: float) -> dict[str, Any]:
-        """How long answers get: read with the text prompt, then as long as what is trained on."""
-        few = batch[:: max(1, len(batch) // READ)][:READ]
-        most = self.recipe.evaluation.max_new_tokens
-        one = decoding_passes(few, self.rows.prompt, self.reuse, 2)[-1]
-        per_token = rate * work(self.shape, [one._replace(times=1)]).effort
-        affordable = max(self.seconds - (time.perf_counter() - self.began), self.seconds / 4)
-        upto = max(min(most, int(affordable / per_token)), min(most, 16))
-        self.model.prefix_cache.clear()
-        lengths, cut = [], 0
-        for answer in self._answered(self.start_PD, few, upto):
-            ids = self.model.tokenizer(answer.predicted, add_special_tokens=False)["input_ids"]
-            lengths.append(upto if answer.cut else min(len(ids) + 1, upto))
-            cut += answer.cut
-        text = most if cut else max(lengths)
-        learned = max(len(s.targets[s.gold]) for s in self.rows.everything)
-        refined = min(text, most, learned)
-        return {
-            "replies": Replies(text, refined),
-            "read": len(few),
-            "cut": cut,
-            "upto": upto,
-            "mean_reply": sum(lengths) / len(lengths),
-        }
+        def answer(tokens: int) -> None:
+            evaluation = replace(self.recipe.evaluation, max_new_tokens=tokens)
+            evaluator = Evaluator(self.model, self.sequencer, evaluation)
+            answers[:] = evaluator.score(self.start_PD, batch)
 
-    def _answered(self, rows_PD: Tensor, batch: Sequence[TokenSequence], tokens: int) -> list[Any]:
-        evaluation = dataclasses.replace(self.recipe.evaluation, max_new_tokens=tokens)
-        answered: list[Any] = Evaluator(self.model, self.sequencer, evaluation).score(
-            rows_PD, batch
-        )
-        return answered
-
-
-def _made_up(sample: CachedPrefix, ids: Ids) -> CachedPrefix:
-    def part(like: Tensor) -> Tensor:
-        return like.new_full((*like.shape[:2], len(ids), like.shape[3]), FILL)
-
-    return CachedPrefix(part(sample.keys), part(sample.values))
+        _, short, long = (self._time(answer, tokens) for tokens in (1, 1, rates.upto))
+        rates.bytes["scoring"] = max(rates.bytes["scoring"], self._held() / len(batch))
+        texts = [answer.predicted for answer in answers]
+        ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ended = [len(own) + 1 for own, a in zip(ids, answers, strict=True) if not a.cut]
+        rates.cut = len(batch) - len(ended)
+        lengths = [min(n, rates.upto) for n in (*ended, *[rates.upto] * rates.cut)]
+        rates.mean, rates.text = statistics.mean(lengths), limit if rates.cut else max(lengths)
+        # The refined prompt learns to answer as it is trained to.
+        rates.refined = min(rates.text, max(len(s.targets[s.gold]) for s in self.splits.all))
+        passes = len(batch) if self.model.forward.one_by_one else 1
+        effort = (max(lengths) - 1) * (len(batch) + PASS_COST * passes)
+        rates.seconds["answers"] = max(long - short, 0.0) / max(effort, 1)

@@ -1,201 +1,146 @@
-"""What a run does, from its recipe and its token sequences.
+"""What a run computes, counted from its own token sequences.
 
-    dev -> [steps -> dev]* -> test with the text prompt -> test with the refined prompt
-
-Every batch is laid out as the run will lay it out; of several epochs the first stands for all.
+dev -> [steps -> dev]* -> test with the text prompt -> test with the refined prompt
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Sequence
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedgrad.experiments.plan.batches import (
-    Rows,
-    over_choices,
-    parts_of,
-    scoring_batches,
-    training_batches,
-    writing_batches,
-)
-from embedgrad.experiments.plan.flops import (
-    Pass,
-    Reuse,
-    Work,
-    activation_bytes,
-    answer_passes,
-    decoding_passes,
-    total,
-    work,
-)
-from embedgrad.experiments.plan.model_shape import Shape
-from embedgrad.experiments.plan.prefix_workload import Builder, Building
+from embedgrad.model.packing import PASS_COST
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 
+Examples = Sequence[TokenSequence]
 
+
+@typing.final
+@dataclass(frozen=True)
+class TokenizedSplits:
+    """A recipe's examples as tokens, and how the model computes them.
+
+    `prompt` counts the refined tokens of all spans; sequences of up to `longest_reuse` tokens reuse
+    their prefix. `writes` says that the model writes its own solutions first.
+    """
+
+    train: Examples
+    dev: Examples
+    test: Examples
+    prompt: int
+    longest_reuse: float
+    writes: bool
+
+    @functools.cached_property
+    def all(self) -> list[TokenSequence]:
+        """The examples of all splits."""
+        return [*self.train, *self.dev, *self.test]
+
+    def own(self, s: TokenSequence) -> int:
+        """Tokens of an example between prefix and target."""
+        return self.prompt + len(s.suffix) - len(s.later)
+
+    def length(self, s: TokenSequence) -> int:
+        """Tokens of an example with its longest target."""
+        return len(s.prefix) + self.own(s) + max(map(len, s.targets), default=0)
+
+    def reuses(self, s: TokenSequence) -> bool:
+        """Whether an example is computed on top of its stored prefix."""
+        return self.length(s) <= self.longest_reuse
+
+    def tokens_in_full(self, s: TokenSequence, *, choices: bool) -> int:
+        """Tokens computed without prefix reuse: every target takes a sequence of its own."""
+        before = len(s.prefix) + self.own(s)
+        return sum(before + len(ids) - 1 for ids in targets_of(s, choices=choices))
+
+    def tokens(self, s: TokenSequence, *, choices: bool) -> int:
+        """Tokens that a pass computes for an example with its prefix stored."""
+        if not self.reuses(s):
+            return self.tokens_in_full(s, choices=choices)
+        targets = targets_of(s, choices=choices)  # shared beginnings are computed once
+        tree = {ids[:depth] for ids in targets for depth in range(1, len(ids))}
+        return self.own(s) + len(tree)
+
+    def prefixes(self, *parts: Examples) -> dict[Ids, int]:
+        """The different prefixes of some examples, and the tokens of each that others lack."""
+        reused = (s for part in parts for s in part if self.reuses(s))
+        return {s.prefix: len(s.prefix) - s.shared for s in reused}
+
+
+@typing.final
 @dataclass(frozen=True, slots=True)
-class Replies:
-    """How long the longest free answer of a batch is, in tokens."""
+class Workload:
+    """What a run does, and its effort in tokens by what it is for and its kind.
 
-    text: int = 0
-    refined: int = 0
-
-    def within(self, most: int) -> Replies:
-        """Not longer than they may be."""
-        return Replies(min(self.text, most), min(self.refined, most))
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How often what is done, its work, and the bytes that it holds for a while.
-
-    `writing` is that of self-written solutions. `dev` and `test` are all evaluations together, and
-    `dev_decoding` and `test_decoding` the free answers in them.
+    `trained_on` are the examples that a step takes, in the order of the first epoch.
     """
 
     steps: int
     steps_per_epoch: int
     evaluations: int
-    writing: Work
-    training: Work
-    dev: Work
-    test: Work
-    dev_decoding: Work
-    test_decoding: Work
-    building: Building
-    step_bytes: float
-    scoring_bytes: float
-
-    @property
-    def all(self) -> Work:
-        """All work of the run."""
-        prefixes = (self.building.training, self.building.test)
-        scoring = (self.dev, self.test, self.dev_decoding, self.test_decoding)
-        return total([self.writing, self.training, *prefixes, *scoring])
+    trained_on: Examples
+    step_tokens: float
+    effort: dict[tuple[str, str], float]
 
 
-def course(
-    recipe: Recipe,
-    rows: Rows,
-    shape: Shape,
-    reuse: Reuse,
-    room: int,
-    replies: Replies,
-    *,
-    writes: bool = False,
-) -> Course:
-    """Everything that a run of the recipe will do, with so much `room` for prefixes.
+def count(
+    recipe: Recipe, splits: TokenizedSplits, stored: float, text: int, refined: int
+) -> Workload:
+    """All work of a run that has room for a share `stored` of its prefixes.
 
-    `writes` says that the model writes solutions of its own first.
+    `text` and `refined` are the tokens of a batch's longest free answer to either prompt.
     """
-    training, free = recipe.training, not recipe.target.choices
-    per_epoch = training.steps_per_epoch(len(rows.train))
-    steps = training.steps_in_all(len(rows.train))
-    every = training.steps_between_evaluations(len(rows.train))
-    evaluations = (1 + math.ceil(steps / every)) if rows.dev else 0
-    batches = [
-        step_passes(recipe, batch, rows.prompt, reuse)
-        for batch in training_batches(recipe, rows, steps)
-    ]
-    done = [total(work(shape, made, backward=True) for made in parts) for parts in batches]
-    scoring = _Scoring(recipe, rows.prompt, shape, reuse)
-    dev, test = scoring.once(rows.dev), scoring.once(rows.test)
-    decoding = [Work(), Work()]
-    if free:
-        later = max(evaluations - 1, 0)
-        decoding = [
-            total([scoring.decoded(part, replies.text), scoring.decoded(part, replies.refined, n)])
-            for part, n in ((rows.dev, later), (rows.test, 1))
-        ]
-    builder = Builder(
-        recipe,
-        _with_prefixes(rows, reuse),
-        shape,
-        room,
-        steps=steps,
-        evaluations=evaluations,
-        lookups=2 if free and reuse.longest is None else 1,
-    )
-    return Course(
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        evaluations=evaluations,
-        writing=scoring.written(rows, replies.text) if writes else Work(),
-        training=total(done).times(steps / len(done)),
-        dev=dev.times(evaluations),
-        test=test.times(2),
-        dev_decoding=decoding[0],
-        test_decoding=decoding[1],
-        building=builder.follow() if reuse.on else Building(),
-        step_bytes=max(step_bytes(shape, parts) for parts in batches),
-        scoring_bytes=scoring.held,
-    )
+    training, rows, free = recipe.training, len(splits.train), not recipe.target.choices
+    steps, size = training.steps_in_all(rows), recipe.evaluation.batch_size
+    evaluations = 1 + math.ceil(steps / training.steps_between_evaluations(rows))
+    reads = 2 if free else 1  # passes over an example: a free answer is decoded, then scored
+
+    def read(part: Examples, choices: bool) -> int:
+        """Tokens of one pass over every example."""
+        return sum(splits.tokens(s, choices=choices) for s in part)
+
+    def write(part: Examples, length: int, samples: int = 1) -> float:
+        """Tokens after the first of free answers, and a price for every pass over a batch."""
+        answers = len(part) * samples
+        passes = math.ceil(answers / size) if splits.longest_reuse == math.inf else answers
+        return max(length, 0) * (answers + PASS_COST * passes)
+
+    def build(part: Examples, times: float) -> float:
+        """Tokens of prefixes: once where there is room for them, else whenever they are needed."""
+        return sum(splits.prefixes(part).values()) * (stored + (1 - stored) * times)
+
+    order = training.epoch_order(rows, 0)[: steps * training.batch_size]
+    trained = [splits.train[i] for i in order]
+    epoch = training.steps_per_epoch(len(trained))
+    step_tokens = read(trained, over_choices(recipe)) / epoch
+    effort = {("steps", "steps"): step_tokens * steps}
+    effort["prefixes", "prefixes"] = build(trained, steps / epoch)
+    effort["prefixes", "prefixes"] += build(splits.dev, evaluations * reads)
+    effort["test", "prefixes"] = build(splits.test, 2 * reads)
+    for name, part, times in (("dev", splits.dev, evaluations), ("test", splits.test, 2)):
+        # The text prompt is scored by plain tokens where these differ.
+        plain = sum(len(s.prefix) for s in part if s.plain is not None)
+        effort[name, "scoring"] = reads * (times * read(part, not free) + plain)
+        if free:
+            effort[name, "answers"] = write(part, text - 1 + (times - 1) * (refined - 1))
+    if splits.writes:
+        limit = min(text, recipe.solutions.max_new_tokens or text)
+        effort["solutions", "answers"] = write(splits.train, limit - 1, recipe.solutions.samples)
+        effort["solutions", "scoring"] = read(splits.train, choices=False)
+    evaluations = evaluations if splits.dev else 0
+    per_epoch = training.steps_per_epoch(rows)
+    return Workload(steps, per_epoch, evaluations, trained, step_tokens, effort)
 
 
-def _with_prefixes(rows: Rows, reuse: Reuse) -> Rows:
-    """The rows, without the prefixes of those that are computed in full."""
-
-    def part(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        return [
-            s
-            if reuse.takes(s, rows.prompt, s.targets)
-            else dataclasses.replace(s, prefix=(), shared=0)
-            for s in sequences
-        ]
-
-    if reuse.longest is None:
-        return rows
-    return Rows(part(rows.train), part(rows.dev), part(rows.test), rows.prompt)
+def over_choices(recipe: Recipe) -> bool:
+    """Whether a training step computes all choices."""
+    return recipe.parts.objective.needs_choices(available=bool(recipe.target.choices))
 
 
-def step_passes(
-    recipe: Recipe, batch: Sequence[TokenSequence], prompt: int, reuse: Reuse
-) -> list[list[Pass]]:
-    """The passes of a training step, by the parts of its batch."""
-    choices = over_choices(recipe)
-    return [answer_passes(p, prompt, reuse, choices=choices) for p in parts_of(recipe, batch)]
-
-
-def step_bytes(shape: Shape, parts: Iterable[Sequence[Pass]]) -> float:
-    """Bytes that a step holds at its peak."""
-    return max(activation_bytes(shape, made, backward=True) for made in parts)
-
-
-class _Scoring:
-    """Work of scoring rows, and the most bytes that it holds."""
-
-    def __init__(self, recipe: Recipe, prompt: int, shape: Shape, reuse: Reuse):
-        self.recipe, self.prompt, self.shape, self.reuse = recipe, prompt, shape, reuse
-        self.held = 0.0
-
-    def once(self, part: Sequence[TokenSequence]) -> Work:
-        """The rows' answers read off once."""
-        choices = bool(self.recipe.target.choices)
-        return total(
-            self._work(answer_passes(batch, self.prompt, self.reuse, choices=choices))
-            for batch in scoring_batches(self.recipe, part)
-        )
-
-    def decoded(self, part: Sequence[TokenSequence], longest: int, times: int = 1) -> Work:
-        """The rows answered freely, so many times."""
-        once = total(
-            self._work(decoding_passes(batch, self.prompt, self.reuse, longest))
-            for batch in scoring_batches(self.recipe, part)
-        )
-        return once.times(times)
-
-    def written(self, rows: Rows, longest: int) -> Work:
-        """Solutions written for all training questions."""
-        most = self.recipe.solutions.max_new_tokens or longest
-        samples = self.recipe.solutions.samples
-        return total(
-            self._work(decoding_passes(batch, self.prompt, self.reuse, min(longest, most), samples))
-            for batch in writing_batches(self.recipe, rows)
-        )
-
-    def _work(self, made: Sequence[Pass]) -> Work:
-        self.held = max(self.held, activation_bytes(self.shape, made, backward=False))
-        return work(self.shape, made)
+def targets_of(s: TokenSequence, *, choices: bool) -> tuple[Ids, ...]:
+    """The targets of an example that a pass computes: all choices, or the right one alone."""
+    return s.targets if choices else (s.targets[s.gold],)

@@ -54,13 +54,15 @@ def load(
     attention: str = "auto",
     local_files_only: bool = False,
     notify: Notify | None = None,
+    weights: bool = True,
 ) -> LoadedModel:
     """Load a causal language model with every weight frozen.
 
     `name` is tried as `package:NAME` (a GGUF that an installed Python package carries), a `.gguf`
     file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
     converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
-    `notify` gets one line before something that takes long.
+    `notify` gets one line before something that takes long. Without `weights` none are read: the
+    model is on the meta device, and its `embedding_digest` is "".
 
     Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
     """
@@ -77,13 +79,22 @@ def load(
     what = f"model {name!r} in {folder}"
     config = load_config(what, folder)
     tokenizer = load_tokenizer(what, folder)
-    model: Any = _load_weights(what, folder, config, precision, attention)  # partly without types
+    model: Any  # partly without types
+    if weights:
+        model = _load_weights(what, folder, config, precision, attention)
+    else:
+        auto: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config)
     with guarded(f"{what}: does not run on {place} in {precision}"):
-        model.to(place)
-        _check_causal(what, model)
+        if weights:
+            model.to(place)
+            _check_causal(what, model)
         table_VD = embedding_table(model)
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
-        scale = embedding_scale(embedding, table_VD)
+        scale = getattr(embedding, "scalar_embed_scale", 1.0)
+        if weights:
+            scale = embedding_scale(embedding, table_VD)
     info = ModelInfo(
         name=name,
         revision=source.revision,
@@ -94,7 +105,7 @@ def load(
         vocabulary=table_VD.shape[0],
         context=context_length(config),
         dtype=str(precision).removeprefix("torch."),
-        embedding_digest=embedding_digest(table_VD),
+        embedding_digest=embedding_digest(table_VD) if weights else "",
         embedding_scale=scale,
         tied=output is not None and output.weight is embedding.weight,
         license=gguf_file.license_of(folder) if gguf_sha256 else card_license(folder),

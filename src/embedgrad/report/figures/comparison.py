@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIGURES_OF_COMPARISONS = ("cost", "forest")
 TEXT = "text"  # the method that the others are compared with
 WIDTH = 440  # SVG units
 LONGEST_NAME = 40  # characters

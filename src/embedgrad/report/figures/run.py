@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from embedgrad.errors import RunError
 from embedgrad.formatting import visible
 from embedgrad.report.figures.calibration import BINS, Calibration, calibration, confidences
-from embedgrad.report.figures.comparison import accuracy_against_cost, forest
 from embedgrad.report.figures.series import (
+    METRICS,
     MOST_POINTS,
     is_number,
     number,
@@ -27,22 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "FIGURES_OF_COMPARISONS",
-    "FIGURES_OF_RUNS",
-    "accuracy_against_cost",
-    "curves",
-    "forest",
-    "heat_strip",
-    "interpolation_figure",
-    "reliability",
-]
-
 Row = Mapping[str, Any]
 
 FIGURES_OF_RUNS = ("curves", "drift", "reliability", "interpolation")
-FIGURES_OF_COMPARISONS = ("cost", "forest")
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 
 WIDTH = 380  # SVG units; on a phone a little less, on a screen a little more
 SMOOTHED_OVER = 0.1  # of all steps
@@ -56,8 +43,8 @@ def curves(events: Sequence[Row]) -> Figure:
 
     Raises `RunError` where the events hold neither.
     """
-    found = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
-    steps = [(step, loss) for step, loss in found if is_number(step) and is_number(loss)]
+    losses = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
+    steps = [(step, loss) for step, loss in losses if is_number(step) and is_number(loss)]
     scores = [e for e in events if e.get("event") == "evaluation"]
     panels: list[Callable[[Axes], None]] = []
     if steps:

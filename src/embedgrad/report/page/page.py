@@ -102,8 +102,13 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     recipe = results.get("recipe")
     parts = (
         '<div class="figures">',
-        page.part("differences", lambda: {"drawn": _svg("forest", figures.forest(results))}),
-        page.part("cost", lambda: {"drawn": _svg("cost", figures.accuracy_against_cost(results))}),
+        page.part(
+            "differences", lambda: {"drawn": _svg("forest", comparison_figures.forest(results))}
+        ),
+        page.part(
+            "cost",
+            lambda: {"drawn": _svg("cost", comparison_figures.accuracy_against_cost(results))},
+        ),
         "</div>",
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
         page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),

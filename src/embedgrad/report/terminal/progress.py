@@ -16,11 +16,11 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from embedgrad.formatting import duration, encodable, join_nonempty, left, percent, size, visible
+from embedgrad.report.figures.series import METRICS
 from embedgrad.report.terminal.display import OVER_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
 
 QUIET_SECONDS = 10.0  # between two plain lines about scoring
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 ENDINGS = {
     "finished": "all steps done",
     "patience": "stopped early, dev did not get better",

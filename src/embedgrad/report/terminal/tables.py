@@ -35,12 +35,12 @@ def comparison_table(result: Row) -> RenderableType:
     """
     parts: list[RenderableType] = []
     if "difference" in result:
-        parts += [_scores(result), "", _sentence(verdict(result["difference"]), "bold")]
+        parts += [_scores(result), "", sentence(verdict(result["difference"]), "bold")]
     elif "train" in result:
-        parts.append(_sentence("no test rows were scored", "bold"))
+        parts.append(sentence("no test rows were scored", "bold"))
     if "train" in result and not result["train"].get("best_step", 1):
-        parts.append(_sentence(NOTHING_BETTER, "bold"))
-    parts += [_sentence(line) for line in _facts(result)]
+        parts.append(sentence(NOTHING_BETTER, "bold"))
+    parts += [sentence(line) for line in _facts(result)]
     return Group(*parts)
 
 
@@ -81,15 +81,15 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
     spans = sorted({row["span"] for row in rows})
     parts: list[RenderableType] = []
     for span in spans:
-        parts += [_sentence(f"span {span}", "bold")] * (len(spans) > 1)
+        parts += [sentence(f"span {span}", "bold")] * (len(spans) > 1)
         own = [item for item in numbered if item[1]["span"] == span]
         parts.append(_drift_of_span(own, measured=measured))
     parts.append(
-        _sentence("distance in norms of the start row; norm in mean norms of the vocabulary")
+        sentence("distance in norms of the start row; norm in mean norms of the vocabulary")
     )
     if measured:
         parts.append(
-            _sentence(
+            sentence(
                 "points and log-loss: lost when this row alone goes back to text; "
                 "measured one at a time, not additive"
             )
@@ -99,7 +99,7 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
     if outside:
         named = ", ".join(f"row {n} ({typical:.2f})" for n, typical in sorted(outside))
         parts.append(
-            _sentence(
+            sentence(
                 "warning: outside the cloud of real embeddings, with a norm not within "
                 f"{low:g} to {high:g} of the vocabulary's mean: {named}; "
                 "a smaller trust_region.radius keeps rows closer to their words",
@@ -144,7 +144,7 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
     for change in ("fixed", "broken"):
         changed = [row for row in rows if row["change"] == change]
         if not changed:
-            parts.append(_sentence(f"no rows {change}"))
+            parts.append(sentence(f"no rows {change}"))
             continue
         shown = changed[:first]
         table = _table()
@@ -162,7 +162,7 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
         count = f"{len(changed)} row{'s' * (len(changed) > 1)} {change}"
         if len(shown) < len(changed):
             count += f", the first {len(shown)}"
-        parts += [_sentence(f"{count}:"), table]
+        parts += [sentence(f"{count}:"), table]
     return Group(*parts)
 
 
@@ -236,7 +236,7 @@ def _drift_line(part: Row) -> str:
     )
 
 
-def _sentence(text: str, style: str = "") -> Text:
+def sentence(text: str, style: str = "") -> Text:
     """A line that the terminal may wrap, but that stays whole in a file."""
     return Text(visible(text), style=style, no_wrap=True, overflow="ignore")
 
