@@ -48,10 +48,18 @@ def test_a_row_that_points_away_keeps_a_little_of_its_own_norm() -> None:
     assert torch.allclose(inside, 0.9e-3 * START, rtol=1e-4)
 
 
-def test_projected_rows_are_on_the_inner_side_of_the_cone() -> None:
+@pytest.mark.parametrize("row", [[0.5, 2.0], [0.005, 0.02]])
+def test_rows_are_projected_to_just_inside_the_cone(row: list[float]) -> None:
     start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    inside = TrustRegion(None, 0.9).project(torch.tensor([[0.5, 2.0]], dtype=torch.float64), start)
+    rows = torch.tensor([row], dtype=torch.float64)
+    inside = TrustRegion(None, 0.9).project(rows, start)
     assert 0.9 < cosine_P(inside, start).item() < 0.9 + 1e-5
+
+
+def test_rows_are_projected_to_just_inside_the_ball() -> None:
+    start = START.double()
+    inside = TrustRegion(0.3).project(3 * start, start)
+    assert ((drift_P(inside, start) > 0.3 * (1 - 1e-5)) & (drift_P(inside, start) < 0.3)).all()
 
 
 def test_distances_have_the_names_of_events() -> None:
