@@ -94,11 +94,10 @@ def examples_from(
     `where` that keeps nothing.
     """
     needed = [("template", name) for name in columns]
-    needed += [("answer", answer)] if answer is not None else []
     written = solution_pieces(solution) if solution is not None else ()
     needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
-    needed += [("group", group)] if group is not None else []
-    needed += [("task", task)] if task is not None else []
+    single = {"answer": answer, "group": group, "task": task}
+    needed += [(role, name) for role, name in single.items() if name is not None]
     unchecked = [("where", name) for name in where or ()]
     unchecked += [("the objective", name) for name in extra]
     for role, name in needed + unchecked:

@@ -49,12 +49,8 @@ def parse(text: str, where: str) -> tuple[Piece, ...]:
         literal.append(text[end : match.start()])
         end = match.end()
         token = match.group()
-        if token in ("{{", "}}"):
-            literal.append(token[0])
-        elif token in ("[[[[", "]]]]"):
-            literal.append(token[:2])
-        elif token == "]":
-            literal.append(token)
+        if token in ("{{", "}}", "[[[[", "]]]]", "]"):  # doubled, or a bracket before the end
+            literal.append(token[: (len(token) + 1) // 2])
         elif token in ("{", "}", "{}"):
             raise refuse(f"lone {token!r}; write {{{{ or }}}} for a literal brace", match.start())
         elif token == "[[":

@@ -65,6 +65,7 @@ def read_splits(
     out; without it the first problem is raised.
     """
 
+<<<<<<< HEAD
     def read(source: str | None) -> list[Example] | None:
         if source is None:
             return None
@@ -82,6 +83,9 @@ def read_splits(
             return good or None
 
     def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:
+=======
+    def read(source: str) -> list[Example]:
+>>>>>>> h-prompt
         return examples_from(
             table,
             columns=columns,
@@ -96,9 +100,15 @@ def read_splits(
         )
 
     return make_splits(
+<<<<<<< HEAD
         read(train) or [],
         read(dev),
         read(test),
+=======
+        read(train),
+        None if dev is None else read(dev),
+        None if test is None else read(test),
+>>>>>>> h-prompt
         columns=columns,
         choices=choices or None,
         # A split that is named is never carved, not even if none of its rows can be read.
@@ -175,8 +185,7 @@ def make_splits(
     shares = _shares(explicit, fractions)
     parts: dict[str, Sequence[Example]] = dict(explicit)
     if shares:
-        parts |= _carve(train, shares, columns, seed)
-        notes += _carving_notes(train, parts, shares, columns, seed)
+        parts |= _carve(train, shares, columns, seed, notes)
     rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
     if choices is not None:
         _check_choices(rows, choices, notes, refuse)
@@ -221,16 +230,21 @@ def _shares(
 
 
 def _carve(
-    examples: Sequence[Example], shares: Mapping[str, float], columns: Sequence[str], seed: int
+    examples: Sequence[Example],
+    shares: Mapping[str, float],
+    columns: Sequence[str],
+    seed: int,
+    notes: list[str],
 ) -> dict[str, list[Example]]:
-    """Deal out whole units, each to the split that is furthest behind its share.
+    """Deal out whole units, each to the split that is furthest behind its share, and note it.
 
     No split ends more than 4/3 of the largest unit away from its share: it is never given a unit
     when ahead, so it gets ahead by 2/3 of one at most, and is behind by what the others are ahead.
     """
     units = _units(examples, columns)
     random.Random(f"{seed}/carve").shuffle(units)
-    if all(example.group is None for example in examples):
+    grouped = any(example.group is not None for example in examples)
+    if not grouped:
         strata: dict[str, list[list[Example]]] = {}  # in shuffled order, so that it is never fixed
         for unit in units:
             strata.setdefault(unit[0].answer, []).append(unit)
@@ -249,6 +263,14 @@ def _carve(
                 "(rows of one group or with one text stay together); give more rows or a larger "
                 "share in data.dev_share and data.test_share",
             )
+        if name != "train":
+            manner = "by group" if grouped else "stratified by answer"
+            notes.append(
+                f"Set aside {len(part)} of {len(examples)} rows for {name} ({manner}, seed {seed})."
+            )
+    repeats = len(examples) - len({text_key(example, columns) for example in examples})
+    if repeats:
+        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
     return parts
 
 
@@ -270,26 +292,6 @@ def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Exa
     for i, example in enumerate(examples):
         units.setdefault(root(i), []).append(example)
     return list(units.values())
-
-
-def _carving_notes(
-    train: Sequence[Example],
-    parts: Mapping[str, Sequence[Example]],
-    shares: Mapping[str, float],
-    columns: Sequence[str],
-    seed: int,
-) -> list[str]:
-    grouped = any(example.group is not None for example in train)
-    manner = "by group" if grouped else "stratified by answer"
-    notes = [
-        f"Set aside {len(parts[name])} of {len(train)} rows for {name} ({manner}, seed {seed})."
-        for name in shares
-        if name != "train"
-    ]
-    repeats = len(train) - len({text_key(example, columns) for example in train})
-    if repeats:
-        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
-    return notes
 
 
 def _draw(

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
 from embedgrad.model.backbone import Backbone, Prompt, joined
@@ -130,10 +131,7 @@ class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
     def __init__(
-        self,
-        model: Backbone,
-        sequencer: Sequencer,
-        evaluation: Evaluation = Evaluation(),
+        self, model: Backbone, sequencer: Sequencer, evaluation: Evaluation = Evaluation()
     ):
         self.model = model
         self.target: Target = sequencer.target
@@ -193,7 +191,7 @@ class Evaluator:
                 if replies is None:
                     answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answers[i] = self._free(sequences[i], replies[b], losses[b].item())
+                    answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
             if progress is not None:
                 progress(len(answers))
         return [answers[i] for i in range(len(sequences))]
@@ -219,12 +217,9 @@ class Evaluator:
             probabilities=tuple(shares_C.tolist()),
         )
 
-    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> ScoredAnswer:
-        example = sequence.example
-        unscored = ScoredAnswer(
-            example.source, example.answer, reply.text, 0.0, loss, None, reply.cut
-        )
-        return score_answer(unscored, self.evaluation.scorer)
+    def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:
+        scored = ScoredAnswer(example.source, example.answer, reply.text, 0, loss, None, reply.cut)
+        return score_answer(scored, self.evaluation.scorer)
 
 
 def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:

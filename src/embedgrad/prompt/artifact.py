@@ -23,6 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
+from embedgrad.data.readers import unrepeated
 from embedgrad.errors import ArtifactError, EmbedgradError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
@@ -207,7 +208,7 @@ _WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES
 def _read_json(path: Path) -> Mapping[str, Any]:
     content = _read_bytes(path)
     try:
-        values = json.loads(content, object_pairs_hook=_without_repetition)
+        values = json.loads(content, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -223,15 +224,6 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             f"{path}: not written by this embedgrad (format version {version!r}, this one reads "
             f"{VERSION}); install the version that wrote it"
         )
-    return values
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is given twice")
     return values
 
 

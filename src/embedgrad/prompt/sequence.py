@@ -66,8 +66,8 @@ class TokenSequence:
     example: Example
     shared: int = 0
     later: tuple[int, ...] = ()
-    inputs: tuple[Ids, ...] | None = None
     reasoning: int = 0
+    inputs: tuple[Ids, ...] | None = None
 
     def inputs_of(self, target: Ids) -> Ids:
         """What the model reads in the place of one of the targets."""
@@ -76,8 +76,9 @@ class TokenSequence:
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
         assert self.plain is not None
-        targets, gold, reasoning = self.targets, self.gold, self.reasoning
-        return TokenSequence((), self.plain, targets, gold, None, self.example, reasoning=reasoning)
+        return replace(
+            self, prefix=(), suffix=self.plain, plain=None, shared=0, later=(), inputs=None
+        )
 
     def context(self, prompt_ids: Ids) -> Ids:
         """The row before its answer, with one id per row of the prompt in the prompt's places."""
@@ -130,10 +131,10 @@ class Sequencer:
             )
         self.spans = tuple(spans) or find_spans(renderer, self._cutting, rows)
         texts = [span.text for span in self.spans]
-        drawn = [(span.drawn_left, span.drawn_right) for span in self.spans]
         words = renderer.template.spans
-        pairs = zip(drawn, words, strict=False)
-        if len(texts) != len(words) or texts != [left + w + right for (left, right), w in pairs]:
+        pairs = zip(self.spans, words, strict=False)
+        prepared = [span.drawn_left + text + span.drawn_right for span, text in pairs]
+        if len(texts) != len(words) or texts != prepared:
             raise TemplateError(
                 f"template: the spans {', '.join(map(repr, words))} are not those it was prepared "
                 f"for ({', '.join(map(repr, texts))})"
@@ -235,15 +236,7 @@ class Sequencer:
         plain = self._cutting.plain(rendered.text)
         shared = _alike(prefix, self._opening)
         sequence = TokenSequence(
-            prefix,
-            tuple(suffix),
-            targets,
-            gold,
-            plain,
-            example,
-            shared,
-            tuple(later),
-            reasoning=reasoning,
+            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later), reasoning
         )
         same = sequence.context(self.prompt_ids) == plain
         return replace(sequence, plain=None) if same else sequence

@@ -14,7 +14,7 @@ import torch
 from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
-from embedgrad.evaluation.significance import bootstrap_mean, paired_p_value
+from embedgrad.evaluation.significance import bootstrap_mean, paired_test
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import Answers
 from embedgrad.experiments.compare.folder import Folder, Part
@@ -98,7 +98,7 @@ def _row(
         "interval": scores["interval"],
         "difference": sum(differences) / len(differences),
         "difference_interval": list(bootstrap_mean(differences)),
-        "p_value": paired_p_value(differences),
+        "p_value": paired_test(differences)[1],
         "fixed": sum(difference > 0 for difference in differences),
         "broken": sum(difference < 0 for difference in differences),
         "macro_f1": scores["macro_f1"],

@@ -55,7 +55,9 @@ def read_run(folder: Path) -> RunFiles:
     run.result = _read(run, "result.json", "the scores are left out")
     run.prompt = _read(run, "prompt/prompt.json", "provenance is left out")
     run.recipe = _recipe(run)
-    run.events = _events(run)
+    lines = [event for _, event in json_lines(folder / EVENTS)]
+    run.events = [event for event in lines if event is not None]
+    _note_damage(run, EVENTS, "the curves are left out", len(lines) - len(run.events), len(lines))
     _survey(run)
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
@@ -167,20 +169,9 @@ def _recipe(run: RunFiles) -> str:
     return text[:_LONGEST_RECIPE]
 
 
-def _events(run: RunFiles) -> list[dict[str, Any]]:
-    if not (run.folder / EVENTS).is_file():
-        run.notes.append(f"There is no {EVENTS}: the curves are left out.")
-    events = [event for _, event in json_lines(run.folder / EVENTS)]
-    whole = [event for event in events if event is not None]
-    _count_damage(run, EVENTS, len(events) - len(whole), len(events))
-    return whole
-
-
 def _survey(run: RunFiles) -> None:
-    path, damaged = run.folder / PREDICTIONS, 0
-    if not path.is_file():
-        run.notes.append(f"There is no {PREDICTIONS}: the rows are left out.")
-    for number, row in json_lines(path):
+    damaged = 0
+    for number, row in json_lines(run.folder / PREDICTIONS):
         if row is None or not is_prediction(row):
             damaged += 1
             continue
@@ -188,9 +179,12 @@ def _survey(run: RunFiles) -> None:
         for name in ("text", "refined"):
             kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
         run.survey.append((number, kept))
-    _count_damage(run, PREDICTIONS, damaged, damaged + len(run.survey))
+    lines = damaged + len(run.survey)
+    _note_damage(run, PREDICTIONS, "the rows are left out", damaged, lines)
 
 
-def _count_damage(run: RunFiles, name: str, damaged: int, lines: int) -> None:
+def _note_damage(run: RunFiles, name: str, what: str, damaged: int, lines: int) -> None:
+    if not (run.folder / name).is_file():
+        run.notes.append(f"There is no {name}: {what}.")
     if damaged:
         run.notes.append(f"{name} has damaged lines, left out: {damaged:,} of {lines:,}.")

@@ -75,20 +75,17 @@ class Display:
         with suppress(OSError, ValueError):
             try:
                 self._live.start(refresh=True)
-                self._until_stopped()
+                while True:
+                    try:
+                        note = self._notes.get(timeout=1 / REFRESHES)
+                    except Empty:
+                        self._live.refresh()
+                        continue
+                    if note is None:
+                        return
+                    self._console.print(Text(self._safe(note)), soft_wrap=True)
             finally:
                 self._live.stop()
-
-    def _until_stopped(self) -> None:
-        while True:
-            try:
-                note = self._notes.get(timeout=1 / REFRESHES)
-            except Empty:
-                self._live.refresh()
-                continue
-            if note is None:
-                return
-            self._console.print(Text(self._safe(note)), soft_wrap=True)
 
     def _safe(self, text: str) -> str:
         return encodable(visible(text), self._console.encoding)

@@ -53,14 +53,14 @@ def verdict(difference: Row) -> str:
     points, p = 100 * difference["accuracy"], difference["p_value"]
     name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
     value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
-    test = f"{name} p {value}"
-    interval = f"(95 % interval {low:.1f} to {high:.1f}), {test}"
-    rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
     if not reliable(difference):
-        return f"no reliable gain: difference of {points:+.1f} points {interval}; {rows}"
-    if points > 0:
-        return f"gain of {points:.1f} points {interval}; {rows}"
-    return f"loss: difference of {points:+.1f} points {interval}; {rows}"
+        words = f"no reliable gain: difference of {points:+.1f} points"
+    elif points > 0:
+        words = f"gain of {points:.1f} points"
+    else:
+        words = f"loss: difference of {points:+.1f} points"
+    rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
+    return f"{words} (95 % interval {low:.1f} to {high:.1f}), {name} p {value}; {rows}"
 
 
 def reliable(difference: Row) -> bool:
@@ -117,20 +117,13 @@ def _drift_of_span(rows: Sequence[tuple[int, Row]], *, measured: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("nearest tokens", min_width=12)
     for number, row in rows:
-        cells = [
-            Text(str(number)),
-            _cell(row["token"]),
-            Text(f"{row['distance']:.3f}"),
-            Text(f"{row['cosine']:.3f}"),
-            Text(f"{row['typical']:.2f}"),
-        ]
+        numbers = [f"{row['distance']:.3f}", f"{row['cosine']:.3f}", f"{row['typical']:.2f}"]
         if measured:
             worth = row.get("worth") or {}
-            cells += [
-                Text(_number(worth.get("accuracy"), "{:+.1f}", 100)),
-                Text(_number(worth.get("log_loss"), "{:+.3f}")),
-            ]
-        table.add_row(*cells, _cell("  ".join(row["nearest"])))
+            numbers.append(_number(worth.get("accuracy"), "{:+.1f}", 100))
+            numbers.append(_number(worth.get("log_loss"), "{:+.3f}"))
+        nearest = _cell("  ".join(row["nearest"]))
+        table.add_row(str(number), _cell(row["token"]), *numbers, nearest)
     return table
 
 
@@ -157,7 +150,9 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
             cells = [row["source"], row["answer"]]
             cells += [row["text"]["predicted"], row["refined"]["predicted"]]
             if with_text:
-                cells.append(_columns(row["columns"]))
+                texts = {name: text[:LONGEST_CELL] for name, text in row["columns"].items()}
+                named = [f"{name}: {text}" for name, text in texts.items()]
+                cells.append("  ".join(named if len(named) > 1 else texts.values()))
             table.add_row(*(_cell(cell, cut=True) for cell in cells))
         count = f"{len(changed)} row{'s' * (len(changed) > 1)} {change}"
         if len(shown) < len(changed):
@@ -202,14 +197,17 @@ def _scores(result: Row) -> Table:
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
     lines = []
+    failures = {
+        "cut": "were cut at evaluation.max_new_tokens or the model's context",
+        "unread": "hold no answer that the scorer finds",
+    }
     for name in ("text", "refined"):
-        if name in result and result[name].get("cut"):
-            counts = f"{result[name]['cut']} of {result[name]['rows']} replies"
-            limits = "evaluation.max_new_tokens or the model's context"
-            lines.append(f"{counts} to the {name} prompt were cut at {limits}")
-        if name in result and result[name].get("unread"):
-            counts = f"{result[name]['unread']} of {result[name]['rows']} replies"
-            lines.append(f"{counts} to the {name} prompt hold no answer that the scorer finds")
+        scores = result.get(name, {})
+        lines += [
+            f"{scores[kind]} of {scores['rows']} replies to the {name} prompt {failure}"
+            for kind, failure in failures.items()
+            if scores.get(kind)
+        ]
     if "drift" in result:
         lines.append(_drift_line(result))
         spans = enumerate(result.get("spans", ()), 1)
@@ -245,12 +243,6 @@ def _cell(text: str, *, cut: bool = False) -> Text:
     """Foreign text: never markup, never control characters; cut to one line or folded."""
     text = visible(text[:LONGEST_CELL])
     return Text(text, no_wrap=True, overflow="ellipsis") if cut else Text(text, overflow="fold")
-
-
-def _columns(columns: Mapping[str, str]) -> str:
-    if len(columns) == 1:
-        return next(iter(columns.values()))[:LONGEST_CELL]
-    return "  ".join(f"{name}: {text[:LONGEST_CELL]}" for name, text in columns.items())
 
 
 def _number(value: float | None, form: str, factor: float = 1) -> str:
