@@ -65,7 +65,6 @@ def read_splits(
     out; without it the first problem is raised.
     """
 
-<<<<<<< HEAD
     def read(source: str | None) -> list[Example] | None:
         if source is None:
             return None
@@ -83,9 +82,6 @@ def read_splits(
             return good or None
 
     def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:
-=======
-    def read(source: str) -> list[Example]:
->>>>>>> h-prompt
         return examples_from(
             table,
             columns=columns,
@@ -100,15 +96,9 @@ def read_splits(
         )
 
     return make_splits(
-<<<<<<< HEAD
         read(train) or [],
         read(dev),
         read(test),
-=======
-        read(train),
-        None if dev is None else read(dev),
-        None if test is None else read(test),
->>>>>>> h-prompt
         columns=columns,
         choices=choices or None,
         # A split that is named is never carved, not even if none of its rows can be read.
