@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ import pytest
 import tomli_w
 import torch
 
-from embedgrad import Recipe, optimize
+from embedgrad import Recipe, load_model, optimize
 from embedgrad.deploy.rules import Facts, exportability
+from embedgrad.environment import memory_in_use, peak_memory, reset_peak_memory
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.experiments.plan import Budget, plan
 from embedgrad.experiments.plan.estimate import Estimator, suggest
@@ -27,6 +29,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
+from embedgrad.recipe.build import read_data
 from kit import LABELS, Kit, kit
 from run_kit import CHOICES, Command, save_model, values, write_jsonl
 
@@ -184,12 +187,42 @@ def test_the_plan_of_a_small_recipe(recipe: Callable[..., Path], embedgrad: Comm
     assert found["budget"]["fits"]
 
 
+def test_memory_and_time_are_of_the_size_of_a_run(
+    recipe: Callable[..., Path], finished: tuple[Path, dict[str, Any]]
+) -> None:
+    found, result = plan(Recipe.read(recipe())), finished[1]
+    assert 0.5 < found["memory"]["peak"] / result["peak_memory_bytes"] < 2
+    assert 0.02 < found["seconds"]["train"] / result["train"]["seconds"] < 50
+
+
+def test_several_spans_are_counted_together(
+    recipe: Callable[..., Path], model_folder: Path
+) -> None:
+    template = {"user": "[[Read this review.]] {review}\n\n[[Is it good?]]"}
+    read = Recipe.read(recipe(template=template))
+    found, sequencer = plan(read, measure=False), load_model(str(model_folder)).sequencer
+    made = sequencer(read.template, read.target, read_data(read).train)
+    train = made.build(read_data(read).train)
+    tokens, spans = found["tokens"], found["spans"]
+    assert [span["text"].strip() for span in spans] == ["Read this review.", "Is it good?"]
+    assert tokens["prompt"] == 24 * sum(len(span["ids"]) for span in spans)
+    before = [len(s.context(made.prompt_ids)) for s in train]
+    assert sum(tokens[part] for part in ("prefix", "prompt", "suffix")) == sum(before)
+    full = sum(n + len(ids) - 1 for n, s in zip(before, train, strict=True) for ids in s.targets)
+    assert tokens["per_step_without_reuse"] == full / 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets the peak of a process")
+def test_a_peak_that_is_forgotten_counts_no_more() -> None:
+    cpu, block = torch.device("cpu"), 2**27
+    peak = len(b"x" * block) and peak_memory(cpu)
+    reset_peak_memory(cpu)
+    assert memory_in_use(cpu) <= peak_memory(cpu) < peak - block / 2
+
+
 def test_tokens_are_those_of_the_rows(
     recipe: Callable[..., Path], model_folder: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
-    from embedgrad import load_model
-    from embedgrad.recipe.build import read_data
-
     read = Recipe.read(recipe())
     found = plan(read, measure=False)
     model = load_model(str(model_folder))
@@ -237,7 +270,7 @@ def test_without_a_probe_no_weights_are_read(
     assert not done.json["measured"]
 
 
-def test_every_problem_is_told_at_once(
+def test_every_problem_is_reported_at_once(
     recipe: Callable[..., Path], data: Path, tmp_path: Path, embedgrad: Command
 ) -> None:
     lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedgrad.data.examples import Example
-from embedgrad.data.splits import NAMES, Splits, label_balance, make_splits
+from embedgrad.data.problems import Problems
+from embedgrad.data.splits import NAMES, Splits, label_balance, make_splits, read_splits
+from embedgrad.errors import DataError
 from refusals import refused
 
 COLUMNS = ("text",)
@@ -360,3 +364,34 @@ def test_a_hundred_thousand_rows_take_about_two_seconds() -> None:
     splits = make_splits(examples, columns=COLUMNS)
     assert time.process_time() - start < 8  # measured 1.5 s; the rest is for slow machines
     assert [len(part) for part in parts(splits).values()] == [60_000, 20_000, 20_000]
+
+
+def test_problems_are_collected_where_what_failed_can_be_left_out() -> None:
+    train = [row(i, f"text {i}", "a", group=f"group {i}") for i in range(4)]
+    dev = [row(9, "text 0", "a", group="group 1", file="b")]
+    problems = Problems()
+    splits = make_splits(train, dev, columns=COLUMNS, choices=("a", "b"), problems=problems)
+    assert (len(splits.train), len(splits.dev)) == (4, 1)
+    groups, texts, choices = problems.lines
+    assert "group 'group 1' is in train" in groups
+    assert "1 row repeats the text of a row in another split" in texts
+    assert "all 4 rows have the answer 'a'" in choices
+
+
+def test_rows_that_cannot_be_used_are_collected_and_the_others_split(tmp_path: Path) -> None:
+    lines = [{"text": f"Text {i}", "label": "ab"[i % 2]} for i in range(9)]
+    bad = [{"text": "", "label": "a"}, *({"text": f"Bad {i}", "label": "c"} for i in range(7))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *bad]), encoding="utf-8")
+    problems = Problems()
+    options = {"columns": COLUMNS, "answer": "label", "choices": ("a", "b"), "dev_share": 0.0}
+    splits = read_splits(
+        str(path), str(tmp_path / "none"), test_share=0.0, problems=problems, **options
+    )
+    assert (len(splits.train), len(splits.dev)) == (9, 0)  # a named split is not carved
+    assert len(problems.lines) == 7
+    assert "column 'text' is empty" in problems.lines[0]
+    assert problems.lines[5] == "... and 3 more problems like the last one"
+    assert "no such file" in problems.lines[6]
+    with pytest.raises(DataError, match="column 'text' is empty"):
+        read_splits(str(path), **options)

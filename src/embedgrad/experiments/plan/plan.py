@@ -116,8 +116,7 @@ def plan(
     if model is not None:
         stage(report, "measuring a few batches")
         rates = Probe(model, recipe, sequencer, tokens).run()
-        size = recipe.training.batch_size
-        lack = lack_of_room(model.with_prefix_cache(cache), train, size)
+        lack = lack_of_room(model.with_prefix_cache(cache), train, recipe.training.batch_size)
         values["notes"] += [lack] if lack and not reason else []
     if writes:
         length = max(round(rates.mean), 1)

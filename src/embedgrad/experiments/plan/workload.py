@@ -136,8 +136,7 @@ def count(
         limit = min(text, recipe.solutions.max_new_tokens or text)
         effort["solutions", "answers"] = write(splits.train, limit - 1, recipe.solutions.samples)
         effort["solutions", "scoring"] = read(splits.train, choices=False)
-    evaluations = evaluations if splits.dev else 0
-    per_epoch = training.steps_per_epoch(rows)
+    per_epoch, evaluations = training.steps_per_epoch(rows), evaluations if splits.dev else 0
     return Workload(steps, per_epoch, evaluations, trained, step_tokens, effort)
 
 
