@@ -465,6 +465,15 @@ def test_data_that_changed_under_the_same_name_is_refused(
         compare(Recipe.from_dict(settings), copied)
 
 
+def test_a_folder_of_an_older_version_is_refused(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    path = copied / "recipe.toml"
+    path.write_text(path.read_text().removeprefix("version = 2\n"))
+    with refused("written by an older embedgrad (recipe version 1", error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+
+
 def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path) -> None:
     part = copied / "work" / "embedgrad-seed-0"
     (part / "scored.json").unlink()

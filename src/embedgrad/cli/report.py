@@ -40,7 +40,7 @@ def report(
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
     from embedgrad.report.page.page import comparison_page, run_page
-    from embedgrad.report.page.run_files import read_comparison, read_run
+    from embedgrad.report.page.run_files import read_comparison, read_run, version_notes
 
     results = read_comparison(run)
     _check_form(form, figure, results is not None)
@@ -49,6 +49,7 @@ def report(
         raise typer.BadParameter(f"--out: {path} does not end in .{form}")
     notes: list[str] = []
     if results is not None:
+        notes = version_notes(run, results)
         name = run.stem if run.is_file() else run.resolve().name
         page = partial(comparison_page, results, name)
         draw = partial(_comparison_figure, results)

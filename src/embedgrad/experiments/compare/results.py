@@ -21,6 +21,7 @@ from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.recipe_diff import recipe_digest
 from embedgrad.model.loading import ModelInfo
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.page.run_files import RESULT_VERSION
 
 TEXT = Part("text", None)
 
@@ -62,6 +63,7 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     model = asdict(info)
     del model["path"]  # of this machine only
     return {
+        "version": RESULT_VERSION,
         "rows": rows,
         "methods": methods_of(rows),
         "text": " ".join(recipe.template.spans),
