@@ -342,11 +342,11 @@ def test_a_scoring_goes_on_behind_its_last_block(
     so_far = copied / "work" / "unfinished" / "peft-lora-seed-0.json"
     (part / "scored.json").unlink()
 
-    def answer(task: Any, trained: Any, rows: Any, progress: Any, last: int = 9) -> Any:
+    def answer(task: Any, trained: Any, rows: Any, last: int = 9) -> Any:
         if len(blocks) == last:
             raise KeyboardInterrupt
         blocks.append(len(rows))
-        return type(method).answer(method, task, trained, rows, progress)
+        return type(method).answer(method, task, trained, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(method, "answer", lambda *given: answer(*given, last=2), raising=False)

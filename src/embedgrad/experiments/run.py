@@ -80,7 +80,8 @@ def run(
             steps = finished["train"]["steps"]
             say(sinks(), [f"{out}: finished already, at step {steps}; nothing is left to resume"])
             return finished
-        checkpoint = _last_checkpoint(out)
+        if (out / "checkpoint").exists():
+            checkpoint = Checkpoint.load(out / "checkpoint")
         _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
     else:
         new_folder(out)
@@ -197,18 +198,6 @@ def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # scored again, which writes it again
     return result if done else None
-
-
-def _last_checkpoint(out: Path) -> Checkpoint | None:
-    """The checkpoint to resume from; None where none was saved yet. Raises `RunError`."""
-    if (out / "checkpoint").exists():
-        return Checkpoint.load(out / "checkpoint")
-    if (out / "state").exists():
-        raise RunError(
-            f"{out / 'state'}: is a checkpoint of an earlier version, which cannot be resumed; "
-            "start the run again in another folder"
-        )
-    return None
 
 
 def _drop_events(path: Path, step: int) -> None:
