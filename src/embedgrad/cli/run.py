@@ -102,10 +102,7 @@ def evaluate(
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
         comparison = score(
-            opened.evaluator,
-            opened.prompt,
-            sequences,
-            lambda *args: progress(scoring(*args)),
+            opened.evaluator, opened.prompt, sequences, lambda *args: progress(scoring(*args))
         )
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     result = {**comparison.as_dict(), "split": split, "changed": rows}

@@ -30,10 +30,7 @@ LONGEST_REPLY = 60  # tokens
 
 
 def interpolate(
-    folder: str | Path,
-    rows: int,
-    overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = nowhere
 ) -> dict[str, Any]:
     """Score a finished run's interpolation on `rows` dev rows, and ask the model about the prompt.
 

@@ -32,10 +32,7 @@ def catalog(only: str | None = None) -> dict[str, Any]:
     for name, cls in SECTIONS.items():
         if cls is not None:
             entries[name] = {"summary": summary_of(cls), "options": _options(cls)}
-    entries["template"] = {
-        "summary": _SUMMARY,
-        "options": [asdict(option) for option in _TEMPLATE],
-    }
+    entries["template"] = {"summary": _SUMMARY, "options": [asdict(option) for option in _TEMPLATE]}
     for kind, table in KINDS.items():
         entries[kind] = {
             "default": DEFAULTS.get(kind),
