@@ -55,6 +55,11 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize(trainig={"epochs": 1}),
         ("recipe.toml: trainig: unknown section; did you mean 'training'?",),
     ),
+    "other version": (
+        lambda p: p.optimize("version=3"),
+        ("recipe.toml: version: 3; this embedgrad reads 2, or leave it out",),
+    ),
+    "version as text": (lambda p: p.optimize("version='2'"), ("recipe.toml: version: '2'; ",)),
     "unknown option": (
         lambda p: p.optimize(training={"epoch": 1}),
         ("recipe.toml: training.epoch: unknown option; did you mean 'epochs'?",),

@@ -342,11 +342,11 @@ def test_a_scoring_goes_on_behind_its_last_block(
     so_far = copied / "work" / "unfinished" / "peft-lora-seed-0.json"
     (part / "scored.json").unlink()
 
-    def answer(task: Any, trained: Any, rows: Any, progress: Any, last: int = 9) -> Any:
+    def answer(task: Any, trained: Any, rows: Any, last: int = 9) -> Any:
         if len(blocks) == last:
             raise KeyboardInterrupt
         blocks.append(len(rows))
-        return type(method).answer(method, task, trained, rows, progress)
+        return type(method).answer(method, task, trained, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(method, "answer", lambda *given: answer(*given, last=2), raising=False)
@@ -463,6 +463,15 @@ def test_data_that_changed_under_the_same_name_is_refused(
     (own / "test.jsonl").write_text("".join(lines[:-1]))
     with refused("another test split", "--out", error=RunError):
         compare(Recipe.from_dict(settings), copied)
+
+
+def test_a_folder_of_an_older_version_is_refused(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    path = copied / "recipe.toml"
+    path.write_text(path.read_text().removeprefix("version = 2\n"))
+    with refused("written by an older embedgrad (recipe version 1", error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
 
 
 def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path) -> None:

@@ -270,12 +270,12 @@ def test_free_answers_are_kept_some_batches_at_a_time(
     evaluation = {"scorer": {"name": "number"}, "max_new_tokens": 3, "batch_size": 1}
     method, blocks = METHODS["text"], []
 
-    def answer(task: Any, trained: Any, rows: Any, progress: Any = None) -> Any:
-        if progress is not None:  # a test row
+    def answer(task: Any, trained: Any, rows: Any) -> Any:
+        if task.progress is not None:  # a test row
             blocks.append(len(rows))
             if len(blocks) == 3:
                 raise KeyboardInterrupt
-        return type(method).answer(method, task, trained, rows, progress)
+        return type(method).answer(method, task, trained, rows)
 
     monkeypatch.setattr(method, "answer", answer, raising=False)
     assert compare(free("text", evaluation=evaluation), tmp_path / "run")["interrupted"] is True

@@ -24,12 +24,10 @@ Set = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME."),
+    str | None, typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME.")
 ]
 RequireGain = Annotated[
-    bool,
-    typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain."),
+    bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]

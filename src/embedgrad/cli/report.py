@@ -39,16 +39,19 @@ def report(
 ) -> None:
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
+    from embedgrad.formatting import size, visible
     from embedgrad.report.page.page import comparison_page, run_page
-    from embedgrad.report.page.run_files import read_comparison, read_run
+    from embedgrad.report.page.run_files import read_comparison, read_run, version_notes
 
     results = read_comparison(run)
     _check_form(form, figure, results is not None)
-    path = out or _beside(run, f"{figure or 'report'}.{form}")
+    file = f"{figure or 'report'}.{form}"
+    path = out or (run / file if run.is_dir() else run.with_name(f"{run.stem}-{file}"))
     if path.suffix != f".{form}":
         raise typer.BadParameter(f"--out: {path} does not end in .{form}")
     notes: list[str] = []
     if results is not None:
+        notes = version_notes(run, results)
         name = run.stem if run.is_file() else run.resolve().name
         page = partial(comparison_page, results, name)
         draw = partial(_comparison_figure, results)
@@ -63,13 +66,8 @@ def report(
     if not no_model:
         warn(*notes)
     values = {"written": str(path), "bytes": len(written), "notes": notes}
-    print_values(values, as_json, _show)
-
-
-def _show(values: dict[str, Any]) -> None:
-    from embedgrad.formatting import size, visible
-
-    echo(f"wrote {visible(values['written'])} ({size(values['bytes'])})")
+    line = f"wrote {visible(str(path))} ({size(len(written))})"
+    print_values(values, as_json, lambda _: echo(line))
 
 
 def _check_form(form: str, figure: str | None, comparison: bool) -> None:
@@ -90,29 +88,23 @@ def _check_form(form: str, figure: str | None, comparison: bool) -> None:
         )
 
 
-def _beside(run: Path, name: str) -> Path:
-    """A path in the run's folder, or beside a results file."""
-    return run / name if run.is_dir() else run.with_name(f"{run.stem}-{name}")
-
-
 def _interpolate(
     files: Any, rows: int, overrides: Sequence[str], no_model: bool, quiet: bool
 ) -> list[str]:
     """Compute the interpolation unless the saved one is current; returns notes if there is none."""
     from embedgrad.errors import EmbedgradError
-    from embedgrad.report.page.run_files import asked_for
+    from embedgrad.report.page.run_files import INTERPOLATION, asked_for
 
-    current, saved = (
-        asked_for(files.folder, rows, overrides)["from"],
-        files.interpolation.get("from"),
-    )
+    current = asked_for(files.folder, rows, overrides)["from"]
+    saved = files.interpolation.get("from")
     same_rows = isinstance(saved, dict) and saved.get("artifact") == current["artifact"]
     if saved == current or (no_model and same_rows):
         return []
     files.interpolation = {}
     if no_model:
         return ["Left out: everything that needs the model (--no-model)."]
-    from embedgrad.experiments.interpolation import interpolate, keep_interpolation
+    from embedgrad.atomic_files import write_json
+    from embedgrad.experiments.interpolation import interpolate
     from embedgrad.report import Progress
 
     try:
@@ -121,7 +113,7 @@ def _interpolate(
     except EmbedgradError as error:
         return [f"Left out: everything that needs the model ({error})."]
     try:
-        keep_interpolation(files.folder, files.interpolation)
+        write_json(files.folder / INTERPOLATION, files.interpolation)
     except EmbedgradError as error:
         return [f"The interpolation is not saved ({error}); the next report computes it again."]
     return []

@@ -67,14 +67,9 @@ def resume(
     It starts from the last checkpoint and gives the same rows as an uninterrupted run. To train
     longer, add --set training.epochs=8 for example.
     """
-    from embedgrad.errors import RunError
-    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.experiments.run import read_resumable
 
-    if not (run / "recipe.toml").is_file():
-        raise RunError(
-            f"{run}: holds no run to resume; `embedgrad optimize RECIPE --out {run}` starts one"
-        )
-    recipe = Recipe.read(run / "recipe.toml", overrides or ())
+    recipe = read_resumable(run, overrides or ())
     _run(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -107,10 +102,7 @@ def evaluate(
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
         comparison = score(
-            opened.evaluator,
-            opened.prompt,
-            sequences,
-            lambda *args: progress(scoring(*args)),
+            opened.evaluator, opened.prompt, sequences, lambda *args: progress(scoring(*args))
         )
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     result = {**comparison.as_dict(), "split": split, "changed": rows}

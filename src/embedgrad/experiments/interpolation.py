@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
 from embedgrad.errors import DataError, EmbedgradError
@@ -19,7 +18,7 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
-from embedgrad.report.page.run_files import INTERPOLATION, asked_for
+from embedgrad.report.page.run_files import asked_for
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 PROMPT = "<prompt>"  # the place of the rows in a question
@@ -31,10 +30,7 @@ LONGEST_REPLY = 60  # tokens
 
 
 def interpolate(
-    folder: str | Path,
-    rows: int,
-    overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = nowhere
 ) -> dict[str, Any]:
     """Score a finished run's interpolation on `rows` dev rows, and ask the model about the prompt.
 
@@ -59,11 +55,6 @@ def interpolate(
         "points": points,
         "replies": ask_about_prompt(run),
     }
-
-
-def keep_interpolation(folder: str | Path, values: Mapping[str, Any]) -> None:
-    """Write `interpolation.json` for later reports. Raises `RunError`."""
-    write_json(Path(folder) / INTERPOLATION, values)
 
 
 def score_points(
@@ -111,8 +102,7 @@ def ask_about_prompt(run: OpenRun) -> list[dict[str, Any]]:
         try:
             sequence, evaluator = _question(run, question)
             replies = {}
-            for name in ("text", "refined"):
-                rows = run.prompt.start_rows if name == "text" else run.prompt.rows
+            for name, rows in (("text", run.prompt.start_rows), ("refined", run.prompt.rows)):
                 reply = evaluator.score(rows, [sequence])[0]
                 replies[name] = {"reply": reply.predicted.strip(), "cut": reply.cut}
         except EmbedgradError:

@@ -68,7 +68,7 @@ def open_run(
         )
     if not (folder / "recipe.toml").is_file():
         raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
-    recipe = Recipe.read(folder / "recipe.toml", overrides)
+    recipe = Recipe.read_run(folder, overrides)
     prompt = artifact.load(folder / "prompt")
     for name in ("template", "target"):
         if getattr(recipe, name) != getattr(prompt, name):

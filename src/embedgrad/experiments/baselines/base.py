@@ -26,7 +26,8 @@ from embedgrad.training.selection import score_of
 class Task:
     """A recipe's model and prompt, the rows to train on and to choose by; no test rows.
 
-    `state` is the folder for checkpoints of the training, or None to save none.
+    `state` is the folder for checkpoints of the training, or None to save none; `progress` is
+    called with the number of answered rows.
     """
 
     recipe: Recipe
@@ -36,6 +37,7 @@ class Task:
     dev: Sequence[TokenSequence]
     report: Report
     state: Path | None = None
+    progress: OnProgress | None = None
 
     def saved(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""
@@ -116,13 +118,7 @@ class Method(ABC):
         """Train on train rows, choose on dev rows; on Ctrl-C, raise with the model unchanged."""
 
     @abstractmethod
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         """Answer rows with the result of a training."""
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError
-from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import (
     Answers,
@@ -25,7 +24,7 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
-from embedgrad.training.settings import Parts, Refinement
+from embedgrad.training.settings import Parts
 
 Start = Callable[[LanguageModel, int, int], Tensor]
 
@@ -61,6 +60,7 @@ class EmbedGrad(Method):
 
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)
+        training, parts = replace(recipe.training, seed=seed), self._parts(recipe.parts)
         start = None if self._start is None else {"span": self._start(task.model, count, seed)}
         try:
             refinement = optimize(
@@ -68,8 +68,8 @@ class EmbedGrad(Method):
                 task.sequencer,
                 task.train,
                 task.dev,
-                training=replace(recipe.training, seed=seed),
-                parts=self._parts(recipe.parts),
+                training=training,
+                parts=parts,
                 evaluation=recipe.evaluation,
                 start=start,
                 checkpoint=task.saved(),
@@ -83,11 +83,7 @@ class EmbedGrad(Method):
             say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return self._kept(task, seed, refinement)
-
-    def _kept(self, task: Task, seed: int, refinement: Refinement) -> Trained:
         prompt, best = refinement.prompt, refinement.best
-        training = replace(task.recipe.training, seed=seed)
         units = training.units([sequence.example.group for sequence in task.train])
         return Trained(
             {"rows": prompt.rows},
@@ -100,7 +96,7 @@ class EmbedGrad(Method):
                 "history": best.history,
                 "ended": refinement.ended,
                 "settings": {
-                    "learning_rate": self._parts(task.recipe.parts).optimizer.learning_rate,
+                    "learning_rate": parts.optimizer.learning_rate,
                     "radius": prompt.trust_region.radius,
                     "steps": refinement.steps,
                     "best_step": best.step,
@@ -110,13 +106,7 @@ class EmbedGrad(Method):
             },
         )
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
-        answered = task.evaluator().score(rows_PD, sequences, progress)
+        answered = task.evaluator().score(rows_PD, sequences, task.progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in sequences])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -74,19 +74,13 @@ class Lora(PeftMethod):
     def kept(self, model: Any) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in _trained(model).items()}
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         with torch.random.fork_rng(), self.wrapped(task) as model:
             model.eval()
             with torch.no_grad():
                 for name, value in _trained(model).items():
                     value.copy_(trained.tensors[name])
-            answered = _answers(task, sequences, progress)
+            answered = _answers(task, sequences)
         count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
@@ -95,11 +89,9 @@ def _trained(model: Any) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _answers(
-    task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
-) -> list[ScoredAnswer]:
+def _answers(task: Task, sequences: Sequence[TokenSequence]) -> list[ScoredAnswer]:
     """Answers of the model with LoRA, which cannot reuse prefixes of the bare model."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
     start_PD = model.embed(task.sequencer.prompt_ids)
-    return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)
+    return task.evaluator(model).score_text_prompt(start_PD, sequences, task.progress)

@@ -16,7 +16,7 @@ import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -168,7 +168,10 @@ class PeftMethod(Method):
             if step % every == 0 or step == total:
                 evaluate()
                 seconds = before + time.perf_counter() - began
-                task.keep(_checkpoint(step, leaves, optimizer, kept, best, seconds))
+                theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+                theta |= {f"kept.{name}": value for name, value in kept.items()}
+                state = optimizer.state_dict()
+                task.keep(Checkpoint(step, theta, state, {}, [], best.step, best.history, seconds))
                 if best.stops_early(training.patience):
                     ended = "patience"
                     break
@@ -216,28 +219,6 @@ class PeftMethod(Method):
             loss.backward()
             total += loss.item()
         return total
-
-
-def _checkpoint(
-    step: int,
-    leaves: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    kept: Mapping[str, Tensor],
-    best: Best,
-    seconds: float,
-) -> Checkpoint:
-    """A checkpoint of the training: its leaves, and the tensors of the best step so far."""
-    theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
-    theta |= {f"kept.{name}": value for name, value in kept.items()}
-    return Checkpoint(
-        step,
-        theta,
-        optimizer.state_dict(),
-        best={},
-        best_step=best.step,
-        history=best.history,
-        seconds=seconds,
-    )
 
 
 @torch.no_grad()

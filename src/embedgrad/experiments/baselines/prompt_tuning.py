@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines.base import (
     Answers,
     Task,
@@ -81,16 +81,10 @@ class PeftPrompt(PeftMethod):
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         return {"start": self.start, "order": ORDER}
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]
-        answered = task.evaluator().score(rows_PD, rows, progress)
+        answered = task.evaluator().score(rows_PD, rows, task.progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 
@@ -104,12 +98,9 @@ class PromptTuning(PeftPrompt):
         self.start = "the span's tokens" if from_text else "PEFT's random rows"
 
     def learning_rate(self, recipe: Recipe) -> float:
-        compare = recipe.compare
-        return (
-            compare.prompt_tuning_learning_rate
-            if self.from_text
-            else compare.random_prompt_learning_rate
-        )
+        if self.from_text:
+            return recipe.compare.prompt_tuning_learning_rate
+        return recipe.compare.random_prompt_learning_rate
 
     def config(self, task: Task) -> Any:
         from peft import PromptTuningConfig, PromptTuningInit, TaskType

@@ -10,7 +10,6 @@ from typing import Any, final
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
-from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines.base import (
     Answers,
@@ -39,14 +38,8 @@ class Text(Method):
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
         return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
-        return _as_text(task, task.sequencer, sequences, progress)
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
+        return _as_text(task, task.sequencer, sequences)
 
 
 @final
@@ -83,17 +76,11 @@ class BestOfN(Method):
         chosen = {"prompt": texts[best.step], "candidates": scores}
         return Trained({}, _facts(texts[best.step], best.score, chosen, seconds))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in sequences)
-        return _as_text(task, sequencer, rows, progress)
+        return _as_text(task, sequencer, rows)
 
 
 @final
@@ -118,17 +105,11 @@ class FewShot(Method):
         text = template.text or "".join(message.content for message in template.messages)
         return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         shots = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_template(task, shots))
         rows = _build(task, sequencer, sequences, len(shots))
-        return _as_text(task, sequencer, rows, progress)
+        return _as_text(task, sequencer, rows)
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
@@ -201,14 +182,9 @@ def _build(
     return rows
 
 
-def _as_text(
-    task: Task,
-    sequencer: Sequencer,
-    sequences: Sequence[TokenSequence],
-    progress: OnProgress | None = None,
-) -> Answers:
+def _as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
     start_PD = task.model.embed(sequencer.prompt_ids)
-    answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
+    answered = task.evaluator().score_text_prompt(start_PD, sequences, task.progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 
 

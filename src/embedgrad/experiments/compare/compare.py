@@ -27,7 +27,7 @@ from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
 from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
-from embedgrad.experiments.compare.rescore import partial_answers, rescore, scorer_fingerprint
+from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
 from embedgrad.experiments.compare.results import TEXT, results_of, scores_of
 from embedgrad.formatting import duration
 from embedgrad.model.language_model import LanguageModel
@@ -203,11 +203,13 @@ def _answer(setup: _Setup, folder: Folder, part: Part) -> tuple[Answers, float]:
     """A part's answers to the test rows, and the seconds; resumes after the last saved block."""
     task, test = setup.task, setup.test
     try:
-        answers, seconds = partial_answers(task, folder, part, setup.scorer)
+        answers, seconds, scorer = folder.partial_answers(part)
+        if setup.scorer and scorer != setup.scorer:
+            answers = Answers(score_again(task, answers.answered), answers.tokens)
     except RunError as error:
         say(task.report, [f"{error}; {part} is scored again from the start"])
         answers, seconds = Answers([], []), 0.0
-    own, trained = replace(task, report=_label_events(task.report, part)), folder.training(part)
+    trained, report = folder.training(part), _label_events(task.report, part)
     free = not task.sequencer.target.choices
     size = BATCHES * task.recipe.evaluation.batch_size if free else BLOCK
     while (first := len(answers.answered)) < len(test):
@@ -217,7 +219,8 @@ def _answer(setup: _Setup, folder: Folder, part: Part) -> tuple[Answers, float]:
             task.report(scoring(str(part), first + done, len(test)))
 
         block = test[first : first + size]
-        answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
+        own = replace(task, report=report, progress=progress)
+        answered, tokens = METHODS[part.method].answer(own, trained, block)
         answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
         seconds += time.perf_counter() - began
         folder.save_partial_answers(part, answers, seconds, setup.scorer)

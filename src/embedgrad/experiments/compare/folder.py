@@ -32,7 +32,7 @@ from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Answers, Trained
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import Recipe, check_run_version
 
 FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
 SCORES = ("accuracy", "cut", "tokens", "scoring_seconds")
@@ -87,6 +87,7 @@ class Folder:
             before = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
+        check_run_version(self.path, before)
         different = recipe_differences(before, recipe)
         if different:
             more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""

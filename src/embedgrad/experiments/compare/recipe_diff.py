@@ -13,7 +13,7 @@ from embedgrad.recipe.recipe import Recipe
 # No part depends on these. Where prefixes are stored changes no result; their precision does.
 MAY_CHANGE = (
     *("compare.methods", "compare.seeds", "export.", "report."),
-    *("prefix_cache.budget", "prefix_cache.spill"),
+    *("prefix_cache.budget", "prefix_cache.spill", "version"),
 )
 
 

@@ -35,7 +35,7 @@ def rescore(task: Task, folder: Folder, scorer: Mapping[str, Any]) -> None:
             continue
         if not rescored:
             stage(task.report, "scoring saved answers again")
-        answers = _score(task, folder.scored_answers(part, len(before["correct"])))
+        answers = score_again(task, folder.scored_answers(part, len(before["correct"])))
         scores = scores_of(Answers(answers, [before["tokens"]]), (), before["scoring_seconds"])
         rescored.append((part, answers, {**scores, "scorer": scorer}))
         if scores["correct"] != before["correct"] or scores["scores"] != before.get("scores"):
@@ -45,15 +45,6 @@ def rescore(task: Task, folder: Folder, scorer: Mapping[str, Any]) -> None:
         folder.save_scores(part, answers, scores)
 
 
-def partial_answers(
-    task: Task, folder: Folder, part: Part, scorer: Mapping[str, Any]
-) -> tuple[Answers, float]:
-    """The answers of an interrupted scoring, by this scorer, and the seconds. Raises `RunError`."""
-    answers, seconds, before = folder.partial_answers(part)
-    if scorer and before != scorer:
-        answers = Answers(_score(task, answers.answered), answers.tokens)
-    return answers, seconds
-
-
-def _score(task: Task, answers: list[ScoredAnswer]) -> list[ScoredAnswer]:
+def score_again(task: Task, answers: list[ScoredAnswer]) -> list[ScoredAnswer]:
+    """The same answers, scored by the recipe's scorer."""
     return [score_answer(answer, task.recipe.evaluation.scorer) for answer in answers]

@@ -17,12 +17,18 @@ from embedgrad.evaluation.evaluator import summarize
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import Answers
-from embedgrad.experiments.compare.folder import Folder, Part
+from embedgrad.experiments.compare.folder import FACTS, Folder, Part
 from embedgrad.experiments.compare.recipe_diff import recipe_digest
 from embedgrad.model.loading import ModelInfo
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.page.run_files import RESULT_VERSION
 
 TEXT = Part("text", None)
+OF_SCORES = (
+    *("accuracy", "interval", "macro_f1", "log_loss", "cut", "unread"),
+    *("scoring_seconds", "correct", "scores"),
+)
+OF_TRAINING = (*sorted(FACTS), "threads", "ended")
 
 
 def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     model = asdict(info)
     del model["path"]  # of this machine only
     return {
+        "version": RESULT_VERSION,
         "rows": rows,
         "methods": methods_of(rows),
         "text": " ".join(recipe.template.spans),
@@ -94,30 +101,15 @@ def _row(
     return {
         "method": part.method,
         "seed": part.seed,
-        "accuracy": scores["accuracy"],
-        "interval": scores["interval"],
         "difference": sum(differences) / len(differences),
         "difference_interval": list(bootstrap_mean(differences)),
         "p_value": paired_test(differences)[1],
         "fixed": sum(difference > 0 for difference in differences),
         "broken": sum(difference < 0 for difference in differences),
-        "macro_f1": scores["macro_f1"],
-        "log_loss": scores["log_loss"],
-        "cut": scores["cut"],
-        "unread": scores.get("unread"),
+        **{name: scores.get(name) for name in OF_SCORES},
         "extra_tokens": scores["tokens"] - text["tokens"],
-        "trained_numbers": facts["trained_numbers"],
-        "stored_bytes": facts["stored_bytes"],
-        "examples_seen": facts["examples_seen"],
-        "train_seconds": facts["train_seconds"],
-        "threads": facts.get("threads"),
-        "scoring_seconds": scores["scoring_seconds"],
-        "dev": facts["dev"],
+        **{name: facts.get(name) for name in OF_TRAINING},
         "history": facts.get("history", []),
-        "ended": facts.get("ended"),
-        "settings": facts["settings"],
-        "correct": scores["correct"],
-        "scores": scores.get("scores"),
     }
 
 

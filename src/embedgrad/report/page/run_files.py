@@ -18,6 +18,7 @@ INTERPOLATION = "interpolation.json"
 RESULTS = "results.json"  # of a comparison
 UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
 ROWS_FILE = Path("prompt", "prompt.safetensors")
+RESULT_VERSION = 2  # of result.json and results.json; version 1 had no such field
 _OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTIONS)
 _LONGEST_RECIPE = 200_000  # characters
 
@@ -53,6 +54,7 @@ def read_run(folder: Path) -> RunFiles:
         )
     run = RunFiles(folder)
     run.result = _read(run, "result.json", "the scores are left out")
+    run.notes += version_notes(folder, run.result)
     run.prompt = _read(run, "prompt/prompt.json", "provenance is left out")
     run.recipe = _recipe(run)
     lines = [event for _, event in json_lines(folder / EVENTS)]
@@ -91,6 +93,18 @@ def read_comparison(path: Path) -> dict[str, Any] | None:
         ) from error
     results: dict[str, Any] = values
     return results
+
+
+def version_notes(path: Path, result: Mapping[str, Any]) -> list[str]:
+    """A note if the result of a run or comparison is of another version than this one's."""
+    version = result.get("version", 1)
+    if not result or version == RESULT_VERSION:
+        return []
+    age = "an older" if version == 1 else "another"
+    return [
+        f"{path} was written by {age} embedgrad (result version {version}; this one reads "
+        f"{RESULT_VERSION}): some of it may be missing."
+    ]
 
 
 def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
