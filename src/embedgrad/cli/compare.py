@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,8 +45,8 @@ def compare(
     from embedgrad.errors import RunError
     from embedgrad.experiments.compare.compare import compare as run_all
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report import EventLog, Progress, Sink, fan_out
-    from embedgrad.report.terminal.methods_table import reliable_gain
+    from embedgrad.report import EventLog, Progress, Sink, fan_out, show
+    from embedgrad.report.terminal.methods_table import methods_table, reliable_gain
 
     settings = with_model(overrides, model)
     if methods is not None:
@@ -63,7 +63,7 @@ def compare(
             return fan_out(progress, log, warn=warn)
 
         results = run_all(checked, out, sinks)
-    print_values(results, as_json, _show)
+    print_values(results, as_json, lambda values: show(methods_table(values)))
     if results["interrupted"]:
         trained, scored, planned = (results[n] for n in ("trained", "scored", "planned"))
         raise Interruption(
@@ -78,10 +78,3 @@ def compare(
     gained, verdict = reliable_gain(results)
     if require_gain and not gained:
         raise NoGain(verdict)
-
-
-def _show(results: dict[str, Any]) -> None:
-    from embedgrad.report import show
-    from embedgrad.report.terminal.methods_table import methods_table
-
-    show(methods_table(results))

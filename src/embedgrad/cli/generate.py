@@ -73,19 +73,16 @@ def generate(
             raise EmbedgradError(
                 "--stream: this run chooses among answers and generates none; leave it out"
             )
-        decoding = decoding_of(opened.answering, options)
+        answering, refined = opened.answering, not text_prompt
+        decoding = decoding_of(answering, options)
         columns = opened.prompt.template.columns
         queries = queries_from(query, sys.stdin.buffer, columns)
         if not as_stream:
-            for reply in answer(
-                opened.answering, queries, refined=not text_prompt, decoding=decoding
-            ):
+            for reply in answer(answering, queries, refined=refined, decoding=decoding):
                 print_values(reply, as_json or query is None, lambda values: echo(as_text(values)))
     if as_stream:  # outside the progress display, which holds back unfinished lines
         (one,) = queries
-        for piece in stream_answer(
-            opened.answering, one, refined=not text_prompt, decoding=decoding
-        ):
+        for piece in stream_answer(answering, one, refined=refined, decoding=decoding):
             typer.echo(encodable(piece, sys.stdout.encoding), nl=False)
         typer.echo()
     if opened.sequencer.truncated:

@@ -74,14 +74,8 @@ def score_points(
         report = None if progress is None else lambda n, p=progress, b=before: p(b + n)
         answers = evaluator.score(rows_at(run.prompt, place), sequences, report)
         summary = summarize(answers, evaluator.target.choices)
-        points.append(
-            {
-                "t": place,
-                "accuracy": summary.accuracy,
-                "interval": list(summary.interval),
-                "log_loss": summary.log_loss,
-            }
-        )
+        scores = {"accuracy": summary.accuracy, "interval": list(summary.interval)}
+        points.append({"t": place, **scores, "log_loss": summary.log_loss})
     return points
 
 

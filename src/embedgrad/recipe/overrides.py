@@ -6,12 +6,15 @@ embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from embedgrad.errors import RecipeError
+
+LONE_SURROGATES = re.compile("[\\ud800-\\udfff]")  # of an argument that was not UTF-8
 
 
 def override(values: dict[str, Any], settings: Sequence[str]) -> None:
@@ -86,15 +89,7 @@ def check_values(value: object, path: str, problems: list[str]) -> None:
         problems.append(f"{path}: {value}; expected a finite number")
     elif isinstance(value, int) and abs(value) >= 2**63:
         problems.append(f"{path}: {value}; expected a number of at most 64 bits")
-    elif isinstance(value, str) and not _is_text(value):
+    elif isinstance(value, str) and LONE_SURROGATES.search(value):
         problems.append(f"{path}: {value!r} is not UTF-8 text")
     elif not isinstance(value, str | int | float | PurePath | None):
         problems.append(f"{path}: {value}; write a {type(value).__name__} as text, in quotes")
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a command-line argument that was not UTF-8
-        return False
-    return True

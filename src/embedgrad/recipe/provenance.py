@@ -71,7 +71,6 @@ def predictions(examples: Sequence[Example], comparison: Comparison) -> list[dic
         row: dict[str, Any] = {"source": a.source, "answer": a.answer, "change": change}
         row["columns"] = dict(example.columns)
         for name, answer in (("text", a), ("refined", b)):
-            values = asdict(answer).items()
-            row[name] = {k: v for k, v in values if k not in ("source", "answer")}
+            row[name] = {k: v for k, v in asdict(answer).items() if k not in ("source", "answer")}
         rows.append(row)
     return rows

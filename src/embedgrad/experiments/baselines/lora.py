@@ -63,9 +63,7 @@ class Lora(PeftMethod):
             base.eval().requires_grad_(False)
 
     def line(self, task: Task, sequence: TokenSequence) -> Line:
-        question = sequence.plain
-        if question is None:
-            question = sequence.context(task.sequencer.prompt_ids)
+        question = sequence.plain or sequence.context(task.sequencer.prompt_ids)
         return question, sequence.targets[sequence.gold]
 
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:

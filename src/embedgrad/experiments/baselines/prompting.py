@@ -91,17 +91,12 @@ class FewShot(Method):
         began = time.perf_counter()
         examples = [sequence.example for sequence in task.train]
         shots = draw(examples, task.recipe.compare.shots, seed)
-        settings: dict[str, Any] = {
-            "shots": len(shots),
-            "rows": shots,
-            "sources": [examples[i].source for i in shots],
-        }
+        sources = [examples[i].source for i in shots]
+        settings: dict[str, Any] = {"shots": len(shots), "rows": shots, "sources": sources}
         template = _template(task, shots)
         sequencer = task.sequencer_of(template)
         rows = _build(task, sequencer, task.dev or task.train[:1], len(shots))
-        score = None
-        if task.dev:
-            score = task.dev_score(_as_text(task, sequencer, rows).answered, 0)
+        score = task.dev_score(_as_text(task, sequencer, rows).answered, 0) if task.dev else None
         text = template.text or "".join(message.content for message in template.messages)
         return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
 

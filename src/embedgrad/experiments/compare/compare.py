@@ -110,15 +110,10 @@ def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
     Raises `RecipeError` if one of those is named in the recipe.
     """
     names = set(recipe.compare.methods)
-    usable, skipped = [], {}
-    for name, method in METHODS.items():
-        if names and name not in names and name != TEXT.method:
-            continue
-        reason = method.why_not(recipe)
-        if reason is None:
-            usable.append(method)
-        else:
-            skipped[name] = reason
+    asked = [m for n, m in METHODS.items() if not names or n in names or n == TEXT.method]
+    reasons = {method.name: method.why_not(recipe) for method in asked}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    usable = [method for method in asked if method.name not in skipped]
     problems = [f"compare.methods: {n} cannot run: {r}" for n, r in skipped.items() if n in names]
     if problems:
         raise RecipeError("recipe", problems)

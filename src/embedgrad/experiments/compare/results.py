@@ -61,10 +61,10 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
                 f"{path}: is of other test rows than the text prompt's; delete it to score again"
             )
         row = _row(part, facts[part], scores[part], scores[TEXT])
-        rows.append({**row, "versions": folder.versions(part) or None})
-    if not recipe.target.choices:
-        for row in rows:
-            row |= wrong_answers(folder.answers(Part(row["method"], row["seed"])))
+        row["versions"] = folder.versions(part) or None
+        if not recipe.target.choices:
+            row |= wrong_answers(folder.answers(part))
+        rows.append(row)
     model = asdict(info)
     del model["path"]  # of this machine only
     return {
