@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from embedgrad.deploy.destinations.client_code import open_example, read_base
 from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, common_prefix, write_adapter
@@ -36,6 +36,7 @@ class PeftEngine(LocalEngine):
         from peft import PeftModel
 
         super().__init__(job, exported)
+        self.batch = 1  # PEFT puts its rows before padding
         base = read_base(written, job)
         auto: Any = AutoModelForCausalLM
         attention = job.model.model.config._attn_implementation
@@ -65,27 +66,18 @@ class PeftEngine(LocalEngine):
         self._aside.cleanup()
         super().__exit__(*exception)
 
-    def logits(self, query: Query, answer: Ids, *, start: bool) -> Tensor:
-        self.model.set_adapter(START if start else "default")
-        logits: Tensor = self.model(input_ids=self._ids(query, answer)).logits
-        return logits
+    def prompt(self, query: Query) -> Tensor:
+        _, suffix = self.program.token_ids(dict(query.sequence.example.columns))
+        return self.lookup(suffix)
+
+    @contextmanager
+    def start_rows(self) -> Iterator[None]:
+        self.model.set_adapter(START)
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default")
 
     def plain_logits(self, ids: Ids) -> Tensor:
         with self.model.disable_adapter():
-            logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits
-        return logits
-
-    def generate(self, queries: Sequence[Query], settings: GenerationConfig) -> list[Ids]:
-        self.model.set_adapter("default")
-        answers = []
-        for ids in map(self._ids, queries):  # PEFT puts its rows before padding: one at a time
-            mask = torch.ones_like(ids)  # else the model would ignore padding tokens in a query
-            output = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=settings
-            )
-            answers.append(tuple(output[0, ids.shape[1] :].tolist()))
-        return answers
-
-    def _ids(self, query: Query, answer: Ids = ()) -> Tensor:
-        _, suffix = self.program.token_ids(dict(query.sequence.example.columns))
-        return torch.tensor([[*suffix, *answer]], device=self.device)
+            return super().plain_logits(ids)
