@@ -86,10 +86,9 @@ class LlamaCppEngine(Engine):
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         total = self._refined(query)[answer[0]].item()
-        if len(answer) > 1:
-            prompt = self.prompt_ids(query)
-            for i in range(1, len(answer)):
-                total += self._after(prompt + answer[:i])[answer[i]].item()
+        prompt = self.prompt_ids(query) if len(answer) > 1 else ()
+        for i in range(1, len(answer)):
+            total += self._after(prompt + answer[:i])[answer[i]].item()
         return total
 
     def added_mass(self, queries: Sequence[Query]) -> float:
@@ -106,10 +105,7 @@ class LlamaCppEngine(Engine):
     def token_differences(self, queries: Sequence[Query]) -> list[str]:
         differences = []
         for query in queries:
-            ids, expected = (
-                self.prompt_ids(query),
-                query.sequence.context(self._new_ids),
-            )
+            ids, expected = self.prompt_ids(query), query.sequence.context(self._new_ids)
             if ids != expected:
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
@@ -177,13 +173,13 @@ class LlamaCppEngine(Engine):
 
     @contextlib.contextmanager
     def _with_start_rows(self) -> Iterator[Path]:
-        size, free = self._file.stat().st_size, shutil.disk_usage(self._file.parent).free
+        parent = self._file.parent
+        size, free = self._file.stat().st_size, shutil.disk_usage(parent).free
         if size > free:
             raise EngineError(
-                f"{self._file.parent}: the check needs {size:,} bytes for a copy of the model, but "
+                f"{parent}: the check needs {size:,} bytes for a copy of the model, but "
                 f"only {free:,} are free; make room"
             )
-        parent = self._file.parent
         with tempfile.TemporaryDirectory(prefix=".start-rows-", dir=parent) as aside:
             copy = Path(shutil.copy(self._file, aside))
             rows = table_rows(self._exported.prompt.start_rows, self._job.model.info)
