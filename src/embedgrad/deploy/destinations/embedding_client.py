@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,6 +91,7 @@ class Bodies(Destination):
     server: ClassVar[str]
     url: ClassVar[str]
     imports: ClassVar[str] = ""
+    notes: ClassVar[Sequence[str]]
 
     @abstractmethod
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
@@ -116,7 +117,8 @@ class Bodies(Destination):
             "rows": "sha256:" + hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "columns": list(exported.prompt.template.columns),
             "notes": [
-                f"the check decodes the request bodies; it does not ask {self.server} itself"
+                f"the check decodes the request bodies; it does not ask {self.server} itself",
+                *self.notes,
             ],
         }
 

@@ -144,7 +144,10 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     }
     bias = by_name.get("output.bias")
     if bias:
-        changed[bias.name] = _longer_vector(bias, first, guard, len(rows_PD))
+        old = bias.converted(Kind.F32).read(0, 1).reshape(-1, 4)  # one f32 per token
+        new = np.concatenate([old[:first], old[[guard] * len(rows_PD)], old[stop:]])
+        row = new.reshape(1, -1)
+        changed[bias.name] = Weight(bias.name, Kind.F32, (len(new),), lambda a, b: row[a:b])
     weights = [w.converted(served_kind(w, setting)) for w in contents.weights]
     weights = [changed.pop(weight.name, weight) for weight in weights]
     # A new output layer goes where llama.cpp's converter puts it: after the table.
@@ -159,14 +162,6 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     if setting != "keep":
         metadata[_FILE_TYPE] = entry(_FILE_TYPES[setting])
     return Contents(contents.architecture, metadata, weights)
-
-
-def _longer_vector(weight: Weight, first: int, guard: int, more: int) -> Weight:
-    """One number per token, as f32."""
-    old = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
-    new = np.concatenate([old[:first], old[[guard] * more], old[first + more :]])
-    row = new.reshape(1, -1)
-    return replace(weight, kind=Kind.F32, shape=(len(new),), read=lambda a, b: row[a:b])
 
 
 def _with_tokens(

@@ -52,11 +52,6 @@ class Tables:
             bias = _find(checkpoint, f"{layer}.bias", lm_head.bias)
         return cls(checkpoint, info, table, name, bias, layer)
 
-    @property
-    def dtype(self) -> str:
-        """Precision of the table in the file."""
-        return self.checkpoint.tensors[self.table].dtype
-
     def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 

@@ -90,11 +90,6 @@ def serve(
         stage(report, f"starting {engine}")
         process = ServerProcess(engine, command, Path(logs) / "server.log")
         stack.callback(process.stop)
-        model = name if chosen.knows_names else str(export)
-        served = Served(f"{url}/v1", model, process, stack.pop_all())
-    try:
         process.wait_until_ready(f"{url}/health", LONGEST_START)
-    except BaseException:
-        served.stop()
-        raise
-    return served
+        model = name if chosen.knows_names else str(export)
+        return Served(f"{url}/v1", model, process, stack.pop_all())
