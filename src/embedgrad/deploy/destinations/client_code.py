@@ -159,10 +159,7 @@ def _rendering(sequencer: Sequencer) -> list[str]:
     if not opened:
         return [rendering]
     # Leave out what the chat template adds after the opening of the answer.
-    return [
-        f'messages[-1]["content"] += "{END_MARK}"',
-        f'{rendering}.partition("{END_MARK}")[0]',
-    ]
+    return [f'messages[-1]["content"] += "{END_MARK}"', f'{rendering}.partition("{END_MARK}")[0]']
 
 
 def pieces_source(pieces: Sequence[Piece]) -> str:

@@ -139,7 +139,8 @@ class Bodies(Destination):
         write_file(folder / ROWS_FILE, tensors_to_bytes({"rows": rows_PD.contiguous()}))
         for name, text in chat_template_file(exported.sequencer).items():
             write_file(folder / name, text)
-        client = self.client(folder, job, exported, facts, write=True)
+        write_file(folder / CLIENT_FILE, self.source(exported, base, facts).encode())
+        client = self.client(folder, job, exported, facts)
         check_token_ids(folder / CLIENT_FILE, client, exported)
         columns = dict.fromkeys(facts["columns"], EXAMPLE_TEXT)
         for name, body in self.bodies(client, columns).items():
@@ -153,21 +154,13 @@ class Bodies(Destination):
         return program_source(_CLIENT, CLIENT_FILE, exported, base, **more)
 
     def client(
-        self,
-        folder: Path,
-        job: Job,
-        exported: ExportedPrompt,
-        facts: Mapping[str, Any],
-        *,
-        write: bool = False,
+        self, folder: Path, job: Job, exported: ExportedPrompt, facts: Mapping[str, Any]
     ) -> Any:
         """The exported client as a module, with the loaded model's embedding table.
 
         Raises `EngineError` for a file that differs from what `source` gives.
         """
         source = self.source(exported, Base.of(job), facts)
-        if write:
-            write_file(folder / CLIENT_FILE, source.encode())
         client = run_generated(folder / CLIENT_FILE, source)
         client.embed = lambda ids: job.model.embed(ids.tolist()).to(client.rows)
         return client

@@ -116,9 +116,8 @@ def _ids(job: Job) -> dict[str, range]:
 
 def _added(job: Job, contents: Contents) -> tuple[int, int]:
     """The range of ids that the export adds to the model's: first, and one past the last."""
-    ids = _ids(job).values()
-    first = min(len(contents.metadata[_TOKENS].value), *(i.start for i in ids))
-    return first, max(i.stop for i in ids)
+    stop = len(job.model.tokenizer) + sum(len(exported.rows_PD) for exported in job.prompts)
+    return min(len(contents.metadata[_TOKENS].value), len(job.model.tokenizer)), stop
 
 
 def _extended(job: Job, contents: Contents, guard: int) -> Contents:

@@ -26,12 +26,7 @@ from embedgrad.model.loading.checkpoint_folder import INDEX, WEIGHTS, check_fold
 
 CHUNK = 8 * 2**20  # bytes in memory at a time
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @final
