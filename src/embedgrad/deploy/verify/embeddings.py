@@ -7,7 +7,6 @@ vLLM, SGLang     the client's request bodies are decoded, and the base model ans
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +30,6 @@ class EmbeddingEngine(LocalEngine):
     def __init__(self, job: Job, exported: ExportedPrompt, program: Any, model: Any):
         super().__init__(job, exported)
         self.program, self.model = program, model
-
-    @abstractmethod
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
-        """The whole prompt [T, D] by the program, with its present rows."""
-
-    def prompt(self, query: Query) -> Tensor:
-        return self.embeddings(dict(query.sequence.example.columns))
 
     def lookup(self, ids: Ids) -> Tensor:
         embeds_TD: Tensor = self.program.embed(super().lookup(ids))
@@ -66,8 +58,8 @@ class SnippetEngine(EmbeddingEngine):
         program = open_example(PROGRAM, folder, job, exported, written)
         super().__init__(job, exported, program, program.model)
 
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
-        embeds_TD: Tensor = self.program.embeddings(columns)
+    def prompt(self, query: Query) -> Tensor:
+        embeds_TD: Tensor = self.program.embeddings(dict(query.sequence.example.columns))
         return embeds_TD
 
 
@@ -90,5 +82,6 @@ class BodyEngine(EmbeddingEngine):
         self.tolerance = EXACT if written["dtype"] == "float32" else None
         self._writer = writer
 
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
+    def prompt(self, query: Query) -> Tensor:
+        columns = dict(query.sequence.example.columns)
         return self._writer.decode(self.program, columns, self.exported)

@@ -17,7 +17,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import LocalEngine
 from embedgrad.errors import EngineError, ModelError
-from embedgrad.model.loading.quiet import model_errors, silence_libraries
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import Ids
 
 START = "start"  # the adapter of the unrefined rows
@@ -39,32 +39,28 @@ class PeftEngine(LocalEngine):
         self.batch = 1  # PEFT puts its rows before padding
         base = read_base(written, job)
         auto: Any = AutoModelForCausalLM
-        attention = job.model.model.config._attn_implementation
-        self._aside = tempfile.TemporaryDirectory()
         try:
-            with model_errors(f"{folder}: PEFT does not open it"), silence_libraries():
+            with (
+                model_errors(f"{folder}: PEFT does not open it"),
+                tempfile.TemporaryDirectory() as aside,
+            ):
                 loaded = auto.from_pretrained(
                     base.model,
                     revision=base.revision,
                     dtype=job.model.dtype,
-                    attn_implementation=attention,
+                    attn_implementation=job.model.model.config._attn_implementation,
                     trust_remote_code=False,
                 )
                 self.model: Any = PeftModel.from_pretrained(loaded, folder)
                 # Step zero goes through the same kind of files, written with the start rows.
                 prefix = common_prefix(exported, job.model)
                 rows_PD = adapter_rows(prefix, exported.prompt.start_rows, job.model)
-                write_adapter(Path(self._aside.name), rows_PD, base, job.model)
-                self.model.load_adapter(self._aside.name, adapter_name=START)
+                write_adapter(Path(aside), rows_PD, base, job.model)
+                self.model.load_adapter(aside, adapter_name=START)
                 self.model.eval().requires_grad_(False).to(job.model.device)
         except ModelError as error:
-            self._aside.cleanup()
             raise EngineError(str(error)) from error
         self.program = open_example(PROGRAM, folder, job, exported, written)
-
-    def __exit__(self, *exception: object) -> None:
-        self._aside.cleanup()
-        super().__exit__(*exception)
 
     def prompt(self, query: Query) -> Tensor:
         _, suffix = self.program.token_ids(dict(query.sequence.example.columns))

@@ -41,9 +41,10 @@ class CheckpointEngine(LocalEngine):
                 self.model.eval().requires_grad_(False).to(job.model.device)
         except ModelError as error:
             raise EngineError(str(error)) from error
-        prompts = {prompt["name"]: prompt for prompt in written["prompts"]}
-        self.ids = self._ids(prompts[exported.name])
-        self.added = [i for prompt in prompts.values() for i in self._ids(prompt)]
+        ids_of = self.tokenizer.convert_tokens_to_ids
+        new_ids: dict[str, Any] = {p["name"]: ids_of(p["tokens"]) for p in written["prompts"]}
+        self.ids: list[int] = new_ids[exported.name]
+        self.added: list[int] = [i for ids in new_ids.values() for i in ids]
         self.scale: float = written["embedding_scale"]
 
     def prompt(self, query: Query) -> Tensor:
@@ -73,7 +74,3 @@ class CheckpointEngine(LocalEngine):
             logprobs_NV = self._after(query)[None] if known else self._logprobs(query, answer)
             masses.append(float(logprobs_NV[:, self.added].double().exp().sum(dim=1).max()))
         return max(masses)
-
-    def _ids(self, prompt: Mapping[str, Any]) -> list[int]:
-        ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt["tokens"]))
-        return ids
