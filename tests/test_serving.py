@@ -31,7 +31,7 @@ from embedgrad.deploy import process
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.serve import Served, cached_export, engines, serve
 from embedgrad.deploy.serve import server as served
-from embedgrad.deploy.serve.engines import ENGINES, Launch, ServingEngine
+from embedgrad.deploy.serve.engines import ENGINES, ServingEngine
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.errors import EmbedgradError, EngineError, ExportError, RunError
 from embedgrad.prompt import artifact
@@ -88,11 +88,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     script.write_text(textwrap.dedent(STAND_IN), encoding="utf-8")
 
     def use(how: str) -> None:
-        def command(launch: Launch) -> list[str]:
-            return [sys.executable, str(script), launch.host, str(launch.port), how]
+        def command(export: Path, name: str, host: str, port: int) -> list[str]:
+            return [sys.executable, str(script), host, str(port), how]
 
         for name, engine in ENGINES.items():
-            made = ServingEngine(engine.destination, "", lambda: None, command)
+            made = ServingEngine(engine.destination, "", command)
             monkeypatch.setitem(ENGINES, name, made)
 
     use("serves")

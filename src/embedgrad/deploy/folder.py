@@ -138,15 +138,10 @@ def digest(path: Path) -> str:
 
 def sizes(folder: Path) -> tuple[int, int]:
     """Bytes of an export's own files, and of its links to a model's files."""
-    own = linked = 0
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        if path.is_symlink() or path.stat().st_nlink > 1:
-            linked += path.stat().st_size
-        else:
-            own += path.stat().st_size
-    return own, linked
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    links = [path for path in files if path.is_symlink() or path.stat().st_nlink > 1]
+    everything, linked = (sum(path.stat().st_size for path in group) for group in (files, links))
+    return everything - linked, linked
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:

@@ -44,11 +44,6 @@ class Facts:
     from_gguf: bool = False
     """The model is loaded from a GGUF file, whose other tensors an export copies."""
 
-    @property
-    def folded(self) -> int:
-        """Tokens before the span, if they are the same in all rows."""
-        return len(next(iter(self.prefixes))) if len(self.prefixes) == 1 else 0
-
 
 def gather_facts(
     exported: ExportedPrompt, model: LanguageModel, rows: Sequence[TokenSequence]
@@ -152,8 +147,9 @@ _PROBLEMS: dict[str, Callable[[Facts], Iterator[str]]] = {
 
 def _remarks(name: str, facts: Facts) -> Iterator[str]:
     """What to know about a possible export."""
-    if name == "peft" and facts.folded:
-        yield f"the {facts.folded} tokens before the span become rows too; queries leave them out"
+    folded = max(map(len, facts.prefixes), default=0)  # for PEFT, there is one prefix
+    if name == "peft" and folded:
+        yield f"the {folded} tokens before the span become rows too; queries leave them out"
     if name in TOKENS_OF_A_CHAT and facts.embedding_scale != 1:
         yield (
             f"the model scales its embeddings by {facts.embedding_scale:g}: rows are divided by "

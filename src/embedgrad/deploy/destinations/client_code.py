@@ -113,10 +113,10 @@ def token_ids_source(exported: ExportedPrompt) -> str:
     sequencer = exported.sequencer
     template = sequencer.renderer.template
     if template.text is not None:
-        lines = [f"text = {text_source(template.text)}"]
+        lines = [f"text = {pieces_source(parse(template.text, 'template'))}"]
     else:
         messages = [
-            f'{{"role": "{m.role}", "content": {text_source(m.content)}}}'
+            f'{{"role": "{m.role}", "content": {pieces_source(parse(m.content, m.role))}}}'
             for m in template.messages
         ]
         lines = [f"messages = [{', '.join(messages)}]", *_rendering(sequencer)]
@@ -159,15 +159,7 @@ def _rendering(sequencer: Sequencer) -> list[str]:
     if not opened:
         return [rendering]
     # Leave out what the chat template adds after the opening of the answer.
-    return [
-        f'messages[-1]["content"] += "{END_MARK}"',
-        f'{rendering}.partition("{END_MARK}")[0]',
-    ]
-
-
-def text_source(marked: str) -> str:
-    """A text with marks as a Python expression of `columns` and MARK."""
-    return pieces_source(parse(marked, "template"))
+    return [f'messages[-1]["content"] += "{END_MARK}"', f'{rendering}.partition("{END_MARK}")[0]']
 
 
 def pieces_source(pieces: Sequence[Piece]) -> str:

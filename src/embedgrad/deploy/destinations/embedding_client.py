@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,6 +91,7 @@ class Bodies(Destination):
     server: ClassVar[str]
     url: ClassVar[str]
     imports: ClassVar[str] = ""
+    notes: ClassVar[Sequence[str]]
 
     @abstractmethod
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
@@ -116,7 +117,8 @@ class Bodies(Destination):
             "rows": "sha256:" + hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "columns": list(exported.prompt.template.columns),
             "notes": [
-                f"the check decodes the request bodies; it does not ask {self.server} itself"
+                f"the check decodes the request bodies; it does not ask {self.server} itself",
+                *self.notes,
             ],
         }
 
@@ -137,7 +139,8 @@ class Bodies(Destination):
         write_file(folder / ROWS_FILE, tensors_to_bytes({"rows": rows_PD.contiguous()}))
         for name, text in chat_template_file(exported.sequencer).items():
             write_file(folder / name, text)
-        client = self.client(folder, job, exported, facts, write=True)
+        write_file(folder / CLIENT_FILE, self.source(exported, base, facts).encode())
+        client = self.client(folder, job, exported, facts)
         check_token_ids(folder / CLIENT_FILE, client, exported)
         columns = dict.fromkeys(facts["columns"], EXAMPLE_TEXT)
         for name, body in self.bodies(client, columns).items():
@@ -151,21 +154,13 @@ class Bodies(Destination):
         return program_source(_CLIENT, CLIENT_FILE, exported, base, **more)
 
     def client(
-        self,
-        folder: Path,
-        job: Job,
-        exported: ExportedPrompt,
-        facts: Mapping[str, Any],
-        *,
-        write: bool = False,
+        self, folder: Path, job: Job, exported: ExportedPrompt, facts: Mapping[str, Any]
     ) -> Any:
         """The exported client as a module, with the loaded model's embedding table.
 
         Raises `EngineError` for a file that differs from what `source` gives.
         """
         source = self.source(exported, Base.of(job), facts)
-        if write:
-            write_file(folder / CLIENT_FILE, source.encode())
         client = run_generated(folder / CLIENT_FILE, source)
         client.embed = lambda ids: job.model.embed(ids.tolist()).to(client.rows)
         return client

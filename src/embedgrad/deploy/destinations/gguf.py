@@ -116,9 +116,8 @@ def _ids(job: Job) -> dict[str, range]:
 
 def _added(job: Job, contents: Contents) -> tuple[int, int]:
     """The range of ids that the export adds to the model's: first, and one past the last."""
-    ids = _ids(job).values()
-    first = min(len(contents.metadata[_TOKENS].value), *(i.start for i in ids))
-    return first, max(i.stop for i in ids)
+    stop = len(job.model.tokenizer) + sum(len(exported.rows_PD) for exported in job.prompts)
+    return min(len(contents.metadata[_TOKENS].value), len(job.model.tokenizer)), stop
 
 
 def _extended(job: Job, contents: Contents, guard: int) -> Contents:
@@ -144,7 +143,10 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     }
     bias = by_name.get("output.bias")
     if bias:
-        changed[bias.name] = _longer_vector(bias, first, guard, len(rows_PD))
+        old = bias.converted(Kind.F32).read(0, 1).reshape(-1, 4)  # one f32 per token
+        new = np.concatenate([old[:first], old[[guard] * len(rows_PD)], old[stop:]])
+        row = new.reshape(1, -1)
+        changed[bias.name] = Weight(bias.name, Kind.F32, (len(new),), lambda a, b: row[a:b])
     weights = [w.converted(served_kind(w, setting)) for w in contents.weights]
     weights = [changed.pop(weight.name, weight) for weight in weights]
     # A new output layer goes where llama.cpp's converter puts it: after the table.
@@ -159,14 +161,6 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     if setting != "keep":
         metadata[_FILE_TYPE] = entry(_FILE_TYPES[setting])
     return Contents(contents.architecture, metadata, weights)
-
-
-def _longer_vector(weight: Weight, first: int, guard: int, more: int) -> Weight:
-    """One number per token, as f32."""
-    old = weight.converted(Kind.F32).read(0, 1).reshape(-1, 4)
-    new = np.concatenate([old[:first], old[[guard] * more], old[first + more :]])
-    row = new.reshape(1, -1)
-    return replace(weight, kind=Kind.F32, shape=(len(new),), read=lambda a, b: row[a:b])
 
 
 def _with_tokens(

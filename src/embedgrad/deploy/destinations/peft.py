@@ -7,7 +7,6 @@ has the format of PEFT 0.21 (`PromptTuningConfig`, `PeftModel.save_pretrained`):
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from embedgrad.atomic_files import write_file
+from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     Base,
@@ -143,4 +142,4 @@ def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageMode
     }
     tensors = {"prompt_embeddings": rows_PD.contiguous()}
     write_file(folder / ROWS_FILE, tensors_to_bytes(tensors, metadata={"format": "pt"}))
-    write_file(folder / CONFIG_FILE, f"{json.dumps(adapter, indent=2)}\n".encode())
+    write_json(folder / CONFIG_FILE, adapter)

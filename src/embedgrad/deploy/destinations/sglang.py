@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embedgrad.deploy.destinations.client_code import Base, command_line, max_new_tokens, usage
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
-from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.job import ExportedPrompt
 
 _FUNCTIONS = '''\
 def generation(columns, **more):
@@ -43,15 +43,10 @@ class SglangBodies(Bodies):
     name = "sglang"
     server = "SGLang"
     url = "http://127.0.0.1:30000"
-
-    def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
-        facts = super().facts(exported, job, base)
-        notes = [
-            *facts["notes"],
-            "SGLang takes a prompt's embeddings at /generate only, not at its OpenAI API",
-            "every number travels as text, so bodies are large",
-        ]
-        return {**facts, "notes": notes}
+    notes = (
+        "SGLang takes a prompt's embeddings at /generate only, not at its OpenAI API",
+        "every number travels as text, so bodies are large",
+    )
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         columns = command_line(facts["columns"])

@@ -30,11 +30,7 @@ from embedgrad.deploy.destinations.client_code import (
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
-from embedgrad.deploy.destinations.vllm_chat import (
-    chat_problem,
-    messages_source,
-    server_prompt,
-)
+from embedgrad.deploy.destinations.vllm_chat import chat_problem, messages_source, server_prompt
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.errors import EngineError
 
@@ -91,18 +87,15 @@ class VllmBodies(Bodies):
     server = "vLLM"
     url = "http://127.0.0.1:8000"
     imports = "import base64\nimport io"
+    notes = ("vLLM's speculative decoding is wrong with prompt embeddings; leave it off",)
 
     def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
         facts = super().facts(exported, job, base)
         problem = chat_problem(exported)
-        notes = [
-            *facts["notes"],
-            "vLLM's speculative decoding is wrong with prompt embeddings; leave it off",
-        ]
         if problem:
-            notes.append(f"for /v1/completions only: {problem}")
+            facts["notes"].append(f"for /v1/completions only: {problem}")
         chat_template = frozen_template(exported.sequencer) is not None
-        return {**facts, "chat": not problem, "chat_template": chat_template, "notes": notes}
+        return {**facts, "chat": not problem, "chat_template": chat_template}
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         text = _COMPLETION.format(

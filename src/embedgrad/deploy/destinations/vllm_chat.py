@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
@@ -37,11 +37,17 @@ def chat_problem(exported: ExportedPrompt) -> str | None:
     messages = [(message, message_parts(message)) for message in template.messages]
     if any(parts is None for _, parts in messages):
         return "the server puts line feeds around the rows, which the template does not have"
+    rows_part = {"type": "prompt_embeds", "data": ""}  # the rows themselves are not read
     for row in uncut_rows(exported):
-        contents = [
-            {"role": message.role, "content": _content(parts or [], row.example.columns)}
-            for message, parts in messages
-        ]
+        contents = []
+        for message, parts in messages:
+            content = [
+                rows_part
+                if _is_span(part)
+                else {"type": "text", "text": fill(part, row.example.columns)}
+                for part in parts or ()
+            ]
+            contents.append({"role": message.role, "content": content})
         first, *others = exported.texts(row)
         expected = [*first, *(i for text in others for i in (None, *text))]
         body = {"messages": contents, "chat_template_kwargs": dict(template.options)}
@@ -112,16 +118,6 @@ def messages_source(template: Template) -> str:
         content = f"[{', '.join(sources)}]" if rows else pieces_source(parts[0])
         messages.append(f'{{"role": {quoted(message.role)}, "content": {content}}}')
     return f"[{', '.join(messages)}]"
-
-
-def _content(parts: Sequence[Part], columns: Mapping[str, str]) -> list[dict[str, str]]:
-    """A message's parts for one query, with rows that are not read."""
-    return [
-        {"type": "prompt_embeds", "data": ""}
-        if _is_span(part)
-        else {"type": "text", "text": fill(part, columns)}
-        for part in parts
-    ]
 
 
 def server_prompt(

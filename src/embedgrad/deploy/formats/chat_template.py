@@ -19,8 +19,6 @@ from embedgrad.deploy.query import plain_messages, surroundings
 from embedgrad.errors import ExportError
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
-_LINE_BREAK = re.compile(r"\r\n|\r|\n")
-
 
 def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) -> str:
     """A chat template that puts refined prompts where they were trained; the first by default.
@@ -175,7 +173,7 @@ def _captured(prompts: Sequence[ExportedPrompt]) -> str:
     own: dict[str, list[str]] = {}
     for exported in prompts:
         # Jinja reads any line break as a line feed, and so do files that are opened as text.
-        body = "\n".join(_LINE_BREAK.split(exported.sequencer.renderer.chat_template))
+        body = re.sub(r"\r\n?", "\n", exported.sequencer.renderer.chat_template)
         own.setdefault(body, []).append(exported.name)
     bodies: list[str] = []
     for body, names in own.items():

@@ -26,12 +26,7 @@ from embedgrad.model.loading.checkpoint_folder import INDEX, WEIGHTS, check_fold
 
 CHUNK = 8 * 2**20  # bytes in memory at a time
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @final
@@ -122,8 +117,14 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         metadata = {}
         for file in files:
-            stored, metadata[file.name] = _header(file)
-            tensors |= stored
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
+            metadata[file.name] = header.pop("__metadata__", {})
+            for name, entry in header.items():
+                first, last = entry["data_offsets"]
+                shape, start = tuple(entry["shape"]), 8 + length + first
+                tensors[name] = StoredTensor(file, entry["dtype"], shape, start, last - first)
         return cls(folder, tensors, metadata, index)
 
     def files(
@@ -157,7 +158,11 @@ class Checkpoint:
             if tensors.keys() & changes.keys():
                 _write(folder / name, tensors, self.metadata[name])
             elif link:
-                _link(self.folder / name, folder / name)
+                source = (self.folder / name).resolve()
+                try:
+                    os.link(source, folder / name)
+                except OSError:  # another disk
+                    (folder / name).symlink_to(source)
                 linked.append(name)
             else:
                 shutil.copyfile(self.folder / name, folder / name)
@@ -170,20 +175,6 @@ class Checkpoint:
             }
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
         return linked
-
-
-def _header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file that is known to open."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        tensors[name] = StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
-    return tensors, metadata
 
 
 def _write(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
@@ -228,12 +219,3 @@ def _bytes(numbers: Tensor, dtype: str) -> bytes:
             f"export.dtype: {dtype} cannot hold all of the model's weights; choose bfloat16"
         )
     return bytes(rounded.contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Another name for the same file; a symbolic one where disks differ."""
-    source = source.resolve()
-    try:
-        os.link(source, target)
-    except OSError:
-        target.symlink_to(source)

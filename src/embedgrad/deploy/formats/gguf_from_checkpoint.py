@@ -20,13 +20,7 @@ from torch import Tensor
 
 from embedgrad.deploy.formats.checkpoint import Checkpoint, StoredTensor
 from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
-from embedgrad.deploy.formats.gguf_writer import (
-    Bytes,
-    Contents,
-    Entry,
-    Weight,
-    entry,
-)
+from embedgrad.deploy.formats.gguf_writer import Bytes, Contents, Entry, Weight, entry
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel
 

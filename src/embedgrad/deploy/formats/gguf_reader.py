@@ -6,7 +6,6 @@ The `gguf` package's reader takes seconds for a vocabulary; this one reads the h
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +15,7 @@ from gguf import GGUFReader
 from gguf import GGUFValueType as Type
 from numpy.typing import NDArray
 
+from embedgrad.deploy.folder import digest
 from embedgrad.deploy.formats.gguf_writer import TABLE, Contents, Entry, Weight, row_bytes
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
@@ -28,12 +28,11 @@ _DTYPES = GGUFReader.gguf_scalar_to_np
 def from_gguf(info: ModelInfo) -> Contents:
     """The GGUF file that a model was loaded from. Raises `ExportError` if it has changed."""
     file = resolve(info.name, revision=None, local_files_only=True, notify=None).path
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest != info.gguf_sha256:
+    sha256 = digest(file)
+    if sha256 != info.gguf_sha256:
         raise ExportError(
             f"{file}: is not the file that the model was loaded from (its SHA-256 begins with "
-            f"{digest[:12]}, not {str(info.gguf_sha256)[:12]}); load the model again"
+            f"{sha256[:12]}, not {str(info.gguf_sha256)[:12]}); load the model again"
         )
     return read_contents(file)
 

@@ -129,10 +129,7 @@ def _tokens(tokenizer: Any, parsed: Mapping[str, Any], rows: int) -> dict[str, E
             kind = TokenType.UNKNOWN
         texts.append(text)
         kinds.append(int(kind))
-    entries = {
-        "tokenizer.ggml.tokens": entry(texts),
-        "tokenizer.ggml.token_type": entry(kinds),
-    }
+    entries = {"tokenizer.ggml.tokens": entry(texts), "tokenizer.ggml.token_type": entry(kinds)}
     if model.get("byte_fallback"):
         made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
         scores: dict[str, float] = {}

@@ -52,11 +52,6 @@ class Tables:
             bias = _find(checkpoint, f"{layer}.bias", lm_head.bias)
         return cls(checkpoint, info, table, name, bias, layer)
 
-    @property
-    def dtype(self) -> str:
-        """Precision of the table in the file."""
-        return self.checkpoint.tensors[self.table].dtype
-
     def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 
@@ -68,7 +63,7 @@ class Tables:
         sources = {self.lm_head: self.table if self.info.tied else self.lm_head}
         sources |= {self.bias: self.bias} if self.bias else {}
         for name, source in sources.items():
-            copies = _copies(stored[source], guard, len(rows_ND))
+            copies = [stored[source].part(guard, guard + 1)] * len(rows_ND)
             changes[name] = _with(stored[source], copies, first, guard, dtype)
         if dtype:
             changes |= {
@@ -101,17 +96,13 @@ def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
     )
 
 
-def _copies(stored: StoredTensor, guard: int, count: int) -> list[StoredTensor]:
-    return [stored.part(guard, guard + 1)] * count
-
-
 def _with(
     stored: StoredTensor, new: Sequence[StoredTensor | Tensor], first: int, guard: int, dtype: str
 ) -> NewTensor:
     """A tensor with new entries from `first` on, replacing padding or extending it."""
     old, last = stored.shape[0], first + sum(piece.shape[0] for piece in new)
     # A tokenizer may have more tokens than there are rows; no text uses them.
-    gap = _copies(stored, guard, max(0, first - old))
+    gap = [stored.part(guard, guard + 1)] * max(0, first - old)
     behind = [stored.part(last, old)] if last < old else []
     return NewTensor.joined(
         dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind

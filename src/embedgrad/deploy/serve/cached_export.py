@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedgrad.deploy.export import export
-from embedgrad.deploy.folder import FILE, VERSION, read_export
+from embedgrad.deploy.folder import FILE, VERSION, digest, read_export
 from embedgrad.errors import ExportError, RunError
 from embedgrad.events import Report, stage
 
@@ -46,16 +46,11 @@ def export_once(
 
 def _digest(folder: Path, overrides: Sequence[str]) -> str:
     """Digest of everything that determines an export, the format's version included."""
-    digest = hashlib.sha256(str(VERSION).encode())
-    for name in INPUTS:
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise RunError(
-                f"{folder / name}: cannot be read ({error.strerror}); give a folder that "
-                "`optimize` or `export` wrote"
-            ) from error
-        digest.update(hashlib.sha256(content).digest())
-    for setting in overrides:
-        digest.update(hashlib.sha256(setting.encode()).digest())
-    return digest.hexdigest()[:12]
+    try:
+        parts = [str(VERSION), *(digest(folder / name) for name in INPUTS), *overrides]
+    except OSError as error:
+        raise RunError(
+            f"{error.filename}: cannot be read ({error.strerror}); give a folder that "
+            "`optimize` or `export` wrote"
+        ) from error
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

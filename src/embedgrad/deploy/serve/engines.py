@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -17,28 +17,19 @@ from embedgrad.errors import EngineError, nearest
 
 @final
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """What a server is started with; clients call the model by `name`."""
-
-    export: Path
-    name: str
-    host: str
-    port: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class ServingEngine:
     """A server with an OpenAI-compatible API that answers at /health when it is ready.
 
-    It opens exports to `destination`. `install_problem` returns what is missing, or None.
-    `knows_names`: clients may call the model by a name instead of its folder.
+    It opens exports to `destination`, and needs `packages` or a `program`. `command` takes the
+    export, the name that clients call the model by, host and port. `knows_names`: clients may use
+    that name instead of the export's folder.
     """
 
     destination: str
     install: str
-    install_problem: Callable[[], str | None]
-    command: Callable[[Launch], list[str]]
+    command: Callable[[Path, str, str, int], list[str]]
+    packages: Sequence[str] = ()
+    program: str = ""
     knows_names: bool = True
 
 
@@ -47,35 +38,20 @@ def find_engine(name: str) -> ServingEngine:
     if name not in ENGINES:
         raise EngineError(f"--engine: unknown engine {name!r}; {nearest(name, ENGINES)}")
     engine = ENGINES[name]
-    problem = engine.install_problem()
-    if problem:
-        raise EngineError(f"--engine {name}: {problem}; {engine.install}")
+    missing = [package for package in engine.packages if importlib.util.find_spec(package) is None]
+    if engine.program and not shutil.which(engine.program):
+        missing.append(f"the program {engine.program!r}")
+    if missing:
+        raise EngineError(f"--engine {name}: {missing[0]} is not installed; {engine.install}")
     return engine
 
 
-def _package(*names: str) -> Callable[[], str | None]:
-    def problem() -> str | None:
-        missing = next((name for name in names if importlib.util.find_spec(name) is None), None)
-        return missing and f"{missing} is not installed"
-
-    return problem
-
-
-def _program(name: str) -> Callable[[], str | None]:
-    return lambda: None if shutil.which(name) else f"the program {name!r} is not installed"
-
-
-def _llamacpp(launch: Launch) -> list[str]:
-    files = sorted(launch.export.glob("*.gguf"))
+def _llamacpp(export: Path, name: str, host: str, port: int) -> list[str]:
+    files = sorted(export.glob("*.gguf"))
     if len(files) != 1:
-        raise EngineError(f"{launch.export}: holds {len(files)} .gguf files; expected one")
-    options = {
-        "model": str(files[0]),
-        "alias": launch.name,
-        "host": launch.host,
-        "port": launch.port,
-        "cache_prompt": True,
-    }
+        raise EngineError(f"{export}: holds {len(files)} .gguf files; expected one")
+    options = {"model": str(files[0]), "alias": name, "host": host, "port": port}
+    options["cache_prompt"] = True
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():  # as in PyTorch
         options["threads"] = int(threads)
@@ -83,36 +59,35 @@ def _llamacpp(launch: Launch) -> list[str]:
     return [sys.executable, "-m", module, json.dumps(options)]
 
 
-def _transformers(launch: Launch) -> list[str]:
+def _transformers(export: Path, name: str, host: str, port: int) -> list[str]:
     # As a module, so that it is this Python's transformers.
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    return [*serve, str(launch.export), "--host", launch.host, "--port", str(launch.port)]
+    return [*serve, str(export), "--host", host, "--port", str(port)]
 
 
-def _vllm(launch: Launch) -> list[str]:
-    address = ["--host", launch.host, "--port", str(launch.port)]
-    serve = [shutil.which("vllm") or "vllm", "serve", str(launch.export)]
-    return [*serve, *address, "--served-model-name", launch.name]
+def _vllm(export: Path, name: str, host: str, port: int) -> list[str]:
+    serve = [shutil.which("vllm") or "vllm", "serve", str(export)]
+    return [*serve, "--host", host, "--port", str(port), "--served-model-name", name]
 
 
 ENGINES = {
     "llamacpp": ServingEngine(
         "gguf",
         'pip install "embedgrad[llamacpp]" installs it',
-        _package("xllamacpp"),
         _llamacpp,
+        packages=("xllamacpp",),
     ),
     "transformers": ServingEngine(
         "vocabulary",
         'pip install "embedgrad[serve]" installs it',
-        _package("fastapi", "uvicorn", "openai"),
         _transformers,
+        packages=("fastapi", "uvicorn", "openai"),
         knows_names=False,
     ),
     "vllm": ServingEngine(
         "vocabulary",
         "install vLLM as its documentation describes, or choose --engine llamacpp",
-        _program("vllm"),
         _vllm,
+        program="vllm",
     ),
 }

@@ -10,7 +10,7 @@ from typing import final
 
 from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.deploy.serve.cached_export import export_once
-from embedgrad.deploy.serve.engines import Launch, find_engine
+from embedgrad.deploy.serve.engines import find_engine
 from embedgrad.events import Report, nowhere, say, stage
 
 LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
@@ -81,20 +81,15 @@ def serve(
     chosen = find_engine(engine)
     port = free_port(host, port)  # before an export, which takes longer
     export, name = export_once(Path(folder), chosen.destination, overrides, report)
-    launch = Launch(export, name, host, free_port(host, port))
+    command = chosen.command(export, name, host, free_port(host, port))
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedgrad-serve-"))
         stage(report, f"starting {engine}")
-        process = ServerProcess(engine, chosen.command(launch), Path(logs) / "server.log")
+        process = ServerProcess(engine, command, Path(logs) / "server.log")
         stack.callback(process.stop)
-        model = name if chosen.knows_names else str(export)
-        served = Served(f"{url}/v1", model, process, stack.pop_all())
-    try:
         process.wait_until_ready(f"{url}/health", LONGEST_START)
-    except BaseException:
-        served.stop()
-        raise
-    return served
+        model = name if chosen.knows_names else str(export)
+        return Served(f"{url}/v1", model, process, stack.pop_all())

@@ -7,15 +7,12 @@ vLLM, SGLang     the client's request bodies are decoded, and the base model ans
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
 
 from embedgrad.deploy.destinations.client_code import open_example, read_base
 from embedgrad.deploy.destinations.embedding_client import Bodies
@@ -28,57 +25,24 @@ from embedgrad.prompt.boundaries import Ids
 
 
 class EmbeddingEngine(LocalEngine):
-    """A program with `rows`, and a model for the embeddings that the program makes."""
+    """A program with `rows` and `embed`, and a model for the embeddings that the program makes."""
 
     def __init__(self, job: Job, exported: ExportedPrompt, program: Any, model: Any):
         super().__init__(job, exported)
         self.program, self.model = program, model
-        self.refined_PD = program.rows
-        self.start_PD = exported.prompt.start_rows.to(self.refined_PD)
 
-    @abstractmethod
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
-        """The whole prompt [T, D] by the program, with its present rows."""
-
-    @abstractmethod
     def lookup(self, ids: Ids) -> Tensor:
-        """Embeddings [T, D] of plain tokens."""
+        embeds_TD: Tensor = self.program.embed(super().lookup(ids))
+        return embeds_TD
 
-    def logits(self, query: Query, answer: Ids, *, start: bool) -> Tensor:
-        embeds_TD = self._prompt(query, start=start)
-        if answer:
-            embeds_TD = torch.cat([embeds_TD, self.lookup(answer)])
-        return self._logits(embeds_TD)
-
-    def plain_logits(self, ids: Ids) -> Tensor:
-        return self._logits(self.lookup(ids))
-
-    def generate(self, queries: Sequence[Query], settings: GenerationConfig) -> list[Ids]:
-        """In batches, padded on the left: one by one they would take most of a check's time."""
-        answers: list[Ids] = []
-        for first in range(0, len(queries), self.batch):
-            prompts = [self._prompt(q, start=False) for q in queries[first : first + self.batch]]
-            masks = [torch.ones(len(embeds_TD), dtype=torch.long) for embeds_TD in prompts]
-            embeds, mask = (
-                pad_sequence(part, batch_first=True, padding_side="left")
-                for part in (prompts, masks)
-            )
-            answers_BT = self.model.generate(
-                inputs_embeds=embeds.to(self.model.device, self.model.dtype),
-                attention_mask=mask.to(self.model.device),
-                generation_config=settings,
-            )
-            answers += map(tuple, answers_BT.tolist())
-        return answers
-
-    def _prompt(self, query: Query, *, start: bool) -> Tensor:
-        self.program.rows = self.start_PD if start else self.refined_PD
-        return self.embeddings(dict(query.sequence.example.columns))
-
-    def _logits(self, embeds_TD: Tensor) -> Tensor:
-        embeds = embeds_TD[None].to(self.model.device, self.model.dtype)
-        logits: Tensor = self.model(inputs_embeds=embeds, use_cache=False).logits
-        return logits
+    @contextmanager
+    def start_rows(self) -> Iterator[None]:
+        refined_PD = self.program.rows
+        self.program.rows = self.exported.prompt.start_rows.to(refined_PD)
+        try:
+            yield
+        finally:
+            self.program.rows = refined_PD
 
 
 @final
@@ -94,12 +58,8 @@ class SnippetEngine(EmbeddingEngine):
         program = open_example(PROGRAM, folder, job, exported, written)
         super().__init__(job, exported, program, program.model)
 
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
-        embeds_TD: Tensor = self.program.embeddings(columns)
-        return embeds_TD
-
-    def lookup(self, ids: Ids) -> Tensor:
-        embeds_TD: Tensor = self.model.get_input_embeddings()(torch.tensor(ids))
+    def prompt(self, query: Query) -> Tensor:
+        embeds_TD: Tensor = self.program.embeddings(dict(query.sequence.example.columns))
         return embeds_TD
 
 
@@ -120,11 +80,8 @@ class BodyEngine(EmbeddingEngine):
         client = writer.client(folder, job, exported, written)
         super().__init__(job, exported, client, job.model.model)
         self.tolerance = EXACT if written["dtype"] == "float32" else None
-        self._writer, self._exported = writer, exported
+        self._writer = writer
 
-    def embeddings(self, columns: Mapping[str, str]) -> Tensor:
-        return self._writer.decode(self.program, columns, self._exported)
-
-    def lookup(self, ids: Ids) -> Tensor:
-        embeds_TD: Tensor = self.program.embed(torch.tensor(ids, dtype=torch.long))
-        return embeds_TD
+    def prompt(self, query: Query) -> Tensor:
+        columns = dict(query.sequence.example.columns)
+        return self._writer.decode(self.program, columns, self.exported)

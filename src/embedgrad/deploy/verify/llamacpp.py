@@ -46,12 +46,16 @@ class LlamaCppEngine(Engine):
         self._known = min(len(job.model.tokenizer), job.model.info.vocabulary)
         self._size = int(written["size"])
         self._server: LlamaCppServer | None = None
-        exact = set(written["types"]) == {"F32"} and not _uses_gelu(job.model.model.config)
+        text = job.model.model.config.get_text_config(decoder=True)
+        names = ("hidden_activation", "hidden_act", "activation_function")
+        gelu = any("gelu" in str(getattr(text, name, None)) for name in names)
+        exact = set(written["types"]) == {"F32"} and not gelu
         self.tolerance = TOLERANCE if exact else None
         # llama.cpp reports nothing for a token that is part of a character, so a bias makes it
         # generate another one: log-probabilities are those before any bias.
         decode, ids = job.model.tokenizer.decode, range(len(job.model.tokenizer))
-        self._steer = [[next((i for i in ids if decode([i]).strip().isalnum()), 0), 1e4]]
+        bias = [[next((i for i in ids if decode([i]).strip().isalnum()), 0), 1e4]]
+        self._one_token = {**_GREEDY, "logit_bias": bias}
         self._seen: dict[tuple[tuple[tuple[str, str], ...], ...], Tensor] = {}
 
     def __enter__(self) -> LlamaCppEngine:
@@ -86,10 +90,9 @@ class LlamaCppEngine(Engine):
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         total = self._refined(query)[answer[0]].item()
-        if len(answer) > 1:
-            prompt = self.prompt_ids(query)
-            for i in range(1, len(answer)):
-                total += self._after(prompt + answer[:i])[answer[i]].item()
+        prompt = self.prompt_ids(query) if len(answer) > 1 else ()
+        for i in range(1, len(answer)):
+            total += self._after(prompt + answer[:i])[answer[i]].item()
         return total
 
     def added_mass(self, queries: Sequence[Query]) -> float:
@@ -106,10 +109,7 @@ class LlamaCppEngine(Engine):
     def token_differences(self, queries: Sequence[Query]) -> list[str]:
         differences = []
         for query in queries:
-            ids, expected = (
-                self.prompt_ids(query),
-                query.sequence.context(self._new_ids),
-            )
+            ids, expected = self.prompt_ids(query), query.sequence.context(self._new_ids)
             if ids != expected:
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
@@ -146,20 +146,14 @@ class LlamaCppEngine(Engine):
             "max_tokens": 1,
             "logprobs": True,
             "top_logprobs": self._size,
-            "logit_bias": self._steer,
         }
-        answer = server.ask("/v1/chat/completions", {**body, **_GREEDY})
+        answer = server.ask("/v1/chat/completions", {**body, **self._one_token})
         return self._vector(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
 
     def _after(self, ids: Ids) -> Tensor:
         """Log-probabilities after plain ids, float64, of old and new tokens alike."""
-        body = {
-            "prompt": list(ids),
-            "n_predict": 1,
-            "n_probs": self._size,
-            "logit_bias": self._steer,
-        }
-        answer = self._running.ask("/completion", {**body, **_GREEDY})
+        body = {"prompt": list(ids), "n_predict": 1, "n_probs": self._size, **self._one_token}
+        answer = self._running.ask("/completion", body)
         return self._vector(answer["completion_probabilities"][0]["top_logprobs"])
 
     def _vector(self, listed: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -177,21 +171,15 @@ class LlamaCppEngine(Engine):
 
     @contextlib.contextmanager
     def _with_start_rows(self) -> Iterator[Path]:
-        size, free = self._file.stat().st_size, shutil.disk_usage(self._file.parent).free
+        parent = self._file.parent
+        size, free = self._file.stat().st_size, shutil.disk_usage(parent).free
         if size > free:
             raise EngineError(
-                f"{self._file.parent}: the check needs {size:,} bytes for a copy of the model, but "
+                f"{parent}: the check needs {size:,} bytes for a copy of the model, but "
                 f"only {free:,} are free; make room"
             )
-        parent = self._file.parent
         with tempfile.TemporaryDirectory(prefix=".start-rows-", dir=parent) as aside:
             copy = Path(shutil.copy(self._file, aside))
             rows = table_rows(self._exported.prompt.start_rows, self._job.model.info)
             replace_rows(copy, list(self._new_ids), rows)
             yield copy
-
-
-def _uses_gelu(config: Any) -> bool:
-    text = config.get_text_config(decoder=True)
-    names = ("hidden_activation", "hidden_act", "activation_function")
-    return any("gelu" in str(getattr(text, name, None)) for name in names)

@@ -38,8 +38,7 @@ def parameters(options: dict[str, Any]) -> Any:
     if options.get("exact"):
         f32 = xllamacpp.ggml_type.GGML_TYPE_F32
         params.cache_type_k = params.cache_type_v = f32
-        off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.flash_attn_type = off
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_gpu_layers = 0
         params.swa_full = True
     if not options.get("cache_prompt"):

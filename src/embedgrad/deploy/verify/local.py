@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -23,17 +25,17 @@ BATCH = 8  # answers that are generated side by side
 class LocalEngine(Engine):
     """Computes log-probabilities one query at a time, so that nothing is padded.
 
-    A subclass knows what comes before an answer, and runs the model on it.
+    A subclass knows what comes before an answer.
     """
 
     tolerance: float | None = EXACT
+    suppressed: Sequence[int] | None = None  # ids that are never generated
     model: Any
 
     def __init__(self, job: Job, exported: ExportedPrompt):
         self.exported = exported
         self.end_ids = job.model.ends_of(exported.sequencer)
         self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
-        self.device = job.model.device
         # Not every model ignores padding; pad only for those known to.
         self.batch = 1 if job.model.forward.one_by_one else BATCH
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
@@ -46,42 +48,67 @@ class LocalEngine(Engine):
         del self.model
 
     @abstractmethod
-    def logits(self, query: Query, answer: Ids, *, start: bool) -> Tensor:
-        """Logits [1, T, V] of the prompt and an answer after it, with the start rows or the
-        refined ones."""
+    def prompt(self, query: Query) -> Tensor:
+        """What the model reads before an answer: token ids [T], or embeddings [T, D]."""
 
     @abstractmethod
+    def start_rows(self) -> AbstractContextManager[None]:
+        """Use the start rows instead of the refined ones."""
+
+    def lookup(self, ids: Ids) -> Tensor:
+        """Plain tokens as the model reads them."""
+        return torch.tensor(ids, dtype=torch.long)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits [T, V] of token ids [T] or embeddings [T, D]."""
+        logits: Tensor = self.model(**self._arguments(inputs[None]), use_cache=False).logits
+        return logits[0]
+
     def plain_logits(self, ids: Ids) -> Tensor:
-        """Logits [1, T, V] of plain token ids, without any rows."""
-
-    @abstractmethod
-    def generate(self, queries: Sequence[Query], settings: GenerationConfig) -> list[Ids]:
-        """The new tokens of `model.generate`; anything may follow an end token."""
+        """Logits [T, V] of plain token ids, without any rows."""
+        return self.logits(self.lookup(ids))
 
     def logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
         return torch.stack([self._after(query)[: self.base_ids] for query in queries])
 
     def start_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
-        return torch.stack(
-            [self._logprobs(query, (0,), start=True)[0, : self.base_ids] for query in queries]
-        )
+        with self.start_rows():
+            logprobs = [self._logprobs(query, (0,))[0, : self.base_ids] for query in queries]
+        return torch.stack(logprobs)
 
     @torch.no_grad()
     def plain_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
         plain = [q.sequence.context(self.exported.prompt.prompt_ids) for q in queries]
-        logits = torch.stack([self.plain_logits(ids)[0, -1].float() for ids in plain])
+        logits = torch.stack([self.plain_logits(ids)[-1].float() for ids in plain])
         return torch.log_softmax(logits, dim=1)[:, : self.base_ids].cpu()
 
     def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
+        """In batches, padded on the left: one by one they would take most of a check's time."""
         config: Any = GenerationConfig  # it has no types
         settings = config(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=list(self.end_ids) or None,
             pad_token_id=0,
+            suppress_tokens=self.suppressed,
         )
+        answers: list[Ids] = []
         with silence_libraries(), torch.no_grad():
-            answers = self.generate(queries, settings)
+            for first in range(0, len(queries), self.batch):
+                prompts = [self.prompt(query) for query in queries[first : first + self.batch]]
+                masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+                inputs, mask = (
+                    pad_sequence(part, batch_first=True, padding_side="left")
+                    for part in (prompts, masks)
+                )
+                output_BT = self.model.generate(
+                    **self._arguments(inputs),
+                    attention_mask=mask.to(self.model.device),
+                    generation_config=settings,
+                )
+                # After token ids, `generate` repeats the prompt.
+                start = inputs.shape[1] if inputs.ndim == 2 else 0
+                answers += map(tuple, output_BT[:, start:].tolist())
         return [before_end(answer, self.end_ids) for answer in answers]
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
@@ -98,7 +125,13 @@ class LocalEngine(Engine):
         return self._next[key]
 
     @torch.no_grad()
-    def _logprobs(self, query: Query, answer: Ids, *, start: bool = False) -> Tensor:
+    def _logprobs(self, query: Query, answer: Ids) -> Tensor:
         """Log-probabilities [N, V] before each of N tokens of an answer."""
-        logits_TV = self.logits(query, answer[:-1], start=start)[0]
+        logits_TV = self.logits(torch.cat([self.prompt(query), self.lookup(answer[:-1])]))
         return torch.log_softmax(logits_TV[-len(answer) :].float(), dim=1).cpu()
+
+    def _arguments(self, inputs: Tensor) -> dict[str, Tensor]:
+        """A batch as arguments of the model."""
+        if inputs.is_floating_point():
+            return {"inputs_embeds": inputs.to(self.model.device, self.model.dtype)}
+        return {"input_ids": inputs.to(self.model.device)}

@@ -30,19 +30,14 @@ class CheckEngine(NamedTuple):
     description: str = "its own engine"
 
 
-def _decoding(server: str) -> CheckEngine:
-    asked = f"{server} request bodies, decoded and given to the base model"
-    asked += f" ({server} itself was not asked)"
-    return CheckEngine("embeddings", "BodyEngine", description=asked)
-
-
+_DECODED = "{0} request bodies, decoded and given to the base model ({0} itself was not asked)"
 CHECK_ENGINES = {
     "safetensors": CheckEngine("embeddings", "SnippetEngine"),
     "vocabulary": CheckEngine("vocabulary", "CheckpointEngine"),
     "gguf": CheckEngine("llamacpp", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
     "peft": CheckEngine("peft", "PeftEngine", "peft", "compare"),
-    "vllm": _decoding("vLLM"),
-    "sglang": _decoding("SGLang"),
+    "vllm": CheckEngine("embeddings", "BodyEngine", description=_DECODED.format("vLLM")),
+    "sglang": CheckEngine("embeddings", "BodyEngine", description=_DECODED.format("SGLang")),
 }
 
 

@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
 from embedgrad.errors import EngineError, ModelError
 from embedgrad.model.loading.quiet import model_errors
-from embedgrad.prompt.boundaries import Ids
 
 
 @final
@@ -39,45 +37,33 @@ class CheckpointEngine(LocalEngine):
             with model_errors(f"{folder}: transformers does not open it"):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
                 self.model = auto.from_pretrained(folder, dtype="auto", **own)
-                self.model.eval().requires_grad_(False).to(self.device)
+                self.suppressed = self.model.generation_config.suppress_tokens
+                self.model.eval().requires_grad_(False).to(job.model.device)
         except ModelError as error:
             raise EngineError(str(error)) from error
-        prompts = {prompt["name"]: prompt for prompt in written["prompts"]}
-        self.ids = self._ids(prompts[exported.name])
-        self.added = [i for prompt in prompts.values() for i in self._ids(prompt)]
+        ids_of = self.tokenizer.convert_tokens_to_ids
+        new_ids: dict[str, Any] = {p["name"]: ids_of(p["tokens"]) for p in written["prompts"]}
+        self.ids: list[int] = new_ids[exported.name]
+        self.added: list[int] = [i for ids in new_ids.values() for i in ids]
+        self.scale: float = written["embedding_scale"]
+
+    def prompt(self, query: Query) -> Tensor:
+        encoded = self.tokenizer.apply_chat_template(
+            list(query.messages), add_generation_prompt=True, return_dict=True
+        )
+        return self.lookup(tuple(encoded["input_ids"]))
+
+    @contextmanager
+    def start_rows(self) -> Iterator[None]:
+        """Replace the prompt's rows of the opened table, in memory only."""
+        table_VD = self.model.get_input_embeddings().weight.data
+        refined_ND = table_VD[self.ids].clone()
         # In table space: the model scales what it looks up.
-        self.start_ND = exported.prompt.start_rows / written["embedding_scale"]
-
-    def logits(self, query: Query, answer: Ids, *, start: bool) -> Tensor:
-        """With the tokens of the chat template; start rows replace refined ones in the table."""
-        ids = self._prompt_ids(query) + answer
-        if not start:
-            return self.plain_logits(ids)
-        with self._start_rows():
-            return self.plain_logits(ids)
-
-    def plain_logits(self, ids: Ids) -> Tensor:
-        """Logits of any ids, old or new."""
-        ids_BT = torch.tensor([ids], device=self.device)
-        logits: Tensor = self.model(input_ids=ids_BT, use_cache=False).logits
-        return logits
-
-    def generate(self, queries: Sequence[Query], settings: GenerationConfig) -> list[Ids]:
-        """In batches, padded on the left, with the export's suppressed tokens."""
-        settings.suppress_tokens = self.model.generation_config.suppress_tokens
-        answers: list[Ids] = []
-        for first in range(0, len(queries), self.batch):
-            batch = [self._prompt_ids(query) for query in queries[first : first + self.batch]]
-            longest = max(map(len, batch))
-            ids = [(0,) * (longest - len(line)) + line for line in batch]
-            mask = [[0] * (longest - len(line)) + [1] * len(line) for line in batch]
-            output_BT = self.model.generate(
-                torch.tensor(ids, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
-                generation_config=settings,
-            )
-            answers += [tuple(line) for line in output_BT[:, longest:].tolist()]
-        return answers
+        table_VD[self.ids] = (self.exported.prompt.start_rows / self.scale).to(table_VD)
+        try:
+            yield
+        finally:
+            table_VD[self.ids] = refined_ND
 
     def added_mass(self, queries: Sequence[Query]) -> float:
         """Before every token of the right answers."""
@@ -88,24 +74,3 @@ class CheckpointEngine(LocalEngine):
             logprobs_NV = self._after(query)[None] if known else self._logprobs(query, answer)
             masses.append(float(logprobs_NV[:, self.added].double().exp().sum(dim=1).max()))
         return max(masses)
-
-    def _ids(self, prompt: Mapping[str, Any]) -> list[int]:
-        ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt["tokens"]))
-        return ids
-
-    def _prompt_ids(self, query: Query) -> Ids:
-        encoded = self.tokenizer.apply_chat_template(
-            list(query.messages), add_generation_prompt=True, return_dict=True
-        )
-        return tuple(encoded["input_ids"])
-
-    @contextmanager
-    def _start_rows(self) -> Iterator[None]:
-        """Replace the prompt's rows of the opened table, in memory only."""
-        table_VD = self.model.get_input_embeddings().weight.data
-        refined_ND = table_VD[self.ids].clone()
-        table_VD[self.ids] = self.start_ND.to(table_VD)
-        try:
-            yield
-        finally:
-            table_VD[self.ids] = refined_ND

@@ -32,8 +32,8 @@ def budget_bytes(
 
     Raises `RecipeError` with the option's `name` for anything else.
     """
-    expected = "expected bytes, a size such as '2 GiB', or a fraction below 1"
-    refusal = RecipeError(name, [f"{budget!r}; {expected}"])
+    problem = f"{budget!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"
+    refusal = RecipeError(name, [problem])
     unit, point = "", isinstance(budget, float)
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", budget)
