@@ -1,12 +1,12 @@
-"""Learning curves of causal judgement: what was tried where rows are few, on held-out stories.
+"""Learning curves on causal judgement, where training rows are few: cross-validation by story.
 
     python -m benchmarks.causal --data FOLDER [VARIANT ...]
 
-Cross-validation over train and dev of the grouped split: rows of one story are never on both sides.
-Test is not read. Every epoch's rows are scored as they are ("last"), averaged over all steps so far
-("average"), and averaged over seeds too ("soup"). `--data` is a folder with
-bbh_causal_judgement_grouped/. Variants that `benchmarks/results/causal-curves.json` holds are not
-run again; delete the file to measure them anew.
+The folds are over train and dev of the grouped split: rows of one story are never on both sides.
+Test is not read. The prompt after every epoch is scored as it is ("last"), averaged over all steps
+so far ("average"), and averaged over seeds as well ("soup"). `--data` is a folder with
+bbh_causal_judgement_grouped/. Variants in `benchmarks/results/causal-curves.json` are not measured
+again; delete the file to do so.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
+from embedgrad.model.backbone import Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.parameterizations import Free, Parameterization, Theta, all_rows
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 RESULT = Path(__file__).resolve().parent / "results" / "causal-curves.json"
@@ -47,7 +49,7 @@ LONG = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that was tried."""
+    """A variant of the training."""
 
     span: str = SHORT
     radius: float = 0.3
@@ -66,21 +68,29 @@ VARIANTS = {
 }
 
 
+@final
 @dataclass(frozen=True)
-class Recorded(eg.TrustRegion):
-    """A trust region that keeps the rows of every step."""
+class Recorded(Parameterization):
+    """The free parameterization, with a record of the rows after every step."""
 
     path: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    free: Free = Free()
 
-    def project(self, rows_PD: Tensor, start_PD: Tensor) -> Tensor:
-        inside = super().project(rows_PD, start_PD)
-        self.path.append(inside.detach().clone())
+    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
+        return self.free.init(start, generator)
+
+    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
+        return self.free.prompt(theta, start)
+
+    def fit(self, theta: Theta, origin: Theta, start: Prompt, region: eg.TrustRegion) -> Theta:
+        inside = self.free.fit(theta, origin, start, region)
+        self.path.append(all_rows(self.prompt(inside, start)).detach().clone())
         return inside
 
 
 @dataclass
 class Curve:
-    """Answers to all held-out rows with one kind of rows, and the losses of the epoch's steps."""
+    """Answers to all held-out rows with one kind of prompt, and the losses of the epoch's steps."""
 
     answers: dict[int, ScoredAnswer] = field(default_factory=dict)
     train_losses: list[float] = field(default_factory=list)
@@ -101,14 +111,14 @@ def main() -> None:
         if name in stored()["variants"]:
             print(f"{name}: is measured already, in {RESULT.name}", flush=True)
             continue
-        found = measure(name, VARIANTS[name], model, examples)
+        curves = measure(name, VARIANTS[name], model, examples)
         results = stored()  # another process may have measured another variant meanwhile
-        results["variants"][name] = {**found, "model": MODEL, "versions": versions()}
+        results["variants"][name] = {**curves, "model": MODEL, "versions": versions()}
         write_json(RESULT, results)
 
 
 def stored() -> dict[str, Any]:
-    """What the results file holds."""
+    """The content of the results file."""
     if not RESULT.exists():
         return {"folds": FOLDS, "variants": {}}
     results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -117,15 +127,15 @@ def stored() -> dict[str, Any]:
 
 def read(folder: Path) -> list[Example]:
     """Rows of train and dev, with their stories."""
-    found = []
+    examples = []
     for split in ("train", "dev"):
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        found += [
+        examples += [
             Example({"question": r["question"]}, r["label"], f"{split}:{i}", group=str(r["group"]))
             for i, r in enumerate(rows, start=1)
         ]
-    return found
+    return examples
 
 
 def measure(
@@ -148,11 +158,11 @@ def measure(
             curve = curves.setdefault((epoch, kind), Curve())
             answers = evaluator.score(rows, [sequences[i] for i in held])
             curve.answers |= dict(zip(held, answers, strict=True))
-            told_seeds = trained if kind == "soup" else trained[:1]
-            curve.train_losses += [losses[epoch - 1] for _, losses in told_seeds]
+            of_kind = trained if kind == "soup" else trained[:1]
+            curve.train_losses += [losses[epoch - 1] for _, losses in of_kind]
         print(f"{name}: fold {fold + 1} of {FOLDS}", flush=True)
-    found = [told(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
-    for row in found:
+    points = [point(epoch, kind, curve, text) for (epoch, kind), curve in curves.items()]
+    for row in points:
         print(f"{name}: {row}", flush=True)
     summary = summarize(text, target.choices)
     return {
@@ -161,13 +171,13 @@ def measure(
         "span_tokens": len(sequencer.prompt_ids),
         "rows": len(examples),
         "text": {"accuracy": summary.accuracy, "log_loss": summary.log_loss},
-        "curves": found,
+        "curves": points,
         "seconds": time.perf_counter() - began,
     }
 
 
 def folds(examples: Sequence[Example]) -> list[list[int]]:
-    """Places of the held-out rows of every fold; a story is in one of them."""
+    """Indices of the held-out rows of every fold; a story is in one fold."""
     stories = sorted({str(example.group) for example in examples})
     random.Random(0).shuffle(stories)
     fold = {story: i % FOLDS for i, story in enumerate(stories)}
@@ -181,12 +191,11 @@ def train(
     sequences: Sequence[TokenSequence],
     seed: int,
 ) -> tuple[list[Tensor], list[float]]:
-    """Rows after every step, and the mean loss of every epoch."""
-    parts = eg.Parts()
-    region = Recorded(radius=variant.radius)
-    parts = replace(
-        parts,
-        trust_region=region,
+    """The prompt after every step, and the mean loss of every epoch."""
+    recorded = Recorded()
+    parts = eg.Parts(
+        trust_region=eg.TrustRegion(radius=variant.radius),
+        parameterization=recorded,
         objective=CrossEntropy(over=variant.over),
         optimizer=AdamW(learning_rate=variant.learning_rate),
     )
@@ -201,25 +210,25 @@ def train(
     if done.ended != "finished":
         raise SystemExit(f"{done.ended}: the variant is not measured")
     every = training.steps_per_epoch(len(sequences))
-    assert len(region.path) == len(losses) == every * variant.epochs
+    assert len(recorded.path) == len(losses) == every * variant.epochs
     means = [sum(losses[e * every : (e + 1) * every]) / every for e in range(variant.epochs)]
-    return region.path, means
+    return recorded.path, means
 
 
 def candidates(paths: Sequence[list[Tensor]], epochs: int) -> dict[tuple[int, str], Tensor]:
-    """The rows to score after every epoch; "last" and "average" are of the first seed."""
+    """The prompts to score after every epoch; "last" and "average" are of the first seed."""
     every = len(paths[0]) // epochs
-    found = {}
+    prompts = {}
     for epoch in range(1, epochs + 1):
         averages = [torch.stack(path[: epoch * every]).mean(0) for path in paths]
-        found[epoch, "last"] = paths[0][epoch * every - 1]
-        found[epoch, "average"] = averages[0]
+        prompts[epoch, "last"] = paths[0][epoch * every - 1]
+        prompts[epoch, "average"] = averages[0]
         if len(paths) > 1:
-            found[epoch, "soup"] = torch.stack(averages).mean(0)
-    return found
+            prompts[epoch, "soup"] = torch.stack(averages).mean(0)
+    return prompts
 
 
-def told(epoch: int, kind: str, curve: Curve, text: Sequence[ScoredAnswer]) -> dict[str, Any]:
+def point(epoch: int, kind: str, curve: Curve, text: Sequence[ScoredAnswer]) -> dict[str, Any]:
     """One point of a curve."""
     answers = curve.answers
     right = sum(a.correct for a in answers.values())

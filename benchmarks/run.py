@@ -32,9 +32,9 @@ import embedgrad
 from benchmarks.measurements import COMPARISONS, MEASUREMENTS, OTHERS, Compared, Measurement
 from embedgrad import LanguageModel, Recipe, load_model
 from embedgrad.atomic_files import write_json
-from embedgrad.experiments.compare.folder import Part, in_order
-from embedgrad.experiments.compare.recipe_diff import dotted, shared_settings, unlike
-from embedgrad.experiments.compare.results import as_compared, methods_of, seeds_of
+from embedgrad.experiments.compare.folder import Part, sort_parts
+from embedgrad.experiments.compare.recipe_diff import differences, flatten, shared_settings
+from embedgrad.experiments.compare.results import methods_of, recipe_of_parts, seeds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -80,7 +80,7 @@ def main() -> None:
             measure(name, measurement, data, arguments.row)
         else:
             only = {"--methods": arguments.methods, "--seeds": arguments.seeds}
-            compare(name, measurement, data, only)
+            measure_comparison(name, measurement, data, only)
 
 
 def data_problem(measurement: Measurement | Compared, data: Path | None) -> str | None:
@@ -120,7 +120,9 @@ def measure(
         write_json(path, results)
 
 
-def compare(name: str, compared: Compared, data: Path | None, only: dict[str, str | None]) -> None:
+def measure_comparison(
+    name: str, compared: Compared, data: Path | None, only: dict[str, str | None]
+) -> None:
     """Measure the rows of a comparison that are missing, and keep its results."""
     out = ROOT / "runs" / name
     if data and compared.prepare:
@@ -138,12 +140,12 @@ def compare(name: str, compared: Compared, data: Path | None, only: dict[str, st
     path = RESULTS / f"{name}.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        differences = differing(before, results)
-        if differences:
-            more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
+        phrases = differing(before, results)
+        if phrases:
+            more = [f"and {len(phrases) - 3} more"] if len(phrases) > 3 else []
             kept = path.relative_to(ROOT)
             sys.exit(
-                f"{kept} has other rows: {'; '.join([*differences[:3], *more])}; the new results "
+                f"{kept} has other rows: {'; '.join([*phrases[:3], *more])}; the new results "
                 f"are in {out.relative_to(ROOT)}; deleting {kept} makes place for them"
             )
         results = joined(before, results)
@@ -171,9 +173,9 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     for row in before["rows"]:
         row["versions"] = row.get("versions") or before["versions"]
     rows = {Part(row["method"], row["seed"]): row for row in (*before["rows"], *now["rows"])}
-    parts = in_order(rows)
+    parts = sort_parts(rows)
     ordered = [rows[part] for part in parts]
-    recipe = as_compared(now["recipe"], parts)
+    recipe = recipe_of_parts(now["recipe"], parts)
     joint = {"rows": ordered, "methods": methods_of(ordered), "seeds": seeds_of(parts)}
     return {**now, **joint, "recipe": recipe}
 
@@ -185,16 +187,16 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     methods = {row["method"] for row in (*before["rows"], *now["rows"])}
     free = () if "best-of-n" in methods else ("compare.prompts",)
-    differences = unlike(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
+    phrases = differences(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
     # Where solutions are kept and how many that session sampled does not change them.
     of_session = ("solutions.file", "solutions.sampled_questions")
     # An older file does not say what else its parts share.
     known = ("shared",) if "shared" in before and "shared" in now else ()
     for name in ("data", "model", "solutions", *known):
-        differences += unlike(dotted(before[name], name), dotted(now[name], name), of_session)
+        phrases += differences(flatten(before[name], name), flatten(now[name], name), of_session)
     texts = [[r["correct"] for r in x["rows"] if r["method"] == "text"] for x in (before, now)]
     changed = [] if texts[0] == texts[1] else ["the text prompt answers otherwise"]
-    return differences + changed
+    return phrases + changed
 
 
 def local_settings(measurement: Measurement | Compared, data: Path) -> list[str]:

@@ -340,8 +340,8 @@ def _threads(rows: Sequence[Results]) -> str:
     if None in counts:
         return ""
     fewest, most = min(counts), max(counts)
-    told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    return f" on {told} thread{'s' * (most > 1)}"
+    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f" on {count} thread{'s' * (most > 1)}"
 
 
 def _accuracy(scores: Sequence[Results]) -> str:

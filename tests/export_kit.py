@@ -21,7 +21,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.loading.quiet import silenced
+from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.recipe.settings import ExportSettings
 
@@ -73,7 +73,7 @@ def save_base(folder: Path, architecture: str = "llama", *, padding: int = 0, **
     quiet(model, words.convert_tokens_to_ids(unused))
     generation = model.generation_config
     generation.eos_token_id, generation.pad_token_id = words.eos_token_id, words.pad_token_id
-    with silenced():
+    with silence_libraries():
         model.save_pretrained(folder, max_shard_size=shards)
         words.save_pretrained(folder)
     return folder

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.loading.quiet import silenced
+from embedgrad.model.loading.quiet import silence_libraries
 
 Body = Mapping[str, Any]
 LOWEST = -9999.0  # of log-probabilities, as vLLM writes minus infinity
@@ -85,7 +85,7 @@ class FakeServer:
         if len(embeds_TD) == 0:
             raise Refused("the prompt is empty")
         embeds = embeds_TD.to(engine.device, engine.dtype)[None]
-        with self._one_at_a_time, silenced():
+        with self._one_at_a_time, silence_libraries():
             made = engine.generate(
                 inputs_embeds=embeds,
                 attention_mask=torch.ones(embeds.shape[:2], device=engine.device),

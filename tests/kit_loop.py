@@ -10,7 +10,6 @@ from torch import Tensor
 
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
-from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
@@ -42,9 +41,10 @@ def train(
 def rows_at_evaluations(made: Kit, **options: Any) -> tuple[Refinement, dict[int, Tensor]]:
     """A run, and the rows at each of its evaluations by step."""
     rows = {0: made.start}
+    parameterization = options.get("parts", FAST).parameterization
 
     def keep(checkpoint: Checkpoint) -> None:
-        prompt = Free().prompt(checkpoint.theta, {"span": made.start})
+        prompt = parameterization.prompt(checkpoint.theta, {"span": made.start})
         rows[checkpoint.step] = prompt["span"].detach().clone()
 
     return train(made, keep=keep, **options), rows

@@ -10,7 +10,7 @@ from typing import Any
 
 from embedgrad.atomic_files import write_json
 from embedgrad.evaluation.significance import mcnemar_exact, wilson_interval
-from embedgrad.report.page.run_files import asked_for
+from embedgrad.report.page.run_files import RESULT_VERSION, asked_for
 from run_kit import write_jsonl
 
 CHOICES = ("negative", "positive")
@@ -88,6 +88,7 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
             "tokens": tokens,
             "train": train,
             "interrupted": False,
+            "version": RESULT_VERSION,
         },
     )
     write_json(folder / "prompt" / "prompt.json", {**_prompt(tokens), **changes})
@@ -183,6 +184,7 @@ def made_results(seeds: int = 3) -> dict[str, Any]:
             }
         )
     return {
+        "version": RESULT_VERSION,
         "rows": rows,
         "methods": entries,
         "skipped": {"peft-cpt": "the package peft is missing"},

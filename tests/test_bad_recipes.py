@@ -55,6 +55,11 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize(trainig={"epochs": 1}),
         ("recipe.toml: trainig: unknown section; did you mean 'training'?",),
     ),
+    "other version": (
+        lambda p: p.optimize("version=3"),
+        ("recipe.toml: version: 3; this embedgrad reads 2, or leave it out",),
+    ),
+    "version as text": (lambda p: p.optimize("version='2'"), ("recipe.toml: version: '2'; ",)),
     "unknown option": (
         lambda p: p.optimize(training={"epoch": 1}),
         ("recipe.toml: training.epoch: unknown option; did you mean 'epochs'?",),
@@ -127,14 +132,16 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize("objective.over=choices", "target.choices=[]"),
         ("objective.over: 'choices', but target.choices lists none",),
     ),
-    "no span": (template(user="{review}"), ("template: no spans; mark exactly one piece of text",)),
-    "two spans": (template(user="[[a]] {review} [[b]]"), ("template: 2 spans",)),
+    "no span": (
+        template(user="{review}"),
+        ("template: no span; mark some text as [[the words to refine]]",),
+    ),
     "empty span": (template(user="[[]] {review}"), ("template.user: an empty span",)),
     "open span": (template(user="[[a {review}"), ("template.user: ",)),
     "column in the span": (template(user="[[a {review}]]"), ("column {review} inside the span",)),
     "text that merges": (
         template(text="{review}[[\nSo is it good]]\n", merges="refuse"),
-        ("the text next to the span merges with it", "template.merges"),
+        ("the text next to a span merges with it", "template.merges"),
     ),
     "unknown Hub model": (
         lambda p: p.optimize("model.name=nobody/nothing"),

@@ -32,10 +32,23 @@ def without(place: Place, name: str) -> Path:
     return place.run
 
 
+def older(place: Place, change: Callable[[str], str] = str) -> Path:
+    """The run with a recipe as version 1 wrote it."""
+    path = place.run / "recipe.toml"
+    text = path.read_text("utf-8")
+    assert text.startswith("version = 2\n")
+    path.write_text(change(text.removeprefix("version = 2\n")), "utf-8")
+    return place.run
+
+
 def cut(place: Place, keep: int) -> Path:
     return place.sign((place.run / "prompt" / "prompt.safetensors").read_bytes()[:keep])
 
 
+OLDER = (
+    "run was written by an older embedgrad (recipe version 1; this one reads 2): run its recipe "
+    "again"
+)
 RUNS: dict[str, Case] = {
     "no run": (
         lambda p: ["evaluate", p.folder / "none"],
@@ -57,13 +70,32 @@ RUNS: dict[str, Case] = {
     ),
     "other version": (
         spoiled(lambda p: p.describe(version=99)),
-        ("prompt.json: format version 99; this embedgrad reads 1; install the version",),
+        ("prompt.json: not written by this embedgrad (format version 99, this one reads 2)",),
+    ),
+    "older version": (
+        spoiled(lambda p: p.describe(version=1)),
+        ("prompt.json: written by an older embedgrad (format version 1, this one reads 2)",),
+    ),
+    "older recipe": (spoiled(older), (OLDER,)),
+    "older recipe with old names": (
+        spoiled(lambda p: older(p, lambda text: text.replace("[prefix_cache]", "[head_cache]"))),
+        (OLDER,),
+    ),
+    "older recipe to resume": (lambda p: ["resume", older(p)], (OLDER,)),
+    "older recipe to generate with": (lambda p: ["generate", older(p), "x"], (OLDER,)),
+    "older recipe to export": (
+        lambda p: ["export", older(p), "--to", "safetensors", "--out", p.folder / "export"],
+        (OLDER,),
+    ),
+    "newer recipe": (
+        spoiled(lambda p: older(p, "version = 3\n".__add__)),
+        ("recipe.toml: version: 3; this embedgrad reads 2, or leave it out",),
     ),
     "other format": (
         spoiled(lambda p: p.describe(format="peft")),
         ('is not a saved prompt; expected "format": "embedgrad-prompt"',),
     ),
-    "half a description": (spoiled(lambda p: p.describe(token_ids=None)), ("lacks 'token_ids'",)),
+    "half a description": (spoiled(lambda p: p.describe(spans=None)), ("lacks 'spans'",)),
     "no JSON": (
         spoiled(lambda p: at(p.run / "prompt" / "prompt.json", b"{").parents[1]),
         ("prompt.json: is not JSON",),

@@ -44,6 +44,7 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "compare": {
@@ -134,6 +135,7 @@ def examples(
         "plan": ("plan", recipe(), "--no-probe"),
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
+        "resume": ("resume", run),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),
         "inspect": ("inspect", run, "--rows", "4"),

@@ -1,4 +1,4 @@
-"""Comparisons of methods end to end: what they write, how they go on, what they refuse."""
+"""Comparisons of methods end to end: what they write, how they resume, what they refuse."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from embedgrad.evaluation.significance import (
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import METHODS
 from embedgrad.experiments.baselines.base import Method
-from embedgrad.experiments.compare import compare
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.compare.folder import Folder
-from embedgrad.experiments.compare.recipe_diff import differences, shared_settings
+from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
 from embedgrad.recipe.settings import COMPARED
 from embedgrad.report import show
@@ -218,7 +218,7 @@ def test_no_test_row_is_answered_before_every_training_is_finished(
         happened.extend(sources)
         return plain(self, rows, sequences, *more)
 
-    monkeypatch.setattr(Evaluator, "refined", spy)
+    monkeypatch.setattr(Evaluator, "score", spy)
     calls = count(monkeypatch)
     compare(
         Recipe.from_dict(values(model_folder, data, **{**SMALL, "compare": OWN | {"seeds": [0]}})),
@@ -300,8 +300,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         patch.setattr(METHODS["peft-lora"], "train", interrupted, raising=False)
         done = embedgrad(*arguments)
     assert done.code == 130
-    assert f"interrupted; {out} keeps 2 of 5 trainings and 0 of 5 scorings" in done.lines[-1]
-    assert "the same command goes on" in done.lines[-1]
+    assert f"interrupted; {out} has 2 of 5 trainings and 0 of 5 scorings" in done.lines[-1]
+    assert "the same command resumes" in done.lines[-1]
     assert done.json["rows"] == []
     assert not (out / "results.json").exists()
 
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
         calls = count(patch, "text", "embedgrad")
         done = embedgrad(*arguments)
     assert done.code == 130
-    assert "keeps 5 of 5 trainings and" in done.lines[-1]
+    assert "has 5 of 5 trainings and" in done.lines[-1]
     assert ("train", "text", 0) not in calls
     assert ("train", "embedgrad", 0) not in calls
     scored = {row["method"] for row in done.json["rows"]}
@@ -342,11 +342,11 @@ def test_a_scoring_goes_on_behind_its_last_block(
     so_far = copied / "work" / "unfinished" / "peft-lora-seed-0.json"
     (part / "scored.json").unlink()
 
-    def answer(task: Any, trained: Any, rows: Any, progress: Any, last: int = 9) -> Any:
+    def answer(task: Any, trained: Any, rows: Any, last: int = 9) -> Any:
         if len(blocks) == last:
             raise KeyboardInterrupt
         blocks.append(len(rows))
-        return type(method).answer(method, task, trained, rows, progress)
+        return type(method).answer(method, task, trained, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(method, "answer", lambda *given: answer(*given, last=2), raising=False)
@@ -368,7 +368,9 @@ def test_a_scoring_goes_on_behind_its_last_block(
         events: list[dict[str, Any]] = []
         results = compare(recipe, copied, lambda events=events: events.append)
         assert blocks == [5, 5, ROWS["test"] - 10]
-        assert sum("is scored anew" in str(event.get("text")) for event in events) == 1
+        assert (
+            sum("is scored again from the start" in str(event.get("text")) for event in events) == 1
+        )
         assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
 
 
@@ -425,13 +427,13 @@ def test_a_setting_that_an_older_recipe_does_not_have_is_at_its_default() -> Non
     for section, name in (("data", "drop_duplicates"), ("evaluation", "batch_size")):
         del older[section][name]
     del older["export"], older["transforms"][0]["max_norm"]
-    assert differences(older, recipe) == []
+    assert recipe_differences(older, recipe) == []
     assert shared_settings(older) == shared_settings(recipe.as_dict())
     dropped = values(Path("model"), Path("data"), **SMALL, data={"drop_duplicates": True})
-    told = differences(older, Recipe.from_dict(dropped))
+    told = recipe_differences(older, Recipe.from_dict(dropped))
     assert told == ["data.drop_duplicates is false there and true here"]
     older["data"]["gone"] = 1
-    assert "data.gone is 1 there and unset here" in differences(older, recipe)
+    assert "data.gone is 1 there and unset here" in recipe_differences(older, recipe)
 
 
 def test_a_folder_of_another_recipe_is_refused(
@@ -463,6 +465,15 @@ def test_data_that_changed_under_the_same_name_is_refused(
         compare(Recipe.from_dict(settings), copied)
 
 
+def test_a_folder_of_an_older_version_is_refused(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    path = copied / "recipe.toml"
+    path.write_text(path.read_text().removeprefix("version = 2\n"))
+    with refused("written by an older embedgrad (recipe version 1", error=RunError):
+        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
+
+
 def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path) -> None:
     part = copied / "work" / "embedgrad-seed-0"
     (part / "scored.json").unlink()
@@ -485,10 +496,10 @@ LONG = "1" * (ROWS["test"] + 1)
         ("text/scored.json", {"accuracy": None}, ("damaged", "delete it to score again")),
         ("text/scored.json", {"scores": [1.0]}, ("damaged", "delete it to score again")),
         ("text/scored.json", {"interval": None}, ("damaged", "delete it to score again")),
-        ("text/trained.json", {"facts": {}}, ("does not say dev, examples_seen", "train again")),
+        ("text/trained.json", {"facts": {}}, ("it lacks dev, examples_seen", "train again")),
         ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
         ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),
-        ("comparison.json", {"day": "nonsense"}, ("holds no day", "choose another --out")),
+        ("comparison.json", {"day": "nonsense"}, ("has no day", "choose another --out")),
     ],
 )
 def test_what_is_damaged_is_told_and_left(

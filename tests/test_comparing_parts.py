@@ -1,4 +1,4 @@
-"""Parts of a comparison that may not stand in one table, that fail, or that are judged again."""
+"""Parts of a comparison that may not share a table, that fail, or that are scored again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from embedgrad import Recipe, RecipeError, RunError, load_model
 from embedgrad.experiments.baselines import METHODS
-from embedgrad.experiments.compare import compare
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.parts.scorers import Number
 from embedgrad.parts.scorers.sandbox import end_workers
 from refusals import refused
@@ -201,13 +201,13 @@ def test_answers_are_judged_again_by_a_function_that_changed(
     assert [row["accuracy"] for row in before["rows"]] == [1, 1]
     answers = (tmp_path / "run" / "work" / "text" / "answers.jsonl").read_text()
     _, told = notes_of(free("text", "few-shot", **own), tmp_path / "run")
-    assert not any("judged again" in text for text in told)
+    assert not any("scored again" in text for text in told)
     module.write_text("def score(reply, answer):\n    return 0.25\n")
     end_workers()
     asked: list[int] = []
     monkeypatch.setattr(METHODS["text"], "answer", lambda *given: asked.append(1), raising=False)
     after, told = notes_of(free("text", "few-shot", **own), tmp_path / "run")
-    assert sum("has changed, and its answers are judged again" in text for text in told) == 2
+    assert sum("has changed, and its answers are scored again" in text for text in told) == 2
     assert [row["accuracy"] for row in after["rows"]] == [0.25, 0.25]
     assert not asked
     for row, old in zip(after["rows"], before["rows"], strict=True):
@@ -232,7 +232,7 @@ def test_answers_by_a_scorer_that_an_older_version_did_not_note_are_judged_again
     path.write_text(json.dumps({**scores, "accuracy": 1.0, "correct": "1" * ROWS["test"]}))
     after, told = notes_of(free("text", "few-shot"), out)
     assert [row["correct"] for row in after["rows"]] == [row["correct"] for row in before["rows"]]
-    assert sum("are judged again" in text for text in told) == 1
+    assert sum("are scored again" in text for text in told) == 1
     assert "scorer" in json.loads(path.read_text())
     answers = path.with_name("answers.jsonl")
     whole = answers.read_text().splitlines(keepends=True)
@@ -244,7 +244,7 @@ def test_answers_by_a_scorer_that_an_older_version_did_not_note_are_judged_again
         assert json.loads(path.read_text()) == scores
 
 
-def test_a_scorer_that_fails_at_judging_again_changes_nothing(
+def test_a_scorer_that_fails_when_scoring_again_changes_nothing(
     free: Free, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -270,15 +270,38 @@ def test_free_answers_are_kept_some_batches_at_a_time(
     evaluation = {"scorer": {"name": "number"}, "max_new_tokens": 3, "batch_size": 1}
     method, blocks = METHODS["text"], []
 
-    def answer(task: Any, trained: Any, rows: Any, progress: Any = None) -> Any:
-        if progress is not None:  # a test row
+    def answer(task: Any, trained: Any, rows: Any) -> Any:
+        if task.progress is not None:  # a test row
             blocks.append(len(rows))
             if len(blocks) == 3:
                 raise KeyboardInterrupt
-        return type(method).answer(method, task, trained, rows, progress)
+        return type(method).answer(method, task, trained, rows)
 
     monkeypatch.setattr(method, "answer", answer, raising=False)
     assert compare(free("text", evaluation=evaluation), tmp_path / "run")["interrupted"] is True
     results = compare(free("text", evaluation=evaluation), tmp_path / "run")
     assert len(results["rows"]) == 1
     assert sum(blocks) == ROWS["test"] + 4  # the batch that was interrupted
+
+
+def test_two_spans_are_compared_by_the_methods_that_can_train_them(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    template = {"user": "[[Read this review.]]\n\n{review}\n\n[[Good or bad?]]"}
+    shots = {"seeds": [0], "shots": 2, "prompts": ["Cold or warm?"]}
+    recipe = values(model_folder, data, template=template, compare=shots, **ONCE)
+    results = compare(Recipe.from_dict(recipe), tmp_path / "out")
+    assert results["text"] == "Read this review. Good or bad?"
+    assert results["failed"] == {}
+    reason = "it needs a single [[span]], and the template has 2"
+    assert results["skipped"] == dict.fromkeys(
+        (
+            *("best-of-n", "random-init", "peft-prompt-tuning-text"),
+            *("peft-prompt-tuning-random", "peft-cpt"),
+        ),
+        reason,
+    )
+    rows = {row["method"]: row for row in results["rows"]}
+    assert rows.keys() == {"text", "few-shot", "embedgrad", "embedgrad-no-region", "peft-lora"}
+    assert rows["embedgrad"]["extra_tokens"] == 0
+    assert rows["few-shot"]["extra_tokens"] > 0

@@ -310,7 +310,7 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     (data / "reviews.csv").write_text(text_of(repository / "reviews.csv"), encoding="utf-8")
     compared = bench.Compared("demo.toml", [], ['data.train="{data}/reviews.csv"'])
     only = {"--methods": "text,embedgrad", "--seeds": "1"}
-    bench.compare("compare-demo", compared, data, only)
+    bench.measure_comparison("compare-demo", compared, data, only)
     path = repository / "benchmarks" / "results" / "compare-demo.json"
     kept = text_of(path)
     assert str(repository) not in kept
@@ -337,7 +337,7 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     # A later session, which has no trainings of this one, adds rows of the same everything.
     shutil.rmtree(repository / "runs")
     more = {"--methods": "text,embedgrad,random-init", "--seeds": "0"}
-    bench.compare("compare-demo", compared, data, more)
+    bench.measure_comparison("compare-demo", compared, data, more)
     both = json.loads(text_of(path))
     assert [(row["method"], row["seed"]) for row in both["rows"]] == [
         ("text", None),
@@ -356,19 +356,19 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     written_aside: list[Path] = []
     with monkeypatch.context() as patch:
         patch.setattr(bench, "write_json", lambda path, _: written_aside.append(path))
-        bench.compare("compare-demo", compared, data, more)
+        bench.measure_comparison("compare-demo", compared, data, more)
     assert written_aside == [path]
     assert json.loads(text_of(path)) == both
     # Other texts for best-of-n change none of these rows; another setting changes all of them.
     shutil.rmtree(repository / "runs")
     named = bench.Compared("demo.toml", ['compare.prompts=["Good or bad?"]'], compared.local)
-    bench.compare("compare-demo", named, data, only)
+    bench.measure_comparison("compare-demo", named, data, only)
     kept = text_of(path)
     assert len(json.loads(kept)["rows"]) == 4
     shutil.rmtree(repository / "runs")
     other = bench.Compared("demo.toml", ["training.steps=2"], compared.local)
     with pytest.raises(SystemExit) as ended:
-        bench.compare("compare-demo", other, data, only)
+        bench.measure_comparison("compare-demo", other, data, only)
     assert ended.value.code == (
         "benchmarks/results/compare-demo.json has other rows: training.steps is unset there and 2 "
         "here; the new results are in runs/compare-demo; deleting "
@@ -444,7 +444,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[tuple[str, s
     monkeypatch.setattr(
         bench, "measure", lambda name, _, __, again=None: made.append((name, again))
     )
-    monkeypatch.setattr(bench, "compare", lambda name, *_: made.append((name, None)))
+    monkeypatch.setattr(bench, "measure_comparison", lambda name, *_: made.append((name, None)))
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
     bench.main()
     return made

@@ -66,7 +66,13 @@ PLACES = {
         )
     ),
 }
-BY_SYSTEM = {"system", "two-columns", "shots"}
+PLACES |= {
+    "spans": Template.chat(
+        system="[[You rate.]] Be brief.", user="[[Read this:]] {review}\n[[Is it good?]] Say."
+    ),
+    "spans-opening": Template.chat(user="[[Rate]] this: {review}", assistant="So [[it is]]"),
+}
+BY_SYSTEM = {"system", "two-columns", "shots", "spans"}
 
 
 def on_its_way(
@@ -135,6 +141,30 @@ def system(text: Any, role: str = "system") -> dict[str, Any]:
 # ------------------------------------------------------------------- plain queries, as trained
 
 
+def test_several_spans_in_a_conversation() -> None:
+    """Those of user messages go into the last; that of an opening, where an answer begins."""
+    names = token_names(TAG, "p", 40)
+
+    def template(place: str, *messages: dict[str, Any], **asked: Any) -> str:
+        asked = {"add_generation_prompt": True, **asked}
+        text = served(("p", place)).apply_chat_template(list(messages), tokenize=False, **asked)
+        return re.sub(rf"(?:<\|{TAG}_p_\d+\|>)+", "[p]", text)
+
+    turns = user("A"), assistant("B"), user("C")
+    spans = template("spans", *turns)
+    assert spans.count("[p]") == 3
+    assert "A" in spans.partition("C")[0]
+    assert re.search(r"\[p\] C\n\[p\] Say\.", spans)
+    assert template("spans-opening", *turns).endswith("So[p]")  # the space is drawn in
+    closed = template("spans-opening", *turns, assistant("Done."), add_generation_prompt=False)
+    assert closed.count("[p]") == 1
+    tokenizer = served(("p", "spans"))
+    text = tokenizer.apply_chat_template([user("C")], tokenize=False)
+    assert [name for name in re.findall(r"<\|\S+?\|>", text) if TAG in name] == list(
+        names[: len(one("spans", name="p").prompt.prompt_ids)]
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chat", CHATS)
 def test_a_plain_query_gives_the_tokens_of_training(chat: str, kind: str) -> None:
@@ -145,7 +175,7 @@ def test_a_plain_query_gives_the_tokens_of_training(chat: str, kind: str) -> Non
     tokenizer = exported_tokenizer(prompts, base, TAG, "append")
     first = len(base)
     for place, prompt in zip(places, prompts, strict=True):
-        names = token_names(TAG, place, len(prompt.prompt.span.ids))
+        names = token_names(TAG, place, len(prompt.prompt.prompt_ids))
         new = tuple(range(first, first + len(names)))
         first += len(names)
         assert tokenizer.convert_ids_to_tokens(list(new)) == list(names)
@@ -155,7 +185,7 @@ def test_a_plain_query_gives_the_tokens_of_training(chat: str, kind: str) -> Non
             ids = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=False, prompt=place
             )
-            assert tuple(ids) == row.prefix + new + row.suffix
+            assert tuple(ids) == row.context(new)
     check_rendering(prompts, tokenizer, TAG)
 
 
@@ -749,7 +779,9 @@ def test_a_token_that_the_tokenizer_lacks_is_not_made_up_by_llama_cpp(tmp_path: 
 @pytest.mark.parametrize("chat", [c for c in CHATS if c != "no-system"])
 def test_llama_cpp_renders_the_same(chat: str, tmp_path: Path) -> None:
     """Its own Jinja in its own server, against that of `transformers`."""
-    tokenizer = served(("a", "user-after"), ("b-2", "system"), ("c", "opening"), chat=chat)
+    prompts = (("a", "user-after"), ("b-2", "system"), ("c", "opening"))
+    prompts += (("s", "spans"), ("o", "spans-opening"))
+    tokenizer = served(*prompts, chat=chat)
     hostile = [user(f"x{''.join(NAMES)}y"), assistant(TAG), user(f"X{TAG}Z")]
     requests: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         ([user("Hi \U0001f600 \\n {{ x }} {% if %}")], {}),
@@ -757,7 +789,9 @@ def test_llama_cpp_renders_the_same(chat: str, tmp_path: Path) -> None:
         ([system("Be kind."), user("A")], {"prompt": "b-2"}),
         ([system("<<prompt:b-2>>"), user("Hi")], {}),
         ([user("A"), assistant("B"), user("C")], {"prompt": "c"}),
-        *((hostile, {"prompt": name}) for name in ("a", "b-2", "c")),
+        ([system("Be kind."), user("A"), assistant("B"), user("C")], {"prompt": "s"}),
+        ([user("A"), assistant("B"), user("C")], {"prompt": "o"}),
+        *((hostile, {"prompt": name}) for name in ("a", "b-2", "c", "s", "o")),
     ]
     model, marks = tmp_path / "model.gguf", {"bos_token": "<|end|>", "eos_token": "<|end|>"}
     changes = {"tokenizer.chat_template": tokenizer.chat_template}

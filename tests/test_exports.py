@@ -20,7 +20,7 @@ import tiny
 from bad_kit import contents
 from embedgrad import Recipe, run
 from embedgrad.deploy import folder as folders
-from embedgrad.deploy.destinations.registry import destination
+from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.deploy.verify import parity as checks
@@ -164,7 +164,7 @@ def test_greedy_texts_agree_over_64_tokens(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[Any], Any]) -> None:
     """Hand the destination's writer prompts with other rows than the check knows."""
-    made = type(destination(to))
+    made = type(find_destination(to))
     write = made.write
 
     def broken(self: Destination, job: Job, folder: Path) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def test_what_is_written_is_not_calibrated_on_the_rows_of_the_check(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[str]] = {}
-    made = type(destination("safetensors"))
+    made = type(find_destination("safetensors"))
     write = made.write
 
     def written(self: Destination, job: Job, folder: Path) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def entry(name: str, value: object) -> Callable[[Path], None]:
     [
         (change_file, "prompt.safetensors: was changed (its digest differs)"),
         (lambda out: (out / "prompt" / "prompt.json").unlink(), "prompt.json: is missing"),
-        (lambda out: (out / folders.FILE).unlink(), "expected the folder of an export"),
+        (lambda out: (out / folders.FILE).unlink(), "expected a folder that `embedgrad export"),
         (lambda out: (out / folders.FILE).write_bytes(b"{"), "export.json: is not JSON"),
         (entry("format", "x"), 'expected "format": "embedgrad-export"'),
         (entry("version", 1), "has format version 1, but this embedgrad reads 2; export the run"),
@@ -536,7 +536,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20 - 1))
-    monkeypatch.setattr(type(destination(to)), "write", pytest.fail)
+    monkeypatch.setattr(type(find_destination(to)), "write", pytest.fail)
     unchanged(
         runs,
         tmp_path,
@@ -561,7 +561,7 @@ def test_the_copy_that_a_check_writes_needs_room_too(
     runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need = 30 * 2**20  # as of a model that the rows of the check do not count beside
-    made = type(destination("gguf"))
+    made = type(find_destination("gguf"))
     monkeypatch.setattr(made, "bytes_needed", lambda self, job: need)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 3 // 2))
@@ -606,7 +606,7 @@ def test_a_file_that_cannot_be_written_is_told_by_the_folder_asked_for(
 def test_a_write_that_is_cut_off_leaves_nothing(
     to: str, how: str, runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    made = type(destination(to))
+    made = type(find_destination(to))
     write = made.write
 
     def cut(self: Destination, job: Job, folder: Path) -> dict[str, Any]:
@@ -657,8 +657,7 @@ def test_the_card_warns_of_what_the_destination_cannot_guard(runs: Runs, tmp_pat
         said[to] = card.partition("## Security\n\n")[2].partition("\n## ")[0]
         assert "Nothing: it was exported without a check." in card
         assert not (tmp_path / to / "verify.json").exists()
-    assert "Raw completions" in said["vocabulary"]
-    assert "cannot be guarded" in said["vocabulary"]
+    assert "It cannot guard raw completions" in said["vocabulary"]
     assert "trusted users only" in said["vllm"]
     assert "--enable-prompt-embeds" in said["vllm"]
     assert "unpickled" in said["safetensors"]

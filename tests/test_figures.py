@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from embedgrad.errors import RunError
+from embedgrad.report.figures import comparison
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.comparison import count
 from embedgrad.report.figures.series import MOST_POINTS, smoothed, thinned
@@ -120,7 +121,7 @@ def test_a_heat_strip_colors_by_distance_and_breaks_lines() -> None:
 
 def test_a_forest_has_a_line_per_method() -> None:
     results = made_results()
-    figure = figures.forest(results)
+    figure = comparison.forest(results)
     others = sorted(results["methods"][1:], key=lambda entry: -entry["difference"])
     shown = words(figure)
     assert shown[::2] == [entry["method"] for entry in others]
@@ -139,7 +140,7 @@ def test_a_forest_has_a_line_per_method() -> None:
 
 def test_accuracy_against_cost_places_every_method() -> None:
     results = made_results()
-    figure = figures.accuracy_against_cost(results)
+    figure = comparison.accuracy_against_cost(results)
     drawn = lines(figure, 0)
     for entry in results["methods"]:
         assert ([entry["train_seconds"]], [100 * entry["accuracy"]]) in drawn
@@ -154,7 +155,7 @@ def test_labels_of_equal_methods_do_not_stand_on_each_other() -> None:
     results = made_results()
     for entry in results["methods"]:
         entry.update(accuracy=0.7, min=0.7, max=0.7, train_seconds=10.0)
-    labels = figures.accuracy_against_cost(results).axes[0].texts
+    labels = comparison.accuracy_against_cost(results).axes[0].texts
     heights = sorted(label.xy[1] for label in labels)
     assert len({round(height, 6) for height in heights}) == len(labels)
 
@@ -162,9 +163,9 @@ def test_labels_of_equal_methods_do_not_stand_on_each_other() -> None:
 def test_comparisons_without_numbers_are_refused() -> None:
     results = {"rows": [], "methods": [{"method": "text", "accuracy": 0.5, "difference": 0.0}]}
     with pytest.raises(RunError, match="no method with a difference"):
-        figures.forest(results)
+        comparison.forest(results)
     with pytest.raises(RunError, match="no method with an accuracy and training seconds"):
-        figures.accuracy_against_cost(results)
+        comparison.accuracy_against_cost(results)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -173,8 +174,8 @@ def test_any_words_can_be_drawn(name: str) -> None:
     results["methods"][1]["method"] = results["rows"][1]["method"] = HOSTILE[name]
     drawn = [
         figures.heat_strip([{"token": HOSTILE[name], "distance": 0.1, "cosine": 1.0}]),
-        figures.forest(results),
-        figures.accuracy_against_cost(results),
+        comparison.forest(results),
+        comparison.accuracy_against_cost(results),
     ]
     for figure in drawn:
         svg = inline_svg(figure, "name", HOSTILE[name])

@@ -741,10 +741,10 @@ def test_what_is_streamed_cannot_drive_a_terminal(
         (("--stop", "\udcff"), "--stop: '\\udcff' is not UTF-8 text"),
         (("--samples", "2"), "--samples: decoding is greedy, so there is one answer; give"),
         (("--top-p", "0.5"), "--top-p: decoding is greedy, so there is one answer; give"),
-        (("--stream", "--json"), "--stream: prints plain text as it comes; leave out --json"),
+        (("--stream", "--json"), "--stream: prints plain text; leave out --json"),
         (
             ("--stream", *WARM, "--samples", "2"),
-            "--stream: shows one answer as it comes; leave out --samples",
+            "--stream: prints one answer; leave out --samples",
         ),
     ],
     ids=lambda value: (
@@ -764,7 +764,7 @@ def test_a_stream_of_standard_input_is_refused(embedgrad: Command, generated: Pa
     done = embedgrad("generate", generated, "--quiet", "--stream", stdin='"What?"\n')
     assert (done.code, done.out) == (2, "")
     assert done.lines == [
-        "error: --stream: answers one query, given as an argument; leave it out for standard input"
+        "error: --stream: needs the query as an argument; leave it out for standard input"
     ]
 
 

@@ -34,7 +34,7 @@ from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.loading.quiet import silenced
+from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, quiet, save_base
 from tiny_gguf import TOKENS as TINY_TOKENS
@@ -480,7 +480,7 @@ def _save(folder: Path, model_type: str, extra: dict[str, Any]) -> Path:
                 weight.data += 0.1 * torch.randn_like(weight)
     built.eval().requires_grad_(False)
     quiet(built, words.convert_tokens_to_ids("<start_of_turn>"))
-    with silenced():
+    with silence_libraries():
         built.save_pretrained(folder)
         words.save_pretrained(folder)
     return folder

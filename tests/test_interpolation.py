@@ -15,9 +15,9 @@ from embedgrad.evaluation.evaluator import summarize
 from embedgrad.experiments.interpolation import (
     PLACES,
     QUESTIONS,
-    _asked,
+    _question,
+    ask_about_prompt,
     interpolate,
-    replies,
     rows_at,
     score_points,
 )
@@ -73,18 +73,18 @@ def test_an_interpolation_needs_rows(opened: OpenRun) -> None:
 
 def test_questions_hold_the_rows_in_their_words_place(opened: OpenRun) -> None:
     for question in QUESTIONS:
-        sequence, evaluator = _asked(opened, question)
+        sequence, evaluator = _question(opened, question)
         decode = evaluator.model.tokenizer.decode
         text = decode([*sequence.prefix, *opened.prompt.span.ids, *sequence.suffix])
         assert question.replace("<prompt>", opened.prompt.span.text) in text
 
 
 def test_replies_are_those_of_plain_decoding(opened: OpenRun) -> None:
-    said = replies(opened)
+    said = ask_about_prompt(opened)
     assert [asked["question"] for asked in said] == [
         q.replace("<prompt>", "...") for q in QUESTIONS
     ]
-    sequence, _ = _asked(opened, QUESTIONS[0])
+    sequence, _ = _question(opened, QUESTIONS[0])
     ids = torch.tensor([[*sequence.prefix, *opened.prompt.span.ids, *sequence.suffix]])
     new = opened.model.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False,
@@ -120,7 +120,7 @@ def test_an_interpolation_that_cannot_be_written_is_shown(folder: Path, embedgra
     (folder / "interpolation.json").mkdir()  # what no file can replace
     done = embedgrad("report", folder, "--rows", "3", "--quiet")
     assert (done.code, len(done.lines)) == (0, 1)
-    assert done.err.startswith("Not kept: what needs the model (")
+    assert done.err.startswith("The interpolation is not saved (")
     assert "interpolation.json: cannot be written" in done.err
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="interpolation"' in html

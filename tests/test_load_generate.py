@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import shutil
 import subprocess
 import sys
@@ -81,12 +82,19 @@ def greedy(job: Job, texts: list[str], most: int) -> list[str]:
 
 def test_a_loaded_prompt_is_what_it_was(job: Job, tmp_path: Path) -> None:
     prompt = embedgrad.load(saved(job, tmp_path / "prompt"))
-    assert isinstance(prompt, PromptEmbedding)
+    assert isinstance(prompt.prompt, PromptEmbedding)
     assert torch.equal(prompt.rows, job.prompts[0].rows_PD)
     assert prompt.template == job.prompts[0].prompt.template
     moved = prompt.with_rows(prompt.start_rows)
     assert moved.drift.max().item() == 0
     assert callable(moved.generate)
+    assert prompt.spans == job.prompts[0].prompt.spans
+    assert prompt.places() == {"span": slice(0, len(prompt.rows))}
+    again = embedgrad.load(embedgrad.save(copy.copy(prompt), tmp_path / "again"))
+    assert torch.equal(again.rows, prompt.rows)
+    assert again.provenance == prompt.provenance
+    with pytest.raises(AttributeError):
+        prompt.rows = prompt.start_rows
 
 
 def test_a_query_is_answered_by_a_text_and_a_list_by_a_list(free: Job, tmp_path: Path) -> None:

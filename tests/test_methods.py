@@ -20,10 +20,11 @@ from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal, parse
 from embedgrad.experiments.baselines import METHODS, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import random_rows
-from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod, batches
+from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
 from embedgrad.experiments.baselines.prompting import draw
 from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.model.backbone import joined
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -114,7 +115,7 @@ def test_worked_examples_are_turns_of_the_chat() -> None:
         add_generation_prompt=True,
     )
     assert rendered.text == expected
-    assert rendered.prefix.count("Good or bad?") == 2
+    assert rendered.texts[0].count("Good or bad?") == 2
 
 
 def test_worked_examples_keep_the_opening_of_the_answer() -> None:
@@ -169,7 +170,7 @@ def test_best_of_n_takes_the_text_that_dev_likes_best() -> None:
     for text in (own, *texts):
         sequencer = task.sequencer_of(with_span(made.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in task.dev)
-        answered = task.evaluator().text(made.model.embed(sequencer.span.ids), rows)
+        answered = task.evaluator().score_text_prompt(made.model.embed(sequencer.span.ids), rows)
         right = sum(a.correct for a in answered)
         scores[text] = right, -sum(a.loss for a in answered)
     assert trained.facts["settings"]["prompt"] == max(scores, key=lambda text: scores[text])
@@ -224,7 +225,7 @@ def test_few_shot_says_where_it_takes_room_from_a_row() -> None:
     task = replace(task, sequencer=sequencer)
     METHODS["few-shot"].train(task, 0)
     (note,) = (event["text"] for event in told if "is cut in" in str(event.get("text")))
-    assert note == "few-shot: behind 3 examples column 'review' is cut in rows that do not fit"
+    assert note == "few-shot: after 3 examples column 'review' is cut in rows that do not fit"
 
 
 # -- EmbedGrad and its variants --------------------------------------------------------------------
@@ -318,12 +319,12 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
 def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
     task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
     whole = method.train(replace(task, state=folder), 0)
-    (folder / "state.safetensors").write_bytes(b"no tensors")
+    (folder / "checkpoint.safetensors").write_bytes(b"no tensors")
     events: list[dict[str, Any]] = []
     again = method.train(replace(task, state=folder, report=events.append), 0)
     notes = [event for event in events if event["event"] == "note"]
-    (line,) = [n["text"] for n in notes if "starts anew" in n["text"]]
-    assert "the saved state cannot be read" in line
+    (line,) = [n["text"] for n in notes if "starts from the beginning" in n["text"]]
+    assert "the checkpoint cannot be read" in line
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 
 
@@ -335,15 +336,16 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     ours: list[list[str]] = []
     plain = LanguageModel.outcome
 
-    def spy(self: Any, rows: Tensor, sequences: Sequence[TokenSequence], **options: Any) -> Any:
-        if rows.requires_grad:
+    def spy(self: Any, prompt: Any, sequences: Sequence[TokenSequence], **options: Any) -> Any:
+        if joined(prompt).requires_grad:
             ours.append([s.example.source for s in sequences])
-        return plain(self, rows, sequences, **options)
+        return plain(self, prompt, sequences, **options)
 
     monkeypatch.setattr(LanguageModel, "outcome", spy)
     training = Training(steps=7, batch_size=3, seed=5)
     optimize(made.model, made.sequencer, made.sequences[:8], training=training)
-    theirs = [[made.sequences[i].example.source for i in b] for b in batches(8, training, 7)]
+    batches = training.batches(training.units([None] * 8), 7)
+    theirs = [[made.sequences[i].example.source for i in batch] for batch in batches]
     assert ours == theirs
     assert len(ours) == 7
 

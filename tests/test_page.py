@@ -345,6 +345,25 @@ def test_an_interrupted_run_has_a_page(tmp_path: Path) -> None:
     assert html.count('role="listitem"') == 5  # the words, from the saved prompt
 
 
+def test_results_of_an_older_version_are_shown_with_a_note(
+    embedgrad: Command, tmp_path: Path
+) -> None:
+    note = "was written by an older embedgrad (result version 1; this one reads 2)"
+    folder = made_run(tmp_path / "run", answered_rows(5))
+    assert note not in written(folder)
+    result = json.loads((folder / "result.json").read_text())
+    del result["version"]
+    (folder / "result.json").write_text(json.dumps(result))
+    html = written(folder)
+    assert note in html
+    assert 'id="text-accuracy"' in html
+    results = tmp_path / "results.json"
+    for values, count in ((made_results(), 0), (made_results() | {"version": 1}, 1)):
+        results.write_text(json.dumps(values))
+        done = embedgrad("report", results)
+        assert (done.code, len(done.lines), done.err.count(note)) == (0, count, count)
+
+
 def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(20))
     bad = ["{", "[]", "null", '{"source": 3}', "\xff"]
@@ -558,9 +577,9 @@ def test_a_model_that_cannot_be_used_costs_only_its_parts(
     done = embedgrad("report", folder, "--rows", "7")
     assert done.code == 0
     assert len(done.lines) == 1
-    assert done.err.startswith("Left out: what needs the model (")
+    assert done.err.startswith("Left out: everything that needs the model (")
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Left out: what needs the model (" in notes(html)
+    assert "Left out: everything that needs the model (" in notes(html)
     assert 'id="answers"' in html
 
 

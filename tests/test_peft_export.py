@@ -20,7 +20,7 @@ from embedgrad.deploy.destinations.peft import PeftAdapter
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.reference import next_logprobs
-from embedgrad.model.loading.quiet import silenced
+from embedgrad.model.loading.quiet import silence_libraries
 from export_kit import exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
@@ -46,7 +46,7 @@ def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path)
     job = made(tmp_path, architecture)
     (prompt,) = job.prompts
     out, _ = written(job, tmp_path)
-    with silenced():
+    with silence_libraries():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, out).eval()
     expected = next_logprobs(job.model, prompt.rows_PD, prompt.sequences)
@@ -115,7 +115,7 @@ def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     out, facts = written(job, tmp_path)
     source = program_source(PROGRAM, "example.py", prompt, Base.of(job), dtype=facts["dtype"])
     program = run_generated(out / "example.py", source)
-    with silenced():
+    with silence_libraries():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, out).eval()
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")

@@ -44,21 +44,21 @@ def test_a_budget_below_one_batch_is_told_with_both_numbers() -> None:
     )
     for budget in (need, 0):
         model = made.model.with_prefix_cache(PrefixCache(budget))
-        assert lack_of_room(model, made.sequences, 3) == ""
+        assert lack_of_room(model, made.sequences, 3) is None
     made = made.with_cache(PrefixCache(need // 2 + 1, precision="half"))
-    assert lack_of_room(made.model, made.sequences, 3) == ""
+    assert lack_of_room(made.model, made.sequences, 3) is None
 
 
 def test_one_prefix_for_all_rows_needs_room_once() -> None:
     made = small(template="system")
     (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
     made = made.with_cache(PrefixCache(prefix.nbytes))
-    assert lack_of_room(made.model, made.sequences, 12) == ""
+    assert lack_of_room(made.model, made.sequences, 12) is None
 
 
 def test_rows_without_prefixes_need_no_room() -> None:
     made = small(template="plain-start").with_cache(PrefixCache(1))
-    assert lack_of_room(made.model, made.sequences, 12) == ""
+    assert lack_of_room(made.model, made.sequences, 12) is None
 
 
 # -------------------------------------------------------------------------- what is kept for whom

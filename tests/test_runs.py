@@ -86,8 +86,8 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
         "result.json",
         "prompt/prompt.json",
         "prompt/prompt.safetensors",
-        "state/state.json",
-        "state/state.safetensors",
+        "checkpoint/checkpoint.json",
+        "checkpoint/checkpoint.safetensors",
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from embedgrad import ExportError, Template
 from embedgrad.deploy.destinations.peft import PeftAdapter
-from embedgrad.deploy.destinations.registry import destination
+from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.vllm_chat import chat_problem, message_parts
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.query import plain_messages
@@ -50,7 +50,7 @@ def job(model: LanguageModel, place: str) -> Job:
 
 def checked(to: str, written: Job, job: Job, folder: Path) -> dict[str, Any]:
     folder.mkdir()
-    facts = destination(to).write(written, folder)
+    facts = find_destination(to).write(written, folder)
     return parity.check(to, folder, job, facts)
 
 

@@ -438,7 +438,7 @@ def test_rows_of_another_machine_do_not_stay(
     Results(tmp_path / "speed.json").put(row_of("A"))
     monkeypatch.setattr("benchmarks.speed.results.machine", lambda: {"cores": 640})
     assert Results(tmp_path / "speed.json").values["rows"] == []
-    assert "starts anew" in capsys.readouterr().out
+    assert "starts over" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_measures_only_what_is_missing(

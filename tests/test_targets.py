@@ -224,3 +224,23 @@ def test_a_solution_is_what_is_written_and_the_answer_what_is_scored() -> None:
     assert made(row).targets != made(solved).targets
     assert made.tokenizer.decode(list(made(solved).targets[0][:-1])).strip() == "the one is 2"
     assert made(solved).example.answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("target", "solution", "reasoning"),
+    [
+        (FREE, "the one is 2", " the one is"),
+        (FREE, "2 or 3, so 2.", " 2 or 3, so"),
+        (FREE, "2", ""),
+        (FREE, "the one is two", ""),
+        (FREE, None, ""),
+        (Target(("2", "3")), "the one is 2", ""),
+    ],
+)
+def test_the_tokens_before_the_final_answer_are_counted(
+    target: Target, solution: str | None, reasoning: str
+) -> None:
+    made = sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), target)
+    sequence = made(dataclasses.replace(example("so", "2"), solution=solution))
+    counted = sequence.targets[sequence.gold][: sequence.reasoning]
+    assert made.tokenizer.decode(list(counted)).rstrip() == reasoning

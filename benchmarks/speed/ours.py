@@ -65,7 +65,7 @@ class Ours:
         return torch.stack([outcome.answer_logprobs_B for outcome in outcomes])
 
     def generate(self, sequences: Sequence[TokenSequence], new_tokens: int) -> list[str]:
-        """Greedy replies of exactly so many tokens."""
+        """Greedy replies of exactly this many tokens."""
         made = replies(
             self.model,
             self.start_PD,

@@ -198,7 +198,7 @@ class Generate(InputsEmbeds):
 
     @torch.no_grad()
     def tokens(self, sequences: Sequence[TokenSequence], new_tokens: int) -> Tensor:
-        """Greedy answers [B, T] of exactly so many tokens."""
+        """Greedy answers [B, T] of exactly this many tokens."""
         batch = pad(sequences, len(self.rows), [()] * len(sequences), left=True)
         new: Tensor = self.model.generate(
             inputs_embeds=self._embeds(batch, self.rows.detach()),
@@ -253,7 +253,7 @@ class PeftPromptTuning(_Peft):
         return PromptTuningConfig(
             task_type=TaskType.CAUSAL_LM,
             prompt_tuning_init=PromptTuningInit.TEXT,
-            prompt_tuning_init_text=PROMPT,  # PEFT cuts it to so many tokens
+            prompt_tuning_init_text=PROMPT,  # PEFT cuts it to that length
             num_virtual_tokens=len(prompt_ids),
             tokenizer_name_or_path=folder,
         )

@@ -4,7 +4,7 @@ A full run that was interrupted (`finished` is false) keeps the rows that it mea
 measured with the code that is there now (`code`: a digest of all sources) and with as
 many pairs as it would make. A run of some workloads only, or a quick one, replaces their rows and
 leaves the others. Machine and versions stand once at the top, so on another machine, or with other
-versions, the file starts anew.
+versions, the file starts over.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Results:
             self.values = _read(path)
         here = {"machine": machine(), "versions": versions("peft")}
         if any(self.values.get(name) not in (None, value) for name, value in here.items()):
-            print(f"{path.name}: from another machine or other versions, so it starts anew")
+            print(f"{path.name}: from another machine or other versions, so it starts over")
             self.values = {"finished": False, "rows": []}
         self.values = {**here, **self.values}
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("it has no rows")
     except (AttributeError, ValueError) as error:
         raise RunError(
-            f"{path}: is no results file ({error}); restore it, or delete it to measure anew"
+            f"{path}: is no results file ({error}); restore it, or delete it to measure again"
         ) from error
     return values
 

@@ -37,7 +37,7 @@ class Shape:
     answer: int
     batch: int
     before: bool = False
-    """Whether the prompt stands before the query, as the system message."""
+    """Whether the prompt comes before the query, as the system message."""
     choices: int = 1
 
 

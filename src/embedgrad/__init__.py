@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TemplateError,
     )
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
-    from embedgrad.experiments.compare import compare
+    from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.plan import plan
     from embedgrad.experiments.run import run
     from embedgrad.inference.refined_prompt import load
@@ -92,7 +92,7 @@ _HOMES = {
     "deploy.export": ("export", "verify"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
-    "experiments.compare": ("compare",),
+    "experiments.compare.compare": ("compare",),
     "experiments.plan": ("plan",),
     "experiments.run": ("run",),
     "inference.refined_prompt": ("load",),

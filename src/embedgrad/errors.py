@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, final
 
 
 class EmbedgradError(Exception):
@@ -43,6 +43,7 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+@final
 class RecipeError(EmbedgradError):
     """A recipe that cannot be used.
 
@@ -60,34 +61,42 @@ class RecipeError(EmbedgradError):
         super().__init__(text)
 
 
+@final
 class DataError(EmbedgradError):
     """A data file, a column, a label or a split that cannot be used."""
 
 
+@final
 class TemplateError(EmbedgradError):
     """A template that cannot be used, or a chat template that cannot hold its span."""
 
 
+@final
 class ModelError(EmbedgradError):
     """A model that cannot be found, loaded or used."""
 
 
+@final
 class ArtifactError(EmbedgradError):
     """A saved prompt that is damaged, or that belongs to another model."""
 
 
+@final
 class RunError(EmbedgradError):
     """A run folder that exists already, lacks something, or cannot be written."""
 
 
+@final
 class ExportError(EmbedgradError):
     """A prompt that cannot be exported as asked, or an export that fails its check."""
 
 
+@final
 class EngineError(EmbedgradError):
     """A serving engine that is not installed, does not start, or stops."""
 
 
+@final
 class DivergenceError(EmbedgradError):
     """The loss or its gradient stopped being finite; `refinement` holds the best rows so far."""
 

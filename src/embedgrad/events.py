@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
+Notify = Callable[[str], None]  # takes one line for a person
 
 
 def nowhere(event: dict[str, Any]) -> None:

@@ -23,15 +23,9 @@ def encodable(text: str, encoding: str) -> str:
         text.encode(encoding)
         return text
     except UnicodeEncodeError:
-        return "".join(_encodable(c, encoding) for c in text)
-
-
-def _encodable(character: str, encoding: str) -> str:
-    try:
-        character.encode(encoding)
-        return character
-    except UnicodeEncodeError:
-        return _PLAIN.get(character, "?" * cell_len(character))
+        if len(text) == 1:
+            return _PLAIN.get(text, "?" * cell_len(text))
+        return "".join(encodable(c, encoding) for c in text)
 
 
 def percent(share: float) -> str:

@@ -12,6 +12,7 @@ from embedgrad.errors import ModelError
 from embedgrad.model.backbone import Backbone, joined
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
+from embedgrad.training.loss import join_outcomes
 from kit import noisy
 from kit_loss import mixed
 
@@ -46,10 +47,13 @@ def test_an_outcome_carries_what_its_examples_say() -> None:
     first, *rest = made.sequences
     costly = Example({}, "", "a.csv:1", group="a", task="sums", extra={"cost": 2.5})
     tagged = [
-        dataclasses.replace(first, example=costly),
+        dataclasses.replace(first, example=costly, reasoning=1),
         *(dataclasses.replace(s, example=dataclasses.replace(s.example, task="b")) for s in rest),
     ]
     outcome = made.model.outcome(made.start, tagged)
     assert outcome.groups[0] == "a"
+    assert outcome.reasoning_tokens == (1, 0, 0, 0, 0)
+    joined_outcome = join_outcomes([made.model.outcome(made.start, [row]) for row in tagged])
+    assert joined_outcome.reasoning_tokens == outcome.reasoning_tokens
     assert outcome.tasks == ("sums", "b", "b", "b", "b")
     assert outcome.extra == {"cost": [2.5, None, None, None, None]}

@@ -102,3 +102,9 @@ def test_the_first_score_is_the_text_prompts() -> None:
     first = refined.checkpoint.history[0]
     assert (first["accuracy"], first["log_loss"]) == (text.accuracy, text.log_loss)
     assert first["macro_f1"] == text.macro_f1
+
+
+def test_a_score_has_a_macro_f1_only_where_there_is_one() -> None:
+    score = {"step": 3, "accuracy": 0.5, "log_loss": 0.7}
+    assert optimization.score_of(3, 0.5, 0.7, None) == score
+    assert optimization.score_of(3, 0.5, 0.7, 0.4) == {**score, "macro_f1": 0.4}

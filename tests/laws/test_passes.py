@@ -185,7 +185,7 @@ def test_sinks_take_their_share(grouped: int) -> None:
     before = TokenLayout.trunk(torch.arange(5)[None])
     piece = CachedKV(key[None, :, :, :5], value[None, :, :, :5], before, plain=True)
     cache = FixedKVCache([piece])
-    cache.see(TokenLayout.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, (), torch.float64)
+    cache.see(TokenLayout.trunk(torch.arange(5, 9).expand(2, 4)), {"all": None}, torch.float64)
     with attend_to(SimpleNamespace(_attn_implementation="eager"), cache):
         found, _ = attend(
             module, query, key[:, :, 5:], value[:, :, 5:], None, scaling=0.3, s_aux=module.sinks

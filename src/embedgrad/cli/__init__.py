@@ -1,7 +1,7 @@
-"""The command line: thin verbs over the library. Whatever is heavy is imported inside them.
+"""Command line: thin verbs over the library, which import heavy packages only when they run.
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 2 a mistake
-in what was given (one line says which), 4 no reliable gain where --require-gain asks for one, 130
+in the input (reported in one line), 4 no reliable gain although --require-gain was given, 130
 interrupted by Ctrl-C or SIGTERM.
 """
 
@@ -15,57 +15,50 @@ from typing import Any, NoReturn
 
 import typer
 
-# In the order in which `embedgrad --help` lists their verbs.
+# In the order of `embedgrad --help`.
 # isort: off
-from embedgrad.cli import plan as planning
-from embedgrad.cli import run as running
-from embedgrad.cli import compare as comparing
-from embedgrad.cli import report as reporting
-from embedgrad.cli import generate as answering
-from embedgrad.cli import export as exporting
-from embedgrad.cli import serve as serving
-from embedgrad.cli import recipe as writing
+from embedgrad.cli import plan, run, compare, report, generate, export, serve, recipe
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn
 from embedgrad.errors import EmbedgradError, is_out_of_memory, one_line
 
 __all__ = [
-    "answering",
     "app",
-    "comparing",
-    "exporting",
+    "compare",
+    "export",
+    "generate",
     "main",
-    "planning",
-    "reporting",
-    "running",
-    "serving",
-    "writing",
+    "plan",
+    "recipe",
+    "report",
+    "run",
+    "serve",
 ]
 
 INTERRUPTED, NO_GAIN = 130, 4
 
-# What typer raises for a mistake in the arguments; it has no public name.
+# The base of typer's errors about arguments, which has no public name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; a mistake in the input is one line and exit status 2."""
+    """Run the command line; a mistake in the input gives one line and exit status 2."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # Offline the Hub's client tells of every attempt; the last one's error says it all.
+    # Offline the Hub's client warns at every attempt; the error of the last one is enough.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     code = 2
     try:
-        code = app(given or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
         if code == INTERRUPTED:
             warn("interrupted")
     except (KeyboardInterrupt, typer.Abort, Interruption) as interrupted:
         code = INTERRUPTED
         warn(str(interrupted) or "interrupted")
-    except NoGain as missed:
+    except NoGain as error:
         code = NO_GAIN
-        warn(str(missed))
+        warn(str(error))
     except EmbedgradError as error:
         warn(*f"error: {error}".split("\n"))
     except _UsageError as error:
@@ -78,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with the arguments, and where to read on."""
+    """What is wrong with the arguments, and where the help is."""
     verb = error.ctx.command_path if error.ctx is not None else "embedgrad"
     return f"{error.format_message().rstrip('.')}; see `{verb} --help`"
 

@@ -1,4 +1,4 @@
-"""What the verbs share: the program, options they have in common, and where output goes."""
+"""Shared by all verbs: the program, common options, and output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
 import typer
 
@@ -19,27 +19,29 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Change one setting of the recipe; may be repeated."
+    ),
 ]
 Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME."),
+    str | None, typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME.")
 ]
 RequireGain = Annotated[
-    bool,
-    typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain."),
+    bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to do.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
 
+@final
 class Interruption(Exception):
-    """Ctrl-C or SIGTERM, after what could be saved was saved; the message says what."""
+    """Ctrl-C or SIGTERM, after saving what could be saved; the message says what that is."""
 
 
+@final
 class NoGain(Exception):
-    """--require-gain was given, and there is no reliable gain; the message says of what."""
+    """--require-gain was given, but there is no reliable gain; the message says why."""
 
 
 def with_model(overrides: Sequence[str] | None, model: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The verb that sets methods side by side: compare."""
+"""Verb: compare, several methods on the same rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from embedgrad.cli.common import (
 @app.command(epilog="Example:  embedgrad compare recipes/demo.toml --out runs/compare")
 def compare(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same one goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; an existing one resumes.")],
     methods: Annotated[
         str | None, typer.Option(help="Short for --set compare.methods, as in text,embedgrad.")
     ] = None,
@@ -43,7 +43,7 @@ def compare(
 ) -> None:
     """Compare methods on the same rows, over several seeds."""
     from embedgrad.errors import RunError
-    from embedgrad.experiments.compare import compare as run_all
+    from embedgrad.experiments.compare.compare import compare as run_all
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.report import EventLog, Progress, Sink, fan_out
     from embedgrad.report.terminal.methods_table import reliable_gain
@@ -67,17 +67,17 @@ def compare(
     if results["interrupted"]:
         trained, scored, planned = (results[n] for n in ("trained", "scored", "planned"))
         raise Interruption(
-            f"interrupted; {out} keeps {trained} of {planned} trainings and {scored} of {planned} "
-            "scorings, and the same command goes on from there"
+            f"interrupted; {out} has {trained} of {planned} trainings and {scored} of {planned} "
+            "scorings, and the same command resumes from there"
         )
     failed = results["failed"]
     names = [name for name in dict.fromkeys(checked.compare.methods) if name in failed]
-    told = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
-    if told:
-        raise RunError("; ".join([*told, f"all others are in {out}"]))
-    gained, found = reliable_gain(results)
+    reasons = [failed[n] if failed[n].startswith(n) else f"{n}: {failed[n]}" for n in names]
+    if reasons:
+        raise RunError("; ".join([*reasons, f"all others are in {out}"]))
+    gained, verdict = reliable_gain(results)
     if require_gain and not gained:
-        raise NoGain(found)
+        raise NoGain(verdict)
 
 
 def _show(results: dict[str, Any]) -> None:

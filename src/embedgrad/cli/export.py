@@ -23,8 +23,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
-            help="Destination: safetensors, vocabulary, gguf, peft, vllm or sglang.",
+            metavar="NAME", help="Destination: safetensors, vocabulary, gguf, peft, vllm or sglang."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the export; must not exist.")],
@@ -58,8 +57,7 @@ def verify(
     run: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]RUN",
-            help="The run it was made from, if that moved; may be repeated.",
+            metavar="[NAME=]RUN", help="The run it was made from, if that moved; may be repeated."
         ),
     ] = None,
     as_json: AsJson = False,

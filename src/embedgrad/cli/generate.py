@@ -1,4 +1,4 @@
-"""The verb that answers queries: generate."""
+"""Verb: generate, which answers queries with a refined prompt."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ def generate(
     run: Run,
     query: Annotated[
         str | None,
-        typer.Argument(help="Text of the template's column; none: JSONL on standard input."),
+        typer.Argument(help="Text for the template's column; without it, JSONL on standard input."),
     ] = None,
     text_prompt: Annotated[
         bool, typer.Option("--text-prompt", help="Answer with the unrefined prompt.")
     ] = False,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest free answer; unset: the recipe's.")
+        int | None, typer.Option(help="Longest free answer in tokens; unset: as the recipe.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Sample; unset or 0: the likeliest token each time.")
+        float | None, typer.Option(help="Sampling temperature; unset or 0: greedy decoding.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest tokens of this share only.")
+        float | None,
+        typer.Option(
+            help="Nucleus sampling: among the likeliest tokens with this total probability."
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Free answers per query.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of free answers per query.")] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="Text that ends a free answer; may be repeated; unset: the recipe's."),
+        typer.Option(help="Text that ends a free answer; may be repeated; unset: as the recipe."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides what is sampled.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     as_stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer while it is generated.")
     ] = False,
@@ -63,22 +66,26 @@ def generate(
         "stop": stop or None,
         "seed": seed,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         if as_stream and opened.prompt.target.choices:
             raise EmbedgradError(
-                "--stream: this run's answers are choices and come at once; leave it out"
+                "--stream: this run chooses among answers and generates none; leave it out"
             )
-        decoding = decoding_of(opened, given)
+        decoding = decoding_of(opened.answering, options)
         columns = opened.prompt.template.columns
         queries = queries_from(query, sys.stdin.buffer, columns)
         if not as_stream:
-            for reply in answer(opened, queries, refined=not text_prompt, decoding=decoding):
+            for reply in answer(
+                opened.answering, queries, refined=not text_prompt, decoding=decoding
+            ):
                 print_values(reply, as_json or query is None, lambda values: echo(as_text(values)))
-    if as_stream:  # the progress display would hold back a line until it ends
+    if as_stream:  # outside the progress display, which holds back unfinished lines
         (one,) = queries
-        for piece in stream_answer(opened, one, refined=not text_prompt, decoding=decoding):
+        for piece in stream_answer(
+            opened.answering, one, refined=not text_prompt, decoding=decoding
+        ):
             typer.echo(encodable(piece, sys.stdout.encoding), nl=False)
         typer.echo()
     if opened.sequencer.truncated:
@@ -86,12 +93,12 @@ def generate(
 
 
 def _check_stream(query: str | None, as_json: bool, samples: int | None) -> None:
-    """Refuse what cannot be shown while it is generated."""
+    """Refuse --stream where there is not one generated answer to print as text."""
     if query is None:
         raise EmbedgradError(
-            "--stream: answers one query, given as an argument; leave it out for standard input"
+            "--stream: needs the query as an argument; leave it out for standard input"
         )
     if as_json:
-        raise EmbedgradError("--stream: prints plain text as it comes; leave out --json")
+        raise EmbedgradError("--stream: prints plain text; leave out --json")
     if samples is not None and samples > 1:
-        raise EmbedgradError("--stream: shows one answer as it comes; leave out --samples")
+        raise EmbedgradError("--stream: prints one answer; leave out --samples")

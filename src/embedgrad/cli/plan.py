@@ -28,8 +28,7 @@ def plan(
         float | None, typer.Option(min=0.0, help="Minutes the run may take.")
     ] = None,
     no_probe: Annotated[
-        bool,
-        typer.Option("--no-probe", help="Load no weights and time nothing; count only."),
+        bool, typer.Option("--no-probe", help="Load no weights and time nothing; count only.")
     ] = False,
     overrides: Set = None,
     model: Model = None,

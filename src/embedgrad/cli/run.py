@@ -1,4 +1,4 @@
-"""Verbs that make a run and look at it: optimize, resume, evaluate, inspect."""
+"""Verbs that make a run and look at it: optimize, resume, evaluate and inspect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example:  embedgrad optimize recipes/demo.toml --out runs/first")
 def optimize(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option(help="Folder of the run; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run; it must not exist.")],
     overrides: Set = None,
     model: Model = None,
     device: Annotated[str | None, typer.Option(help="Short for --set model.device=...")] = None,
@@ -45,7 +45,7 @@ def optimize(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine a prompt by a recipe and score it on held-out rows."""
+    """Refine a prompt as a recipe says and score it on held-out rows."""
     from embedgrad.recipe.recipe import Recipe
 
     flags = {"device": device, "dtype": dtype, "attention": attention}
@@ -62,19 +62,14 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a run that was interrupted, or train a finished one for longer.
+    """Resume an interrupted run, or train a finished one for longer.
 
-    It starts from the last checkpoint and comes to the same rows as without the interruption.
-    Longer: --set training.epochs=8.
+    It starts from the last checkpoint and gives the same rows as an uninterrupted run. To train
+    longer, add --set training.epochs=8 for example.
     """
-    from embedgrad.errors import RunError
-    from embedgrad.recipe.recipe import Recipe
+    from embedgrad.experiments.run import read_resumable
 
-    if not (run / "recipe.toml").is_file():
-        raise RunError(
-            f"{run}: holds no run to resume; `embedgrad optimize RECIPE --out {run}` starts one"
-        )
-    recipe = Recipe.read(run / "recipe.toml", overrides or ())
+    recipe = read_resumable(run, overrides or ())
     _run(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -87,7 +82,7 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run's saved prompt again, beside its text prompt."""
+    """Score a run's saved prompt and its text prompt again."""
     from embedgrad.data.splits import NAMES
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
@@ -107,29 +102,29 @@ def evaluate(
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
         comparison = score(
-            opened.evaluator,
-            opened.prompt,
-            sequences,
-            lambda *args: progress(scoring(*args)),
+            opened.evaluator, opened.prompt, sequences, lambda *args: progress(scoring(*args))
         )
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
-    found = {**comparison.as_dict(), "split": split, "changed": rows}
-    print_values(found, as_json, _show_result)
+    result = {**comparison.as_dict(), "split": split, "changed": rows}
+    print_values(result, as_json, _show_result)
     if require_gain:
-        _refuse_no_gain(found)
+        _refuse_no_gain(result)
 
 
 @app.command(epilog="Example:  embedgrad inspect runs/first")
 def inspect(
     run: Run,
     rows: Annotated[
-        int, typer.Option(min=0, help="Dev rows to measure each row's worth on; 0: do not.")
+        int,
+        typer.Option(
+            min=0, help="Number of dev rows to measure each token's contribution on; 0: none."
+        ),
     ] = 48,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where every row went and what is lost without it."""
+    """Show how far every token moved, and what each move contributes."""
     from dataclasses import asdict
 
     from embedgrad.evaluation.drift import row_worth, token_drift
@@ -152,13 +147,13 @@ def inspect(
                 lambda *args: progress(scoring("each row alone", *args)),
             )
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
-    found = {
+    values = {
         "spans": [span.text for span in opened.prompt.spans],
         "measured_on_rows": len(sequences),
         "tokens": tokens,
         **{k: opened.prompt.provenance.get(k) for k in ("model", "scores", "versions", "created")},
     }
-    print_values(found, as_json, _show_tokens)
+    print_values(values, as_json, _show_tokens)
 
 
 def _run(
@@ -185,12 +180,12 @@ def _run(
 
 
 def _refuse_no_gain(result: dict[str, Any]) -> None:
-    """--require-gain: anything but a gain that is told as one."""
+    """--require-gain: raise `NoGain` unless the verdict is a gain."""
     from embedgrad.report import verdict
 
-    told = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
-    if not told.startswith("gain"):
-        raise NoGain(told)
+    words = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
+    if not words.startswith("gain"):
+        raise NoGain(words)
 
 
 def _show_result(result: dict[str, Any]) -> None:
@@ -203,10 +198,10 @@ def _show_result(result: dict[str, Any]) -> None:
         show(drift_table(result["tokens"]))
 
 
-def _show_tokens(found: dict[str, Any]) -> None:
+def _show_tokens(values: dict[str, Any]) -> None:
     from embedgrad.formatting import visible
     from embedgrad.report import drift_table, show
 
-    for text in found["spans"]:
+    for text in values["spans"]:
         echo(f"prompt: {visible(text)}")
-    show(drift_table(found["tokens"]))
+    show(drift_table(values["tokens"]))

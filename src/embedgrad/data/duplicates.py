@@ -43,19 +43,18 @@ def without_shared(
     later: set[tuple[str, ...]] = set()
     names: list[str] = []
     for name in reversed(list(given)):
-        rows = given[name]
+        rows, where = given[name], " or ".join(names)
         keys = [text_key(example, columns) for example in rows]
         left = [row for row, key in zip(rows, keys, strict=True) if key not in later]
         if not left:
             raise data_error(
                 f"data.{name}",
-                f"every row has a text of {' or '.join(names)}, and data.drop_duplicates leaves "
+                f"every row has a text of {where}, and data.drop_duplicates leaves "
                 "such rows out; give other rows",
             )
         count = len(rows) - len(left)
         if count:
             what = "1 row" if count == 1 else f"{count} rows"
-            where = " or ".join(names)
             notes.insert(0, f"Left out by data.drop_duplicates: {what} of {name} also in {where}.")
         kept[name] = left if count else rows
         later.update(keys)

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.data.readers import Row, Table, data_error, shown
 from embedgrad.errors import DataError, nearest
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row, ready for a template.
@@ -93,11 +94,10 @@ def examples_from(
     `where` that keeps nothing.
     """
     needed = [("template", name) for name in columns]
-    needed += [("answer", answer)] if answer is not None else []
     written = solution_pieces(solution) if solution is not None else ()
     needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
-    needed += [("group", group)] if group is not None else []
-    needed += [("task", task)] if task is not None else []
+    single = {"answer": answer, "group": group, "task": task}
+    needed += [(role, name) for role, name in single.items() if name is not None]
     unchecked = [("where", name) for name in where or ()]
     unchecked += [("the objective", name) for name in extra]
     for role, name in needed + unchecked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from embedgrad.data.examples import cell_text
 from embedgrad.data.readers import Table, data_error
@@ -15,6 +16,7 @@ MOST_CHOICES = 20
 LONGEST_CHOICE = 40  # characters
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Guess:
     """What the columns of a table seem to be for; `notes` says it in sentences for a person.

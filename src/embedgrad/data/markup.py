@@ -12,12 +12,14 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import final
 
 from embedgrad.errors import TemplateError
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{[^{}\n]*\}|\{|\}|\[\[\[\[|\]\]\]\]|\[\[|\](?=\]\](?!\]))|\]\]")
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One part of a message: literal text, the name of a column, or the span's text."""
@@ -47,12 +49,8 @@ def parse(text: str, where: str) -> tuple[Piece, ...]:
         literal.append(text[end : match.start()])
         end = match.end()
         token = match.group()
-        if token in ("{{", "}}"):
-            literal.append(token[0])
-        elif token in ("[[[[", "]]]]"):
-            literal.append(token[:2])
-        elif token == "]":
-            literal.append(token)
+        if token in ("{{", "}}", "[[[[", "]]]]", "]"):  # doubled, or a bracket before the end
+            literal.append(token[: (len(token) + 1) // 2])
         elif token in ("{", "}", "{}"):
             raise refuse(f"lone {token!r}; write {{{{ or }}}} for a literal brace", match.start())
         elif token == "[[":

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.errors import DataError
 
@@ -33,6 +33,7 @@ HUB_FORM = "hub:OWNER/NAME[@CONFIG][:SPLIT]"
 _HUB = re.compile(r"hub:(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<config>[^:]+))?(?::(?P<split>.+))?", re.A)
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows of one source.
@@ -146,30 +147,28 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
     for number, line in enumerate(_decode(data, name).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{name}:{number}"
         try:
-            row = json.loads(line, object_pairs_hook=_object)
+            row = json.loads(line, object_pairs_hook=unrepeated)
             if "\\ud" in line.lower():  # half of a pair parses, but no tokenizer can encode it
                 json.dumps(row, ensure_ascii=False).encode()
+            problem = "" if isinstance(row, dict) else f"holds a {type(row).__name__}"
         except json.JSONDecodeError as error:
             problem = f"broken JSON at character {error.colno} ({error.msg})"
-            raise data_error(where, f"{problem}; expected one JSON object a line") from None
         except UnicodeEncodeError:
-            raise data_error(
-                where, "holds half of a surrogate pair (\\ud800 to \\udfff); expected whole text"
-            ) from None
+            problem = "holds half of a surrogate pair (\\ud800 to \\udfff)"
         except (ValueError, RecursionError) as error:
-            raise data_error(where, f"{error}; expected one plain JSON object a line") from None
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise data_error(where, f"holds a {kind}; expected one JSON object a line")
+            problem = str(error)
+        if problem:
+            problem += "; expected one plain JSON object a line"
+            raise data_error(f"{name}:{number}", problem)
         columns.update(dict.fromkeys(row))
         rows.append(row)
         numbers.append(number)
     return tuple(columns), rows, numbers
 
 
-def _object(pairs: list[tuple[str, object]]) -> Row:
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs; raises ValueError where a key occurs twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
         raise ValueError(f"key {shown(_repeated([key for key, _ in pairs]))} occurs twice")

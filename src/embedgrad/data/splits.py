@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, cell_text, examples_from
@@ -20,6 +21,7 @@ NAMES = ("train", "dev", "test")
 Refuse = Callable[[DataError], None]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Shuffled examples of each split.
@@ -173,8 +175,7 @@ def make_splits(
     shares = _shares(explicit, fractions)
     parts: dict[str, Sequence[Example]] = dict(explicit)
     if shares:
-        parts |= _carve(train, shares, columns, seed)
-        notes += _carving_notes(train, parts, shares, columns, seed)
+        parts |= _carve(train, shares, columns, seed, notes)
     rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
     if choices is not None:
         _check_choices(rows, choices, notes, refuse)
@@ -219,16 +220,21 @@ def _shares(
 
 
 def _carve(
-    examples: Sequence[Example], shares: Mapping[str, float], columns: Sequence[str], seed: int
+    examples: Sequence[Example],
+    shares: Mapping[str, float],
+    columns: Sequence[str],
+    seed: int,
+    notes: list[str],
 ) -> dict[str, list[Example]]:
-    """Deal out whole units, each to the split that is furthest behind its share.
+    """Deal out whole units, each to the split that is furthest behind its share, and note it.
 
     No split ends more than 4/3 of the largest unit away from its share: it is never given a unit
     when ahead, so it gets ahead by 2/3 of one at most, and is behind by what the others are ahead.
     """
     units = _units(examples, columns)
     random.Random(f"{seed}/carve").shuffle(units)
-    if all(example.group is None for example in examples):
+    grouped = any(example.group is not None for example in examples)
+    if not grouped:
         strata: dict[str, list[list[Example]]] = {}  # in shuffled order, so that it is never fixed
         for unit in units:
             strata.setdefault(unit[0].answer, []).append(unit)
@@ -247,6 +253,14 @@ def _carve(
                 "(rows of one group or with one text stay together); give more rows or a larger "
                 "share in data.dev_share and data.test_share",
             )
+        if name != "train":
+            manner = "by group" if grouped else "stratified by answer"
+            notes.append(
+                f"Set aside {len(part)} of {len(examples)} rows for {name} ({manner}, seed {seed})."
+            )
+    repeats = len(examples) - len({text_key(example, columns) for example in examples})
+    if repeats:
+        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
     return parts
 
 
@@ -268,26 +282,6 @@ def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Exa
     for i, example in enumerate(examples):
         units.setdefault(root(i), []).append(example)
     return list(units.values())
-
-
-def _carving_notes(
-    train: Sequence[Example],
-    parts: Mapping[str, Sequence[Example]],
-    shares: Mapping[str, float],
-    columns: Sequence[str],
-    seed: int,
-) -> list[str]:
-    grouped = any(example.group is not None for example in train)
-    manner = "by group" if grouped else "stratified by answer"
-    notes = [
-        f"Set aside {len(parts[name])} of {len(train)} rows for {name} ({manner}, seed {seed})."
-        for name in shares
-        if name != "train"
-    ]
-    repeats = len(train) - len({text_key(example, columns) for example in train})
-    if repeats:
-        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
-    return notes
 
 
 def _draw(

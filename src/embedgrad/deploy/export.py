@@ -16,12 +16,12 @@ from typing import Any
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.card import build_card, smaller_ways, update_check
-from embedgrad.deploy.destinations.registry import destination
+from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.runs import ExportRuns, Runs, check_exportable, name_runs, open_runs
 from embedgrad.deploy.verify.parity import check
-from embedgrad.deploy.verify.registry import ENGINES, check_installed
+from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
 from embedgrad.errors import ExportError
 from embedgrad.events import Report, nowhere, say, stage
@@ -46,14 +46,14 @@ def export(
     """
     began, out = time.perf_counter(), Path(out)
     failed = out.with_name(f"{out.name}.failed.json")
-    writer = destination(to)
+    writer = find_destination(to)
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
     opened = open_runs(name_runs(runs), overrides, report)
     notes = check_exportable(to, opened)
     job = opened.job(new_tag(), report)
-    copies = 1 + (ENGINES[to].copies if verify else 0)
+    copies = 1 + (CHECK_ENGINES[to].copies if verify else 0)
     folders.check_room(out, copies * writer.bytes_needed(job), links=to == "vocabulary")
     with folders.staging(out) as aside:
         stage(report, f"writing for {to}")

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
 from embedgrad.model.backbone import Backbone, Prompt, joined
@@ -18,7 +19,7 @@ from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
-from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 
 OnProgress = Callable[[int], None]
@@ -130,10 +131,7 @@ class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
     def __init__(
-        self,
-        model: Backbone,
-        sequencer: Sequencer,
-        evaluation: Evaluation = Evaluation(),
+        self, model: Backbone, sequencer: Sequencer, evaluation: Evaluation = Evaluation()
     ):
         self.model = model
         self.target: Target = sequencer.target
@@ -175,7 +173,8 @@ class Evaluator:
             return []
         answers: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
-        order = sorted(range(len(sequences)), key=lambda i: _length(sequences[i]))
+        lengths = [len(sequence.prefix) + len(sequence.suffix) for sequence in sequences]
+        order = sorted(range(len(sequences)), key=lengths.__getitem__)
         choices = bool(self.target.choices)
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
@@ -192,7 +191,7 @@ class Evaluator:
                 if replies is None:
                     answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answers[i] = self._free(sequences[i], replies[b], losses[b].item())
+                    answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
             if progress is not None:
                 progress(len(answers))
         return [answers[i] for i in range(len(sequences))]
@@ -218,12 +217,9 @@ class Evaluator:
             probabilities=tuple(shares_C.tolist()),
         )
 
-    def _free(self, sequence: TokenSequence, reply: Reply, loss: float) -> ScoredAnswer:
-        example = sequence.example
-        unscored = ScoredAnswer(
-            example.source, example.answer, reply.text, 0.0, loss, None, reply.cut
-        )
-        return score_answer(unscored, self.evaluation.scorer)
+    def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:
+        scored = ScoredAnswer(example.source, example.answer, reply.text, 0, loss, None, reply.cut)
+        return score_answer(scored, self.evaluation.scorer)
 
 
 def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
@@ -272,7 +268,7 @@ def compare_answers(
 
 def evaluate(
     evaluator: Evaluator,
-    prompt: PromptEmbedding,
+    prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -283,6 +279,7 @@ def evaluate(
     """
     if not sequences:
         raise DataError("no rows to score; give at least one example")
+    prompt = unwrap(prompt)
 
     def report(which: str) -> OnProgress | None:
         return None if progress is None else lambda done: progress(which, done, len(sequences))
@@ -298,7 +295,3 @@ def evaluate(
     if not kept:
         refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
     return compare_answers(text, refined, evaluator.target.choices)
-
-
-def _length(sequence: TokenSequence) -> int:
-    return len(sequence.prefix) + len(sequence.suffix)

@@ -122,11 +122,6 @@ def paired_test(differences: Sequence[float]) -> tuple[str, float]:
     return "sign-flip", sign_flip_test(differences)
 
 
-def paired_p_value(differences: Sequence[float]) -> float:
-    """The p-value of `paired_test`."""
-    return paired_test(differences)[1]
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of several tests, in their order (Holm 1979, Scand. J. Statistics 6:65).
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
-from embedgrad.evaluation.significance import holm, paired_p_value
+from embedgrad.evaluation.significance import holm, paired_test
 
 LEVEL = 0.05  # the Holm-adjusted p-value below which a difference counts
 Words = Literal["improved", "worse", "no reliable gain"]
@@ -30,13 +30,13 @@ def verdicts(
 
     `text[i]` is 1 where the text prompt is right about row i, else 0; `methods[name][s][i]` is the
     same for a method's run with its seed s; graded scores lie between. The rows'
-    mean differences are tested by `paired_p_value`: those of one run by McNemar's exact test, of
+    mean differences are tested by `paired_test`: those of one run by McNemar's exact test, of
     several by flipping signs. Holm corrects over all methods given.
     """
     tested = {}
     for name, runs in methods.items():
         differences = row_differences(text, runs)
-        tested[name] = sum(differences) / len(differences), paired_p_value(differences)
+        tested[name] = sum(differences) / len(differences), paired_test(differences)[1]
     adjusted = holm([p_value for _, p_value in tested.values()])
     return {
         name: Verdict(difference, p_value, p_holm, _words(difference, p_holm))

@@ -1,14 +1,13 @@
-"""The straight line from the text rows through the refined rows: how far does meaning bend?"""
+"""Interpolation from the text prompt through the refined one, scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
 from embedgrad.errors import DataError, EmbedgradError
@@ -19,10 +18,10 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
-from embedgrad.report.page.run_files import INTERPOLATION, asked_for
+from embedgrad.report.page.run_files import asked_for
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-PROMPT = "<prompt>"  # where a question holds the rows
+PROMPT = "<prompt>"  # the place of the rows in a question
 QUESTIONS = (
     f'A note says: "{PROMPT}" In one sentence, what does the note ask for?',
     f'Repeat the words between the quotes, and nothing else: "{PROMPT}"',
@@ -31,16 +30,12 @@ LONGEST_REPLY = 60  # tokens
 
 
 def interpolate(
-    folder: str | Path,
-    rows: int,
-    overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = nowhere
 ) -> dict[str, Any]:
-    """Walk a finished run's line on `rows` dev rows and ask the model: what `interpolation.json`
-    holds.
+    """Score a finished run's interpolation on `rows` dev rows, and ask the model about the prompt.
 
-    Without dev rows test rows serve, and then training rows. Raises what `open_run` raises, and
-    `DataError` where there are no rows.
+    Returns the content of `interpolation.json`. Without dev rows it uses test rows, or else
+    training rows. Raises what `open_run` raises, and `DataError` if there are no rows.
     """
     folder = Path(folder)
     run = open_run(folder, overrides, report)
@@ -58,21 +53,16 @@ def interpolate(
         "split": split,
         "rows": len(sequences),
         "points": points,
-        "replies": replies(run),
+        "replies": ask_about_prompt(run),
     }
-
-
-def keep_interpolation(folder: str | Path, values: Mapping[str, Any]) -> None:
-    """Write `interpolation.json`, for the next page. Raises `RunError`."""
-    write_json(Path(folder) / INTERPOLATION, values)
 
 
 def score_points(
     run: OpenRun, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
 ) -> list[dict[str, Any]]:
-    """Scores with the rows at each of `PLACES`: 0 is the text, 1 the refined prompt.
+    """Scores at each of `PLACES`: 0 is the text prompt, 1 the refined one.
 
-    Raises `DataError` where there are no rows.
+    Raises `DataError` if there are no rows.
     """
     if not sequences:
         raise DataError("the interpolation: no rows to score; give at least one example")
@@ -81,9 +71,9 @@ def score_points(
     run.model.prefix_cache.expect((prefixes, len(PLACES) * evaluator.lookups))
     for i, place in enumerate(PLACES):
         before = i * len(sequences)
-        told = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-        answered = evaluator.score(rows_at(run.prompt, place), sequences, told)
-        summary = summarize(answered, evaluator.target.choices)
+        report = None if progress is None else lambda n, p=progress, b=before: p(b + n)
+        answers = evaluator.score(rows_at(run.prompt, place), sequences, report)
+        summary = summarize(answers, evaluator.target.choices)
         points.append(
             {
                 "t": place,
@@ -96,34 +86,33 @@ def score_points(
 
 
 def rows_at(prompt: PromptEmbedding, place: float) -> Tensor:
-    """Rows at a place of the line, to the bit the prompt's own at 0 and 1; shape [P, D]."""
+    """The prompt [P, D] at a place on the line; at 0 and 1 exactly the text and refined rows."""
     if place == 1:
         return prompt.rows
     return prompt.start_rows + place * (prompt.rows - prompt.start_rows)
 
 
-def replies(run: OpenRun) -> list[dict[str, Any]]:
-    """What the model says to each of `QUESTIONS` that hold the text rows and the refined rows.
+def ask_about_prompt(run: OpenRun) -> list[dict[str, Any]]:
+    """The model's replies to each of `QUESTIONS`, with the text rows and with the refined rows.
 
-    A question that this model's chat template cannot hold is left out.
+    A question that does not fit the model's chat template is left out.
     """
-    found = []
+    answers = []
     for question in QUESTIONS:
         try:
-            sequence, evaluator = _asked(run, question)
-            said = {}
-            for name in ("text", "refined"):
-                rows = run.prompt.start_rows if name == "text" else run.prompt.rows
+            sequence, evaluator = _question(run, question)
+            replies = {}
+            for name, rows in (("text", run.prompt.start_rows), ("refined", run.prompt.rows)):
                 reply = evaluator.score(rows, [sequence])[0]
-                said[name] = {"reply": reply.predicted.strip(), "cut": reply.cut}
+                replies[name] = {"reply": reply.predicted.strip(), "cut": reply.cut}
         except EmbedgradError:
             continue
-        found.append({"question": question.replace(PROMPT, "..."), **said})
-    return found
+        answers.append({"question": question.replace(PROMPT, "..."), **replies})
+    return answers
 
 
-def _asked(run: OpenRun, question: str) -> tuple[TokenSequence, Evaluator]:
-    """The question as tokens around a place for rows, and what decodes the reply."""
+def _question(run: OpenRun, question: str) -> tuple[TokenSequence, Evaluator]:
+    """The question in tokens around a place for rows, and an evaluator to decode the reply."""
     span, template = run.prompt.span, run.prompt.template
     before, after = (literal(part) for part in question.split(PROMPT))
     left, right = literal(span.drawn_left), literal(span.drawn_right)

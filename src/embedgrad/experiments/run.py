@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.events import Report, nowhere, say, scoring, stage
-from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, dotted, unlike
+from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
@@ -35,6 +35,7 @@ from embedgrad.recipe.build import Prepared, prepare, sources
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.page.run_files import RESULT_VERSION
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.self_training import refuse_inside
@@ -79,7 +80,8 @@ def run(
             steps = finished["train"]["steps"]
             say(sinks(), [f"{out}: finished already, at step {steps}; nothing is left to resume"])
             return finished
-        checkpoint = _last_checkpoint(out)
+        if (out / "checkpoint").exists():
+            checkpoint = Checkpoint.load(out / "checkpoint")
         _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
     else:
         new_folder(out)
@@ -91,9 +93,10 @@ def run(
         model, sequencer, test = ready.model, ready.sequencer, ready.test
         found = _made_from(recipe, ready, day)
         if checkpoint is not None and found != made_from:
+            change = differences(flatten(made_from), flatten(found))[0]
             raise RunError(
-                f"{out}: cannot be resumed, as {unlike(dotted(made_from), dotted(found))[0]}; "
-                "bring back what the run began with, or start a new one"
+                f"{out}: cannot be resumed, as {change}; bring back what the run began with, or "
+                "start a new one"
             )
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
@@ -159,44 +162,42 @@ def run(
     result["prefix_cache"] = {**model.prefix_cache.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     result["threads"] = torch.get_num_threads()
+    result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
     return result
 
 
-def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
-    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
+def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
     if not (out / "recipe.toml").is_file():
         raise RunError(
             f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
         )
-    then = dotted(Recipe.read(out / "recipe.toml").as_dict())
-    now = dotted(recipe.as_dict())
+    return Recipe.read_run(out, overrides)
+
+
+def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
+    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
+    then = flatten(read_resumable(out).as_dict())
+    now = flatten(recipe.as_dict())
     both = [name for name in LENGTHS if name in then and name in now]
     longer = [name for name in both if now[name] > then[name]]
-    differences = unlike(then, now, (*MAY_CHANGE, *longer))
-    if differences:
+    changes = differences(then, now, (*MAY_CHANGE, *longer))
+    if changes:
         raise RunError(
-            f"{out}: {'; '.join(differences)}; a resumed run keeps its recipe, of which only "
+            f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
             f"{' and '.join(LENGTHS)} may grow"
         )
     try:
         result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-        done = not (longer or result["interrupted"]) and "steps" in result["train"]
+        done = (
+            result["version"] == RESULT_VERSION
+            and not (longer or result["interrupted"])
+            and "steps" in result["train"]
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # scored again, which writes it again
     return result if done else None
-
-
-def _last_checkpoint(out: Path) -> Checkpoint | None:
-    """The checkpoint to resume from; None where none was saved yet. Raises `RunError`."""
-    if (out / "checkpoint").exists():
-        return Checkpoint.load(out / "checkpoint")
-    if (out / "state").exists():
-        raise RunError(
-            f"{out / 'state'}: is a checkpoint of an earlier version, which cannot be resumed; "
-            "start the run again in another folder"
-        )
-    return None
 
 
 def _drop_events(path: Path, step: int) -> None:

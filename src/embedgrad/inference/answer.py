@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -47,25 +47,37 @@ def queries_from(
 
 def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
     """The recipe's decoding, changed by options of the command line. Raises `EmbedgradError`."""
-    choices = run.prompt.target.choices
+    values = values_of(run.evaluator.evaluation.decoding)
+    return change_decoding(values, given, run.prompt.target.choices, "run", _option)
+
+
+def change_decoding(
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    choices: Sequence[str],
+    owner: str,
+    spell: Callable[[str], str],
+) -> Decoding:
+    """Decoding from `values`, changed by the options `given`. Raises `EmbedgradError`.
+
+    In its messages `owner` has the prompt, and `spell` gives the name of an option.
+    """
     if given and choices:
         raise EmbedgradError(
-            f"{_option(next(iter(given)))}: this run's answers are chosen from {len(choices)} "
+            f"{spell(next(iter(given)))}: this {owner}'s answers are chosen from {len(choices)} "
             "choices and not generated; leave it out"
         )
+    values = {**values, **given}
     problems: list[str] = []
-    check_values(given, "", problems)
-    decoding = None
-    if not problems:
-        values = values_of(run.evaluator.evaluation.decoding)
-        decoding = build(Decoding, {**values, **given}, "decoding", problems)
+    check_values(values, "decoding", problems)
+    decoding = None if problems else build(Decoding, values, "decoding", problems)
     if decoding is None:
         parts = (problem.removeprefix("decoding.").partition(":") for problem in problems)
-        raise EmbedgradError("; ".join(f"{_option(name)}:{rest}" for name, _, rest in parts))
+        raise EmbedgradError("; ".join(f"{spell(name)}:{rest}" for name, _, rest in parts))
     for name, idle in (("samples", decoding.samples > 1), ("top_p", decoding.top_p < 1)):
         if idle and not decoding.temperature:
             raise EmbedgradError(
-                f"{_option(name)}: decoding is greedy, so there is one answer; give --temperature "
+                f"{spell(name)}: decoding is greedy, so there is one answer; give a temperature "
                 "above 0 too"
             )
     return decoding
@@ -186,16 +198,23 @@ def _model_inputs(
     return run.prompt.start_rows[:0], sequence.uncut()
 
 
-def example_of(row: object, columns: Sequence[str], where: str) -> Example:
-    """A query as an example; every column of the template must have text."""
+def example_of(
+    row: object,
+    columns: Sequence[str],
+    where: str,
+    advice: str = "give JSON lines with all of them on standard input",
+) -> Example:
+    """A query as an example; every column of the template must have text.
+
+    `advice` is for a text where the template has several columns.
+    """
     if isinstance(row, str):
         if len(columns) != 1:
             raise DataError(
-                f"{where}: the template has {len(columns)} columns ({', '.join(columns)}); "
-                "give JSON lines with all of them on standard input"
+                f"{where}: the template has {len(columns)} columns ({', '.join(columns)}); {advice}"
             )
         row = {columns[0]: row}
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected a JSON object with {', '.join(columns)}")
     texts = {name: text for name in row if (text := cell_text(row[name])) is not None}
     for name in columns:

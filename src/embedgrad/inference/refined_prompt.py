@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, EmbedgradError, nearest
 from embedgrad.evaluation.evaluator import Evaluator
-from embedgrad.inference.answer import answer, example_of
+from embedgrad.inference.answer import answer, change_decoding, example_of
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.language_model import LanguageModel, load_model
-from embedgrad.parts.registry import build
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import Target
+from embedgrad.prompt.span import Span
+from embedgrad.prompt.template import Template
+from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.open_run import Answering
-from embedgrad.recipe.overrides import check_values
 
 Query = str | Mapping[str, str]
 """The text of the template's one column, or the texts of all of them."""
@@ -26,13 +31,43 @@ Query = str | Mapping[str, str]
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
 
 
-@dataclass(frozen=True)
-class RefinedPrompt(PromptEmbedding):
-    """A saved prompt, and its model once it has been asked something."""
+@final
+class RefinedPrompt:
+    """A saved prompt, and its model once it has been asked something.
 
-    _opened: dict[object, Answering] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    It has all that its `prompt`, a `PromptEmbedding`, has.
+    """
+
+    __slots__ = ("_opened", "prompt")
+
+    # Of the prompt: see `__getattr__`.
+    template: Template
+    target: Target
+    spans: tuple[Span, ...]
+    date: datetime.date
+    start_rows: Tensor
+    rows: Tensor
+    trust_region: TrustRegion
+    provenance: dict[str, Any]
+    drift: Tensor
+    cosine: Tensor
+
+    def __init__(self, prompt: PromptEmbedding):
+        self.prompt = prompt
+        self._opened: dict[object, Answering] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in RefinedPrompt.__slots__:  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.prompt, name)
+
+    def with_rows(self, rows_PD: Tensor) -> RefinedPrompt:
+        """The same prompt with other rows."""
+        return RefinedPrompt(self.prompt.with_rows(rows_PD))
+
+    def with_provenance(self, **entries: Any) -> RefinedPrompt:
+        """The same prompt with more provenance."""
+        return RefinedPrompt(self.prompt.with_provenance(**entries))
 
     def generate(
         self,
@@ -58,18 +93,12 @@ class RefinedPrompt(PromptEmbedding):
 
     def _example(self, query: object, number: int, alone: bool) -> Example:
         columns, where = self.template.columns, "the query" if alone else f"query {number}"
-        if isinstance(query, str) and len(columns) != 1:
-            raise DataError(
-                f"{where}: the template has {len(columns)} columns ({', '.join(columns)}); "
-                "give a mapping with their texts"
-            )
         if not isinstance(query, str | Mapping):
             raise DataError(
                 f"{where}: {type(query).__name__}; expected a text, or a mapping with "
                 f"{', '.join(columns)}"
             )
-        row = query if isinstance(query, str) else dict(query)
-        return example_of(row, columns, where)
+        return example_of(query, columns, where, "give a mapping with their texts")
 
     def _decoding(self, given: Mapping[str, Any]) -> Decoding:
         """As the artifact says, changed by what is given."""
@@ -77,33 +106,18 @@ class RefinedPrompt(PromptEmbedding):
         for name in given:
             if name not in known:
                 raise EmbedgradError(f"generate: unknown option {name!r}; {nearest(name, known)}")
-            if self.target.choices:
-                raise EmbedgradError(
-                    f"generate: {name}: this prompt's answers are chosen from "
-                    f"{len(self.target.choices)} choices and not generated; leave it out"
-                )
         saved = self.provenance.get("decoding")
         saved = saved if isinstance(saved, dict) else {}
         values = {name: saved[name] for name in ("max_new_tokens", "stop") if name in saved}
-        values |= {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
-        problems: list[str] = []
-        check_values(values, "decoding", problems)
-        decoding = None if problems else build(Decoding, values, "decoding", problems)
-        if decoding is None:
-            raise EmbedgradError(f"generate: {'; '.join(problems)}")
-        if not decoding.temperature and (decoding.samples > 1 or decoding.top_p < 1):
-            raise EmbedgradError(
-                "generate: decoding is greedy, so there is one answer; give a temperature above 0 "
-                "too"
-            )
-        return decoding
+        spell = "generate: decoding.{}".format
+        return change_decoding(values, given, self.target.choices, "prompt", spell)
 
     def _answering(self, model: LanguageModel | str | None) -> Answering:
         """The prompt with its model; kept, so that the next query finds both."""
         key = id(model) if isinstance(model, LanguageModel) else model
         if key not in self._opened:
             opened = self._load_model(model)
-            prompt = fit_to_model(self, opened.info, opened.embed)
+            prompt = fit_to_model(self.prompt, opened.info, opened.embed)
             sequencer = opened.sequencer(
                 self.template, self.target, spans=self.spans, date=self.date
             )
@@ -117,9 +131,7 @@ class RefinedPrompt(PromptEmbedding):
             return model
         made_for = self.provenance.get("model")
         made_for = made_for if isinstance(made_for, dict) else {}
-        name, revision = model or made_for.get("name"), None
-        if model is None:
-            revision = made_for.get("revision")
+        name, revision = model or made_for.get("name"), None if model else made_for.get("revision")
         if not isinstance(name, str):
             raise ArtifactError(
                 "generate: this prompt does not say which model it is for; give model="
@@ -146,8 +158,7 @@ def load(folder: str | Path) -> RefinedPrompt:
                 f"{', '.join(map(str, inside))}"
             )
         folder = inside[0] if inside else folder
-    found = artifact.load(folder)
-    return RefinedPrompt(**{f.name: getattr(found, f.name) for f in fields(found)})
+    return RefinedPrompt(artifact.load(folder))
 
 
 def _text(values: Mapping[str, Any]) -> str | list[str]:

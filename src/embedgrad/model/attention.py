@@ -58,7 +58,8 @@ def attend(
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     cache, layer = _cache.get(), module.layer_idx
     cache.attended.add(layer)
-    masks = cache.masks[cache.kinds[layer] if cache.kinds else next(iter(cache.masks))]
+    *stored, own = cache.masks[cache.kinds[layer] if cache.kinds else next(iter(cache.masks))]
+    assert own is not None
     keys = [piece.keys[layer] for piece in cache.cached]
     values = [piece.values[layer] for piece in cache.cached]
     batch, heads, length, size = query.shape
@@ -71,21 +72,10 @@ def attend(
     for start in range(0, length, block):
         end = min(start + block, length)
         upto = before + end
-        own = masks[-1]
-        assert own is not None
-        seen = [None if mask is None else mask[:, :, start:end] for mask in masks[:-1]] + [
-            own[:, :, start:end, :upto]
-        ]
-        outputs.append(
-            _attend(
-                queries[:, :, :, start:end],
-                [*keys, key[:, :, :upto]],
-                [*values, value[:, :, :upto]],
-                seen,
-                softcap,
-                s_aux,
-            )
-        )
+        seen = [None if mask is None else mask[:, :, start:end] for mask in stored]
+        seen.append(own[:, :, start:end, :upto])
+        pieces = [*keys, key[:, :, :upto]], [*values, value[:, :, :upto]]
+        outputs.append(_attend(queries[:, :, :, start:end], *pieces, seen, softcap, s_aux))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
@@ -102,8 +92,7 @@ def _attend(
     flat = query.reshape(batch, kv_heads, grouped * length, size)
     parts = []
     for key, mask in zip(keys, masks, strict=True):
-        scores = _product(flat, key.mT)
-        scores = scores.reshape(batch, kv_heads, grouped, length, -1)
+        scores = _product(flat, key.mT).reshape(batch, kv_heads, grouped, length, -1)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
         if softcap is not None:

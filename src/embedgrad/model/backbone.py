@@ -36,9 +36,8 @@ def joined(prompt: Prompt | Tensor) -> Tensor:
                 f"span {name!r} has rows of shape {list(rows.shape)}; a causal language model "
                 "takes one set of rows [P, D] for all layers, not one set per layer"
             )
-    if isinstance(prompt, Tensor):
-        return prompt
-    return torch.cat(list(prompt.values())) if len(prompt) != 1 else next(iter(prompt.values()))
+    parts = list(spans.values())
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Backbone(Protocol):
@@ -49,7 +48,6 @@ class Backbone(Protocol):
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Rows [T, D] of token ids, from which a prompt starts."""
-        ...
 
     def outcome(
         self,
@@ -60,7 +58,6 @@ class Backbone(Protocol):
         normalize: bool = False,
     ) -> Outcome:
         """Log-probabilities of the batch's answers, differentiable in the prompt."""
-        ...
 
     def generate(
         self,
@@ -73,4 +70,3 @@ class Backbone(Protocol):
         numbers: Sequence[int] | None = None,
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence."""
-        ...

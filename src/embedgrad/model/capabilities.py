@@ -60,10 +60,7 @@ def why_not_reusable(model: Any, config: Any) -> str | None:
 
 @torch.no_grad()
 def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
-    """Set how a forward pass computes by what its model takes, tried on a few tokens.
-
-    `prefixes` must store nothing.
-    """
+    """Set how a forward pass computes, by a trial; `prefixes` must store nothing."""
     forward.linear_lm_head = _has_linear_lm_head(forward)
     some = [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(16)]
     nobody = Example({}, "", "trial")
@@ -99,17 +96,17 @@ def _has_linear_lm_head(forward: ForwardPass) -> bool:
     """Whether logits are a linear layer of the last hidden states and nothing else."""
     ids = torch.tensor([[1, 2, 3]], device=forward.device) % max(forward.vocabulary, 1)
     seen: list[Tensor] = []
-    hook = forward.model.base_model.register_forward_hook(
-        lambda _, __, output: seen.append(output.last_hidden_state)
-    )
+
+    def see(_: Any, __: Any, output: Any) -> None:
+        seen.append(output.last_hidden_state)
+
     try:
-        plain = forward.model(input_ids=ids, use_cache=False).logits
+        with forward.model.base_model.register_forward_hook(see):
+            plain = forward.model(input_ids=ids, use_cache=False).logits
         layer = forward.model.get_output_embeddings()
         logits = torch.nn.functional.linear(seen[0], layer.weight, getattr(layer, "bias", None))
     except Exception:  # whatever a model we do not know raises, it is not a plain one
         return False
-    finally:
-        hook.remove()
     return torch.equal(logits, plain)  # the same operation on the same numbers
 
 

@@ -14,9 +14,7 @@ from embedgrad.prompt.trust_region import near
 
 
 def fit_to_model(
-    prompt: PromptEmbedding,
-    model: ModelInfo,
-    embed: Callable[[Sequence[int]], torch.Tensor],
+    prompt: PromptEmbedding, model: ModelInfo, embed: Callable[[Sequence[int]], torch.Tensor]
 ) -> PromptEmbedding:
     """The prompt with the start rows of its model, which a file may hold in fewer bits.
 
@@ -33,8 +31,8 @@ def fit_to_model(
         # Others are kept: training may start elsewhere than at the words.
         return replace(prompt, start_rows=own) if near(prompt.start_rows, own, 1e-2) else prompt
     else:
-        here = _short(model.embedding_digest)
-        problem = f"the embedding tables differ ({_short(digest)}, here {here})"
+        here = model.embedding_digest[:19]
+        problem = f"the embedding tables differ ({str(digest)[:19]}, here {here})"
         inside = max(prompt.prompt_ids) < model.vocabulary
         if not inside or not torch.allclose(
             embed(prompt.prompt_ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
@@ -45,7 +43,3 @@ def fit_to_model(
         f"{made_for.get('revision')}), not for {model.name}: {problem}; "
         "use the model that it was made for"
     )
-
-
-def _short(digest: object) -> str:
-    return str(digest)[:19]

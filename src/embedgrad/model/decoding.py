@@ -98,9 +98,8 @@ class Generation:
         """Append a token; it is dropped once the answer is over."""
         if self.over:
             return
-        if token in self.end_ids:
-            self.ended = True
-        else:
+        self.ended = token in self.end_ids
+        if not self.ended:
             self.ids.append(token)
             self.ended = self._text is not None and self._stops(self._text, token)
         if self.ended or len(self.ids) >= self.most:

@@ -51,9 +51,8 @@ class ForwardPass:
         # `capabilities.try_reuse` finds these out.
         self.joins_keys = False
         self.linear_lm_head = False
-        self.feed_forward = last_feed_forward(
-            loaded.model, getattr(self._config, "num_hidden_layers", 0)
-        )
+        layers = getattr(self._config, "num_hidden_layers", 0)
+        self.feed_forward = last_feed_forward(loaded.model, layers)
 
     @property
     def one_by_one(self) -> bool:
@@ -94,9 +93,8 @@ class ForwardPass:
         for group in groups:
             batch = packing.tensors(group, self.device)
             embeds = self.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
-            cache = FixedKVCache(context.cached(group))
-            logprobs = self._logprobs(embeds, batch, cache)
-            parts.append(table(logprobs, batch.cells, batch.shape))
+            logprobs_W = self._logprobs(embeds, batch, FixedKVCache(context.cached(group)))
+            parts.append(table(logprobs_W, batch.cells, batch.shape))
         return in_order(parts, [i for group in groups for i in group])
 
     def fill(self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache) -> None:
@@ -108,9 +106,7 @@ class ForwardPass:
         self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        logits: Tensor = self._pass(
-            self.model, embeds_BTD, layout, cache, keep_BT, logits_to_keep=keep_BT
-        ).logits
+        logits: Tensor = self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits
         return logits
 
     def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
@@ -125,26 +121,19 @@ class ForwardPass:
         return hidden_logprobs(hidden_ND, lm_head.weight, bias, batch.places, batch.tokens)
 
     def _pass(
-        self,
-        model: Any,
-        embeds_BTD: Tensor,
-        layout: TokenLayout,
-        cache: KVCache,
-        keep_BT: Tensor,
-        **more: Any,
+        self, model: Any, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Any:
         self.forget_longest_pass()
-        cache.joined = self.joins_keys
-        cache.see(layout, self._windows, self._kinds, self.dtype)
+        cache.joined, cache.kinds = self.joins_keys, self._kinds
+        cache.see(layout, self._windows, self.dtype)
         masks = {kind: cache.joint_mask(kind) for kind in self._windows}
-        arguments = dict(
-            inputs_embeds=embeds_BTD,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=layout.positions.clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            **more,
-        )
+        arguments = {
+            "inputs_embeds": embeds_BTD,
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": layout.positions.clamp(min=0),
+            "past_key_values": cache,
+            "use_cache": True,
+        } | ({"logits_to_keep": keep_BT} if model is self.model else {})
         own = contextlib.nullcontext() if self.joins_keys else attend_to(self._config, cache)
         # Attention and hooks belong to the model, so only one pass runs at a time.
         with self._lock, own, only_at(self.feed_forward, keep_BT):
@@ -174,9 +163,7 @@ class ForwardPass:
         ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        prompt_at: list[int] = []
-        tokens: list[int] = []
-        cells: list[int] = []
+        prompt_at, tokens, cells = list[int](), list[int](), list[int]()
         for i, (context, places, ids, inputs, cell) in enumerate(lines):
             full = context + inputs[:-1]
             ids_BT[i, : len(full)] = torch.tensor(full)
@@ -185,39 +172,31 @@ class ForwardPass:
             prompt_at += [i * longest + place for place in places]
             tokens += ids
             cells += [cell] * len(ids)
-        at, tokens_W, cells_W = (
-            torch.tensor(n, dtype=torch.long, device=self.device)
-            for n in (prompt_at, tokens, cells)
-        )
-        embeds = self.splice(ids_BT.to(self.device), at, prompt_PD)
+        embeds = self.splice(ids_BT.to(self.device), self._indices(prompt_at), prompt_PD)
         logits = self.full_pass(embeds, mask_BT.to(self.device), keep_BT.to(self.device))
-        logprobs = token_logprobs(logits, torch.arange(len(tokens), device=self.device), tokens_W)
-        return table(logprobs, cells_W, (len(scored), width))
+        places_W = torch.arange(len(tokens), device=self.device)
+        logprobs_W = token_logprobs(logits, places_W, self._indices(tokens))
+        return table(logprobs_W, self._indices(cells), (len(scored), width))
 
     def embed_in_full(self, prompt_PD: Tensor, sequence: TokenSequence) -> Tensor:
         """Embeddings [1, T, D] of prefix, prompt and suffix."""
         ids, places = full_context(sequence, len(prompt_PD))
-        ids_BT, prompt_at = (
-            torch.tensor(n, dtype=torch.long, device=self.device) for n in ([ids], places)
-        )
-        return self.splice(ids_BT, prompt_at, prompt_PD)
+        return self.splice(self._indices([ids]), self._indices(places), prompt_PD)
+
+    def _indices(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
     def full_pass(self, embeds: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
         with self._lock:
-            logits: Tensor = self.model(
-                inputs_embeds=embeds,
-                attention_mask=mask_BT,
-                use_cache=False,
-                logits_to_keep=keep_BT,
-            ).logits
+            more = {"attention_mask": mask_BT, "use_cache": False, "logits_to_keep": keep_BT}
+            logits: Tensor = self.model(inputs_embeds=embeds, **more).logits
         return logits
 
     def forget_longest_pass(self) -> None:
         """Dynamic rotary scaling would carry its longest pass over into shorter ones."""
         if self.longest_reuse is not None:
-            module: Any
             for module in self.model.modules():
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
@@ -255,12 +234,6 @@ def only_at(feed_forward: nn.Module | None, keep_BT: Tensor) -> Iterator[None]:
         zeros = output_1ND.new_zeros(*keep_BT.shape, output_1ND.shape[-1])
         return torch.index_put(zeros, (keep_BT,), output_1ND[0])
 
-    hooks = (
-        feed_forward.register_forward_pre_hook(gather),
-        feed_forward.register_forward_hook(scatter),
-    )
-    try:
+    before = feed_forward.register_forward_pre_hook(gather)
+    with before, feed_forward.register_forward_hook(scatter):  # a handle removes its hook
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

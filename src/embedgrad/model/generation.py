@@ -78,7 +78,8 @@ def replies(
                 for _ in _steps(model, context, list(batch.values()), some):
                     pass
         for i in batch:
-            answers[i] = tuple(map(_reply, generations[i])) * (decoding.samples // samples)
+            drawn = tuple(Reply(g.text, cut=not g.ended) for g in generations[i])
+            answers[i] = drawn * (decoding.samples // samples)
         if progress is not None:
             progress(len(answers))
     return [answers[i] for i in range(len(sequences))]
@@ -107,14 +108,13 @@ def stream(
     sent = 0
     with closing(steps):
         for _ in steps:
-            piece = generation.certain[sent:]
-            if piece:
+            if piece := generation.certain[sent:]:
                 sent += len(piece)
                 yield piece
-    reply = _reply(generation)
-    if reply.text[sent:]:
-        yield reply.text[sent:]
-    return reply
+    text = generation.text
+    if text[sent:]:
+        yield text[sent:]
+    return Reply(text, cut=not generation.ended)
 
 
 @torch.no_grad()
@@ -126,9 +126,8 @@ def next_logits(
         return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
     logits = []
     for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
-        keep_BT = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=model.device)
-        keep_BT[:, -1] = True
-        mask_BT = torch.ones_like(keep_BT, dtype=torch.long)
+        mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
+        keep_BT = mask_BT.cumsum(1) == embeds.shape[1]  # the last place
         logits.append(model.forward.full_pass(embeds, mask_BT, keep_BT))
     return torch.cat(logits)
 
@@ -143,19 +142,13 @@ def _begin(
     *,
     watched: bool = False,
 ) -> Generation:
-    length = len(full_context(sequence, len(prompt_PD))[0])
-    context = model.info.context
+    room = model.info.context - len(full_context(sequence, len(prompt_PD))[0])
     most = decoding.max_new_tokens
-    # A sequence that is too long already was let through on purpose.
-    if length <= context:
-        most = min(most, context - length + 1)  # the last token need not be read again
+    if room >= 0:  # a sequence that is too long already was let through on purpose
+        most = min(most, room + 1)  # the last token need not be read again
     return Generation(
         model.tokenizer, decoding, end_ids=end_ids, most=most, number=number, watched=watched
     )
-
-
-def _reply(generation: Generation) -> Reply:
-    return Reply(generation.text, not generation.ended)
 
 
 def _read(
@@ -185,9 +178,7 @@ def _steps(
     """Decode a batch, a token at a time; the generations of a sequence are next to each other.
 
     Finished answers are left out of the passes once they are many enough to be worth a copy.
-
-    `context` is made outside, not in inference mode: prefixes are stored, and training goes through
-    them.
+    `context` is made outside, not in inference mode: training goes through stored prefixes.
     """
     logits, positions, cache = _read(model, context, sequences)
     samples = len(generations) // len(sequences)
@@ -275,9 +266,8 @@ def _steps_in_full(
     """The same, a token at a time: `generate` runs in a thread, as it has no other way to yield."""
     added: SimpleQueue[bool] = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(
-            _decode_in_full, model, prompt_PD, sequence, generation, lambda: added.put(True)
-        )
+        answer = model, prompt_PD, sequence, generation
+        work = pool.submit(_decode_in_full, *answer, lambda: added.put(True))
         work.add_done_callback(lambda _: added.put(False))
         try:
             while added.get():

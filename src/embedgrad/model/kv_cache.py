@@ -38,14 +38,6 @@ class TokenLayout(NamedTuple):
         real = positions_BT >= 0
         return cls(positions_BT, torch.where(real, 0, -1), torch.where(real, TRUNK, -1))
 
-    def expand(self, batch: int) -> TokenLayout:
-        """The same layout for each sequence of a batch."""
-        return TokenLayout(*(part.expand(batch, -1) for part in self))
-
-    def select(self, indices_N: Tensor) -> TokenLayout:
-        """The layout of these sequences of the batch."""
-        return TokenLayout(*(part.index_select(0, indices_N) for part in self))
-
     def see(self, keys: TokenLayout, window: int | None) -> Tensor:
         """Which keys each token sees, within a sliding window if there is one: bool [B, T, K]."""
         at, enter = self.positions[:, :, None], self.enter[:, :, None]
@@ -94,6 +86,7 @@ class CachedContext(NamedTuple):
 class KVCache(DynamicCache, ABC):
     """The cache that `transformers` gets for a pass, with the masks over its keys.
 
+    `update` keeps a layer's new keys and values and returns those that the model computes with.
     `joined` is for a model with attention code of its own, which gets all keys in one piece.
     """
 
@@ -102,24 +95,20 @@ class KVCache(DynamicCache, ABC):
         self.cached = tuple(cached)
         self.joined = False
         self.attended: set[int] = set()  # layers whose attention was ours
-        self.kinds: Sequence[str] = ()
+        self.kinds: Sequence[str] = ()  # of every layer; empty where all are of one kind
         self.masks: dict[str, list[Tensor | None]] = {}
         self.own_keys: list[Tensor] = []
         self.own_values: list[Tensor] = []
 
     def see(
-        self,
-        layout: TokenLayout,
-        windows: Mapping[str, int | None],
-        kinds: Sequence[str],
-        dtype: torch.dtype,
+        self, layout: TokenLayout, windows: Mapping[str, int | None], dtype: torch.dtype
     ) -> None:
-        """Make the masks of a pass: for each kind of layer one per cached piece, and its own.
-
-        `kinds` names the kind of every layer; empty: there is but one.
-        """
-        self.kinds = kinds
+        """Make masks for each kind of layer, one per cached piece and one for the pass's tokens."""
         own = self.own_layout(layout)
+        # Padding sees itself, because a softmax over nothing is NaN.
+        tokens, count = layout.positions.shape[1], own.positions.shape[1]
+        itself = torch.eye(tokens, count, dtype=torch.bool, device=layout.positions.device)
+        itself = itself.roll(count - tokens, dims=1) & (layout.enter < 0)[:, :, None]
         for kind, window in windows.items():
             masks = [
                 None
@@ -127,17 +116,11 @@ class KVCache(DynamicCache, ABC):
                 else _additive(layout.see(piece.layout, window), dtype)
                 for piece in self.cached
             ]
-            self.masks[kind] = [*masks, _own_mask(layout, own, window, dtype)]
+            self.masks[kind] = [*masks, _additive(layout.see(own, window) | itself, dtype)]
 
     @abstractmethod
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
         """Layout of the keys that `update` returns besides the cached ones; called once a pass."""
-
-    @abstractmethod
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values; returns those that the model computes with."""
 
     def joint_mask(self, kind: str) -> Tensor:
         """The mask [B, 1, T, K] for the model: over all keys if it joins them, else its own.
@@ -161,11 +144,7 @@ class KVCache(DynamicCache, ABC):
 
 @final
 class FixedKVCache(KVCache):
-    """A KV cache for a single pass.
-
-    Stored keys are not copied: the model gets the pass's own keys and values back, and
-    `attention.attend` looks at the stored ones.
-    """
+    """A KV cache for a single pass; stored keys are not copied, `attention.attend` sees them."""
 
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
         return layout
@@ -183,10 +162,6 @@ class FixedKVCache(KVCache):
         values = [piece.values[layer_idx].expand(batch, -1, -1, -1) for piece in self.cached]
         return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
-    def as_cached(self, layout: TokenLayout) -> CachedKV:
-        """Keys and values of a pass without padding or branches, for the next one to attend to."""
-        return CachedKV(self.own_keys, self.own_values, layout, plain=True)
-
 
 @final
 class GrowingKVCache(KVCache):
@@ -198,7 +173,7 @@ class GrowingKVCache(KVCache):
     def __init__(self, cached: Sequence[CachedKV], batch: int):
         super().__init__()
         self._before = tuple(cached)
-        self._layouts = [piece.layout.expand(batch) for piece in cached]
+        self._layouts = [TokenLayout(*(p.expand(batch, -1) for p in c.layout)) for c in cached]
 
     def own_layout(self, layout: TokenLayout) -> TokenLayout:
         parts = zip(*self._layouts, layout, strict=True)
@@ -231,7 +206,10 @@ class GrowingKVCache(KVCache):
     def select(self, indices_N: Tensor) -> GrowingKVCache:
         """A copy for these sequences of the batch, in their order, also repeated."""
         copy = GrowingKVCache((), 0)
-        copy._layouts = [layout.select(indices_N) for layout in self._layouts]
+        copy._layouts = [
+            TokenLayout(*(part.index_select(0, indices_N) for part in layout))
+            for layout in self._layouts
+        ]
         copy.own_keys = [keys.index_select(0, indices_N) for keys in self.own_keys]
         copy.own_values = [values.index_select(0, indices_N) for values in self.own_values]
         return copy
@@ -239,15 +217,15 @@ class GrowingKVCache(KVCache):
 
 def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> list[CachedKV]:
     """Prefixes of a batch as one piece, padded on the left; one shared prefix is not copied."""
-    longest = max(prefix.length for prefix in prefixes)
+    lengths = [prefix.length for prefix in prefixes]
+    longest = max(lengths)
     if not longest:
         return []
     first = prefixes[0]
     if all(prefix is first for prefix in prefixes):
-        keys, values = first.keys[:, None], first.values[:, None]
-        lengths = [first.length]
+        keys, values, lengths = first.keys[:, None], first.values[:, None], [longest]
     else:
-        some = next(prefix for prefix in prefixes if prefix.length)
+        some = prefixes[lengths.index(longest)]
         keys, values = (
             part.new_empty(part.shape[0], len(prefixes), part.shape[1], longest, part.shape[3])
             for part in (some.keys, some.values)
@@ -258,22 +236,9 @@ def stack_prefixes(prefixes: Sequence[CachedPrefix], device: torch.device) -> li
             if prefix.length:
                 keys[:, b, :, padding:] = prefix.keys
                 values[:, b, :, padding:] = prefix.values
-        lengths = [prefix.length for prefix in prefixes]
     positions = torch.arange(longest)[None] - longest + torch.tensor(lengths)[:, None]
     layout = TokenLayout.trunk(positions.to(device))
     return [CachedKV(keys, values, layout, plain=min(lengths) == longest)]
-
-
-def _own_mask(
-    layout: TokenLayout, keys: TokenLayout, window: int | None, dtype: torch.dtype
-) -> Tensor:
-    """The mask over keys that end with the tokens' own."""
-    seen = layout.see(keys, window)
-    # Padding sees itself, because a softmax over nothing is NaN.
-    tokens, count = seen.shape[1:]
-    itself = torch.eye(tokens, count, dtype=torch.bool, device=seen.device)
-    itself = itself.roll(count - tokens, dims=1)
-    return _additive(seen | (itself & (layout.enter < 0)[:, :, None]), dtype)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

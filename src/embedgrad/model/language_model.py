@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, final
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.events import Notify
 from embedgrad.model.backbone import Prompt, joined
 from embedgrad.model.capabilities import try_reuse
 from embedgrad.model.decoding import Decoding
@@ -44,7 +45,7 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     prefix_cache_budget: str | float = 0.25,
-    notify: Callable[[str], None] | None = None,
+    notify: Notify | None = None,
 ) -> LanguageModel:
     """Load a frozen model: Hub id, folder, `.gguf` file, or `package:NAME`. Raises `ModelError`."""
     loaded = load(
@@ -77,7 +78,8 @@ class LanguageModel:
     def with_prefix_cache(self, cache: PrefixCache) -> LanguageModel:
         """The same model with its prefixes in another cache; nothing is loaded or tried again."""
         other = copy.copy(self)
-        other.prefixes = self.prefixes.with_cache(cache)
+        other.prefixes = copy.copy(self.prefixes)
+        other.prefixes.cache = cache
         return other
 
     @property
@@ -103,10 +105,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """Rows of tokens, shape [T, D], in the space that `inputs_embeds` takes.
-
-        fp32, whatever the model's precision; float64 for a float64 model.
-        """
+        """Rows [T, D] of tokens as `inputs_embeds` takes them: fp32; float64 for such a model."""
         rows = self.forward.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
         return rows if rows.dtype == torch.float64 else rows.float()
 
@@ -125,10 +124,7 @@ class LanguageModel:
         merges: str = "report",
         truncate: str | None = None,
     ) -> Sequencer:
-        """What turns examples into this model's token sequences; see `Sequencer`.
-
-        `date` is the day that a chat template shows; unset: today.
-        """
+        """A `Sequencer` for this model; chat templates show `date` (unset: today)."""
         renderer = Renderer(template, self.tokenizer, date=date or datetime.date.today())
         return Sequencer(
             renderer,
@@ -170,10 +166,9 @@ class LanguageModel:
         counts = [[len(ids) for ids in t] + [0] * (width - len(t)) for t in targets]
         tokens_BC = torch.tensor(counts, device=self.device)
         scored = list(zip(batch, targets, strict=True))
-        reused = [
-            i for i, (s, t) in enumerate(scored) if self.forward.can_reuse(s, len(prompt_PD), t)
-        ]
-        others = sorted(set(range(len(batch))) - set(reused))
+        can_reuse = [self.forward.can_reuse(s, len(prompt_PD), ids) for s, ids in scored]
+        reused = [i for i, can in enumerate(can_reuse) if can]
+        others = [i for i, can in enumerate(can_reuse) if not can]
         parts = []
         if reused:
             context = self.prefixes.context_of(prompt_PD, [batch[i] for i in reused])
@@ -191,6 +186,7 @@ class LanguageModel:
             normalize,
             tuple(example.task or None for example in examples),
             {name: [example.extra.get(name) for example in examples] for name in columns},
+            tuple(s.reasoning for s in batch),
         )
 
     def generate(

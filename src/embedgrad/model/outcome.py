@@ -17,7 +17,8 @@ class Outcome:
     `logprobs_BC` is the summed log-probability (nats) of each target's tokens, -inf where there are
     fewer targets; `tokens_BC` counts those tokens; `gold_B` is the index of the right answer.
     `normalize` compares choices per token. `groups`, `tasks` and the columns of `extra` have one
-    entry per example.
+    entry per example, as have `reasoning_tokens`: how many tokens of the right answer are a worked
+    solution up to its final answer.
     """
 
     logprobs_BC: Tensor
@@ -27,6 +28,7 @@ class Outcome:
     normalize: bool = False
     tasks: tuple[str | None, ...] = ()
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    reasoning_tokens: tuple[int, ...] = ()
 
     @property
     def answer_logprobs_B(self) -> Tensor:

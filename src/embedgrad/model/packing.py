@@ -71,13 +71,10 @@ class Packing:
         """Pad and stack the sequences of a group."""
         batch = [self._packed[i] for i in group]
         longest = max(len(packed.ids) for packed in batch)
-        padding = [longest - len(packed.ids) for packed in batch]
+        padded = [(longest - len(packed.ids), packed) for packed in batch]
 
         def stack(name: str, fill: int) -> Tensor:
-            lines = [
-                [fill] * pad + getattr(packed, name)
-                for pad, packed in zip(padding, batch, strict=True)
-            ]
+            lines = [[fill] * pad + getattr(packed, name) for pad, packed in padded]
             return torch.tensor(lines, dtype=torch.long).to(device)
 
         def indices(values: list[int]) -> Tensor:
@@ -85,8 +82,11 @@ class Packing:
 
         reads = [
             (b, pad + at, token, b * self.width + c)
-            for b, (pad, packed) in enumerate(zip(padding, batch, strict=True))
+            for b, (pad, packed) in enumerate(padded)
             for at, token, c in packed.reads
+        ]
+        prompt_at = [
+            b * longest + p + at for b, (p, packed) in enumerate(padded) for at in packed.prompt_at
         ]
         keep = torch.zeros(len(batch), longest, dtype=torch.bool)
         kept = sorted({(b, at) for b, at, _, _ in reads})
@@ -97,13 +97,7 @@ class Packing:
             ids_BT=stack("ids", 0),
             layout=TokenLayout(stack("positions", 0), stack("enter", -1), stack("leave", -1)),
             keep_BT=keep.to(device),
-            prompt_at=indices(
-                [
-                    b * longest + pad + at
-                    for b, (pad, packed) in enumerate(zip(padding, batch, strict=True))
-                    for at in packed.prompt_at
-                ]
-            ),
+            prompt_at=indices(prompt_at),
             places=indices([number[b, at] for b, at, _, _ in reads]),
             tokens=indices([token for _, _, token, _ in reads]),
             cells=indices([cell for *_, cell in reads]),

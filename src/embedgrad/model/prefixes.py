@@ -6,7 +6,6 @@ its keys and values, with their gradients, serve every sequence.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -14,7 +13,13 @@ import torch
 from torch import Tensor
 
 from embedgrad.model.forward import ForwardPass
-from embedgrad.model.kv_cache import CachedContext, FixedKVCache, TokenLayout, stack_prefixes
+from embedgrad.model.kv_cache import (
+    CachedContext,
+    CachedKV,
+    FixedKVCache,
+    TokenLayout,
+    stack_prefixes,
+)
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
@@ -33,12 +38,6 @@ class PrefixStore:
         self._openings: dict[Ids, CachedPrefix] = {}
         self._token_bytes = 0  # of a token's keys and values; known once a prefix was built
 
-    def with_cache(self, cache: PrefixCache) -> PrefixStore:
-        """The same store over another cache."""
-        other = copy.copy(self)
-        other.cache = cache
-        return other
-
     def context_of(self, prompt_PD: Tensor, sequences: Sequence[TokenSequence]) -> CachedContext:
         """What the own tokens of these sequences attend to.
 
@@ -53,12 +52,10 @@ class PrefixStore:
             return CachedContext(prefixes, None, before, prompt_PD)
         device = self.forward.device
         positions = torch.arange(len(prefix), len(prefix) + first, device=device)[None]
-        cache, layout = (
-            FixedKVCache(stack_prefixes(prefixes[:1], device)),
-            TokenLayout.trunk(positions),
-        )
+        cache = FixedKVCache(stack_prefixes(prefixes[:1], device))
+        layout = TokenLayout.trunk(positions)
         self.forward.fill(prompt_PD[None, :first].to(self.forward.dtype), layout, cache)
-        prompt = cache.as_cached(layout)
+        prompt = CachedKV(cache.own_keys, cache.own_values, layout, plain=True)
         return CachedContext(prefixes, prompt, [n + first for n in before], prompt_PD[first:])
 
     @torch.no_grad()
@@ -88,11 +85,11 @@ class PrefixStore:
         missing: list[tuple[Ids, int]] = []
         tokens = 0
         for ids, shared in {s.prefix: s.shared for s in sequences}.items():
-            if tokens > PASS_TOKENS:
-                break
             if (limit is None or len(ids) <= limit) and ids not in self.cache:
                 missing.append((ids, shared))
                 tokens += len(ids) - shared
+            if tokens > PASS_TOKENS:
+                break
         for opening, group in _passes(missing):
             if self.cache.free < self._token_bytes * sum(map(len, group)):
                 return
@@ -116,13 +113,11 @@ class PrefixStore:
         forward.fill(forward.embed(torch.tensor(batch, device=forward.device)), layout, cache)
         keys, values = torch.stack(cache.own_keys, 1), torch.stack(cache.own_values, 1)
         self._token_bytes = (keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[3])
-        return [
-            CachedPrefix(
-                torch.cat([*(prefix.keys for prefix in first), keys[b]], dim=2),
-                torch.cat([*(prefix.values for prefix in first), values[b]], dim=2),
-            )
-            for b in range(len(group))
-        ]
+        built = []
+        for b in range(len(group)):
+            parts = zip(*first, (keys[b], values[b]), strict=True)
+            built.append(CachedPrefix(*(torch.cat(part, dim=2) for part in parts)))
+        return built
 
     def _opening(self, ids: Ids) -> CachedPrefix:
         """The shared beginning of prefixes; a few are kept beside the budget."""

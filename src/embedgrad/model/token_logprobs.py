@@ -47,7 +47,6 @@ class _HiddenLogprobs(torch.autograd.Function):
         places: Tensor,
         tokens: Tensor,
     ) -> Tensor:
-        """Log-probabilities [W] of tokens behind the hidden states at the given places."""
         wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         logprobs = hidden_ND.new_empty(len(places), dtype=wide)
         expected = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None

@@ -23,8 +23,9 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
+from embedgrad.data.readers import unrepeated
 from embedgrad.errors import ArtifactError, EmbedgradError
-from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
@@ -41,11 +42,12 @@ LARGEST_FILE = 2**30
 START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def save(prompt: PromptEmbedding, folder: str | Path) -> Path:
+def save(prompt: PromptEmbedding | HoldsPrompt, folder: str | Path) -> Path:
     """Write the prompt into `folder`, whose old content survives if anything fails.
 
     Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
     """
+    prompt = unwrap(prompt)
     # Cloned, because safetensors refuses tensors that share memory.
     both = {"rows": prompt.rows, "start_rows": prompt.start_rows}
     tensors = {n: t.detach().float().cpu().clone().contiguous() for n, t in both.items()}
@@ -206,27 +208,22 @@ _WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES
 def _read_json(path: Path) -> Mapping[str, Any]:
     content = _read_bytes(path)
     try:
-        values = json.loads(content, object_pairs_hook=_without_repetition)
+        values = json.loads(content, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
-    if (version := values.get("version")) != VERSION:
-        older = isinstance(version, int) and version < VERSION
-        written = "written by an older embedgrad" if older else "not written by this embedgrad"
-        remedy = "refine the prompt again" if older else "install the version that wrote it"
+    version = values.get("version")
+    if isinstance(version, int) and version < VERSION:
         raise ArtifactError(
-            f"{path}: {written} (format version {version!r}, this one reads {VERSION}); {remedy}"
+            f"{path}: written by an older embedgrad (format version {version!r}, this one reads "
+            f"{VERSION}); refine the prompt again"
         )
-    return values
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is given twice")
+    if version != VERSION:
+        raise ArtifactError(
+            f"{path}: not written by this embedgrad (format version {version!r}, this one reads "
+            f"{VERSION}); install the version that wrote it"
+        )
     return values
 
 

@@ -7,7 +7,7 @@ tokenizer merges over. So the text on either side is tokenized here with such a 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, final
 
 from embedgrad.errors import TemplateError
 
@@ -16,6 +16,7 @@ CUT = "<|embedgrad-cut|>"
 Ids = tuple[int, ...]
 
 
+@final
 class CuttingTokenizer:
     """A tokenizer that can cut: `cut` tokenizes pieces apart, `plain` a whole text.
 

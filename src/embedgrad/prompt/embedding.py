@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from embedgrad.prompt.template import Template, only
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P
 
 
+@final
 @dataclass(frozen=True)
 class PromptEmbedding:
     """A refined prompt with all that is needed to use it again.
@@ -68,3 +69,16 @@ class PromptEmbedding:
     def cosine(self) -> Tensor:
         """Cosine of each row to its start row, shape [P]."""
         return cosine_P(self.rows, self.start_rows)
+
+
+class HoldsPrompt(Protocol):
+    """What holds a prompt, as a loaded one holds it beside its model."""
+
+    @property
+    def prompt(self) -> PromptEmbedding:
+        """The prompt."""
+
+
+def unwrap(prompt: PromptEmbedding | HoldsPrompt) -> PromptEmbedding:
+    """The prompt itself."""
+    return prompt if isinstance(prompt, PromptEmbedding) else prompt.prompt

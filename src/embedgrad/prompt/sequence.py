@@ -54,7 +54,8 @@ class TokenSequence:
     `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
     `inputs` is what the model reads in the place of each target, of the same length; None: the
-    targets themselves, which are the labels.
+    targets themselves, which are the labels. `reasoning` counts the first tokens of the right
+    target that are a worked solution up to its final answer.
     """
 
     prefix: Ids
@@ -65,6 +66,7 @@ class TokenSequence:
     example: Example
     shared: int = 0
     later: tuple[int, ...] = ()
+    reasoning: int = 0
     inputs: tuple[Ids, ...] | None = None
 
     def inputs_of(self, target: Ids) -> Ids:
@@ -74,7 +76,9 @@ class TokenSequence:
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
         assert self.plain is not None
-        return TokenSequence((), self.plain, self.targets, self.gold, None, self.example)
+        return replace(
+            self, prefix=(), suffix=self.plain, plain=None, shared=0, later=(), inputs=None
+        )
 
     def context(self, prompt_ids: Ids) -> Ids:
         """The row before its answer, with one id per row of the prompt in the prompt's places."""
@@ -127,10 +131,10 @@ class Sequencer:
             )
         self.spans = tuple(spans) or find_spans(renderer, self._cutting, rows)
         texts = [span.text for span in self.spans]
-        drawn = [(span.drawn_left, span.drawn_right) for span in self.spans]
         words = renderer.template.spans
-        pairs = zip(drawn, words, strict=False)
-        if len(texts) != len(words) or texts != [left + w + right for (left, right), w in pairs]:
+        pairs = zip(self.spans, words, strict=False)
+        prepared = [span.drawn_left + text + span.drawn_right for span, text in pairs]
+        if len(texts) != len(words) or texts != prepared:
             raise TemplateError(
                 f"template: the spans {', '.join(map(repr, words))} are not those it was prepared "
                 f"for ({', '.join(map(repr, texts))})"
@@ -223,10 +227,16 @@ class Sequencer:
                     f"{nearest(example.answer, self.target.choices)}"
                 )
             gold = self.target.choices.index(example.answer)
+        reasoning = 0
+        if not self.target.choices and example.answer:
+            worked, found, _ = solution.rpartition(example.answer)
+            if found and worked:
+                begun = self._answer_ids(after, opening + worked)[1]
+                reasoning = _alike(begun, targets[0])
         plain = self._cutting.plain(rendered.text)
         shared = _alike(prefix, self._opening)
         sequence = TokenSequence(
-            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later)
+            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later), reasoning
         )
         same = sequence.context(self.prompt_ids) == plain
         return replace(sequence, plain=None) if same else sequence

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import final
 
 from embedgrad.data.examples import Example
@@ -94,11 +94,8 @@ def _middle(
 
 def _common(texts: Iterable[str]) -> str:
     """Longest common beginning."""
-    first, *rest = texts
-    for i, character in enumerate(first):
-        if any(text[i : i + 1] != character for text in rest):
-            return first[:i]
-    return first
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
 def span_places(spans: Sequence[Span]) -> dict[str, slice]:

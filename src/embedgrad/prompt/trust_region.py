@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, final
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -13,6 +13,7 @@ from torch import Tensor
 BISECTIONS = 24  # as many as an fp32 number has digits
 
 
+@final
 @dataclass(frozen=True)
 class TrustRegion:
     """How far a row may move from where its token put it.

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
@@ -24,6 +24,7 @@ from embedgrad.training.self_training import training_examples, training_for
 from embedgrad.training.settings import Training
 
 
+@final
 @dataclass(frozen=True)
 class Prepared:
     """A recipe's data, model and token sequences, ready for training.

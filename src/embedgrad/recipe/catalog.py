@@ -10,32 +10,19 @@ from embedgrad.errors import RecipeError, nearest
 from embedgrad.parts.registry import DEFAULTS, KINDS, LISTS, Option, options_of, summary_of
 from embedgrad.recipe.recipe import SECTIONS
 
+_ROLES = {"system": "system message", "user": "user message", "assistant": "opening of the answer"}
+_PLAIN = "Plain text with {columns} and one [[span]], for a model without a chat template."
+_MESSAGES = "A list of { role, content } instead of these three."
+_MERGES = "What to do if a row's own text merges with the span."
 _TEMPLATE = (
-    Option(
-        "text",
-        "str",
-        "unset",
-        "Plain text with {columns} and one [[span]], for a model without a chat template.",
-    ),
-    Option("system", "str", "unset", "The system message."),
-    Option("user", "str", "unset", "The user message."),
-    Option("assistant", "str", "unset", "The opening of the answer."),
-    Option(
-        "messages",
-        "list of tables",
-        "unset",
-        "A list of { role, content } instead of these three.",
-    ),
+    Option("text", "str", "unset", _PLAIN),
+    *(Option(role, "str", "unset", f"The {what}.") for role, what in _ROLES.items()),
+    Option("messages", "list of tables", "unset", _MESSAGES),
     Option("options", "table", "{}", "Extra variables for the model's chat template."),
-    Option(
-        "merges",
-        "'report' | 'refuse'",
-        '"report"',
-        "What to do if a row's own text merges with the span.",
-    ),
+    Option("merges", "'report' | 'refuse'", '"report"', _MERGES),
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
-# How a part is written where it is not a section of its own.
+# How a part is written if it is not a section.
 _WRITTEN = {**{kind: f"[[{kind}]]" for kind in LISTS}, "scorer": "[evaluation] scorer ="}
 
 
@@ -45,10 +32,7 @@ def catalog(only: str | None = None) -> dict[str, Any]:
     for name, cls in SECTIONS.items():
         if cls is not None:
             entries[name] = {"summary": summary_of(cls), "options": _options(cls)}
-    entries["template"] = {
-        "summary": _SUMMARY,
-        "options": [asdict(option) for option in _TEMPLATE],
-    }
+    entries["template"] = {"summary": _SUMMARY, "options": [asdict(option) for option in _TEMPLATE]}
     for kind, table in KINDS.items():
         entries[kind] = {
             "default": DEFAULTS.get(kind),
@@ -87,8 +71,6 @@ def _options(cls: type) -> list[dict[str, str]]:
 def _option_lines(options: list[dict[str, str]], indent: str) -> list[str]:
     lines = []
     for option in options:
-        lines += [
-            f"{indent}{option['name']} = {option['default']}  ({option['type']})",
-            f"{indent}    {option['help']}",
-        ]
+        lines.append(f"{indent}{option['name']} = {option['default']}  ({option['type']})")
+        lines.append(f"{indent}    {option['help']}")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import Evaluator
@@ -18,6 +19,7 @@ from embedgrad.recipe.build import open_model
 from embedgrad.recipe.recipe import Recipe
 
 
+@final
 @dataclass(frozen=True)
 class Answering:
     """A prompt with its model, ready to answer."""
@@ -28,12 +30,22 @@ class Answering:
     evaluator: Evaluator
 
 
+@final
 @dataclass(frozen=True)
-class OpenRun(Answering):
-    """A finished run, ready to answer."""
+class OpenRun:
+    """A finished run with its model."""
 
+    prompt: PromptEmbedding
+    model: LanguageModel
+    sequencer: Sequencer
+    evaluator: Evaluator
     folder: Path
     recipe: Recipe
+
+    @property
+    def answering(self) -> Answering:
+        """Its prompt and model, to answer queries."""
+        return Answering(self.prompt, self.model, self.sequencer, self.evaluator)
 
 
 def open_run(
@@ -56,7 +68,7 @@ def open_run(
         )
     if not (folder / "recipe.toml").is_file():
         raise RunError(f"{folder}: holds no recipe.toml; give the folder that `optimize` wrote")
-    recipe = Recipe.read(folder / "recipe.toml", overrides)
+    recipe = Recipe.read_run(folder, overrides)
     prompt = artifact.load(folder / "prompt")
     for name in ("template", "target"):
         if getattr(recipe, name) != getattr(prompt, name):

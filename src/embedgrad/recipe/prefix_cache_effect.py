@@ -19,7 +19,7 @@ from embedgrad.recipe.recipe import Recipe
 def measure_prefixes(
     model: LanguageModel, recipe: Recipe, sequencer: Sequencer, train: Sequence[TokenSequence]
 ) -> tuple[float | None, list[str]]:
-    """What half precision changes in the loss, if used, and notes about the prefix cache."""
+    """The change of the loss by half precision, if that is used, and notes for the user."""
     batch = recipe.training.batch_size
     if model.why_not_reusable is not None:
         return None, [f"prefixes are not reused: {model.why_not_reusable}"]
@@ -67,21 +67,23 @@ def precision_effect(
     return (losses_B(half) - before).abs().mean().item()
 
 
-def lack_of_room(model: LanguageModel, sequences: Sequence[TokenSequence], batch: int) -> str:
-    """A note where not even the prefixes of one batch can be stored; else nothing.
+def lack_of_room(
+    model: LanguageModel, sequences: Sequence[TokenSequence], batch: int
+) -> str | None:
+    """Why not even the prefixes of one batch can be stored; None if they can.
 
-    A budget of 0 is meant, and gets none.
+    Also None for a budget of 0, which is deliberate.
     """
     prefixes = {s.prefix for s in sequences if s.prefix}
     if not prefixes or not model.prefix_cache.room:
-        return ""
+        return None
     shortest = min(prefixes, key=len)
-    # In a cache of its own: a look at one prefix is no use of it.
+    # In a separate cache, so that it does not count as a use of this prefix.
     (sample,) = model.with_prefix_cache(PrefixCache(0)).prefixes_of([shortest])
     per_token = model.prefix_cache.as_stored(sample).nbytes / len(shortest)
     need = per_token * sum(sorted(map(len, prefixes))[-batch:])
     if need <= model.prefix_cache.room:
-        return ""
+        return None
     return (
         f"prefix_cache.budget: the prefixes of a batch of {batch} rows need {size(need)}, and "
         f"there is room for {size(model.prefix_cache.room)}; the others are computed again in "

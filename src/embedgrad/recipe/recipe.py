@@ -8,12 +8,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import tomli_w
 
 from embedgrad.data.splits import NAMES as SPLITS
-from embedgrad.errors import EmbedgradError, RecipeError, TemplateError, nearest
+from embedgrad.errors import EmbedgradError, RecipeError, RunError, TemplateError, nearest
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
@@ -34,6 +34,7 @@ from embedgrad.training.self_training import Solutions, source_problems
 from embedgrad.training.settings import Parts, Training
 
 
+@final
 @dataclass(frozen=True)
 class Recipe:
     """Checked settings and built parts of one run."""
@@ -55,17 +56,18 @@ class Recipe:
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`."""
-        source = str(path)
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise RecipeError(
-                source, [f"cannot be read ({error.strerror}); `embedgrad new` writes a recipe"]
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RecipeError(source, [f"is not TOML: {error}"]) from error
+        values = _read_toml(path)
         override(values, overrides)
-        return cls.from_dict(values, source)
+        return cls.from_dict(values, str(path))
+
+    @classmethod
+    def read_run(cls, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a run's recipe.toml. Raises `RecipeError`, and `RunError` for an older version."""
+        path = folder / "recipe.toml"
+        values = _read_toml(path)
+        check_run_version(folder, values)
+        override(values, overrides)
+        return cls.from_dict(values, str(path))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -109,7 +111,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as `from_dict` takes it."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"version": VERSION}
         built = {**vars(self.parts), **vars(self)}
         for name, kind in SECTIONS.items():
             part = built[name]
@@ -130,6 +132,7 @@ class Recipe:
         return tomli_w.dumps(self.as_dict())
 
 
+VERSION = 2  # of a resolved recipe; version 1 had no such field
 REQUIRED = ("model", "data", "template")
 # Every section; a part, which `build_part` builds, has no type here, nor has the template.
 SECTIONS: dict[str, Any] = {
@@ -159,6 +162,26 @@ RENAMED = {
 }
 
 
+def check_run_version(folder: Path, values: Mapping[str, Any]) -> None:
+    """Raise `RunError` if an older embedgrad wrote the recipe of a run or comparison."""
+    if values.get("version", 1) == 1 or not RENAMED.keys().isdisjoint(values):
+        raise RunError(
+            f"{folder} was written by an older embedgrad (recipe version 1; this one reads "
+            f"{VERSION}): run its recipe again"
+        )
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RecipeError(
+            str(path), [f"cannot be read ({error.strerror}); `embedgrad new` writes a recipe"]
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
+
+
 def _check_names(values: dict[str, Any], problems: list[str]) -> None:
     """Sections that are unknown or missing, and old names, which are taken out of `values`."""
     target = values.get("target")
@@ -166,7 +189,12 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
         values["target"] = {name: value for name, value in target.items() if name != "prefix"}
         problems.append(f"target.prefix: is now {RENAMED['target.prefix']}")
     for name in values:
-        if name in RENAMED:
+        if name == "version":
+            if type(values[name]) is not int or values[name] != VERSION:
+                problems.append(
+                    f"version: {values[name]!r}; this embedgrad reads {VERSION}, or leave it out"
+                )
+        elif name in RENAMED:
             problems.append(f"{name}: is now {RENAMED[name]}")
         elif name not in SECTIONS:
             problems.append(f"{name}: unknown section; {nearest(str(name), SECTIONS)}")

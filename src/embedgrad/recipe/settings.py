@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le
 
@@ -12,6 +12,7 @@ from embedgrad.data.examples import solution_pieces
 from embedgrad.errors import DataError, nearest
 
 
+@final
 @dataclass(frozen=True)
 class ModelSettings:
     """Which frozen model, and how it is loaded."""
@@ -28,6 +29,7 @@ class ModelSettings:
     """Attention of full passes: auto (sdpa if the model has it), sdpa, or eager."""
 
 
+@final
 @dataclass(frozen=True)
 class DataSettings:
     """Where examples come from, and how they are split."""
@@ -79,6 +81,7 @@ class DataSettings:
             )
 
 
+@final
 @dataclass(frozen=True)
 class PrefixCacheSettings:
     """Where the keys and values of prefixes are stored, and how much room they may take."""
@@ -109,6 +112,7 @@ COMPARED = (
 )
 
 
+@final
 @dataclass(frozen=True)
 class CompareSettings:
     """Which methods `embedgrad compare` compares, and their options."""
@@ -147,9 +151,10 @@ class CompareSettings:
             if len(set(values)) < len(values):
                 raise DataError(f"compare.{option}: {list(values)}; expected each one once")
         if "" in self.prompts:
-            raise DataError("compare.prompts: '' holds no words; expected texts for the span")
+            raise DataError("compare.prompts: '' has no words; expected texts for the span")
 
 
+@final
 @dataclass(frozen=True)
 class ExportSettings:
     """How a refined prompt is exported."""
@@ -164,6 +169,7 @@ class ExportSettings:
     """Whether files that an export does not change are copied from the base model or linked."""
 
 
+@final
 @dataclass(frozen=True)
 class ReportSettings:
     """Where progress is written besides the terminal and events.jsonl."""

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -16,25 +16,18 @@ from embedgrad.formatting import visible
 
 Sink = Callable[[dict[str, Any]], None]
 
+# The numbers of each kind of event, and the group that TensorBoard shows them in.
 SCALARS = {
-    "step": {
-        "loss": "train/loss",
-        "gradient_norm": "train/gradient_norm",
-        "learning_rate": "train/learning_rate",
-        "drift_mean": "train/drift_mean",
-        "drift_max": "train/drift_max",
-        "cosine_min": "train/cosine_min",
-    },
-    "evaluation": {
-        "accuracy": "dev/accuracy",
-        "macro_f1": "dev/macro_f1",
-        "log_loss": "dev/log_loss",
-    },
+    "step": (
+        "train",
+        ("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
+    ),
+    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss")),
 }
 
 
 @final
-class EventLog:
+class EventLog(AbstractContextManager["EventLog"]):
     """Appends events to a file, one JSON object a line with its `time` (ISO 8601, UTC).
 
     A line that a crash left unfinished is cut off first. Numbers that are not finite, which JSON
@@ -47,7 +40,7 @@ class EventLog:
             if self.path.is_file():
                 content = self.path.read_bytes()
                 os.truncate(self.path, content.rfind(b"\n") + 1)
-            self._file = open(self.path, "ab")  # noqa: SIM115, closed by close()
+            self._file = open(self.path, "ab")  # noqa: SIM115, closed by __exit__
         except OSError as error:
             raise self._failed(error) from error
 
@@ -64,13 +57,7 @@ class EventLog:
     def __str__(self) -> str:
         return str(self.path)
 
-    def __enter__(self) -> EventLog:
-        return self
-
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Close the file; every event is in it already."""
         # After a failed write the rest of a line is still waiting, and fails again.
         with suppress(OSError):
@@ -81,7 +68,7 @@ class EventLog:
 
 
 @final
-class TensorBoard:
+class TensorBoard(AbstractContextManager["TensorBoard"]):
     """Writes losses, scores and drift for TensorBoard (extra: tensorboard). Raises `RunError`."""
 
     def __init__(self, folder: str | Path):
@@ -96,26 +83,20 @@ class TensorBoard:
         try:
             self._writer = SummaryWriter(str(self.folder), flush_secs=10)
         except OSError as error:
-            raise RunError(
-                f"{self.folder}: cannot be written ({error.strerror or error})"
-            ) from error
+            why = error.strerror or error
+            raise RunError(f"{self.folder}: cannot be written ({why})") from error
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write the numbers of a step or an evaluation."""
-        for name, tag in SCALARS.get(event["event"], {}).items():
+        group, names = SCALARS.get(event["event"], ("", ()))
+        for name in names:
             if event.get(name) is not None:
-                self._writer.add_scalar(tag, event[name], event["step"])
+                self._writer.add_scalar(f"{group}/{name}", event[name], event["step"])
 
     def __str__(self) -> str:
         return f"TensorBoard in {self.folder}"
 
-    def __enter__(self) -> TensorBoard:
-        return self
-
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Write what is waiting."""
         # Its thread's failure comes out here again, as whatever it was; it costs no run.
         with suppress(Exception):

@@ -119,4 +119,5 @@ def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
             name: [cell for o in outcomes for cell in o.extra.get(name, [None] * len(o.groups))]
             for name in dict.fromkeys(name for o in outcomes for name in o.extra)
         },
+        reasoning_tokens=tuple(count for o in outcomes for count in o.reasoning_tokens),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -72,6 +73,11 @@ class Training:
             [i for unit in order[start : start + size] for i in units[unit]]
             for start in range(0, len(order), size)
         ]
+
+    def batches(self, units: Sequence[Sequence[int]], steps: int) -> Iterator[list[int]]:
+        """The batches of the first `steps` steps, over all epochs."""
+        epochs = (self.epoch_batches(units, epoch) for epoch in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(epochs), steps)
 
     def epoch_order(self, rows: int, epoch: int) -> list[int]:
         """In which order an epoch takes the rows; depends on the seed and nothing else."""

@@ -19,7 +19,7 @@ from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.errors import EngineError, ExportError, ModelError
-from embedgrad.model.loading.quiet import guarded
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import CuttingTokenizer
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import END_MARK, SPAN_MARK
@@ -255,7 +255,7 @@ def run_generated(path: Path, source: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        with guarded(f"{path}: does not run"):
+        with model_errors(f"{path}: does not run"):
             spec.loader.exec_module(module)
     except ModelError as error:
         raise EngineError(str(error)) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedgrad.deploy.export import export
-from embedgrad.deploy.folder import FILE, read_export
+from embedgrad.deploy.folder import FILE, VERSION, read_export
 from embedgrad.errors import ExportError, RunError
 from embedgrad.events import Report, stage
 
@@ -45,8 +45,8 @@ def export_once(
 
 
 def _digest(folder: Path, overrides: Sequence[str]) -> str:
-    """Digest of everything that determines an export."""
-    digest = hashlib.sha256()
+    """Digest of everything that determines an export, the format's version included."""
+    digest = hashlib.sha256(str(VERSION).encode())
     for name in INPUTS:
         try:
             content = (folder / name).read_bytes()

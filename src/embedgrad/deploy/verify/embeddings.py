@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from embedgrad.deploy.destinations.client_code import open_example, read_base
 from embedgrad.deploy.destinations.embedding_client import Bodies
-from embedgrad.deploy.destinations.registry import destination
+from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.safetensors import PROGRAM
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
@@ -114,7 +114,7 @@ class BodyEngine(EmbeddingEngine):
     def __init__(
         self, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
     ):
-        writer = destination(written["destination"])
+        writer = find_destination(written["destination"])
         assert isinstance(writer, Bodies)
         read_base(written, job)
         client = writer.client(folder, job, exported, written)

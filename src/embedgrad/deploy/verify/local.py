@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.model.decoding import before_end
-from embedgrad.model.loading.quiet import silenced
+from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.prompt.boundaries import Ids
 
 EXACT = 1e-4  # natural log-probability, in float32
@@ -80,7 +80,7 @@ class LocalEngine(Engine):
             eos_token_id=list(self.end_ids) or None,
             pad_token_id=0,
         )
-        with silenced(), torch.no_grad():
+        with silence_libraries(), torch.no_grad():
             answers = self.generate(queries, settings)
         return [before_end(answer, self.end_ids) for answer in answers]
 

@@ -21,7 +21,7 @@ from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.runs import ROWS
 from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.deploy.verify.reference import Reference, compute_reference, next_logprobs
-from embedgrad.deploy.verify.registry import ENGINES, engine_versions, open_engine
+from embedgrad.deploy.verify.registry import CHECK_ENGINES, engine_versions, open_engine
 from embedgrad.environment import versions
 from embedgrad.errors import EmbedgradError
 from embedgrad.events import stage
@@ -50,7 +50,7 @@ def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) 
     Figures for the whole export are those of its worst prompt. Raises `EngineError`.
     """
     prompts = {e.name: _check_prompt(destination, folder, job, e, written) for e in job.prompts}
-    engine = ENGINES[destination].description
+    engine = CHECK_ENGINES[destination].description
     report: dict[str, Any] = {"destination": destination, "engine": engine}
     for name in (*_LARGEST_IS_WORST, *_LEAST_IS_WORST):
         values = [p[name] for p in prompts.values() if p[name] is not None]

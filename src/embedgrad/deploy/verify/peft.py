@@ -17,7 +17,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import LocalEngine
 from embedgrad.errors import EngineError, ModelError
-from embedgrad.model.loading.quiet import guarded, silenced
+from embedgrad.model.loading.quiet import model_errors, silence_libraries
 from embedgrad.prompt.boundaries import Ids
 
 START = "start"  # the adapter of the unrefined rows
@@ -41,7 +41,7 @@ class PeftEngine(LocalEngine):
         attention = job.model.model.config._attn_implementation
         self._aside = tempfile.TemporaryDirectory()
         try:
-            with guarded(f"{folder}: PEFT does not open it"), silenced():
+            with model_errors(f"{folder}: PEFT does not open it"), silence_libraries():
                 loaded = auto.from_pretrained(
                     base.model,
                     revision=base.revision,

@@ -16,7 +16,7 @@ from embedgrad.errors import EngineError
 
 
 @final
-class Entry(NamedTuple):
+class CheckEngine(NamedTuple):
     """An engine's class, the optional package and extra that it needs, and how a check calls it.
 
     `copies`: how many temporary copies of the export a check writes beside it.
@@ -30,22 +30,25 @@ class Entry(NamedTuple):
     description: str = "its own engine"
 
 
-_DECODED = "{} request bodies, decoded and given to the base model ({} itself was not asked)"
+def _decoding(server: str) -> CheckEngine:
+    asked = f"{server} request bodies, decoded and given to the base model"
+    asked += f" ({server} itself was not asked)"
+    return CheckEngine("embeddings", "BodyEngine", description=asked)
 
 
-ENGINES = {
-    "safetensors": Entry("embeddings", "SnippetEngine"),
-    "vocabulary": Entry("vocabulary", "CheckpointEngine"),
-    "gguf": Entry("llamacpp", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
-    "peft": Entry("peft", "PeftEngine", "peft", "compare"),
-    "vllm": Entry("embeddings", "BodyEngine", description=_DECODED.format("vLLM", "vLLM")),
-    "sglang": Entry("embeddings", "BodyEngine", description=_DECODED.format("SGLang", "SGLang")),
+CHECK_ENGINES = {
+    "safetensors": CheckEngine("embeddings", "SnippetEngine"),
+    "vocabulary": CheckEngine("vocabulary", "CheckpointEngine"),
+    "gguf": CheckEngine("llamacpp", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
+    "peft": CheckEngine("peft", "PeftEngine", "peft", "compare"),
+    "vllm": _decoding("vLLM"),
+    "sglang": _decoding("SGLang"),
 }
 
 
 def check_installed(destination: str) -> None:
     """Raise `EngineError` if the package of a destination's engine is missing."""
-    package, extra = ENGINES[destination].package, ENGINES[destination].extra
+    package, extra = CHECK_ENGINES[destination].package, CHECK_ENGINES[destination].extra
     if package and importlib.util.find_spec(package) is None:
         raise EngineError(
             f"{destination}: its check needs the package {package}, which is not installed; "
@@ -55,7 +58,7 @@ def check_installed(destination: str) -> None:
 
 def engine_versions(destination: str) -> dict[str, str]:
     """Version of the optional package that a destination's engine comes from."""
-    package = ENGINES[destination].package
+    package = CHECK_ENGINES[destination].package
     with suppress(importlib.metadata.PackageNotFoundError):
         return {package: importlib.metadata.version(package)} if package else {}
     return {}
@@ -66,7 +69,7 @@ def open_engine(
 ) -> Engine:
     """Open an export of `job` to check one of its prompts. Raises `EngineError`."""
     check_installed(destination)
-    entry = ENGINES[destination]
+    entry = CHECK_ENGINES[destination]
     module = importlib.import_module(f"embedgrad.deploy.verify.{entry.module}")
     open_export = getattr(module, entry.name)
     engine: Engine = open_export(folder, job, exported, {**written, "destination": destination})

@@ -15,7 +15,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
 from embedgrad.errors import EngineError, ModelError
-from embedgrad.model.loading.quiet import guarded
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import Ids
 
 
@@ -36,7 +36,7 @@ class CheckpointEngine(LocalEngine):
         auto: Any = AutoModelForCausalLM
         own = {"local_files_only": True, "trust_remote_code": False}
         try:
-            with guarded(f"{folder}: transformers does not open it"):
+            with model_errors(f"{folder}: transformers does not open it"):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
                 self.model = auto.from_pretrained(folder, dtype="auto", **own)
                 self.model.eval().requires_grad_(False).to(self.device)

@@ -1,4 +1,4 @@
-"""The methods that a comparison sets side by side, each scored by the same evaluator."""
+"""Baselines: the methods of a comparison, scored by one evaluator."""
 
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, unbounded
@@ -6,7 +6,7 @@ from embedgrad.experiments.baselines.lora import Lora
 from embedgrad.experiments.baselines.prompt_tuning import CPT, PromptTuning
 from embedgrad.experiments.baselines.prompting import BestOfN, FewShot, Text
 
-# In the order of the table; the names are those that `settings.COMPARED` lets a recipe say.
+# In the table's order; `recipe.settings.COMPARED` has the same names.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (

@@ -1,4 +1,4 @@
-"""What a method of a comparison is given, and what it gives back."""
+"""A method of a comparison: its task, what its training returns, and its answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -21,11 +21,13 @@ from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import score_of
 
 
+@final
 @dataclass(frozen=True)
 class Task:
-    """A recipe's model, prompt, and the rows to learn from and choose by; no test row.
+    """A recipe's model and prompt, the rows to train on and to choose by; no test rows.
 
-    `state` is the folder in which a training keeps where it stands, if it keeps it.
+    `state` is the folder for checkpoints of the training, or None to save none; `progress` is
+    called with the number of answered rows.
     """
 
     recipe: Recipe
@@ -35,33 +37,34 @@ class Task:
     dev: Sequence[TokenSequence]
     report: Report
     state: Path | None = None
+    progress: OnProgress | None = None
 
     def saved(self) -> Checkpoint | None:
-        """Where an interrupted training stood, if anything of it can be read."""
+        """The checkpoint of an interrupted training, or None if there is none that can be read."""
         if self.state is None or not self.state.exists():
             return None
         try:
             return Checkpoint.load(self.state)
         except RunError as error:
-            say(self.report, [f"{error}; this training starts anew"])
+            say(self.report, [f"{error}; this training starts from the beginning"])
             return None
 
     def keep(self, state: Checkpoint) -> None:
-        """Write where the training stands. Raises `RunError`."""
+        """Save a checkpoint. Raises `RunError`."""
         if self.state is not None:
             state.save(self.state)
 
     @property
     def metric(self) -> str:
-        """What the best on dev is chosen by; equal ones are told apart by log-loss."""
+        """The metric that picks the best on dev; the log-loss breaks ties."""
         return self.recipe.training.metric_for(choices=bool(self.sequencer.target.choices))
 
     def evaluator(self, model: LanguageModel | None = None) -> Evaluator:
-        """The one scorer of all methods."""
+        """The evaluator of all methods, for the recipe's model or another."""
         return Evaluator(model or self.model, self.sequencer, self.recipe.evaluation)
 
     def sequencer_of(self, template: Template) -> Sequencer:
-        """As the recipe's own, for another template."""
+        """The recipe's sequencer with another template."""
         return self.model.sequencer(
             template,
             self.sequencer.target,
@@ -72,31 +75,33 @@ class Task:
         )
 
     def dev_score(self, answered: Sequence[ScoredAnswer], step: int) -> dict[str, float]:
-        """Scores on dev as the training loop notes them."""
+        """Scores on dev as the training loop records them."""
         summary = summarize(answered, self.sequencer.target.choices)
         return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
 
 
+@final
 @dataclass(frozen=True)
 class Trained:
-    """What is kept of a training: tensors, and plain JSON values about it.
+    """The result of a training: tensors, and plain JSON values about it.
 
-    `facts` hold at least "trained_numbers", "stored_bytes", "examples_seen", "dev" and "settings".
+    `facts` has at least "trained_numbers", "stored_bytes", "examples_seen", "dev" and "settings".
     """
 
     tensors: Mapping[str, Tensor]
     facts: dict[str, Any]
 
 
+@final
 class Answers(NamedTuple):
-    """A method's answers to some rows, and how many tokens each question took."""
+    """A method's answers to some rows, and the number of tokens of each question."""
 
     answered: list[ScoredAnswer]
     tokens: list[int]
 
 
 class Method(ABC):
-    """A way to make a model better at a task."""
+    """A way to improve a model at a task."""
 
     seeded = True
     """Whether another seed gives another result."""
@@ -104,34 +109,27 @@ class Method(ABC):
     def __init__(self, name: str):
         self.name = name
 
-    def lacks(self, recipe: Recipe) -> str:
-        """Why it cannot run, "" if it can."""
-        return ""
+    def why_not(self, recipe: Recipe) -> str | None:
+        """Why the method cannot run; None if it can."""
+        return None
 
     @abstractmethod
     def train(self, task: Task, seed: int) -> Trained:
-        """Learn from train and choose by dev. Ctrl-C goes through, with the model as it was."""
+        """Train on train rows, choose on dev rows; on Ctrl-C, raise with the model unchanged."""
 
     @abstractmethod
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
-        """Answer rows with what was trained."""
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
+        """Answer rows with the result of a training."""
+
+
+def why_not_one_span(recipe: Recipe) -> str | None:
+    """Why a method that replaces or moves the only span cannot run; None if it can."""
+    count = len(recipe.template.spans)
+    return None if count == 1 else f"it needs a single [[span]], and the template has {count}"
 
 
 def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = False) -> int:
-    """Tokens that the model reads before it answers."""
+    """The number of tokens that the model reads before it answers."""
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
-    return len(sequence.prefix) + prompt + len(sequence.suffix)
-
-
-def examples_seen(rows: int, batch_size: int, steps: int) -> int:
-    """Training examples in so many steps; the last batch of an epoch may be smaller."""
-    steps_per_epoch = -(-rows // batch_size)
-    epochs, rest = divmod(steps, steps_per_epoch)
-    return epochs * rows + min(rest * batch_size, rows)
+    return len(sequence.prefix) + prompt + len(sequence.suffix) - len(sequence.later)

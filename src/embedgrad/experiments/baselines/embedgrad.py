@@ -1,29 +1,30 @@
-"""EmbedGrad, also without its trust region or without the words."""
+"""EmbedGrad as a method of a comparison, also without trust region or from random rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError
-from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import (
     Answers,
     Method,
     Task,
     Trained,
-    examples_seen,
     question_tokens,
+    why_not_one_span,
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
-from embedgrad.training.settings import Parts, Refinement
+from embedgrad.training.settings import Parts
 
 Start = Callable[[LanguageModel, int, int], Tensor]
 
@@ -41,8 +42,9 @@ def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
     return rows_VD.mean(dim=0) + noise_PD * rows_VD.std(dim=0)
 
 
+@final
 class EmbedGrad(Method):
-    """The recipe's own training, with other parts or other rows to start from where given."""
+    """The recipe's own training, optionally with other parts or other start rows."""
 
     def __init__(
         self,
@@ -53,8 +55,12 @@ class EmbedGrad(Method):
         super().__init__(name)
         self._parts, self._start = parts, start
 
+    def why_not(self, recipe: Recipe) -> str | None:
+        return None if self._start is None else why_not_one_span(recipe)
+
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)
+        training, parts = replace(recipe.training, seed=seed), self._parts(recipe.parts)
         start = None if self._start is None else {"span": self._start(task.model, count, seed)}
         try:
             refinement = optimize(
@@ -62,8 +68,8 @@ class EmbedGrad(Method):
                 task.sequencer,
                 task.train,
                 task.dev,
-                training=replace(recipe.training, seed=seed),
-                parts=self._parts(recipe.parts),
+                training=training,
+                parts=parts,
                 evaluation=recipe.evaluation,
                 start=start,
                 checkpoint=task.saved(),
@@ -77,23 +83,20 @@ class EmbedGrad(Method):
             say(task.report, [f"{self.name}, seed {seed}: {error}"])
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
-        return self._kept(task, refinement)
-
-    def _kept(self, task: Task, refinement: Refinement) -> Trained:
         prompt, best = refinement.prompt, refinement.best
-        seen = examples_seen(len(task.train), task.recipe.training.batch_size, refinement.steps)
+        units = training.units([sequence.example.group for sequence in task.train])
         return Trained(
             {"rows": prompt.rows},
             {
                 "trained_numbers": sum(t.numel() for t in refinement.checkpoint.theta.values()),
                 "stored_bytes": 4 * prompt.rows.numel(),
-                "examples_seen": seen,
+                "examples_seen": sum(map(len, training.batches(units, refinement.steps))),
                 "train_seconds": refinement.seconds,
                 "dev": best.score if best.history else None,
                 "history": best.history,
                 "ended": refinement.ended,
                 "settings": {
-                    "learning_rate": self._parts(task.recipe.parts).optimizer.learning_rate,
+                    "learning_rate": parts.optimizer.learning_rate,
                     "radius": prompt.trust_region.radius,
                     "steps": refinement.steps,
                     "best_step": best.step,
@@ -103,13 +106,7 @@ class EmbedGrad(Method):
             },
         )
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
-        answered = task.evaluator().score(rows_PD, sequences, progress)
+        answered = task.evaluator().score(rows_PD, sequences, task.progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in sequences])

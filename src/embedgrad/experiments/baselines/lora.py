@@ -1,6 +1,6 @@
-"""PEFT's LoRA: small matrices added to the model's own, the ceiling that a prompt may approach.
+"""PEFT LoRA: low-rank updates of the model's weights, as a ceiling for what a prompt can reach.
 
-Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's quick tour for alpha and dropout.
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; alpha and dropout as in PEFT's quick tour.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.errors import ModelError
-from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod
 from embedgrad.model.language_model import LanguageModel
@@ -25,6 +25,7 @@ from embedgrad.recipe.recipe import Recipe
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
 
 
+@final
 class Lora(PeftMethod):
     """PEFT LoRA on the modules that PEFT chooses for the architecture, with the text prompt."""
 
@@ -49,12 +50,12 @@ class Lora(PeftMethod):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                # What PEFT corrects by itself in GPT-2.
+                # PEFT corrects this by itself in GPT-2.
                 warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
                 model: Any = get_peft_model(base, config)
         except ValueError as error:
-            known = f"PEFT has no LoRA for {task.model.info.architecture}"
-            raise ModelError(f"{self.name}: {known} ({error}); leave it out") from error
+            reason = f"PEFT has no LoRA for {task.model.info.architecture} ({error})"
+            raise ModelError(f"{self.name}: {reason}; leave it out") from error
         try:
             yield model
         finally:
@@ -73,19 +74,13 @@ class Lora(PeftMethod):
     def kept(self, model: Any) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in _trained(model).items()}
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         with torch.random.fork_rng(), self.wrapped(task) as model:
             model.eval()
             with torch.no_grad():
                 for name, value in _trained(model).items():
                     value.copy_(trained.tensors[name])
-            answered = _answers(task, sequences, progress)
+            answered = _answers(task, sequences)
         count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
@@ -94,11 +89,9 @@ def _trained(model: Any) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _answers(
-    task: Task, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
-) -> list[ScoredAnswer]:
-    """By the model with what was added to it: no prefix that the model alone has read serves it."""
+def _answers(task: Task, sequences: Sequence[TokenSequence]) -> list[ScoredAnswer]:
+    """Answers of the model with LoRA, which cannot reuse prefixes of the bare model."""
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
     start_PD = model.embed(task.sequencer.prompt_ids)
-    return task.evaluator(model).score_text_prompt(start_PD, sequences, progress)
+    return task.evaluator(model).score_text_prompt(start_PD, sequences, task.progress)

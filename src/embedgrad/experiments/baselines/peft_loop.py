@@ -1,10 +1,10 @@
-"""A plain training loop around a PEFT model, fed with the same batches as our own loop.
+"""Training loop for PEFT models, with the same batches as our own loop.
 
     loss = model(input_ids=..., attention_mask=..., labels=...).loss
 
-as PEFT's documentation does: the batch padded on the right, labels on the answer only, AdamW, the
-gradient cut at 1 as `transformers.Trainer` does. Schedule, order of examples, evaluations on dev
-and the choice of the best are those of the recipe.
+as in PEFT's documentation: the batch padded on the right, labels on the answer only, AdamW, the
+gradient clipped at norm 1 as in `transformers.Trainer`. Schedule, order of examples, evaluations on
+dev and the choice of the best are the recipe's.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.events import say
-from embedgrad.experiments.baselines.base import Method, Task, Trained, examples_seen
+from embedgrad.experiments.baselines.base import Method, Task, Trained
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
-from embedgrad.training.settings import Training
 
 LONGEST_GRADIENT = 1.0
-MOST_LOGITS = 2**28  # of a pass: with their copies some 4 GB, which a few long rows would go beyond
-Line = tuple[Ids, Ids]  # a question, and its right answer
+MOST_LOGITS = 2**28  # of a pass: some 4 GB with their copies; a few long rows would need more
+Line = tuple[Ids, Ids]  # a question and its right answer
 
 
+@final
 @dataclass(frozen=True)
 class Padded:
-    """A batch as a data collator makes it, shapes [B, T]; labels are -100 but on the answers."""
+    """A batch as from a data collator, shapes [B, T]; labels are -100 except on the answers."""
 
     ids: Tensor
     mask: Tensor
@@ -49,7 +49,7 @@ class Padded:
 
     @classmethod
     def of(cls, lines: Sequence[Line], device: torch.device) -> Padded:
-        """Pad on the right with token 0, which the mask hides."""
+        """Pad on the right with token 0, which the mask excludes."""
         shape = len(lines), max(len(question) + len(answer) for question, answer in lines)
         ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, -100)
@@ -61,48 +61,36 @@ class Padded:
         return cls(ids.to(device), mask.to(device), labels.to(device))
 
 
-def batches(rows: int, training: Training, steps: int) -> Iterator[list[int]]:
-    """Indices of the rows of each step, in the order of our own loop."""
-    size, made = training.batch_size, 0
-    for epoch in range(steps):  # an epoch has at least one step
-        order = training.epoch_order(rows, epoch)
-        for start in range(0, rows, size):
-            if made == steps:
-                return
-            made += 1
-            yield order[start : start + size]
-
-
 class PeftMethod(Method):
     """A method of the PEFT library."""
 
-    def lacks(self, recipe: Recipe) -> str:
+    def why_not(self, recipe: Recipe) -> str | None:
         if importlib.util.find_spec("peft") is None:
             return 'PEFT is not installed; pip install "embedgrad[compare]"'
-        return ""
+        return None
 
     @abstractmethod
     def learning_rate(self, recipe: Recipe) -> float:
-        """Its full step size."""
+        """The peak learning rate."""
 
     @abstractmethod
     def wrapped(self, task: Task) -> AbstractContextManager[Any]:
-        """The PEFT model; leaving the context gives the base model back as it was."""
+        """The PEFT model; on leaving the context the base model is as it was."""
 
     @abstractmethod
     def line(self, task: Task, sequence: TokenSequence) -> Line:
-        """A row as this method reads it."""
+        """A row as this method's model reads it."""
 
     @abstractmethod
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
-        """The answers to dev as the model is now."""
+        """The current model's answers to the dev rows."""
 
     @abstractmethod
     def kept(self, model: Any) -> dict[str, Tensor]:
-        """Copies of what must be stored."""
+        """Copies of the tensors to save."""
 
     def inputs(self, batch: Padded) -> dict[str, Tensor]:
-        """What the model takes besides ids, mask and labels."""
+        """Inputs of the model besides ids, mask and labels."""
         return {}
 
     def distances(self, task: Task, model: Any) -> dict[str, float]:
@@ -119,8 +107,9 @@ class PeftMethod(Method):
     def _fit(self, task: Task, model: Any, seed: int) -> Trained:
         recipe, began = task.recipe, time.perf_counter()
         training = replace(recipe.training, seed=seed)
-        total = training.steps_in_all(len(task.train))
-        every = training.steps_between_evaluations(len(task.train))
+        units = training.units([sequence.example.group for sequence in task.train])
+        total = training.steps_in_all(len(units))
+        every = training.steps_between_evaluations(len(units))
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
@@ -135,18 +124,18 @@ class PeftMethod(Method):
             nonlocal kept
             if task.dev:
                 best.add(task.dev_score(self.dev_answers(task, model), step), best.prompt)
-                told = {"metric": best.metric, "best": best.score, "text": best.history[0]}
-                task.report({"event": "evaluation", **best.history[-1], **told, **plan})
+                scores = {"metric": best.metric, "best": best.score, "text": best.history[0]}
+                task.report({"event": "evaluation", **best.history[-1], **scores, **plan})
             if not task.dev or best.step == step:
                 kept = self.kept(model)
 
         if saved is None:
             evaluate()
-        if best.stops_early(training.patience):  # cut off right after its last state
+        if best.stops_early(training.patience):  # it was interrupted after its last checkpoint
             total, ended = step, "patience"
-        for batch in itertools.islice(batches(len(task.train), training, total), step, None):
+        for batch in itertools.islice(training.batches(units, total), step, None):
             since = time.perf_counter()
-            # By step, so that a training that goes on draws the same dropout.
+            # Seeded by step, so that a resumed training draws the same dropout.
             torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))
             for group in optimizer.param_groups:
                 group["lr"] = rate * recipe.parts.schedule.factor(step, total)
@@ -157,8 +146,7 @@ class PeftMethod(Method):
             model.eval()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 ended, where = "diverged", f"{self.name}, seed {seed}, step {step + 1}"
-                text = f"{where}: the loss is {loss}; stopped, with the best so far kept"
-                say(task.report, [text])
+                say(task.report, [f"{where}: the loss is {loss}; stopped, the best so far is kept"])
                 break
             optimizer.step()
             optimizer.zero_grad()
@@ -180,7 +168,10 @@ class PeftMethod(Method):
             if step % every == 0 or step == total:
                 evaluate()
                 seconds = before + time.perf_counter() - began
-                task.keep(_state(step, leaves, optimizer, kept, best, seconds))
+                theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
+                theta |= {f"kept.{name}": value for name, value in kept.items()}
+                state = optimizer.state_dict()
+                task.keep(Checkpoint(step, theta, state, {}, [], best.step, best.history, seconds))
                 if best.stops_early(training.patience):
                     ended = "patience"
                     break
@@ -191,7 +182,7 @@ class PeftMethod(Method):
             {
                 "trained_numbers": sum(leaf.numel() for leaf in leaves),
                 "stored_bytes": sum(t.numel() * t.element_size() for t in kept.values()),
-                "examples_seen": examples_seen(len(task.train), training.batch_size, step),
+                "examples_seen": sum(map(len, training.batches(units, step))),
                 "train_seconds": seconds,
                 "dev": best.score if best.history else None,
                 "history": best.history,
@@ -201,13 +192,13 @@ class PeftMethod(Method):
         )
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
-        """What the results say of how it was run."""
+        """Settings of the method, for the results."""
         return {}
 
     def _gradients(self, task: Task, model: Any, lines: Sequence[Line], parts: int) -> float:
-        """The loss that the model returns, a mean over tokens; parts add up to the whole batch.
+        """The model's loss, a mean over tokens; the parts add up to the whole batch.
 
-        The model computes the logits of every place, so a batch of long rows takes more parts.
+        The model computes logits at every position, so a batch of long rows takes more parts.
         """
         longest = max(len(question) + len(answer) for question, answer in lines)
         logits = len(lines) * longest * task.model.info.vocabulary
@@ -230,33 +221,11 @@ class PeftMethod(Method):
         return total
 
 
-def _state(
-    step: int,
-    leaves: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    kept: Mapping[str, Tensor],
-    best: Best,
-    seconds: float,
-) -> Checkpoint:
-    """Where a training stands; what is kept of the best stands beside the leaves."""
-    theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
-    theta |= {f"kept.{name}": value for name, value in kept.items()}
-    return Checkpoint(
-        step,
-        theta,
-        optimizer.state_dict(),
-        best={},
-        best_step=best.step,
-        history=best.history,
-        seconds=seconds,
-    )
-
-
 @torch.no_grad()
 def _restore(
     saved: Checkpoint, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Set leaves and optimizer as they were; returns what was kept of the best."""
+    """Restore leaves and optimizer; returns the tensors of the best step so far."""
     for i, leaf in enumerate(leaves):
         leaf.copy_(saved.theta[f"leaf.{i}"])
     optimizer.load_state_dict(copy.deepcopy(saved.optimizer))

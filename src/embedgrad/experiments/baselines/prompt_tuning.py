@@ -1,7 +1,7 @@
-"""PEFT's prompt tuning and CPT.
+"""PEFT prompt tuning (soft prompts) and CPT.
 
-PEFT puts virtual tokens before everything else, the chat template's opening included, and nowhere
-else. So the span's words leave their place in the template, and as many virtual tokens stand first.
+PEFT can put virtual tokens only before everything else, even the opening of the chat template. So
+the span's words are taken out of the template, and the same number of virtual tokens comes first.
 Sources: Lester et al. 2021, https://arxiv.org/abs/2104.08691 (prompt tuning); Blau et al. 2024,
 https://arxiv.org/abs/2410.17222 (CPT); PEFT 0.21 `PeftModelForCausalLM.forward`.
 """
@@ -13,31 +13,40 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import OnProgress, ScoredAnswer
-from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.evaluation.evaluator import ScoredAnswer
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.peft_loop import Line, Padded, PeftMethod
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import distances
 from embedgrad.recipe.recipe import Recipe
 
-ORDER = "PEFT puts the prompt first: as many rows, before the chat template's opening"
+ORDER = "PEFT puts the prompt first: the same number of rows, before the chat template's opening"
 
 
 def prompt_first(sequence: TokenSequence) -> TokenSequence:
-    """The row as PEFT can have it."""
+    """The row with the prompt first, as PEFT needs it."""
     suffix = sequence.prefix + sequence.suffix
     return replace(sequence, prefix=(), suffix=suffix, plain=None, shared=0)
 
 
 class PeftPrompt(PeftMethod):
-    """A PEFT method that trains rows, which our evaluator then scores."""
+    """A PEFT method that trains prompt rows, which our evaluator scores."""
 
     start: str
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        return super().why_not(recipe) or why_not_one_span(recipe)
 
     @abstractmethod
     def config(self, task: Task) -> Any:
@@ -54,7 +63,7 @@ class PeftPrompt(PeftMethod):
         try:
             yield model
         finally:
-            base.eval()  # nothing else of it was changed
+            base.eval()  # nothing else was changed
 
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         return sequence.prefix + sequence.suffix, sequence.targets[sequence.gold]
@@ -72,19 +81,14 @@ class PeftPrompt(PeftMethod):
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         return {"start": self.start, "order": ORDER}
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]
-        answered = task.evaluator().score(rows_PD, rows, progress)
+        answered = task.evaluator().score(rows_PD, rows, task.progress)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 
+@final
 class PromptTuning(PeftPrompt):
     """PEFT prompt tuning from the span's own tokens, or from random rows."""
 
@@ -94,12 +98,9 @@ class PromptTuning(PeftPrompt):
         self.start = "the span's tokens" if from_text else "PEFT's random rows"
 
     def learning_rate(self, recipe: Recipe) -> float:
-        compare = recipe.compare
-        return (
-            compare.prompt_tuning_learning_rate
-            if self.from_text
-            else compare.random_prompt_learning_rate
-        )
+        if self.from_text:
+            return recipe.compare.prompt_tuning_learning_rate
+        return recipe.compare.random_prompt_learning_rate
 
     def config(self, task: Task) -> Any:
         from peft import PromptTuningConfig, PromptTuningInit, TaskType
@@ -114,16 +115,17 @@ class PromptTuning(PeftPrompt):
     def wrapped(self, task: Task) -> Iterator[Any]:
         with super().wrapped(task) as model:
             if self.from_text:
-                # What PEFT's own TEXT start does, but with the tokens that the template gives the
-                # span: alone, its text may be cut into others.
+                # As PEFT's TEXT start, but with the span's tokens in the template: alone, the text
+                # may be tokenized differently.
                 rows_PD = task.model.embed(task.sequencer.prompt_ids)
                 with torch.no_grad():
                     _encoder(model).embedding.weight.copy_(rows_PD)
             yield model
 
 
+@final
 class CPT(PeftPrompt):
-    """PEFT CPT: a trained difference to the span's embeddings, of bounded length."""
+    """PEFT CPT: trains a difference of bounded length to the span's embeddings."""
 
     start = "the span's tokens"
 
@@ -138,7 +140,7 @@ class CPT(PeftPrompt):
             task_type=TaskType.CAUSAL_LM,
             cpt_token_ids=list(ids),
             cpt_mask=[1] * len(ids),
-            cpt_tokens_type_mask=[1] * len(ids),  # words of the template, all of them trained
+            cpt_tokens_type_mask=[1] * len(ids),  # type 1: words of the template, which are trained
         )
 
     def inputs(self, batch: Padded) -> dict[str, Tensor]:

@@ -1,18 +1,24 @@
-"""Methods that train nothing: the text prompt, the best of several texts, worked examples."""
+"""Baselines without training: the text prompt, the best of n texts, few-shot examples."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.readers import shown
 from embedgrad.errors import DataError
-from embedgrad.evaluation.evaluator import OnProgress
 from embedgrad.events import say, stage
-from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Method,
+    Task,
+    Trained,
+    question_tokens,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.templates import with_examples, with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
@@ -20,8 +26,9 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.selection import Best
 
 
+@final
 class Text(Method):
-    """The text prompt as it stands in the recipe."""
+    """The recipe's text prompt."""
 
     seeded = False
 
@@ -29,25 +36,22 @@ class Text(Method):
         score = None
         if task.dev:
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
-        return Trained({}, _facts(task.sequencer.span.text, score, {}))
+        return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
-        return _as_text(task, task.sequencer, sequences, progress)
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
+        return _as_text(task, task.sequencer, sequences)
 
 
+@final
 class BestOfN(Method):
     """The text that scores best on dev, among the recipe's own and `compare.prompts`."""
 
     seeded = False
 
-    def lacks(self, recipe: Recipe) -> str:
-        return "" if recipe.compare.prompts else "compare.prompts lists no other texts"
+    def why_not(self, recipe: Recipe) -> str | None:
+        if not recipe.compare.prompts:
+            return "compare.prompts lists no other texts"
+        return why_not_one_span(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         if not task.dev:
@@ -72,57 +76,46 @@ class BestOfN(Method):
         chosen = {"prompt": texts[best.step], "candidates": scores}
         return Trained({}, _facts(texts[best.step], best.score, chosen, seconds))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in sequences)
-        return _as_text(task, sequencer, rows, progress)
+        return _as_text(task, sequencer, rows)
 
 
+@final
 class FewShot(Method):
     """The text prompt after k training examples with their answers, drawn by seed."""
 
     def train(self, task: Task, seed: int) -> Trained:
         began = time.perf_counter()
         examples = [sequence.example for sequence in task.train]
-        picked = draw(examples, task.recipe.compare.shots, seed)
+        shots = draw(examples, task.recipe.compare.shots, seed)
         settings: dict[str, Any] = {
-            "shots": len(picked),
-            "rows": picked,
-            "sources": [examples[i].source for i in picked],
+            "shots": len(shots),
+            "rows": shots,
+            "sources": [examples[i].source for i in shots],
         }
-        template = _shown(task, picked)
+        template = _template(task, shots)
         sequencer = task.sequencer_of(template)
-        rows = _fitting(task, sequencer, task.dev or task.train[:1], len(picked))
+        rows = _build(task, sequencer, task.dev or task.train[:1], len(shots))
         score = None
         if task.dev:
             score = task.dev_score(_as_text(task, sequencer, rows).answered, 0)
         text = template.text or "".join(message.content for message in template.messages)
         return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
 
-    def answer(
-        self,
-        task: Task,
-        trained: Trained,
-        sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
-    ) -> Answers:
-        picked = trained.facts["settings"]["rows"]
-        sequencer = task.sequencer_of(_shown(task, picked))
-        rows = _fitting(task, sequencer, sequences, len(picked))
-        return _as_text(task, sequencer, rows, progress)
+    def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
+        shots = trained.facts["settings"]["rows"]
+        sequencer = task.sequencer_of(_template(task, shots))
+        rows = _build(task, sequencer, sequences, len(shots))
+        return _as_text(task, sequencer, rows)
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
-    """Indices of so many examples, as many of each answer as possible where answers repeat.
+    """Draw the indices of `count` examples, balanced over the answers if these repeat.
 
-    A question that stands there several times, with several solutions, is drawn once.
+    A question with several solutions is drawn once.
     """
     generator = random.Random(f"{seed}/few-shot")
     order = list(range(len(examples)))
@@ -137,32 +130,33 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
             pools.setdefault(examples[i].answer, []).append(i)
     else:
         pools[""] = order
-    picked: list[int] = []
-    while len(picked) < min(count, len(order)):
+    drawn: list[int] = []
+    while len(drawn) < min(count, len(order)):
         for pool in pools.values():
-            picked += [pool.pop()] if pool and len(picked) < count else []
-    generator.shuffle(picked)
-    return picked
+            drawn += [pool.pop()] if pool and len(drawn) < count else []
+    generator.shuffle(drawn)
+    return drawn
 
 
-def _shown(task: Task, picked: Iterable[int]) -> Template:
-    examples = [task.train[i].example for i in picked]
+def _template(task: Task, rows: Iterable[int]) -> Template:
+    """The recipe's template after these training rows, with their answers."""
+    examples = [task.train[i].example for i in rows]
     shots = [(e.columns, e.answer if e.solution is None else e.solution) for e in examples]
     return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
 
 
-def _fitting(
+def _build(
     task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence], shots: int
 ) -> list[TokenSequence]:
-    """The rows in tokens behind worked examples; says where these take room from the rows.
+    """The rows in tokens after worked examples, cut where the recipe allows, which is noted.
 
-    Refuses examples that leave a row too little of the context for itself or for its answer.
+    Raises `DataError` if the examples leave too little context for a row or its answer.
     """
     examples = [sequence.example for sequence in sequences]
     context, span = sequencer.context, len(sequencer.prompt_ids)
     limit = 0 if task.sequencer.target.choices else task.recipe.evaluation.max_new_tokens
     if sequencer.truncate is not None and context > limit:
-        sequencer.context = context - limit  # a row is cut so that there is room for its answer
+        sequencer.context = context - limit  # leaves room for a row's answer
     try:
         rows, failure = sequencer.build(examples), None
     except DataError as error:
@@ -170,7 +164,7 @@ def _fitting(
         rows = sequencer.build(examples)
     needed = 0
     for row, alone in zip(rows, sequences, strict=True):
-        # A row that has no room without them either is no reason.
+        # A row that has no room for its answer without the examples does not count.
         room = limit if question_tokens(alone, span) + limit <= context else 0
         answer = max(room, *(len(ids) for ids in row.targets))
         needed = max(needed, question_tokens(row, span) + answer)
@@ -184,18 +178,13 @@ def _fitting(
         raise failure
     if sequencer.truncated:
         column = f"column {sequencer.truncate!r} is cut in rows that do not fit"
-        say(task.report, [f"few-shot: behind {shots} examples {column}"])
+        say(task.report, [f"few-shot: after {shots} examples {column}"])
     return rows
 
 
-def _as_text(
-    task: Task,
-    sequencer: Sequencer,
-    sequences: Sequence[TokenSequence],
-    progress: OnProgress | None = None,
-) -> Answers:
+def _as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
     start_PD = task.model.embed(sequencer.prompt_ids)
-    answered = task.evaluator().score_text_prompt(start_PD, sequences, progress)
+    answered = task.evaluator().score_text_prompt(start_PD, sequences, task.progress)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 
 

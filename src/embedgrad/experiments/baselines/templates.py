@@ -1,6 +1,6 @@
-"""Other templates made of one: with another span text, or with worked examples before the question.
+"""Templates derived from a recipe's: with another span text, or after worked examples (few-shot).
 
-Columns of the examples are written into the template as literal text.
+The examples' columns are written into the template as literal text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from embedgrad.data.markup import fill, literal, parse
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Message, Template
 
-Shot = tuple[Mapping[str, str], str]  # columns, and the answer as the model shall write it
-_BETWEEN = "\n\n"  # worked examples of a plain text
+Shot = tuple[Mapping[str, str], str]  # columns, and the answer to show
+_BETWEEN = "\n\n"  # between worked examples of a plain text
 
 
 def with_span(template: Template, span: str) -> Template:
-    """The template with another text in place of its span."""
+    """The template with another span text."""
     if template.text is not None:
         return Template.plain(_marked(template.text, span))
     messages = tuple(Message(m.role, _marked(m.content, span)) for m in template.messages)
@@ -24,10 +24,10 @@ def with_span(template: Template, span: str) -> Template:
 
 
 def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> Template:
-    """The template after worked examples, each answered by the text prompt's own words.
+    """The template after worked examples, each with its answer, in the words of the text prompt.
 
-    Chat: the messages behind the leading system messages, filled in, and the answer as the
-    assistant's. Plain text: filled in, with the answer behind it.
+    Chat: each example repeats the messages after the leading system messages, with the answer as
+    the assistant's. Plain text: the filled-in text and its answer.
     """
     if template.text is not None:
         blocks = []
@@ -38,19 +38,19 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
     messages = list(template.messages)
     leading = next(i for i, m in enumerate(messages) if m.role != "system")
     turns = messages[leading:]
-    made = messages[:leading]
+    filled_messages = messages[:leading]
     for columns, answer in shots:
         filled_turns = [Message(m.role, _filled(m.content, columns)) for m in turns]
         opened = filled_turns[-1].role == "assistant"
         opening = filled_turns.pop().content if opened else ""
         reply = opening + _answer_prefix(opening, target, opened=opened) + answer
         filled_turns.append(Message("assistant", reply))
-        made += [Message(m.role, literal(m.content)) for m in filled_turns]
-    return Template(messages=(*made, *turns), options=template.options)
+        filled_messages += [Message(m.role, literal(m.content)) for m in filled_turns]
+    return Template(messages=(*filled_messages, *turns), options=template.options)
 
 
 def _answer_prefix(text: str, target: Target, *, opened: bool) -> str:
-    """What stands between an opening and the answer, as the sequencer puts it there."""
+    """The text between an opening and the answer, as in the sequencer."""
     if target.answer_prefix is not None:
         return target.answer_prefix
     return " " if opened and not text[-1:].isspace() else ""
@@ -61,7 +61,7 @@ def _filled(text: str, columns: Mapping[str, str]) -> str:
 
 
 def _marked(text: str, span: str) -> str:
-    """The text with its marks as they were, and another span."""
+    """The text with another span, and its columns still marked."""
     written = []
     for piece in parse(text, "template"):
         if piece.kind == "span":

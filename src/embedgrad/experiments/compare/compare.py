@@ -1,33 +1,33 @@
-"""A comparison of methods: every training first, then, and only then, the test rows.
+"""Compare methods: train all of them first, and only then answer the test rows.
 
 FOLDER/results.json   a row per method and seed, an entry per method
 FOLDER/table.md       the same as a table
 FOLDER/figure.svg     differences to the text prompt
-FOLDER/events.jsonl   what happened, one JSON object a line
-and what `comparing.folder` keeps to go on from.
+FOLDER/events.jsonl   what happened, one JSON object per line
+and what `compare.folder` keeps so that a comparison can resume.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
 from embedgrad.events import Report, nowhere, say, scoring, stage
-from embedgrad.experiments.baselines import METHODS, Task
-from embedgrad.experiments.baselines.base import Answers
+from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
-from embedgrad.experiments.compare.rescore import judge_again, judged_so_far, scorer_of
+from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
 from embedgrad.experiments.compare.results import TEXT, results_of, scores_of
 from embedgrad.formatting import duration
 from embedgrad.model.language_model import LanguageModel
@@ -38,8 +38,8 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
 from embedgrad.training.self_training import refuse_inside
 
-BLOCK = 256  # test rows with choices that are answered before they are kept
-BATCHES = 4  # of free answers, which take longer
+BLOCK = 256  # test rows with choices that are answered before they are saved
+BATCHES = 4  # batches of free answers, which take longer
 FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what PEFT refuses
 
 
@@ -52,39 +52,44 @@ def compare(
 ) -> dict[str, Any]:
     """Run `recipe.compare` and return the content of `results.json`.
 
-    What is finished in `out` is not done again; methods and seeds may be added. A method that fails
-    is told under "failed", and the others go on. After Ctrl-C the results say `interrupted`, and
-    the same call goes on. Raises `RunError` where `out` is of another recipe, `RecipeError` where a
-    method that is named cannot run, and whatever the recipe's data, template and model raise.
+    What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
+    is listed under "failed", and the others continue. After Ctrl-C the results say `interrupted`,
+    and the same call resumes. Raises `RunError` if `out` belongs to another recipe, `RecipeError`
+    if a method that the recipe names cannot run, and whatever the recipe's data, template and
+    model raise.
     """
-    recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
-    parts, skipped = planned(recipe)
+    recipe = Recipe.from_dict(recipe.as_dict())  # one that was made in Python is not checked yet
+    parts, skipped = plan_parts(recipe)
     folder = Folder(out)
     folder.open(recipe)
-    fresh = not folder.path.exists()
-    if fresh:
+    new = not folder.path.exists()
+    if new:
         refuse_inside(recipe.solutions, folder.path)
     try:
-        _make(folder.path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be made ({error.strerror}); choose another --out"
+            raise RunError(f"{folder.path}: {reason}") from error
         report = sinks()
-        opened = _opened(recipe, folder, report, model)
+        setup = _set_up(recipe, folder, report, model)
     except BaseException:
-        if fresh:  # nothing is learned yet, and the folder is our own
+        if new:  # nothing is trained yet
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     say(report, (f"{name} is left out: {reason}" for name, reason in skipped.items()))
     failed: dict[Part, str] = {}
     interrupted = False
     try:
-        judge_again(opened.task, folder, opened.scorer)
-        _train(opened.task, folder, parts, failed)
-        _score(opened, folder, parts, failed)
+        rescore(setup.task, folder, setup.scorer)
+        _train(setup.task, folder, parts, failed)
+        _score(setup, folder, parts, failed)
     except KeyboardInterrupt:
         interrupted = True
-    results = results_of(folder, recipe, opened.task.model.info) | opened.told
+    results = results_of(folder, recipe, setup.task.model.info) | setup.facts
     results |= {
         "skipped": skipped,
-        "failed": _by_method(failed),
+        "failed": _failures_by_method(failed),
         "interrupted": interrupted,
         "planned": len(parts),
         "trained": sum(map(folder.is_trained, parts)),
@@ -99,46 +104,42 @@ def compare(
     return results
 
 
-def planned(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
-    """What is to be done, seed by seed, and which methods cannot run and why.
+def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
+    """The parts to train, seed by seed, and why other methods cannot run.
 
-    Raises `RecipeError` for one of these that the recipe names.
+    Raises `RecipeError` if one of those is named in the recipe.
     """
-    settings = recipe.compare
-    named = set(settings.methods)
-    wanted = [name for name in METHODS if not named or name in named or name == TEXT.method]
-    reasons = {name: METHODS[name].lacks(recipe) for name in wanted}
-    skipped = {name: reason for name, reason in reasons.items() if reason}
-    problems = [f"compare.methods: {n} cannot run: {r}" for n, r in skipped.items() if n in named]
+    names = set(recipe.compare.methods)
+    usable, skipped = [], {}
+    for name, method in METHODS.items():
+        if names and name not in names and name != TEXT.method:
+            continue
+        reason = method.why_not(recipe)
+        if reason is None:
+            usable.append(method)
+        else:
+            skipped[name] = reason
+    problems = [f"compare.methods: {n} cannot run: {r}" for n, r in skipped.items() if n in names]
     if problems:
         raise RecipeError("recipe", problems)
-    usable = [METHODS[name] for name in wanted if name not in skipped]
     once = [Part(method.name, None) for method in usable if not method.seeded]
     seeded = [method for method in usable if method.seeded]
-    return once + [Part(m.name, seed) for seed in settings.seeds for m in seeded], skipped
+    return once + [Part(m.name, seed) for seed in recipe.compare.seeds for m in seeded], skipped
 
 
+@final
 @dataclass(frozen=True)
-class _Opened:
-    """What the parts share, and the test rows, which only the scoring gets."""
+class _Setup:
+    """What all parts share; only the scoring sees the test rows."""
 
     task: Task
     test: Sequence[TokenSequence]
-    scorer: dict[str, Any]  # as it was when it was first needed: its process keeps it
-    told: dict[str, Any]
+    scorer: dict[str, Any]  # taken at the start, as a scorer's process keeps the code it loaded
+    facts: dict[str, Any]
 
 
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be made ({error.strerror}); choose another --out"
-        ) from error
-
-
-def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None) -> _Opened:
-    # A chat template may tell the day, which is then that of the comparison's first part.
+def _set_up(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None) -> _Setup:
+    # A chat template may contain the date; all parts use that of the first one.
     day = folder.shared.get("day", datetime.date.today().isoformat())
     ready = prepare(
         recipe,
@@ -148,74 +149,67 @@ def _opened(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
         date=datetime.date.fromisoformat(day),
         tested=True,
     )
-    data = sources(recipe, ready.splits)
-    digests = {f"{name} split": entry["sha256"] for name, entry in data.items()}
-    info = ready.model.info
-    shared = {**digests, "model": info.embedding_digest, "precision": info.dtype, "day": day}
+    data, info = sources(recipe, ready.splits), ready.model.info
+    shared = {f"{name} split": entry["sha256"] for name, entry in data.items()}
+    shared |= {"model": info.embedding_digest, "precision": info.dtype, "day": day}
     shared["set of weights"] = weights_digest(ready.model.model)
     solutions = [example.solution for example in ready.written]
-    if any(solution is not None for solution in solutions):  # a split's digest is of answers alone
+    if any(solution is not None for solution in solutions):  # a split's digest has answers only
         texts = json.dumps(solutions).encode()
         shared["set of solutions"] = f"sha256:{hashlib.sha256(texts).hexdigest()}"
     folder.agree(recipe, shared)
     recipe = replace(recipe, training=ready.training)
     task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
     del shared["day"]
-    told = {"data": data, "solutions": ready.solutions, "shared": shared}
-    return _Opened(task, ready.test, scorer_of(task), told)
+    facts = {"data": data, "solutions": ready.solutions, "shared": shared}
+    return _Setup(task, ready.test, scorer_fingerprint(task), facts)
 
 
 def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
     for number, part in enumerate(parts, 1):
         if folder.is_trained(part):
             continue
-        where = f"training {number} of {len(parts)}"
-        stage(task.report, f"{part}: {where}")
+        stage(task.report, f"{part}: training {number} of {len(parts)}")
         own = replace(
-            task, report=_tagged(task.report, part), state=folder.unfinished / part.folder
+            task, report=_label_events(task.report, part), state=folder.unfinished / part.folder
         )
-        try:
+        with _note_failure(task.report, part, failed):
             trained = METHODS[part.method].train(own, part.seed or 0)
-        except FAILURES as error:
-            _note_failure(task.report, part, error, failed)
         if part in failed:
-            torch.cuda.empty_cache()  # outside, as an error holds on to what it was raised among
+            torch.cuda.empty_cache()  # out here, as an error keeps the tensors of its frames
             continue
-        folder.keep_training(part, trained)
+        folder.save_training(part, trained)
         took, dev = duration(trained.facts["train_seconds"]), trained.facts["dev"]
         score = "" if dev is None else f", dev accuracy {100 * dev['accuracy']:.1f} %"
         say(task.report, [f"{part}: ready after {took}{score}"])
 
 
-def _score(opened: _Opened, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
-    task, test = opened.task, opened.test
+def _score(setup: _Setup, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
+    task, test = setup.task, setup.test
     left = [p for p in parts if folder.is_trained(p) and not folder.is_scored(p)]
     prefixes = [sequence.prefix for sequence in test]
     task.model.prefix_cache.expect((prefixes, len(left) * task.evaluator().lookups))
     for part in left:
-        try:
-            answers, seconds = _answers(opened, folder, part)
-        except FAILURES as error:
-            _note_failure(task.report, part, error, failed)
+        with _note_failure(task.report, part, failed):
+            answers, seconds = _answer(setup, folder, part)
         if part in failed:
             torch.cuda.empty_cache()
             continue
         scores = scores_of(answers, task.sequencer.target.choices, seconds)
-        folder.keep_scores(part, answers.answered, {**scores, "scorer": opened.scorer})
+        folder.save_scores(part, answers.answered, {**scores, "scorer": setup.scorer})
 
 
-def _answers(opened: _Opened, folder: Folder, part: Part) -> tuple[Answers, float]:
-    """A part's answers to the test rows, and the seconds; what there is of them is taken.
-
-    Every block is kept when it is done.
-    """
-    task, test = opened.task, opened.test
+def _answer(setup: _Setup, folder: Folder, part: Part) -> tuple[Answers, float]:
+    """A part's answers to the test rows, and the seconds; resumes after the last saved block."""
+    task, test = setup.task, setup.test
     try:
-        answers, seconds = judged_so_far(task, folder, part, opened.scorer)
+        answers, seconds, scorer = folder.partial_answers(part)
+        if setup.scorer and scorer != setup.scorer:
+            answers = Answers(score_again(task, answers.answered), answers.tokens)
     except RunError as error:
-        say(task.report, [f"{error}; {part} is scored anew"])
+        say(task.report, [f"{error}; {part} is scored again from the start"])
         answers, seconds = Answers([], []), 0.0
-    own, trained = replace(task, report=_tagged(task.report, part)), folder.training(part)
+    trained, report = folder.training(part), _label_events(task.report, part)
     free = not task.sequencer.target.choices
     size = BATCHES * task.recipe.evaluation.batch_size if free else BLOCK
     while (first := len(answers.answered)) < len(test):
@@ -225,45 +219,51 @@ def _answers(opened: _Opened, folder: Folder, part: Part) -> tuple[Answers, floa
             task.report(scoring(str(part), first + done, len(test)))
 
         block = test[first : first + size]
-        answered, tokens = METHODS[part.method].answer(own, trained, block, progress)
+        own = replace(task, report=report, progress=progress)
+        answered, tokens = METHODS[part.method].answer(own, trained, block)
         answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
         seconds += time.perf_counter() - began
-        folder.keep_answers(part, answers, seconds, opened.scorer)
+        folder.save_partial_answers(part, answers, seconds, setup.scorer)
     return answers, seconds
 
 
-def _note_failure(report: Report, part: Part, error: Exception, failed: dict[Part, str]) -> None:
-    """Note it; without the text prompt there is nothing to compare with, and it is raised."""
-    if part == TEXT:
-        raise error
-    failed[part] = text = one_line(error)
-    named = text if text.startswith(part.method) else f"{part}: {text}"
-    say(report, [f"{named}; the others go on"])
+@contextlib.contextmanager
+def _note_failure(report: Report, part: Part, failed: dict[Part, str]) -> Iterator[None]:
+    """Note what fails inside; a failure of the text prompt is raised, as all need its scores."""
+    try:
+        yield
+    except FAILURES as error:
+        if part == TEXT:
+            raise
+        failed[part] = text = one_line(error)
+        named = text if text.startswith(part.method) else f"{part}: {text}"
+        say(report, [f"{named}; the others continue"])
 
 
-def _by_method(failed: Mapping[Part, str]) -> dict[str, str]:
-    """Why methods failed, and in which seeds."""
-    told: dict[str, dict[str, list[str]]] = {}
+def _failures_by_method(failed: Mapping[Part, str]) -> dict[str, str]:
+    """Why methods failed, and with which seeds."""
+    seeds: dict[str, dict[str, list[str]]] = {}
     for part, text in failed.items():
-        seeds = told.setdefault(part.method, {}).setdefault(text, [])
-        seeds += [] if part.seed is None else [str(part.seed)]
-    return {method: "; ".join(map(_with_seeds, t.items())) for method, t in told.items()}
+        of_text = seeds.setdefault(part.method, {}).setdefault(text, [])
+        of_text += [] if part.seed is None else [str(part.seed)]
+    return {
+        method: "; ".join(
+            f"{text} (seed{'s' * (len(of_text) > 1)} {', '.join(of_text)})" if of_text else text
+            for text, of_text in texts.items()
+        )
+        for method, texts in seeds.items()
+    }
 
 
-def _with_seeds(failure: tuple[str, list[str]]) -> str:
-    text, seeds = failure
-    return f"{text} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" if seeds else text
+def _label_events(report: Report, part: Part) -> Report:
+    """Add method and seed to events; a note that repeats in every block is reported once."""
+    notes = set()
 
-
-def _tagged(report: Report, part: Part) -> Report:
-    """Events that say whose they are; what is noted of block after block is told once."""
-    noted = set()
-
-    def tagged(event: dict[str, Any]) -> None:
+    def labelled(event: dict[str, Any]) -> None:
         if event.get("event") == "note":
-            if event["text"] in noted:
+            if event["text"] in notes:
                 return
-            noted.add(event["text"])
+            notes.add(event["text"])
         report({**event, "method": part.method, "seed": part.seed})
 
-    return tagged
+    return labelled

@@ -1,11 +1,11 @@
-"""A comparison on disk, so that nothing finished is done twice.
+"""A comparison's folder: finished trainings and answers, and checkpoints to resume from.
 
-FOLDER/recipe.toml                    every setting; methods and seeds may grow
-FOLDER/work/comparison.json           what all parts of it share: data, model, day
+FOLDER/recipe.toml                    every setting; methods and seeds may be added
+FOLDER/work/comparison.json           what all parts share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
-FOLDER/work/unfinished/METHOD-seed-N/state.*   where a training stood at its last evaluation
-FOLDER/work/unfinished/METHOD-seed-N.json      the answers of the test rows so far
+FOLDER/work/unfinished/METHOD-seed-N/state.*   checkpoint of a training, from its last evaluation
+FOLDER/work/unfinished/METHOD-seed-N.json      the answers to the test rows so far
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
@@ -30,18 +30,18 @@ from embedgrad.atomic_files import finite, write_file, write_folder, write_json
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
-from embedgrad.experiments.baselines import METHODS, Trained
-from embedgrad.experiments.baselines.base import Answers
-from embedgrad.experiments.compare.recipe_diff import differences, shown
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.experiments.baselines import METHODS, Answers, Trained
+from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
+from embedgrad.recipe.recipe import Recipe, check_run_version
 
 FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
 SCORES = ("accuracy", "cut", "tokens", "scoring_seconds")
-_BEGUN = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before anything is finished
+_FIRST = ("events.jsonl", "recipe.toml", "solutions.jsonl", "work")  # before a part is finished
 
 
+@final
 class Part(NamedTuple):
-    """One method with one seed; None where a seed changes nothing."""
+    """One method with one seed; None if a seed changes nothing."""
 
     method: str
     seed: int | None
@@ -51,72 +51,64 @@ class Part(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Name of its folder."""
+        """The name of its folder."""
         return self.method if self.seed is None else f"{self.method}-seed-{self.seed}"
 
 
-def answered_from(values: Mapping[str, Any]) -> ScoredAnswer:
-    """An answer as it was before it was JSON, where an infinite loss may be null.
-
-    Raises `KeyError` or `TypeError` for what is none.
-    """
-    shares, loss = values["probabilities"], values["loss"]
-    told = {"probabilities": shares and tuple(shares), "loss": math.inf if loss is None else loss}
-    return ScoredAnswer(**{**values, **told})
-
-
-def in_order(parts: Iterable[Part]) -> list[Part]:
-    """Parts by method, as the table has them, then by seed."""
+def sort_parts(parts: Iterable[Part]) -> list[Part]:
+    """Parts by method, in the table's order, then by seed."""
     order = list(METHODS)
     return sorted(parts, key=lambda part: (order.index(part.method), part.seed or 0))
 
 
+@final
 class Folder:
-    """The output folder of one comparison."""
+    """The output folder of a comparison."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.work = self.path / "work"
         self.unfinished = self.work / "unfinished"
 
-    # -- whose folder it is --------------------------------------------------------------------
+    # -- the recipe it belongs to --------------------------------------------------------------
 
     def open(self, recipe: Recipe) -> None:
-        """Make the folder, or find it to be of this recipe. Raises `RunError` naming what differs.
+        """Check that the folder belongs to this recipe. Raises `RunError` naming what differs.
 
-        Where no part is finished, nothing holds.
+        A folder without a finished part may belong to any recipe.
         """
         if not any(self._parts()):
             if self.path.exists() and (not self.path.is_dir() or self._foreign()):
                 raise RunError(f"{self.path}: exists and is no comparison; choose another --out")
-            shutil.rmtree(self.unfinished, ignore_errors=True)  # of whatever recipe it was
+            shutil.rmtree(self.unfinished, ignore_errors=True)  # perhaps of another recipe
             return
         path = self.path / "recipe.toml"
         try:
             before = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
-        told = differences(before, recipe)
-        if told:
-            more = f", and {len(told) - 3} more differ" if len(told) > 3 else ""
+        check_run_version(self.path, before)
+        different = recipe_differences(before, recipe)
+        if different:
+            more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
             raise RunError(
-                f"{self.path}: is a comparison of another recipe: {'; '.join(told[:3])}{more}; "
-                "choose another --out"
+                f"{self.path}: is a comparison of another recipe: {'; '.join(different[:3])}{more}"
+                "; choose another --out"
             )
-        for part in self._parts():  # what is damaged is told before anything is spent
+        for part in self._parts():  # raises for damage before any time is spent
             self.training(part)
             if self.is_scored(part):
                 self.scores(part)
 
     def agree(self, recipe: Recipe, shared: Mapping[str, Any]) -> None:
-        """Note what all parts share, or refuse data or a model that is not that of the parts."""
+        """Record what all parts share. Raises `RunError` if earlier parts have other values."""
         path = self.work / "comparison.json"
         before = {**shared, **self.shared}
         for name, value in shared.items():
             if before[name] != value:
                 raise RunError(
                     f"{self.path}: its parts were made with another {name} "
-                    f"({shown(before.get(name))} there, {shown(value)} here); "
+                    f"({show(before.get(name))} there, {show(value)} here); "
                     "choose another --out"
                 )
         write_json(path, before)
@@ -124,34 +116,34 @@ class Folder:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What all parts share; nothing where none is finished. Raises `RunError`."""
+        """What all parts share; empty if none is finished. Raises `RunError`."""
         if not any(self._parts()):
             return {}
         path = self.work / "comparison.json"
-        unknown = "what its finished parts share is not known; restore it, or choose another --out"
+        unknown = "what its finished parts share is unknown; restore it, or choose another --out"
         values = _read_json(path, unknown)
         try:
             datetime.date.fromisoformat(values["day"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: holds no day ({error}); {unknown}") from error
+            raise RunError(f"{path}: has no day ({error}); {unknown}") from error
         return values
 
-    # -- its parts -----------------------------------------------------------------------------
+    # -- parts ---------------------------------------------------------------------------------
 
     def is_trained(self, part: Part) -> bool:
-        """Whether its training is finished."""
+        """Whether the part's training is finished."""
         return (self.work / part.folder / "trained.json").is_file()
 
     def is_scored(self, part: Part) -> bool:
-        """Whether its test rows are answered."""
+        """Whether the part's answers to the test rows are scored."""
         return (self.work / part.folder / "scored.json").is_file()
 
     def finished(self) -> list[Part]:
         """Every part that is trained and scored, in the order of methods and seeds."""
-        return in_order(p for p in self._parts() if self.is_trained(p) and self.is_scored(p))
+        return sort_parts(p for p in self._parts() if self.is_trained(p) and self.is_scored(p))
 
-    def keep_training(self, part: Part, trained: Trained) -> None:
-        """Write a finished training, whole or not at all."""
+    def save_training(self, part: Part, trained: Trained) -> None:
+        """Write a finished training, all of it or nothing."""
         # Cloned, because safetensors refuses tensors that share memory.
         tensors = {n: t.detach().cpu().clone().contiguous() for n, t in trained.tensors.items()}
         content = tensors_to_bytes(tensors)
@@ -170,23 +162,23 @@ class Folder:
         shutil.rmtree(self.unfinished / part.folder, ignore_errors=True)
 
     def training(self, part: Part) -> Trained:
-        """Read a finished training. Raises `RunError` where it is damaged."""
+        """Read a finished training. Raises `RunError` if it is damaged."""
         folder = self.work / part.folder
         values = _read_json(folder / "trained.json")
         try:
             content = (folder / "trained.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != values["sha256"]:
-                raise ValueError("its digest is not the one that was written")
-            lacking = sorted(FACTS - values["facts"].keys())
-            if lacking:
-                raise ValueError(f"it does not say {', '.join(lacking)}")
+                raise ValueError("its digest differs from the one that was written")
+            missing = sorted(FACTS - values["facts"].keys())
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
             return Trained(tensors_from_bytes(content), values["facts"])
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(
                 f"{folder}: the training is damaged ({error}); delete the folder to train again"
             ) from error
 
-    def keep_scores(
+    def save_scores(
         self, part: Part, answers: list[ScoredAnswer], scores: Mapping[str, Any]
     ) -> None:
         """Write the answers to the test rows, then the scores."""
@@ -194,12 +186,12 @@ class Folder:
         lines = "".join(f"{json.dumps(finite(asdict(a)), ensure_ascii=False)}\n" for a in answers)
         write_file(folder / "answers.jsonl", lines.encode())
         write_json(folder / "scored.json", scores)
-        self._answered(part).unlink(missing_ok=True)
+        self._partial(part).unlink(missing_ok=True)
 
-    def keep_answers(
+    def save_partial_answers(
         self, part: Part, answers: Answers, seconds: float, scorer: Mapping[str, Any]
     ) -> None:
-        """Write the answers to the first test rows, what they took, and by what scorer."""
+        """Write the answers to the first test rows, their seconds, and the scorer."""
         values = {
             "training": self._digest(part),
             "scorer": scorer,
@@ -208,22 +200,22 @@ class Folder:
             "seconds": seconds,
         }
         self.unfinished.mkdir(exist_ok=True)
-        # Not `finite`: a loss may be infinite, and shall be so again.
-        write_file(self._answered(part), json.dumps(values, ensure_ascii=False).encode())
+        # Not `finite`: an infinite loss must stay infinite.
+        write_file(self._partial(part), json.dumps(values, ensure_ascii=False).encode())
 
-    def answers_so_far(self, part: Part) -> tuple[Answers, float, dict[str, Any] | None]:
-        """What `keep_answers` wrote: answers, seconds, scorer (None: not known).
+    def partial_answers(self, part: Part) -> tuple[Answers, float, dict[str, Any] | None]:
+        """What `save_partial_answers` wrote: answers, seconds, scorer (None: unknown).
 
-        Raises `RunError` where it is damaged.
+        Raises `RunError` if it is damaged.
         """
-        path = self._answered(part)
+        path = self._partial(part)
         if not path.exists():
             return Answers([], []), 0.0, None
         try:
             values = _read_json(path)
             if values["training"] != self._digest(part):
                 raise ValueError("of another training")
-            answered = [answered_from(a) for a in values["answered"]]
+            answered = [_scored_answer(a) for a in values["answered"]]
             if len(answered) != len(values["tokens"]):
                 raise ValueError("answers and tokens differ in number")
             answers = Answers(answered, values["tokens"])
@@ -231,47 +223,62 @@ class Folder:
         except (RunError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: cannot be used ({error})") from error
 
-    def _answered(self, part: Part) -> Path:
+    def _partial(self, part: Part) -> Path:
         return self.unfinished / f"{part.folder}.json"
 
     def _digest(self, part: Part) -> str:
         return str(_read_json(self.work / part.folder / "trained.json").get("sha256"))
 
     def versions(self, part: Part) -> dict[str, str]:
-        """What it was trained with; nothing where an older version of embedgrad did not say."""
+        """The versions that the part was trained with."""
         return dict(_read_json(self.work / part.folder / "trained.json").get("versions") or {})
 
     def scores(self, part: Part) -> dict[str, Any]:
-        """What was written with the scores. Raises `RunError` where it is damaged."""
+        """The saved scores. Raises `RunError` if they are damaged."""
         path = self.work / part.folder / "scored.json"
         again = "delete it to score again"
         values = _read_json(path, again)
-        judged, graded = values.get("correct"), values.get("scores")
-        sound = isinstance(judged, str) and set(judged) <= {"0", "1"}
-        sound &= graded is None or (isinstance(graded, list) and len(graded) == len(judged or ""))
+        correct, graded = values.get("correct"), values.get("scores")
+        sound = isinstance(correct, str) and set(correct) <= {"0", "1"}
+        sound &= graded is None or (isinstance(graded, list) and len(graded) == len(correct or ""))
         sound &= all(isinstance(values.get(name), int | float) for name in SCORES)
         interval = values.get("interval")
         sound &= isinstance(interval, list) and all(isinstance(x, int | float) for x in interval)
         sound &= {"log_loss", "macro_f1"} <= values.keys()  # either may be null
         if not sound:
-            raise RunError(f"{path}: is damaged (it does not hold all scores); {again}")
+            raise RunError(f"{path}: is damaged (it lacks scores); {again}")
         return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
-        """The answers to the test rows, as plain values of `ScoredAnswer`. Raises `RunError`."""
+        """The answers to the test rows, as plain values. Raises `RunError` if damaged."""
         path = self.work / part.folder / "answers.jsonl"
         try:
-            # Not splitlines: texts may hold other line separators.
+            # Not splitlines: texts may contain other line separators.
             return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x]
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{path}: is damaged ({error}); delete its folder to train and score again"
             ) from error
 
+    def scored_answers(self, part: Part, count: int) -> list[ScoredAnswer]:
+        """The answers to `count` test rows. Raises `RunError` if they are damaged."""
+        values = self.answers(part)
+        try:
+            answers = [_scored_answer(value) for value in values]
+            if len(answers) != count:
+                raise ValueError(f"{len(answers)} answers for {count} scores")
+        except (KeyError, TypeError, ValueError) as error:
+            path = self.work / part.folder
+            raise RunError(
+                f"{path / 'answers.jsonl'}: is damaged ({error}); delete {path / 'scored.json'} to "
+                "answer again"
+            ) from error
+        return answers
+
     def _foreign(self) -> list[str]:
-        """What no comparison has before its first part; a dot begins what a kill left half done."""
+        """Files that no comparison has before its first part; a killed write leaves a dot file."""
         names = (path.name for path in self.path.iterdir())
-        return [name for name in names if name not in _BEGUN and not name.startswith(".")]
+        return [name for name in names if name not in _FIRST and not name.startswith(".")]
 
     def _parts(self) -> Iterator[Part]:
         for path in sorted(self.work.glob("[!.]*/trained.json")):  # a dot: half written
@@ -279,6 +286,16 @@ class Folder:
             part = Part(values.get("method", ""), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:
                 yield part
+
+
+def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
+    """An answer from its JSON, where null stands for an infinite loss.
+
+    Raises `KeyError` or `TypeError` for anything else.
+    """
+    shares, loss = values["probabilities"], values["loss"]
+    loss = math.inf if loss is None else loss
+    return ScoredAnswer(**{**values, "probabilities": shares and tuple(shares), "loss": loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

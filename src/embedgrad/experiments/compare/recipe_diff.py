@@ -1,4 +1,4 @@
-"""Whether the parts of a comparison may stand in one table."""
+"""Recipe differences: whether parts may share the table of one comparison."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Any
 from embedgrad.errors import RecipeError
 from embedgrad.recipe.recipe import Recipe
 
-# No part depends on these. Where prefixes are stored changes no result; in which precision does.
+# No part depends on these. Where prefixes are stored changes no result; their precision does.
 MAY_CHANGE = (
     *("compare.methods", "compare.seeds", "export.", "report."),
-    *("prefix_cache.budget", "prefix_cache.spill"),
+    *("prefix_cache.budget", "prefix_cache.spill", "version"),
 )
 
 
-def differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What another recipe's settings have otherwise, a phrase each, but for what may differ.
+def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """How the recipe differs from earlier values, a phrase each, except in `MAY_CHANGE`.
 
-    Only methods and seeds may, as a comparison can grow, and where prefixes are stored. So may the
-    time that a function of the user's own has for a reply, as what it did in time is the same.
+    A user's scorer may get another time limit: what it scored in time keeps its score.
     """
-    then, now = _settings(before), dotted(recipe.as_dict())
-    free: tuple[str, ...] = MAY_CHANGE
+    then, now = _settings(before), flatten(recipe.as_dict())
+    ignored: tuple[str, ...] = MAY_CHANGE
     if now.get("evaluation.scorer.name") == "callable":
-        free = (*free, "evaluation.scorer.timeout")
-    return unlike(then, now, free)
+        ignored = (*ignored, "evaluation.scorer.timeout")
+    return differences(then, now, ignored)
 
 
-def unlike(
-    then: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...] = ()
+def differences(
+    then: Mapping[str, Any], now: Mapping[str, Any], ignored: tuple[str, ...] = ()
 ) -> list[str]:
-    """What differs of values by dotted name, a phrase each, but for names that begin so."""
-    names = sorted(n for n in {*then, *now} if then.get(n) != now.get(n) and not n.startswith(free))
-    return [f"{n} is {shown(then.get(n))} there and {shown(now.get(n))} here" for n in names]
+    """How values by dotted name differ, a phrase each; names that begin with `ignored` may."""
+    names = sorted(
+        n for n in {*then, *now} if then.get(n) != now.get(n) and not n.startswith(ignored)
+    )
+    return [f"{n} is {show(then.get(n))} there and {show(now.get(n))} here" for n in names]
 
 
 def shared_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,23 +53,23 @@ def recipe_digest(recipe: Recipe) -> str:
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values by dotted name; what it is too old to have is at its default."""
+    """A recipe's values by dotted name; settings that an old recipe lacks get their defaults."""
     try:
-        return dotted(Recipe.from_dict(recipe).as_dict())
-    except RecipeError:  # it has what there is no longer, which is a difference
-        return dotted(recipe)
+        return flatten(Recipe.from_dict(recipe).as_dict())
+    except RecipeError:  # it has a setting that no longer exists, which is a difference
+        return flatten(recipe)
 
 
-def dotted(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Settings by dotted name; lists stay whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         where = f"{path}.{name}" if path else name
-        flat |= dotted(value, where) if isinstance(value, Mapping) else {where: value}
+        flat |= flatten(value, where) if isinstance(value, Mapping) else {where: value}
     return flat
 
 
-def shown(value: Any) -> str:
-    """A setting for a message, cut where it is long."""
+def show(value: Any) -> str:
+    """A setting for a message, shortened if it is long."""
     text = "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""The results of a comparison as plain values: a row per run, an entry per method."""
+"""Results of a comparison as plain values: a row per part, an entry per method."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ import torch
 from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
-from embedgrad.evaluation.significance import bootstrap_mean, paired_p_value
+from embedgrad.evaluation.significance import bootstrap_mean, paired_test
 from embedgrad.evaluation.verdict import row_differences, verdicts
-from embedgrad.experiments.baselines.base import Answers
-from embedgrad.experiments.compare.folder import Folder, Part
+from embedgrad.experiments.baselines import Answers
+from embedgrad.experiments.compare.folder import FACTS, Folder, Part
 from embedgrad.experiments.compare.recipe_diff import recipe_digest
 from embedgrad.model.loading import ModelInfo
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.page.run_files import RESULT_VERSION
 
 TEXT = Part("text", None)
+OF_SCORES = (
+    *("accuracy", "interval", "macro_f1", "log_loss", "cut", "unread"),
+    *("scoring_seconds", "correct", "scores"),
+)
+OF_TRAINING = (*sorted(FACTS), "threads", "ended")
 
 
 def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[str, Any]:
-    """What is kept of a part's answers to the test rows."""
+    """The scores of a part's answers: a summary, and a digit per test row (0 wrong, 1 right).
+
+    `scores` has numbers per row if a user's scorer gave any between 0 and 1.
+    """
     summary = asdict(summarize(answers.answered, choices))
+    scores = [answer.correct for answer in answers.answered]
     return {
         **summary,
         "interval": list(summary["interval"]),
         "tokens": fmean(answers.tokens),
         "scoring_seconds": seconds,
-        **_judged_rows([answer.correct for answer in answers.answered]),
+        "correct": "".join(str(round(score)) for score in scores),
+        "scores": scores if any(score not in (0, 1) for score in scores) else None,
     }
 
 
-def _judged_rows(scores: Sequence[float]) -> dict[str, Any]:
-    """Right or wrong, a digit a row; where a function of the user's own says between, that too."""
-    graded = any(score not in (0, 1) for score in scores)
-    digits = "".join(str(round(score)) for score in scores)
-    return {"correct": digits, "scores": list(scores) if graded else None}
-
-
 def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
-    """Everything in the folder that is finished; without the text prompt's scores no rows."""
+    """All finished parts of the folder; no rows while the text prompt is not scored."""
     parts = folder.finished()
     scores = {part: folder.scores(part) for part in parts}
     facts = {part: folder.training(part).facts for part in parts}
@@ -61,17 +65,18 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     if not recipe.target.choices:
         for row in rows:
             row |= wrong_answers(folder.answers(Part(row["method"], row["seed"])))
-    described = asdict(info)
-    del described["path"]  # a place on one machine
+    model = asdict(info)
+    del model["path"]  # of this machine only
     return {
+        "version": RESULT_VERSION,
         "rows": rows,
         "methods": methods_of(rows),
-        "text": recipe.template.span,
+        "text": " ".join(recipe.template.spans),
         "test_rows": len(rows[0]["correct"]) if rows else 0,
         "seeds": seeds_of(parts),
-        "recipe": as_compared(recipe.as_dict(), parts),
+        "recipe": recipe_of_parts(recipe.as_dict(), parts),
         "recipe_digest": recipe_digest(recipe),
-        "model": described,
+        "model": model,
         "versions": versions("peft"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -83,10 +88,7 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
 
 
 def wrong_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Free answers that are wrong: by their form, or by what they say.
-
-    Of form are those that did not end within the limit, and those in which no answer was found.
-    """
+    """How many free answers are wrong: in form (no end, or no answer found) or in content."""
     wrong = [answer for answer in answers if answer["correct"] < 1]
     form = sum(answer["cut"] or answer["unread"] for answer in wrong)
     return {"wrong_in_form": form, "wrong_in_content": len(wrong) - form}
@@ -95,62 +97,47 @@ def wrong_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def _row(
     part: Part, facts: Mapping[str, Any], scores: Mapping[str, Any], text: Mapping[str, Any]
 ) -> dict[str, Any]:
-    differences = row_differences(_scored(text), [_scored(scores)])
+    differences = row_differences(_scores(text), [_scores(scores)])
     return {
         "method": part.method,
         "seed": part.seed,
-        "accuracy": scores["accuracy"],
-        "interval": scores["interval"],
         "difference": sum(differences) / len(differences),
         "difference_interval": list(bootstrap_mean(differences)),
-        "p_value": paired_p_value(differences),
+        "p_value": paired_test(differences)[1],
         "fixed": sum(difference > 0 for difference in differences),
         "broken": sum(difference < 0 for difference in differences),
-        "macro_f1": scores["macro_f1"],
-        "log_loss": scores["log_loss"],
-        "cut": scores["cut"],
-        "unread": scores.get("unread"),
+        **{name: scores.get(name) for name in OF_SCORES},
         "extra_tokens": scores["tokens"] - text["tokens"],
-        "trained_numbers": facts["trained_numbers"],
-        "stored_bytes": facts["stored_bytes"],
-        "examples_seen": facts["examples_seen"],
-        "train_seconds": facts["train_seconds"],
-        "threads": facts.get("threads"),
-        "scoring_seconds": scores["scoring_seconds"],
-        "dev": facts["dev"],
+        **{name: facts.get(name) for name in OF_TRAINING},
         "history": facts.get("history", []),
-        "ended": facts.get("ended"),
-        "settings": facts["settings"],
-        "correct": scores["correct"],
-        "scores": scores.get("scores"),
     }
 
 
 def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """An entry per method over its seeds, judged together; the text prompt itself is not judged."""
+    """An entry per method over its seeds, tested together against the text prompt."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         runs.setdefault(row["method"], []).append(row)
     if not runs:
         return []
-    (text,) = runs[TEXT.method]
-    first = _scored(text)
+    (text,) = [_scores(row) for row in runs[TEXT.method]]
     others = {
-        name: [_scored(row) for row in found] for name, found in runs.items() if name != TEXT.method
+        name: [_scores(row) for row in rows] for name, rows in runs.items() if name != TEXT.method
     }
-    judged = verdicts(first, others)
-    entries = []
-    for name, found in runs.items():
-        told: dict[str, Any] = dict.fromkeys(_JUDGED)
-        if name in judged:
-            verdict, differences = judged[name], row_differences(first, others[name])
-            found_of = verdict.difference, list(bootstrap_mean(differences)), verdict.p_value
-            told = dict(zip(_JUDGED, (*found_of, verdict.p_holm, verdict.words), strict=True))
-        entries.append({"method": name, **_entry(found), **told})
-    return entries
-
-
-_JUDGED = ("difference", "difference_interval", "p_value", "p_holm", "verdict")
+    tests: dict[str, dict[str, Any]] = {
+        name: {
+            "difference": verdict.difference,
+            "difference_interval": list(bootstrap_mean(row_differences(text, others[name]))),
+            "p_value": verdict.p_value,
+            "p_holm": verdict.p_holm,
+            "verdict": verdict.words,
+        }
+        for name, verdict in verdicts(text, others).items()
+    }
+    tests[TEXT.method] = dict.fromkeys(
+        ("difference", "difference_interval", "p_value", "p_holm", "verdict")
+    )
+    return [{"method": name, **_entry(rows), **tests[name]} for name, rows in runs.items()]
 
 
 def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -172,22 +159,23 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:
-    """None where one is missing: free text has no macro-F1, and an infinite loss is not written."""
-    there = [number for number in numbers if number is not None]
-    return fmean(there) if len(there) == len(numbers) else None
+    """The mean, or None if a number is missing: macro-F1 of free text, or an infinite loss."""
+    known = [number for number in numbers if number is not None]
+    return fmean(known) if len(known) == len(numbers) else None
 
 
-def as_compared(recipe: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
-    """A recipe's values with the methods and seeds that are there, whatever was asked for last."""
+def recipe_of_parts(recipe: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """A recipe's values with the methods and seeds of all these parts."""
     methods = list(dict.fromkeys(part.method for part in parts))
     seeds = seeds_of(parts) or recipe["compare"]["seeds"]
     return {**recipe, "compare": {**recipe["compare"], "methods": methods, "seeds": seeds}}
 
 
 def seeds_of(parts: Sequence[Part]) -> list[int]:
-    """Every seed that is there."""
+    """Every seed of these parts."""
     return sorted({part.seed for part in parts if part.seed is not None})
 
 
-def _scored(judged: Mapping[str, Any]) -> list[float]:
-    return judged.get("scores") or [float(digit) for digit in judged["correct"]]
+def _scores(row: Mapping[str, Any]) -> list[float]:
+    """The score of every test row."""
+    return row.get("scores") or [float(digit) for digit in row["correct"]]

@@ -58,10 +58,8 @@ def check_folder(folder: Path) -> None:
             with file.open("rb") as opened:
                 pointer = opened.read(24) == b"version https://git-lfs."
             hint = " (a Git LFS pointer: run `git lfs pull`)" if pointer else ""
-            raise ModelError(
-                f"{file}: not a whole safetensors file ({file.stat().st_size:,} bytes):"
-                f" {error}{hint}; download or copy it again"
-            ) from error
+            what = f"{file}: not a whole safetensors file ({file.stat().st_size:,} bytes)"
+            raise ModelError(f"{what}: {error}{hint}; download or copy it again") from error
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -10,28 +10,17 @@ import torch
 
 from embedgrad.errors import ModelError
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-ATTENTIONS = ("auto", "sdpa", "eager")
+_DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPE_NAMES}
 
 
 def choose_device(device: str) -> torch.device:
-    """The named device; "auto" is CUDA, else MPS, else the CPU.
-
-    Raises `ModelError` for a device that does not exist here.
-    """
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
+    """The named device; "auto" is CUDA, else MPS, else the CPU. Raises `ModelError`."""
+    available = ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
     if torch.cuda.is_available():
         available[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device == "auto":
         return torch.device(available[0])
-    # "cuda" is the current CUDA device; "cuda:1" and the like are listed one by one.
     if device not in available:
         raise ModelError(
             f"device {device!r} is not available here; available: {', '.join(available)}, or 'auto'"
@@ -40,10 +29,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The named precision; "auto" is bfloat16 on CUDA where the GPU has it, else float32.
-
-    Raises `ModelError` for an unknown name, or for float64 on MPS, which has none.
-    """
+    """The named precision; "auto" is bfloat16 on CUDA where the GPU has it, else float32."""
     if dtype == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -52,16 +38,6 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "float64" and device.type == "mps":
         raise ModelError("dtype 'float64' does not exist on device 'mps'; use float32, or the cpu")
     return DTYPES[dtype]
-
-
-def check_attention(attention: str) -> None:
-    """Raise `ModelError` for an attention backend other than "auto", "sdpa" (fast) and "eager".
-
-    "auto" is sdpa where the model has it (Gemma 2 has not). Only eager attention can be
-    differentiated twice. Passes over stored prefixes have an attention of their own.
-    """
-    if attention not in ATTENTIONS:
-        raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
 
 
 def use_real_cores() -> None:

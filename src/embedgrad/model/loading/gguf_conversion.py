@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Notify
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
-from embedgrad.model.loading.quiet import Notify, guarded
+from embedgrad.model.loading.quiet import model_errors
 
 SOURCE = "source.json"
 
@@ -29,7 +30,7 @@ _DIGITS_APART = frozenset(
 _WEIGHTS_PER_SECOND = 7_000_000
 
 
-def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
+def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
     """Convert `file` once; returns the folder and the file's SHA-256.
 
     The folder is written aside and renamed when it is whole, so neither a crash nor a second
@@ -61,7 +62,7 @@ def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
         if notify:
             seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
             notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
-        with guarded(f"{file}: could not be converted to safetensors in {parent}"):
+        with model_errors(f"{file}: could not be converted to safetensors in {parent}"):
             _convert(file, header, aside)
             libraries = ("gguf", "torch", "transformers", "tokenizers")
             source = {
@@ -83,17 +84,16 @@ def converted_folder(file: Path, notify: Notify | None) -> tuple[Path, str]:
 
 def license_of(folder: Path) -> str | None:
     """The license named by the GGUF file that a folder was converted from."""
-    with guarded(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
+    with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
         name = json.loads((folder / SOURCE).read_text("utf-8"))["license"]
     return str(name) if name else None
 
 
 def cache_folder() -> Path:
     """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
-    own, shared = os.environ.get("EMBEDGRAD_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
+    if own := os.environ.get("EMBEDGRAD_CACHE"):
         return Path(own).expanduser()
-    return (Path(shared) if shared else Path.home() / ".cache") / "embedgrad"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
 def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
@@ -104,29 +104,19 @@ def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
     auto: Any = AutoModelForCausalLM
     # An absolute file in an empty folder: configuration files beside the GGUF stay out.
     names = {"gguf_file": str(file.resolve()), "local_files_only": True}
+    plain = {"dtype": "float32", "quantization_config": GgufConfig(dequantize=True)}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(aside, **names)
-        model, report = auto.from_pretrained(
-            aside,
-            **names,
-            dtype="float32",
-            quantization_config=GgufConfig(dequantize=True),
-            output_loading_info=True,
-        )
+        model, report = auto.from_pretrained(aside, **names, **plain, output_loading_info=True)
     if report["missing_keys"]:
         raise ModelError(f"{file}: lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
     if header.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
     # The weights are plain float32 now, but marked as quantized, which forbids saving them.
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
-        if hasattr(model, mark):
-            delattr(model, mark)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        vars(model).pop(mark, None)
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple, NoReturn, final
 
 from embedgrad.errors import ModelError
 
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
@@ -26,7 +24,6 @@ _STRING, _ARRAY = 8, 9
 # elements), and low enough that the slower readers behind us stay within seconds.
 _MOST_ELEMENTS = 1 << 22
 _MOST_TENSORS = _MOST_KEYS = 1 << 16
-_MOST_DIMENSIONS = 4
 
 # The fewest bytes an entry can take: key length + type + value; name length + rank + type + offset.
 _SMALLEST_KEY = 8 + 4 + 1
@@ -35,30 +32,21 @@ _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 
 @final
 class GgufHeader(NamedTuple):
-    """What a GGUF file says about itself.
-
-    `metadata` holds scalars and strings as they are and, of an array, only its length.
-    `weights` is the number of weights in all `tensors` together.
-    """
+    """What a GGUF file says about itself; of an array, `metadata` holds only the length."""
 
     metadata: Mapping[str, Any]
     tensors: int
-    weights: int
+    weights: int  # in all tensors together
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Check a GGUF file's header and tensor table.
-
-    Raises `ModelError` when the file is not GGUF, is damaged or truncated, claims more than it
-    holds, or lacks what a language model needs.
-    """
+    """Check a GGUF file's header and tensors; raises `ModelError` unless they can be a model's."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             if size < 24:
-                raise ModelError(
-                    f"{path}: {size} bytes, but a GGUF header alone takes 24; download it again"
-                )
+                problem = "but a GGUF header alone takes 24; download it again"
+                raise ModelError(f"{path}: {size} bytes, {problem}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _read(_Cursor(path, data))
     except OSError as error:
@@ -72,10 +60,8 @@ class _Cursor:
     """Reads forward through a mapped file, and never past its end."""
 
     def __init__(self, path: Path, data: mmap.mmap):
-        self.path = path
-        self.data = data
-        self.size = len(data)
-        self.at = 0
+        self.path, self.data = path, data
+        self.size, self.at = len(data), 0
 
     def fail(self, problem: str) -> NoReturn:
         raise ModelError(f"{self.path}: damaged GGUF file: {problem}; download it again")
@@ -109,15 +95,12 @@ class _Cursor:
 
 
 def _read(cursor: _Cursor) -> GgufHeader:
-    magic = cursor.data[:4]
-    if magic != _MAGIC:
-        raise ModelError(
-            f"{cursor.path}: not a GGUF file: it starts with {magic!r} instead of {_MAGIC!r}"
-            + (" (a Git LFS pointer: run `git lfs pull`)" if magic == b"vers" else "")
-        )
-    cursor.at = 4
-    version = cursor.take("<I")
-    if version not in _VERSIONS:
+    magic, version = cursor.take("<4s"), cursor.take("<I")
+    if magic != b"GGUF":
+        pointer = " (a Git LFS pointer: run `git lfs pull`)" if magic == b"vers" else ""
+        problem = f"it starts with {magic!r} instead of b'GGUF'{pointer}"
+        raise ModelError(f"{cursor.path}: not a GGUF file: {problem}")
+    if version not in (2, 3):
         raise ModelError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 can be read")
     tensors = cursor.count("the number of tensors", _SMALLEST_TENSOR, _MOST_TENSORS)
     keys = cursor.count("the number of metadata keys", _SMALLEST_KEY, _MOST_KEYS)
@@ -178,15 +161,14 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     names: set[str] = set()
-    weights = 0
-    last, last_end = "", 0
+    last, last_end, weights = "", 0, 0
     for _ in range(tensors):
         name = cursor.text("a tensor name")
         if name in names:
             cursor.fail(f"the tensor {name!r} occurs twice")
         names.add(name)
         rank = cursor.take("<I")
-        if not 1 <= rank <= _MOST_DIMENSIONS:
+        if not 1 <= rank <= 4:
             cursor.fail(f"the tensor {name!r} has {rank} dimensions")
         shape = [cursor.take("<Q") for _ in range(rank)]
         kind, offset = cursor.take("<I"), cursor.take("<Q")
@@ -195,9 +177,8 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
         except ValueError:
             cursor.fail(f"the tensor {name!r} has the unknown type {kind}")
         if 0 in shape or shape[0] % block or offset % alignment:
-            cursor.fail(
-                f"the tensor {name!r} of shape {shape} at offset {offset} does not fit its type"
-            )
+            place = f"of shape {shape} at offset {offset}"
+            cursor.fail(f"the tensor {name!r} {place} does not fit its type")
         weights += math.prod(shape)
         end = offset + math.prod(shape) // block * block_bytes
         if end > last_end:
@@ -214,18 +195,17 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
 def _check_language_model(path: Path, header: GgufHeader) -> None:
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelError(f"{path}: names no architecture (metadata key general.architecture)")
     parts = metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise ModelError(
-            f"{path}: one of {parts!r} parts of a model; join them first: llama-gguf-split --merge"
-        )
     blocks = metadata.get(f"{architecture}.block_count", 0)
-    if type(blocks) is not int or blocks > header.tensors:
-        raise ModelError(
-            f"{path}: damaged GGUF file: {blocks!r} layers are given, but it holds"
-            f" {header.tensors} tensors; download it again"
-        )
-    if "tokenizer.ggml.tokens" not in metadata:
-        raise ModelError(f"{path}: holds no tokenizer (metadata key tokenizer.ggml.tokens)")
+    if not isinstance(architecture, str):
+        problem = "names no architecture (metadata key general.architecture)"
+    elif parts not in (0, 1):
+        problem = f"one of {parts!r} parts of a model; join them first: llama-gguf-split --merge"
+    elif type(blocks) is not int or blocks > header.tensors:
+        sizes = f"{blocks!r} layers are given, but it holds {header.tensors} tensors"
+        problem = f"damaged GGUF file: {sizes}; download it again"
+    elif "tokenizer.ggml.tokens" not in metadata:
+        problem = "holds no tokenizer (metadata key tokenizer.ggml.tokens)"
+    else:
+        return
+    raise ModelError(f"{path}: {problem}")

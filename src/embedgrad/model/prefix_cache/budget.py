@@ -26,33 +26,27 @@ def free_memory(device: torch.device | None = None) -> int:
 
 
 def budget_bytes(
-    budget: str | float,
-    name: str = "prefix_cache.budget",
-    free: Callable[[], int] = free_memory,
+    budget: str | float, name: str = "prefix_cache.budget", free: Callable[[], int] = free_memory
 ) -> int:
     """Bytes of a budget: a number of bytes, "2 GiB", or a fraction (below 1) of what is free.
 
     Raises `RecipeError` with the option's `name` for anything else.
     """
-    value, unit, point = budget, "", isinstance(budget, float)
+    expected = "expected bytes, a size such as '2 GiB', or a fraction below 1"
+    refusal = RecipeError(name, [f"{budget!r}; {expected}"])
+    unit, point = "", isinstance(budget, float)
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", budget)
         if match is None or match[2].lower() not in _UNITS:
-            raise _refusal(name, value)
+            raise refusal
         unit, point = match[2].lower(), "." in match[1]
         budget = float(match[1]) * _UNITS[unit]
     elif isinstance(budget, bool) or not isinstance(budget, int | float):
-        raise _refusal(name, value)
+        raise refusal
     if isinstance(budget, float) and not math.isfinite(budget):
         raise RecipeError(name, ["expected a finite number of bytes"])
     if budget < 0:
         raise RecipeError(name, [f"{budget}; expected 0 or more"])
     if point and not unit and budget == 1:  # all that is free, or one byte?
-        raise _refusal(name, value)
+        raise refusal
     return int(free() * budget) if not unit and 0 < budget < 1 else int(budget)
-
-
-def _refusal(name: str, value: object) -> RecipeError:
-    return RecipeError(
-        name, [f"{value!r}; expected bytes, a size such as '2 GiB', or a fraction below 1"]
-    )

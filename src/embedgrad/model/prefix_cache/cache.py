@@ -14,8 +14,12 @@ import torch
 
 from embedgrad.model.prefix_cache.budget import budget_bytes, free_memory
 from embedgrad.model.prefix_cache.disk_tier import Spill
-from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import MemoryTier, Tier, choose_evictions
+from embedgrad.model.prefix_cache.memory_tier import (
+    CachedPrefix,
+    MemoryTier,
+    Tier,
+    choose_evictions,
+)
 from embedgrad.prompt.boundaries import Ids
 
 HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
@@ -23,13 +27,11 @@ HOST_SHARE = 0.25  # of free host memory, for prefixes over the budget of a GPU
 
 @final
 class PrefixCache:
-    """Prefixes by their token ids, up to `budget` bytes in memory, then in `host` bytes, then on
-    disk.
+    """Prefixes by token ids: up to `budget` bytes in memory, then `host` bytes, then on disk.
 
     Where room is short the prefixes with the most uses ahead stay; see `expect`.
     `precision="half"` stores 16 bits a number. `hits` counts the calls of `get` that found one,
-    `misses` the prefixes that were computed; `most_bytes` and `most_spilled_bytes` are the largest
-    sizes so far.
+    `misses` the prefixes computed; `most_bytes` and `most_spilled_bytes` are the largest sizes.
     """
 
     def __init__(
@@ -42,13 +44,9 @@ class PrefixCache:
     ):
         self.budget = budget
         self.precision = precision
-        self.most_bytes = 0
-        self.most_spilled_bytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._memory = [MemoryTier(budget), *([MemoryTier(host, pinned=True)] if host else [])]
-        self._spill = spill
-        self._tiers: Sequence[Tier] = [*self._memory, *([] if spill is None else [spill])]
+        self.most_bytes = self.most_spilled_bytes = self.hits = self.misses = 0
+        tiers = [MemoryTier(budget), MemoryTier(host, pinned=True) if host else None, spill]
+        self._tiers: Sequence[Tier] = [tier for tier in tiers if tier is not None]
         self._uses: dict[Ids, float] = {}
         self._form = torch.device("cpu"), torch.float32  # of the prefixes that `get` returns
 
@@ -61,10 +59,7 @@ class PrefixCache:
         spill: Spill | None = None,
         precision: Literal["model", "half"] = "model",
     ) -> PrefixCache:
-        """A cache on a device, within bytes, a size, or a share of its free memory.
-
-        What does not fit on a GPU goes to pinned host memory. Raises `RecipeError`.
-        """
+        """A cache on a device with a budget for `budget_bytes`; a GPU gets host memory too."""
         room = budget_bytes(budget, free=lambda: free_memory(device))
         host = budget_bytes(HOST_SHARE) if room and device.type == "cuda" else 0
         return cls(room, host=host, spill=spill, precision=precision)
@@ -78,17 +73,17 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the prefixes in memory."""
-        return sum(tier.nbytes for tier in self._memory)
+        return sum(tier.nbytes for tier in self._tiers if not tier.writes)
 
     @property
     def spilled_bytes(self) -> int:
         """Bytes of the prefixes on disk."""
-        return 0 if self._spill is None else self._spill.nbytes
+        return sum(tier.nbytes for tier in self._tiers if tier.writes)
 
     @property
     def damaged(self) -> int:
         """Prefixes that could not be read back from disk."""
-        return 0 if self._spill is None else self._spill.damaged
+        return sum(tier.damaged for tier in self._tiers)
 
     @property
     def room(self) -> int:
@@ -134,8 +129,7 @@ class PrefixCache:
         """The prefix of these tokens, if it is stored; counts a hit or a miss, and one use."""
         if ids in self._uses:
             self._uses[ids] = max(self._uses[ids] - 1, 0.0)
-        tier = next((tier for tier in self._tiers if ids in tier.sizes), None)
-        prefix = tier.load(ids) if tier is not None else None
+        prefix = next((tier.load(ids) for tier in self._tiers if ids in tier.sizes), None)
         if prefix is None:
             self.misses += 1
             return None
@@ -181,6 +175,6 @@ class PrefixCache:
         """Remove a prefix from a tier; returns it if there is a use for it further down."""
         last = level + 1 == len(self._tiers)
         prefix = None if last or not self._uses.get(ids) else tier.load(ids)
-        if ids in tier.sizes:
+        if ids in tier.sizes:  # a damaged one is gone already
             tier.remove(ids)
         return prefix

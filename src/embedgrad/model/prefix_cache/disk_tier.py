@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -24,9 +23,9 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import RunError
+from embedgrad.events import Notify
 from embedgrad.model.prefix_cache.budget import budget_bytes
-from embedgrad.model.prefix_cache.entry import CachedPrefix
-from embedgrad.model.prefix_cache.memory_tier import Tier
+from embedgrad.model.prefix_cache.memory_tier import CachedPrefix, Tier
 from embedgrad.prompt.boundaries import Ids
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
@@ -52,12 +51,7 @@ class Spill(Tier):
 
     writes = True
 
-    def __init__(
-        self,
-        folder: str | Path,
-        budget: str | float = 0.5,
-        notify: Callable[[str], None] | None = None,
-    ):
+    def __init__(self, folder: str | Path, budget: str | float = 0.5, notify: Notify | None = None):
         try:
             folder = Path(folder).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +67,8 @@ class Spill(Tier):
             ) from error
         # Also at the interpreter's end, whatever ended the run.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        size = budget_bytes(
-            budget, "prefix_cache.spill_budget", lambda: shutil.disk_usage(folder).free
-        )
-        super().__init__(size)
-        self.damaged = 0
+        name = "prefix_cache.spill_budget"
+        super().__init__(budget_bytes(budget, name, lambda: shutil.disk_usage(folder).free))
         self._full = False
         self._written = 0
         self._files: dict[Ids, _File] = {}
@@ -100,13 +91,13 @@ class Spill(Tier):
                 for raw in map(_raw, tensors):
                     checksum = zlib.crc32(raw, checksum)
                     file.write(raw)
-        except OSError as error:
-            _unlink(path)
+        except BaseException as error:  # also Ctrl-C in the middle
+            with contextlib.suppress(OSError):
+                path.unlink()
+            if not isinstance(error, OSError):
+                raise
             self._stop(error.strerror or str(error))
             return False
-        except BaseException:  # Ctrl-C in the middle
-            _unlink(path)
-            raise
         keys, values = ((tensor.shape, tensor.dtype) for tensor in tensors)
         self._files[ids] = _File(path, checksum, prefix.nbytes, (keys, values))
         return True
@@ -114,11 +105,8 @@ class Spill(Tier):
     def load(self, ids: Ids) -> CachedPrefix | None:
         """Read a prefix back; one that is not as it was written is removed, and None."""
         file = self._files[ids]
-        try:
-            raw = _read(file)
-        except (OSError, ValueError):  # ValueError: cut short this very moment
-            raw = None
-        if raw is None or zlib.crc32(_raw(raw)) != file.checksum:
+        raw = _read(file)
+        if raw is None:
             self.remove(ids)
             self.damaged += 1
             if self.damaged == 1:
@@ -129,12 +117,12 @@ class Spill(Tier):
             return None
         (shape, dtype), (value_shape, value_dtype) = file.parts
         end = shape.numel() * dtype.itemsize
-        return CachedPrefix(
-            raw[:end].view(dtype).view(shape), raw[end:].view(value_dtype).view(value_shape)
-        )
+        values = raw[end:].view(value_dtype).view(value_shape)
+        return CachedPrefix(raw[:end].view(dtype).view(shape), values)
 
     def _delete(self, ids: Ids) -> None:
-        _unlink(self._files.pop(ids).path)
+        with contextlib.suppress(OSError):
+            self._files.pop(ids).path.unlink()
 
     def _stop(self, reason: str) -> None:
         self._full = True
@@ -159,17 +147,13 @@ def _raw(tensor: Tensor) -> memoryview:
 
 
 def _read(file: _File) -> Tensor | None:
-    """A file's bytes; None if its size is wrong.
+    """A file's bytes; None if they are not those written.
 
     No memory map: it shows later changes too, and an error of the disk would end the process.
     """
-    with open(file.path, "rb") as opened:
-        if os.fstat(opened.fileno()).st_size != file.nbytes:
-            return None
-        raw = torch.empty(file.nbytes, dtype=torch.uint8)
-        return raw if opened.readinto(raw.numpy().data) == file.nbytes else None
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, ValueError), open(file.path, "rb") as opened:
+        if os.fstat(opened.fileno()).st_size == file.nbytes:
+            raw = torch.empty(file.nbytes, dtype=torch.uint8)
+            opened.readinto(raw.numpy().data)  # ValueError: cut short this very moment
+            return raw if zlib.crc32(_raw(raw)) == file.checksum else None
+    return None

@@ -1,29 +1,54 @@
-"""Memory tier of the prefix cache: the device's memory, or pinned host memory beside a GPU."""
+"""Memory tier of the prefix cache, and the entries and rules that it shares with the disk tier."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from embedgrad.model.prefix_cache.entry import CachedPrefix
 from embedgrad.prompt.boundaries import Ids
+
+
+@final
+class CachedPrefix(NamedTuple):
+    """Keys and values of one prefix, [layers, key-value heads, tokens, size] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tensors."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def to_half(self) -> CachedPrefix:
+        """The prefix in 16 bits a number, rounded."""
+        return CachedPrefix(*map(_to_half, self))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> CachedPrefix:
+        """The prefix on a device; from pinned memory the copy does not wait."""
+        return CachedPrefix(*(part.to(device, non_blocking=True).to(dtype) for part in self))
 
 
 class Tier(ABC):
     """Stores prefixes up to `budget` bytes; `PrefixCache` decides which.
 
-    `sizes` holds the bytes of each, `nbytes` is their sum.
+    `sizes` holds the bytes of each, `nbytes` is their sum; `damaged` counts those lost.
     """
 
     writes = False  # whether storing a prefix costs more than a copy in memory
 
     def __init__(self, budget: int):
         self.budget = budget
-        self.nbytes = 0
+        self.nbytes = self.damaged = 0
         self.sizes: dict[Ids, int] = {}
 
     def store(self, ids: Ids, prefix: CachedPrefix) -> bool:
@@ -70,6 +95,14 @@ class MemoryTier(Tier):
         del self._prefixes[ids]
 
 
+def _to_half(tensor: Tensor) -> Tensor:
+    """float16, whose error is an eighth of bfloat16's; bfloat16 where float16 overflows."""
+    if tensor.element_size() <= 2:
+        return tensor
+    half = tensor.half()
+    return half if torch.isfinite(half).all() else tensor.bfloat16()
+
+
 def _own(tensor: Tensor) -> Tensor:
     """The tensor in memory of its own: a view would keep all that it is a view of."""
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
@@ -96,14 +129,10 @@ def choose_evictions(
     own = uses.get(ids, 0)
     if nbytes > tier.budget or not own:
         return None
-    less = sorted(
-        (uses.get(other, 0), size, other)
-        for other, size in tier.sizes.items()
-        if uses.get(other, 0) < own
-    )
     evicted: list[Ids] = []
     worth = 0.0
-    for use, size, other in less:
+    less = ((uses.get(i, 0), n, i) for i, n in tier.sizes.items() if uses.get(i, 0) < own)
+    for use, size, other in sorted(less):
         evicted.append(other)
         worth += use * size
         excess -= size

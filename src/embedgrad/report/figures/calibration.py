@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 BINS = 10
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Bin:
     """Rows of like confidence: how sure the model was on average, and how often it was right."""
@@ -18,6 +19,7 @@ class Bin:
     count: int
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Bins that hold rows, least confident first, and their expected calibration error."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIGURES_OF_COMPARISONS = ("cost", "forest")
 TEXT = "text"  # the method that the others are compared with
 WIDTH = 440  # SVG units
 LONGEST_NAME = 40  # characters
@@ -114,11 +115,9 @@ def _estimate(axes: Axes, y: int, entry: Mapping[str, Any], seeds: Sequence[floa
     axes.plot([difference], [y], marker="D", markersize=6.5, color=color)
     across = axes.get_yaxis_transform()
     name = visible(entry["method"])[:LONGEST_NAME]
-    on_paper: dict[str, Any] = {"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5}
-    at = axes.text(0, y - 0.36, name, color=LIGHT["ink"], va="center", transform=across)
-    at.set_bbox(on_paper)
-    at = axes.text(1, y - 0.36, label, color=color, va="center", ha="right", transform=across)
-    at.set_bbox(on_paper)
+    for x, text, ink, side in ((0, name, LIGHT["ink"], "left"), (1, label, color, "right")):
+        at = axes.text(x, y - 0.36, text, color=ink, va="center", ha=side, transform=across)
+        at.set_bbox({"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5})
 
 
 def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -151,21 +150,16 @@ def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
         at = middle.transform(axes.transData.transform((point["seconds"], point["accuracy"])))
         left = bool(at[0] > 0.5)
         y = point["accuracy"]
-        for side, other in placed:
-            if side == left and abs(other - y) < height:
+        for beside, other in placed:
+            if beside == left and abs(other - y) < height:
                 y = other - height
         placed.append((left, y))
         numbers = f", {count(point['numbers'])} numbers" if point["numbers"] else ""
-        axes.annotate(
-            visible(point["name"])[:LONGEST_NAME] + numbers,
-            (point["seconds"], y),
-            xytext=(-8 if left else 8, 0),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=9.5,
-            color=LIGHT["ink"],
-        )
+        label = visible(point["name"])[:LONGEST_NAME] + numbers
+        side: dict[str, Any] = {"xytext": (-8 if left else 8, 0), "ha": "right" if left else "left"}
+        look: dict[str, Any] = {"va": "center", "fontsize": 9.5, "color": LIGHT["ink"]}
+        place = (point["seconds"], y)
+        axes.annotate(label, place, textcoords="offset points", **side, **look)
 
 
 def _times(least: float, most: float) -> list[float]:

@@ -6,14 +6,14 @@ Each function takes JSON values and returns a matplotlib figure, drawn in `theme
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedgrad.errors import RunError
 from embedgrad.formatting import visible
 from embedgrad.report.figures.calibration import BINS, Calibration, calibration, confidences
-from embedgrad.report.figures.comparison import accuracy_against_cost, forest
 from embedgrad.report.figures.series import (
+    METRICS,
     MOST_POINTS,
     is_number,
     number,
@@ -27,22 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "FIGURES_OF_COMPARISONS",
-    "FIGURES_OF_RUNS",
-    "accuracy_against_cost",
-    "curves",
-    "forest",
-    "heat_strip",
-    "interpolation_figure",
-    "reliability",
-]
-
 Row = Mapping[str, Any]
 
 FIGURES_OF_RUNS = ("curves", "drift", "reliability", "interpolation")
-FIGURES_OF_COMPARISONS = ("cost", "forest")
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 
 WIDTH = 380  # SVG units; on a phone a little less, on a screen a little more
 SMOOTHED_OVER = 0.1  # of all steps
@@ -56,23 +43,21 @@ def curves(events: Sequence[Row]) -> Figure:
 
     Raises `RunError` where the events hold neither.
     """
-    found = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
-    steps = [(step, loss) for step, loss in found if is_number(step) and is_number(loss)]
+    losses = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
+    steps = [(step, loss) for step, loss in losses if is_number(step) and is_number(loss)]
     scores = [e for e in events if e.get("event") == "evaluation"]
-    panels: list[Callable[[Axes], None]] = []
-    if steps:
-        panels.append(lambda axes: _loss(axes, steps))
     metric = str(scores[0].get("metric", "accuracy")) if scores else ""
     scores = [e for e in scores if is_number(e.get(metric)) and is_number(e.get("step"))]
-    if scores:
-        panels.append(lambda axes: _dev(axes, scores, metric))
-    if not panels:
+    count = bool(steps) + bool(scores)
+    if not count:
         raise RunError("curves: the events hold no step and no evaluation to draw")
     with style():
-        figure = new_figure(WIDTH, 190 * len(panels) + 20)
-        axes = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
-        for panel, part in zip(panels, axes, strict=True):
-            panel(part)
+        figure = new_figure(WIDTH, 190 * count + 20)
+        axes = figure.subplots(count, squeeze=False, sharex=True)[:, 0]
+        if steps:
+            _loss(axes[0], steps)
+        if scores:
+            _dev(axes[-1], scores, metric)
         axes[-1].set_xlabel("step")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -116,8 +101,7 @@ def reliability(predictions: Iterable[Row]) -> Figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 100], [0, 100], color=LIGHT["muted"], linewidth=1, linestyle=(0, (3, 3)))
         for name, side in (("text", -1), ("refined", 1)):
-            _reliable(upper, name, found[name])
-            _counted(lower, name, found[name], 1.9 * side)
+            _draw_bins(upper, lower, name, found[name], 1.9 * side)
         least = min(b.confidence for name in found for b in found[name].bins)
         upper.set(xlim=(max(0, math.floor(least * 10) * 10) - 2, 102), ylim=(-4, 104))
         upper.set_title("right, %")
@@ -181,27 +165,14 @@ def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     text = (scores[0].get("text") or {}).get(metric)
     if is_number(text):
         axes.axhline(scale * text, color=LIGHT["text"], linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "text prompt",
-            (1, scale * text),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=LIGHT["text"],
-        )
+        at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        above: dict[str, Any] = {"xytext": (0, 3), "ha": "right", "color": LIGHT["text"]}
+        axes.annotate("text prompt", (1, scale * text), **at, **above)
     marker = "o" if len(places) <= MOST_DOTS else None
     few = slice(None, None, 1 + len(places) // MOST_POINTS)
     axes.plot(places[few], values[few], color=LIGHT["refined"], marker=marker, markersize=4)
-    axes.plot(
-        [places[best]],
-        [values[best]],
-        color=LIGHT["refined"],
-        marker="o",
-        markersize=9,
-        markerfacecolor="none",
-        markeredgecolor=LIGHT["refined"],
-    )
+    ring: dict[str, Any] = {"color": LIGHT["refined"], "markersize": 9, "markerfacecolor": "none"}
+    axes.plot([places[best]], [values[best]], "o", **ring)
     form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %"
     axes.set_title(f"dev {METRICS.get(metric, metric)}, best {form} at step {places[best]}")
     axes.margins(y=0.15)
@@ -213,61 +184,37 @@ def _interpolation_line(axes: Axes, places: Sequence[float], values: Sequence[fl
     for place, name in ((0.0, "text"), (1.0, "refined")):
         if place in places:
             value = values[list(places).index(place)]
-            axes.plot(
-                [place],
-                [value],
-                marker="o",
-                markersize=9,
-                color=LIGHT[name],
-                markeredgecolor=LIGHT["paper"],
-                markeredgewidth=1.5,
-                linestyle="none",
-            )
+            edge: dict[str, Any] = {"markeredgecolor": LIGHT["paper"], "markeredgewidth": 1.5}
+            axes.plot([place], [value], "o", markersize=9, color=LIGHT[name], **edge)
     axes.margins(x=0.03, y=0.12)
 
 
-def _reliable(axes: Axes, name: str, found: Calibration) -> None:
+def _draw_bins(upper: Axes, lower: Axes, name: str, found: Calibration, aside: float) -> None:
+    """Accuracy by confidence, and below it a bar per bin, beside the other prompt's."""
     total = sum(b.count for b in found.bins)
     across = [100 * b.confidence for b in found.bins]
     up = [100 * b.accuracy for b in found.bins]
     label = f"{name} prompt, ECE {100 * found.ece:.1f} points"
-    axes.plot(across, up, color=LIGHT[name], label=label)
+    upper.plot(across, up, color=LIGHT[name], label=label)
     sizes = [20 + 200 * b.count / total for b in found.bins]
-    axes.scatter(across, up, s=sizes, color=LIGHT[name], alpha=0.55, linewidths=0)
-
-
-def _counted(axes: Axes, name: str, found: Calibration, aside: float) -> None:
-    """A bar per bin, beside the other prompt's."""
-    total = sum(b.count for b in found.bins)
+    upper.scatter(across, up, s=sizes, color=LIGHT[name], alpha=0.55, linewidths=0)
     wide = 100 / BINS
     middles = [(min(int(b.confidence * BINS), BINS - 1) + 0.5) * wide for b in found.bins]
     shares = [100 * b.count / total for b in found.bins]
-    axes.bar([m + aside for m in middles], shares, width=3.4, color=LIGHT[name])
+    lower.bar([m + aside for m in middles], shares, width=3.4, color=LIGHT[name])
 
 
 def _token(axes: Axes, word: str, share: float, x: float, y: float, width: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     if math.isfinite(share):
-        box = FancyBboxPatch(
-            (x - 0.15, y - 0.36),
-            width + 0.3,
-            0.72,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            color=LIGHT["heat"],
-            alpha=min(1.0, max(0.0, share)) * 0.85,
-            linewidth=0,
-        )
+        alpha = min(1.0, max(0.0, share)) * 0.85
+        rounded = "round,pad=0,rounding_size=0.12"
+        box = FancyBboxPatch((x - 0.15, y - 0.36), width + 0.3, 0.72, boxstyle=rounded)
+        box.set(color=LIGHT["heat"], alpha=alpha, linewidth=0)
         axes.add_patch(box)
-    axes.text(
-        x + width / 2,
-        y,
-        word,
-        ha="center",
-        va="center",
-        fontsize=10,
-        fontfamily=["DejaVu Sans Mono"],
-    )
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    axes.text(x + width / 2, y, word, fontsize=10, fontfamily=["DejaVu Sans Mono"], **middle)
 
 
 def _scale(figure: Figure, most: float, radius: float | None) -> None:
@@ -276,14 +223,9 @@ def _scale(figure: Figure, most: float, radius: float | None) -> None:
 
     ends = [(*to_rgba(LIGHT["heat"])[:3], alpha) for alpha in (0.0, 0.85)]
     colors = LinearSegmentedColormap.from_list("heat", ends, N=32)
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, most), colors),
-        ax=figure.axes[0],
-        orientation="horizontal",
-        fraction=0.08,
-        aspect=40,
-        pad=0.02,
-    )
+    shades = ScalarMappable(Normalize(0, most), colors)
+    below: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.08, "aspect": 40}
+    bar = figure.colorbar(shades, ax=figure.axes[0], pad=0.02, **below)
     edge = f"{most:.2f}, the trust region's edge" if most == radius else f"{most:.2f}"
     bar.set_ticks([0, most], labels=["0", edge])
     bar.ax.get_xticklabels()[-1].set_horizontalalignment("right")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, TypeGuard
 
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 MOST_POINTS = 400  # of a line
 
 
@@ -27,9 +29,7 @@ def percents(shares: Iterable[Any]) -> list[float]:
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """Moving means: over the last `window` values up to each one."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
+    sums = list(accumulate(values, initial=0.0))
     starts = [max(0, i - window) for i in range(1, len(sums))]
     return [(sums[i] - sums[a]) / (i - a) for i, a in enumerate(starts, 1)]
 

@@ -70,7 +70,8 @@ def describe_drift(run: RunFiles) -> dict[str, Any] | None:
                 "share": token["distance"] / most if most else 0.0,
                 "joined": joined,
                 "word": word.removeprefix(SPACES[0]) or word,
-                "other": _other(token),
+                # The nearest vocabulary token where it is no longer the row's own.
+                "other": "" if token.get("unchanged", True) else str(token["nearest"][0]),
             }
         )
         before = token
@@ -121,11 +122,6 @@ def recipe_columns(run: RunFiles) -> tuple[str, ...]:
 
     template = run.prompt.get("template")
     return Template.from_dict(template).columns if template else ()
-
-
-def _other(token: dict[str, Any]) -> str:
-    """The nearest vocabulary token where it is no longer the row's own."""
-    return "" if token.get("unchanged", True) else str(token["nearest"][0])
 
 
 def _spelled(token: str) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.formatting import duration, percent, size
@@ -60,8 +60,22 @@ DAMAGE = (
 
 def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
     """The page of a run, with a note for each part that could not be made."""
+
+    def learning() -> dict[str, Any]:
+        drawn = _svg("curves", figures.curves(run.events))
+        return {"learned": describe_learning(run), "drawn": drawn}
+
+    def interpolation() -> dict[str, Any]:
+        drawn = _svg("interpolation", figures.interpolation_figure(run.interpolation))
+        return {**run.interpolation, "drawn": drawn}
+
+    def reliability() -> dict[str, Any]:
+        found = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
+        return {"found": found, "drawn": _svg("reliability", figures.reliability(survey))}
+
     page = _Page([*run.notes, *notes])
     survey = [row for _, row in run.survey]
+    sure = any(row["text"]["probabilities"] for row in survey)
     origin: dict[str, Any] = page.value("provenance", lambda: provenance(run), {})
     facts = {"name": name, "provenance": origin, "test_rows": run.result.get("test_rows")}
     top = page.part("run_top", lambda: facts)
@@ -72,9 +86,9 @@ def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
             "meaning", lambda: {"replies": r} if (r := run.interpolation.get("replies")) else None
         ),
         '<div class="figures">',
-        page.part("learning", lambda: _learning(run)),
-        page.part("interpolation", lambda: _interpolation(run.interpolation)),
-        page.part("reliability", lambda: _reliability(survey)),
+        page.part("learning", lambda: learning() if run.events else None),
+        page.part("interpolation", lambda: interpolation() if run.interpolation else None),
+        page.part("reliability", lambda: reliability() if sure else None),
         "</div>",
         page.part("provenance", lambda: {"provenance": origin, "recipe": run.recipe}),
     ]
@@ -102,8 +116,13 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     recipe = results.get("recipe")
     parts = (
         '<div class="figures">',
-        page.part("differences", lambda: {"drawn": _svg("forest", figures.forest(results))}),
-        page.part("cost", lambda: {"drawn": _svg("cost", figures.accuracy_against_cost(results))}),
+        page.part(
+            "differences", lambda: {"drawn": _svg("forest", comparison_figures.forest(results))}
+        ),
+        page.part(
+            "cost",
+            lambda: {"drawn": _svg("cost", comparison_figures.accuracy_against_cost(results))},
+        ),
         "</div>",
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
         page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),
@@ -112,6 +131,7 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
     return page.whole(name, top, parts)
 
 
+@final
 class _Page:
     """Makes a page part by part; damage costs the part that it is in, and gets a note."""
 
@@ -160,26 +180,6 @@ class _Page:
             )
         )
         return page
-
-
-def _learning(run: RunFiles) -> dict[str, Any] | None:
-    if not run.events:
-        return None
-    return {"learned": describe_learning(run), "drawn": _svg("curves", figures.curves(run.events))}
-
-
-def _interpolation(interpolation: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not interpolation:
-        return None
-    drawn = _svg("interpolation", figures.interpolation_figure(interpolation))
-    return {**interpolation, "drawn": drawn}
-
-
-def _reliability(survey: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    if not any(row["text"]["probabilities"] for row in survey):
-        return None
-    found = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
-    return {"found": found, "drawn": _svg("reliability", figures.reliability(survey))}
 
 
 def _svg(name: str, figure: Figure) -> str:

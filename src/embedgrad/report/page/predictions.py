@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RunFiles, replies_differ
@@ -19,6 +19,7 @@ MARK = 12  # bytes that say how much of a text is left out
 MOST_COLUMNS = 12
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class PageRows:
     """Rows as JSON for a script element, how many of each kind, and what is left out.

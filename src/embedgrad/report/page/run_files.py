@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from embedgrad.errors import RunError
 from embedgrad.report.figures.series import is_number
@@ -18,10 +18,12 @@ INTERPOLATION = "interpolation.json"
 RESULTS = "results.json"  # of a comparison
 UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
 ROWS_FILE = Path("prompt", "prompt.safetensors")
+RESULT_VERSION = 2  # of result.json and results.json; version 1 had no such field
 _OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTIONS)
 _LONGEST_RECIPE = 200_000  # characters
 
 
+@final
 @dataclass
 class RunFiles:
     """A run's files as plain values, empty where there are none; `notes` list what is left out."""
@@ -52,9 +54,12 @@ def read_run(folder: Path) -> RunFiles:
         )
     run = RunFiles(folder)
     run.result = _read(run, "result.json", "the scores are left out")
+    run.notes += version_notes(folder, run.result)
     run.prompt = _read(run, "prompt/prompt.json", "provenance is left out")
     run.recipe = _recipe(run)
-    run.events = _events(run)
+    lines = [event for _, event in json_lines(folder / EVENTS)]
+    run.events = [event for event in lines if event is not None]
+    _note_damage(run, EVENTS, "the curves are left out", len(lines) - len(run.events), len(lines))
     _survey(run)
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
@@ -88,6 +93,18 @@ def read_comparison(path: Path) -> dict[str, Any] | None:
         ) from error
     results: dict[str, Any] = values
     return results
+
+
+def version_notes(path: Path, result: Mapping[str, Any]) -> list[str]:
+    """A note if the result of a run or comparison is of another version than this one's."""
+    version = result.get("version", 1)
+    if not result or version == RESULT_VERSION:
+        return []
+    age = "an older" if version == 1 else "another"
+    return [
+        f"{path} was written by {age} embedgrad (result version {version}; this one reads "
+        f"{RESULT_VERSION}): some of it may be missing."
+    ]
 
 
 def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
@@ -166,20 +183,9 @@ def _recipe(run: RunFiles) -> str:
     return text[:_LONGEST_RECIPE]
 
 
-def _events(run: RunFiles) -> list[dict[str, Any]]:
-    if not (run.folder / EVENTS).is_file():
-        run.notes.append(f"There is no {EVENTS}: the curves are left out.")
-    events = [event for _, event in json_lines(run.folder / EVENTS)]
-    whole = [event for event in events if event is not None]
-    _count_damage(run, EVENTS, len(events) - len(whole), len(events))
-    return whole
-
-
 def _survey(run: RunFiles) -> None:
-    path, damaged = run.folder / PREDICTIONS, 0
-    if not path.is_file():
-        run.notes.append(f"There is no {PREDICTIONS}: the rows are left out.")
-    for number, row in json_lines(path):
+    damaged = 0
+    for number, row in json_lines(run.folder / PREDICTIONS):
         if row is None or not is_prediction(row):
             damaged += 1
             continue
@@ -187,9 +193,12 @@ def _survey(run: RunFiles) -> None:
         for name in ("text", "refined"):
             kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
         run.survey.append((number, kept))
-    _count_damage(run, PREDICTIONS, damaged, damaged + len(run.survey))
+    lines = damaged + len(run.survey)
+    _note_damage(run, PREDICTIONS, "the rows are left out", damaged, lines)
 
 
-def _count_damage(run: RunFiles, name: str, damaged: int, lines: int) -> None:
+def _note_damage(run: RunFiles, name: str, what: str, damaged: int, lines: int) -> None:
+    if not (run.folder / name).is_file():
+        run.notes.append(f"There is no {name}: {what}.")
     if damaged:
         run.notes.append(f"{name} has damaged lines, left out: {damaged:,} of {lines:,}.")

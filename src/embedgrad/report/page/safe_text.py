@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,13 +50,8 @@ def shorten(texts: Sequence[str], budget: int) -> list[Shown]:
 def _fitted(text: str, most: int) -> Shown:
     if len(text) <= most and _bytes(whole := readable(text)) <= most:
         return whole
-    low, high = 0, min(len(text), most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _bytes(readable(text[:middle])) <= most:
-            low = middle
-        else:
-            high = middle - 1
+    lengths = range(min(len(text), most) + 1)
+    low = bisect_right(lengths, most, key=lambda n: _bytes(readable(text[:n]))) - 1
     return [readable(text[:low]), len(text) - low]
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import final
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -23,6 +24,7 @@ WIDEST_BAR = 40  # columns
 OVER_TEXT = " over the text prompt"  # left out where the line would be too long
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class View:
     """What is shown until the next event; times are the clock's."""
@@ -35,6 +37,7 @@ class View:
     until: float | None = None  # shows how long it will take
 
 
+@final
 class Display:
     """Shows `view`, and prints notes above it, until `stop` gives the terminal back.
 
@@ -72,20 +75,17 @@ class Display:
         with suppress(OSError, ValueError):
             try:
                 self._live.start(refresh=True)
-                self._until_stopped()
+                while True:
+                    try:
+                        note = self._notes.get(timeout=1 / REFRESHES)
+                    except Empty:
+                        self._live.refresh()
+                        continue
+                    if note is None:
+                        return
+                    self._console.print(Text(self._safe(note)), soft_wrap=True)
             finally:
                 self._live.stop()
-
-    def _until_stopped(self) -> None:
-        while True:
-            try:
-                note = self._notes.get(timeout=1 / REFRESHES)
-            except Empty:
-                self._live.refresh()
-                continue
-            if note is None:
-                return
-            self._console.print(Text(self._safe(note)), soft_wrap=True)
 
     def _safe(self, text: str) -> str:
         return encodable(visible(text), self._console.encoding)

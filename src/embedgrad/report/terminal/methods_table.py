@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedgrad.formatting import duration, percent, size, visible
+from embedgrad.report.terminal.tables import sentence
 
 Entry = Mapping[str, Any]
 _GAINS = ("method", "accuracy", "difference (95 %)", "verdict")
@@ -30,7 +31,7 @@ def methods_table(results: Entry) -> RenderableType:
             style = "bold" if row["verdict"] == "improved" else ""
             table.add_row(*(Text(row[name]) for name in columns), style=style)
         parts += [table, ""]
-    return Group(*parts, *(_line(text) for text in _sentences(results)))
+    return Group(*parts, *(sentence(text) for text in _sentences(results)))
 
 
 def methods_markdown(results: Entry) -> str:
@@ -47,7 +48,7 @@ def figure_svg(results: Entry) -> bytes | None:
     """The forest plot of differences; None without a method to compare."""
     if not any(entry["verdict"] is not None for entry in results["methods"]):
         return None
-    from embedgrad.report.figures.run import forest
+    from embedgrad.report.figures.comparison import forest
     from embedgrad.report.figures.theme import image
 
     return image(forest(results), "svg")
@@ -105,11 +106,16 @@ def _sentences(results: Entry) -> list[str]:
             "the text prompt takes",
         ]
         if "wrong_in_form" in results["methods"][0]:
+            counts = (
+                f"{e['method']} {e['wrong_in_form']:.0f} and {e['wrong_in_content']:.0f}"
+                for e in results["methods"]
+            )
             lines.append(
                 "wrong answers that did not end or held no answer (form), and that said another "
-                "one (content): " + "; ".join(map(_wrong, results["methods"]))
+                "one (content): " + "; ".join(counts)
             )
-        firsts = [e["method"] for e in results["methods"] if _is_prompt_first(e["method"])]
+        names = [entry["method"] for entry in results["methods"]]
+        firsts = [n for n in names if n.startswith("peft-") and n != "peft-lora"]
         if firsts:
             lines.append(
                 f"{', '.join(firsts)}: PEFT can only put the prompt first, so the span's words "
@@ -118,16 +124,3 @@ def _sentences(results: Entry) -> list[str]:
     for kind in ("skipped", "failed"):
         lines += [f"{name} {kind}: {reason}" for name, reason in results.get(kind, {}).items()]
     return lines
-
-
-def _wrong(entry: Entry) -> str:
-    form, content = (f"{entry[f'wrong_in_{name}']:.0f}" for name in ("form", "content"))
-    return f"{entry['method']} {form} and {content}"
-
-
-def _is_prompt_first(method: str) -> bool:
-    return method.startswith("peft-") and method != "peft-lora"
-
-
-def _line(text: str) -> Text:
-    return Text(visible(text), no_wrap=True, overflow="ignore")

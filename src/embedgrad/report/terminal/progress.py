@@ -11,16 +11,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from contextlib import AbstractContextManager
+from typing import Any, TextIO, final
 
 from rich.console import Console
 
 from embedgrad.formatting import duration, encodable, join_nonempty, left, percent, size, visible
+from embedgrad.report.figures.series import METRICS
 from embedgrad.report.terminal.display import OVER_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
 
 QUIET_SECONDS = 10.0  # between two plain lines about scoring
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 ENDINGS = {
     "finished": "all steps done",
     "patience": "stopped early, dev did not get better",
@@ -30,7 +31,8 @@ ENDINGS = {
 }
 
 
-class Progress:
+@final
+class Progress(AbstractContextManager["Progress"]):
     """Takes a run's events and shows on `stream` (default: stderr) how far it is.
 
     In a terminal two lines are renewed in place, with notes printed above them; leaving the
@@ -61,9 +63,6 @@ class Progress:
     def __str__(self) -> str:
         return "the progress display"
 
-    def __enter__(self) -> Progress:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         if self._display is not None:
             self._display.stop()
@@ -81,7 +80,10 @@ class Progress:
                 self._say(event["text"])
                 return
             case "stage":
-                self._stage(event, now)
+                self._status = self._score = ""  # of another training, where several follow
+                self._forecast = TimeLeft()
+                self._show(View(first=event["text"], since=now))
+                self._say_plainly(event["text"])
             case "step":
                 self._step(event, now)
             case "evaluation":
@@ -95,12 +97,6 @@ class Progress:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def _stage(self, event: dict[str, Any], now: float) -> None:
-        self._status = self._score = ""  # of another training, where several follow
-        self._forecast = TimeLeft()
-        self._show(View(first=event["text"], since=now))
-        self._say_plainly(event["text"])
-
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
         self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
@@ -110,8 +106,9 @@ class Progress:
             disk = f" and {size(spilled)} on disk" if spilled else ""
             self._status += f", prefixes {held}{disk}, {hits} hits"
         seconds = self._forecast.step(event)
-        self._show_training(event, now, seconds)
         step, total = event["step"], event["total"]
+        first = join_nonempty(f"{step}/{total}", self._status)
+        self._show_share(first, step, total, now, seconds, self._score)
         if not self._score and step * 10 // total > (step - 1) * 10 // total:
             # Without dev rows no evaluation says where the run is.
             self._say_plainly(join_nonempty(f"step {step}/{total}", self._status, left(seconds)))
@@ -119,23 +116,11 @@ class Progress:
     def _evaluation(self, event: dict[str, Any], now: float) -> None:
         seconds = self._forecast.evaluation(event, now - self._last)
         self._score = _score(event)
-        self._show_training(event, now, seconds)
         step, total = event["step"], event["total"]
-        share = f"{100 * step // total} % done"
+        first = join_nonempty(f"{step}/{total}", self._status)
+        share = self._show_share(first, step, total, now, seconds, self._score)
         place = f"step {step}/{total}"
         self._say_plainly(join_nonempty(place, self._score, share, left(seconds), self._status))
-
-    def _show_training(self, event: dict[str, Any], now: float, seconds: float | None) -> None:
-        step, total = event["step"], event["total"]
-        self._show(
-            View(
-                first=join_nonempty(f"{step}/{total}", self._status),
-                second=join_nonempty(self._score, f"{100 * step // total} % done"),
-                done=step,
-                total=total,
-                until=None if seconds is None else now + seconds,
-            )
-        )
 
     def _scored(self, event: dict[str, Any], now: float) -> None:
         which, done, total = event["which"], event["done"], event["total"]
@@ -144,20 +129,21 @@ class Progress:
         self._scoring = (which, done)
         seconds = (now - self._scoring_since) * (total - done) / done if done else None
         text = f"scoring {which} {done}/{total}"
-        self._show(
-            View(
-                first=text,
-                second=f"{100 * done // max(total, 1)} % done",
-                done=done,
-                total=total,
-                until=None if seconds is None else now + seconds,
-            )
-        )
+        self._show_share(text, done, total, now, seconds)
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
             self._say_plainly(join_nonempty(text, left(seconds)))
 
     # -- output ------------------------------------------------------------------------------------
+
+    def _show_share(
+        self, first: str, done: int, total: int, now: float, seconds: float | None, score: str = ""
+    ) -> str:
+        """Show how far something is and return that in words; `seconds` are those left."""
+        share = f"{100 * done // max(total, 1)} % done"
+        until = None if seconds is None else now + seconds
+        self._show(View(first, join_nonempty(score, share), done, total, until=until))
+        return share
 
     def _show(self, view: View) -> None:
         if self._display is not None:

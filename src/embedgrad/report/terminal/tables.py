@@ -35,12 +35,12 @@ def comparison_table(result: Row) -> RenderableType:
     """
     parts: list[RenderableType] = []
     if "difference" in result:
-        parts += [_scores(result), "", _sentence(verdict(result["difference"]), "bold")]
+        parts += [_scores(result), "", sentence(verdict(result["difference"]), "bold")]
     elif "train" in result:
-        parts.append(_sentence("no test rows were scored", "bold"))
+        parts.append(sentence("no test rows were scored", "bold"))
     if "train" in result and not result["train"].get("best_step", 1):
-        parts.append(_sentence(NOTHING_BETTER, "bold"))
-    parts += [_sentence(line) for line in _facts(result)]
+        parts.append(sentence(NOTHING_BETTER, "bold"))
+    parts += [sentence(line) for line in _facts(result)]
     return Group(*parts)
 
 
@@ -53,14 +53,14 @@ def verdict(difference: Row) -> str:
     points, p = 100 * difference["accuracy"], difference["p_value"]
     name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
     value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
-    test = f"{name} p {value}"
-    interval = f"(95 % interval {low:.1f} to {high:.1f}), {test}"
-    rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
     if not reliable(difference):
-        return f"no reliable gain: difference of {points:+.1f} points {interval}; {rows}"
-    if points > 0:
-        return f"gain of {points:.1f} points {interval}; {rows}"
-    return f"loss: difference of {points:+.1f} points {interval}; {rows}"
+        words = f"no reliable gain: difference of {points:+.1f} points"
+    elif points > 0:
+        words = f"gain of {points:.1f} points"
+    else:
+        words = f"loss: difference of {points:+.1f} points"
+    rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
+    return f"{words} (95 % interval {low:.1f} to {high:.1f}), {name} p {value}; {rows}"
 
 
 def reliable(difference: Row) -> bool:
@@ -81,15 +81,15 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
     spans = sorted({row["span"] for row in rows})
     parts: list[RenderableType] = []
     for span in spans:
-        parts += [_sentence(f"span {span}", "bold")] * (len(spans) > 1)
+        parts += [sentence(f"span {span}", "bold")] * (len(spans) > 1)
         own = [item for item in numbered if item[1]["span"] == span]
         parts.append(_drift_of_span(own, measured=measured))
     parts.append(
-        _sentence("distance in norms of the start row; norm in mean norms of the vocabulary")
+        sentence("distance in norms of the start row; norm in mean norms of the vocabulary")
     )
     if measured:
         parts.append(
-            _sentence(
+            sentence(
                 "points and log-loss: lost when this row alone goes back to text; "
                 "measured one at a time, not additive"
             )
@@ -99,7 +99,7 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
     if outside:
         named = ", ".join(f"row {n} ({typical:.2f})" for n, typical in sorted(outside))
         parts.append(
-            _sentence(
+            sentence(
                 "warning: outside the cloud of real embeddings, with a norm not within "
                 f"{low:g} to {high:g} of the vocabulary's mean: {named}; "
                 "a smaller trust_region.radius keeps rows closer to their words",
@@ -117,20 +117,13 @@ def _drift_of_span(rows: Sequence[tuple[int, Row]], *, measured: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("nearest tokens", min_width=12)
     for number, row in rows:
-        cells = [
-            Text(str(number)),
-            _cell(row["token"]),
-            Text(f"{row['distance']:.3f}"),
-            Text(f"{row['cosine']:.3f}"),
-            Text(f"{row['typical']:.2f}"),
-        ]
+        numbers = [f"{row['distance']:.3f}", f"{row['cosine']:.3f}", f"{row['typical']:.2f}"]
         if measured:
             worth = row.get("worth") or {}
-            cells += [
-                Text(_number(worth.get("accuracy"), "{:+.1f}", 100)),
-                Text(_number(worth.get("log_loss"), "{:+.3f}")),
-            ]
-        table.add_row(*cells, _cell("  ".join(row["nearest"])))
+            numbers.append(_number(worth.get("accuracy"), "{:+.1f}", 100))
+            numbers.append(_number(worth.get("log_loss"), "{:+.3f}"))
+        nearest = _cell("  ".join(row["nearest"]))
+        table.add_row(str(number), _cell(row["token"]), *numbers, nearest)
     return table
 
 
@@ -144,7 +137,7 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
     for change in ("fixed", "broken"):
         changed = [row for row in rows if row["change"] == change]
         if not changed:
-            parts.append(_sentence(f"no rows {change}"))
+            parts.append(sentence(f"no rows {change}"))
             continue
         shown = changed[:first]
         table = _table()
@@ -157,12 +150,14 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
             cells = [row["source"], row["answer"]]
             cells += [row["text"]["predicted"], row["refined"]["predicted"]]
             if with_text:
-                cells.append(_columns(row["columns"]))
+                texts = {name: text[:LONGEST_CELL] for name, text in row["columns"].items()}
+                named = [f"{name}: {text}" for name, text in texts.items()]
+                cells.append("  ".join(named if len(named) > 1 else texts.values()))
             table.add_row(*(_cell(cell, cut=True) for cell in cells))
         count = f"{len(changed)} row{'s' * (len(changed) > 1)} {change}"
         if len(shown) < len(changed):
             count += f", the first {len(shown)}"
-        parts += [_sentence(f"{count}:"), table]
+        parts += [sentence(f"{count}:"), table]
     return Group(*parts)
 
 
@@ -202,14 +197,17 @@ def _scores(result: Row) -> Table:
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
     lines = []
+    failures = {
+        "cut": "were cut at evaluation.max_new_tokens or the model's context",
+        "unread": "hold no answer that the scorer finds",
+    }
     for name in ("text", "refined"):
-        if name in result and result[name].get("cut"):
-            counts = f"{result[name]['cut']} of {result[name]['rows']} replies"
-            limits = "evaluation.max_new_tokens or the model's context"
-            lines.append(f"{counts} to the {name} prompt were cut at {limits}")
-        if name in result and result[name].get("unread"):
-            counts = f"{result[name]['unread']} of {result[name]['rows']} replies"
-            lines.append(f"{counts} to the {name} prompt hold no answer that the scorer finds")
+        scores = result.get(name, {})
+        lines += [
+            f"{scores[kind]} of {scores['rows']} replies to the {name} prompt {failure}"
+            for kind, failure in failures.items()
+            if scores.get(kind)
+        ]
     if "drift" in result:
         lines.append(_drift_line(result))
         spans = enumerate(result.get("spans", ()), 1)
@@ -236,7 +234,7 @@ def _drift_line(part: Row) -> str:
     )
 
 
-def _sentence(text: str, style: str = "") -> Text:
+def sentence(text: str, style: str = "") -> Text:
     """A line that the terminal may wrap, but that stays whole in a file."""
     return Text(visible(text), style=style, no_wrap=True, overflow="ignore")
 
@@ -245,12 +243,6 @@ def _cell(text: str, *, cut: bool = False) -> Text:
     """Foreign text: never markup, never control characters; cut to one line or folded."""
     text = visible(text[:LONGEST_CELL])
     return Text(text, no_wrap=True, overflow="ellipsis") if cut else Text(text, overflow="fold")
-
-
-def _columns(columns: Mapping[str, str]) -> str:
-    if len(columns) == 1:
-        return next(iter(columns.values()))[:LONGEST_CELL]
-    return "  ".join(f"{name}: {text[:LONGEST_CELL]}" for name, text in columns.items())
 
 
 def _number(value: float | None, form: str, factor: float = 1) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from statistics import median
-from typing import Any
+from typing import Any, final
 
 RECENT = 20  # steps
 
 
+@final
 class TimeLeft:
     """Seconds that the steps and evaluations of a run still take.
 
