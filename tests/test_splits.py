@@ -370,12 +370,15 @@ def test_problems_are_collected_where_what_failed_can_be_left_out() -> None:
     train = [row(i, f"text {i}", "a", group=f"group {i}") for i in range(4)]
     dev = [row(9, "text 0", "a", group="group 1", file="b")]
     problems = Problems()
-    splits = make_splits(train, dev, columns=COLUMNS, choices=("a", "b"), problems=problems)
+    choices = ("a", "b")
+    splits = make_splits(
+        train, dev, [row(8, "z")], columns=COLUMNS, choices=choices, problems=problems
+    )
     assert (len(splits.train), len(splits.dev)) == (4, 1)
-    groups, texts, choices = problems.lines
+    groups, texts, answers = problems.lines
     assert "group 'group 1' is in train" in groups
     assert "1 row repeats the text of a row in another split" in texts
-    assert "all 4 rows have the answer 'a'" in choices
+    assert "all 4 rows have the answer 'a'" in answers
 
 
 def test_rows_that_cannot_be_used_are_collected_and_the_others_split(tmp_path: Path) -> None:
