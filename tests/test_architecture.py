@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from class_laws import broken_laws
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -211,6 +213,71 @@ def test_a_wrong_import_is_found(code: str, wrong: bool) -> None:
 )
 def test_unsafe_code_is_found(code: str, unsafe: bool) -> None:
     assert bool(unsafe_uses(code)) is unsafe
+
+
+def test_a_class_is_abstract_or_final() -> None:
+    codes = {
+        ".".join(("embedgrad", *module_parts(path))): path.read_text(encoding="utf-8")
+        for path in FILES
+    }
+    assert broken_laws(codes) == []
+
+
+FINAL = "from typing import final\n"
+ABSTRACT = (
+    "from abc import ABC, abstractmethod\n"
+    "class Part(ABC):\n    @abstractmethod\n    def use(self): ...\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "broken"),
+    [
+        ("class A: ...", ["A: nothing inherits from it, so it must be @final"]),
+        (FINAL + "@final\nclass A: ...", []),
+        ("import typing\n@typing.final\nclass A: ...", []),
+        (
+            FINAL + "class A: ...\n@final\nclass B(A): ...",
+            ["A: is inherited from, so it must be abstract"],
+        ),
+        (ABSTRACT + FINAL + "@final\nclass B(Part):\n    def use(self): ...", []),
+        (ABSTRACT, []),  # without a subclass yet
+        (
+            ABSTRACT.replace("class", FINAL + "@final\nclass"),
+            ["Part: is abstract, so it cannot be final"],
+        ),
+        (  # what is in the middle is abstract as long as a method is missing
+            ABSTRACT + FINAL + "class B(Part):\n    x = 1\n"
+            "@final\nclass C(B):\n    def use(self): ...",
+            [],
+        ),
+        (
+            ABSTRACT + FINAL + "class B(Part):\n    def use(self): ...\n@final\nclass C(B): ...",
+            ["B: is inherited from, so it must be abstract"],
+        ),
+        (  # a class in another file, by way of a third
+            FINAL + "from other import Whole\n@final\nclass B(Whole): ...",
+            [
+                "other.far.Whole: is inherited from, so it must be abstract",
+                "other.far.Whole: is inherited from, so it cannot be final",
+            ],
+        ),
+        (FINAL + "class E(Exception): ...\n@final\nclass F(E): ...\nraise F", []),
+        (
+            FINAL + "class E(Exception): ...\n@final\nclass F(E): ...\nraise E('why')",
+            ["E: is inherited from, so it must be abstract"],
+        ),
+        ("from typing import Protocol\nclass P(Protocol):\n    x: int", []),
+        (
+            "def make():\n    class Local: ...",
+            ["make.Local: nothing inherits from it, so it must be @final"],
+        ),
+    ],
+)
+def test_a_class_that_is_neither_is_found(code: str, broken: list[str]) -> None:
+    far = ABSTRACT + FINAL + "@final\nclass Whole(Part):\n    def use(self): ...\n"
+    found = broken_laws({"m": code, "other": "from other.far import Whole", "other.far": far})
+    assert [line.removeprefix("m.") for line in found] == broken
 
 
 @pytest.mark.parametrize(

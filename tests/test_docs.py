@@ -774,7 +774,7 @@ def error_classes() -> list[str]:
     return [
         name
         for name, value in vars(errors).items()
-        if isinstance(value, type) and issubclass(value, errors.EmbedgradError)
+        if isinstance(value, type) and errors.EmbedgradError in value.__bases__
     ]
 
 
