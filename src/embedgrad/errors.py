@@ -9,6 +9,7 @@
     ├── RunError          a run folder: exists already, is missing something, cannot be written
     ├── ExportError       a prompt that cannot be exported, or an export that fails its check
     ├── EngineError       a serving engine that is missing, does not start, or stops
+    ├── OptionError       an option of a command or function that cannot be used as given
     └── DivergenceError   the loss or the rows are not finite any more
 
 A message is one line: what, where, what was expected, what to do. The command line prints it after
@@ -94,6 +95,11 @@ class ExportError(EmbedgradError):
 @final
 class EngineError(EmbedgradError):
     """A serving engine that is not installed, does not start, or stops."""
+
+
+@final
+class OptionError(EmbedgradError):
+    """An option of a command or a function that cannot be used as given."""
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedgrad.cli.common import AsJson, Quiet, Run, Set, app, echo, print_values, warn
-from embedgrad.errors import EmbedgradError
+from embedgrad.errors import OptionError
 
 
 @app.command(epilog='Example:  embedgrad generate runs/first "A film to remember."')
@@ -55,7 +55,7 @@ def generate(
     if as_stream:
         _check_stream(query, as_json, samples)
     if query is None and sys.stdin.isatty():
-        raise EmbedgradError(
+        raise OptionError(
             "generate: no query; give one as an argument, or JSON lines on standard input"
         )
     options = {
@@ -70,7 +70,7 @@ def generate(
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         if as_stream and opened.prompt.target.choices:
-            raise EmbedgradError(
+            raise OptionError(
                 "--stream: this run chooses among answers and generates none; leave it out"
             )
         answering, refined = opened.answering, not text_prompt
@@ -92,10 +92,10 @@ def generate(
 def _check_stream(query: str | None, as_json: bool, samples: int | None) -> None:
     """Refuse --stream where there is not one generated answer to print as text."""
     if query is None:
-        raise EmbedgradError(
+        raise OptionError(
             "--stream: needs the query as an argument; leave it out for standard input"
         )
     if as_json:
-        raise EmbedgradError("--stream: prints plain text; leave out --json")
+        raise OptionError("--stream: prints plain text; leave out --json")
     if samples is not None and samples > 1:
-        raise EmbedgradError("--stream: prints one answer; leave out --samples")
+        raise OptionError("--stream: prints one answer; leave out --samples")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from embedgrad.data.examples import Example, cell_text
-from embedgrad.errors import DataError, EmbedgradError, nearest
+from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
 from embedgrad.formatting import visible
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply, replies, stream
@@ -63,7 +63,7 @@ def change_decoding(
     In its messages `owner` has the prompt, and `spell` gives the name of an option.
     """
     if given and choices:
-        raise EmbedgradError(
+        raise OptionError(
             f"{spell(next(iter(given)))}: this {owner}'s answers are chosen from {len(choices)} "
             "choices and not generated; leave it out"
         )
@@ -73,10 +73,10 @@ def change_decoding(
     decoding = None if problems else build(Decoding, values, "decoding", problems)
     if decoding is None:
         parts = (problem.removeprefix("decoding.").partition(":") for problem in problems)
-        raise EmbedgradError("; ".join(f"{spell(name)}:{rest}" for name, _, rest in parts))
+        raise OptionError("; ".join(f"{spell(name)}:{rest}" for name, _, rest in parts))
     for name, idle in (("samples", decoding.samples > 1), ("top_p", decoding.top_p < 1)):
         if idle and not decoding.temperature:
-            raise EmbedgradError(
+            raise OptionError(
                 f"{spell(name)}: decoding is greedy, so there is one answer; give a temperature "
                 "above 0 too"
             )

@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from embedgrad.data.examples import Example
-from embedgrad.errors import ArtifactError, DataError, EmbedgradError, nearest
+from embedgrad.errors import ArtifactError, DataError, OptionError, nearest
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.inference.answer import answer, change_decoding, example_of
 from embedgrad.model.compatibility import fit_to_model
@@ -105,7 +105,7 @@ class RefinedPrompt:
         known = [f.name for f in fields(Decoding)]
         for name in given:
             if name not in known:
-                raise EmbedgradError(f"generate: unknown option {name!r}; {nearest(name, known)}")
+                raise OptionError(f"generate: unknown option {name!r}; {nearest(name, known)}")
         saved = self.provenance.get("decoding")
         saved = saved if isinstance(saved, dict) else {}
         values = {name: saved[name] for name in ("max_new_tokens", "stop") if name in saved}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from annotated_types import Ge, Gt, Le
 
-from embedgrad.errors import EmbedgradError, ModelError
+from embedgrad.errors import ModelError, OptionError
 from embedgrad.prompt.boundaries import Ids
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_stop(stop: Sequence[str], option: str) -> None:
     """Refuse stop strings that would end every answer at once. Raises `EmbedgradError`."""
     if isinstance(stop, str) or "" in stop:
         given = stop if isinstance(stop, str) else list(stop)
-        raise EmbedgradError(
+        raise OptionError(
             f"{option}: {given!r}; expected a list of texts, none of them empty, "
             r'as in ["\n\n", "Question:"]'
         )

@@ -13,7 +13,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -47,6 +47,7 @@ DEFAULTS = {
 }
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option of a part or a section: its name, type and default as text, and its help."""

@@ -19,6 +19,7 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.training.settings import Parts
 
 
+@final
 class Gradient(NamedTuple):
     """The objective of a batch, its gradient in theta, and what it was computed from."""
 
