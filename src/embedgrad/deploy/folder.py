@@ -122,12 +122,9 @@ def check_room(out: Path, need: int, *, links: bool = False) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its path, except those that describe the export."""
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    return {
-        name: digest(path)
-        for name, path in names.items()
-        if path.is_file() and name not in (FILE, CARD, REPORT)
-    }
+    describing = {folder / name for name in (FILE, CARD, REPORT)}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {p.relative_to(folder).as_posix(): digest(p) for p in files if p not in describing}
 
 
 def digest(path: Path) -> str:

@@ -10,7 +10,6 @@ import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import urlsplit
 
 from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.errors import EngineError
@@ -50,9 +49,8 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """POST JSON, get JSON."""
-        place = urlsplit(self.address)
-        assert place.hostname
-        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=self._patience)
+        place = self.address.removeprefix("http://")
+        connection = http.client.HTTPConnection(place, timeout=self._patience)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
