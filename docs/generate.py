@@ -45,8 +45,6 @@ PLACES = {
     "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
 }
 WORDS = ("required", "unset")  # instead of a default
-LONGEST = 64  # characters about a file, in the file tree
-FEWEST_WORDS = 4
 
 
 def main() -> None:
@@ -230,12 +228,9 @@ def _order(root: Path) -> list[str]:
 
 
 def _about(path: Path) -> str:
-    """First line of a module's docstring; where it is long, its first clause of four words."""
+    """First line of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    line = text.partition("\n")[0].removesuffix(".")
-    clauses = [line[: match.start()] for match in re.finditer(r"[.,:;] | that ", line)]
-    long = (clause for clause in clauses if len(clause.split()) >= FEWEST_WORDS)
-    return line if len(line) <= LONGEST else next(long, line)
+    return text.partition("\n")[0].removesuffix(".")
 
 
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {

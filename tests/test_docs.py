@@ -129,7 +129,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "recipes/demo.toml": RECIPE,
         "tests/test_architecture.py": 'ORDER = ("second", "kind", "first")\n',
         "src/embedgrad/__init__.py": '"""The package."""\n',
-        "src/embedgrad/first.py": f'"""Where every token goes, {"as ids, " * 6}and the rest."""',
+        "src/embedgrad/first.py": '"""Where every token goes."""',
         "src/embedgrad/second.py": '"""The loop: rows in, rows out."""\n',
         "src/embedgrad/kind/__init__.py": '"""A kind of part."""\n',
         "src/embedgrad/kind/base.py": '"""What a part offers."""\n',

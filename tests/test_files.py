@@ -269,12 +269,14 @@ def test_the_current_folder_can_be_written_to(
     assert (tmp_path / "here" / "sub" / "a").read_bytes() == b"1"
 
 
-def test_a_state_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(6.0).view(2, 3)
     optimizer = {"state": {0: {"step": torch.tensor(3.0), "average": rows}}, "param_groups": []}
-    old = Checkpoint(3, {"change": rows}, optimizer, rows + 1, 2, [{"step": 0, "loss": 0.5}])
-    new = Checkpoint(4, {"change": rows * 2}, optimizer, rows, 4, [])
-    folder = tmp_path / "state"
+    old = Checkpoint(
+        3, {"change": rows}, optimizer, {"span": rows + 1}, [], 2, [{"step": 0, "loss": 0.5}]
+    )
+    new = Checkpoint(4, {"change": rows * 2}, optimizer, {"span": rows}, [], 4, [])
+    folder = tmp_path / "checkpoint"
 
     def holds(expected: Checkpoint) -> bool:
         found = Checkpoint.load(folder)
@@ -283,9 +285,9 @@ def test_a_state_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monkey
             (found.step, found.best_step, found.history)
             == (expected.step, expected.best_step, expected.history)
             and torch.equal(found.theta["change"], expected.theta["change"])
-            and torch.equal(found.best_rows, expected.best_rows)
+            and torch.equal(found.best["span"], expected.best["span"])
             and torch.equal(average, rows)
-            and os.listdir(tmp_path) == ["state"]
+            and os.listdir(tmp_path) == ["checkpoint"]
         )
 
     let_everything_fail(

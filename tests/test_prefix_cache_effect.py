@@ -227,9 +227,7 @@ def test_a_budget_below_one_batch_is_told_by_a_run(
 def test_a_spill_folder_that_cannot_be_is_told_at_once(
     recipe: Any, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "embedgrad.recipe.build.load_model", lambda *_, **__: pytest.fail("too late")
-    )
+    monkeypatch.setattr("embedgrad.recipe.build.load", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").write_text("mine")
     path = recipe(prefix_cache={"spill": str(tmp_path / "file" / "prefixes")})
     done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")

@@ -25,7 +25,7 @@ def test_a_kind_may_have_no_parts(
     assert build_part("demo", values, "augmentations.0", problems) is None
     assert problems == [problem]
     assert catalog("demo") == {"demo": {"default": None, "parts": {}}}
-    assert catalog_text(catalog("demo")) == "[demo]  one of"
+    assert catalog_text(catalog("demo")) == "[demo]  one of\n  (none in this version)"
 
 
 def test_a_kind_may_have_parts_and_no_default(monkeypatch: pytest.MonkeyPatch) -> None:

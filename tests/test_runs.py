@@ -151,9 +151,10 @@ def test_the_artifact_says_where_it_comes_from(
 ) -> None:
     folder, result = finished
     prompt = stored(folder / "prompt" / "prompt.json")
-    assert (prompt["format"], prompt["version"]) == ("embedgrad-prompt", 1)
-    assert prompt["text"] == PROMPT
-    assert len(prompt["token_ids"]) == len(prompt["tokens"]) == prompt["rows"]["count"]
+    assert (prompt["format"], prompt["version"]) == ("embedgrad-prompt", 2)
+    (span,) = prompt["spans"]
+    assert span["text"] == PROMPT
+    assert len(span["token_ids"]) == len(span["tokens"]) == prompt["rows"]["count"]
     assert prompt["template"]["messages"][0]["content"].endswith(f"[[{PROMPT}]]")
     assert prompt["rows"]["space"] == "inputs_embeds"
     model = prompt["model"]

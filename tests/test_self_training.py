@@ -345,7 +345,7 @@ def test_the_file_says_how_the_solutions_were_made(
     header, *entries = lines(path)
     assert header["model"]["name"] == "tiny-llama"
     assert header["model"]["embedding_digest"] == model.info.embedding_digest
-    assert header["prompt"]["text"] == "Think first, then answer:"
+    assert header["prompt"]["spans"] == ["Think first, then answer:"]
     assert header["prompt"]["template"] == TEMPLATE.as_dict()
     settled = {"samples": 4, "temperature": 0.7, "top_p": 0.95, "seed": 0, "max_new_tokens": 24}
     assert header["decoding"] == {**settled, "stop": []}
@@ -481,7 +481,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "prompt": (
         {"template": Template.chat(user="{question}\n\n[[Think hard:]]")},
-        'another prompt.text ("Think first, then answer:", now "Think hard:"), prompt.template',
+        'another prompt.spans (["Think first, then answer:"], now ["Think hard:"]), prompt',
     ),
     "data": ({"rows": sums(2)}, "another data.questions (3, now 2), data.sha256"),
     "answers": (

@@ -1,4 +1,4 @@
-"""Writing so that what was there survives whatever goes wrong."""
+"""Atomic file writes: a failed write keeps the old contents."""
 
 from __future__ import annotations
 

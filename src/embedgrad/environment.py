@@ -1,4 +1,4 @@
-"""What a measurement depends on: package versions, and the peak memory of this process."""
+"""Package versions and peak memory, which measurements depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that can go wrong because of an input, as one tree.
+"""Exceptions for bad input, all under one base class.
 
     EmbedgradError
     ├── RecipeError       a recipe that cannot be used; holds every problem found in it

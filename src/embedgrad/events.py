@@ -1,4 +1,4 @@
-"""Progress events of long work: plain values, one by one."""
+"""Progress events of long-running work, as plain values."""
 
 from __future__ import annotations
 

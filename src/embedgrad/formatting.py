@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a terminal may get them."""
+"""Format numbers, and make untrusted text safe for a terminal."""
 
 from __future__ import annotations
 

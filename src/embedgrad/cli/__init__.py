@@ -1,4 +1,4 @@
-"""Command line: thin verbs over the library, which import heavy packages only when they run.
+"""Command line: thin commands over the library.
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 2 a mistake
 in the input (reported in one line), 4 no reliable gain although --require-gain was given, 130

@@ -1,4 +1,4 @@
-"""Shared by all verbs: the program, common options, and output."""
+"""Shared by all commands."""
 
 from __future__ import annotations
 

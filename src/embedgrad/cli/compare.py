@@ -1,4 +1,4 @@
-"""Verb: compare, several methods on the same rows."""
+"""Command `compare`."""
 
 from __future__ import annotations
 

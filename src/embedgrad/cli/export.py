@@ -1,4 +1,4 @@
-"""The verbs export and verify: write a prompt for another engine, and check it there."""
+"""Commands `export` and `verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verb: generate, which answers queries with a refined prompt."""
+"""Command `generate`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def generate(
         opened = open_run(run, overrides or (), progress)
         if as_stream and opened.prompt.target.choices:
             raise OptionError(
-                "--stream: this run chooses among answers and generates none; leave it out"
+                "--stream: this run's answers are chosen and not generated; leave it out"
             )
         answering, refined = opened.answering, not text_prompt
         decoding = decoding_of(answering, options)

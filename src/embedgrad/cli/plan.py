@@ -1,4 +1,4 @@
-"""The verb plan: what a recipe takes before it runs."""
+"""Command `plan`."""
 
 from __future__ import annotations
 

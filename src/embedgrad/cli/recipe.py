@@ -1,4 +1,4 @@
-"""Verbs that help to write a recipe: parts and new."""
+"""Commands `new` and `parts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verb: report, which makes a page or a figure of a run or a comparison."""
+"""Command `report`."""
 
 from __future__ import annotations
 

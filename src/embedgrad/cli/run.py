@@ -1,4 +1,4 @@
-"""Verbs that make a run and look at it: optimize, resume, evaluate and inspect."""
+"""Commands `optimize`, `resume`, `evaluate` and `inspect`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb serve: a refined prompt behind an OpenAI-compatible API."""
+"""Command `serve`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows in: files and Hub data sets, read, checked and split."""
+"""Load rows from files or Hub data sets, check them, split them."""

@@ -1,4 +1,4 @@
-"""Duplicates: texts that occur in two of the given splits, counted or left out of the earlier."""
+"""Find texts that occur in two splits."""
 
 from __future__ import annotations
 

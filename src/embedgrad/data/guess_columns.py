@@ -1,4 +1,4 @@
-"""A guess at the columns of a table for `embedgrad new`: text, answer and group."""
+"""Guess a table's columns for `embedgrad new`."""
 
 from __future__ import annotations
 

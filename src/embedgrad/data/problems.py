@@ -1,4 +1,4 @@
-"""Problems of data collected one by one, where a run refuses at the first."""
+"""Collect all data problems instead of stopping at the first."""
 
 from __future__ import annotations
 

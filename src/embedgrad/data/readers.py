@@ -1,4 +1,4 @@
-"""Data on disk or on the Hub -> rows, each with the place it came from.
+"""Read rows from files or the Hub.
 
     reviews.jsonl  .ndjson  .json-lines   one JSON object a line
     reviews.csv    .tsv                   a header, then rows of as many cells

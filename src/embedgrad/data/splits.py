@@ -1,4 +1,4 @@
-"""Examples -> train, dev and test, shuffled by seed, with nothing leaking from one to another."""
+"""Split examples into train, dev and test, without leaks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Export refined prompts to other engines, check them there, and serve them."""
+"""Export refined prompts to other engines, check and serve them."""

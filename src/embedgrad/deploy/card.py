@@ -1,4 +1,4 @@
-"""The card of an export, its README.md: how to serve it, and what was checked."""
+"""Write an export's README.md."""
 
 from __future__ import annotations
 

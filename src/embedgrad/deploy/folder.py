@@ -1,4 +1,4 @@
-"""An export's folder: written aside and renamed when complete; `export.json` describes it.
+"""Create an export's folder, complete or not at all.
 
 OUT/...                      the destination's files
 OUT/embedgrad/NAME/          the artifact of each prompt

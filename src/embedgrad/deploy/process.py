@@ -1,4 +1,4 @@
-"""A server as a child process: start it, wait for it, stop it, and show its last lines."""
+"""Start, watch and stop a server as a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client sends to an export: a plain user message.
+"""The user message that a client sends to an export.
 
 The query is the text of a template from its first column to its last. The text around it is
 constant, and goes into the exported chat template.

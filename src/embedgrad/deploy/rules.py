@@ -1,4 +1,4 @@
-"""Where a refined prompt can be exported, and why not."""
+"""Which destinations suit a prompt, and why others do not."""
 
 from __future__ import annotations
 

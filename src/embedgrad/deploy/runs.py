@@ -1,4 +1,4 @@
-"""Runs opened for export: their names, one model for all, rows to calibrate and check with."""
+"""Open runs for export: names, shared model, rows to check by."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Is the refined prompt better, and how sure is that?"""
+"""Evaluation: is the refined prompt better, and how surely?"""

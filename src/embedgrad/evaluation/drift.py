@@ -1,4 +1,4 @@
-"""Drift of the refined rows: distance, nearest tokens, and what each row is worth."""
+"""How far refined rows have moved from the text's rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: text prompt against refined prompt, on the same rows, by one scorer."""
+"""Score the text prompt and the refined prompt on the same rows."""
 
 from __future__ import annotations
 

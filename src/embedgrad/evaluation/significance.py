@@ -1,4 +1,4 @@
-"""Significance: confidence intervals, paired tests, Holm's correction, macro-F1.
+"""Confidence intervals and paired significance tests.
 
 Everything here takes plain sequences. Arguments that make no sense (no rows, unequal lengths,
 numbers that are not finite) raise ValueError: no user input reaches this file with them.

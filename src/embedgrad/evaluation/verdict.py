@@ -1,4 +1,4 @@
-"""The verdict on each method against the text prompt: improved, worse, or no reliable gain."""
+"""Verdict on each method: improved, worse, or no reliable gain."""
 
 from __future__ import annotations
 

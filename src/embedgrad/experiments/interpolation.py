@@ -1,4 +1,4 @@
-"""Interpolation from the text prompt through the refined one, scored."""
+"""Interpolation: scores between text and refined prompt, and beyond."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe's whole run, new or resumed: read, refine, save, reload, score, in one folder.
+"""Execute a recipe, new or resumed, in one run folder.
 
 RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact

@@ -1,4 +1,4 @@
-"""Answers to queries, with a run's or an artifact's prompt."""
+"""Answer queries with a run's or an artifact's prompt."""
 
 from __future__ import annotations
 

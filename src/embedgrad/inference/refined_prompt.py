@@ -1,4 +1,4 @@
-"""A saved prompt that answers: `embedgrad.load(path).generate("...")`."""
+"""A loaded prompt that generates: `embedgrad.load(path)`."""
 
 from __future__ import annotations
 

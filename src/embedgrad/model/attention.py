@@ -1,4 +1,4 @@
-"""Attention over a KV cache's stored pieces and a pass's own tokens.
+"""Attention over a KV cache's stored keys and the current tokens.
 
 Stored keys and values are neither copied next to new ones nor repeated per query head, and prefixes
 get no gradient that nobody asks for. Plain matrix products, so it can be differentiated twice on

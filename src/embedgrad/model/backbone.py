@@ -1,4 +1,4 @@
-"""Backbone: what training asks of a frozen model, and the soft prompt as named tensors.
+"""Backbone: the interface that training needs from a frozen model.
 
 `LanguageModel` is the causal backbone; another kind of model needs the same three methods.
 """

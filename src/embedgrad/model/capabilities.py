@@ -1,4 +1,4 @@
-"""Prefix reuse: whether a model allows it, by its configuration and by a trial on a few tokens."""
+"""Check whether a model allows prefix reuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a saved prompt belongs to a model."""
+"""Check that a saved prompt belongs to a model."""
 
 from __future__ import annotations
 

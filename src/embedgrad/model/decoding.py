@@ -1,4 +1,4 @@
-"""Decoding of one free answer: how tokens are drawn, where it ends, and its text so far."""
+"""Decoding one free answer: sampling, stopping, text so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward pass of the frozen model: embeddings in, log-probabilities out, on KV caches or in full.
+"""Forward pass of the frozen model: embeddings to log-probabilities.
 
 Positions, masks and attention over stored keys are ours (`kv_cache`, `attention`); the layers are
 the model's own.

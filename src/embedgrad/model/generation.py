@@ -1,4 +1,4 @@
-"""Generation: free answers from a refined prompt, greedy or sampled, on top of stored prefixes."""
+"""Generate free answers from a refined prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KV cache of one pass: stored keys and values, the pass's own, and who sees what.
+"""KV cache of one forward pass, and the masks over it.
 
 Every token has a position in its sequence and an interval of branches. A token sees those that are
 no later than itself and whose interval holds its own beginning, so that padding anywhere, ragged

@@ -1,4 +1,4 @@
-"""Language model: a frozen model that scores and writes answers behind refined rows.
+"""The frozen language model: scores and generates answers.
 
     prompt_PD + TokenSequences  ->  Outcome: log-probability of every answer, per example
 

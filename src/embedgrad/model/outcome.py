@@ -1,4 +1,4 @@
-"""Outcome: log-probabilities of a batch's answers, per example, and what a batch carries."""
+"""Outcome: log-probabilities of a batch's answers, per example."""
 
 from __future__ import annotations
 

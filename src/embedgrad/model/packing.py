@@ -1,4 +1,4 @@
-"""Packing: where every token of a batch goes, as tensors.
+"""Batch packing: lay out a batch's tokens as padded tensors.
 
 A sequence is laid out as prompt, suffix, then the tree of its targets, padded on the left. A
 target's first token is read at the suffix's end; the tokens behind it branch off there, and targets

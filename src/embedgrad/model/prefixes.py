@@ -1,4 +1,4 @@
-"""Prefix store: what comes before the refined rows is computed once, and so is a shared prompt.
+"""Compute what precedes the refined rows once, and share it.
 
 Where all sequences of a batch have the same prefix, the first span is run once per batch too, and
 its keys and values, with their gradients, serve every sequence.

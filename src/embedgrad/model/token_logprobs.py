@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens, from logits or straight from last hidden states."""
+"""Compute log-probabilities of target tokens from logits."""
 
 from __future__ import annotations
 

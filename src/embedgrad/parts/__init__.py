@@ -1,1 +1,1 @@
-"""Everything that a recipe can name, one file for each part."""
+"""Parts that a recipe can name, one file each."""

@@ -1,4 +1,4 @@
-"""The registry: every part that a recipe may name, by kind, and how options become a part.
+"""Build parts from a recipe's names and options.
 
 A part is a frozen dataclass whose fields are its options. The docstring of a field is its help, so
 recipe errors, `embedgrad parts` and the docs say the same.
@@ -119,7 +119,7 @@ def build_part(kind: str, values: object, path: str, problems: list[str]) -> Any
         values = {"name": values}
     name = values.get("name", default) if isinstance(values, Mapping) else None
     if not isinstance(values, Mapping) or not isinstance(name, str):
-        example = default or next(iter(table), "...")
+        example = default or next(iter(table), "NAME")
         problems.append(f"{path}: name the part, as in {{ name = {example!r} }}")
         return None
     if name not in table:

@@ -1,4 +1,4 @@
-"""The artifact, a prompt on disk: `prompt.safetensors` (rows) and `prompt.json` (all else).
+"""The saved prompt (artifact) and its files on disk.
 
 The two files belong together: the JSON holds the digest of the other. Nothing in them is executed,
 and everything is checked before it is used.

@@ -1,4 +1,4 @@
-"""Token boundaries: ids of text that exported tokens will cut.
+"""Tokenize text around spans, cut where exported tokens will be.
 
 Refined rows are deployed as special tokens of their own, and a special token ends the text that a
 tokenizer merges over. So the text on either side is tokenized here with such a token in between.

@@ -1,4 +1,4 @@
-"""A soft prompt: the refined embeddings, where they started, and where they came from."""
+"""The soft prompt: refined rows, their start, their provenance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a filled template to token ids: prefix | prompt | suffix | target.
+"""Filled template -> token ids: prefix | prompt | suffix | target.
 
 The text around the spans is tokenized exactly as exported tokens will cut it, and every row is
 compared with the tokens of the uncut text. Rows whose own text merges with a span keep their uncut

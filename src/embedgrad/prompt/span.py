@@ -1,4 +1,4 @@
-"""The spans to refine in tokens, with as little fixed text drawn in as the tokenizer asks for.
+"""Find the tokens of the spans to refine.
 
 "?" and a line feed are one token in Qwen: where fixed text next to a span merges with it, that text
 is drawn into the span, so that the tokens of the refined prompt are those of the text prompt.

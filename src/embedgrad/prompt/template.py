@@ -1,4 +1,4 @@
-"""A prompt template: `{columns}` and `[[spans to refine]]`, as chat messages or as plain text.
+"""Prompt templates with `{columns}` and `[[spans to refine]]`.
 
 A span may be in any message. A last assistant message is the opening of the model's answer.
 """

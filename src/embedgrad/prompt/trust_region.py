@@ -1,4 +1,4 @@
-"""The trust region: a ball and a cone about every start row, which its refined row never leaves."""
+"""Trust region: a ball and a cone around each row's start."""
 
 from __future__ import annotations
 

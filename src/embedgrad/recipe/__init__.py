@@ -1,1 +1,1 @@
-"""A TOML recipe checked and built; finished runs reopened."""
+"""Parse, check and build TOML recipes; reopen finished runs."""

@@ -1,4 +1,4 @@
-"""Everything a recipe may contain, read from the classes that check it (`embedgrad parts`)."""
+"""List all settings and parts for `embedgrad parts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overrides of single settings (`--set`), and checks of plain values.
+"""Override single settings with `--set`.
 
 embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "yes"]'
 """

@@ -1,4 +1,4 @@
-"""Room and precision of stored prefixes, measured on a run's own rows before it starts."""
+"""Measure size and precision of stored prefixes before a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provenance: what the artifact records, the facts of `result.json`, and predictions."""
+"""Provenance: the facts that an artifact and a result record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe: TOML file -> checked settings and built parts; all problems are reported at once."""
+"""Parse a recipe's TOML into checked settings and built parts."""
 
 from __future__ import annotations
 

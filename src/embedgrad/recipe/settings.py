@@ -1,4 +1,4 @@
-"""The sections of a recipe that belong to no other room: model, data, prefix cache, compare ..."""
+"""A recipe's sections: model, data, prefix cache, compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starter recipes (`embedgrad new`): a commented recipe for a data file, with its guesses."""
+"""Write starter recipes for `embedgrad new`."""
 
 from __future__ import annotations
 

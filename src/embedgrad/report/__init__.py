@@ -1,4 +1,4 @@
-"""What a person looks at: progress, tables, figures and pages."""
+"""What people look at: progress, tables, figures and pages."""
 
 from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
 from embedgrad.report.terminal.progress import Progress

@@ -1,4 +1,4 @@
-"""Sinks: where a run's events go besides the terminal. A sink that fails never ends a run."""
+"""Sinks: where a run's events go besides the terminal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The training loop: only the prompt changes, by gradient descent."""
+"""The training loop: gradient descent on the prompt alone."""

@@ -1,4 +1,4 @@
-"""Checkpoint: everything that a run needs to resume, saved and loaded as one folder."""
+"""Checkpoints: save and load everything that resuming needs."""
 
 from __future__ import annotations
 

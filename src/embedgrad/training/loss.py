@@ -1,4 +1,4 @@
-"""Loss: a batch's losses as a pure function of theta, and their gradient in parts of the batch."""
+"""A batch's loss as a pure function of theta, and its gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection and early stopping: the best prompt on dev so far, and when to stop looking."""
+"""Early stopping and selection of the best prompt on dev."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a training run, the parts that it is made of, and its result."""
+"""Settings and result of a training run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where a refined prompt can be exported, one module per destination."""
+"""Export destinations, one module each."""

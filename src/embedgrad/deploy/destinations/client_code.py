@@ -1,4 +1,4 @@
-"""Generated Python that answers without embedgrad: how a query becomes token ids.
+"""Generate client code that runs without embedgrad.
 
 A check runs an exported file only if it is, byte for byte, what this module generates, so that a
 folder from elsewhere runs nothing.

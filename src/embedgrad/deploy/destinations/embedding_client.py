@@ -1,4 +1,4 @@
-"""What the exports to servers of prompt embeddings share: the rows, a client, example bodies."""
+"""Shared by exports that send prompt embeddings."""
 
 from __future__ import annotations
 

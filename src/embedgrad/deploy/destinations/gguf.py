@@ -1,4 +1,4 @@
-"""llama.cpp: one GGUF file with a new token per refined row, chat template included."""
+"""llama.cpp: a GGUF file with one new token per refined row."""
 
 from __future__ import annotations
 

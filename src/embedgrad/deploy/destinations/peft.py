@@ -1,4 +1,4 @@
-"""A PEFT prompt-tuning adapter: a soft prompt before everything else.
+"""Export to a PEFT prompt-tuning adapter (a soft prompt).
 
 The text before the span becomes further rows of the adapter, and queries leave it out. The folder
 has the format of PEFT 0.21 (`PromptTuningConfig`, `PeftModel.save_pretrained`): one tensor,

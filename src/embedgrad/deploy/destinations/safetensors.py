@@ -1,4 +1,4 @@
-"""The artifact, and a short program that answers with it.
+"""Export the artifact with a short program that uses it.
 
 The program needs `transformers` but not embedgrad: it looks up the text around the refined rows in
 the model's embedding table, and passes everything to the model as `inputs_embeds`.

@@ -1,4 +1,4 @@
-"""Request bodies for SGLang: the whole prompt as `input_embeds` of `/generate`.
+"""Export to SGLang: request bodies with the prompt's embeddings.
 
 Format: SGLang's native API, `GenerateReqInput` in `srt/managers/io_struct.py`: plain JSON floats,
 tokens x width. The server refuses them unless its radix cache, which knows token ids only, is off.

@@ -1,4 +1,4 @@
-"""Request bodies for vLLM's prompt embeddings.
+"""Export to vLLM: request bodies with prompt embeddings.
 
     /v1/completions        the whole prompt as embeddings; always exact
     /v1/chat/completions   text parts as they are, the rows of every span as a part

@@ -1,4 +1,4 @@
-"""vLLM's chat route: the messages for it, and whether the server makes training's tokens of them.
+"""vLLM's chat route: its messages, and whether it is exact.
 
 vLLM 0.33 (`vllm/renderers/chat_utils`, `hf.py`) joins the parts of a message by line feeds, drops
 empty ones, puts one special token where embeddings go, renders the chat template, tokenizes the

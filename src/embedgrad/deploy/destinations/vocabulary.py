@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint with a token for every refined row.
+"""Export to a Hugging Face checkpoint with new tokens.
 
 The chat template puts the tokens where the prompt was trained, so that plain messages get it.
 """

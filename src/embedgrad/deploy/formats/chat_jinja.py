@@ -1,4 +1,4 @@
-"""Jinja around a model's own chat template, for refined prompts.
+"""Jinja code that wraps a model's chat template.
 
 BEFORE turns a client's messages into those of training, with a mark in each span's place. The
 model's own template renders them. AFTER replaces the marks by the new tokens, and refuses a text

@@ -1,4 +1,4 @@
-"""The chat template of an export, which puts the new tokens into plain messages.
+"""Make an export's chat template, with its new tokens.
 
 The model's own template is kept. Jinja around it (`chat_jinja`) builds the messages of training and
 puts the new tokens where the spans were.

@@ -1,4 +1,4 @@
-"""Copy a checkpoint with some tensors changed, without holding a whole tensor in memory.
+"""Copy a checkpoint with some tensors replaced.
 
     Checkpoint: names of tensors -> where their bytes are, in one safetensors file or in shards
     write:      rewrites a file with changed tensors, in pieces; copies or links the others

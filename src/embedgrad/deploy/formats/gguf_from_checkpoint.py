@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint in GGUF's terms, for families that need little conversion.
+"""Convert a Hugging Face checkpoint to GGUF.
 
 The `gguf` package has the names of tensors, and `FAMILIES` the rest of the differences. Models that
 llama.cpp would compute differently are refused.

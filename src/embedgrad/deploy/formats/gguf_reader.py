@@ -1,4 +1,4 @@
-"""Read a GGUF file: its metadata, and every weight's own bytes.
+"""Read a GGUF file's metadata and raw weights.
 
 The `gguf` package's reader takes seconds for a vocabulary; this one reads the header once, after
 `read_header` has checked every count in it.

@@ -1,4 +1,4 @@
-"""A fast tokenizer of transformers in GGUF's terms.
+"""Convert a fast tokenizer to GGUF metadata.
 
 llama.cpp has two kinds that matter here: byte-level BPE, whose rule for splitting text into words
 has a name, and BPE on characters with byte fallback, as SentencePiece makes it.

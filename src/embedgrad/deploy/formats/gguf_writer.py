@@ -1,4 +1,4 @@
-"""A GGUF file, written from weights that are read a few rows at a time."""
+"""Write a GGUF file."""
 
 from __future__ import annotations
 

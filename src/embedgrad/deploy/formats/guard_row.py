@@ -1,4 +1,4 @@
-"""The guard row: a model's least likely output row, which new tokens get a copy of.
+"""Guard row: an unlikely output row, copied for new tokens.
 
 A refined row needs a token, and a token needs an output row. Zeros would give the logit 0, which
 may be likely, and minus infinity gives NaN. So every new token gets a copy of the existing row

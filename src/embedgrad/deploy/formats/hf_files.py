@@ -1,4 +1,4 @@
-"""Files beside the weights: tokenizer, chat template, config.json, generation settings.
+"""Copy a checkpoint's other files: tokenizer, config, template.
 
 The files are edited, not saved by `transformers`: its versions write them differently, and an
 engine may use an older one.

@@ -1,4 +1,4 @@
-"""The tensors that new tokens change: embedding table, output layer, and its bias.
+"""Tensors that grow with new tokens: embeddings, output layer.
 
     table     old rows | refined rows            | remaining padding
     lm_head   old rows | copies of the guard row | remaining padding

@@ -1,4 +1,4 @@
-"""Names of new tokens: `<|TAG_NAME_0|>`, `<|TAG_NAME_1|>`, ...
+"""Name new tokens after a random tag.
 
 The tag is random, so that no text contains such a name by chance; chat templates replace it in what
 clients send, so that none contains it on purpose.

@@ -1,4 +1,4 @@
-"""Start an existing server on an export: an OpenAI-compatible API on a loopback port."""
+"""`embedgrad serve`: start an existing server on an export."""
 
 from embedgrad.deploy.serve.engines import ENGINES
 from embedgrad.deploy.serve.server import Served, serve

@@ -1,4 +1,4 @@
-"""The export that a server opens, made once per run."""
+"""Export for the server, cached per run."""
 
 from __future__ import annotations
 

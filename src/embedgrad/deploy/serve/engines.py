@@ -1,4 +1,4 @@
-"""The servers that `serve` can start: what they open, and their command lines."""
+"""Command lines of the servers that `serve` starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve a refined prompt behind an OpenAI-compatible API, by an existing server."""
+"""`embedgrad serve`: export, start the server, wait for it."""
 
 from __future__ import annotations
 

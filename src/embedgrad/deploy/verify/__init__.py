@@ -1,1 +1,1 @@
-"""Check that an export computes in its engine what training computed."""
+"""Verify that an export computes in its engine what training did."""

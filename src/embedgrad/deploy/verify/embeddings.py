@@ -1,4 +1,4 @@
-"""Exports whose prompt is sent as embeddings, made by the exported program itself.
+"""Check exports that send embeddings, by their own program.
 
 safetensors      the program's own model answers
 vLLM, SGLang     the client's request bodies are decoded, and the base model answers; the server

@@ -1,4 +1,4 @@
-"""What a check asks of an engine that has opened an export."""
+"""Engine interface: what a check asks of an opened export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF export in llama.cpp, asked over HTTP as a client asks."""
+"""Verify a GGUF export in llama.cpp over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, in a process of its own.
+"""llama.cpp's server process, for `verify` and `serve`.
 
     python -m embedgrad.deploy.verify.llamacpp_child '{"model": "model.gguf", "port": 8080}'
 

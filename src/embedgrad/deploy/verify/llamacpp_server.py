@@ -1,4 +1,4 @@
-"""llama.cpp's server as a child process that is asked over HTTP."""
+"""Start llama.cpp's server for a check and query it over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines that compute in this process, with a `transformers` model."""
+"""Engines of a check that run `transformers` in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of an export: its own engine against the training path, row by row.
+"""Compare an export with training, row by row.
 
 step zero      the unrefined rows give what the plain tokens give in that engine
 log-probs      the refined rows give training's log-probabilities of the next token

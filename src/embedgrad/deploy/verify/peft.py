@@ -1,4 +1,4 @@
-"""A PEFT adapter, opened by PEFT on a freshly loaded base model."""
+"""Verify a PEFT adapter on a freshly loaded base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training path computes, which every engine is compared with."""
+"""Reference values from the training path."""
 
 from __future__ import annotations
 

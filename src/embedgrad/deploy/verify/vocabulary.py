@@ -1,4 +1,4 @@
-"""A vocabulary export, opened by `transformers` and nothing else."""
+"""Verify a vocabulary export with plain `transformers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines: the methods of a comparison, scored by one evaluator."""
+"""Comparison methods (baselines), all scored the same way."""
 
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, unbounded

@@ -1,4 +1,4 @@
-"""A method of a comparison: its task, what its training returns, and its answers."""
+"""Base class of comparison methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EmbedGrad as a method of a comparison, also without trust region or from random rows."""
+"""EmbedGrad as a comparison method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT LoRA: low-rank updates of the model's weights, as a ceiling for what a prompt can reach.
+"""LoRA baseline (PEFT).
 
 Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; alpha and dropout as in PEFT's quick tour.
 """

@@ -1,4 +1,4 @@
-"""PEFT prompt tuning (soft prompts) and CPT.
+"""Soft-prompt baselines: prompt tuning and CPT (PEFT).
 
 PEFT can put virtual tokens only before everything else, even the opening of the chat template. So
 the span's words are taken out of the template, and the same number of virtual tokens comes first.

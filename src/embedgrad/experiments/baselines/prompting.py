@@ -1,4 +1,4 @@
-"""Baselines without training: the text prompt, the best of n texts, few-shot examples."""
+"""Prompting baselines: text prompt, best of n, few-shot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates derived from a recipe's: with another span text, or after worked examples (few-shot).
+"""Templates for baselines: other span text, few-shot examples.
 
 The examples' columns are written into the template as literal text.
 """

@@ -1,4 +1,4 @@
-"""Compare methods: train all of them first, and only then answer the test rows.
+"""Train all methods first, then answer the test rows.
 
 FOLDER/results.json   a row per method and seed, an entry per method
 FOLDER/table.md       the same as a table

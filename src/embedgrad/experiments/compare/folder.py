@@ -1,4 +1,4 @@
-"""A comparison's folder: finished trainings and answers, and checkpoints to resume from.
+"""A comparison's folder: trainings, answers, checkpoints.
 
 FOLDER/recipe.toml                    every setting; methods and seeds may be added
 FOLDER/work/comparison.json           what all parts share: data, model, day

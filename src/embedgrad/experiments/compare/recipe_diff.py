@@ -1,4 +1,4 @@
-"""Recipe differences: whether parts may share the table of one comparison."""
+"""Check whether recipes may share one comparison table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rescore saved free answers when the scorer has changed."""
+"""Rescore saved free answers after a scorer change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of a comparison as plain values: a row per part, an entry per method."""
+"""Results of a comparison as plain values, a row per part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe will take, before anything is spent."""
+"""Estimate a recipe's cost before running it."""
 
 from embedgrad.experiments.plan.estimate import Budget
 from embedgrad.experiments.plan.plan import plan

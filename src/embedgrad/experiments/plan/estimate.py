@@ -1,4 +1,4 @@
-"""Work times measured rates: seconds and bytes of a run, and which settings lower them."""
+"""Estimate time and memory from measured rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe takes before it runs: tokens, memory, time, and the problems of its data."""
+"""Plan a recipe: tokens, memory, time, data problems."""
 
 from __future__ import annotations
 

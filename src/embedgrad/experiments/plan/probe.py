@@ -1,4 +1,4 @@
-"""A short measurement of a recipe's own batches: seconds and bytes of every kind of work.
+"""Measure a recipe's own batches briefly.
 
 build prefixes -> steps on the largest batch, then on others -> score -> answer freely
 """

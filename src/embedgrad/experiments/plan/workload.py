@@ -1,4 +1,4 @@
-"""What a run computes, counted from its own token sequences.
+"""Count what a run computes, from its token sequences.
 
 dev -> [steps -> dev]* -> test with the text prompt -> test with the refined prompt
 """

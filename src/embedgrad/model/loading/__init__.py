@@ -1,4 +1,4 @@
-"""A frozen language model from the Hub, a folder, a GGUF file, or a GGUF in a Python package."""
+"""Load a frozen model: Hub, folder or GGUF."""
 
 from embedgrad.model.loading.info import ModelInfo
 from embedgrad.model.loading.load import LoadedModel, load

@@ -1,4 +1,4 @@
-"""What a folder must hold to be a model: config.json, safetensors weights, a tokenizer."""
+"""Check that a folder holds a complete model."""
 
 from __future__ import annotations
 

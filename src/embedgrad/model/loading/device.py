@@ -1,4 +1,4 @@
-"""Device, precision and threads: the words of a recipe -> torch's objects."""
+"""Choose device, precision and thread count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF conversion: a checked GGUF file becomes a safetensors folder, once, in the cache."""
+"""Convert a GGUF file to a safetensors folder, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF header, read within bounds: every count is checked against the file's size first.
+"""Parse a GGUF header safely, within the file's size.
 
 The `gguf` package and transformers trust the counts in a file: 43 bytes that announce an array of
 2**60 elements make them loop and eat memory. So this reads every file first.

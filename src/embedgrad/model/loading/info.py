@@ -1,4 +1,4 @@
-"""Identity of a loaded model: the facts that an artifact records and checks."""
+"""Facts that identify a loaded model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load a model: name -> folder -> checks -> tokenizer, frozen model -> facts."""
+"""Load a frozen model and its tokenizer by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quiet model libraries: no output, and whatever they raise becomes one line."""
+"""Silence model libraries and shorten their errors."""
 
 from __future__ import annotations
 

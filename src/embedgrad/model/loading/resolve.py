@@ -1,4 +1,4 @@
-"""Resolve a model's name to the files that hold it: local ones, else a snapshot from the Hub."""
+"""Resolve a model's name to local files or a Hub snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values of prefixes, stored within budgets."""
+"""Prefix cache: stored keys and values, within budgets."""
 
 from embedgrad.model.prefix_cache.budget import budget_bytes
 from embedgrad.model.prefix_cache.cache import PrefixCache

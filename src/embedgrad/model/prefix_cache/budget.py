@@ -1,4 +1,4 @@
-"""Budgets as a person writes them: bytes, "2 GiB", or a share of what is free."""
+"""Parse cache budgets: bytes, "2 GiB" or a share of free memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prefix cache: the KV caches of prefixes by their token ids, in tiers with a budget each.
+"""Prefix cache: KV caches of prefixes, looked up by token ids.
 
 In a causal model nothing before the span depends on it, so it is computed once and reused over
 steps, epochs, evaluations and candidate prompts. Over the budgets a prefix is computed again each

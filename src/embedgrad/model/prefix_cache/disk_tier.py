@@ -1,4 +1,4 @@
-"""Disk tier of the prefix cache: files for the prefixes that do not fit into memory.
+"""Disk tier: prefixes that do not fit into memory spill here.
 
 A file holds the raw bytes of keys and values; shapes and checksum stay in memory. Nothing read
 back is used unless its checksum is that of the bytes written.

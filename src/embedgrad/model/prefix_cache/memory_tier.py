@@ -1,4 +1,4 @@
-"""Memory tier of the prefix cache, and the entries and rules that it shares with the disk tier."""
+"""Memory tier of the prefix cache; its entries and evictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of a training batch, such as noise on the tokens that the model reads."""
+"""Augmentations of a training batch; register them here."""
 
 from embedgrad.parts.augmentations.base import Augmentation
 

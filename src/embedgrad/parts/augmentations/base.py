@@ -1,4 +1,4 @@
-"""Augmentation: a training batch, changed at random."""
+"""Base class of augmentations."""
 
 from __future__ import annotations
 

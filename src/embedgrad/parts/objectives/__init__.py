@@ -1,4 +1,4 @@
-"""What better means: one loss per example, and how they become one number."""
+"""Objectives, one file each; register them in `__init__.py`."""
 
 from embedgrad.parts.objectives.base import Objective
 from embedgrad.parts.objectives.cross_entropy import CrossEntropy

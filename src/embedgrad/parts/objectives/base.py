@@ -1,4 +1,4 @@
-"""Objective: one loss per example, and the one number that training makes smaller."""
+"""Base class of objectives: per-example losses to one number."""
 
 from __future__ import annotations
 

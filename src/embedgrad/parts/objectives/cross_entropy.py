@@ -1,4 +1,4 @@
-"""Cross-entropy of the right answer."""
+"""Cross-entropy of the correct answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a step is made of a gradient: torch's optimizers, and the schedule of their step size."""
+"""Optimizers and the step-size schedule; register them here."""
 
 from embedgrad.parts.optimizers.adamw import AdamW
 from embedgrad.parts.optimizers.base import Optimizer

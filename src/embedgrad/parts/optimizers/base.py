@@ -1,4 +1,4 @@
-"""What every optimizer offers."""
+"""Base class of optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How trained numbers become a prompt; at the start it is the text prompt, to the bit."""
+"""How trained parameters map to a prompt's rows; register here."""
 
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, all_rows
 from embedgrad.parts.parameterizations.free import Free

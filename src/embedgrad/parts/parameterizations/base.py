@@ -1,4 +1,4 @@
-"""Parameterization: how trained numbers become the rows of a soft prompt."""
+"""Base class: map trained numbers to the rows of a soft prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scorers: when is a generated reply right? One file per part, and the table of their names.
+"""Scorers, is a generated reply right? Register them here.
 
 Choices need no scorer: they are ranked by their log-probabilities, without generating.
 """

@@ -1,4 +1,4 @@
-"""The base of all scorers: is a generated reply right?"""
+"""Base class of scorers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can the data's answers be scored at all?"""
+"""Check that the data's answers can be scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer occurs somewhere in the reply."""
+"""Scorer: the reply contains the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reply is the answer and nothing else."""
+"""Scorer: the reply equals the answer."""
 
 from __future__ import annotations
 

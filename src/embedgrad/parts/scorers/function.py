@@ -1,4 +1,4 @@
-"""A Python function says how right the reply is, from 0 to 1.
+"""Scorer: a user's Python function returns a score from 0 to 1.
 
 It is called as function(reply, answer), with two texts, and returns True, False or a number from 0
 to 1, for any texts whatever.

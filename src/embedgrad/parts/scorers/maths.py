@@ -1,4 +1,4 @@
-r"""The reply's final answer equals the answer, by math-verify.
+r"""Scorer: final answers are mathematically equal, by math-verify.
 
     "so \boxed{\frac{1}{2}}"     0.5       numbers are compared to six decimal places
     "It is $y + x$."             x + y     but "y + x" among plain words is not found

@@ -1,4 +1,4 @@
-r"""Whether two texts end in equal answers, by math-verify.
+r"""Compare two maths answers with math-verify, in the sandbox.
 
 Only the sandbox imports this file. math-verify reads the last \boxed{...} of a text (adjacent ones
 as a list), else its last formula in $...$, \(...\) or \[...\], else its last number. Other answers

@@ -1,4 +1,4 @@
-r"""The reply's final number is the answer's.
+r"""Scorer: the reply's final number equals the answer's.
 
     "So she pays $1,234.50."          1234.5    $ and % are units and carry no value: 75% is 75
     "#### 18\n\nThat is 3 more."      18        a number straight after "####" comes first,

@@ -1,4 +1,4 @@
-"""A function in a child process, where it can be stopped: the sandbox of `math` and `callable`.
+"""Run a function in a child process that can be stopped.
 
 Python cannot stop a thread, but a process can always be ended. Each function has one process, which
 starts with the first call and serves all later ones. When a call takes too long it ends itself, by

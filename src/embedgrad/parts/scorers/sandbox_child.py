@@ -1,4 +1,4 @@
-"""What runs in the sandbox: one function, called on request.
+"""The child process's side of the sandbox.
 
 It starts as a file, with the standard library alone. The first line names the function, and where
 Python looks for modules; every further line is a call. Each line gets one line back:

@@ -1,4 +1,4 @@
-"""What happens to the gradient before a step, and to the step itself."""
+"""Transforms of the gradient and of the step; register them here."""
 
 from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
 from embedgrad.parts.transforms.clip import Clip

@@ -1,4 +1,4 @@
-"""Transform: a change of the gradient before the optimizer's step, or of the step after it."""
+"""Base class of transforms of the gradient and of the step."""
 
 from __future__ import annotations
 

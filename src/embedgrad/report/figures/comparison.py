@@ -1,4 +1,4 @@
-"""Figures of a comparison of methods, from plain values as its results file holds them."""
+"""Figures of a comparison of methods."""
 
 from __future__ import annotations
 

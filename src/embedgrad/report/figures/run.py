@@ -1,4 +1,4 @@
-"""Figures of one run, from plain values as its files hold them. All of them fit a phone.
+"""Figures of one run.
 
 Each function takes JSON values and returns a matplotlib figure, drawn in `theme`'s light colors.
 """

@@ -1,4 +1,4 @@
-"""Series of numbers as figures take them; what is no number is not drawn."""
+"""Prepare number series for figures."""
 
 from __future__ import annotations
 

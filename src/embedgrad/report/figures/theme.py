@@ -1,4 +1,4 @@
-"""Colors and type that a page and its figures share."""
+"""Colors and fonts shared by pages and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts on a run's page, picked from its files: scores, drift, learning, provenance."""
+"""Facts on a run's page: scores, drift, learning, provenance."""
 
 from __future__ import annotations
 

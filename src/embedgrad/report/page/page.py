@@ -1,4 +1,4 @@
-"""A run or a comparison as one HTML page that needs nothing but itself.
+"""Render a run or comparison as one HTML page, autoescaped.
 
 Whatever text a page shows goes through `readable` and the template engine's escaping; rows are JSON
 in an inert script element, which the page's one script puts on the page as text. A policy in the

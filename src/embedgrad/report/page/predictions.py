@@ -1,4 +1,4 @@
-"""The predictions on a page: JSON that its script shows a few at a time, within a byte budget."""
+"""Predictions on a page: JSON within a budget of bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run or a comparison as plain values; what is missing or damaged is left out, with a note."""
+"""Read a run's or comparison's files for the page."""
 
 from __future__ import annotations
 

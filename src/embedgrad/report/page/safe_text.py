@@ -1,4 +1,4 @@
-"""Foreign text as a page may show it: it cannot turn the direction of what surrounds it."""
+"""Escape unprintable and bidi characters; JSON for `<script>`."""
 
 from __future__ import annotations
 

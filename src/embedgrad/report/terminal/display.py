@@ -1,4 +1,4 @@
-"""Two lines at the bottom of a terminal, renewed in place."""
+"""Two status lines at the bottom of a terminal, updated in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan as text for a terminal, from the dict that `plan` returns."""
+"""A plan as a terminal table."""
 
 from __future__ import annotations
 

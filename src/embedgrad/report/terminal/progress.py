@@ -1,4 +1,4 @@
-"""Progress of a run, live: the answer to "is it working?".
+"""Live progress of a run.
 
     ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
     dev accuracy 81.3 %, best 84.4 %, gain 12.5 points over the text prompt, 41 % done, 52 s left

@@ -1,4 +1,4 @@
-"""Results as text for a terminal, from dicts as `result.json` and `predictions.jsonl` hold them."""
+"""Results as terminal tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run still needs, from when its events came."""
+"""Estimate a run's remaining time from its events."""
 
 from __future__ import annotations
 

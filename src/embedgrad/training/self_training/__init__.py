@@ -1,4 +1,4 @@
-"""Self-training: the targets of free answers, the model's own solutions included."""
+"""Self-training: targets for free-answer tasks."""
 
 from __future__ import annotations
 

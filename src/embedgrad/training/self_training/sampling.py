@@ -1,4 +1,4 @@
-"""Self-training by rejection sampling (STaR, RFT): the model's own right solutions as targets.
+"""Self-training by rejection sampling (STaR, RFT).
 
     question -> text prompt -> k samples -> those that end, with the right answer -> training
 
@@ -263,7 +263,7 @@ class _Sampler:
                 "weights": weights_digest(self.model.model),
             },
             "prompt": {
-                "text": [span.text for span in sequencer.spans],
+                "spans": [span.text for span in sequencer.spans],
                 "template": sequencer.renderer.template.as_dict(),
                 "answer_prefix": sequencer.target.answer_prefix,
             },

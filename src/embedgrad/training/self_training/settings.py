@@ -1,4 +1,4 @@
-"""Which texts the model is trained to write: worked solutions, bare answers, or its own."""
+"""Settings: solutions, answers or own samples as targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampled solutions on disk: the conditions that decide them, then a line per question.
+"""Sampled solutions, stored on disk.
 
     {"format": "embedgrad-solutions", "version": 2, "model": {...}, "decoding": {...}, ...}
     {"question": "5f0c...", "source": "train.jsonl:7", "answer": "18", "solutions": [...], ...}
