@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -352,3 +353,13 @@ def test_a_prompt_of_an_unknown_model_is_refused(made: Kit, model: object) -> No
     unknown = prompt_of(made, provenance={} if model == {} else {"model": model})
     with refused("unknown model"):
         fit_to_model(unknown, made.loaded.info, made.model.embed)
+
+
+def test_rows_per_layer_are_no_artifact(prompt: PromptEmbedding, tmp_path: Path) -> None:
+    deep = dataclasses.replace(
+        prompt, rows=prompt.rows[None].repeat(3, 1, 1), start_rows=prompt.rows[None]
+    )
+    assert deep.drift.shape == (3, len(prompt.rows))
+    with pytest.raises(ArtifactError, match=r"rows of shape \[3, .*none per layer"):
+        save(deep, tmp_path / "prompt")
+    assert not (tmp_path / "prompt").exists()

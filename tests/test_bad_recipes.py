@@ -264,7 +264,7 @@ def test_a_part_that_no_recipe_can_name_is_told(place: Place, tmp_path: Path) ->
         pass
 
     recipe = Recipe.from_dict(values(place.model, place.folder / "data"))
-    with pytest.raises(RecipeError, match="objective: Mine is no registered part; known: Cross"):
+    with pytest.raises(RecipeError, match=r"objective: Mine is no registered part, .*cross"):
         run(replace(recipe, parts=replace(recipe.parts, objective=Mine())), tmp_path / "run")
 
 

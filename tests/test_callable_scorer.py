@@ -324,6 +324,18 @@ def test_ctrl_c_in_a_decorated_function_is_no_failure() -> None:
         interrupted.score("7", "7")
 
 
+async def answers_later(reply: str, answer: str) -> float:
+    return 1.0
+
+
+def test_the_decorator_may_have_parentheses() -> None:
+    @scorer()
+    def fair(reply: str, answer: str) -> float:
+        return 0.5
+
+    assert fair.score("a", "b") == 0.5
+
+
 @pytest.mark.parametrize(
     ("function", "told"),
     [
@@ -332,6 +344,8 @@ def test_ctrl_c_in_a_decorated_function_is_no_failure() -> None:
         (lambda *, reply, answer: 1.0, "does not take two texts"),
         ("checks:right", "'checks:right' does not take two texts, the reply and the answer: it is"),
         (3, "3 does not take two texts"),
+        (lambda self, answer: 1.0, "the answer: it is a method"),
+        (answers_later, "the answer: it is no plain function"),
     ],
 )
 def test_what_takes_no_two_texts_is_refused_where_it_is_decorated(function: Any, told: str) -> None:

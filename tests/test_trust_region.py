@@ -88,3 +88,9 @@ def test_near_allows_a_share_of_the_numbers_and_of_their_size() -> None:
     assert not near(rows + torch.tensor([[0.0, 0.026, 0.0, 0.0]]), rows, 0.01)
     assert near(rows + torch.tensor([[0.0, 0.0, 0.064, 0.0]]), rows, 0.01)
     assert not near(rows + torch.tensor([[0.0, 0.0, 0.066, 0.0]]), rows, 0.01)
+
+
+def test_a_row_too_short_for_a_direction_is_inside_a_cone() -> None:
+    region, start = TrustRegion(0.1, 0.99), torch.full((2, 4), 1e-20)
+    assert region.holds(start, start)
+    assert region.holds(region.project(start * 3, start), start)

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, DivergenceError
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.outcome import Outcome
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import SGD, AdamW, Schedule
 from embedgrad.parts.transforms import Clip, Context, Gradients, State
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.prompt.trust_region import TrustRegion, distances
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts, Refinement, Training
@@ -404,3 +405,43 @@ def test_a_stopped_run_resumes_to_the_same_bits(step: int) -> None:
 def test_a_run_that_is_asked_at_its_last_step_has_finished() -> None:
     refined: Refinement = train(small(), Training(steps=1), should_stop=lambda: True)
     assert (refined.ended, refined.steps) == ("finished", 1)
+
+
+class Changed(Objective):
+    """Cross-entropy times a factor, reduced by what the model says of the batch."""
+
+    def __init__(self, factor: float = 1.0):
+        self.factor = factor
+
+    def needs_choices(self, *, available: bool) -> bool:
+        return available
+
+    def losses(self, outcome: Outcome) -> Tensor:
+        return CrossEntropy().losses(outcome) * self.factor
+
+    def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
+        return (losses_B * torch.softmax(outcome.answer_logprobs_B, dim=0)).sum()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_a_reduction_that_reads_the_outcome_has_one_gradient(accumulate: int) -> None:
+    made = kit(rows=6)
+    start = {"span": made.start}
+    loss = Loss(made.model, Parts(objective=Changed()), made.sequencer.target, start)
+    theta = {"span": torch.zeros_like(made.start).requires_grad_(True)}
+    whole, parts = (loss.gradient(theta, made.sequences, n) for n in (1, accumulate))
+    assert whole.loss == pytest.approx(parts.loss, abs=1e-10)
+    assert whole.gradients["span"].norm().item() > 1e-3
+    assert torch.allclose(whole.gradients["span"], parts.gradients["span"], atol=1e-10)
+
+
+def test_a_resumed_run_that_diverges_at_once_keeps_what_it_had_learned() -> None:
+    made, kept = small(), list[Checkpoint]()
+    train(made, dev=(), keep=kept.append)
+    longer = dataclasses.replace(QUICK, steps=9)
+    broken = Parts(objective=Changed(float("nan")), optimizer=AdamW(learning_rate=0.1))
+    with pytest.raises(DivergenceError) as raised:
+        train(made, longer, dev=(), checkpoint=kept[-1], parts=broken)
+    assert raised.value.refinement is not None
+    rescued = raised.value.refinement.prompt
+    assert distances(rescued.rows, rescued.start_rows)["drift_max"] > 0.01

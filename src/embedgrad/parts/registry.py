@@ -157,10 +157,9 @@ def part_values(kind: str, part: object) -> dict[str, Any]:
     for name, cls in KINDS[kind].items():
         if type(part) is cls:
             return {"name": name, **values_of(part)}
-    known = ", ".join(cls.__name__ for cls in KINDS[kind].values())
-    raise RecipeError(
-        "recipe", [f"{kind}: {type(part).__name__} is no registered part; known: {known}"]
-    )
+    known = ", ".join(KINDS[kind])
+    problem = f"{type(part).__name__} is no registered part, so no recipe can name it"
+    raise RecipeError("recipe", [f"{kind}: {problem}; known: {known}"])
 
 
 def _means_unset(field: dataclasses.Field[Any], value: object) -> bool:

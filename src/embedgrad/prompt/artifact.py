@@ -48,6 +48,11 @@ def save(prompt: PromptEmbedding | HoldsPrompt, folder: str | Path) -> Path:
     Raises `ArtifactError` for rows that are not finite, and `RunError` where it cannot be written.
     """
     prompt = unwrap(prompt)
+    if prompt.rows.dim() != 2:
+        raise ArtifactError(
+            f"{folder}: rows of shape {list(prompt.rows.shape)}; an artifact holds [P, D], one row "
+            "per token of the text, and none per layer; nothing was written"
+        )
     # Cloned, because safetensors refuses tensors that share memory.
     both = {"rows": prompt.rows, "start_rows": prompt.start_rows}
     tensors = {n: t.detach().float().cpu().clone().contiguous() for n, t in both.items()}

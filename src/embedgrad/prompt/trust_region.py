@@ -52,8 +52,8 @@ class TrustRegion:
             if not (drift_P(rows_PD, start_PD) <= most).all():  # also where they are NaN
                 return False
         if self.min_cosine is not None:
-            # A row of zeros has no direction to keep.
-            free = (start_PD == 0).all(dim=1)
+            # A row of zeros has no direction to keep; nor has one too short to compute it.
+            free = start_PD.norm(dim=-1) <= 1e-8
             aligned = cosine_P(rows_PD, start_PD) >= self.min_cosine - slack
             return bool((free | aligned).all())
         return True
@@ -82,14 +82,14 @@ def shrink_into(region: TrustRegion, start_PD: Tensor, rows_at: Callable[[float]
 
 def drift_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     """Distance of each row from its start row, in norms of the start row."""
-    distance: Tensor = (rows_PD - start_PD).norm(dim=1)
-    size: Tensor = start_PD.norm(dim=1).clamp(min=1e-12)
+    distance: Tensor = (rows_PD - start_PD).norm(dim=-1)
+    size: Tensor = start_PD.norm(dim=-1).clamp(min=1e-12)
     return distance / size
 
 
 def cosine_P(rows_PD: Tensor, start_PD: Tensor) -> Tensor:
     """Cosine of each row to its start row."""
-    return torch.cosine_similarity(rows_PD, start_PD, dim=1)
+    return torch.cosine_similarity(rows_PD, start_PD, dim=-1)
 
 
 def store_compact(rows_PD: Tensor) -> Tensor:

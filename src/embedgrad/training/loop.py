@@ -184,6 +184,7 @@ class _Loop:
         if saved != own or len(checkpoint.transforms) != len(self.transforms):
             raise RunError("the checkpoint belongs to another prompt, model or set of parts")
         self._set_theta(checkpoint.theta)
+        self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
         self.optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
         device = next(iter(self.theta.values())).device
         self.transforms = [

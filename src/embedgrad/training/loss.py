@@ -68,11 +68,11 @@ class Loss:
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         if len(parts) == 1:
             outcome = self.outcome(theta, batch)
-            losses_B = objective.losses(outcome)
+            losses_B, outcome = objective.losses(outcome), join_outcomes([outcome])
             loss = objective.reduce(losses_B, outcome)
             gradients = torch.autograd.grad(loss, leaves)
             named = dict(zip(theta, gradients, strict=True))
-            return Gradient(loss.item(), named, losses_B.detach(), join_outcomes([outcome]))
+            return Gradient(loss.item(), named, losses_B.detach(), outcome)
         weights_B: Tensor | None = None
         if not objective.is_mean:
             with torch.no_grad():

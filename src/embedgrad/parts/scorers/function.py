@@ -108,18 +108,23 @@ class DecoratedFunction(_FunctionScorer):
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
 
-def scorer(function: Callable[[str, str], float]) -> DecoratedFunction:
+def scorer(function: Callable[[str, str], float] | None = None) -> Any:
     """Make a scorer of a function(reply, answer) that returns a number from 0 to 1, or a bool.
 
     The scorer goes into `Evaluation(scorer=...)`, and its function then runs in this process,
     without a time limit. A recipe names it as { name = "callable", function = "module:function" },
     and there it runs in a child process. Raises `RecipeError` for what does not take two texts.
     """
+    if function is None:  # @scorer()
+        return scorer
     name = getattr(function, "__qualname__", repr(function))
     try:
-        if not inspect.isroutine(function):
-            raise TypeError("it is no function")
-        inspect.signature(function).bind("reply", "answer")
+        if not inspect.isroutine(function) or inspect.iscoroutinefunction(function):
+            raise TypeError("it is no plain function")
+        signature = inspect.signature(function)
+        signature.bind("reply", "answer")
+        if next(iter(signature.parameters)) in ("self", "cls"):
+            raise TypeError("it is a method")
     except (TypeError, ValueError) as error:
         problem = f"{name} does not take two texts, the reply and the answer: {error}"
         raise RecipeError("scorer", [problem]) from None
