@@ -145,13 +145,13 @@ def made(request: pytest.FixtureRequest) -> Kit:
 
 def test_rows_are_seen_by_span(made: Kit) -> None:
     prompt = prompt_of(made)
-    named = prompt.named()
+    named = prompt.rows_by_span()
     assert list(named) == ["span 1", "span 2"]
     assert [len(rows) for rows in named.values()] == [len(span.ids) for span in prompt.spans]
     assert torch.equal(torch.cat([*named.values()]), prompt.rows)
     alone = prompt_of(kit(dtype=torch.float32))
-    assert torch.equal(alone.named()["span"], alone.rows)
-    assert list(alone.named()) == ["span"]
+    assert torch.equal(alone.rows_by_span()["span"], alone.rows)
+    assert list(alone.rows_by_span()) == ["span"]
     with pytest.raises(TemplateError, match=r"2 spans, but this works with one"):
         _ = prompt.span
 

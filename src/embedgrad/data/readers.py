@@ -93,7 +93,7 @@ def data_error(where: str, problem: str) -> DataError:
     return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
-def shown(value: object, width: int = 60) -> str:
+def quote(value: object, width: int = 60) -> str:
     """Quote a value for a message, cut to `width` characters."""
     text = str(value)
     return repr(text if len(text) <= width else text[: width - 3] + "...")
@@ -148,7 +148,7 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=unrepeated)
+            row = json.loads(line, object_pairs_hook=unique_keys)
             if "\\ud" in line.lower():  # half of a pair parses, but no tokenizer can encode it
                 json.dumps(row, ensure_ascii=False).encode()
             problem = "" if isinstance(row, dict) else f"holds a {type(row).__name__}"
@@ -167,15 +167,15 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
     return tuple(columns), rows, numbers
 
 
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object from its pairs; raises ValueError where a key occurs twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
-        raise ValueError(f"key {shown(_repeated([key for key, _ in pairs]))} occurs twice")
+        raise ValueError(f"key {quote(_first_repeat([key for key, _ in pairs]))} occurs twice")
     return row
 
 
-def _repeated(names: Sequence[str]) -> str:
+def _first_repeat(names: Sequence[str]) -> str:
     """Return the first name that occurs more than once."""
     return next(name for name in names if names.count(name) > 1)
 
@@ -197,7 +197,8 @@ def _read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
     if len(set(header)) != len(header):
         raise data_error(
             f"{name}:{start}",
-            f"column {shown(_repeated(header))} occurs twice in the header; expected unique names",
+            f"column {quote(_first_repeat(header))} occurs twice in the header; "
+            "expected unique names",
         )
     rows: list[Row] = []
     for number, cells in records[1:]:
@@ -237,7 +238,7 @@ def _read_parquet(data: bytes, name: str) -> Parsed:
 def _from_arrow(table: Any, name: str) -> Parsed:
     columns = tuple(table.column_names)
     if len(set(columns)) != len(columns):
-        raise data_error(name, f"column {shown(_repeated(columns))} occurs twice")
+        raise data_error(name, f"column {quote(_first_repeat(columns))} occurs twice")
     return columns, table.to_pylist(), list(range(1, table.num_rows + 1))
 
 

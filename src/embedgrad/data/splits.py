@@ -13,7 +13,7 @@ from typing import final
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, cell_text, examples_from
 from embedgrad.data.problems import Problems
-from embedgrad.data.readers import Table, data_error, read_table, shown
+from embedgrad.data.readers import Table, data_error, quote, read_table
 from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
@@ -305,13 +305,13 @@ def _check_choices(
     train = rows["train"]
     if len(label_balance(train)) < 2:
         problem = (
-            f"all {len(train)} rows have the answer {shown(train[0].answer)} "
+            f"all {len(train)} rows have the answer {quote(train[0].answer)} "
             f"(first: {train[0].source}); expected at least two of the choices"
         )
         refuse(data_error("data.train", problem))
     for name, part in rows.items():
         balance = label_balance(part)
-        absent = [shown(choice) for choice in choices if part and choice not in balance]
+        absent = [quote(choice) for choice in choices if part and choice not in balance]
         if absent:
             notes.append(f"No row of {name} has the answer {' or '.join(absent)}.")
 

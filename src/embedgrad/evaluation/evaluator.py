@@ -14,7 +14,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
-from embedgrad.model.backbone import Backbone, Prompt, joined
+from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
@@ -151,7 +151,7 @@ class Evaluator:
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
             return self.score(start, sequences, progress)
-        start_PD = joined(start)
+        start_PD = join_spans(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):

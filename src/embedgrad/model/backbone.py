@@ -24,7 +24,7 @@ Prompt = Mapping[str, Tensor]
 """Span name -> its rows [P, D], in the order of the spans; [layers, P, D] for rows per layer."""
 
 
-def joined(prompt: Prompt | Tensor) -> Tensor:
+def join_spans(prompt: Prompt | Tensor) -> Tensor:
     """Rows [P, D] of all spans, one behind the other; a tensor is returned as it is.
 
     Raises `ModelError` for one set of rows per layer, which a causal language model cannot take.

@@ -56,7 +56,7 @@ class PromptEmbedding:
         """Where the rows of each span are: of "span", or of "span 1", "span 2" and so on."""
         return span_places(self.spans)
 
-    def named(self) -> dict[str, Tensor]:
+    def rows_by_span(self) -> dict[str, Tensor]:
         """The refined rows by span, each [P of that span, D]."""
         return {name: self.rows[place] for name, place in self.places().items()}
 

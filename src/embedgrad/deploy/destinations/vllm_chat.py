@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.deploy.destinations.client_code import pieces_source, quoted
+from embedgrad.deploy.destinations.client_code import pieces_source, to_source
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.prompt.sequence import Sequencer
@@ -116,7 +116,7 @@ def messages_source(template: Template) -> str:
                 sources.append(f'{{"type": "text", "text": {pieces_source(part)}}}')
         rows = any(map(_is_span, parts))
         content = f"[{', '.join(sources)}]" if rows else pieces_source(parts[0])
-        messages.append(f'{{"role": {quoted(message.role)}, "content": {content}}}')
+        messages.append(f'{{"role": {to_source(message.role)}, "content": {content}}}')
     return f"[{', '.join(messages)}]"
 
 

@@ -52,7 +52,7 @@ def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) 
             # llama.cpp invents one if the file names none.
             written.append(f'{{%- set {token} = "" -%}}\n')
     first = len(constants)
-    return "".join((*written[:first], BEFORE, *written[first:], _captured(prompts), AFTER))
+    return "".join((*written[:first], BEFORE, *written[first:], _capture_template(prompts), AFTER))
 
 
 def exported_tokenizer(
@@ -165,7 +165,7 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
     }
 
 
-def _captured(prompts: Sequence[ExportedPrompt]) -> str:
+def _capture_template(prompts: Sequence[ExportedPrompt]) -> str:
     """The model's own template, whose output goes into a variable.
 
     Prompts that were trained on different days have different templates if those show the day.

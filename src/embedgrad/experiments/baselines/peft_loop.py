@@ -74,7 +74,7 @@ class PeftMethod(Method):
         """The peak learning rate."""
 
     @abstractmethod
-    def wrapped(self, task: Task) -> AbstractContextManager[Any]:
+    def wrap(self, task: Task) -> AbstractContextManager[Any]:
         """The PEFT model; on leaving the context the base model is as it was."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class PeftMethod(Method):
         """The current model's answers to the dev rows."""
 
     @abstractmethod
-    def kept(self, model: Any) -> dict[str, Tensor]:
+    def copy_trained(self, model: Any) -> dict[str, Tensor]:
         """Copies of the tensors to save."""
 
     def inputs(self, batch: Padded) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ class PeftMethod(Method):
     def train(self, task: Task, seed: int) -> Trained:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with self.wrapped(task) as model:
+            with self.wrap(task) as model:
                 model.eval()
                 return self._fit(task, model, seed)
 
@@ -113,8 +113,8 @@ class PeftMethod(Method):
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
-        best, kept, ended, step = Best(task.metric, {}), self.kept(model), "finished", 0
-        plan, before, saved = {"total": total, "every": every}, 0.0, task.saved()
+        best, kept, ended, step = Best(task.metric, {}), self.copy_trained(model), "finished", 0
+        plan, before, saved = {"total": total, "every": every}, 0.0, task.load_checkpoint()
         if saved is not None:
             kept = _restore(saved, leaves, optimizer)
             best = Best(task.metric, {}, saved.best_step, saved.history)
@@ -127,7 +127,7 @@ class PeftMethod(Method):
                 scores = {"metric": best.metric, "best": best.score, "text": best.history[0]}
                 task.report({"event": "evaluation", **best.history[-1], **scores, **plan})
             if not task.dev or best.step == step:
-                kept = self.kept(model)
+                kept = self.copy_trained(model)
 
         if saved is None:
             evaluate()

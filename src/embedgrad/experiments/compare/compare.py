@@ -254,11 +254,11 @@ def _label_events(report: Report, part: Part) -> Report:
     """Add method and seed to events; a note that repeats in every block is reported once."""
     notes = set()
 
-    def labelled(event: dict[str, Any]) -> None:
+    def add_labels(event: dict[str, Any]) -> None:
         if event.get("event") == "note":
             if event["text"] in notes:
                 return
             notes.add(event["text"])
         report({**event, "method": part.method, "seed": part.seed})
 
-    return labelled
+    return add_labels

@@ -138,7 +138,7 @@ class Folder:
         """Whether the part's answers to the test rows are scored."""
         return (self.work / part.folder / "scored.json").is_file()
 
-    def finished(self) -> list[Part]:
+    def finished_parts(self) -> list[Part]:
         """Every part that is trained and scored, in the order of methods and seeds."""
         return sort_parts(p for p in self._parts() if self.is_trained(p) and self.is_scored(p))
 

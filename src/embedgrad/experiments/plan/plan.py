@@ -79,7 +79,7 @@ def plan(
     }
     if splits is None:
         return values
-    splits, writes = _as_trained(recipe, splits, problems)
+    splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
     began = time.time()
     try:
@@ -144,7 +144,7 @@ def plan(
     return values
 
 
-def _as_trained(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
+def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
     """The rows with what is trained on, and whether the model writes that itself."""
     target, scorer, train = recipe.target, recipe.evaluation.scorer, splits.train
     (source,) = problems.each(

@@ -31,7 +31,7 @@ def forest(results: Mapping[str, Any]) -> Figure:
 
     Raises `RunError` where no method has a difference.
     """
-    methods = ranked(results)
+    methods = rank_methods(results)
     if not methods:
         raise RunError("forest: the results hold no method with a difference to the text prompt")
     with style():
@@ -80,7 +80,7 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def rank_methods(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The methods besides the text prompt that have a difference to it, the best first."""
     others = [entry for entry in results["methods"] if entry["method"] != TEXT]
     found = [entry for entry in others if is_number(entry.get("difference"))]

@@ -18,8 +18,8 @@ from embedgrad.report.figures.series import (
     is_number,
     number,
     percents,
-    smoothed,
-    thinned,
+    smooth,
+    thin,
 )
 from embedgrad.report.figures.theme import LIGHT, new_figure, style
 
@@ -149,9 +149,9 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
 def _loss(axes: Axes, steps: Sequence[tuple[float, float]]) -> None:
     places, losses = [s for s, _ in steps], [loss for _, loss in steps]
     window = max(4, round(len(steps) * SMOOTHED_OVER))
-    places = thinned(places)
-    axes.plot(places, thinned(losses), color=LIGHT["refined"], alpha=0.3, linewidth=1)
-    axes.plot(places, thinned(smoothed(losses, window)), color=LIGHT["refined"])
+    places = thin(places)
+    axes.plot(places, thin(losses), color=LIGHT["refined"], alpha=0.3, linewidth=1)
+    axes.plot(places, thin(smooth(losses, window)), color=LIGHT["refined"])
     axes.set_title("training loss, nats")
 
 

@@ -49,7 +49,7 @@ def describe_drift(run: RunFiles) -> dict[str, Any] | None:
     tokens = run.result.get("tokens")
     if not tokens and run.prompt:
         tokens = [
-            {"span": number, "token": _spelled(name), "distance": d, "cosine": c}
+            {"span": number, "token": _spell(name), "distance": d, "cosine": c}
             for number, span in enumerate(run.prompt["spans"], 1)
             for name, d, c in zip(span["tokens"], span["drift"], span["cosine"], strict=True)
         ]
@@ -124,7 +124,7 @@ def recipe_columns(run: RunFiles) -> tuple[str, ...]:
     return Template.from_dict(template).columns if template else ()
 
 
-def _spelled(token: str) -> str:
+def _spell(token: str) -> str:
     """A token of a byte-level tokenizer with its spaces and line feeds as `drift` shows them."""
     for own, shown in (("\u0120", SPACES[0]), ("\u2581", SPACES[0]), ("\u010a", LINE_END)):
         token = token.replace(own, shown)

@@ -111,7 +111,7 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
             f"{results.get('scored')} are scored. The same command continues it."
         )
     text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
-    methods = [*text, *comparison_figures.ranked(results)]
+    methods = [*text, *comparison_figures.rank_methods(results)]
     facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
     recipe = results.get("recipe")
     parts = (
@@ -199,7 +199,7 @@ def _environment() -> Environment:
         foreign = isinstance(value, str) and not hasattr(value, "__html__")
         return readable(value) if foreign else value
 
-    def fixed(value: object, digits: int = 3) -> str:
+    def decimal(value: object, digits: int = 3) -> str:
         return f"{value:.{digits}f}" if is_number(value) else "-"
 
     environment = Environment(
@@ -213,10 +213,10 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=lambda share: percent(share) if is_number(share) else "-",
         points=lambda share: f"{100 * share:+.1f}" if is_number(share) else "-",
-        fixed=fixed,
+        decimal=decimal,
         duration=lambda seconds: duration(seconds) if is_number(seconds) else "-",
         size=lambda count: size(count) if is_number(count) else "-",
-        chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else fixed(p),
+        chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else decimal(p),
         count=lambda value: f"{value:,}" if is_number(value) else "-",
     )
     return environment

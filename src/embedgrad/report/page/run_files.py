@@ -107,7 +107,7 @@ def version_notes(path: Path, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
+def interpolation_inputs(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
     """What a kept interpolation depends on: digests of files, and the options."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
