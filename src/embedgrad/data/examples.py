@@ -141,8 +141,14 @@ def examples_from(
         source, raw = unknown[0]
         others = ", ".join(f"{quote(text)} ({where})" for where, text in unknown[1:3])
         more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
-        problem = _unknown_label(answer, raw, names.get(raw, raw), allowed)
-        raise data_error(source, f"{problem}{more}")
+        target = names.get(raw, raw)
+        mapped = f" (mapped to {quote(target)})" if target != raw else ""
+        known = ", ".join(quote(choice, 30) for choice in allowed)
+        raise data_error(
+            source,
+            f"label {quote(raw)}{mapped} in column {answer!r} is not among the choices {known}; "
+            f"add it to the choices or map it in labels{more}",
+        )
     return examples
 
 
@@ -154,9 +160,9 @@ def _matching_rows(table: Table, where: Mapping[str, str]) -> list[tuple[Row, st
         if all(cell_text(row.get(name)) == text for name, text in where.items())
     ]
     if not kept:
-        wanted = " and ".join(f"{name} = {quote(text)}" for name, text in where.items())
+        condition = " and ".join(f"{name} = {quote(text)}" for name, text in where.items())
         held = "; ".join(f"{name} holds {_some_values(table, name)}" for name in where)
-        raise data_error(table.name, f"none of {len(pairs)} rows has {wanted}; {held}")
+        raise data_error(table.name, f"none of {len(pairs)} rows has {condition}; {held}")
     return kept
 
 
@@ -172,12 +178,3 @@ def _unusable(name: str, row: Row) -> str:
     if cell_text(value) is None and value is not None and not isinstance(value, float):
         return f"column {name!r} holds a {type(value).__name__}; expected text or a number"
     return f"column {name!r} is empty; expected text (fill the cell or remove the row)"
-
-
-def _unknown_label(column: str, raw: str, target: str, allowed: Sequence[str]) -> str:
-    mapped = f" (mapped to {quote(target)})" if target != raw else ""
-    known = ", ".join(quote(choice, 30) for choice in allowed)
-    return (
-        f"label {quote(raw)}{mapped} in column {column!r} is not among the choices {known}; "
-        "add it to the choices or map it in labels"
-    )

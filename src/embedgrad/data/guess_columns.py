@@ -41,8 +41,8 @@ def guess_columns(table: Table) -> Guess:
     choices = {name: c for name, texts in values.items() if (c := _choices(texts)) is not None}
     answer = _guess_answer([name for name in values if name != group], choices)
     text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
-    found = choices.get(answer) if answer is not None else None
-    return Guess(text, answer, found, group, tuple(_notes(text, answer, found, group)))
+    answers = choices.get(answer) if answer is not None else None
+    return Guess(text, answer, answers, group, tuple(_notes(text, answer, answers, group)))
 
 
 def _column_texts(table: Table, name: str) -> list[str]:

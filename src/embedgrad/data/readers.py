@@ -62,7 +62,13 @@ def read_table(
         return _read_hub(text, split, revision)
     path = Path(text)
     if not os.path.exists(text):
-        raise data_error(text, _missing_file(path))
+        if path.parent.is_dir():
+            close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            problem = f"no such file{hint or _listing(path.parent)}"
+        else:
+            problem = f"no such file, and no folder {str(path.parent)!r}"
+        raise data_error(text, f"{problem} (a Hub data set is written {HUB_FORM})")
     if split is not None or revision is not None:
         raise data_error(
             text, f"a split or a revision needs a Hub data set ({HUB_FORM}), this is a file"
@@ -88,7 +94,7 @@ def read_table(
 
 
 def data_error(where: str, problem: str) -> DataError:
-    """Build a DataError of one printable line, whatever names and values went into it."""
+    """Build a DataError of one line; what does not print becomes an escape."""
     line = f"{where}: {problem}"
     return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
@@ -97,16 +103,6 @@ def quote(value: object, width: int = 60) -> str:
     """Quote a value for a message, cut to `width` characters."""
     text = str(value)
     return repr(text if len(text) <= width else text[: width - 3] + "...")
-
-
-def _missing_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        problem = f"no such file, and no folder {str(path.parent)!r}"
-    else:
-        close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        problem = f"no such file{hint or _listing(path.parent)}"
-    return f"{problem} (a Hub data set is written {HUB_FORM})"
 
 
 def _listing(folder: Path, most: int = 8) -> str:

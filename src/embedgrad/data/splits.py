@@ -172,10 +172,17 @@ def make_splits(
     elif repeats:
         notes.append(f"Allowed by data.allow_duplicates: {repeats}.")
 
-    shares = _shares(explicit, fractions)
+    asked = dict(zip(("dev", "test"), fractions, strict=True))
+    shares = {name: share for name, share in asked.items() if name not in explicit and share}
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise data_error(
+            "data.dev_share, data.test_share",
+            f"are {fractions[0]} for dev and {fractions[1]} for test; "
+            "expected numbers from 0 to 1 that leave something for train",
+        )
     parts: dict[str, Sequence[Example]] = dict(explicit)
     if shares:
-        parts |= _carve(train, shares, columns, seed, notes)
+        parts |= _carve(train, {"train": 1 - sum(shares.values()), **shares}, columns, seed, notes)
     rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
     if choices is not None:
         _check_choices(rows, choices, notes, refuse)
@@ -202,21 +209,6 @@ def _check_groups(explicit: Mapping[str, Sequence[Example]], refuse: Refuse) -> 
                     "be split by group"
                 )
                 return refuse(data_error("data", problem))
-
-
-def _shares(
-    explicit: Mapping[str, Sequence[Example]], fractions: tuple[float, float]
-) -> dict[str, float]:
-    """Share of `train` for each split to carve from it, what remains in train first; or nothing."""
-    asked = dict(zip(("dev", "test"), fractions, strict=True))
-    shares = {name: share for name, share in asked.items() if name not in explicit and share}
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise data_error(
-            "data.dev_share, data.test_share",
-            f"are {fractions[0]} for dev and {fractions[1]} for test; "
-            "expected numbers from 0 to 1 that leave something for train",
-        )
-    return {"train": 1 - sum(shares.values()), **shares} if shares else {}
 
 
 def _carve(

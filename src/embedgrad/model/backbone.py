@@ -25,7 +25,7 @@ Prompt = Mapping[str, Tensor]
 
 
 def join_spans(prompt: Prompt | Tensor) -> Tensor:
-    """Rows [P, D] of all spans, one behind the other; a tensor is returned as it is.
+    """Concatenate the rows of all spans to [P, D]; a tensor is returned as it is.
 
     Raises `ModelError` for one set of rows per layer, which a causal language model cannot take.
     """

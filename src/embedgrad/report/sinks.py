@@ -98,7 +98,7 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
 
     def __exit__(self, *exception: object) -> None:
         """Write what is waiting."""
-        # Its thread's failure comes out here again, as whatever it was; it costs no run.
+        # Its thread's failure comes out here again; it must not end the run.
         with suppress(Exception):
             self._writer.close()
 

@@ -20,7 +20,7 @@ from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Message, Template
 
-PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token in the place of embeddings
+PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token for embeddings
 JOIN = "\n"  # between the parts of a message
 Part = tuple[Piece, ...]  # text, or one piece of the kind "span"
 

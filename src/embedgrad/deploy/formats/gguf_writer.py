@@ -186,7 +186,7 @@ def served_kind(weight: Weight, setting: str) -> Kind:
 def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
     """Rows of `inputs_embeds` in table space: scaled in f32, they give those rows exactly.
 
-    llama.cpp scales Gemma's by the square root of the width, whatever the model's precision.
+    llama.cpp scales Gemma's by the square root of the width in every precision.
     """
     scale = torch.tensor(info.embedding_scale, dtype=torch.float32)
     if info.architecture.lower().startswith("gemma"):

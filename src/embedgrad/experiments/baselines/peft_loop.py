@@ -116,7 +116,12 @@ class PeftMethod(Method):
         best, kept, ended, step = Best(task.metric, {}), self.copy_trained(model), "finished", 0
         plan, before, saved = {"total": total, "every": every}, 0.0, task.load_checkpoint()
         if saved is not None:
-            kept = _restore(saved, leaves, optimizer)
+            with torch.no_grad():
+                for i, leaf in enumerate(leaves):
+                    leaf.copy_(saved.theta[f"leaf.{i}"])
+            optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
+            of_best = (name for name in saved.theta if name.startswith("kept."))
+            kept = {name.removeprefix("kept."): saved.theta[name] for name in of_best}
             best = Best(task.metric, {}, saved.best_step, saved.history)
             step, before = saved.step, saved.seconds
 
@@ -219,15 +224,3 @@ class PeftMethod(Method):
             loss.backward()
             total += loss.item()
         return total
-
-
-@torch.no_grad()
-def _restore(
-    saved: Checkpoint, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Restore leaves and optimizer; returns the tensors of the best step so far."""
-    for i, leaf in enumerate(leaves):
-        leaf.copy_(saved.theta[f"leaf.{i}"])
-    optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
-    of_best = (name for name in saved.theta if name.startswith("kept."))
-    return {name.removeprefix("kept."): saved.theta[name] for name in of_best}

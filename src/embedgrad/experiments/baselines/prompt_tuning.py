@@ -119,7 +119,7 @@ class PromptTuning(PeftPrompt):
                 # may be tokenized differently.
                 rows_PD = task.model.embed(task.sequencer.prompt_ids)
                 with torch.no_grad():
-                    _encoder(model).embedding.weight.copy_(rows_PD)
+                    model.prompt_encoder[model.active_adapter].embedding.weight.copy_(rows_PD)
             yield model
 
 
@@ -153,7 +153,3 @@ def rows_of(model: Any) -> Tensor:
     """The rows [P, D] that PEFT puts before a batch, in float32."""
     rows: Tensor = model.get_prompt(batch_size=1)[0]
     return rows.detach().float().clone()
-
-
-def _encoder(model: Any) -> Any:
-    return model.prompt_encoder[model.active_adapter]

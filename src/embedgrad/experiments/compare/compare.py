@@ -55,8 +55,7 @@ def compare(
     What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
     is listed under "failed", and the others continue. After Ctrl-C the results say `interrupted`,
     and the same call resumes. Raises `RunError` if `out` belongs to another recipe, `RecipeError`
-    if a method that the recipe names cannot run, and whatever the recipe's data, template and
-    model raise.
+    if a method that the recipe names cannot run, and the errors of its data, template and model.
     """
     recipe = Recipe.from_dict(recipe.as_dict())  # one that was made in Python is not checked yet
     parts, skipped = plan_parts(recipe)

@@ -289,7 +289,7 @@ class Folder:
 
 
 def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
-    """An answer from its JSON, where null stands for an infinite loss.
+    """An answer from its JSON, where null is an infinite loss.
 
     Raises `KeyError` or `TypeError` for anything else.
     """

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 _TITLES = re.compile(r'<section id="(\w+)" aria-labelledby="[\w-]+">\s*<h2 [^>]*>([^<]*)</h2>')
 
-# What a screen reader says in the place of a figure; the numbers are in a table below it.
+# What a screen reader says instead of a figure; the numbers are in a table below it.
 LABELS = {
     "cost": "Accuracy by training time, method by method",
     "curves": "Training loss and dev score by step",
@@ -70,8 +70,8 @@ def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
         return {**run.interpolation, "drawn": drawn}
 
     def reliability() -> dict[str, Any]:
-        found = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
-        return {"found": found, "drawn": _svg("reliability", figures.reliability(survey))}
+        bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
+        return {"bins": bins, "drawn": _svg("reliability", figures.reliability(survey))}
 
     page = _Page([*run.notes, *notes])
     survey = [row for _, row in run.survey]
@@ -194,8 +194,8 @@ def _asset(name: str) -> str:
 def _environment() -> Environment:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-    def shown(value: Any) -> Any:
-        """Everything that is written out but what a template calls safe."""
+    def make_readable(value: Any) -> Any:
+        """Escape every text that no template calls safe."""
         foreign = isinstance(value, str) and not hasattr(value, "__html__")
         return readable(value) if foreign else value
 
@@ -205,7 +205,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("embedgrad.report", "assets"),
         autoescape=True,
-        finalize=shown,
+        finalize=make_readable,
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -26,7 +26,7 @@ def readable(text: str) -> str:
 
 
 def script_json(value: Any) -> str:
-    """A value as JSON that a `<script>` element may hold, whatever it contains."""
+    """A value as JSON that a `<script>` element may hold."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -36,10 +36,10 @@ def shorten(texts: Sequence[str], budget: int) -> list[Shown]:
 
     Short ones stay whole, long ones share what is left; each says how many characters it lost.
     """
-    wanted = [_bytes(readable(text[: budget + 1])) for text in texts]
+    sizes = [_bytes(readable(text[: budget + 1])) for text in texts]
     shown: list[Shown] = list(texts)
     left, waiting = budget, len(texts)
-    for i in sorted(range(len(texts)), key=wanted.__getitem__):
+    for i in sorted(range(len(texts)), key=sizes.__getitem__):
         shown[i] = _fit(texts[i], max(0, left // waiting))
         taken = shown[i] if isinstance(shown[i], str) else shown[i][0]
         left -= _bytes(str(taken))

@@ -36,7 +36,7 @@ class Progress(AbstractContextManager["Progress"]):
     """Takes a run's events and shows on `stream` (default: stderr) how far it is.
 
     In a terminal two lines are renewed in place, with notes printed above them; leaving the
-    context restores the terminal, whatever ended the run. Anywhere else a note, a stage and an
+    context restores the terminal. Anywhere else a note, a stage and an
     evaluation are one plain line each, and scoring one line in ten seconds at most; a run without
     dev rows gets a line per tenth. `quiet` writes nothing.
     """
