@@ -77,7 +77,7 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 def _quantize(weight: Weight, kind: Kind) -> Weight:
     if kind in (weight.kind, Kind.F16):
-        return weight.converted(kind)
+        return weight.convert(kind)
     quantized = replace(weight, kind=kind)
 
     def read(start: int, stop: int) -> Bytes:

@@ -148,7 +148,7 @@ def measure_comparison(
                 f"{kept} has other rows: {'; '.join([*phrases[:3], *more])}; the new results "
                 f"are in {out.relative_to(ROOT)}; deleting {kept} makes place for them"
             )
-        results = joined(before, results)
+        results = merge_results(before, results)
     write_json(path, results)
 
 
@@ -168,7 +168,7 @@ def placeless(value: Any, data: Path | None) -> Any:
     return value
 
 
-def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def merge_results(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A comparison with the other rows of an earlier one, from which nothing else differs."""
     for row in before["rows"]:
         row["versions"] = row.get("versions") or before["versions"]

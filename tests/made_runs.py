@@ -10,7 +10,7 @@ from typing import Any
 
 from embedgrad.atomic_files import write_json
 from embedgrad.evaluation.significance import mcnemar_exact, wilson_interval
-from embedgrad.report.page.run_files import RESULT_VERSION, asked_for
+from embedgrad.report.page.run_files import RESULT_VERSION, interpolation_inputs
 from run_kit import write_jsonl
 
 CHOICES = ("negative", "positive")
@@ -97,7 +97,8 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
     write_jsonl(folder / "events.jsonl", events())
     write_jsonl(folder / "predictions.jsonl", rows)
     write_json(
-        folder / "interpolation.json", {**asked_for(folder, 100, ()), **made_interpolation()}
+        folder / "interpolation.json",
+        {**interpolation_inputs(folder, 100, ()), **made_interpolation()},
     )
     return folder
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from embedgrad import ExportError
 from embedgrad.deploy.destinations.vocabulary import Vocabulary
-from embedgrad.deploy.formats import checkpoint
-from embedgrad.deploy.formats.checkpoint import Checkpoint
+from embedgrad.deploy.formats import weight_files
+from embedgrad.deploy.formats.weight_files import WeightFiles
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.deploy.verify.vocabulary import CheckpointEngine
@@ -139,7 +139,7 @@ def test_links_lead_to_the_file_itself(
     job = small(tmp_path, ExportSettings(weights="link"), shards="40KB")
     blobs = as_the_hub_stores_it(tmp_path / "base")
     if not one_disk:
-        monkeypatch.setattr(checkpoint.os, "link", refuse)
+        monkeypatch.setattr(weight_files.os, "link", refuse)
     (tmp_path / "elsewhere").mkdir()
     out = tmp_path / "elsewhere" / "out"
     facts = written(out, job)
@@ -178,7 +178,7 @@ def test_the_result_does_not_depend_on_the_size_of_chunks(
 ) -> None:
     job = small(tmp_path, ExportSettings(dtype="bfloat16"))
     written(tmp_path / "out", job)
-    monkeypatch.setattr(checkpoint, "CHUNK", 64)
+    monkeypatch.setattr(weight_files, "CHUNK", 64)
     written(tmp_path / "again", job)
     one, other = (tmp_path / f / "model.safetensors" for f in ("out", "again"))
     assert one.read_bytes() == other.read_bytes()
@@ -199,10 +199,10 @@ def test_odd_tensors_are_copied_as_they_are(tmp_path: Path) -> None:
     save_file(odd, folder / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
-    read = Checkpoint.read(folder)
+    read = WeightFiles.read(folder)
     table = read.tensors["table"]
     row = torch.randn(2, 3)
-    changes = {"table": checkpoint.NewTensor.joined("BF16", table, row)}
+    changes = {"table": weight_files.NewTensor.join("BF16", table, row)}
     (tmp_path / "out").mkdir()
     read.write(tmp_path / "out", changes, "table", link=False)
     found = load_file(tmp_path / "out" / "model.safetensors")

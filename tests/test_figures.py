@@ -11,7 +11,7 @@ from embedgrad.errors import RunError
 from embedgrad.report.figures import comparison
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.comparison import count
-from embedgrad.report.figures.series import MOST_POINTS, smoothed, thinned
+from embedgrad.report.figures.series import MOST_POINTS, smooth, thin
 from embedgrad.report.figures.theme import image, inline_svg
 from made_runs import HOSTILE, answered_rows, events, made_interpolation, made_results
 
@@ -205,11 +205,11 @@ def test_figures_heed_no_settings_of_the_user() -> None:
 
 
 def test_series() -> None:
-    assert smoothed([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
-    assert thinned([1.0, 2.0]) == [1, 2]
-    assert thinned([]) == []
+    assert smooth([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert thin([1.0, 2.0]) == [1, 2]
+    assert thin([]) == []
     long = [float(i) for i in range(1_001)]
-    short = thinned(long)
+    short = thin(long)
     assert len(short) <= MOST_POINTS
     assert math.isclose(sum(short[:-1]) * 3 + sum(long[-2:]), sum(long))
 

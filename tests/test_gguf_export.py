@@ -95,7 +95,7 @@ def quantized(base: Path) -> LanguageModel:
     """The same with matrices in blocks of eight bits."""
     path = base.with_name("quantized.gguf")
     held = read_contents(base)
-    weights = [w if len(w.shape) == 1 else w.converted(Kind.Q8_0) for w in held.weights]
+    weights = [w if len(w.shape) == 1 else w.convert(Kind.Q8_0) for w in held.weights]
     write_gguf(path, held._replace(weights=weights))
     return opened(path)
 

@@ -98,5 +98,5 @@ def test_the_converted_checkpoint_becomes_the_file_that_it_came_from(model: Lang
     ours, theirs = ({w.name: w for w in c.weights} for c in (made, source))
     assert set(ours) == set(theirs)
     for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.29.attn_k.weight"):
-        old = theirs[name].converted(Kind.F32)
+        old = theirs[name].convert(Kind.F32)
         assert (ours[name].read(0, old.rows) == old.read(0, old.rows)).all(), name

@@ -24,7 +24,7 @@ from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
 from embedgrad.experiments.baselines.prompting import draw
 from embedgrad.experiments.baselines.templates import with_examples, with_span
-from embedgrad.model.backbone import joined
+from embedgrad.model.backbone import join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -337,7 +337,7 @@ def test_peft_gets_the_batches_of_our_own_loop(monkeypatch: pytest.MonkeyPatch) 
     plain = LanguageModel.outcome
 
     def spy(self: Any, prompt: Any, sequences: Sequence[TokenSequence], **options: Any) -> Any:
-        if joined(prompt).requires_grad:
+        if join_spans(prompt).requires_grad:
             ours.append([s.example.source for s in sequences])
         return plain(self, prompt, sequences, **options)
 
@@ -361,7 +361,7 @@ def test_long_rows_take_more_passes_and_the_same_step(monkeypatch: pytest.Monkey
     )
 
     def gradients() -> tuple[float, list[Tensor]]:
-        with method.wrapped(task) as model:
+        with method.wrap(task) as model:
             loss = method._gradients(task, model, lines, 1)
             return loss, [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -403,7 +403,7 @@ def test_prompt_rows_score_as_in_pefts_own_forward(name: str, placement: str) ->
     task, method = task_of(made), peft(name)
     lengths = {len(s.prefix + s.suffix + s.targets[s.gold]) for s in task.dev}
     assert len(lengths) > 1  # some rows are padded
-    with torch.random.fork_rng(), method.wrapped(task) as model:
+    with torch.random.fork_rng(), method.wrap(task) as model:
         torch.manual_seed(0)
         with torch.no_grad():
             for value in model.parameters():
@@ -422,7 +422,7 @@ def test_prompt_rows_score_as_in_pefts_own_forward(name: str, placement: str) ->
 def test_lora_scores_as_in_pefts_own_forward(architecture: str) -> None:
     made = small(architecture=architecture)
     task, method = task_of(made), peft("peft-lora")
-    with torch.random.fork_rng(), method.wrapped(task) as model:
+    with torch.random.fork_rng(), method.wrap(task) as model:
         torch.manual_seed(0)
         with torch.no_grad():
             for value in model.parameters():
@@ -430,12 +430,12 @@ def test_lora_scores_as_in_pefts_own_forward(architecture: str) -> None:
                     value += 0.1 * torch.randn_like(value)
         model.eval()
         expected = peft_logprobs(method, task, model)
-        kept = method.kept(model)
+        kept = method.copy_trained(model)
     plain = [a.loss for a in METHODS["text"].answer(task, Trained({}, {}), task.dev).answered]
     ours = method.answer(task, Trained(kept, {}), task.dev).answered
     assert [a.loss for a in ours] != plain
     # The loss of choices is among themselves, so compare the log-probabilities themselves.
-    with torch.random.fork_rng(), method.wrapped(task) as model, torch.no_grad():
+    with torch.random.fork_rng(), method.wrap(task) as model, torch.no_grad():
         for name, value in model.named_parameters():
             if value.requires_grad:
                 value.copy_(kept[name])
@@ -452,7 +452,7 @@ def test_the_text_start_is_pefts_own(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "tiny")
     made = small()
     method, task = peft("peft-prompt-tuning-text"), task_of(made)
-    with method.wrapped(task) as model:
+    with method.wrap(task) as model:
         ours = rows_of(model)
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -523,7 +523,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
     lines = [method.line(task, sequence) for sequence in task.train]
     assert len({len(answer) for _, answer in lines}) > 1
     found = []
-    with method.wrapped(task) as model:
+    with method.wrap(task) as model:
         for parts in (1, 3):
             loss = method._gradients(task, model, lines, parts)
             (leaf,) = (value for value in model.parameters() if value.requires_grad)

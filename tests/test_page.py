@@ -21,7 +21,7 @@ from embedgrad.report.page import page as page_module
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import page_rows
 from embedgrad.report.page.run_files import read_comparison, read_run
-from embedgrad.report.page.safe_text import embedded, readable, shorten
+from embedgrad.report.page.safe_text import readable, script_json, shorten
 from made_runs import HOSTILE, WORDS, answered_rows, events, made_comparison, made_results, made_run
 from run_kit import Command, write_jsonl
 
@@ -232,9 +232,9 @@ def test_texts_are_shortened_to_their_budget_and_say_so(texts: list[str], budget
         kept, left = (part, 0) if isinstance(part, str) else part
         assert left >= 0
         assert kept == readable(text[: len(text) - left])
-        taken += len(embedded(kept).encode()) - 2
+        taken += len(script_json(kept).encode()) - 2
     assert taken <= budget
-    if sum(len(embedded(readable(text)).encode()) - 2 for text in texts) <= budget:
+    if sum(len(script_json(readable(text)).encode()) - 2 for text in texts) <= budget:
         assert all(isinstance(part, str) for part in shown)
 
 
@@ -274,7 +274,7 @@ def test_graded_scores_are_shown_as_they_are(tmp_path: Path) -> None:
 @given(st.text())
 @example("</script><!--\u2028\ud800\x00")
 def test_embedded_text_cannot_leave_its_script(text: str) -> None:
-    content = embedded([readable(text)])
+    content = script_json([readable(text)])
     assert "<" not in content
     content.encode()
     assert json.loads(content) == [readable(text)]

@@ -511,7 +511,7 @@ def test_memory_is_brought_down_by_what_changes_no_result_first() -> None:
     assert first["memory_bytes"] <= (budget.memory_bytes or 0)
     assert first["seconds"] > now.seconds["all"]
     changed = dataclasses.replace(estimating, room=first["value"])(recipe)
-    assert (changed.taken("memory"), changed.taken("time")) == (
+    assert (changed.amount("memory"), changed.amount("time")) == (
         first["memory_bytes"],
         first["seconds"],
     )

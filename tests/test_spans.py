@@ -145,13 +145,12 @@ def made(request: pytest.FixtureRequest) -> Kit:
 
 def test_rows_are_seen_by_span(made: Kit) -> None:
     prompt = prompt_of(made)
-    named = prompt.named()
+    named = {name: prompt.rows[place] for name, place in prompt.places().items()}
     assert list(named) == ["span 1", "span 2"]
     assert [len(rows) for rows in named.values()] == [len(span.ids) for span in prompt.spans]
     assert torch.equal(torch.cat([*named.values()]), prompt.rows)
     alone = prompt_of(kit(dtype=torch.float32))
-    assert torch.equal(alone.named()["span"], alone.rows)
-    assert list(alone.named()) == ["span"]
+    assert alone.places() == {"span": slice(0, len(alone.rows))}
     with pytest.raises(TemplateError, match=r"2 spans, but this works with one"):
         _ = prompt.span
 

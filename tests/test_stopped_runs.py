@@ -19,7 +19,7 @@ import torch
 from embedgrad import DivergenceError, Recipe, RunError, load, run
 from embedgrad.atomic_files import finite
 from embedgrad.evaluation.evaluator import Evaluator
-from embedgrad.model.backbone import joined
+from embedgrad.model.backbone import join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.training.checkpoint import Checkpoint
 from run_kit import ROWS, Command, values
@@ -227,7 +227,7 @@ def test_a_model_that_says_only_nan_later_keeps_the_last_good_rows(
     score, looks = Evaluator.score, iter(range(10))
 
     def spoiled(self: Evaluator, prompt: Any, *others: Any) -> Any:
-        rows = joined(prompt)
+        rows = join_spans(prompt)
         return score(self, rows * torch.nan if next(looks) == 2 else rows, *others)
 
     monkeypatch.setattr(Evaluator, "score", spoiled)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from embedgrad.data.readers import Table, data_error, read_table, shown
+from embedgrad.data.readers import Table, data_error, quote, read_table
 from refusals import refused
 
 ROWS: list[dict[str, object]] = [
@@ -243,7 +243,7 @@ def test_missing_package_names_the_extra(
 
 
 def test_messages_stay_on_one_line_whatever_they_quote() -> None:
-    message = str(data_error("a\nb.csv:1", f"\x1b[31m {shown('x' * 100)} caf\u00e9\u2028"))
+    message = str(data_error("a\nb.csv:1", f"\x1b[31m {quote('x' * 100)} caf\u00e9\u2028"))
     assert message == f"a\\nb.csv:1: \\x1b[31m '{'x' * 57}...' caf\u00e9\\u2028"
 
 

@@ -122,11 +122,11 @@ def _around(model: LanguageModel, query: Ids, before: bool) -> tuple[Ids, Ids, i
     sequencer = model.sequencer(template, Target(), rows)
     prefixes, suffixes = zip(*((s.prefix, s.suffix) for s in map(sequencer, rows)), strict=True)
     if before:
-        return prefixes[0], _filled(suffixes, query), 0
-    return _filled(prefixes, query), suffixes[0], sequencer(rows[0]).shared
+        return prefixes[0], _fill(suffixes, query), 0
+    return _fill(prefixes, query), suffixes[0], sequencer(rows[0]).shared
 
 
-def _filled(pair: tuple[Ids, Ids], query: Ids) -> Ids:
+def _fill(pair: tuple[Ids, Ids], query: Ids) -> Ids:
     one, other = pair
     (place,) = (i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
     return one[:place] + query + one[place + 1 :]

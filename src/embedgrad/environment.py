@@ -19,11 +19,11 @@ PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
 
 def versions(*more: str) -> dict[str, str]:
     """Versions of what the numbers depend on, and of `more` packages where they are installed."""
-    found = {"python": sys.version.split()[0]}
+    by_name = {"python": sys.version.split()[0]}
     for name in (*PACKAGES, *more):
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            by_name[name] = importlib.metadata.version(name)
+    return by_name
 
 
 def peak_memory(device: torch.device | None = None) -> int:

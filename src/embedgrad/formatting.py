@@ -62,7 +62,7 @@ def operations(count: float) -> str:
     return f"{count:.3g} PFLOP"
 
 
-def left(seconds: float | None) -> str:
+def eta(seconds: float | None) -> str:
     """52 s left; nothing where that is unknown or over."""
     return f"{duration(seconds)} left" if seconds is not None and seconds > 0 else ""
 

@@ -9,7 +9,7 @@ import torch
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import ModelError
-from embedgrad.model.backbone import Backbone, joined
+from embedgrad.model.backbone import Backbone, join_spans
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.training.loss import join_outcomes
@@ -35,7 +35,7 @@ def test_rows_for_each_layer_are_refused() -> None:
     with pytest.raises(ModelError, match=r"'deep' has rows of shape \[3, 2, 32\].*all layers"):
         made.model.outcome({"deep": torch.zeros(3, 2, 32)}, made.sequences)
     with pytest.raises(ModelError, match="one set of rows"):
-        joined(torch.zeros(3, 2, 32))
+        join_spans(torch.zeros(3, 2, 32))
 
 
 def test_an_outcome_carries_what_its_examples_say() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError, RunError
-from embedgrad.model.backbone import Prompt, joined
+from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
@@ -35,7 +35,7 @@ class Spoiled(LanguageModel):
     """A model whose outcome, in training, is passed through `spoil` with the rows and a count."""
 
     def outcome(self, prompt: Prompt | Tensor, *args: Any, **options: Any) -> Outcome:
-        outcome, rows_PD = super().outcome(prompt, *args, **options), joined(prompt)
+        outcome, rows_PD = super().outcome(prompt, *args, **options), join_spans(prompt)
         if not rows_PD.requires_grad:
             return outcome
         self.passes = getattr(self, "passes", 0) + 1

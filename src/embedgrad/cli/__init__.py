@@ -39,7 +39,7 @@ __all__ = [
 INTERRUPTED, NO_GAIN = 130, 4
 
 # The base of typer's errors about arguments, which has no public name.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -62,18 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except EmbedgradError as error:
         warn(*f"error: {error}".split("\n"))
     except _UsageError as error:
-        warn(f"error: {_usage(error)}")
+        verb = error.ctx.command_path if error.ctx is not None else "embedgrad"
+        warn(f"error: {error.format_message().rstrip('.')}; see `{verb} --help`")
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         warn(f"error: {one_line(error)}")
     sys.exit(code)
-
-
-def _usage(error: Any) -> str:
-    """What is wrong with the arguments, and where the help is."""
-    verb = error.ctx.command_path if error.ctx is not None else "embedgrad"
-    return f"{error.format_message().rstrip('.')}; see `{verb} --help`"
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Shared by all commands."""
+"""Options, printing and errors of every command."""
 
 from __future__ import annotations
 

@@ -52,8 +52,14 @@ def generate(
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report import Progress
 
-    if as_stream:
-        _check_stream(query, as_json, samples)
+    if as_stream and query is None:
+        raise OptionError(
+            "--stream: needs the query as an argument; leave it out for standard input"
+        )
+    if as_stream and as_json:
+        raise OptionError("--stream: prints plain text; leave out --json")
+    if as_stream and samples is not None and samples > 1:
+        raise OptionError("--stream: prints one answer; leave out --samples")
     if query is None and sys.stdin.isatty():
         raise OptionError(
             "generate: no query; give one as an argument, or JSON lines on standard input"
@@ -87,15 +93,3 @@ def generate(
         typer.echo()
     if opened.sequencer.truncated:
         warn(*opened.sequencer.notes([])[-1:])
-
-
-def _check_stream(query: str | None, as_json: bool, samples: int | None) -> None:
-    """Refuse --stream where there is not one generated answer to print as text."""
-    if query is None:
-        raise OptionError(
-            "--stream: needs the query as an argument; leave it out for standard input"
-        )
-    if as_json:
-        raise OptionError("--stream: prints plain text; leave out --json")
-    if samples is not None and samples > 1:
-        raise OptionError("--stream: prints one answer; leave out --samples")

@@ -93,9 +93,9 @@ def _interpolate(
 ) -> list[str]:
     """Compute the interpolation unless the saved one is current; returns notes if there is none."""
     from embedgrad.errors import EmbedgradError
-    from embedgrad.report.page.run_files import INTERPOLATION, asked_for
+    from embedgrad.report.page.run_files import INTERPOLATION, interpolation_inputs
 
-    current = asked_for(files.folder, rows, overrides)["from"]
+    current = interpolation_inputs(files.folder, rows, overrides)["from"]
     saved = files.interpolation.get("from")
     same_rows = isinstance(saved, dict) and saved.get("artifact") == current["artifact"]
     if saved == current or (no_model and same_rows):

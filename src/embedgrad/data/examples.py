@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, final
 
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.data.readers import Row, Table, data_error, shown
+from embedgrad.data.readers import Row, Table, data_error, quote
 from embedgrad.errors import DataError, nearest
 
 
@@ -64,7 +64,7 @@ def solution_pieces(solution: str) -> tuple[Piece, ...]:
     pieces = parse(solution, "data.solution")
     if any(piece.kind == "span" for piece in pieces):
         raise DataError(
-            f"data.solution: {shown(solution)} holds [[ ]], which mark the words to refine; "
+            f"data.solution: {quote(solution)} holds [[ ]], which mark the words to refine; "
             "expected a column, or a text with {columns} alone"
         )
     return pieces
@@ -110,7 +110,7 @@ def examples_from(
 
     examples: list[Example] = []
     unknown: list[tuple[str, str]] = []  # where, and the raw answer
-    for row, source in _kept(table, where or {}):
+    for row, source in _matching_rows(table, where or {}):
         texts = {name: text for name, cell in row.items() if (text := cell_text(cell)) is not None}
         for _, name in needed:
             if not texts.get(name, "").strip():
@@ -139,14 +139,20 @@ def examples_from(
     if unknown:
         assert answer is not None
         source, raw = unknown[0]
-        others = ", ".join(f"{shown(text)} ({where})" for where, text in unknown[1:3])
+        others = ", ".join(f"{quote(text)} ({where})" for where, text in unknown[1:3])
         more = f" (of {len(unknown)} such rows the next: {others})" if others else ""
-        problem = _unknown_label(answer, raw, names.get(raw, raw), allowed)
-        raise data_error(source, f"{problem}{more}")
+        target = names.get(raw, raw)
+        mapped = f" (mapped to {quote(target)})" if target != raw else ""
+        known = ", ".join(quote(choice, 30) for choice in allowed)
+        raise data_error(
+            source,
+            f"label {quote(raw)}{mapped} in column {answer!r} is not among the choices {known}; "
+            f"add it to the choices or map it in labels{more}",
+        )
     return examples
 
 
-def _kept(table: Table, where: Mapping[str, str]) -> list[tuple[Row, str]]:
+def _matching_rows(table: Table, where: Mapping[str, str]) -> list[tuple[Row, str]]:
     pairs = list(zip(table.rows, table.sources, strict=True))
     kept = [
         (row, source)
@@ -154,15 +160,15 @@ def _kept(table: Table, where: Mapping[str, str]) -> list[tuple[Row, str]]:
         if all(cell_text(row.get(name)) == text for name, text in where.items())
     ]
     if not kept:
-        wanted = " and ".join(f"{name} = {shown(text)}" for name, text in where.items())
+        condition = " and ".join(f"{name} = {quote(text)}" for name, text in where.items())
         held = "; ".join(f"{name} holds {_some_values(table, name)}" for name in where)
-        raise data_error(table.name, f"none of {len(pairs)} rows has {wanted}; {held}")
+        raise data_error(table.name, f"none of {len(pairs)} rows has {condition}; {held}")
     return kept
 
 
 def _some_values(table: Table, name: str, most: int = 8) -> str:
     counts = Counter(text for row in table.rows if (text := cell_text(row.get(name))) is not None)
-    values = ", ".join(shown(text, 30) for text, _ in counts.most_common(most))
+    values = ", ".join(quote(text, 30) for text, _ in counts.most_common(most))
     more = f" and {len(counts) - most} more" if len(counts) > most else ""
     return f"{values or 'nothing'}{more}"
 
@@ -172,12 +178,3 @@ def _unusable(name: str, row: Row) -> str:
     if cell_text(value) is None and value is not None and not isinstance(value, float):
         return f"column {name!r} holds a {type(value).__name__}; expected text or a number"
     return f"column {name!r} is empty; expected text (fill the cell or remove the row)"
-
-
-def _unknown_label(column: str, raw: str, target: str, allowed: Sequence[str]) -> str:
-    mapped = f" (mapped to {shown(target)})" if target != raw else ""
-    known = ", ".join(shown(choice, 30) for choice in allowed)
-    return (
-        f"label {shown(raw)}{mapped} in column {column!r} is not among the choices {known}; "
-        "add it to the choices or map it in labels"
-    )

@@ -41,8 +41,8 @@ def guess_columns(table: Table) -> Guess:
     choices = {name: c for name, texts in values.items() if (c := _choices(texts)) is not None}
     answer = _guess_answer([name for name in values if name != group], choices)
     text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
-    found = choices.get(answer) if answer is not None else None
-    return Guess(text, answer, found, group, tuple(_notes(text, answer, found, group)))
+    answers = choices.get(answer) if answer is not None else None
+    return Guess(text, answer, answers, group, tuple(_notes(text, answer, answers, group)))
 
 
 def _column_texts(table: Table, name: str) -> list[str]:
@@ -61,7 +61,7 @@ def _choices(texts: Sequence[str]) -> tuple[str, ...] | None:
 
 def _guess_answer(names: Sequence[str], choices: Mapping[str, tuple[str, ...]]) -> str | None:
     """A known name with few values, else a known name, else the column with the fewest values."""
-    known = _preferred(names, ANSWER_NAMES)
+    known = _sort_known(names, ANSWER_NAMES)
     few = [name for name in names if name in choices and name.lower() not in TEXT_NAMES]
     by_count = sorted(few, key=lambda name: len(choices[name]))
     ranked = [name for name in known if name in choices] + known + by_count
@@ -74,11 +74,11 @@ def _guess_text(table: Table, values: Mapping[str, Sequence[str]]) -> str:
     if not strings:
         columns = ", ".join(table.columns)
         raise data_error(table.name, f"no column holds text to read; its columns are {columns}")
-    known = _preferred(strings, TEXT_NAMES)
+    known = _sort_known(strings, TEXT_NAMES)
     return known[0] if known else max(strings, key=lambda n: sum(map(len, values[n])))
 
 
-def _preferred(names: Sequence[str], order: Sequence[str]) -> list[str]:
+def _sort_known(names: Sequence[str], order: Sequence[str]) -> list[str]:
     return sorted((n for n in names if n.lower() in order), key=lambda n: order.index(n.lower()))
 
 

@@ -62,7 +62,13 @@ def read_table(
         return _read_hub(text, split, revision)
     path = Path(text)
     if not os.path.exists(text):
-        raise data_error(text, _missing_file(path))
+        if path.parent.is_dir():
+            close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            problem = f"no such file{hint or _listing(path.parent)}"
+        else:
+            problem = f"no such file, and no folder {str(path.parent)!r}"
+        raise data_error(text, f"{problem} (a Hub data set is written {HUB_FORM})")
     if split is not None or revision is not None:
         raise data_error(
             text, f"a split or a revision needs a Hub data set ({HUB_FORM}), this is a file"
@@ -88,25 +94,15 @@ def read_table(
 
 
 def data_error(where: str, problem: str) -> DataError:
-    """Build a DataError of one printable line, whatever names and values went into it."""
+    """Build a DataError of one line; what does not print becomes an escape."""
     line = f"{where}: {problem}"
     return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
-def shown(value: object, width: int = 60) -> str:
+def quote(value: object, width: int = 60) -> str:
     """Quote a value for a message, cut to `width` characters."""
     text = str(value)
     return repr(text if len(text) <= width else text[: width - 3] + "...")
-
-
-def _missing_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        problem = f"no such file, and no folder {str(path.parent)!r}"
-    else:
-        close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        problem = f"no such file{hint or _listing(path.parent)}"
-    return f"{problem} (a Hub data set is written {HUB_FORM})"
 
 
 def _listing(folder: Path, most: int = 8) -> str:
@@ -148,7 +144,7 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=unrepeated)
+            row = json.loads(line, object_pairs_hook=unique_keys)
             if "\\ud" in line.lower():  # half of a pair parses, but no tokenizer can encode it
                 json.dumps(row, ensure_ascii=False).encode()
             problem = "" if isinstance(row, dict) else f"holds a {type(row).__name__}"
@@ -167,15 +163,15 @@ def _read_jsonl(data: bytes, name: str) -> Parsed:
     return tuple(columns), rows, numbers
 
 
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object from its pairs; raises ValueError where a key occurs twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
-        raise ValueError(f"key {shown(_repeated([key for key, _ in pairs]))} occurs twice")
+        raise ValueError(f"key {quote(_first_repeat([key for key, _ in pairs]))} occurs twice")
     return row
 
 
-def _repeated(names: Sequence[str]) -> str:
+def _first_repeat(names: Sequence[str]) -> str:
     """Return the first name that occurs more than once."""
     return next(name for name in names if names.count(name) > 1)
 
@@ -197,7 +193,8 @@ def _read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
     if len(set(header)) != len(header):
         raise data_error(
             f"{name}:{start}",
-            f"column {shown(_repeated(header))} occurs twice in the header; expected unique names",
+            f"column {quote(_first_repeat(header))} occurs twice in the header; "
+            "expected unique names",
         )
     rows: list[Row] = []
     for number, cells in records[1:]:
@@ -237,7 +234,7 @@ def _read_parquet(data: bytes, name: str) -> Parsed:
 def _from_arrow(table: Any, name: str) -> Parsed:
     columns = tuple(table.column_names)
     if len(set(columns)) != len(columns):
-        raise data_error(name, f"column {shown(_repeated(columns))} occurs twice")
+        raise data_error(name, f"column {quote(_first_repeat(columns))} occurs twice")
     return columns, table.to_pylist(), list(range(1, table.num_rows + 1))
 
 

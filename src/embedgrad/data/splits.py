@@ -13,7 +13,7 @@ from typing import final
 from embedgrad.data.duplicates import shared_texts, text_key, without_shared
 from embedgrad.data.examples import Example, cell_text, examples_from
 from embedgrad.data.problems import Problems
-from embedgrad.data.readers import Table, data_error, read_table, shown
+from embedgrad.data.readers import Table, data_error, quote, read_table
 from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
@@ -172,10 +172,17 @@ def make_splits(
     elif repeats:
         notes.append(f"Allowed by data.allow_duplicates: {repeats}.")
 
-    shares = _shares(explicit, fractions)
+    asked = dict(zip(("dev", "test"), fractions, strict=True))
+    shares = {name: share for name, share in asked.items() if name not in explicit and share}
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise data_error(
+            "data.dev_share, data.test_share",
+            f"are {fractions[0]} for dev and {fractions[1]} for test; "
+            "expected numbers from 0 to 1 that leave something for train",
+        )
     parts: dict[str, Sequence[Example]] = dict(explicit)
     if shares:
-        parts |= _carve(train, shares, columns, seed, notes)
+        parts |= _carve(train, {"train": 1 - sum(shares.values()), **shares}, columns, seed, notes)
     rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
     if choices is not None:
         _check_choices(rows, choices, notes, refuse)
@@ -202,21 +209,6 @@ def _check_groups(explicit: Mapping[str, Sequence[Example]], refuse: Refuse) -> 
                     "be split by group"
                 )
                 return refuse(data_error("data", problem))
-
-
-def _shares(
-    explicit: Mapping[str, Sequence[Example]], fractions: tuple[float, float]
-) -> dict[str, float]:
-    """Share of `train` for each split to carve from it, what remains in train first; or nothing."""
-    asked = dict(zip(("dev", "test"), fractions, strict=True))
-    shares = {name: share for name, share in asked.items() if name not in explicit and share}
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise data_error(
-            "data.dev_share, data.test_share",
-            f"are {fractions[0]} for dev and {fractions[1]} for test; "
-            "expected numbers from 0 to 1 that leave something for train",
-        )
-    return {"train": 1 - sum(shares.values()), **shares} if shares else {}
 
 
 def _carve(
@@ -305,13 +297,13 @@ def _check_choices(
     train = rows["train"]
     if len(label_balance(train)) < 2:
         problem = (
-            f"all {len(train)} rows have the answer {shown(train[0].answer)} "
+            f"all {len(train)} rows have the answer {quote(train[0].answer)} "
             f"(first: {train[0].source}); expected at least two of the choices"
         )
         refuse(data_error("data.train", problem))
     for name, part in rows.items():
         balance = label_balance(part)
-        absent = [shown(choice) for choice in choices if part and choice not in balance]
+        absent = [quote(choice) for choice in choices if part and choice not in balance]
         if absent:
             notes.append(f"No row of {name} has the answer {' or '.join(absent)}.")
 

@@ -1,4 +1,4 @@
-"""What a destination receives, and what it must do."""
+"""The job of an export, and the interface of its destinations."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
-from embedgrad.model.backbone import Backbone, Prompt, joined
+from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
@@ -151,7 +151,7 @@ class Evaluator:
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
             return self.score(start, sequences, progress)
-        start_PD = joined(start)
+        start_PD = join_spans(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
@@ -179,7 +179,12 @@ class Evaluator:
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
             rows = [sequences[i] for i in batch]
-            replies = None if choices else self._replies(prompt, rows)
+            replies: list[tuple[Reply, ...]] = []
+            if not choices:
+                decoding, size = self.evaluation.decoding, self.evaluation.batch_size
+                replies = self.model.generate(
+                    prompt, rows, decoding, end_ids=self.end_ids, batch_size=size
+                )
             outcome = self.model.outcome(
                 prompt, rows, choices=choices, normalize=self.target.normalize
             )
@@ -188,23 +193,13 @@ class Evaluator:
             shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
-                if replies is None:
+                if choices:
                     answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
-                    answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
+                    answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
             if progress is not None:
                 progress(len(answers))
         return [answers[i] for i in range(len(sequences))]
-
-    def _replies(self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]) -> list[Reply]:
-        replies = self.model.generate(
-            prompt,
-            sequences,
-            self.evaluation.decoding,
-            end_ids=self.end_ids,
-            batch_size=self.evaluation.batch_size,
-        )
-        return [reply for (reply,) in replies]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())

@@ -18,7 +18,7 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
-from embedgrad.report.page.run_files import asked_for
+from embedgrad.report.page.run_files import interpolation_inputs
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 PROMPT = "<prompt>"  # the place of the rows in a question
@@ -49,7 +49,7 @@ def interpolate(
     )
     stage(report, "asking the model")
     return {
-        **asked_for(folder, rows, overrides),
+        **interpolation_inputs(folder, rows, overrides),
         "split": split,
         "rows": len(sequences),
         "points": points,

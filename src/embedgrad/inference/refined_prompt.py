@@ -88,7 +88,10 @@ class RefinedPrompt:
         examples = [self._example(query, i, alone) for i, query in enumerate(given)]
         settings = self._decoding(decoding)
         opened = self._answering(model)
-        answers = [_text(a) for a in answer(opened, examples, refined=True, decoding=settings)]
+        answers = [
+            [str(s["answer"]) for s in a["answers"]] if "answers" in a else str(a["answer"])
+            for a in answer(opened, examples, refined=True, decoding=settings)
+        ]
         return answers[0] if alone else answers
 
     def _example(self, query: object, number: int, alone: bool) -> Example:
@@ -159,10 +162,3 @@ def load(folder: str | Path) -> RefinedPrompt:
             )
         folder = inside[0] if inside else folder
     return RefinedPrompt(artifact.load(folder))
-
-
-def _text(values: Mapping[str, Any]) -> str | list[str]:
-    """An answer of `answer`, or all its samples."""
-    if "answers" in values:
-        return [str(sample["answer"]) for sample in values["answers"]]
-    return str(values["answer"])

@@ -24,8 +24,8 @@ Prompt = Mapping[str, Tensor]
 """Span name -> its rows [P, D], in the order of the spans; [layers, P, D] for rows per layer."""
 
 
-def joined(prompt: Prompt | Tensor) -> Tensor:
-    """Rows [P, D] of all spans, one behind the other; a tensor is returned as it is.
+def join_spans(prompt: Prompt | Tensor) -> Tensor:
+    """Concatenate the rows of all spans to [P, D]; a tensor is returned as it is.
 
     Raises `ModelError` for one set of rows per layer, which a causal language model cannot take.
     """

@@ -105,7 +105,7 @@ def _has_linear_lm_head(forward: ForwardPass) -> bool:
             plain = forward.model(input_ids=ids, use_cache=False).logits
         layer = forward.model.get_output_embeddings()
         logits = torch.nn.functional.linear(seen[0], layer.weight, getattr(layer, "bias", None))
-    except Exception:  # whatever a model we do not know raises, it is not a plain one
+    except Exception:  # an unknown model may raise anything
         return False
     return torch.equal(logits, plain)  # the same operation on the same numbers
 
@@ -114,7 +114,7 @@ def _try(compute: Callable[[], Tensor]) -> Tensor | str:
     """Log-probabilities, or why there are none."""
     try:
         return compute()
-    except Exception as error:  # whatever a model we do not know raises, the plain way remains
+    except Exception as error:  # an unknown model may raise anything
         return f"{type(error).__name__}: {error}"
 
 

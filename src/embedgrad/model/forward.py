@@ -93,7 +93,7 @@ class ForwardPass:
         for group in groups:
             batch = packing.tensors(group, self.device)
             embeds = self.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
-            logprobs_W = self._logprobs(embeds, batch, FixedKVCache(context.cached(group)))
+            logprobs_W = self._logprobs(embeds, batch, FixedKVCache(context.collect(group)))
             parts.append(table(logprobs_W, batch.cells, batch.shape))
         return in_order(parts, [i for group in groups for i in group])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
-from embedgrad.model.backbone import Prompt, joined
+from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
 from embedgrad.model.packing import Packing, full_context
@@ -55,7 +55,7 @@ def replies(
     sample depends on the seed, the sequence's number (unset: its place) and the sample's, and on
     nothing else. `batch_size` counts answers; `progress` gets the number of sequences done.
     """
-    prompt_PD = joined(prompt)
+    prompt_PD = join_spans(prompt)
     begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
     answers: dict[int, tuple[Reply, ...]] = {}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
@@ -98,7 +98,7 @@ def stream(
 
     Joined they are the text that `replies` gives.
     """
-    prompt_PD = joined(prompt)
+    prompt_PD = join_spans(prompt)
     generation = _begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
     if model.forward.one_by_one:
         steps = _steps_in_full(model, prompt_PD, sequence, generation)
@@ -160,7 +160,7 @@ def _read(
         packing.add(before, sequence, ())
     everyone = range(len(sequences))
     batch = packing.tensors(everyone, model.device)
-    cache = GrowingKVCache(context.cached(everyone), len(sequences))
+    cache = GrowingKVCache(context.collect(everyone), len(sequences))
     embeds = model.forward.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
     last = torch.zeros_like(batch.keep_BT)
     last[:, -1] = True

@@ -77,7 +77,7 @@ class CachedContext(NamedTuple):
     before: list[int]
     prompt_PD: Tensor
 
-    def cached(self, group: Sequence[int]) -> list[CachedKV]:
+    def collect(self, group: Sequence[int]) -> list[CachedKV]:
         """Keys and values for the given sequences of the batch."""
         stacked = stack_prefixes([self.prefixes[i] for i in group], self.prompt_PD.device)
         return stacked if self.prompt is None else [*stacked, self.prompt]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.events import Notify
-from embedgrad.model.backbone import Prompt, joined
+from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.capabilities import try_reuse
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.forward import ForwardPass, in_order
@@ -160,7 +160,7 @@ class LanguageModel:
         `choices=False` computes the right answer only: the outcome has one target per example.
         A pure function: the same rows and sequences give the same outcome.
         """
-        prompt_PD = joined(prompt)
+        prompt_PD = join_spans(prompt)
         targets = [s.targets if choices else (s.targets[s.gold],) for s in batch]
         width = max(len(t) for t in targets)
         counts = [[len(ids) for ids in t] + [0] * (width - len(t)) for t in targets]

@@ -71,7 +71,7 @@ class PrefixStore:
         for opening, group in _passes(missing):
             for i, prefix in zip(group, self._build(opening, group), strict=True):
                 stored[i] = self.cache.put(i, prefix)
-        return [found for i in ids if (found := stored[i]) is not None]
+        return [kept for i in ids if (kept := stored[i]) is not None]
 
     @torch.no_grad()
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:

@@ -55,11 +55,11 @@ class _HiddenLogprobs(torch.autograd.Function):
             logits = F.linear(hidden_ND[first : first + size], weight_VD, bias_V).to(wide)
             here = ((places >= first) & (places < first + size)).nonzero().squeeze(1)
             at = places[here] - first
-            picked = logits[at, tokens[here]]
+            of_tokens = logits[at, tokens[here]]
             top = logits.amax(dim=1, keepdim=True)
             weights = logits.sub_(top).exp_()
             total = weights.sum(dim=1, keepdim=True)
-            logprobs[here] = picked - (top + total.log()).squeeze(1)[at]
+            logprobs[here] = of_tokens - (top + total.log()).squeeze(1)[at]
             if expected is not None and weight_VD.dtype == wide:
                 expected[first : first + size] = (weights @ weight_VD).div_(total)
             elif expected is not None:  # sums of weights of up to 1 each overflow float16
@@ -78,5 +78,6 @@ class _HiddenLogprobs(torch.autograd.Function):
             expected = torch.softmax(wide, dim=1).to(weight.dtype) @ weight
         gradient_W = gradient_W.to(hidden.dtype)
         share = gradient_W.new_zeros(len(hidden)).index_add(0, places, gradient_W)
-        picked = torch.zeros_like(hidden).index_add(0, places, gradient_W[:, None] * weight[tokens])
-        return picked - share[:, None] * expected, None, None, None, None
+        weighted = gradient_W[:, None] * weight[tokens]
+        rows = torch.zeros_like(hidden).index_add(0, places, weighted)
+        return rows - share[:, None] * expected, None, None, None, None

@@ -23,7 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
-from embedgrad.data.readers import unrepeated
+from embedgrad.data.readers import unique_keys
 from embedgrad.errors import ArtifactError, EmbedgradError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
@@ -114,13 +114,13 @@ def load(folder: str | Path) -> PromptEmbedding:
                 f"{path}: is not the file that {JSON_FILE} was written with (digest differs); "
                 "restore both files from the same run"
             )
-        entries = _checked(_Entries, {name: values[name] for name in _ENTRY_NAMES}, "prompt")
-        target = _checked(Target, values["target"], "target", "choices")
-        region = _checked(TrustRegion, values["trust_region"], "trust_region", "radius")
+        entries = _from_json(_Entries, {name: values[name] for name in _ENTRY_NAMES}, "prompt")
+        target = _from_json(Target, values["target"], "target", "choices")
+        region = _from_json(TrustRegion, values["trust_region"], "trust_region", "radius")
         template = Template.from_dict(entries.template)
         if len(entries.spans) != len(template.spans):
             raise ValueError(f"{len(entries.spans)} spans, but {len(template.spans)} in template")
-        spans = tuple(map(_checked_span, entries.spans, template.spans))
+        spans = tuple(map(_build_span, entries.spans, template.spans))
         count = sum(len(span.ids) for span in spans)
         rows, start_rows = _read_rows(path, content, count, entries.rows.width)
         return PromptEmbedding(
@@ -179,7 +179,7 @@ class _Entries:
 _ENTRY_NAMES = tuple(field.name for field in fields(_Entries))
 
 
-def _checked_span(entry: _SpanEntry, text: str) -> Span:
+def _build_span(entry: _SpanEntry, text: str) -> Span:
     """A span whose words are the template's `text`."""
     left, right = entry.drawn_in
     counts = {n: len(getattr(entry, n)) for n in ("token_ids", "tokens", "drift", "cosine")}
@@ -192,7 +192,7 @@ def _checked_span(entry: _SpanEntry, text: str) -> Span:
     return Span(entry.text, entry.token_ids, entry.tokens, left, right)
 
 
-def _checked(cls: type[T], values: Any, name: str, *needed: str) -> T:
+def _from_json(cls: type[T], values: Any, name: str, *needed: str) -> T:
     """A dataclass from JSON values, nothing converted; raises ValueError or KeyError."""
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or set(values) - known:
@@ -213,7 +213,7 @@ _WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES
 def _read_json(path: Path) -> Mapping[str, Any]:
     content = _read_bytes(path)
     try:
-        values = json.loads(content, object_pairs_hook=unrepeated)
+        values = json.loads(content, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:

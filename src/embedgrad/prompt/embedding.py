@@ -56,10 +56,6 @@ class PromptEmbedding:
         """Where the rows of each span are: of "span", or of "span 1", "span 2" and so on."""
         return span_places(self.spans)
 
-    def named(self) -> dict[str, Tensor]:
-        """The refined rows by span, each [P of that span, D]."""
-        return {name: self.rows[place] for name, place in self.places().items()}
-
     @property
     def drift(self) -> Tensor:
         """Distance of each row from its start row, in norms of the start row, shape [P]."""

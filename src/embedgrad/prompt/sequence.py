@@ -53,7 +53,7 @@ class TokenSequence:
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
     `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
-    `inputs` is what the model reads in the place of each target, of the same length; None: the
+    `inputs` is what the model reads instead of each target, of the same length; None: the
     targets themselves, which are the labels. `reasoning` counts the first tokens of the right
     target that are a worked solution up to its final answer.
     """
@@ -70,7 +70,7 @@ class TokenSequence:
     inputs: tuple[Ids, ...] | None = None
 
     def inputs_of(self, target: Ids) -> Ids:
-        """What the model reads in the place of one of the targets."""
+        """What the model reads instead of one of the targets."""
         return target if self.inputs is None else self.inputs[self.targets.index(target)]
 
     def uncut(self) -> TokenSequence:
@@ -243,7 +243,7 @@ class Sequencer:
 
     @functools.cached_property
     def _opening(self) -> Ids:
-        """How every prefix begins, whatever the columns hold."""
+        """Ids that every prefix begins with."""
         columns = self.renderer.template.columns
         prefixes = []
         for filling in "ab":
@@ -290,7 +290,7 @@ class Sequencer:
         return " " if spaced else ""
 
     def _tokenize_answer(self, suffix: str, answer: str) -> tuple[Ids, Ids]:
-        """Ids of text behind a cut, whatever comes before it, and of an answer behind that text."""
+        """Ids of text after a cut, and of an answer after that text."""
         suffix_ids = self._cutting.suffix(suffix)
         if not answer:
             return suffix_ids, ()

@@ -254,7 +254,7 @@ class Renderer:
         messages = self._messages(columns, iter(spans))
         if messages[-1]["role"] != "assistant":
             return self._apply(messages, generation=True)
-        # The opening of the answer ends at the mark, whatever the template adds behind it.
+        # The opening of the answer ends at the mark; the template may add more.
         messages[-1]["content"] += END_MARK
         text, mark, _ = self._apply(messages, generation=False).partition(END_MARK)
         if not mark:

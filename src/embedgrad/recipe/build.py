@@ -56,7 +56,7 @@ def prepare(
     """Read, load and tokenize; solutions that the model writes are saved at `keep_at`.
 
     `date` is the date for chat templates that ask for it (default: today). `tested` requires test
-    rows. Raises whatever the recipe's data, template and model raise.
+    rows. Raises the errors of the recipe's data, template and model.
     """
     splits = read_data(recipe)
     if tested and not splits.test:

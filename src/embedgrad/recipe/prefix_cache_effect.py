@@ -80,7 +80,7 @@ def lack_of_room(
     shortest = min(prefixes, key=len)
     # In a separate cache, so that it does not count as a use of this prefix.
     (sample,) = model.with_prefix_cache(PrefixCache(0)).prefixes_of([shortest])
-    per_token = model.prefix_cache.as_stored(sample).nbytes / len(shortest)
+    per_token = model.prefix_cache.to_storage(sample).nbytes / len(shortest)
     need = per_token * sum(sorted(map(len, prefixes))[-batch:])
     if need <= model.prefix_cache.room:
         return None

@@ -134,7 +134,7 @@ class Recipe:
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field
 REQUIRED = ("model", "data", "template")
-# Every section; a part, which `build_part` builds, has no type here, nor has the template.
+# Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "data": DataSettings,

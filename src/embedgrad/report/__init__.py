@@ -1,4 +1,4 @@
-"""What people look at: progress, tables, figures and pages."""
+"""Reports for people: progress, tables, figures and pages."""
 
 from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
 from embedgrad.report.terminal.progress import Progress

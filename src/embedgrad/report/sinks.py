@@ -42,7 +42,7 @@ class EventLog(AbstractContextManager["EventLog"]):
                 os.truncate(self.path, content.rfind(b"\n") + 1)
             self._file = open(self.path, "ab")  # noqa: SIM115, closed by __exit__
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event."""
@@ -52,7 +52,7 @@ class EventLog(AbstractContextManager["EventLog"]):
             self._file.write(line.encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
 
     def __str__(self) -> str:
         return str(self.path)
@@ -63,7 +63,7 @@ class EventLog(AbstractContextManager["EventLog"]):
         with suppress(OSError):
             self._file.close()
 
-    def _failed(self, error: OSError) -> RunError:
+    def _write_error(self, error: OSError) -> RunError:
         return RunError(f"{self.path}: events cannot be written ({error.strerror or error})")
 
 
@@ -98,7 +98,7 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
 
     def __exit__(self, *exception: object) -> None:
         """Write what is waiting."""
-        # Its thread's failure comes out here again, as whatever it was; it costs no run.
+        # Its thread's failure comes out here again; it must not end the run.
         with suppress(Exception):
             self._writer.close()
 

@@ -61,7 +61,7 @@ class Base(NamedTuple):
     @property
     def arguments(self) -> str:
         """Arguments of `from_pretrained`, as Python that refers to MODEL."""
-        return "MODEL" + (f", revision={quoted(self.revision)}" if self.revision else "")
+        return "MODEL" + (f", revision={to_source(self.revision)}" if self.revision else "")
 
     @property
     def flags(self) -> str:
@@ -124,16 +124,18 @@ def token_ids_source(exported: ExportedPrompt) -> str:
         lines.append("pieces = text.split(MARK)")
         for i, span in enumerate(exported.spans):  # text that training drew into the span
             if span.drawn_left:
-                lines.append(f"pieces[{i}] = pieces[{i}].removesuffix({quoted(span.drawn_left)})")
+                lines.append(
+                    f"pieces[{i}] = pieces[{i}].removesuffix({to_source(span.drawn_left)})"
+                )
             if span.drawn_right:
-                right = quoted(span.drawn_right)
+                right = to_source(span.drawn_right)
                 lines.append(f"pieces[{i + 1}] = pieces[{i + 1}].removeprefix({right})")
         lines.append("text = MARK.join(pieces)")
     ids = 'tokenizer(text, add_special_tokens=False)["input_ids"]'
     bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=template.text is not None).bos("")
     if bos:
         token = sequencer.tokenizer.convert_ids_to_tokens(bos[0])
-        ids = f"([] if text.startswith({quoted(token)}) else {list(bos)}) + {ids}"
+        ids = f"([] if text.startswith({to_source(token)}) else {list(bos)}) + {ids}"
     lines += [
         f"ids = {ids}",
         "mark = tokenizer.convert_tokens_to_ids(MARK)",
@@ -165,17 +167,17 @@ def _rendering(sequencer: Sequencer) -> list[str]:
 def pieces_source(pieces: Sequence[Piece]) -> str:
     """The pieces of a text as a Python expression of `columns` and MARK."""
     kinds = {"text": "{}", "span": "MARK", "column": "columns[{}]"}
-    return " + ".join(kinds[p.kind].format(quoted(p.text)) for p in pieces) or '""'
+    return " + ".join(kinds[p.kind].format(to_source(p.text)) for p in pieces) or '""'
 
 
-def quoted(text: str) -> str:
+def to_source(text: str) -> str:
     """A text as a Python literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def command_line(columns: Sequence[str]) -> str:
     """Python that reads the columns from the command line."""
-    return f"dict(zip([{', '.join(map(quoted, columns))}], sys.argv[1:], strict=True))"
+    return f"dict(zip([{', '.join(map(to_source, columns))}], sys.argv[1:], strict=True))"
 
 
 def usage(file: str, columns: Sequence[str]) -> str:
@@ -194,9 +196,9 @@ def program_source(
     lengths = [len(span.ids) for span in exported.spans]
     return program.format(
         usage=usage(file, columns),
-        opening=OPENING.format(model=quoted(base.model), mark=SPAN_MARK, base=base.arguments),
+        opening=OPENING.format(model=to_source(base.model), mark=SPAN_MARK, base=base.arguments),
         base=base.arguments,
-        dtype=quoted(dtype),
+        dtype=to_source(dtype),
         token_ids=token_ids_source(exported),
         embeddings=EMBEDDINGS.format(lengths=lengths),
         max_new_tokens=max_new_tokens(exported),

@@ -1,4 +1,4 @@
-"""Shared by exports that send prompt embeddings."""
+"""The base of exports whose client sends prompt embeddings."""
 
 from __future__ import annotations
 

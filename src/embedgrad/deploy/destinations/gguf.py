@@ -55,7 +55,7 @@ class Gguf(Destination):
 
     def bytes_needed(self, job: Job) -> int:
         template = exported_template(job.prompts, job.tag, job.settings.system)
-        return _extended(job, _contents(job), guard=0).nbytes + 4 * len(template)
+        return _extend(job, _contents(job), guard=0).nbytes + 4 * len(template)
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
         contents, system = _contents(job), job.settings.system
@@ -64,7 +64,7 @@ class Gguf(Destination):
         stage(job.report, "searching the least likely output row")
         guard = guard_row(job)
         stage(job.report, f"writing {FILE}")
-        extended = _extended(job, contents, guard.row)
+        extended = _extend(job, contents, guard.row)
         metadata = {**extended.metadata, _TEMPLATE: entry(str(tokenizer.chat_template))}
         write_gguf(folder / FILE, extended._replace(metadata=metadata))
         kinds = {weight.name: weight.kind.name for weight in extended.weights}
@@ -79,7 +79,7 @@ class Gguf(Destination):
             "notes": notes,
             "file": FILE,
             "tokens": {name: list(ids) for name, ids in _ids(job).items()},
-            "added": list(_added(job, contents)),
+            "added": list(_added_ids(job, contents)),
             "size": len(extended.metadata[_TOKENS].value),
             "types": dict(Counter(kinds.values())),
             "embedding": kinds[TABLE],
@@ -114,13 +114,13 @@ def _ids(job: Job) -> dict[str, range]:
     return ids
 
 
-def _added(job: Job, contents: Contents) -> tuple[int, int]:
+def _added_ids(job: Job, contents: Contents) -> tuple[int, int]:
     """The range of ids that the export adds to the model's: first, and one past the last."""
     stop = len(job.model.tokenizer) + sum(len(exported.rows_PD) for exported in job.prompts)
     return min(len(contents.metadata[_TOKENS].value), len(job.model.tokenizer)), stop
 
 
-def _extended(job: Job, contents: Contents, guard: int) -> Contents:
+def _extend(job: Job, contents: Contents, guard: int) -> Contents:
     """The model with new tokens, their rows, and copies of output row `guard` for them."""
     info, setting = job.model.info, job.settings.gguf
     by_name = {weight.name: weight for weight in contents.weights}
@@ -128,26 +128,26 @@ def _extended(job: Job, contents: Contents, guard: int) -> Contents:
     lm_head = by_name.get(LM_HEAD) or replace(table, name=LM_HEAD)
     rows_PD = table_rows(torch.cat([exported.rows_PD for exported in job.prompts]), info)
     names = [t for e in job.prompts for t in token_names(job.tag, e.name, len(e.rows_PD))]
-    first, stop = _added(job, contents)
+    first, stop = _added_ids(job, contents)
     # Tokens that only the tokenizer has get rows too, so that ids agree.
     missing = stop - first - len(names)
     rows_PD = torch.cat([torch.zeros(missing, info.width), rows_PD])
-    lm_head = lm_head.converted(served_kind(lm_head, setting))
+    lm_head = lm_head.convert(served_kind(lm_head, setting))
     kind = Kind.F16 if setting == "f16" else Kind.F32
     kind = _TABLE_KINDS.get(job.settings.dtype, kind)
     changed = {
-        TABLE: table.converted(kind).with_rows(first, row_bytes(rows_PD, kind)),
+        TABLE: table.convert(kind).with_rows(first, row_bytes(rows_PD, kind)),
         LM_HEAD: lm_head.with_rows(
             first, lm_head.read(guard, guard + 1).repeat(len(rows_PD), axis=0)
         ),
     }
     bias = by_name.get("output.bias")
     if bias:
-        old = bias.converted(Kind.F32).read(0, 1).reshape(-1, 4)  # one f32 per token
+        old = bias.convert(Kind.F32).read(0, 1).reshape(-1, 4)  # one f32 per token
         new = np.concatenate([old[:first], old[[guard] * len(rows_PD)], old[stop:]])
         row = new.reshape(1, -1)
         changed[bias.name] = Weight(bias.name, Kind.F32, (len(new),), lambda a, b: row[a:b])
-    weights = [w.converted(served_kind(w, setting)) for w in contents.weights]
+    weights = [w.convert(served_kind(w, setting)) for w in contents.weights]
     weights = [changed.pop(weight.name, weight) for weight in weights]
     # A new output layer goes where llama.cpp's converter puts it: after the table.
     at = 1 + next(i for i, weight in enumerate(weights) if weight.name == TABLE)

@@ -20,7 +20,7 @@ from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     Base,
     only_prompt,
-    quoted,
+    to_source,
     usage,
     write_example,
 )
@@ -96,7 +96,7 @@ class PeftAdapter(Destination):
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         return [
-            f"model = PeftModel.from_pretrained(base_model, {quoted(str(folder))})",
+            f"model = PeftModel.from_pretrained(base_model, {to_source(str(folder))})",
             usage(shlex.quote(f"{folder}/{EXAMPLE_FILE}"), written["columns"]),
         ]
 

@@ -13,7 +13,7 @@ from typing import Any, final
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
-    quoted,
+    to_source,
     usage,
     write_example,
 )
@@ -70,8 +70,9 @@ class FilesOnly(Destination):
         return {**written, "snippet": (folder / EXAMPLE_FILE).read_text("utf-8")}
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        query = ", ".join(f'{quoted(name)}: "..."' for name in written["columns"])
+        query = ", ".join(f'{to_source(name)}: "..."' for name in written["columns"])
         return [
-            f"import embedgrad\nprint(embedgrad.load({quoted(str(folder))}).generate({{{query}}}))",
+            "import embedgrad\n"
+            f"print(embedgrad.load({to_source(str(folder))}).generate({{{query}}}))",
             usage(shlex.quote(f"{folder}/{EXAMPLE_FILE}"), written["columns"]),
         ]

@@ -26,7 +26,7 @@ from embedgrad.deploy.destinations.client_code import (
     command_line,
     frozen_template,
     max_new_tokens,
-    quoted,
+    to_source,
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
@@ -99,7 +99,7 @@ class VllmBodies(Bodies):
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         text = _COMPLETION.format(
-            salt=quoted(facts["rows"]), max_new_tokens=max_new_tokens(exported)
+            salt=to_source(facts["rows"]), max_new_tokens=max_new_tokens(exported)
         )
         if facts["chat"]:
             template = exported.prompt.template

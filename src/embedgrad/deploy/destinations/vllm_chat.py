@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.deploy.destinations.client_code import pieces_source, quoted
+from embedgrad.deploy.destinations.client_code import pieces_source, to_source
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Message, Template
 
-PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token in the place of embeddings
+PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token for embeddings
 JOIN = "\n"  # between the parts of a message
 Part = tuple[Piece, ...]  # text, or one piece of the kind "span"
 
@@ -116,7 +116,7 @@ def messages_source(template: Template) -> str:
                 sources.append(f'{{"type": "text", "text": {pieces_source(part)}}}')
         rows = any(map(_is_span, parts))
         content = f"[{', '.join(sources)}]" if rows else pieces_source(parts[0])
-        messages.append(f'{{"role": {quoted(message.role)}, "content": {content}}}')
+        messages.append(f'{{"role": {to_source(message.role)}, "content": {content}}}')
     return f"[{', '.join(messages)}]"
 
 

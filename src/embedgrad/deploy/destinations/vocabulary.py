@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from embedgrad.deploy.formats.chat_template import check_rendering, exported_tokenizer
-from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint
 from embedgrad.deploy.formats.guard_row import guard_row
 from embedgrad.deploy.formats.hf_files import (
     quantization_of,
@@ -25,6 +24,7 @@ from embedgrad.deploy.formats.hf_files import (
 )
 from embedgrad.deploy.formats.new_rows import Tables
 from embedgrad.deploy.formats.token_names import token_names
+from embedgrad.deploy.formats.weight_files import DTYPES, WeightFiles
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.errors import ExportError
 from embedgrad.events import stage
@@ -41,7 +41,7 @@ class Vocabulary(Destination):
         source = Path(job.model.info.path)
         tables = _tables(job, source)
         changes = tables.changes(_rows_ND(job), len(job.model.tokenizer), 0, _code(job, source))
-        weights = tables.checkpoint.bytes_needed(changes, tables.table, link=_links(job))
+        weights = tables.files.bytes_needed(changes, tables.table, link=_links(job))
         others = (f for f in source.iterdir() if f.is_file() and f.suffix != ".safetensors")
         return weights + 2 * sum(f.stat().st_size for f in others) + 2**20
 
@@ -65,7 +65,7 @@ class Vocabulary(Destination):
         changes = tables.changes(rows_ND, new[0], guard.row, code)
         table = changes[tables.table]
         stage(job.report, "writing the weights")
-        linked = tables.checkpoint.write(folder, changes, tables.table, link=_links(job))
+        linked = tables.files.write(folder, changes, tables.table, link=_links(job))
         write_config(
             source, folder, vocabulary=table.shape[0], lm_head=tables.layer, dtype=_dtype(code)
         )
@@ -104,7 +104,7 @@ class Vocabulary(Destination):
 
 
 def _tables(job: Job, source: Path) -> Tables:
-    return Tables.find(Checkpoint.read(source), job.model.model, job.model.info)
+    return Tables.find(WeightFiles.read(source), job.model.model, job.model.info)
 
 
 def _rows_ND(job: Job) -> Tensor:

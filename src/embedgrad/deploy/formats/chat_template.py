@@ -52,7 +52,21 @@ def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) 
             # llama.cpp invents one if the file names none.
             written.append(f'{{%- set {token} = "" -%}}\n')
     first = len(constants)
-    return "".join((*written[:first], BEFORE, *written[first:], _captured(prompts), AFTER))
+    # Prompts of different days have different templates if those show the day.
+    own: dict[str, list[str]] = {}
+    for exported in prompts:
+        # Jinja reads any line break as a line feed, and so do files that are opened as text.
+        body = re.sub(r"\r\n?", "\n", exported.sequencer.renderer.chat_template)
+        own.setdefault(body, []).append(exported.name)
+    bodies: list[str] = []
+    for body, group in own.items():
+        which = f"{{% {'elif' if bodies else 'if'} embedgrad.name in {jinja(group)} %}}\n"
+        # Jinja drops one line feed at the end of a template, and none at the end of a block; the
+        # empty text after it keeps spaces there from being stripped as those of a block's line.
+        bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
+    # The model's own template, whose output goes into a variable.
+    own_text = "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"
+    return "".join((*written[:first], BEFORE, *written[first:], own_text, AFTER))
 
 
 def exported_tokenizer(
@@ -163,22 +177,3 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
         ],
         "options": dict(exported.prompt.template.options),
     }
-
-
-def _captured(prompts: Sequence[ExportedPrompt]) -> str:
-    """The model's own template, whose output goes into a variable.
-
-    Prompts that were trained on different days have different templates if those show the day.
-    """
-    own: dict[str, list[str]] = {}
-    for exported in prompts:
-        # Jinja reads any line break as a line feed, and so do files that are opened as text.
-        body = re.sub(r"\r\n?", "\n", exported.sequencer.renderer.chat_template)
-        own.setdefault(body, []).append(exported.name)
-    bodies: list[str] = []
-    for body, names in own.items():
-        which = f"{{% {'elif' if bodies else 'if'} embedgrad.name in {jinja(names)} %}}\n"
-        # Jinja drops one line feed at the end of a template, and none at the end of a block; the
-        # empty text after it keeps spaces there from being stripped as those of a block's line.
-        bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
-    return "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"

@@ -18,9 +18,9 @@ from gguf import MODEL_ARCH, get_tensor_name_map
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from embedgrad.deploy.formats.checkpoint import Checkpoint, StoredTensor
 from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
 from embedgrad.deploy.formats.gguf_writer import Bytes, Contents, Entry, Weight, entry
+from embedgrad.deploy.formats.weight_files import StoredTensor, WeightFiles
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel
 
@@ -163,7 +163,7 @@ def _head_width(config: Any) -> int:
 
 def _weights(folder: Path, config: Any, family: Family, tied: bool) -> Iterator[Weight]:
     names = get_tensor_name_map(family.arch, config.num_hidden_layers)
-    for name, stored in Checkpoint.read(folder).tensors.items():
+    for name, stored in WeightFiles.read(folder).tensors.items():
         if (name == "lm_head.weight" and tied) or name.endswith("rotary_emb.inv_freq"):
             continue
         short: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -41,7 +41,7 @@ def read_contents(file: Path, *, writable: bool = False) -> Contents:
     """Metadata and weights of a GGUF file. Raises `ModelError` for a damaged one."""
     read_header(file)
     held = np.memmap(file, np.uint8, "r+" if writable else "r")
-    cursor = _Cursor(held)
+    cursor = _FileCursor(held)
     cursor.at = 8  # magic and version
     tensors, keys = cursor.number(Type.UINT64), cursor.number(Type.UINT64)
     metadata = {cursor.text(): cursor.entry() for _ in range(keys)}
@@ -60,7 +60,7 @@ def replace_rows(file: Path, ids: list[int], rows_PD: Any) -> None:
 
 
 @final
-class _Cursor:
+class _FileCursor:
     """Reads forward through a GGUF header."""
 
     def __init__(self, held: NDArray[np.uint8]):

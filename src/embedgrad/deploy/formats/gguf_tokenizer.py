@@ -131,9 +131,9 @@ def _tokens(tokenizer: Any, parsed: Mapping[str, Any], rows: int) -> dict[str, E
         kinds.append(int(kind))
     entries = {"tokenizer.ggml.tokens": entry(texts), "tokenizer.ggml.token_type": entry(kinds)}
     if model.get("byte_fallback"):
-        made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        merges = ["".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
         scores: dict[str, float] = {}
-        for place, text in enumerate(made):
+        for place, text in enumerate(merges):
             scores.setdefault(text, -float(place))
         values = [scores.get(text, _UNLIKELY) for text in texts]
         entries["tokenizer.ggml.scores"] = entry(values)

@@ -119,7 +119,7 @@ class Weight:
         for start in range(0, self.rows, step):
             yield self.read(start, min(start + step, self.rows))
 
-    def converted(self, kind: Kind) -> Weight:
+    def convert(self, kind: Kind) -> Weight:
         """The same weights in another kind, rounded if need be.
 
         Raises `ExportError` for a kind that the `gguf` package cannot read.
@@ -136,7 +136,7 @@ class Weight:
 
         def read(start: int, stop: int) -> Bytes:
             values = dequantize(np.ascontiguousarray(self.read(start, stop)), self.kind)
-            return encoded(values, kind, self.name)
+            return encode(values, kind, self.name)
 
         return replace(self, kind=kind, read=read)
 
@@ -160,7 +160,7 @@ class Weight:
         return replace(self, shape=(rows, *self.shape[1:]), read=read)
 
 
-def encoded(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
+def encode(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
     """Rows of numbers as bytes. Raises `ExportError` where f16 cannot hold them."""
     if kind == Kind.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
         raise ExportError(
@@ -186,7 +186,7 @@ def served_kind(weight: Weight, setting: str) -> Kind:
 def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
     """Rows of `inputs_embeds` in table space: scaled in f32, they give those rows exactly.
 
-    llama.cpp scales Gemma's by the square root of the width, whatever the model's precision.
+    llama.cpp scales Gemma's by the square root of the width in every precision.
     """
     scale = torch.tensor(info.embedding_scale, dtype=torch.float32)
     if info.architecture.lower().startswith("gemma"):
@@ -200,4 +200,4 @@ def table_rows(rows_PD: Tensor, info: ModelInfo) -> Tensor:
 
 def row_bytes(rows_PD: Tensor, kind: Kind) -> Bytes:
     """Rows of a prompt as bytes of a table of that kind."""
-    return encoded(rows_PD.to(torch.float32).numpy(), kind, "the refined rows")
+    return encode(rows_PD.to(torch.float32).numpy(), kind, "the refined rows")

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.formats.checkpoint import DTYPES, Checkpoint, NewTensor, StoredTensor
+from embedgrad.deploy.formats.weight_files import DTYPES, NewTensor, StoredTensor, WeightFiles
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 
@@ -31,7 +31,7 @@ class Tables:
     `layer` is the lm_head's module name in the model.
     """
 
-    checkpoint: Checkpoint
+    files: WeightFiles
     info: ModelInfo
     table: str
     lm_head: str
@@ -39,25 +39,25 @@ class Tables:
     layer: str
 
     @classmethod
-    def find(cls, checkpoint: Checkpoint, model: Any, info: ModelInfo) -> Tables:
+    def find(cls, files: WeightFiles, model: Any, info: ModelInfo) -> Tables:
         """Find them by shape and content. Raises `ExportError`."""
         lm_head = model.get_output_embeddings()
         layer = _name(model, lm_head)
         table_name = f"{_name(model, model.get_input_embeddings())}.weight"
-        table = _find(checkpoint, table_name, model.get_input_embeddings().weight)
+        table = _find(files, table_name, model.get_input_embeddings().weight)
         name, bias = f"{layer}.weight", ""
         if not info.tied:
-            name = _find(checkpoint, name, lm_head.weight)
+            name = _find(files, name, lm_head.weight)
         if getattr(lm_head, "bias", None) is not None:
-            bias = _find(checkpoint, f"{layer}.bias", lm_head.bias)
-        return cls(checkpoint, info, table, name, bias, layer)
+            bias = _find(files, f"{layer}.bias", lm_head.bias)
+        return cls(files, info, table, name, bias, layer)
 
     def changes(self, rows_ND: Tensor, first: int, guard: int, dtype: str) -> dict[str, NewTensor]:
         """The changed tensors, in `dtype` ("": their own), with N new tokens from id `first` on.
 
         `rows_ND` are rows in table space, before the model scales them.
         """
-        stored = self.checkpoint.tensors
+        stored = self.files.tensors
         changes = {self.table: _with(stored[self.table], [rows_ND], first, guard, dtype)}
         # A tied lm_head is a copy of the table under its own name.
         sources = {self.lm_head: self.table if self.info.tied else self.lm_head}
@@ -79,19 +79,19 @@ def _name(model: Any, layer: Any) -> str:
     return name
 
 
-def _find(checkpoint: Checkpoint, name: str, weight: Tensor) -> str:
+def _find(files: WeightFiles, name: str, weight: Tensor) -> str:
     """The tensor that holds a weight of the loaded model; its name may differ in the file."""
     ending = ".".join(name.split(".")[-2:])
     rows = torch.linspace(0, len(weight) - 1, min(COMPARED, len(weight))).long().tolist()
-    order = sorted(checkpoint.tensors, key=lambda n: (n != name, not n.endswith(ending)))
+    order = sorted(files.tensors, key=lambda n: (n != name, not n.endswith(ending)))
     for candidate in order:
-        stored = checkpoint.tensors[candidate]
+        stored = files.tensors[candidate]
         if stored.shape == tuple(weight.shape) and stored.dtype in DTYPES:
             pairs = ((stored.part(i, i + 1).read()[0].to(weight.dtype), weight[i]) for i in rows)
             if all(torch.equal(row, other.cpu()) for row, other in pairs):
                 return candidate
     raise ExportError(
-        f"{checkpoint.folder}: no plain tensor holds the model's {name} (a quantized one cannot "
+        f"{files.folder}: no plain tensor holds the model's {name} (a quantized one cannot "
         "take new rows); export prompt embeddings (--to vllm) instead"
     )
 
@@ -104,6 +104,6 @@ def _with(
     # A tokenizer may have more tokens than there are rows; no text uses them.
     gap = [stored.part(guard, guard + 1)] * max(0, first - old)
     behind = [stored.part(last, old)] if last < old else []
-    return NewTensor.joined(
+    return NewTensor.join(
         dtype or stored.dtype, stored.part(0, min(first, old)), *gap, *new, *behind
     )

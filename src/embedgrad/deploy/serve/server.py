@@ -76,7 +76,7 @@ def serve(
 
     The export of a run is made once and kept inside it. Port 0 means any free one; `overrides`
     change the run's recipe. Raises `EngineError` if the engine is not installed, the port is taken
-    or the server ends, and whatever an export raises.
+    or the server ends, and what `export` raises.
     """
     chosen = find_engine(engine)
     port = free_port(host, port)  # before an export, which takes longer

@@ -1,4 +1,4 @@
-"""Engine interface: what a check asks of an opened export."""
+"""The interface of engines, which run an export for its checks."""
 
 from __future__ import annotations
 

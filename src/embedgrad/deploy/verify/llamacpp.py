@@ -59,7 +59,7 @@ class LlamaCppEngine(Engine):
         self._seen: dict[tuple[tuple[tuple[str, str], ...], ...], Tensor] = {}
 
     def __enter__(self) -> LlamaCppEngine:
-        self._server = self._started(self._file)
+        self._server = self._start_server(self._file)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,10 +67,10 @@ class LlamaCppEngine(Engine):
             self._server.close()
 
     def logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
-        return torch.stack([self._refined(query)[: self._known] for query in queries]).float()
+        return torch.stack([self._logprobs(query)[: self._known] for query in queries]).float()
 
     def start_logprobs_BV(self, queries: Sequence[Query]) -> Tensor:
-        with self._with_start_rows() as file, self._started(file) as server:
+        with self._with_start_rows() as file, self._start_server(file) as server:
             logprobs = [self._chat_logprobs(server, query)[: self._known] for query in queries]
         return torch.stack(logprobs).float()
 
@@ -89,14 +89,14 @@ class LlamaCppEngine(Engine):
         return answers
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
-        total = self._refined(query)[answer[0]].item()
+        total = self._logprobs(query)[answer[0]].item()
         prompt = self.prompt_ids(query) if len(answer) > 1 else ()
         for i in range(1, len(answer)):
             total += self._after(prompt + answer[:i])[answer[i]].item()
         return total
 
     def added_mass(self, queries: Sequence[Query]) -> float:
-        added = (self._refined(query)[self._added] for query in queries)
+        added = (self._logprobs(query)[self._added] for query in queries)
         return max(logprobs.exp().sum().item() for logprobs in added)
 
     def prompt_ids(self, query: Query) -> Ids:
@@ -126,14 +126,14 @@ class LlamaCppEngine(Engine):
         assert self._server, "enter the engine first"
         return self._server
 
-    def _started(self, file: Path) -> LlamaCppServer:
+    def _start_server(self, file: Path) -> LlamaCppServer:
         lengths = [len(s.prefix) + len(s.suffix) for s in self._exported.sequences]
         answers = [len(ids) for s in self._exported.sequences for ids in s.targets]
         needed = max(lengths, default=0) + len(self._new_ids) + max(answers, default=0)
         threads = max(1, torch.get_num_threads())
         return LlamaCppServer(file, n_ctx=needed + _ROOM, threads=threads, exact=True)
 
-    def _refined(self, query: Query) -> Tensor:
+    def _logprobs(self, query: Query) -> Tensor:
         """Log-probabilities after a refined prompt, asked for once."""
         key = tuple(tuple(message.items()) for message in query.messages)
         if key not in self._seen:

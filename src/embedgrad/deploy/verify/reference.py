@@ -1,4 +1,4 @@
-"""Reference values from the training path."""
+"""Compute in training's own way what an export must reproduce."""
 
 from __future__ import annotations
 

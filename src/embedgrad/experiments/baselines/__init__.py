@@ -1,7 +1,7 @@
 """Comparison methods (baselines), all scored the same way."""
 
 from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
-from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, unbounded
+from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, without_region
 from embedgrad.experiments.baselines.lora import Lora
 from embedgrad.experiments.baselines.prompt_tuning import CPT, PromptTuning
 from embedgrad.experiments.baselines.prompting import BestOfN, FewShot, Text
@@ -14,7 +14,7 @@ METHODS: dict[str, Method] = {
         BestOfN("best-of-n"),
         FewShot("few-shot"),
         EmbedGrad("embedgrad"),
-        EmbedGrad("embedgrad-no-region", parts=unbounded),
+        EmbedGrad("embedgrad-no-region", parts=without_region),
         EmbedGrad("random-init", start=random_rows),
         PromptTuning("peft-prompt-tuning-text", from_text=True),
         PromptTuning("peft-prompt-tuning-random", from_text=False),

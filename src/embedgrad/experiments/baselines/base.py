@@ -39,7 +39,7 @@ class Task:
     state: Path | None = None
     progress: OnProgress | None = None
 
-    def saved(self) -> Checkpoint | None:
+    def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""
         if self.state is None or not self.state.exists():
             return None

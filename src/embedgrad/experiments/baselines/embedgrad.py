@@ -29,7 +29,7 @@ from embedgrad.training.settings import Parts
 Start = Callable[[LanguageModel, int, int], Tensor]
 
 
-def unbounded(parts: Parts) -> Parts:
+def without_region(parts: Parts) -> Parts:
     """The same parts without a trust region."""
     return replace(parts, trust_region=TrustRegion(radius=None))
 
@@ -72,7 +72,7 @@ class EmbedGrad(Method):
                 parts=parts,
                 evaluation=recipe.evaluation,
                 start=start,
-                checkpoint=task.saved(),
+                checkpoint=task.load_checkpoint(),
                 report=task.report,
                 keep=task.keep,
             )

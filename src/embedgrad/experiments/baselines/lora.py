@@ -37,7 +37,7 @@ class Lora(PeftMethod):
         return {"rank": rank, "alpha": ALPHA_PER_RANK * rank, "dropout": DROPOUT}
 
     @contextlib.contextmanager
-    def wrapped(self, task: Task) -> Iterator[Any]:
+    def wrap(self, task: Task) -> Iterator[Any]:
         from peft import LoraConfig, TaskType, get_peft_model
 
         base, rank = task.model.model, task.recipe.compare.lora_rank
@@ -69,21 +69,21 @@ class Lora(PeftMethod):
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
         return _answers(task, task.dev)
 
-    def kept(self, model: Any) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in _trained(model).items()}
+    def copy_trained(self, model: Any) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in _lora_weights(model).items()}
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
-        with torch.random.fork_rng(), self.wrapped(task) as model:
+        with torch.random.fork_rng(), self.wrap(task) as model:
             model.eval()
             with torch.no_grad():
-                for name, value in _trained(model).items():
+                for name, value in _lora_weights(model).items():
                     value.copy_(trained.tensors[name])
             answered = _answers(task, sequences)
         count = len(task.sequencer.prompt_ids)
         return Answers(answered, [question_tokens(s, count, as_text=True) for s in sequences])
 
 
-def _trained(model: Any) -> dict[str, Tensor]:
+def _lora_weights(model: Any) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 

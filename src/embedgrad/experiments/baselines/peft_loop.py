@@ -74,7 +74,7 @@ class PeftMethod(Method):
         """The peak learning rate."""
 
     @abstractmethod
-    def wrapped(self, task: Task) -> AbstractContextManager[Any]:
+    def wrap(self, task: Task) -> AbstractContextManager[Any]:
         """The PEFT model; on leaving the context the base model is as it was."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class PeftMethod(Method):
         """The current model's answers to the dev rows."""
 
     @abstractmethod
-    def kept(self, model: Any) -> dict[str, Tensor]:
+    def copy_trained(self, model: Any) -> dict[str, Tensor]:
         """Copies of the tensors to save."""
 
     def inputs(self, batch: Padded) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ class PeftMethod(Method):
     def train(self, task: Task, seed: int) -> Trained:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with self.wrapped(task) as model:
+            with self.wrap(task) as model:
                 model.eval()
                 return self._fit(task, model, seed)
 
@@ -113,10 +113,15 @@ class PeftMethod(Method):
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
-        best, kept, ended, step = Best(task.metric, {}), self.kept(model), "finished", 0
-        plan, before, saved = {"total": total, "every": every}, 0.0, task.saved()
+        best, kept, ended, step = Best(task.metric, {}), self.copy_trained(model), "finished", 0
+        plan, before, saved = {"total": total, "every": every}, 0.0, task.load_checkpoint()
         if saved is not None:
-            kept = _restore(saved, leaves, optimizer)
+            with torch.no_grad():
+                for i, leaf in enumerate(leaves):
+                    leaf.copy_(saved.theta[f"leaf.{i}"])
+            optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
+            of_best = (name for name in saved.theta if name.startswith("kept."))
+            kept = {name.removeprefix("kept."): saved.theta[name] for name in of_best}
             best = Best(task.metric, {}, saved.best_step, saved.history)
             step, before = saved.step, saved.seconds
 
@@ -127,7 +132,7 @@ class PeftMethod(Method):
                 scores = {"metric": best.metric, "best": best.score, "text": best.history[0]}
                 task.report({"event": "evaluation", **best.history[-1], **scores, **plan})
             if not task.dev or best.step == step:
-                kept = self.kept(model)
+                kept = self.copy_trained(model)
 
         if saved is None:
             evaluate()
@@ -219,15 +224,3 @@ class PeftMethod(Method):
             loss.backward()
             total += loss.item()
         return total
-
-
-@torch.no_grad()
-def _restore(
-    saved: Checkpoint, leaves: Sequence[Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Restore leaves and optimizer; returns the tensors of the best step so far."""
-    for i, leaf in enumerate(leaves):
-        leaf.copy_(saved.theta[f"leaf.{i}"])
-    optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
-    of_best = (name for name in saved.theta if name.startswith("kept."))
-    return {name.removeprefix("kept."): saved.theta[name] for name in of_best}

@@ -53,7 +53,7 @@ class PeftPrompt(PeftMethod):
         """The `PeftConfig`."""
 
     @contextlib.contextmanager
-    def wrapped(self, task: Task) -> Iterator[Any]:
+    def wrap(self, task: Task) -> Iterator[Any]:
         from peft import get_peft_model
 
         base = task.model.model
@@ -72,7 +72,7 @@ class PeftPrompt(PeftMethod):
         rows = [prompt_first(sequence) for sequence in task.dev]
         return task.evaluator().score(rows_of(model), rows)
 
-    def kept(self, model: Any) -> dict[str, Tensor]:
+    def copy_trained(self, model: Any) -> dict[str, Tensor]:
         return {"rows": rows_of(model).cpu()}
 
     def distances(self, task: Task, model: Any) -> dict[str, float]:
@@ -112,14 +112,14 @@ class PromptTuning(PeftPrompt):
         )
 
     @contextlib.contextmanager
-    def wrapped(self, task: Task) -> Iterator[Any]:
-        with super().wrapped(task) as model:
+    def wrap(self, task: Task) -> Iterator[Any]:
+        with super().wrap(task) as model:
             if self.from_text:
                 # As PEFT's TEXT start, but with the span's tokens in the template: alone, the text
                 # may be tokenized differently.
                 rows_PD = task.model.embed(task.sequencer.prompt_ids)
                 with torch.no_grad():
-                    _encoder(model).embedding.weight.copy_(rows_PD)
+                    model.prompt_encoder[model.active_adapter].embedding.weight.copy_(rows_PD)
             yield model
 
 
@@ -153,7 +153,3 @@ def rows_of(model: Any) -> Tensor:
     """The rows [P, D] that PEFT puts before a batch, in float32."""
     rows: Tensor = model.get_prompt(batch_size=1)[0]
     return rows.detach().float().clone()
-
-
-def _encoder(model: Any) -> Any:
-    return model.prompt_encoder[model.active_adapter]

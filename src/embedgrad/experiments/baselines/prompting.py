@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.readers import shown
+from embedgrad.data.readers import quote
 from embedgrad.errors import DataError
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines.base import (
@@ -66,7 +66,7 @@ class BestOfN(Method):
             try:
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
-                raise DataError(f"best-of-n: with the prompt {shown(text, 40)}: {error}") from error
+                raise DataError(f"best-of-n: with the prompt {quote(text, 40)}: {error}") from error
             best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), {})
         seconds = time.perf_counter() - began
         scores = [

@@ -18,8 +18,8 @@ _BETWEEN = "\n\n"  # between worked examples of a plain text
 def with_span(template: Template, span: str) -> Template:
     """The template with another span text."""
     if template.text is not None:
-        return Template.plain(_marked(template.text, span))
-    messages = tuple(Message(m.role, _marked(m.content, span)) for m in template.messages)
+        return Template.plain(_replace_span(template.text, span))
+    messages = tuple(Message(m.role, _replace_span(m.content, span)) for m in template.messages)
     return Template(messages=messages, options=template.options)
 
 
@@ -32,7 +32,7 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
     if template.text is not None:
         blocks = []
         for columns, answer in shots:
-            filled = _filled(template.text, columns)
+            filled = _fill(template.text, columns)
             blocks.append(literal(filled + _answer_prefix(filled, target, opened=True) + answer))
         return Template.plain("".join(block + _BETWEEN for block in blocks) + template.text)
     messages = list(template.messages)
@@ -40,7 +40,7 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
     turns = messages[leading:]
     filled_messages = messages[:leading]
     for columns, answer in shots:
-        filled_turns = [Message(m.role, _filled(m.content, columns)) for m in turns]
+        filled_turns = [Message(m.role, _fill(m.content, columns)) for m in turns]
         opened = filled_turns[-1].role == "assistant"
         opening = filled_turns.pop().content if opened else ""
         reply = opening + _answer_prefix(opening, target, opened=opened) + answer
@@ -56,11 +56,11 @@ def _answer_prefix(text: str, target: Target, *, opened: bool) -> str:
     return " " if opened and not text[-1:].isspace() else ""
 
 
-def _filled(text: str, columns: Mapping[str, str]) -> str:
+def _fill(text: str, columns: Mapping[str, str]) -> str:
     return fill(parse(text, "template"), columns)
 
 
-def _marked(text: str, span: str) -> str:
+def _replace_span(text: str, span: str) -> str:
     """The text with another span, and its columns still marked."""
     written = []
     for piece in parse(text, "template"):

@@ -55,8 +55,7 @@ def compare(
     What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
     is listed under "failed", and the others continue. After Ctrl-C the results say `interrupted`,
     and the same call resumes. Raises `RunError` if `out` belongs to another recipe, `RecipeError`
-    if a method that the recipe names cannot run, and whatever the recipe's data, template and
-    model raise.
+    if a method that the recipe names cannot run, and the errors of its data, template and model.
     """
     recipe = Recipe.from_dict(recipe.as_dict())  # one that was made in Python is not checked yet
     parts, skipped = plan_parts(recipe)
@@ -254,11 +253,11 @@ def _label_events(report: Report, part: Part) -> Report:
     """Add method and seed to events; a note that repeats in every block is reported once."""
     notes = set()
 
-    def labelled(event: dict[str, Any]) -> None:
+    def add_labels(event: dict[str, Any]) -> None:
         if event.get("event") == "note":
             if event["text"] in notes:
                 return
             notes.add(event["text"])
         report({**event, "method": part.method, "seed": part.seed})
 
-    return labelled
+    return add_labels

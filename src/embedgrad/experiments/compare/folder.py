@@ -138,7 +138,7 @@ class Folder:
         """Whether the part's answers to the test rows are scored."""
         return (self.work / part.folder / "scored.json").is_file()
 
-    def finished(self) -> list[Part]:
+    def finished_parts(self) -> list[Part]:
         """Every part that is trained and scored, in the order of methods and seeds."""
         return sort_parts(p for p in self._parts() if self.is_trained(p) and self.is_scored(p))
 
@@ -289,7 +289,7 @@ class Folder:
 
 
 def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
-    """An answer from its JSON, where null stands for an infinite loss.
+    """An answer from its JSON, where null is an infinite loss.
 
     Raises `KeyError` or `TypeError` for anything else.
     """

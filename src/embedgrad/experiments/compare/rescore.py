@@ -29,7 +29,7 @@ def rescore(task: Task, folder: Folder, scorer: Mapping[str, Any]) -> None:
     if not scorer:
         return
     rescored: list[tuple[Part, list[ScoredAnswer], dict[str, Any]]] = []
-    for part in folder.finished():
+    for part in folder.finished_parts():
         before = folder.scores(part)
         if before.get("scorer") == scorer:
             continue

@@ -50,7 +50,7 @@ def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[
 
 def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
     """All finished parts of the folder; no rows while the text prompt is not scored."""
-    parts = folder.finished()
+    parts = folder.finished_parts()
     scores = {part: folder.scores(part) for part in parts}
     facts = {part: folder.training(part).facts for part in parts}
     rows = []

@@ -26,7 +26,7 @@ class Estimate:
     seconds: dict[str, float]
     memory: dict[str, float]
 
-    def taken(self, what: str) -> float:
+    def amount(self, what: str) -> float:
         """Bytes at the peak for "memory", seconds for "time"."""
         return self.memory["peak"] if what == "memory" else self.seconds["all"]
 
@@ -103,7 +103,7 @@ class Budget:
     def over(self, estimate: Estimate) -> list[str]:
         """What the run takes too much of: "memory", "time"."""
         limits = (("memory", self.memory_bytes), ("time", self.seconds))
-        return [n for n, most in limits if most is not None and estimate.taken(n) > most]
+        return [n for n, most in limits if most is not None and estimate.amount(n) > most]
 
 
 def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[str, Any]]:
@@ -123,8 +123,8 @@ def suggest(recipe: Recipe, estimator: Estimator, budget: Budget) -> list[dict[s
             fits = not budget.over(then)
             if fits or value == values[-1]:
                 knob = {"setting": setting, "value": value, "exact": exact, "fits": fits}
-                knob |= {"memory_bytes": then.taken("memory"), "seconds": then.taken("time")}
-                saves = any(then.taken(n) < NOTICED * now.taken(n) for n in over)
+                knob |= {"memory_bytes": then.amount("memory"), "seconds": then.amount("time")}
+                saves = any(then.amount(n) < NOTICED * now.amount(n) for n in over)
                 knobs += [knob] if fits or saves else []
                 break
     return sorted(knobs, key=lambda knob: (not knob["fits"], not knob["exact"]))

@@ -79,7 +79,7 @@ def plan(
     }
     if splits is None:
         return values
-    splits, writes = _as_trained(recipe, splits, problems)
+    splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
     began = time.time()
     try:
@@ -104,8 +104,16 @@ def plan(
     merged = [s.example.source for s in tokens.all if s.plain is not None]
     if merged and recipe.merges == "refuse":
         problems.add([f"template.merges: 'refuse', but {len(merged)} rows merge with the span"])
+    rows = {name: getattr(splits, name) for name in NAMES}
+    data: dict[str, Any] = {}
+    for name, part in rows.items():
+        balance = label_balance(part)
+        answers = balance if recipe.target.choices else len(balance)
+        most = max(map(tokens.length, getattr(tokens, name)), default=0)
+        data[name] = {"rows": len(part), "answers": answers, "longest": most}
+    repeats = shared_texts(rows, recipe.template.columns)
     values |= {
-        "data": _describe_data(recipe, splits, tokens, info.context),
+        "data": {**data, "context": info.context, "duplicates": repeats},
         "notes": [*splits.notes, *sequencer.notes(tokens.all)],
         "spans": [asdict(span) for span in sequencer.spans],
         "merged": {"rows": len(merged), "first": next(iter(merged), None)},
@@ -144,7 +152,7 @@ def plan(
     return values
 
 
-def _as_trained(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
+def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
     """The rows with what is trained on, and whether the model writes that itself."""
     target, scorer, train = recipe.target, recipe.evaluation.scorer, splits.train
     (source,) = problems.each(
@@ -158,23 +166,8 @@ def _as_trained(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Spl
 
 
 def _with_solutions(train: Examples, length: int) -> Examples:
-    """Examples with targets of so many tokens, whatever these are."""
+    """Examples with targets of `length` tokens; the plan needs no more than their number."""
     return [replace(s, targets=((0,) * length,), gold=0) for s in train]
-
-
-def _describe_data(
-    recipe: Recipe, splits: Splits, tokens: TokenizedSplits, context: int
-) -> dict[str, Any]:
-    """Rows, answers and lengths by split, and repeated texts."""
-    rows = {name: getattr(splits, name) for name in NAMES}
-    data: dict[str, Any] = {}
-    for name, part in rows.items():
-        balance = label_balance(part)
-        answers = balance if recipe.target.choices else len(balance)
-        longest = max(map(tokens.length, getattr(tokens, name)), default=0)
-        data[name] = {"rows": len(part), "answers": answers, "longest": longest}
-    repeats = shared_texts(rows, recipe.template.columns)
-    return {**data, "context": context, "duplicates": repeats}
 
 
 def _count(

@@ -105,7 +105,7 @@ class Probe:
                 tokens = sum(self.splits.tokens(s, choices=choices) for s in batch)
                 rates += [seconds / tokens] if n else []  # the first is to warm up
                 if n == 0:
-                    self.rates.bytes[kind] = self._held() / math.ceil(len(batch) / parts)
+                    self.rates.bytes[kind] = self._peak_bytes() / math.ceil(len(batch) / parts)
         self.rates.seconds[kind] = statistics.median(rates)
 
     def _time(self, action: Callable[..., object], *arguments: object) -> float:
@@ -116,7 +116,7 @@ class Probe:
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter() - began
 
-    def _held(self) -> int:
+    def _peak_bytes(self) -> int:
         """The most bytes in use beside model and prefixes since the last reset."""
         other = self.loaded + self.model.prefix_cache.nbytes
         return max(peak_memory(self.model.device) - other, 0)
@@ -154,7 +154,7 @@ class Probe:
             answers[:] = evaluator.score(self.start_PD, batch)
 
         _, short, long = (self._time(answer, tokens) for tokens in (1, 1, rates.upto))
-        rates.bytes["scoring"] = max(rates.bytes["scoring"], self._held() / len(batch))
+        rates.bytes["scoring"] = max(rates.bytes["scoring"], self._peak_bytes() / len(batch))
         texts = [answer.predicted for answer in answers]
         ids = self.model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         ended = [len(own) + 1 for own, a in zip(ids, answers, strict=True) if not a.cut]

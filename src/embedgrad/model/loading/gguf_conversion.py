@@ -20,7 +20,7 @@ from embedgrad.model.loading.quiet import model_errors
 
 SOURCE = "source.json"
 
-# Text splitting rules (tokenizer.ggml.pre) in which every digit stands alone, as llama.cpp has them
+# Text splitting rules (tokenizer.ggml.pre) that make every digit a token of its own in llama.cpp
 # (llama-vocab.cpp); transformers splits such text by GPT-2's rule, and a run of spaces before a
 # digit would get other tokens than in training.
 _DIGITS_APART = frozenset(

@@ -48,7 +48,7 @@ def read_header(path: Path) -> GgufHeader:
                 problem = "but a GGUF header alone takes 24; download it again"
                 raise ModelError(f"{path}: {size} bytes, {problem}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _read(_Cursor(path, data))
+                header = _read(_HeaderCursor(path, data))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     _check_language_model(path, header)
@@ -56,7 +56,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 @final
-class _Cursor:
+class _HeaderCursor:
     """Reads forward through a mapped file, and never past its end."""
 
     def __init__(self, path: Path, data: mmap.mmap):
@@ -94,7 +94,7 @@ class _Cursor:
             self.fail(f"{what} at byte {self.at - length:,} is not UTF-8")
 
 
-def _read(cursor: _Cursor) -> GgufHeader:
+def _read(cursor: _HeaderCursor) -> GgufHeader:
     magic, version = cursor.take("<4s"), cursor.take("<I")
     if magic != b"GGUF":
         pointer = " (a Git LFS pointer: run `git lfs pull`)" if magic == b"vers" else ""
@@ -111,7 +111,7 @@ def _read(cursor: _Cursor) -> GgufHeader:
     return GgufHeader(metadata, tensors, _read_tensors(cursor, tensors, alignment))
 
 
-def _read_metadata(cursor: _Cursor, keys: int) -> dict[str, Any]:
+def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     elements = 0
     for _ in range(keys):
@@ -133,7 +133,7 @@ def _read_metadata(cursor: _Cursor, keys: int) -> dict[str, Any]:
     return metadata
 
 
-def _skip_array(cursor: _Cursor, key: str) -> int:
+def _skip_array(cursor: _HeaderCursor, key: str) -> int:
     """Pass over one array; returns its length."""
     kind = cursor.take("<I")
     if kind in _SCALARS:
@@ -156,7 +156,7 @@ def _skip_array(cursor: _Cursor, key: str) -> int:
     return length
 
 
-def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> int:
+def _read_tensors(cursor: _HeaderCursor, tensors: int, alignment: int) -> int:
     """Check the tensor table, and that its data is in the file; returns the number of weights."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 

@@ -64,7 +64,7 @@ def load(
     `notify` gets one line before something that takes long. Without `weights` none are read: the
     model is on the meta device, and its `embedding_digest` is "".
 
-    Raises `ModelError`, one line, for whatever keeps the model from being found, loaded or used.
+    Raises `ModelError`, one line, if the model cannot be found, loaded or used.
     """
     if attention not in ATTENTIONS:
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")

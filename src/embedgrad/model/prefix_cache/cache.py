@@ -139,14 +139,14 @@ class PrefixCache:
     def put(self, ids: Ids, prefix: CachedPrefix) -> CachedPrefix:
         """Store a prefix, if it is worth the room; returns it as `get` would."""
         self._form = prefix.keys.device, prefix.keys.dtype
-        kept = self.as_stored(prefix)
+        kept = self.to_storage(prefix)
         if ids not in self:
             self._place(ids, kept, 0)
             self.most_bytes = max(self.most_bytes, self.nbytes)
             self.most_spilled_bytes = max(self.most_spilled_bytes, self.spilled_bytes)
         return prefix if kept is prefix else kept.to(*self._form)
 
-    def as_stored(self, prefix: CachedPrefix) -> CachedPrefix:
+    def to_storage(self, prefix: CachedPrefix) -> CachedPrefix:
         """The prefix in the precision in which it is stored."""
         return prefix.to_half() if self.precision == "half" else prefix
 

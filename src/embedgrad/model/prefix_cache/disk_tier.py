@@ -65,7 +65,7 @@ class Spill(Tier):
                 f"prefix_cache.spill: {str(folder)!r}: no folder can be made here ({reason}); "
                 "expected a folder that you may write to; name another, or leave the option out"
             ) from error
-        # Also at the interpreter's end, whatever ended the run.
+        # Also at the interpreter's end.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         name = "prefix_cache.spill_budget"
         super().__init__(budget_bytes(budget, name, lambda: shutil.disk_usage(folder).free))

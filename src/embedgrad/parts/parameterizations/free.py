@@ -19,7 +19,7 @@ class Free(Parameterization):
     """Refine every number of every row.
 
     rows = start + s * theta, with s the root mean square of each start row, theta from zero. So a
-    step of size r in theta moves a row by at most r of its own norm, whatever the model's scale.
+    step of size r in theta moves a row by at most r of its own norm in every model.
     Source: EmbedGrad, https://arxiv.org/abs/2508.03533, which moves the rows themselves; the scale
     is ours, so that one step size serves all models.
     """

@@ -1,7 +1,7 @@
 """Scorer: a user's Python function returns a score from 0 to 1.
 
-It is called as function(reply, answer), with two texts, and returns True, False or a number from 0
-to 1, for any texts whatever.
+It is called as function(reply, answer), with two texts, and must return True, False or a number
+from 0 to 1 for every pair.
 """
 
 from __future__ import annotations

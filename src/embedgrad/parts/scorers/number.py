@@ -66,7 +66,7 @@ def parse_number(text: str) -> float | None:
     for latex, plain in _LATEX.items():
         text = text.replace(latex, plain)
     text = _FRACTION.sub(_plain_fraction, text.translate(_MINUSES))
-    for pattern, part in ((_MARKED, text), (_ANYWHERE, _boxed(text)), (_ANYWHERE, text)):
+    for pattern, part in ((_MARKED, text), (_ANYWHERE, _box_content(text)), (_ANYWHERE, text)):
         last = deque(pattern.finditer(part), maxlen=1)
         if last:
             return _value(last[0])
@@ -84,7 +84,7 @@ def _plain_fraction(match: re.Match[str]) -> str:
     return f"{' ' * apart}{'-' * negative}{above}/{below}"
 
 
-def _boxed(text: str) -> str:
+def _box_content(text: str) -> str:
     r"""The content of the last \boxed{...}; empty if there is none, or if it never ends."""
     _, opening, inside = text.rpartition(r"\boxed{")
     depth = 1

@@ -25,7 +25,7 @@ LONGEST = 200  # characters of a text in a message
 
 
 def main() -> None:
-    """Serve until the other side closes its pipe, as it does when it ends in whatever way."""
+    """Serve until the other side closes its pipe, which its end always does."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=replies.close)  # or it would hide that this one ended

@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 @final
 @dataclass(frozen=True)
 class Context:
-    """What a transform may look at: the step (from 0) of `total`, its batch and what came of it.
+    """What a transform may look at: the step (from 0) of `total`, its batch and the results.
 
     `outcome` and `losses_B` are those of the whole batch, without a graph.
     """
@@ -54,7 +54,7 @@ class Transform(ABC):
         return gradients, state
 
     def after(self, old: Theta, new: Theta, state: State, context: Context) -> tuple[Theta, State]:
-        """Theta in the place of `new`, to which the optimizer's step led from `old`.
+        """Theta to use instead of `new`, which the optimizer's step made of `old`.
 
         What must hold of the step belongs here: optimizers such as AdamW rescale gradients number
         by number, and decay weights.

@@ -37,7 +37,7 @@ def calibration(confident: Sequence[tuple[float, float]], bins: int = BINS) -> C
     held: dict[int, list[tuple[float, float]]] = {}
     for pair in confident:
         held.setdefault(min(int(pair[0] * bins), bins - 1), []).append(pair)
-    found = tuple(
+    groups = tuple(
         Bin(
             confidence=sum(confidence for confidence, _ in pairs) / len(pairs),
             accuracy=sum(right for _, right in pairs) / len(pairs),
@@ -45,8 +45,8 @@ def calibration(confident: Sequence[tuple[float, float]], bins: int = BINS) -> C
         )
         for _, pairs in sorted(held.items())
     )
-    ece = sum(b.count * abs(b.accuracy - b.confidence) for b in found) / max(1, len(confident))
-    return Calibration(found, ece)
+    ece = sum(b.count * abs(b.accuracy - b.confidence) for b in groups) / max(1, len(confident))
+    return Calibration(groups, ece)
 
 
 def confidences(predictions: Iterable[Mapping[str, Any]], prompt: str) -> list[tuple[float, float]]:

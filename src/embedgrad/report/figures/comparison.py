@@ -31,7 +31,7 @@ def forest(results: Mapping[str, Any]) -> Figure:
 
     Raises `RunError` where no method has a difference.
     """
-    methods = ranked(results)
+    methods = rank_methods(results)
     if not methods:
         raise RunError("forest: the results hold no method with a difference to the text prompt")
     with style():
@@ -64,7 +64,10 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     with style():
         figure = new_figure(WIDTH, 340)
         axes = figure.subplots()
-        ticks = _times(least, max(p["seconds"] for p in points))
+        # Round times from just below the least up to the most, six at the most.
+        round_ones = [s for s in TICKS if least < s <= max(p["seconds"] for p in points)]
+        below = max((s for s in TICKS if s <= least), default=TICKS[0])
+        ticks = [below, *round_ones][:: 1 + len(round_ones) // 6]
         axes.set_xscale("symlog", linthresh=ticks[0], linscale=0.3)
         for point in points:
             color = LIGHT["text"] if point["name"] == TEXT else LIGHT["refined"]
@@ -80,11 +83,11 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def rank_methods(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The methods besides the text prompt that have a difference to it, the best first."""
     others = [entry for entry in results["methods"] if entry["method"] != TEXT]
-    found = [entry for entry in others if is_number(entry.get("difference"))]
-    return sorted(found, key=lambda entry: -entry["difference"])
+    compared = [entry for entry in others if is_number(entry.get("difference"))]
+    return sorted(compared, key=lambda entry: -entry["difference"])
 
 
 def count(numbers: float) -> str:
@@ -160,13 +163,6 @@ def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
         look: dict[str, Any] = {"va": "center", "fontsize": 9.5, "color": LIGHT["ink"]}
         place = (point["seconds"], y)
         axes.annotate(label, place, textcoords="offset points", **side, **look)
-
-
-def _times(least: float, most: float) -> list[float]:
-    """Round times from just below `least` up to `most`, six at the most."""
-    round_ones = [s for s in TICKS if least < s <= most]
-    below = max((s for s in TICKS if s <= least), default=TICKS[0])
-    return [below, *round_ones][:: 1 + len(round_ones) // 6]
 
 
 def _time(seconds: float) -> str:

@@ -18,8 +18,8 @@ from embedgrad.report.figures.series import (
     is_number,
     number,
     percents,
-    smoothed,
-    thinned,
+    smooth,
+    thin,
 )
 from embedgrad.report.figures.theme import LIGHT, new_figure, style
 
@@ -55,7 +55,11 @@ def curves(events: Sequence[Row]) -> Figure:
         figure = new_figure(WIDTH, 190 * count + 20)
         axes = figure.subplots(count, squeeze=False, sharex=True)[:, 0]
         if steps:
-            _loss(axes[0], steps)
+            places, values = thin([s for s, _ in steps]), [loss for _, loss in steps]
+            window = max(4, round(len(steps) * SMOOTHED_OVER))
+            axes[0].plot(places, thin(values), color=LIGHT["refined"], alpha=0.3, linewidth=1)
+            axes[0].plot(places, thin(smooth(values, window)), color=LIGHT["refined"])
+            axes[0].set_title("training loss, nats")
         if scores:
             _dev(axes[-1], scores, metric)
         axes[-1].set_xlabel("step")
@@ -93,16 +97,16 @@ def reliability(predictions: Iterable[Row]) -> Figure:
     rows = list(predictions)
     if not rows:
         raise RunError("reliability: there are no scored rows to draw")
-    found = {name: calibration(confidences(rows, name)) for name in ("text", "refined")}
-    if not all(found[name].bins for name in found):
+    calibrations = {name: calibration(confidences(rows, name)) for name in ("text", "refined")}
+    if not all(calibrations[name].bins for name in calibrations):
         raise RunError("reliability: free answers have no probabilities; it is drawn for choices")
     with style():
         figure = new_figure(WIDTH, 400)
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 100], [0, 100], color=LIGHT["muted"], linewidth=1, linestyle=(0, (3, 3)))
         for name, side in (("text", -1), ("refined", 1)):
-            _draw_bins(upper, lower, name, found[name], 1.9 * side)
-        least = min(b.confidence for name in found for b in found[name].bins)
+            _draw_bins(upper, lower, name, calibrations[name], 1.9 * side)
+        least = min(b.confidence for name in calibrations for b in calibrations[name].bins)
         upper.set(xlim=(max(0, math.floor(least * 10) * 10) - 2, 102), ylim=(-4, 104))
         upper.set_title("right, %")
         upper.legend(loc="lower right", handlelength=1.2)
@@ -146,15 +150,6 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
 # -- parts of figures ------------------------------------------------------------------------------
 
 
-def _loss(axes: Axes, steps: Sequence[tuple[float, float]]) -> None:
-    places, losses = [s for s, _ in steps], [loss for _, loss in steps]
-    window = max(4, round(len(steps) * SMOOTHED_OVER))
-    places = thinned(places)
-    axes.plot(places, thinned(losses), color=LIGHT["refined"], alpha=0.3, linewidth=1)
-    axes.plot(places, thinned(smoothed(losses, window)), color=LIGHT["refined"])
-    axes.set_title("training loss, nats")
-
-
 def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     scale = 1 if metric == "log_loss" else 100
     places = [e["step"] for e in scores]
@@ -189,18 +184,18 @@ def _interpolation_line(axes: Axes, places: Sequence[float], values: Sequence[fl
     axes.margins(x=0.03, y=0.12)
 
 
-def _draw_bins(upper: Axes, lower: Axes, name: str, found: Calibration, aside: float) -> None:
+def _draw_bins(upper: Axes, lower: Axes, name: str, curve: Calibration, aside: float) -> None:
     """Accuracy by confidence, and below it a bar per bin, beside the other prompt's."""
-    total = sum(b.count for b in found.bins)
-    across = [100 * b.confidence for b in found.bins]
-    up = [100 * b.accuracy for b in found.bins]
-    label = f"{name} prompt, ECE {100 * found.ece:.1f} points"
+    total = sum(b.count for b in curve.bins)
+    across = [100 * b.confidence for b in curve.bins]
+    up = [100 * b.accuracy for b in curve.bins]
+    label = f"{name} prompt, ECE {100 * curve.ece:.1f} points"
     upper.plot(across, up, color=LIGHT[name], label=label)
-    sizes = [20 + 200 * b.count / total for b in found.bins]
+    sizes = [20 + 200 * b.count / total for b in curve.bins]
     upper.scatter(across, up, s=sizes, color=LIGHT[name], alpha=0.55, linewidths=0)
     wide = 100 / BINS
-    middles = [(min(int(b.confidence * BINS), BINS - 1) + 0.5) * wide for b in found.bins]
-    shares = [100 * b.count / total for b in found.bins]
+    middles = [(min(int(b.confidence * BINS), BINS - 1) + 0.5) * wide for b in curve.bins]
+    shares = [100 * b.count / total for b in curve.bins]
     lower.bar([m + aside for m in middles], shares, width=3.4, color=LIGHT[name])
 
 

@@ -27,14 +27,14 @@ def percents(shares: Iterable[Any]) -> list[float]:
     return [100 * number(share) for share in shares]
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """Moving means: over the last `window` values up to each one."""
     sums = list(accumulate(values, initial=0.0))
     starts = [max(0, i - window) for i in range(1, len(sums))]
     return [(sums[i] - sums[a]) / (i - a) for i, a in enumerate(starts, 1)]
 
 
-def thinned(values: Sequence[float]) -> list[float]:
+def thin(values: Sequence[float]) -> list[float]:
     """At most `MOST_POINTS` numbers, each the mean of neighbors."""
     size = math.ceil(len(values) / MOST_POINTS) or 1
     parts = [values[start : start + size] for start in range(0, len(values), size)]

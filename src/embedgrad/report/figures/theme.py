@@ -72,7 +72,7 @@ _COLOR = re.compile(r"#[0-9a-f]{6}")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save figures as a page shows them, whatever the user's own settings are."""
+    """Draw and save figures as a page shows them, without the user's own settings."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():

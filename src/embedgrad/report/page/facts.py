@@ -14,6 +14,7 @@ from embedgrad.report.terminal.tables import NOTHING_BETTER, reliable, verdict
 
 LINE_END = "\u21b5"
 SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
+_READABLE = str.maketrans("\u0120\u2581\u010a", SPACES[0] * 2 + LINE_END)  # of byte-level tokens
 OF_PROVENANCE = ("model", "data", "licenses", "versions", "decoding", "created")
 
 
@@ -49,7 +50,7 @@ def describe_drift(run: RunFiles) -> dict[str, Any] | None:
     tokens = run.result.get("tokens")
     if not tokens and run.prompt:
         tokens = [
-            {"span": number, "token": _spelled(name), "distance": d, "cosine": c}
+            {"span": number, "token": name.translate(_READABLE), "distance": d, "cosine": c}
             for number, span in enumerate(run.prompt["spans"], 1)
             for name, d, c in zip(span["tokens"], span["drift"], span["cosine"], strict=True)
         ]
@@ -122,10 +123,3 @@ def recipe_columns(run: RunFiles) -> tuple[str, ...]:
 
     template = run.prompt.get("template")
     return Template.from_dict(template).columns if template else ()
-
-
-def _spelled(token: str) -> str:
-    """A token of a byte-level tokenizer with its spaces and line feeds as `drift` shows them."""
-    for own, shown in (("\u0120", SPACES[0]), ("\u2581", SPACES[0]), ("\u010a", LINE_END)):
-        token = token.replace(own, shown)
-    return token

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 _TITLES = re.compile(r'<section id="(\w+)" aria-labelledby="[\w-]+">\s*<h2 [^>]*>([^<]*)</h2>')
 
-# What a screen reader says in the place of a figure; the numbers are in a table below it.
+# What a screen reader says instead of a figure; the numbers are in a table below it.
 LABELS = {
     "cost": "Accuracy by training time, method by method",
     "curves": "Training loss and dev score by step",
@@ -70,8 +70,8 @@ def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
         return {**run.interpolation, "drawn": drawn}
 
     def reliability() -> dict[str, Any]:
-        found = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
-        return {"found": found, "drawn": _svg("reliability", figures.reliability(survey))}
+        bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
+        return {"bins": bins, "drawn": _svg("reliability", figures.reliability(survey))}
 
     page = _Page([*run.notes, *notes])
     survey = [row for _, row in run.survey]
@@ -111,7 +111,7 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
             f"{results.get('scored')} are scored. The same command continues it."
         )
     text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
-    methods = [*text, *comparison_figures.ranked(results)]
+    methods = [*text, *comparison_figures.rank_methods(results)]
     facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
     recipe = results.get("recipe")
     parts = (
@@ -194,18 +194,18 @@ def _asset(name: str) -> str:
 def _environment() -> Environment:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-    def shown(value: Any) -> Any:
-        """Everything that is written out but what a template calls safe."""
+    def make_readable(value: Any) -> Any:
+        """Escape every text that no template calls safe."""
         foreign = isinstance(value, str) and not hasattr(value, "__html__")
         return readable(value) if foreign else value
 
-    def fixed(value: object, digits: int = 3) -> str:
+    def decimal(value: object, digits: int = 3) -> str:
         return f"{value:.{digits}f}" if is_number(value) else "-"
 
     environment = Environment(
         loader=PackageLoader("embedgrad.report", "assets"),
         autoescape=True,
-        finalize=shown,
+        finalize=make_readable,
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -213,10 +213,10 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=lambda share: percent(share) if is_number(share) else "-",
         points=lambda share: f"{100 * share:+.1f}" if is_number(share) else "-",
-        fixed=fixed,
+        decimal=decimal,
         duration=lambda seconds: duration(seconds) if is_number(seconds) else "-",
         size=lambda count: size(count) if is_number(count) else "-",
-        chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else fixed(p),
+        chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else decimal(p),
         count=lambda value: f"{value:,}" if is_number(value) else "-",
     )
     return environment

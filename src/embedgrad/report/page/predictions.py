@@ -8,7 +8,7 @@ from typing import Any, final
 
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RunFiles, replies_differ
-from embedgrad.report.page.safe_text import embedded, shorten
+from embedgrad.report.page.safe_text import script_json, shorten
 
 # A page of 500 rows takes at most 2 MB, one of 10,000 rows 20 MB.
 MOST_ROWS = 10_000
@@ -70,7 +70,7 @@ def page_rows(run: RunFiles, columns: Sequence[str] = (), others: int = 0) -> Pa
             "and names its line of predictions.jsonl, where it is whole."
         )
     scores = (item[name]["correct"] for _, item in survey for name in ("text", "refined"))
-    return PageRows(embedded(kept), counts, tuple(notes), any(0 < score < 1 for score in scores))
+    return PageRows(script_json(kept), counts, tuple(notes), any(0 < score < 1 for score in scores))
 
 
 def _compact(

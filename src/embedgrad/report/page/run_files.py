@@ -60,7 +60,17 @@ def read_run(folder: Path) -> RunFiles:
     lines = [event for _, event in json_lines(folder / EVENTS)]
     run.events = [event for event in lines if event is not None]
     _note_damage(run, EVENTS, "the curves are left out", len(lines) - len(run.events), len(lines))
-    _survey(run)
+    damaged = 0
+    for number, row in json_lines(folder / PREDICTIONS):
+        if row is None or not is_prediction(row):
+            damaged += 1
+            continue
+        kept = {"change": row["change"], "differ": replies_differ(row)}
+        for name in ("text", "refined"):
+            kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
+        run.survey.append((number, kept))
+    rows = damaged + len(run.survey)
+    _note_damage(run, PREDICTIONS, "the rows are left out", damaged, rows)
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
     return run
@@ -107,7 +117,7 @@ def version_notes(path: Path, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def asked_for(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
+def interpolation_inputs(folder: Path, rows: int, overrides: Sequence[str]) -> dict[str, Any]:
     """What a kept interpolation depends on: digests of files, and the options."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
@@ -181,20 +191,6 @@ def _recipe(run: RunFiles) -> str:
     if len(text) > _LONGEST_RECIPE:
         run.notes.append(f"Of recipe.toml the first {_LONGEST_RECIPE:,} characters are shown.")
     return text[:_LONGEST_RECIPE]
-
-
-def _survey(run: RunFiles) -> None:
-    damaged = 0
-    for number, row in json_lines(run.folder / PREDICTIONS):
-        if row is None or not is_prediction(row):
-            damaged += 1
-            continue
-        kept = {"change": row["change"], "differ": replies_differ(row)}
-        for name in ("text", "refined"):
-            kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
-        run.survey.append((number, kept))
-    lines = damaged + len(run.survey)
-    _note_damage(run, PREDICTIONS, "the rows are left out", damaged, lines)
 
 
 def _note_damage(run: RunFiles, name: str, what: str, damaged: int, lines: int) -> None:

@@ -25,8 +25,8 @@ def readable(text: str) -> str:
     return _UNSURE.sub(_escape, text.replace("\r\n", "\n"))
 
 
-def embedded(value: Any) -> str:
-    """A value as JSON that a `<script>` element may hold, whatever it contains."""
+def script_json(value: Any) -> str:
+    """A value as JSON that a `<script>` element may hold."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -36,18 +36,18 @@ def shorten(texts: Sequence[str], budget: int) -> list[Shown]:
 
     Short ones stay whole, long ones share what is left; each says how many characters it lost.
     """
-    wanted = [_bytes(readable(text[: budget + 1])) for text in texts]
+    sizes = [_bytes(readable(text[: budget + 1])) for text in texts]
     shown: list[Shown] = list(texts)
     left, waiting = budget, len(texts)
-    for i in sorted(range(len(texts)), key=wanted.__getitem__):
-        shown[i] = _fitted(texts[i], max(0, left // waiting))
+    for i in sorted(range(len(texts)), key=sizes.__getitem__):
+        shown[i] = _fit(texts[i], max(0, left // waiting))
         taken = shown[i] if isinstance(shown[i], str) else shown[i][0]
         left -= _bytes(str(taken))
         waiting -= 1
     return shown
 
 
-def _fitted(text: str, most: int) -> Shown:
+def _fit(text: str, most: int) -> Shown:
     if len(text) <= most and _bytes(whole := readable(text)) <= most:
         return whole
     lengths = range(min(len(text), most) + 1)
@@ -56,7 +56,7 @@ def _fitted(text: str, most: int) -> Shown:
 
 
 def _bytes(text: str) -> int:
-    return len(embedded(text).encode()) - 2  # without its quotes
+    return len(script_json(text).encode()) - 2  # without its quotes
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import duration, encodable, join_nonempty, left, visible
+from embedgrad.formatting import duration, encodable, eta, join_nonempty, visible
 
 REFRESHES = 4  # per second
 WIDEST_BAR = 40  # columns
@@ -95,7 +95,7 @@ class Display:
         view, now, width = self.view, self._clock(), self._console.width
         since = "" if view.since is None else duration(now - view.since)
         first = self._safe(join_nonempty(view.first, since))
-        second = join_nonempty(view.second, left(None if view.until is None else view.until - now))
+        second = join_nonempty(view.second, eta(None if view.until is None else view.until - now))
         if cell_len(second) > width:
             second = second.replace(OVER_TEXT, "")
         bar_width = max(4, min(WIDEST_BAR, width - cell_len(first) - 1))

@@ -66,8 +66,8 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
         gained = judged["embedgrad"] == "improved"
         return gained, f"embedgrad: {judged['embedgrad']} over the text prompt"
     gained = "improved" in judged.values()
-    found = ", ".join(name for name, verdict in judged.items() if verdict == "improved")
-    return gained, f"improved: {found}" if gained else "no method has a reliable gain"
+    improved = ", ".join(name for name, verdict in judged.items() if verdict == "improved")
+    return gained, f"improved: {improved}" if gained else "no method has a reliable gain"
 
 
 def _cells(entry: Entry) -> dict[str, str]:

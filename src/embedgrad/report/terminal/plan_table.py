@@ -46,8 +46,8 @@ def _data(plan: Values) -> Iterator[str]:
             words = ", ".join([*listed[:MANY], *more])
         else:
             words = f"{answers} different answers"
-        found = f"{rows} rows ({words}), the longest {longest}{limit} tokens"
-        yield f"{name}: {found if rows else 'no rows'}"
+        line = f"{rows} rows ({words}), the longest {longest}{limit} tokens"
+        yield f"{name}: {line if rows else 'no rows'}"
     yield data["duplicates"] or "no text is in two splits"
     yield from plan["notes"]
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO, final
 
 from rich.console import Console
 
-from embedgrad.formatting import duration, encodable, join_nonempty, left, percent, size, visible
+from embedgrad.formatting import duration, encodable, eta, join_nonempty, percent, size, visible
 from embedgrad.report.figures.series import METRICS
 from embedgrad.report.terminal.display import OVER_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -36,7 +36,7 @@ class Progress(AbstractContextManager["Progress"]):
     """Takes a run's events and shows on `stream` (default: stderr) how far it is.
 
     In a terminal two lines are renewed in place, with notes printed above them; leaving the
-    context restores the terminal, whatever ended the run. Anywhere else a note, a stage and an
+    context restores the terminal. Anywhere else a note, a stage and an
     evaluation are one plain line each, and scoring one line in ten seconds at most; a run without
     dev rows gets a line per tenth. `quiet` writes nothing.
     """
@@ -89,7 +89,7 @@ class Progress(AbstractContextManager["Progress"]):
             case "evaluation":
                 self._evaluation(event, now)
             case "scoring":
-                self._scored(event, now)
+                self._show_score(event, now)
             case "end":
                 ending, took = ENDINGS[event["ended"]], duration(event["seconds"])
                 self._say(f"{ending}: {event['steps']} steps in {took}")
@@ -111,7 +111,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._show_share(first, step, total, now, seconds, self._score)
         if not self._score and step * 10 // total > (step - 1) * 10 // total:
             # Without dev rows no evaluation says where the run is.
-            self._say_plainly(join_nonempty(f"step {step}/{total}", self._status, left(seconds)))
+            self._say_plainly(join_nonempty(f"step {step}/{total}", self._status, eta(seconds)))
 
     def _evaluation(self, event: dict[str, Any], now: float) -> None:
         seconds = self._forecast.evaluation(event, now - self._last)
@@ -120,9 +120,9 @@ class Progress(AbstractContextManager["Progress"]):
         first = join_nonempty(f"{step}/{total}", self._status)
         share = self._show_share(first, step, total, now, seconds, self._score)
         place = f"step {step}/{total}"
-        self._say_plainly(join_nonempty(place, self._score, share, left(seconds), self._status))
+        self._say_plainly(join_nonempty(place, self._score, share, eta(seconds), self._status))
 
-    def _scored(self, event: dict[str, Any], now: float) -> None:
+    def _show_score(self, event: dict[str, Any], now: float) -> None:
         which, done, total = event["which"], event["done"], event["total"]
         if which != self._scoring[0] or done < self._scoring[1]:
             self._scoring_since = self._scoring_said = self._last
@@ -132,7 +132,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._show_share(text, done, total, now, seconds)
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
-            self._say_plainly(join_nonempty(text, left(seconds)))
+            self._say_plainly(join_nonempty(text, eta(seconds)))
 
     # -- output ------------------------------------------------------------------------------------
 

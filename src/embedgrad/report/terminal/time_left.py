@@ -28,7 +28,7 @@ class TimeLeft:
     def step(self, event: dict[str, Any]) -> float:
         """Seconds left after a step."""
         self._steps.append(event["seconds"])
-        return self._left(event["step"], event["total"])
+        return self._estimate(event["step"], event["total"])
 
     def evaluation(self, event: dict[str, Any], seconds: float) -> float | None:
         """Seconds left after an evaluation that took `seconds`; None before any step."""
@@ -36,9 +36,9 @@ class TimeLeft:
         # Until two are seen, only the one at the end is certain, unless the event says more.
         self._every = event.get("every") or (step - self._evaluated) or None
         self._evaluation, self._evaluated = seconds, step
-        return self._left(step, event["total"]) if self._steps else None
+        return self._estimate(step, event["total"]) if self._steps else None
 
-    def _left(self, step: int, total: int) -> float:
+    def _estimate(self, step: int, total: int) -> float:
         every = self._every or total
         evaluations = 0
         if self._evaluated < total:

@@ -118,7 +118,17 @@ class _Sampler:
             for name in _COUNTS
         }
         if not counts["verified"]:
-            raise DataError(self._explain_failure(questions, counts))
+            tried, cut, limit = counts["tried"], counts["cut"], self.decoding.max_new_tokens
+            section = "solutions" if self.solutions.max_new_tokens else "evaluation"
+            longer = f"a larger {section}.max_new_tokens, " * (cut >= _LIMIT_MATTERS * tried)
+            scorer, sample = name_of(self.evaluation.scorer), next(iter(questions.values())).sample
+            raise DataError(
+                f"no self-written solution was verified: of {tried} replies to {len(questions)} "
+                f"questions {counts['right']} have the right answer by evaluation.scorer = "
+                f"{scorer!r}, {cut} were cut at {limit} tokens, none is right and ended (one "
+                f"begins {sample!r}); try {longer}more solutions.samples, a higher "
+                "solutions.temperature, another scorer, or solutions.source = 'answer'"
+            )
         examples, tokens, too_long = self._choose(questions)
         if not examples:
             raise DataError(
@@ -226,21 +236,6 @@ class _Sampler:
                 examples.append(solved)
                 tokens += len(sequence.targets[sequence.gold])
         return examples, tokens, too_long
-
-    def _explain_failure(
-        self, questions: Mapping[str, SampledQuestion], counts: Mapping[str, int]
-    ) -> str:
-        tried, cut, limit = counts["tried"], counts["cut"], self.decoding.max_new_tokens
-        section = "solutions" if self.solutions.max_new_tokens else "evaluation"
-        longer = f"a larger {section}.max_new_tokens, " * (cut >= _LIMIT_MATTERS * tried)
-        scorer, sample = name_of(self.evaluation.scorer), next(iter(questions.values())).sample
-        return (
-            f"no self-written solution was verified: of {tried} replies to {len(questions)} "
-            f"questions {counts['right']} have the right answer by evaluation.scorer = {scorer!r}, "
-            f"{cut} were cut at {limit} tokens, none is right and ended (one begins {sample!r}); "
-            f"try {longer}more solutions.samples, a higher solutions.temperature, another scorer, "
-            "or solutions.source = 'answer'"
-        )
 
     def _say(self, text: str) -> None:
         say(self.report, [text])

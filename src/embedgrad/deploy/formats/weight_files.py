@@ -1,6 +1,6 @@
 """Copy a checkpoint with some tensors replaced.
 
-    Checkpoint: names of tensors -> where their bytes are, in one safetensors file or in shards
+    WeightFiles: names of tensors -> where their bytes are, in one safetensors file or in shards
     write:      rewrites a file with changed tensors, in pieces; copies or links the others
 
 The format is that of https://github.com/huggingface/safetensors: eight bytes for the length of a
@@ -66,7 +66,7 @@ class NewTensor:
     pieces: Sequence[StoredTensor | Tensor]
 
     @classmethod
-    def joined(cls, dtype: str, *pieces: StoredTensor | Tensor) -> NewTensor:
+    def join(cls, dtype: str, *pieces: StoredTensor | Tensor) -> NewTensor:
         """Pieces joined along the first axis."""
         entries = sum(piece.shape[0] for piece in pieces)
         return cls(dtype, (entries, *pieces[0].shape[1:]), pieces)
@@ -94,7 +94,7 @@ class NewTensor:
 
 @final
 @dataclass(frozen=True)
-class Checkpoint:
+class WeightFiles:
     """The weights of a model folder: where each tensor is, by name."""
 
     folder: Path
@@ -103,7 +103,7 @@ class Checkpoint:
     index: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Checkpoint:
+    def read(cls, folder: Path) -> WeightFiles:
         """Read the headers only. Raises `ExportError` for weights that are not safetensors."""
         try:
             check_folder(folder)
