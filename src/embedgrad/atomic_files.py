@@ -6,9 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,34 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         if os.path.exists(folder):
             shutil.rmtree(old, ignore_errors=True)
     _flush_folder(folder.parent)
+
+
+def restore_folder(folder: Path, is_whole: Callable[[Path], bool]) -> None:
+    """Put back a folder that a killed `write_folder` left aside: the new one if whole, or the old.
+
+    Raises `RunError`.
+    """
+    if os.path.exists(folder) or not os.path.isdir(folder.parent):
+        return
+    beside = sorted(folder.parent.iterdir())
+    new, old = (
+        [path for path in beside if path.name.startswith(f".{folder.name}.{kind}-")]
+        for kind in ("new", "old")
+    )
+    try:
+        for aside in [*filter(is_whole, new), *old][:1]:
+            os.replace(aside, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writes left aside in a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:

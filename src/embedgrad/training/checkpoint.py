@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
+from annotated_types import Ge, Len
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from embedgrad.atomic_files import write_folder
+from embedgrad.atomic_files import restore_folder, write_folder
 from embedgrad.errors import RunError
 
 FORMAT = 2
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
+_DAMAGED = "the checkpoint cannot be read, start the run again"
 
 
 @final
@@ -54,7 +58,7 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{name}"] = value
                 else:
                     numbers.setdefault(str(index), {})[name] = value
-        values = {
+        values: dict[str, Any] = {
             "format": FORMAT,
             "step": self.step,
             "best_step": self.best_step,
@@ -69,11 +73,26 @@ class Checkpoint:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
-        content = {
-            TENSORS: tensors_to_bytes(tensors),
-            VALUES: json.dumps(values, indent=1).encode(),
-        }
-        write_folder(folder, content)
+        content = tensors_to_bytes(tensors)
+        values["sha256"] = digest(content, values)
+        text = json.dumps(values, indent=1)
+        write_folder(folder, {TENSORS: content, VALUES: text.encode()})
+
+    @classmethod
+    def find(cls, folder: Path) -> Checkpoint | None:
+        """Load the checkpoint, or the whole copy that a killed `save` left aside, if there is one.
+
+        Raises `RunError`.
+        """
+
+        def is_whole(aside: Path) -> bool:
+            try:
+                return bool(cls.load(aside))
+            except RunError:
+                return False
+
+        restore_folder(folder, is_whole)
+        return cls.load(folder) if folder.exists() else None
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -85,27 +104,67 @@ class Checkpoint:
                     f"{folder}: checkpoint format {values['format']}, but this version reads "
                     f"{FORMAT}; start the run again"
                 )
-            tensors = load_tensors((folder / TENSORS).read_bytes())
+            content = (folder / TENSORS).read_bytes()
+            if values.pop("sha256") != digest(content, values):
+                raise ValueError("its files are not as they were written: the digest differs")
+            entries = _ENTRIES.validate_json(json.dumps(values), strict=True)
+            scores = {"step", "accuracy", "log_loss"}
+            if any(scores - entry.keys() for entry in entries.history):
+                raise ValueError("history: an entry lacks scores")
+            if entries.history and entries.best_step not in [e["step"] for e in entries.history]:
+                raise ValueError(f"best_step: history has no step {entries.best_step}")
+            if any({"params", "lr"} - group.keys() for group in entries.optimizer_groups):
+                raise ValueError("optimizer_groups: a group lacks params or lr")
+            tensors = load_tensors(content)
             optimizer = _by_index(tensors, "optimizer.")
-            for index, entries in values["optimizer_numbers"].items():
-                optimizer.setdefault(int(index), {}).update(entries)
+            for index, numbers in entries.optimizer_numbers.items():
+                optimizer.setdefault(index, {}).update(numbers)
             states = _by_index(tensors, "transforms.")
             return cls(
-                step=values["step"],
+                step=entries.step,
                 theta=_below(tensors, "theta."),
-                optimizer={"state": optimizer, "param_groups": values["optimizer_groups"]},
+                optimizer={"state": optimizer, "param_groups": entries.optimizer_groups},
                 best=_below(tensors, "best."),
-                transforms=[states.get(i, {}) for i in range(values["transforms"])],
-                best_step=values["best_step"],
-                history=values["history"],
-                seconds=values["seconds"],
-                made_from=values["made_from"],
+                transforms=[states.get(i, {}) for i in range(entries.transforms)],
+                best_step=entries.best_step,
+                history=entries.history,
+                seconds=entries.seconds,
+                made_from=entries.made_from,
             )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise RunError(f"{folder}: {_DAMAGED} ({place}: {first['msg']})") from error
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,
         ) as error:
-            raise RunError(f"{folder}: the checkpoint cannot be read ({error})") from error
+            raise RunError(f"{folder}: {_DAMAGED} ({error})") from error
+
+
+@final
+@dataclass(frozen=True)
+class _Entries:
+    """The entries of `checkpoint.json` besides its digest."""
+
+    format: int
+    step: Annotated[int, Ge(0)]
+    best_step: Annotated[int, Ge(0)]
+    history: list[dict[str, int | float]]
+    seconds: Annotated[float, Ge(0)]
+    made_from: dict[str, Any]
+    transforms: Annotated[int, Ge(0)]
+    optimizer_numbers: dict[int, dict[str, Any]]
+    optimizer_groups: Annotated[list[dict[str, Any]], Len(1)]
+
+
+_ENTRIES = TypeAdapter(_Entries)
+
+
+def digest(tensors: bytes, values: Mapping[str, Any]) -> str:
+    """SHA-256 of a checkpoint: the file of its tensors, and the values beside it."""
+    text = json.dumps(values, sort_keys=True).encode()
+    return hashlib.sha256(tensors + text).hexdigest()
 
 
 def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
