@@ -65,32 +65,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     _flush_folder(folder.parent)
 
 
-def restore_folder(folder: Path, is_whole: Callable[[Path], bool]) -> None:
-    """Put back a folder that a killed `write_folder` left aside: the new one if whole, or the old.
+def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
+    """Put back a copy of a missing folder that a killed `write_folder` left aside, the new first.
 
-    Raises `RunError`.
+    `check` raises `RunError` for a copy that is not whole.
     """
-    if os.path.exists(folder) or not os.path.isdir(folder.parent):
-        return
-    beside = sorted(folder.parent.iterdir())
-    new, old = (
-        [path for path in beside if path.name.startswith(f".{folder.name}.{kind}-")]
-        for kind in ("new", "old")
-    )
-    try:
-        for aside in [*filter(is_whole, new), *old][:1]:
-            os.replace(aside, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    for kind in ("new", "old"):
+        for aside in folder.parent.glob(f".{folder.name}.{kind}-*"):
+            with contextlib.suppress(OSError, RunError):
+                if not os.path.exists(folder):
+                    check(aside)
+                    os.replace(aside, folder)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writes left aside in a folder that nobody else writes to."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name):
-            shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -173,9 +173,9 @@ def _run(
             return fan_out(progress, *files, warn=warn)
 
         finished = read_finished(recipe, out) if resume else None
-        if finished is not None:
-            where = f"at step {finished['train']['steps']}"
-            say(progress, [f"{out}: finished already, {where}; nothing is left to resume"])
+        if finished:
+            steps = finished["train"]["steps"]
+            say(progress, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
         result = finished or run(recipe, out, sinks, resume=resume)
     print_values(result, as_json, _show_result)
     if result["interrupted"]:

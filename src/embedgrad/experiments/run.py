@@ -60,9 +60,8 @@ def run(
 
     A `model` that is loaded already serves several runs, with the prefixes that it stores. `sinks`
     is called once a run begins or its resume is accepted, and what it returns gets events (plain
-    JSON values), also those of before. After Ctrl-C,
-    or once `should_stop`, asked after every step, returns true, the best rows so far are saved, and
-    the result says `interrupted` and has no scores.
+    JSON values). After Ctrl-C, or once `should_stop`, asked after every step, returns true, the
+    best rows so far are saved, and the result says `interrupted` and has no scores.
 
     `resume` continues the run in `out`, whatever ended it, from its last checkpoint, and comes to
     the rows of a run of the same length that was never interrupted, to the bit. Its recipe must be
@@ -72,16 +71,15 @@ def run(
 
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
     or model) or cannot be written, and whatever the recipe's data, template and model raise; then a
-    new run, which has learned nothing yet, leaves no folder behind unless the model wrote solutions.
+    new run, which has learned nothing yet, leaves no folder behind, unless the model wrote
+    solutions.
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
-    held: list[
-        dict[str, Any]
-    ] = []  # events before a resume is accepted: until then no file changes
+    held: list[dict[str, Any]] = []  # until a resume is accepted, it changes no file
     if resume:
         finished = read_finished(recipe, out)
         if finished is not None:
@@ -110,7 +108,15 @@ def run(
         model, sequencer, test = ready.model, ready.sequencer, ready.test
         found = _made_from(recipe, ready, day)
         if checkpoint:
-            _refuse_changes(out, checkpoint, found, ready)
+            changes = differences(flatten(made_from), flatten(found))
+            units = ready.training.units([s.example.group for s in ready.train])
+            if checkpoint.step > (total := ready.training.steps_in_all(len(units))):
+                changes.append(f"its checkpoint is of step {checkpoint.step} of {total}")
+            if changes:
+                raise RunError(
+                    f"{out}: cannot be resumed, as {changes[0]}; bring back what the run began "
+                    "with, or start a new one"
+                )
             report = begin()
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
@@ -129,7 +135,10 @@ def run(
 
     stage(report, "refining")
     if checkpoint:
-        say(report, [f"resuming at step {checkpoint.step}", *_early_stop(checkpoint, ready)])
+        say(report, [f"resuming at step {checkpoint.step}"])
+        best = Best("", checkpoint.best, checkpoint.best_step, checkpoint.history)
+        if best.stops_early(ready.training.patience):
+            say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
     elif resume:
         say(report, ["no checkpoint: starts again at step 0"])
     try:
@@ -206,9 +215,10 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     versions = {"result.json": RESULT_VERSION, "prompt/prompt.json": artifact.VERSION}
     values: dict[str, Any] = {}
     for name, known in versions.items():
-        with suppress(OSError, ValueError, RecursionError):
+        version = None
+        with suppress(OSError, ValueError, RecursionError, AttributeError):
             values[name] = json.loads((out / name).read_text(encoding="utf-8"))
-        version = values[name].get("version") if isinstance(values.get(name), dict) else None
+            version = values[name].get("version")
         if version not in (None, known):
             raise RunError(
                 f"{out / name}: written by another embedgrad (version {version!r}, this one reads "
@@ -247,43 +257,11 @@ def _made_from(recipe: Recipe, ready: Prepared, day: datetime.date) -> dict[str,
         "date": day.isoformat(),
         "model": {
             "embedding_digest": ready.model.info.embedding_digest,
-            "weights_digest": weights_digest(ready.model.model),
+            "weights": weights_digest(ready.model.model),
         },
         "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
         "solutions": {"kept": ready.solutions.get("kept")},
     }
-
-
-def _refuse_changes(
-    out: Path, checkpoint: Checkpoint, found: dict[str, Any], ready: Prepared
-) -> None:
-    """Raise `RunError` where a checkpoint is of other data or another model, or of no such run."""
-    change = differences(flatten(checkpoint.made_from), flatten(found))
-    if change:
-        raise RunError(
-            f"{out}: cannot be resumed, as {change[0]}; bring back what the run began with, or "
-            "start a new one"
-        )
-    total = ready.training.steps_in_all(
-        len(ready.training.units([sequence.example.group for sequence in ready.train]))
-    )
-    if checkpoint.step > total:
-        raise RunError(
-            f"{out}: its checkpoint is of step {checkpoint.step}, but the run has {total} steps; "
-            "start a new one"
-        )
-
-
-def _early_stop(checkpoint: Checkpoint, ready: Prepared) -> list[str]:
-    """A note if early stopping had ended the run, and ends it again."""
-    training = ready.training
-    best = Best("", checkpoint.best, checkpoint.best_step, checkpoint.history)
-    if not best.stops_early(training.patience):
-        return []
-    return [
-        f"early stopping ended the run at step {checkpoint.step}: a larger {PATIENCE} than "
-        f"{training.patience} trains it for longer"
-    ]
 
 
 def describe_interruption(result: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, ClassVar, final
 
-from annotated_types import Ge, Len
-from pydantic import TypeAdapter, ValidationError
+from annotated_types import Ge
+from pydantic import ConfigDict, StrictFloat, StrictInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
@@ -21,7 +21,6 @@ from embedgrad.errors import RunError
 
 FORMAT = 2
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
-_DAMAGED = "the checkpoint cannot be read, start the run again"
 
 
 @final
@@ -35,14 +34,16 @@ class Checkpoint:
     `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
     """
 
-    step: int
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
+
+    step: Annotated[StrictInt, Ge(0)]
     theta: dict[str, Tensor]
     optimizer: dict[str, Any]
     best: dict[str, Tensor]
     transforms: list[dict[str, Tensor]] = field(default_factory=list)
-    best_step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
+    best_step: Annotated[StrictInt, Ge(0)] = 0
+    history: list[dict[str, StrictInt | StrictFloat]] = field(default_factory=list)
+    seconds: Annotated[StrictFloat | StrictInt, Ge(0)] = 0.0
     made_from: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -58,7 +59,7 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{name}"] = value
                 else:
                     numbers.setdefault(str(index), {})[name] = value
-        values: dict[str, Any] = {
+        values = {
             "format": FORMAT,
             "step": self.step,
             "best_step": self.best_step,
@@ -74,24 +75,13 @@ class Checkpoint:
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
         content = tensors_to_bytes(tensors)
-        values["sha256"] = digest(content, values)
-        text = json.dumps(values, indent=1)
+        text = json.dumps({**values, "sha256": digest(content, values)}, indent=1)
         write_folder(folder, {TENSORS: content, VALUES: text.encode()})
 
     @classmethod
     def find(cls, folder: Path) -> Checkpoint | None:
-        """Load the checkpoint, or the whole copy that a killed `save` left aside, if there is one.
-
-        Raises `RunError`.
-        """
-
-        def is_whole(aside: Path) -> bool:
-            try:
-                return bool(cls.load(aside))
-            except RunError:
-                return False
-
-        restore_folder(folder, is_whole)
+        """Load the checkpoint, or one that a killed `save` left aside. Raises `RunError`."""
+        restore_folder(folder, cls.load)
         return cls.load(folder) if folder.exists() else None
 
     @classmethod
@@ -107,64 +97,38 @@ class Checkpoint:
             content = (folder / TENSORS).read_bytes()
             if values.pop("sha256") != digest(content, values):
                 raise ValueError("its files are not as they were written: the digest differs")
-            entries = _ENTRIES.validate_json(json.dumps(values), strict=True)
-            scores = {"step", "accuracy", "log_loss"}
-            if any(scores - entry.keys() for entry in entries.history):
-                raise ValueError("history: an entry lacks scores")
-            if entries.history and entries.best_step not in [e["step"] for e in entries.history]:
-                raise ValueError(f"best_step: history has no step {entries.best_step}")
-            if any({"params", "lr"} - group.keys() for group in entries.optimizer_groups):
-                raise ValueError("optimizer_groups: a group lacks params or lr")
+            history, groups = values["history"], values.pop("optimizer_groups")
+            if any({"step", "accuracy", "log_loss"} - score.keys() for score in history):
+                raise ValueError("history lacks scores")
+            if history and values["best_step"] not in [score["step"] for score in history]:
+                raise ValueError("history lacks the best step")
+            if not groups or any({"params", "lr"} - group.keys() for group in groups):
+                raise ValueError("optimizer_groups lacks params or lr")
             tensors = load_tensors(content)
             optimizer = _by_index(tensors, "optimizer.")
-            for index, numbers in entries.optimizer_numbers.items():
-                optimizer.setdefault(index, {}).update(numbers)
+            for index, entries in values.pop("optimizer_numbers").items():
+                optimizer.setdefault(int(index), {}).update(entries)
             states = _by_index(tensors, "transforms.")
-            return cls(
-                step=entries.step,
-                theta=_below(tensors, "theta."),
-                optimizer={"state": optimizer, "param_groups": entries.optimizer_groups},
-                best=_below(tensors, "best."),
-                transforms=[states.get(i, {}) for i in range(entries.transforms)],
-                best_step=entries.best_step,
-                history=entries.history,
-                seconds=entries.seconds,
-                made_from=entries.made_from,
-            )
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise RunError(f"{folder}: {_DAMAGED} ({place}: {first['msg']})") from error
+            values |= {
+                "theta": _below(tensors, "theta."),
+                "optimizer": {"state": optimizer, "param_groups": groups},
+                "best": _below(tensors, "best."),
+                "transforms": [states.get(i, {}) for i in range(values["transforms"])],
+            }
+            return TypeAdapter(cls).validate_python(values)
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,
         ) as error:
-            raise RunError(f"{folder}: {_DAMAGED} ({error})") from error
-
-
-@final
-@dataclass(frozen=True)
-class _Entries:
-    """The entries of `checkpoint.json` besides its digest."""
-
-    format: int
-    step: Annotated[int, Ge(0)]
-    best_step: Annotated[int, Ge(0)]
-    history: list[dict[str, int | float]]
-    seconds: Annotated[float, Ge(0)]
-    made_from: dict[str, Any]
-    transforms: Annotated[int, Ge(0)]
-    optimizer_numbers: dict[int, dict[str, Any]]
-    optimizer_groups: Annotated[list[dict[str, Any]], Len(1)]
-
-
-_ENTRIES = TypeAdapter(_Entries)
+            why = " ".join(" ".join(str(error).splitlines()[:3]).split())  # pydantic's has more
+            raise RunError(
+                f"{folder}: the checkpoint cannot be read ({why}); start a new run"
+            ) from error
 
 
 def digest(tensors: bytes, values: Mapping[str, Any]) -> str:
     """SHA-256 of a checkpoint: the file of its tensors, and the values beside it."""
-    text = json.dumps(values, sort_keys=True).encode()
-    return hashlib.sha256(tensors + text).hexdigest()
+    return hashlib.sha256(tensors + json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
