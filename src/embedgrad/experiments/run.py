@@ -79,7 +79,6 @@ def run(
     refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
-    held: list[dict[str, Any]] = []  # until a resume is accepted, it changes no file
     if resume:
         finished = read_finished(recipe, out)
         if finished is not None:
@@ -95,16 +94,13 @@ def run(
             _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
             (out / "result.json").unlink(missing_ok=True)  # of a shorter run
         write_file(out / "recipe.toml", recipe.as_toml().encode())
-        report = sinks()
-        for event in held:
-            report(event)
-        return report
+        return sinks()
 
     try:
         day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
-        report = held.append if checkpoint else begin()
-        keep_at = None if checkpoint else out / "solutions.jsonl"
-        ready = prepare(recipe, keep_at, report, model=model, date=day)
+        report = nowhere if checkpoint else begin()  # a resume that is refused changes no file
+        solutions = None if checkpoint else out / "solutions.jsonl"
+        ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
         found = _made_from(recipe, ready, day)
         if checkpoint:
