@@ -233,6 +233,34 @@ def test_an_interruption_leaves_the_old_folder(
     assert (folder / "a").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_killed_write_hides_no_checkpoint(tmp_path: Path, at: int, is_whole: bool) -> None:
+    """A process that dies at a rename cleans up nothing: the new copy comes back, or the old."""
+    rows = torch.arange(6.0).view(2, 3)
+    optimizer = {"state": {}, "param_groups": [{"params": [0], "lr": 0.1}]}
+    old, new = (Checkpoint(step, {"a": rows}, optimizer, {"span": rows}) for step in (3, 4))
+    folder = tmp_path / "checkpoint"
+    old.save(folder)
+    if os.fork() == 0:
+        calls, replace = iter(range(1, 9)), os.replace
+        os.replace = lambda a, b: os._exit(9) if next(calls) == at else replace(a, b)  # type: ignore[assignment, func-returns-value]
+        new.save(folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert folder.exists() == (at == 1)
+    (aside,) = tmp_path.glob(".checkpoint.new-*")
+    if not is_whole:
+        (aside / "checkpoint.safetensors").write_bytes(b"half")
+    found = Checkpoint.find(folder)
+    assert found is not None
+    assert found.step == (4 if at == 2 and is_whole else 3)
+    (tmp_path / ".result.json.0123abcd").write_bytes(b"half")
+    (tmp_path / ".keep").write_bytes(b"not ours")
+    files.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".keep", "checkpoint"]
+
+
 def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_bytes(b"x")
@@ -271,10 +299,12 @@ def test_the_current_folder_can_be_written_to(
 
 def test_a_checkpoint_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(6.0).view(2, 3)
-    optimizer = {"state": {0: {"step": torch.tensor(3.0), "average": rows}}, "param_groups": []}
-    old = Checkpoint(
-        3, {"change": rows}, optimizer, {"span": rows + 1}, [], 2, [{"step": 0, "loss": 0.5}]
-    )
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0), "average": rows}},
+        "param_groups": [{"params": [0], "lr": 0.1}],
+    }
+    scores = [{"step": 2, "accuracy": 0.5, "log_loss": 0.5}]
+    old = Checkpoint(3, {"change": rows}, optimizer, {"span": rows + 1}, [], 2, scores)
     new = Checkpoint(4, {"change": rows * 2}, optimizer, {"span": rows}, [], 4, [])
     folder = tmp_path / "checkpoint"
 

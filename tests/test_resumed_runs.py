@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report import EventLog, fan_out
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.selection import Best
 from refusals import refused
 from run_kit import Command, values, write_jsonl
 
@@ -61,6 +63,10 @@ def assert_as_whole(folder: Path, result: Any, whole: tuple[Path, dict[str, Any]
     assert result["interrupted"] is False
     assert (result["train"]["ended"], result["train"]["steps"]) == ("finished", 12)
     assert json.loads((folder / "result.json").read_text("utf-8")) == json.loads(json.dumps(result))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def interrupting(step: int, event: str = "step") -> Callable[[], Callable[[Event], None]]:
@@ -157,12 +163,12 @@ def test_a_finished_run_says_so_and_changes_nothing(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
-    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    before = contents(out)
     done = embedgrad("resume", out, "--json")
     assert done.code == 0
     assert done.json == json_of(whole)[1]
     assert f"{out}: finished already, at step 12; nothing is left to resume" in done.err
-    assert all(path.read_bytes() == content for path, content in before.items())
+    assert contents(out) == before
 
 
 def test_a_finished_run_may_be_trained_for_longer(
@@ -226,6 +232,8 @@ def test_other_data_and_another_model_are_refused(
     shutil.copytree(model_folder, model)
     recipe = Recipe.from_dict(values(model, rows, training=LONG))
     run(recipe, out, interrupting(3))
+    (out / "events.jsonl").write_text('{"event": "step", "step": 3}\n')
+    before = contents(out)
     lines = [json.loads(line) for line in (rows / "train.jsonl").read_text().splitlines()]
     write_jsonl(rows / "train.jsonl", [*lines[1:], {**lines[0], "review": "Another film."}])
     with refused(f"{out}: cannot be resumed, as data.train.sha256", error=RunError):
@@ -234,7 +242,13 @@ def test_other_data_and_another_model_are_refused(
     shutil.copytree(other_models["seed"], model, dirs_exist_ok=True)
     with refused(f"{out}: cannot be resumed, as model.embedding_digest", error=RunError):
         run(recipe, out, resume=True)
-    assert (out / "checkpoint").exists()
+    shutil.copytree(model_folder, model, dirs_exist_ok=True)
+    tensors = load_file(model / "model.safetensors")
+    tensors = {n: t * 3 if "mlp" in n else t for n, t in tensors.items()}
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with refused(f"{out}: cannot be resumed, as model.weights", error=RunError):
+        run(recipe, out, resume=True)
+    assert contents(out) == before
     shutil.copytree(model_folder, model, dirs_exist_ok=True)
     assert run(recipe, out, resume=True)["train"]["ended"] == "finished"
 
@@ -260,6 +274,107 @@ def test_checkpoints_of_earlier_versions_and_damaged_ones_are_refused(
         run(longer, out, resume=True)
 
 
+@pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json"])
+@pytest.mark.parametrize("version", [1, 99])
+def test_files_of_another_version_are_refused(
+    name: str, version: int, longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / name).write_text(json.dumps({"version": version}))
+    before = contents(out)
+    with refused(f"{out / name}: written by another embedgrad", str(version), error=RunError):
+        run(longer, out, resume=True)
+    assert contents(out) == before
+
+
+def test_a_checkpoint_beyond_the_run_is_refused(longer: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(longer, out, interrupting(5))
+    checkpoint = Checkpoint.load(out / "checkpoint")
+    dataclasses.replace(checkpoint, step=300).save(out / "checkpoint")
+    with refused("its checkpoint is of step 300 of 12", error=RunError):
+        run(longer, out, resume=True)
+
+
+# -- what a killed process leaves -----------------------------------------------------------------
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_says_so(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out, events = tmp_path / "run", list[Event]()
+    run(longer, out, interrupting(5))
+    shutil.rmtree(out / "checkpoint")
+    (out / ".result.json.0123abcd").write_bytes(b"half")
+    assert_as_whole(out, run(longer, out, lambda: events.append, resume=True), whole)
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert "no checkpoint: starts again at step 0" in notes
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["old", "new"])
+def test_a_run_resumes_from_a_checkpoint_left_aside(
+    kind: str, longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out, events = tmp_path / "run", list[Event]()
+    run(longer, out, interrupting(5))
+    (out / "checkpoint").rename(out / f".checkpoint.{kind}-0123abcd")
+    assert_as_whole(out, run(longer, out, lambda: events.append, resume=True), whole)
+    assert {"event": "note", "text": "resuming at step 4"} in events
+    assert not list(out.glob(".*"))
+
+
+def test_a_run_killed_while_it_loads_resumes(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+
+    def kill() -> Callable[[Event], None]:
+        return lambda event: os._exit(9) if event["event"] == "stage" else None
+
+    if os.fork() == 0:
+        run(longer, out, kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert [path.name for path in out.iterdir()] == ["recipe.toml"]
+    assert_as_whole(out, run(longer, out, resume=True), whole)
+
+
+def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
+    longer: Recipe, model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    short = Recipe.from_dict(values(model_folder, data, training={**LONG, "epochs": 1}))
+    run(short, out)
+
+    def fail(event: Event) -> None:
+        if event.get("step") == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(longer, out, lambda: fail, resume=True)
+    assert run(longer, out, resume=True)["train"]["steps"] == 12
+
+
+def test_early_stopping_is_said_when_a_run_resumes(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    out, events = tmp_path / "run", list[Event]()
+
+    def recipe(**training: Any) -> Recipe:
+        return Recipe.from_dict(values(model_folder, data, training={**LONG, **training}))
+
+    assert run(recipe(patience=1), out)["train"]["ended"] == "patience"
+    more = run(recipe(patience=1, epochs=5), out, lambda: events.append, resume=True)
+    assert (more["train"]["ended"], more["train"]["steps"]) == ("patience", 2)
+    (note,) = [e["text"] for e in events if "early stopping" in e.get("text", "")]
+    assert "training.patience" in note
+    assert run(recipe(patience=3, epochs=5), out, resume=True)["train"]["steps"] == 6
+    assert run(recipe(epochs=5), out, resume=True)["train"]["steps"] == 15
+
+
 # -- the day of the first run ----------------------------------------------------------------------
 
 
@@ -268,10 +383,9 @@ def test_a_run_resumes_on_the_day_of_its_beginning(
 ) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
-    path = out / "checkpoint" / "checkpoint.json"
-    values = json.loads(path.read_text())
-    values["made_from"]["date"] = "2001-02-03"
-    path.write_text(json.dumps(values))
+    checkpoint = Checkpoint.load(out / "checkpoint")
+    checkpoint.made_from["date"] = "2001-02-03"
+    checkpoint.save(out / "checkpoint")
     assert_as_whole(out, run(longer, out, resume=True), whole)
     prompt = json.loads((out / "prompt" / "prompt.json").read_text("utf-8"))
     assert "2001-02-03" in json.dumps(prompt)

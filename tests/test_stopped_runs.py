@@ -98,6 +98,20 @@ def test_an_interruption_before_training_leaves_nothing(
     assert listing(tmp_path) == []
 
 
+def test_a_folder_that_holds_solutions_is_kept(small: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def sink(event: Event) -> None:
+        if event.get("text") == "tokenizing":
+            (out / "solutions.jsonl").write_text("{}\n")  # as self-training does before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small, out, lambda: sink)
+    assert listing(out) == ["recipe.toml", "solutions.jsonl"]
+    assert run(small, out, resume=True)["train"]["ended"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("event", "step", "best"),
     [("evaluation", 0, 0), ("step", 2, 0), ("step", 5, 3), ("evaluation", 6, 6)],

@@ -6,9 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         if os.path.exists(folder):
             shutil.rmtree(old, ignore_errors=True)
     _flush_folder(folder.parent)
+
+
+def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
+    """Put back a copy of a missing folder that a killed `write_folder` left aside, the new first.
+
+    `check` raises `RunError` for a copy that is not whole.
+    """
+    for kind in ("new", "old"):
+        for aside in folder.parent.glob(f".{folder.name}.{kind}-*"):
+            with contextlib.suppress(OSError, RunError):
+                if not os.path.exists(folder):
+                    check(aside)
+                    os.replace(aside, folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writes left aside in a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from embedgrad.errors import DivergenceError, RunError
@@ -20,7 +23,7 @@ from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.checkpoint import Checkpoint, digest
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 from seam_parts import SEAM_PARAMETERIZATIONS, Average
@@ -259,6 +262,54 @@ def test_a_damaged_description_is_refused(saved: Path, content: str) -> None:
     with pytest.raises(RunError, match=r"checkpoint.*(read|format)") as caught:
         Checkpoint.load(saved)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "unsealed"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("step", value) for value in ("3", -3, 3.0, None, True)],
+        *[("best_step", value) for value in (77, "0", None, [])],
+        *[("history", value) for value in ("abc", [{"a": 1}], [1], None)],
+        ("history", [{"step": 8, "accuracy": "1", "log_loss": None}]),
+        *[("optimizer_groups", value) for value in ([], [{"lr": 1}], [1], None)],
+        *[("optimizer_numbers", value) for value in ({"a": {}}, [], {"0": 1})],
+        *[("seconds", value) for value in (None, "abc", -1)],
+        *[("transforms", value) for value in ("1", None)],
+        *[("made_from", value) for value in ([1], "abc", None)],
+    ],
+)
+def test_a_wrong_value_is_refused(saved: Path, name: str, value: Any, is_sealed: bool) -> None:
+    path = saved / "checkpoint.json"
+    values = {**json.loads(path.read_text()), name: value}
+    if is_sealed:  # as if it had been written so
+        del values["sha256"]
+        values["sha256"] = digest((saved / "checkpoint.safetensors").read_bytes(), values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunError, match="checkpoint cannot be read") as caught:
+        Checkpoint.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def cut_rows(content: bytes) -> bytes:
+    return to_bytes({n: t[:1].clone() if t.ndim else t for n, t in from_bytes(content).items()})
+
+
+def drop_optimizer(content: bytes) -> bytes:
+    kept = {n: t for n, t in from_bytes(content).items() if not n.startswith("optimizer")}
+    return to_bytes(kept)
+
+
+@pytest.mark.parametrize("change", [flip, cut_rows, drop_optimizer])
+def test_changed_tensors_are_refused(saved: Path, change: Callable[[bytes], bytes]) -> None:
+    path = saved / "checkpoint.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(RunError, match="digest differs"):
+        Checkpoint.load(saved)
 
 
 def test_damaged_tensors_are_refused(saved: Path) -> None:

@@ -159,7 +159,8 @@ def inspect(
 def _run(
     recipe: Recipe, out: Path, *, resume: bool, require_gain: bool, as_json: bool, quiet: bool
 ) -> None:
-    from embedgrad.experiments.run import describe_interruption, run
+    from embedgrad.events import say
+    from embedgrad.experiments.run import describe_interruption, read_finished, run
     from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
 
     with ExitStack() as stack:
@@ -171,7 +172,11 @@ def _run(
                 files.append(stack.enter_context(TensorBoard(out / "tensorboard")))
             return fan_out(progress, *files, warn=warn)
 
-        result = run(recipe, out, sinks, resume=resume)
+        finished = read_finished(recipe, out) if resume else None
+        if finished:
+            steps = finished["train"]["steps"]
+            say(progress, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
+        result = finished or run(recipe, out, sinks, resume=resume)
     print_values(result, as_json, _show_result)
     if result["interrupted"]:
         raise Interruption(describe_interruption(result))

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
@@ -30,6 +30,7 @@ from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, prepare, sources
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
@@ -38,10 +39,12 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.page.run_files import RESULT_VERSION
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
+from embedgrad.training.selection import Best
 from embedgrad.training.self_training import refuse_inside
 from embedgrad.training.settings import Refinement
 
 LENGTHS = ("training.epochs", "training.steps")  # may grow when a run resumes
+PATIENCE = "training.patience"  # may change then
 
 
 def run(
@@ -56,18 +59,20 @@ def run(
     """Do everything that a recipe says and return the content of `result.json`.
 
     A `model` that is loaded already serves several runs, with the prefixes that it stores. `sinks`
-    is called once `out` exists, and what it returns gets events (plain JSON values). After Ctrl-C,
-    or once `should_stop`, asked after every step, returns true, the best rows so far are saved, and
-    the result says `interrupted` and has no scores.
+    is called once a run begins or its resume is accepted, and what it returns gets events (plain
+    JSON values). After Ctrl-C, or once `should_stop`, asked after every step, returns true, the
+    best rows so far are saved, and the result says `interrupted` and has no scores.
 
     `resume` continues the run in `out`, whatever ended it, from its last checkpoint, and comes to
-    the rows of a run that was never interrupted, to the bit. Its recipe must be the same, but for
-    `training.epochs` and `training.steps`, which may grow, and settings without effect on the
-    training. The result of a run that has finished is returned as it is.
+    the rows of a run of the same length that was never interrupted, to the bit. Its recipe must be
+    the same, but for `training.epochs` and `training.steps`, which may grow (from the step where it
+    resumes, the schedule is then that of the longer run), `training.patience`, and settings without
+    effect on the training. The result of a run that has finished is returned as it is.
 
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
     or model) or cannot be written, and whatever the recipe's data, template and model raise; then a
-    new run, which has learned nothing yet, leaves no folder behind.
+    new run, which has learned nothing yet, leaves no folder behind, unless the model wrote
+    solutions.
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
@@ -75,34 +80,44 @@ def run(
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
     if resume:
-        finished = _finished(recipe, out)
+        finished = read_finished(recipe, out)
         if finished is not None:
-            steps = finished["train"]["steps"]
-            say(sinks(), [f"{out}: finished already, at step {steps}; nothing is left to resume"])
             return finished
-        if (out / "checkpoint").exists():
-            checkpoint = Checkpoint.load(out / "checkpoint")
-        _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
+        checkpoint = Checkpoint.find(out / "checkpoint")
     else:
         new_folder(out)
     made_from = checkpoint.made_from if checkpoint else {}
-    day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
+
+    def begin() -> Report:
+        if resume:
+            remove_leftovers(out)
+            _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
+            (out / "result.json").unlink(missing_ok=True)  # of a shorter run
+        write_file(out / "recipe.toml", recipe.as_toml().encode())
+        return sinks()
+
     try:
-        report = sinks()
-        ready = prepare(recipe, out / "solutions.jsonl", report, model=model, date=day)
+        day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
+        report = nowhere if checkpoint else begin()  # a resume that is refused changes no file
+        solutions = None if checkpoint else out / "solutions.jsonl"
+        ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
         found = _made_from(recipe, ready, day)
-        if checkpoint is not None and found != made_from:
-            change = differences(flatten(made_from), flatten(found))[0]
-            raise RunError(
-                f"{out}: cannot be resumed, as {change}; bring back what the run began with, or "
-                "start a new one"
-            )
+        if checkpoint:
+            changes = differences(flatten(made_from), flatten(found))
+            units = ready.training.units([s.example.group for s in ready.train])
+            if checkpoint.step > (total := ready.training.steps_in_all(len(units))):
+                changes.append(f"its checkpoint is of step {checkpoint.step} of {total}")
+            if changes:
+                raise RunError(
+                    f"{out}: cannot be resumed, as {changes[0]}; bring back what the run began "
+                    "with, or start a new one"
+                )
+            report = begin()
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
-        write_file(out / "recipe.toml", recipe.as_toml().encode())
     except BaseException:
-        if not resume:
+        if not (resume or (out / "solutions.jsonl").exists()):
             # Nothing is learned yet, and the folder is our own.
             shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # another run may have moved in
@@ -115,8 +130,13 @@ def run(
         artifact.save(refinement.prompt.with_provenance(**provenance), out / "prompt")
 
     stage(report, "refining")
-    if checkpoint is not None:
+    if checkpoint:
         say(report, [f"resuming at step {checkpoint.step}"])
+        best = Best("", checkpoint.best, checkpoint.best_step, checkpoint.history)
+        if best.stops_early(ready.training.patience):
+            say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
+    elif resume:
+        say(report, ["no checkpoint: starts again at step 0"])
     try:
         refinement = optimize(
             model,
@@ -176,26 +196,36 @@ def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe.read_run(out, overrides)
 
 
-def _finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
+def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
     both = [name for name in LENGTHS if name in then and name in now]
     longer = [name for name in both if now[name] > then[name]]
-    changes = differences(then, now, (*MAY_CHANGE, *longer))
+    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE))
     if changes:
         raise RunError(
             f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
-            f"{' and '.join(LENGTHS)} may grow"
+            f"{' and '.join(LENGTHS)} may grow and {PATIENCE} may change"
         )
+    versions = {"result.json": RESULT_VERSION, "prompt/prompt.json": artifact.VERSION}
+    values: dict[str, Any] = {}
+    for name, known in versions.items():
+        version = None
+        with suppress(OSError, ValueError, RecursionError, AttributeError):
+            values[name] = json.loads((out / name).read_text(encoding="utf-8"))
+            version = values[name].get("version")
+        if version not in (None, known):
+            raise RunError(
+                f"{out / name}: written by another embedgrad (version {version!r}, this one reads "
+                f"{known}); resume with the one that wrote it, or start a new run"
+            )
     try:
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-        done = (
-            result["version"] == RESULT_VERSION
-            and not (longer or result["interrupted"])
-            and "steps" in result["train"]
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        result: dict[str, Any] = values["result.json"]
+        train = result["train"]
+        more = longer or (train["ended"] == "patience" and then.get(PATIENCE) != now.get(PATIENCE))
+        done = "version" in result and "steps" in train and not (more or result["interrupted"])
+    except (KeyError, TypeError):
         return None  # scored again, which writes it again
     return result if done else None
 
@@ -221,7 +251,10 @@ def _made_from(recipe: Recipe, ready: Prepared, day: datetime.date) -> dict[str,
     splits = sources(recipe, ready.splits)
     return {
         "date": day.isoformat(),
-        "model": {"embedding_digest": ready.model.info.embedding_digest},
+        "model": {
+            "embedding_digest": ready.model.info.embedding_digest,
+            "weights": weights_digest(ready.model.model),
+        },
         "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
         "solutions": {"kept": ready.solutions.get("kept")},
     }

@@ -46,7 +46,7 @@ class Prepared:
 
 def prepare(
     recipe: Recipe,
-    keep_at: Path,
+    keep_at: Path | None,
     report: Report,
     *,
     model: LanguageModel | None = None,

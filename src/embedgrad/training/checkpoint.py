@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, ClassVar, final
 
+from annotated_types import Ge
+from pydantic import ConfigDict, StrictFloat, StrictInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from embedgrad.atomic_files import write_folder
+from embedgrad.atomic_files import restore_folder, write_folder
 from embedgrad.errors import RunError
 
 FORMAT = 2
@@ -31,14 +34,16 @@ class Checkpoint:
     `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
     """
 
-    step: int
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
+
+    step: Annotated[StrictInt, Ge(0)]
     theta: dict[str, Tensor]
     optimizer: dict[str, Any]
     best: dict[str, Tensor]
     transforms: list[dict[str, Tensor]] = field(default_factory=list)
-    best_step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
+    best_step: Annotated[StrictInt, Ge(0)] = 0
+    history: list[dict[str, StrictInt | StrictFloat]] = field(default_factory=list)
+    seconds: Annotated[StrictFloat | StrictInt, Ge(0)] = 0.0
     made_from: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -69,11 +74,15 @@ class Checkpoint:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
-        content = {
-            TENSORS: tensors_to_bytes(tensors),
-            VALUES: json.dumps(values, indent=1).encode(),
-        }
-        write_folder(folder, content)
+        content = tensors_to_bytes(tensors)
+        text = json.dumps({**values, "sha256": digest(content, values)}, indent=1)
+        write_folder(folder, {TENSORS: content, VALUES: text.encode()})
+
+    @classmethod
+    def find(cls, folder: Path) -> Checkpoint | None:
+        """Load the checkpoint, or one that a killed `save` left aside. Raises `RunError`."""
+        restore_folder(folder, cls.load)
+        return cls.load(folder) if folder.exists() else None
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -85,27 +94,41 @@ class Checkpoint:
                     f"{folder}: checkpoint format {values['format']}, but this version reads "
                     f"{FORMAT}; start the run again"
                 )
-            tensors = load_tensors((folder / TENSORS).read_bytes())
+            content = (folder / TENSORS).read_bytes()
+            if values.pop("sha256") != digest(content, values):
+                raise ValueError("its files are not as they were written: the digest differs")
+            history, groups = values["history"], values.pop("optimizer_groups")
+            if any({"step", "accuracy", "log_loss"} - score.keys() for score in history):
+                raise ValueError("history lacks scores")
+            if history and values["best_step"] not in [score["step"] for score in history]:
+                raise ValueError("history lacks the best step")
+            if not groups or any({"params", "lr"} - group.keys() for group in groups):
+                raise ValueError("optimizer_groups lacks params or lr")
+            tensors = load_tensors(content)
             optimizer = _by_index(tensors, "optimizer.")
-            for index, entries in values["optimizer_numbers"].items():
+            for index, entries in values.pop("optimizer_numbers").items():
                 optimizer.setdefault(int(index), {}).update(entries)
             states = _by_index(tensors, "transforms.")
-            return cls(
-                step=values["step"],
-                theta=_below(tensors, "theta."),
-                optimizer={"state": optimizer, "param_groups": values["optimizer_groups"]},
-                best=_below(tensors, "best."),
-                transforms=[states.get(i, {}) for i in range(values["transforms"])],
-                best_step=values["best_step"],
-                history=values["history"],
-                seconds=values["seconds"],
-                made_from=values["made_from"],
-            )
+            values |= {
+                "theta": _below(tensors, "theta."),
+                "optimizer": {"state": optimizer, "param_groups": groups},
+                "best": _below(tensors, "best."),
+                "transforms": [states.get(i, {}) for i in range(values["transforms"])],
+            }
+            return TypeAdapter(cls).validate_python(values)
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,
         ) as error:
-            raise RunError(f"{folder}: the checkpoint cannot be read ({error})") from error
+            why = " ".join(" ".join(str(error).splitlines()[:3]).split())  # pydantic's has more
+            raise RunError(
+                f"{folder}: the checkpoint cannot be read ({why}); start a new run"
+            ) from error
+
+
+def digest(tensors: bytes, values: Mapping[str, Any]) -> str:
+    """SHA-256 of a checkpoint: the file of its tensors, and the values beside it."""
+    return hashlib.sha256(tensors + json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:

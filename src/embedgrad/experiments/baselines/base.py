@@ -41,10 +41,8 @@ class Task:
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""
-        if self.state is None or not self.state.exists():
-            return None
         try:
-            return Checkpoint.load(self.state)
+            return Checkpoint.find(self.state) if self.state else None
         except RunError as error:
             say(self.report, [f"{error}; this training starts from the beginning"])
             return None
