@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from embedgrad.formatting import size
-from embedgrad.report import comparison_table
 from embedgrad.report.terminal.methods_table import methods_markdown
+from embedgrad.report.terminal.tables import comparison_table
 
 TASKS = ("demo", "sst2", "causal-judgement")
 LOSSES = ("loss-over", "loss-over-sst2")

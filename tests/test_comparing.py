@@ -30,9 +30,8 @@ from embedgrad.experiments.compare.folder import Folder
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
 from embedgrad.recipe.settings import COMPARED
-from embedgrad.report import show
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
-from embedgrad.report.terminal.tables import NARROWEST
+from embedgrad.report.terminal.tables import NARROWEST, show
 from embedgrad.training.checkpoint import Checkpoint
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values

@@ -23,16 +23,9 @@ from hypothesis import strategies as st
 
 from embedgrad.errors import RunError
 from embedgrad.formatting import duration, encodable, size, visible
-from embedgrad.report import (
-    EventLog,
-    Progress,
-    TensorBoard,
-    changes_table,
-    comparison_table,
-    drift_table,
-    fan_out,
-    show,
-)
+from embedgrad.report.sinks import EventLog, TensorBoard, fan_out
+from embedgrad.report.terminal.progress import Progress
+from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 from embedgrad.report.terminal.time_left import TimeLeft
 from terminal import Screen
 
@@ -158,7 +151,7 @@ def test_scoring_says_little_when_piped() -> None:
 def test_a_pipe_gets_no_control_characters_whatever_the_environment_says() -> None:
     code = """
         import sys
-        from embedgrad.report import Progress
+        from embedgrad.report.terminal.progress import Progress
         with Progress() as progress:
             progress({"event": "stage", "text": "loading \\x1b[31mred\\rmodel"})
             progress({"event": "note", "text": "a\\x07b\\nc"})
@@ -320,7 +313,7 @@ def in_terminal(
 
 WHOLE_RUN = f"""
     import time
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
     def pause(): time.sleep(0.06)
     step = {step_event(0, 64)!r}
     score = {evaluation_event(16, 64)!r}
@@ -357,7 +350,7 @@ def test_a_terminal_shows_two_lines_at_most(columns: int) -> None:
 def test_ctrl_c_gives_the_terminal_back() -> None:
     code = f"""
         import sys, time
-        from embedgrad.report import Progress
+        from embedgrad.report.terminal.progress import Progress
         before = sys.stdout, sys.stderr
         try:
             with Progress() as progress:
@@ -374,7 +367,7 @@ def test_ctrl_c_gives_the_terminal_back() -> None:
 
 def test_an_exception_gives_the_terminal_back() -> None:
     code = f"""
-        from embedgrad.report import Progress
+        from embedgrad.report.terminal.progress import Progress
         try:
             with Progress() as progress:
                 progress({step_event(3, 64)!r})
@@ -390,7 +383,7 @@ def test_an_exception_gives_the_terminal_back() -> None:
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     code = """
         import time
-        from embedgrad.report import Progress
+        from embedgrad.report.terminal.progress import Progress
         with Progress() as progress:
             progress({"event": "stage", "text": "loading mod\\u00e8le \\u6f22" + "x" * 90})
             progress({"event": "note", "text": "note \\u6f22"})

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.report import EventLog, fan_out
+from embedgrad.report.sinks import EventLog, fan_out
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
 from refusals import refused

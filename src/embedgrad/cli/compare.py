@@ -45,8 +45,10 @@ def compare(
     from embedgrad.errors import RunError
     from embedgrad.experiments.compare.compare import compare as run_all
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report import EventLog, Progress, Sink, fan_out, show
+    from embedgrad.report.sinks import EventLog, Sink, fan_out
     from embedgrad.report.terminal.methods_table import methods_table, reliable_gain
+    from embedgrad.report.terminal.progress import Progress
+    from embedgrad.report.terminal.tables import show
 
     settings = with_model(overrides, model)
     if methods is not None:

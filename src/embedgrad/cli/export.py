@@ -43,7 +43,7 @@ def export(
 ) -> None:
     """Write a refined prompt for another engine, and check it there."""
     from embedgrad.deploy.export import export as write
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     settings = [*(overrides or ()), *([f"export.weights={weights}"] if weights else [])]
     with Progress(quiet=quiet) as progress:
@@ -66,7 +66,7 @@ def verify(
     """Check an export in its own engine against training."""
     from embedgrad.deploy.export import verify as check
     from embedgrad.errors import ExportError
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         checked = check(folder, runs=run or (), report=progress)

@@ -50,7 +50,7 @@ def generate(
     from embedgrad.formatting import encodable
     from embedgrad.inference.answer import answer, as_text, decoding_of, queries_from, stream_answer
     from embedgrad.recipe.open_run import open_run
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     if as_stream and query is None:
         raise OptionError(

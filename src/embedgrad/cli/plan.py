@@ -42,8 +42,9 @@ def plan(
     from embedgrad.experiments import plan as planning
     from embedgrad.model.prefix_cache import budget_bytes
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report import Progress, show
     from embedgrad.report.terminal.plan_table import plan_table
+    from embedgrad.report.terminal.progress import Progress
+    from embedgrad.report.terminal.tables import show
 
     checked = Recipe.read(recipe, with_model(overrides, model))
     if no_probe and (memory is not None or minutes is not None):

@@ -105,7 +105,7 @@ def _interpolate(
         return ["Left out: everything that needs the model (--no-model)."]
     from embedgrad.atomic_files import write_json
     from embedgrad.experiments.interpolation import interpolate
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     try:
         with Progress(quiet=quiet) as progress:

@@ -90,7 +90,7 @@ def evaluate(
     from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     if split not in NAMES:
         raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
@@ -131,7 +131,7 @@ def inspect(
     from embedgrad.events import scoring
     from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
@@ -161,7 +161,8 @@ def _run(
 ) -> None:
     from embedgrad.events import say
     from embedgrad.experiments.run import describe_interruption, read_finished, run
-    from embedgrad.report import EventLog, Progress, Sink, TensorBoard, fan_out
+    from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
+    from embedgrad.report.terminal.progress import Progress
 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
@@ -186,7 +187,7 @@ def _run(
 
 def _refuse_no_gain(result: dict[str, Any]) -> None:
     """--require-gain: raise `NoGain` unless the verdict is a gain."""
-    from embedgrad.report import verdict
+    from embedgrad.report.terminal.tables import verdict
 
     words = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
     if not words.startswith("gain"):
@@ -194,7 +195,7 @@ def _refuse_no_gain(result: dict[str, Any]) -> None:
 
 
 def _show_result(result: dict[str, Any]) -> None:
-    from embedgrad.report import changes_table, comparison_table, drift_table, show
+    from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 
     show(comparison_table(result))
     if "changed" in result:
@@ -205,7 +206,7 @@ def _show_result(result: dict[str, Any]) -> None:
 
 def _show_tokens(values: dict[str, Any]) -> None:
     from embedgrad.formatting import visible
-    from embedgrad.report import drift_table, show
+    from embedgrad.report.terminal.tables import drift_table, show
 
     for text in values["spans"]:
         echo(f"prompt: {visible(text)}")

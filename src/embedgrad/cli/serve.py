@@ -25,7 +25,7 @@ def serve(
 ) -> None:
     """Serve a refined prompt behind an OpenAI-compatible API."""
     from embedgrad.deploy.serve import serve as start
-    from embedgrad.report import Progress
+    from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         served = start(

@@ -130,9 +130,6 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     ]
 
 
-# -- parts -----------------------------------------------------------------------------------------
-
-
 def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
     lines = []
     for exported in prompts:

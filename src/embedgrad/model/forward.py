@@ -81,8 +81,6 @@ class ForwardPass:
         rows = prompt_PD.to(embeds).repeat(len(ids_BT), 1)
         return embeds.flatten(0, 1).index_copy(0, prompt_at, rows).view_as(embeds)
 
-    # -- on stored keys ------------------------------------------------------------------------
-
     def on_prefixes(self, context: CachedContext, scored: Scored, width: int) -> Tensor:
         """Summed log-probabilities [B, width] of the targets, on stored keys and values."""
         packing = Packing(len(context.prompt_PD), width)
@@ -141,8 +139,6 @@ class ForwardPass:
         if not self.joins_keys and cache.attended != set(range(len(cache.own_keys))):
             raise NotImplementedError("a layer with an attention of its own")
         return output
-
-    # -- in full -------------------------------------------------------------------------------
 
     def in_full(self, prompt_PD: Tensor, scored: Scored, width: int) -> Tensor:
         """Summed log-probabilities [B, width] of the targets, each in a pass over the whole."""

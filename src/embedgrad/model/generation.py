@@ -221,9 +221,6 @@ def _choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
     return torch.tensor(chosen, device=logits_NV.device)
 
 
-# -- models without (full) prefix reuse ------------------------------------------------------------
-
-
 @torch.no_grad()
 def _decode_in_full(
     model: LanguageModel,

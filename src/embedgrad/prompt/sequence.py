@@ -196,8 +196,6 @@ class Sequencer:
             )
         return notes
 
-    # -- one row -------------------------------------------------------------------------------
-
     def _sequence(self, rendered: Rendered, example: Example) -> TokenSequence:
         before, *between, after = self._outer(rendered)
         prefix = self._cutting.prefix(before, rendered.text)
@@ -309,8 +307,6 @@ class Sequencer:
             return (int(after[0]),)
         end = self.tokenizer.eos_token_id
         return () if end is None else (int(end),)
-
-    # -- the context's limit -------------------------------------------------------------------
 
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""

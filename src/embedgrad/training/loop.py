@@ -123,8 +123,6 @@ class _Loop:
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.checkpoint = self._checkpoint()
 
-    # -- the run -------------------------------------------------------------------------------
-
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Begin at the text prompt, scored on dev; or resume from a checkpoint."""
         if checkpoint is not None:
@@ -215,8 +213,6 @@ class _Loop:
                     )
                 yield step, sequences
 
-    # -- one step ------------------------------------------------------------------------------
-
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
         """Move theta; returns the loss and the length of its gradient."""
         parts, norm = self.parts, math.nan
@@ -281,8 +277,6 @@ class _Loop:
         for name, value in theta.items():
             self.theta[name].copy_(value)
 
-    # -- scores --------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _evaluate(self) -> None:
         prompt, plain = self.prompt(), self.is_text and not self.step
@@ -306,8 +300,6 @@ class _Loop:
                 "every": self.every,
             }
         )
-
-    # -- what comes out ------------------------------------------------------------------------
 
     @torch.no_grad()
     def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:

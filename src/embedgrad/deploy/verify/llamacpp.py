@@ -119,8 +119,6 @@ class LlamaCppEngine(Engine):
                 )
         return differences
 
-    # -- the server ----------------------------------------------------------------------------
-
     @property
     def _running(self) -> LlamaCppServer:
         assert self._server, "enter the engine first"

@@ -70,8 +70,6 @@ class Folder:
         self.work = self.path / "work"
         self.unfinished = self.work / "unfinished"
 
-    # -- the recipe it belongs to --------------------------------------------------------------
-
     def open(self, recipe: Recipe) -> None:
         """Check that the folder belongs to this recipe. Raises `RunError` naming what differs.
 
@@ -127,8 +125,6 @@ class Folder:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: has no day ({error}); {unknown}") from error
         return values
-
-    # -- parts ---------------------------------------------------------------------------------
 
     def is_trained(self, part: Part) -> bool:
         """Whether the part's training is finished."""

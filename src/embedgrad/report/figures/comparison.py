@@ -99,9 +99,6 @@ def count(numbers: float) -> str:
     return f"{numbers:.3g}G"
 
 
-# -- parts of figures ------------------------------------------------------------------------------
-
-
 def _estimate(axes: Axes, y: int, entry: Mapping[str, Any], seeds: Sequence[float]) -> None:
     difference = 100 * entry["difference"]
     p = entry.get("p_holm")

@@ -147,9 +147,6 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
     return figure
 
 
-# -- parts of figures ------------------------------------------------------------------------------
-
-
 def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     scale = 1 if metric == "log_loss" else 100
     places = [e["step"] for e in scores]

@@ -95,8 +95,6 @@ class Progress(AbstractContextManager["Progress"]):
                 self._say(f"{ending}: {event['steps']} steps in {took}")
         self._last = now
 
-    # -- events ----------------------------------------------------------------------------------
-
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
         self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
@@ -133,8 +131,6 @@ class Progress(AbstractContextManager["Progress"]):
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
             self._say_plainly(join_nonempty(text, eta(seconds)))
-
-    # -- output ------------------------------------------------------------------------------------
 
     def _show_share(
         self, first: str, done: int, total: int, now: float, seconds: float | None, score: str = ""

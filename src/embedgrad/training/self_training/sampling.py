@@ -151,8 +151,6 @@ class _Sampler:
         self._say(_describe(summary))
         return examples, summary
 
-    # -- sampling ------------------------------------------------------------------------------
-
     def _sample(self, store: Store) -> int:
         """Sample solutions of the questions that the store lacks; returns their number."""
         samples, total = self.decoding.samples, len(self.questions)
@@ -220,8 +218,6 @@ class _Sampler:
             sample=sampled[0].text[:_SAMPLE],
         )
 
-    # -- results -------------------------------------------------------------------------------
-
     def _choose(self, questions: Mapping[str, SampledQuestion]) -> tuple[list[Example], int, int]:
         """Examples with solutions, the number of their tokens, and how many did not fit."""
         examples, tokens, too_long = [], 0, 0
@@ -239,8 +235,6 @@ class _Sampler:
 
     def _say(self, text: str) -> None:
         say(self.report, [text])
-
-    # -- what decides the solutions ------------------------------------------------------------
 
     def _digest(self, example: Example) -> str:
         columns = self.sequencer.renderer.template.columns
