@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,11 +33,12 @@ from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt import artifact
-from embedgrad.recipe.build import Prepared, prepare, sources
+from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.report.page.run_files import RESULT_VERSION
+from embedgrad.report.figures.series import is_number
+from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
@@ -64,15 +66,14 @@ def run(
     best rows so far are saved, and the result says `interrupted` and has no scores.
 
     `resume` continues the run in `out`, whatever ended it, from its last checkpoint, and comes to
-    the rows of a run of the same length that was never interrupted, to the bit. Its recipe must be
-    the same, but for `training.epochs` and `training.steps`, which may grow (from the step where it
-    resumes, the schedule is then that of the longer run), `training.patience`, and settings without
-    effect on the training. The result of a run that has finished is returned as it is.
+    the rows of a run of that length that was never interrupted, to the bit. Its recipe must be the
+    same, but for settings without effect on the training, `training.patience`, and
+    `training.epochs` and `training.steps`, which may grow: the longer schedule then holds from the
+    step where it resumes. The result of a run that has finished is returned as it is.
 
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
-    or model) or cannot be written, and whatever the recipe's data, template and model raise; then a
-    new run, which has learned nothing yet, leaves no folder behind, unless the model wrote
-    solutions.
+    or model) or cannot be written, and whatever the recipe's data, template and model raise. A new
+    run that fails before it trains leaves no folder behind, unless it holds solutions.
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
@@ -85,7 +86,13 @@ def run(
             return finished
         checkpoint = Checkpoint.find(out / "checkpoint")
     else:
-        new_folder(out)
+        try:
+            out.mkdir(parents=True)  # one that exists is never touched
+        except FileExistsError as error:
+            raise RunError(f"{out}: exists already; choose another folder for --out") from error
+        except OSError as error:
+            why = f"cannot be made ({error.strerror}); choose another folder"
+            raise RunError(f"{out}: {why}") from error
     made_from = checkpoint.made_from if checkpoint else {}
 
     def begin() -> Report:
@@ -102,7 +109,16 @@ def run(
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
-        found = _made_from(recipe, ready, day)
+        splits = sources(recipe, ready.splits)
+        found = {  # what a training depends on besides the recipe
+            "date": day.isoformat(),
+            "model": {
+                "embedding_digest": model.info.embedding_digest,
+                "weights": weights_digest(model.model),
+            },
+            "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
+            "solutions": {"kept": ready.solutions.get("kept")},
+        }
         if checkpoint:
             changes = differences(flatten(made_from), flatten(found))
             units = ready.training.units([s.example.group for s in ready.train])
@@ -200,8 +216,7 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
-    both = [name for name in LENGTHS if name in then and name in now]
-    longer = [name for name in both if now[name] > then[name]]
+    longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
     changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE))
     if changes:
         raise RunError(
@@ -232,32 +247,14 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
 
 def _drop_events(path: Path, step: int) -> None:
     """Take the events after a step out of a log: the resumed run reports them again."""
-    if not path.is_file():
-        return
-
-    def is_kept(line: bytes) -> bool:
-        try:
-            event = json.loads(line)
-            return event["event"] not in ("end", "scoring") and event.get("step", -1) <= step
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-
-    lines = path.read_bytes().splitlines(keepends=True)
-    write_file(path, b"".join(line for line in lines if is_kept(line)))
-
-
-def _made_from(recipe: Recipe, ready: Prepared, day: datetime.date) -> dict[str, Any]:
-    """What a training depends on besides the recipe."""
-    splits = sources(recipe, ready.splits)
-    return {
-        "date": day.isoformat(),
-        "model": {
-            "embedding_digest": ready.model.info.embedding_digest,
-            "weights": weights_digest(ready.model.model),
-        },
-        "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
-        "solutions": {"kept": ready.solutions.get("kept")},
-    }
+    if path.is_file():
+        kept = [
+            f"{json.dumps(event)}\n"
+            for _, event in json_lines(path)
+            if event and event.get("event") not in (None, "end", "scoring")
+            if not is_number(event.get("step")) or event["step"] <= step
+        ]
+        write_file(path, "".join(kept).encode())
 
 
 def describe_interruption(result: Mapping[str, Any]) -> str:
@@ -271,15 +268,3 @@ def describe_interruption(result: Mapping[str, Any]) -> str:
         f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}; "
         f"`embedgrad resume {Path(artifact_folder).parent}` continues the run"
     )
-
-
-def new_folder(out: Path) -> None:
-    """Make the run's folder; one that exists is never touched. Raises `RunError`."""
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError as error:
-        raise RunError(f"{out}: exists already; choose another folder for --out") from error
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be made ({error.strerror}); choose another folder"
-        ) from error

@@ -21,6 +21,7 @@ from embedgrad.errors import RunError
 
 FORMAT = 2
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
+_PLAIN = ("step", "best_step", "history", "seconds", "made_from")
 
 
 @final
@@ -61,11 +62,7 @@ class Checkpoint:
                     numbers.setdefault(str(index), {})[name] = value
         values = {
             "format": FORMAT,
-            "step": self.step,
-            "best_step": self.best_step,
-            "history": self.history,
-            "seconds": self.seconds,
-            "made_from": self.made_from,
+            **{name: getattr(self, name) for name in _PLAIN},
             "transforms": len(self.transforms),
             "optimizer_numbers": numbers,
             "optimizer_groups": self.optimizer["param_groups"],
@@ -98,12 +95,12 @@ class Checkpoint:
             if values.pop("sha256") != digest(content, values):
                 raise ValueError("its files are not as they were written: the digest differs")
             history, groups = values["history"], values.pop("optimizer_groups")
-            if any({"step", "accuracy", "log_loss"} - score.keys() for score in history):
-                raise ValueError("history lacks scores")
-            if history and values["best_step"] not in [score["step"] for score in history]:
-                raise ValueError("history lacks the best step")
-            if not groups or any({"params", "lr"} - group.keys() for group in groups):
-                raise ValueError("optimizer_groups lacks params or lr")
+            if (
+                any({"step", "accuracy", "log_loss"} - score.keys() for score in history)
+                or (history and values["best_step"] not in [score["step"] for score in history])
+                or any({"params", "lr"} - group.keys() for group in groups or [{}])
+            ):
+                raise ValueError("history, best_step or optimizer_groups are not whole")
             tensors = load_tensors(content)
             optimizer = _by_index(tensors, "optimizer.")
             for index, entries in values.pop("optimizer_numbers").items():
