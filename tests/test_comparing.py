@@ -644,7 +644,9 @@ def test_runs_can_require_a_gain_too(
     done = embedgrad(*arguments, "--quiet", "--require-gain")
     assert done.code == 4
     assert done.lines[-1].startswith("no reliable gain: difference of")
-    monkeypatch.setattr("embedgrad.report.verdict", lambda difference: "gain of 9 points")
+    monkeypatch.setattr(
+        "embedgrad.report.terminal.tables.verdict", lambda difference: "gain of 9 points"
+    )
     again = (*run[:3], tmp_path / "again") if verb == "optimize" else arguments
     assert embedgrad(*again, "--quiet", "--require-gain").code == 0
 

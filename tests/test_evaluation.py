@@ -67,7 +67,7 @@ def test_replies_without_any_answer_are_counted(monkeypatch: pytest.MonkeyPatch)
     sequencer = model.sequencer(Template.chat(user="{review} [[Is it?]]"), Target(), numbers)
     evaluator = Evaluator(model, sequencer, Evaluation(scorer=Number()))
     said = [Reply("I do not know.", True), Reply("It is 8.", False), Reply("7", False)]
-    monkeypatch.setattr(evaluator, "_replies", lambda rows, sequences: said)
+    monkeypatch.setattr(LanguageModel, "generate", lambda *_, **__: [(reply,) for reply in said])
     answered = evaluator.score(model.embed(sequencer.span.ids), sequencer.build(numbers))
     by_reply = {a.predicted: (a.correct, a.unread) for a in answered}
     assert by_reply == {"I do not know.": (0, True), "It is 8.": (0, False), "7": (1, False)}

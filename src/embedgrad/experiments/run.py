@@ -25,7 +25,7 @@ import torch
 
 from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
-from embedgrad.errors import DivergenceError, RecipeError, RunError
+from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.events import Report, nowhere, say, scoring, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
@@ -132,9 +132,10 @@ def run(
             report = begin()
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
-    except BaseException:
-        if not (resume or (out / "solutions.jsonl").exists()):
-            # Nothing is learned yet, and the folder is our own.
+    except BaseException as error:
+        sampled = (out / "solutions.jsonl").exists() and not isinstance(error, EmbedgradError)
+        if not (resume or sampled):
+            # Nothing is learned yet, and the folder is our own; samples are in the cache too.
             shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # another run may have moved in
                 for parent in parents:
