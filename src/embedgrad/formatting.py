@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len
 
 # What we write ourselves beyond ASCII, for encodings that lack it; each one column wide.
@@ -55,11 +57,16 @@ def size(count: float) -> str:
 
 def operations(count: float) -> str:
     """Floating-point operations in powers of 1000: 3.2 GFLOP, 41 TFLOP."""
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+    return scale(count, (" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP", " PFLOP"))
+
+
+def scale(count: float, units: Sequence[str]) -> str:
+    """A count in three digits with the unit of its power of 1000, the last for all above."""
+    for unit in units[:-1]:
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g}{unit}"
         count /= 1000
-    return f"{count:.3g} PFLOP"
+    return f"{count:.3g}{units[-1]}"
 
 
 def eta(seconds: float | None) -> str:

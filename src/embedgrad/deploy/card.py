@@ -120,7 +120,7 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     if destination not in TOKENS_OF_A_CHAT:
         return []
     rows = max(e.rows_PD.nbytes for e in job.prompts)
-    longest = max(len(s.context(e.prompt.prompt_ids)) for e in job.prompts for s in e.sequences)
+    longest = max(s.length(len(e.rows_PD)) for e in job.prompts for s in e.sequences)
     sent = longest * job.model.info.width * 2
     return [
         f"the artifact takes {size(2 * rows)}: `embedgrad.load(RUN).generate(...)`, or "

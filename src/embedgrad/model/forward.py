@@ -64,7 +64,7 @@ class ForwardPass:
         """Whether a sequence can be computed on its stored prefix, with each of its targets."""
         if self.why_not_reusable is not None or self.longest_reuse is None:
             return self.why_not_reusable is None
-        length = len(full_context(sequence, prompt)[0]) + max(len(ids) for ids in targets)
+        length = sequence.length(prompt) + max(len(ids) for ids in targets)
         return length <= self.longest_reuse
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from embedgrad.errors import ModelError
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
-from embedgrad.model.packing import Packing, full_context
+from embedgrad.model.packing import Packing
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -142,7 +142,7 @@ def _begin(
     *,
     watched: bool = False,
 ) -> Generation:
-    room = model.info.context - len(full_context(sequence, len(prompt_PD))[0])
+    room = model.info.context - sequence.length(len(prompt_PD))
     most = decoding.max_new_tokens
     if room >= 0:  # a sequence that is too long already was let through on purpose
         most = min(most, room + 1)  # the last token need not be read again

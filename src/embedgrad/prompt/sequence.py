@@ -41,6 +41,12 @@ class Target:
                 f"target.choices: {list(self.choices)!r}; expected two or more different texts"
             )
 
+    def text_before(self, text: str, *, opened: bool) -> str:
+        """What goes between `text` and the answer; `opened`: the answer goes on from that text."""
+        if self.answer_prefix is not None:
+            return self.answer_prefix
+        return " " if opened and not text[-1:].isspace() else ""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,10 @@ class TokenSequence:
         return replace(
             self, prefix=(), suffix=self.plain, plain=None, shared=0, later=(), inputs=None
         )
+
+    def length(self, prompt: int) -> int:
+        """Tokens of the row before its answer, with `prompt` rows over all spans."""
+        return len(self.prefix) + prompt + len(self.suffix) - len(self.later)
 
     def context(self, prompt_ids: Ids) -> Ids:
         """The row before its answer, with one id per row of the prompt in the prompt's places."""
@@ -279,13 +289,11 @@ class Sequencer:
         return rendered.texts
 
     def _answer_prefix(self, rendered: Rendered) -> str:
-        if self.target.answer_prefix is not None:
-            return self.target.answer_prefix
         template = self.renderer.template
         opened = template.text is not None or template.messages[-1].role == "assistant"
-        spaced = opened and not rendered.text[-1:].isspace()
-        self._spaced |= spaced
-        return " " if spaced else ""
+        before = self.target.text_before(rendered.text, opened=opened)
+        self._spaced |= self.target.answer_prefix is None and before == " "
+        return before
 
     def _tokenize_answer(self, suffix: str, answer: str) -> tuple[Ids, Ids]:
         """Ids of text after a cut, and of an answer after that text."""
@@ -311,7 +319,7 @@ class Sequencer:
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""
         longest = max((len(ids) for ids in sequence.targets), default=0)
-        length = len(sequence.context(self.prompt_ids)) + longest
+        length = sequence.length(len(self.prompt_ids)) + longest
         if not self.context or length <= self.context:
             return 0
         if self.truncate is None:

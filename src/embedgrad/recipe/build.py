@@ -96,7 +96,7 @@ def _short_of_room(
     sequencer: Sequencer, sequences: Sequence[TokenSequence], limit: int
 ) -> list[str]:
     """A note if the context ends before an answer has max_new_tokens tokens."""
-    lengths = [len(s.context(sequencer.prompt_ids)) for s in sequences]
+    lengths = [s.length(len(sequencer.prompt_ids)) for s in sequences]
     short = [sequencer.context - n for n in lengths if n + limit > sequencer.context]
     if not sequencer.context or not short:
         return []

@@ -247,11 +247,10 @@ class _Loop:
         loss = float(self.optimizer.step(closure))
         assert context is not None, "the optimizer did not call its closure"
         with torch.no_grad():
+            theta = self._theta_copy()
             for i, transform in enumerate(parts.transforms):
-                theta, self.transforms[i] = transform.after(
-                    old, self._theta_copy(), self.transforms[i], context
-                )
-                self._set_theta(theta)
+                theta, self.transforms[i] = transform.after(old, theta, self.transforms[i], context)
+            self._set_theta(theta)
             self._into_region()
         return loss, norm
 

@@ -66,15 +66,8 @@ class Loss:
         objective, leaves = self.parts.objective, list(theta.values())
         size = math.ceil(len(batch) / accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        if len(parts) == 1:
-            outcome = self.outcome(theta, batch)
-            losses_B, outcome = objective.losses(outcome), join_outcomes([outcome])
-            loss = objective.reduce(losses_B, outcome)
-            gradients = torch.autograd.grad(loss, leaves)
-            named = dict(zip(theta, gradients, strict=True))
-            return Gradient(loss.item(), named, losses_B.detach(), outcome)
         weights_B: Tensor | None = None
-        if not objective.is_mean:
+        if len(parts) > 1 and not objective.is_mean:
             with torch.no_grad():
                 outcomes = [self.outcome(theta, part) for part in parts]
                 losses_B = torch.cat([objective.losses(outcome) for outcome in outcomes])
@@ -85,7 +78,9 @@ class Loss:
         for i, part in enumerate(parts):
             outcome = self.outcome(theta, part)
             losses_B = objective.losses(outcome)
-            if weights_B is None:
+            if len(parts) == 1:
+                share = objective.reduce(losses_B, join_outcomes([outcome]))
+            elif weights_B is None:
                 share = losses_B.mean() * (len(part) / len(batch))
             else:
                 share = (losses_B * weights_B[i * size : i * size + len(part)]).sum()

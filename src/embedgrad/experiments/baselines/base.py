@@ -130,4 +130,4 @@ def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = Fal
     """The number of tokens that the model reads before it answers."""
     if as_text and sequence.plain is not None:
         return len(sequence.plain)
-    return len(sequence.prefix) + prompt + len(sequence.suffix) - len(sequence.later)
+    return sequence.length(prompt)

@@ -33,7 +33,7 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
         blocks = []
         for columns, answer in shots:
             filled = _fill(template.text, columns)
-            blocks.append(literal(filled + _answer_prefix(filled, target, opened=True) + answer))
+            blocks.append(literal(filled + target.text_before(filled, opened=True) + answer))
         return Template.plain("".join(block + _BETWEEN for block in blocks) + template.text)
     messages = list(template.messages)
     leading = next(i for i, m in enumerate(messages) if m.role != "system")
@@ -43,17 +43,10 @@ def with_examples(template: Template, target: Target, shots: Sequence[Shot]) -> 
         filled_turns = [Message(m.role, _fill(m.content, columns)) for m in turns]
         opened = filled_turns[-1].role == "assistant"
         opening = filled_turns.pop().content if opened else ""
-        reply = opening + _answer_prefix(opening, target, opened=opened) + answer
+        reply = opening + target.text_before(opening, opened=opened) + answer
         filled_turns.append(Message("assistant", reply))
         filled_messages += [Message(m.role, literal(m.content)) for m in filled_turns]
     return Template(messages=(*filled_messages, *turns), options=template.options)
-
-
-def _answer_prefix(text: str, target: Target, *, opened: bool) -> str:
-    """The text between an opening and the answer, as in the sequencer."""
-    if target.answer_prefix is not None:
-        return target.answer_prefix
-    return " " if opened and not text[-1:].isspace() else ""
 
 
 def _fill(text: str, columns: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ FOLDER/recipe.toml                    every setting; methods and seeds may be ad
 FOLDER/work/comparison.json           what all parts share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
-FOLDER/work/unfinished/METHOD-seed-N/state.*   checkpoint of a training, from its last evaluation
+FOLDER/work/unfinished/METHOD-seed-N/checkpoint.*   of a training, from its last evaluation
 FOLDER/work/unfinished/METHOD-seed-N.json      the answers to the test rows so far
 """
 

@@ -46,7 +46,7 @@ class TokenizedSplits:
 
     def length(self, s: TokenSequence) -> int:
         """Tokens of an example with its longest target."""
-        return len(s.prefix) + self.own(s) + max(map(len, s.targets), default=0)
+        return s.length(self.prompt) + max(map(len, s.targets), default=0)
 
     def reuses(self, s: TokenSequence) -> bool:
         """Whether an example is computed on top of its stored prefix."""
@@ -59,7 +59,7 @@ class TokenizedSplits:
 
     def tokens_in_full(self, s: TokenSequence, *, choices: bool) -> int:
         """Tokens computed without prefix reuse: every target takes a sequence of its own."""
-        before = len(s.prefix) + self.own(s)
+        before = s.length(self.prompt)
         return sum(before + len(ids) - 1 for ids in self.targets(s, choices=choices))
 
     def tokens(self, s: TokenSequence, *, choices: bool) -> int:

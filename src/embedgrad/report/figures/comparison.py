@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedgrad.errors import RunError
-from embedgrad.formatting import visible
+from embedgrad.formatting import scale, visible
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import LIGHT, new_figure, style
 
@@ -92,11 +92,7 @@ def rank_methods(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def count(numbers: float) -> str:
     """A count as people say it: 576, 7.5k, 1.2M."""
-    for unit in ("", "k", "M"):
-        if numbers < 1000:
-            return f"{numbers:.3g}{unit}"
-        numbers /= 1000
-    return f"{numbers:.3g}G"
+    return scale(numbers, ("", "k", "M", "G"))
 
 
 def _estimate(axes: Axes, y: int, entry: Mapping[str, Any], seeds: Sequence[float]) -> None:
