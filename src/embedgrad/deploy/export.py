@@ -16,6 +16,7 @@ from typing import Any
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.card import build_card, smaller_ways, update_check
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
@@ -165,6 +166,8 @@ def _entries(
                 "run": _relative(run.folder, out),
                 "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
                 "tokens": [len(span.ids) for span in prompt.spans],
+                "scores": prompt.prompt.provenance.get("scores"),
+                "choices": (choices := Choices.of(prompt)) and choices.as_dict(),
             }
             for prompt, run in zip(job.prompts, opened.runs, strict=True)
         },

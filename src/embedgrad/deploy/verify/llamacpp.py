@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.gguf_reader import replace_rows
 from embedgrad.deploy.formats.gguf_writer import table_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -87,6 +88,14 @@ class LlamaCppEngine(Engine):
             ids = self._running.ask("/completion", {**body, **_GREEDY})["tokens"]
             answers.append(before_end(ids, self._job.model.end_ids))
         return answers
+
+    def choose(self, query: Query) -> int | None:
+        choices = Choices.of(self._exported)
+        assert choices is not None
+        body = {"messages": [dict(message) for message in query.messages], "temperature": 0}
+        body |= {"grammar": choices.grammar, "cache_prompt": False}
+        reply = self._running.ask("/v1/chat/completions", body)["choices"][0]["message"]
+        return choices.find(reply["content"] or "")
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         total = self._logprobs(query)[answer[0]].item()

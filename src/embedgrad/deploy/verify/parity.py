@@ -3,7 +3,8 @@
 step zero      the unrefined rows give what the plain tokens give in that engine
 log-probs      the refined rows give training's log-probabilities of the next token
 added mass     new tokens are never likely
-agreement      greedy texts and choices are training's
+agreement      greedy texts, or choices, are training's; replies that a server limits to the choices
+               are only compared: they are chosen token by token, not by their whole probability
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _LARGEST_IS_WORST = (
     *("step_zero_difference", "added_mass", "max_logprob_difference"),
     *("mean_logprob_difference", "tolerance", "rounding"),
 )
-_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "rows")
+_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "limited_agreement", "rows")
 
 
 def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,16 +136,18 @@ def _measure(
             f"on average (at most {mean_tolerance:.1e}, judging by plain text)"
         )
 
-    ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
-    decode = job.model.tokenizer.decode
-    texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
-    greedy = _share(texts, reference.texts)
-    choice = None
+    greedy = choice = limited = None
+    if reference.texts is not None:
+        ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
+        decode = job.model.tokenizer.decode
+        texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
+        greedy = _share(texts, reference.texts)
     if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
         answers = zip(rows, engine.answer_logprobs(queries), strict=True)
         choices = [_likeliest(row, logprobs, normalize) for row, logprobs in answers]
         choice = _share(choices, reference.choices)
+        limited = _share([engine.choose(query) for query in queries], reference.choices)
     if rounding is None:
         for what, share in (("greedy texts", greedy), ("choices", choice)):
             if share is not None and share < AGREEING:
@@ -158,6 +161,7 @@ def _measure(
         "rounding": rounding,
         "greedy_agreement": greedy,
         "choice_agreement": choice,
+        "limited_agreement": limited,
     }
     return figures, problems
 
