@@ -23,7 +23,6 @@ from embedgrad.deploy import folder as folders
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.deploy.rules import DESTINATIONS
-from embedgrad.deploy.verify import parity as checks
 from embedgrad.prompt import artifact
 from kit import noisy
 from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
@@ -70,12 +69,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(folder, model)
 
 
-@pytest.fixture(autouse=True)
-def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy texts are compared over few tokens here; one test looks at all of them."""
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 6)
-
-
 def exported(embedgrad: Command, runs: Runs, to: str, out: Path, *more: object) -> Done:
     return embedgrad("export", runs.of(to), "--to", to, "--out", out, "--quiet", *more)
 
@@ -111,8 +104,10 @@ def test_an_export_is_checked_in_its_own_engine(
     assert 0 <= report["max_logprob_difference"] < TOLERANCE[to]
     assert 0 <= report["step_zero_difference"] < 1e-5 + 1e-4
     assert 0 <= report["added_mass"] < 1e-4
-    assert report["greedy_agreement"] > 0.9
+    assert report["greedy_agreement"] is None  # for free answers
     assert report["choice_agreement"] == 1
+    # SGLang limits the reply to texts, which a random model spells in letters.
+    assert report["limited_agreement"] == 1 or to == "sglang"
 
     entries = json.loads((out / "embedgrad" / "export.json").read_text("utf-8"))
     name = runs.of(to).name
@@ -151,15 +146,6 @@ def test_an_export_is_checked_in_its_own_engine(
     changed = {path for path in after if after[path] != before[path]}
     assert changed <= {"verify.json", "README.md"}
     assert after.keys() == before.keys()
-
-
-def test_greedy_texts_agree_over_64_tokens(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    assert checks.GREEDY_TOKENS == 64
-    found = package.export(runs.of("vocabulary"), "vocabulary", tmp_path / "out")
-    assert found["verify"]["greedy_agreement"] == 1
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[Any], Any]) -> None:

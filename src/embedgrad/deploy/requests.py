@@ -30,7 +30,7 @@ def rank(text, **more):
     for choice, (grammar, tokens) in CHOICES.items():
         reply = client.chat.completions.create(
             model={model}, messages=[{{"role": "user", "content": text}}], temperature=0,
-            logprobs=True, extra_body={{"grammar": "root ::= " + grammar, **more}}
+            logprobs=True, {bias}extra_body={{"grammar": "root ::= " + grammar, **more}}
         )
         logprobs = [token.logprob for token in reply.choices[0].logprobs.content[:tokens]]
         scores[choice] = sum(logprobs){per_token}
@@ -111,9 +111,13 @@ def _ranking(engine: str, quoted: dict[str, str], url: str, choices: Choices) ->
         pairs = zip(names, choices.tokens, strict=True)
         entries = [f"{name}: {list(ids)}" for name, ids in pairs]
         program, each = _RANK_VLLM, " / len(tokens)"
+    # Of several tokens that end a turn, the one that training scored.
+    pairs = zip(choices.tokens, choices.written, strict=True)
+    ends = {str(i): 100 for ids, written in pairs for i in ids[written:]}
     return program.format(
         **quoted,
         root=json.dumps(url.removesuffix("/v1")),
         choices=", ".join(entries),
+        bias=f"logit_bias={json.dumps(ends)}, " if ends else "",
         per_token=each if choices.normalize else "",
     )
