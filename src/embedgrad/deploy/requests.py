@@ -112,8 +112,8 @@ def _ranking(engine: str, quoted: dict[str, str], url: str, choices: Choices) ->
         entries = [f"{name}: {list(ids)}" for name, ids in pairs]
         program, each = _RANK_VLLM, " / len(tokens)"
     # Of several tokens that end a turn, the one that training scored.
-    pairs = zip(choices.tokens, choices.written, strict=True)
-    ends = {str(i): 100 for ids, written in pairs for i in ids[written:]}
+    scored = zip(choices.tokens, choices.written, strict=True)
+    ends = {str(i): 100 for ids, written in scored for i in ids[written:]}
     return program.format(
         **quoted,
         root=json.dumps(url.removesuffix("/v1")),

@@ -31,19 +31,17 @@ class Served:
 
     def __init__(
         self,
-        engine: str,
         url: str,
         model: str,
-        export: Path,
+        examples: Sequence[str],
+        described: tuple[Sequence[str], Sequence[str]],
         process: ServerProcess,
         stack: ExitStack,
     ):
         self.url = url
         self.model = model
-        entries = read_export(export)
-        first, *_ = entries["prompts"].values()  # the one that answers by default
-        self.examples = example_requests(engine, url, model, Choices.read(first))
-        self.facts, self.warnings = describe(export, entries)
+        self.examples = examples
+        self.facts, self.warnings = described
         self._process = process
         self._stack = stack
 
@@ -86,7 +84,12 @@ def serve(
     port = free_port(host, port)  # before an export, which takes longer
     export, name = export_once(Path(folder), chosen.destination, overrides, report)
     command = chosen.command(export, name, host, free_port(host, port))
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url, model = f"{root}/v1", name if chosen.knows_names else str(export)
+    entries = read_export(export)
+    first, *_ = entries["prompts"].values()  # the one that answers by default
+    examples = example_requests(engine, url, model, Choices.read(first))
+    described = describe(export, entries)
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
@@ -94,8 +97,5 @@ def serve(
         stage(report, f"starting {engine}")
         process = ServerProcess(engine, command, Path(logs) / "server.log")
         stack.callback(process.stop)
-        process.wait_until_ready(f"{url}/health", LONGEST_START)
-        model = name if chosen.knows_names else str(export)
-        served = Served(engine, f"{url}/v1", model, export, process, stack)
-        stack.pop_all()
-        return served
+        process.wait_until_ready(f"{root}/health", LONGEST_START)
+        return Served(url, model, examples, described, process, stack.pop_all())
