@@ -15,7 +15,7 @@ from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.serve.cached_export import export_once
 from embedgrad.deploy.serve.describe import describe
 from embedgrad.deploy.serve.engines import find_engine
-from embedgrad.events import Report, nowhere, say, stage
+from embedgrad.events import Report, quiet, say, stage
 
 LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
 LOOPBACK = ("127.", "localhost", "::1")
@@ -72,7 +72,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    report: Report = quiet,
 ) -> Served:
     """Start a server on a run or on an export, and return when it answers.
 
