@@ -46,7 +46,7 @@ class Again(Engine):
         pass
 
     def logprobs_BV(self, rows: Sequence[Query]) -> Tensor:
-        self.asked += rows
+        self.asked += list(rows)
         return self._said(self.rows, rows)
 
     def start_logprobs_BV(self, rows: Sequence[Query]) -> Tensor:
@@ -118,7 +118,7 @@ def test_the_training_path_passes_as_its_own_engine(checked: Any) -> None:
     assert found["passed"], found["problems"]
     assert found["problems"] == []
     assert found["rows"] == 12
-    assert found["prompts"]["sentiment"]["fewer_rows"] == "the data has 12 rows"
+    assert found["prompts"]["sentiment"]["fewer_rows"] == "there were 12"
     assert found["max_logprob_difference"] == found["step_zero_difference"] == 0
     assert found["choice_agreement"] == found["limited_agreement"] == 1
     assert found["greedy_agreement"] is None
@@ -229,6 +229,21 @@ def test_other_greedy_texts_fail_where_weights_are_exact(checked: Any, job: Job)
     assert checked(free, suffix=(5,), tolerance=None)["passed"]  # reported only
 
 
+def test_how_far_a_check_is_is_reported(job: Job, monkeypatch: Any) -> None:
+    events: list[dict[str, Any]] = []
+    reported = dataclasses.replace(job, report=events.append)
+    monkeypatch.setattr(checks, "open_engine", lambda *_: Again(job))
+    checks.check("safetensors", Path("nowhere"), reported, {})
+    last = {e["which"]: (e["done"], e["total"]) for e in events if e["event"] == "scoring"}
+    assert list(last) == ["sentiment in training", "sentiment: refined rows", "sentiment: replies"]
+    assert set(last.values()) == {(12, 12)}
+
+
+def test_choices_are_checked_without_any_free_text(checked: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Again, "greedy", None)
+    assert checked()["passed"]
+
+
 def test_replies_of_a_server_are_compared_and_fail_nothing(checked: Any) -> None:
     found = checked(mute=True)
     assert (found["choice_agreement"], found["limited_agreement"]) == (1, 0)
@@ -309,7 +324,7 @@ def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mon
 def test_the_card_tells_what_was_found(checked: Any, job: Job) -> None:
     good, bad = format_check(checked()), format_check(checked(rows=broken(job)))
     assert good.startswith("The check passed.")
-    assert "On fewer rows than 32: the data has 12 rows." in good
+    assert "On fewer rows than 32: there were 12." in good
     assert "| the same choices as in training | 100.0% |" in good
     assert bad.startswith("**The check failed.**")
     assert "next-token log-probabilities are not those of training" in bad

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,32 @@ def test_an_export_is_checked_in_its_own_engine(
     assert after.keys() == before.keys()
 
 
+def test_check_rows_sets_how_many_rows_are_compared(
+    runs: Runs, embedgrad: Command, tmp_path: Path
+) -> None:
+    done = exported(embedgrad, runs, "safetensors", tmp_path / "out", "--check-rows", 5, "--json")
+    assert done.json["verify"]["rows"] == 5
+    done = embedgrad("verify", tmp_path / "out", "--check-rows", 7, "--json", "--quiet")
+    assert done.json["rows"] == 7
+    one_line(
+        exported(embedgrad, runs, "safetensors", tmp_path / "no", "--check-rows", 0), "check-rows"
+    )
+    with pytest.raises(package.EmbedgradError, match="check_rows: expected at least 1, got 0"):
+        package.export(runs.of("gguf"), "gguf", tmp_path / "no", check_rows=0)
+
+
+def test_a_card_shows_scores_with_interval_and_verdict(runs: Runs, tmp_path: Path) -> None:
+    package.export(runs.of("gguf"), "gguf", tmp_path / "out", verify=False)
+    (line,) = (
+        line
+        for line in (tmp_path / "out" / "README.md").read_text("utf-8").splitlines()
+        if line.startswith("- `after`: ")
+    )
+    assert re.search(r"[\d.]+ % \([\d.]+ % to [\d.]+ %\) right on \d+ test rows, its text", line)
+    assert "no reliable gain: difference of" in line
+    assert "greedy reply is a choice in" in line
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[Any], Any]) -> None:
     """Hand the destination's writer prompts with other rows than the check knows."""
     made = type(find_destination(to))
@@ -261,8 +288,8 @@ def test_fewer_rows_than_a_check_wants_are_told(
     )
     assert done.code == 0, done.err
     assert done.json["verify"]["rows"] == 9
-    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "the data has 9 rows"
-    assert "On fewer rows than 32: the data has 9 rows." in (out / "README.md").read_text("utf-8")
+    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "there were 9"
+    assert "On fewer rows than 32: there were 9." in (out / "README.md").read_text("utf-8")
 
 
 def test_what_is_written_is_not_calibrated_on_the_rows_of_the_check(

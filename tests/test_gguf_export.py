@@ -34,6 +34,7 @@ from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
+from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.reference import compute_reference
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.language_model import LanguageModel
@@ -288,6 +289,23 @@ def test_a_file_that_changed_is_refused(base: Path, tmp_path: Path) -> None:
     replace_rows(path, [0], torch.ones(1, 32))
     with refused("copy.gguf", "not the file that the model was loaded from"):
         Gguf().bytes_needed(job_of(loaded))
+
+
+def test_a_check_that_fails_for_other_tokens_says_so_first(tmp_path: Path) -> None:
+    """Blanks behind a special token are dropped in training, and GGUF cannot say that."""
+    base = save_base(tmp_path / "base")
+    parsed = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    for token in parsed["added_tokens"]:
+        token["rstrip"] = True
+    (base / "tokenizer.json").write_text(json.dumps(parsed), "utf-8")
+    model = opened(base)
+    job = job_of(model, exported(model, examples=tiny.reviews(3)))
+    (tmp_path / "out").mkdir()
+    found = check("gguf", tmp_path / "out", job, _written(job, tmp_path / "out"))
+    problem, *_ = found["problems"]
+    assert problem.startswith("llama.cpp makes other tokens of reviews.csv:")
+    assert "; export to vocabulary; so " in problem
+    assert "different log-probabilities" in problem
 
 
 def test_a_token_that_only_the_tokenizer_has_gets_a_place(tmp_path: Path) -> None:

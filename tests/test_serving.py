@@ -341,7 +341,7 @@ def test_an_export_is_served_as_it_is(
 
 SCORES = {
     "text": {"accuracy": 0.25, "interval": [0.12, 0.449]},
-    "refined": {"accuracy": 0.375, "interval": [0.212, 0.573]},
+    "refined": {"accuracy": 0.375, "interval": [0.212, 0.573], "greedy_is_choice": 0.5},
     "test_rows": 24,
     "difference": {
         **{"accuracy": 0.125, "interval": [-0.1, 0.3], "test": "McNemar", "p_value": 0.51},
@@ -410,7 +410,7 @@ def test_what_is_served_is_said_and_a_warning_names_the_remedy(
     if report is not None:
         (out / "verify.json").write_text(json.dumps(report), encoding="utf-8")
     with serve(out, "llamacpp" if to == "gguf" else "vllm", port=0) as server:
-        precision, scores, *check = server.facts
+        precision, scores, replies, *check = server.facts
         found = server.warnings
     assert precision.startswith("precision of the weights: ")
     assert precision.endswith("; in training: float32")
@@ -418,6 +418,7 @@ def test_what_is_served_is_said_and_a_warning_names_the_remedy(
         "p: 37.5 % (21.2 % to 57.3 %) right on 24 test rows, its text 25.0 % (12.0 % to 44.9 %): "
     )
     assert "no reliable gain" in scores
+    assert "greedy reply is a choice in 50.0 % of rows" in replies
     assert bool(check) is (report is not None)
     assert [line.startswith(warning or "none") for line in found] == [True] * (warning is not None)
 

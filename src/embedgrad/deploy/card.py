@@ -13,7 +13,7 @@ from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.rules import TOKENS_OF_A_CHAT
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.formatting import percent, size, visible
-from embedgrad.report.terminal.tables import verdict
+from embedgrad.report.terminal.tables import describe_greedy, verdict
 
 CHECK = "What was checked"
 AGREEMENTS = {
@@ -141,16 +141,18 @@ def check_figures(checked: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def score_line(scores: Mapping[str, Any]) -> str:
-    """A prompt's test scores with their intervals, and the verdict on them."""
+def score_lines(scores: Mapping[str, Any]) -> list[str]:
+    """A prompt's test scores with intervals and verdict, and how free its greedy replies are."""
     refined, text = (
         "{} ({} to {})".format(*map(percent, (s["accuracy"], *s["interval"])))
         for s in (scores["refined"], scores["text"])
     )
-    return (
+    free = scores["refined"].get("greedy_is_choice")
+    return [
         f"{refined} right on {scores['test_rows']} test rows, its text {text}: "
-        f"{verdict(scores['difference'])}"
-    )
+        f"{verdict(scores['difference'])}",
+        *([] if free is None else [describe_greedy(free)]),
+    ]
 
 
 def agreement(share: float, rows: int) -> str:
@@ -211,7 +213,7 @@ def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
         texts = ", ".join(code(span.text) for span in exported.spans)
         line = f"`{exported.name}`: {texts}, {len(exported.prompt.prompt_ids)} rows"
         if "refined" in scores and "text" in scores:
-            line += f"; {score_line(scores)}"
+            line += f"; {'; '.join(score_lines(scores))}"
         lines.append(f"{line}.")
     if len(prompts) > 1 and destination in TOKENS_OF_A_CHAT:
         other = prompts[1].name

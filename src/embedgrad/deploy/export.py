@@ -20,7 +20,7 @@ from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
-from embedgrad.deploy.runs import ExportRuns, Runs, check_exportable, name_runs, open_runs
+from embedgrad.deploy.runs import ROWS, ExportRuns, Runs, check_exportable, name_runs, open_runs
 from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
@@ -36,12 +36,14 @@ def export(
     *,
     overrides: Sequence[str] = (),
     verify: bool = True,
+    check_rows: int = ROWS,
     report: Report = quiet,
 ) -> dict[str, Any]:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
     Several runs of one model share an export; a prompt is named after its run's folder, or NAME in
-    "NAME=RUN". `overrides` change the recipes' settings. Returns plain JSON values. Raises
+    "NAME=RUN". `overrides` change the recipes' settings, `check_rows` with how many rows the export
+    is checked. Returns plain JSON values. Raises
     `ExportError`, also if the check fails (OUT.failed.json then holds its report), and
     `EngineError`, `RunError`, `ArtifactError`, `RecipeError`, `ModelError`.
     """
@@ -51,7 +53,7 @@ def export(
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
-    opened = open_runs(name_runs(runs), overrides, report)
+    opened = open_runs(name_runs(runs), overrides, report, check_rows)
     notes = check_exportable(to, opened)
     job = opened.job(new_tag(), report)
     copies = 1 + (CHECK_ENGINES[to].copies if verify else 0)
@@ -98,10 +100,13 @@ def export(
     }
 
 
-def verify(folder: str | Path, *, runs: Runs = (), report: Report = quiet) -> dict[str, Any]:
+def verify(
+    folder: str | Path, *, runs: Runs = (), check_rows: int = ROWS, report: Report = quiet
+) -> dict[str, Any]:
     """Check an export again in its destination's engine, and store the report in it.
 
-    `runs` are the runs that it was made from, if they moved. Returns the content of `verify.json`;
+    `runs` are the runs that it was made from, if they moved; `check_rows` is the number of rows to
+    check with. Returns the content of `verify.json`;
     see its "passed" and "problems". Raises `ExportError` for changed files, and what `export`
     raises.
     """
@@ -110,7 +115,7 @@ def verify(folder: str | Path, *, runs: Runs = (), report: Report = quiet) -> di
     to = entries["destination"]
     check_installed(to)
     folders.check_files(folder, entries)
-    opened = open_runs(_runs_of(folder, entries, runs), entries["settings"], report)
+    opened = open_runs(_runs_of(folder, entries, runs), entries["settings"], report, check_rows)
     job = opened.checking(opened.job(entries["tag"], report))
     checked = check(to, folder, job, entries["written"])
     write_json(folder / folders.REPORT, checked)

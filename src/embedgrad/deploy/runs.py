@@ -12,7 +12,7 @@ from embedgrad.data.examples import Example
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.rules import exportability, gather_facts
-from embedgrad.errors import ExportError
+from embedgrad.errors import ExportError, OptionError
 from embedgrad.events import Report
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import read_data
@@ -67,7 +67,9 @@ def name_runs(runs: Runs) -> dict[str, Path]:
     return paths
 
 
-def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report) -> ExportRuns:
+def open_runs(
+    runs: Mapping[str, Path], overrides: Sequence[str], report: Report, check_rows: int = ROWS
+) -> ExportRuns:
     """Load runs by name, all with the first one's model. Raises what `open_run` raises."""
     opened: list[OpenRun] = []
     exported, checks = [], []
@@ -75,8 +77,8 @@ def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report
         run = open_run(path, overrides, report, model=opened[0].model if opened else None)
         splits = read_data(run.recipe)
         pool = [*splits.dev, *splits.test, *splits.train]
-        checks.append(_uncut(run, pool))
-        calibrating = _uncut(run, reversed(pool))  # other rows, if there are enough
+        checks.append(_uncut(run, pool, check_rows))
+        calibrating = _uncut(run, reversed(pool), ROWS)  # other rows, if there are enough
         exported.append(
             ExportedPrompt(name, run.prompt, run.sequencer, calibrating, run.recipe.export)
         )
@@ -84,15 +86,17 @@ def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report
     return ExportRuns(opened, exported, checks)
 
 
-def _uncut(run: OpenRun, examples: Iterable[Example]) -> list[TokenSequence]:
+def _uncut(run: OpenRun, examples: Iterable[Example], most: int) -> list[TokenSequence]:
     """The first rows that fit into the context whole, as a client's query must."""
+    if most < 1:
+        raise OptionError(f"check_rows: expected at least 1, got {most}")
     rows: list[TokenSequence] = []
     for example in examples:
         before = run.sequencer.truncated
         row = run.sequencer(example)
         if run.sequencer.truncated == before:
             rows.append(row)
-        if len(rows) == ROWS:
+        if len(rows) == most:
             break
     if not rows:
         raise ExportError(

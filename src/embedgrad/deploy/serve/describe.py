@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.deploy.card import AGREEMENTS, agreement, score_line
+from embedgrad.deploy.card import AGREEMENTS, agreement, score_lines
 from embedgrad.deploy.folder import REPORT
 from embedgrad.formatting import percent
 
@@ -20,7 +20,7 @@ def describe(export: Path, entries: Mapping[str, Any]) -> tuple[list[str], list[
     facts = [_precision(entries)]
     for name, entry in entries["prompts"].items():
         if entry.get("scores"):
-            facts.append(f"{name}: {score_line(entry['scores'])}")
+            facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
     checked: dict[str, Any] | None = None
     with suppress(OSError, ValueError):
         checked = json.loads((export / REPORT).read_text("utf-8"))

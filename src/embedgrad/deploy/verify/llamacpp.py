@@ -123,8 +123,9 @@ class LlamaCppEngine(Engine):
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
                 differences.append(
-                    f"{query.sequence.example.source} has other tokens there: from token {at} on "
-                    f"{list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}"
+                    f"llama.cpp makes other tokens of {query.sequence.example.source}, from token "
+                    f"{at} on {list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}; "
+                    "export to vocabulary"
                 )
         return differences
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import next_logits, replies
 from embedgrad.model.language_model import LanguageModel
@@ -40,6 +41,7 @@ def compute_reference(
     exported: ExportedPrompt,
     sequences: Sequence[TokenSequence],
     max_new_tokens: int,
+    report: Report = quiet,
 ) -> Reference:
     """Run the training path, which reuses prefixes if the model allows it."""
     rows_PD = exported.prompt.rows
@@ -49,7 +51,9 @@ def compute_reference(
     choices: list[int] | None = None
     if not target.choices:
         decoding = Decoding(max_new_tokens=max_new_tokens)
-        answers = replies(model, rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH)
+        answers = replies(
+            model, rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH, report=report
+        )
         texts = [answer.text for (answer,) in answers]
     else:
         choices = []
@@ -57,6 +61,7 @@ def compute_reference(
             batch = sequences[start : start + BATCH]
             outcome = model.outcome(rows_PD, batch, normalize=target.normalize)
             choices += [int(i) for i in outcome.scores_BC.argmax(dim=1)]
+            report(scoring("rows", len(choices), len(sequences)))
     logprobs_BV = next_logprobs(model, rows_PD, sequences)
     return Reference(logprobs_BV, texts, choices, end_ids)
 
