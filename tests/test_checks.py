@@ -235,7 +235,8 @@ def test_how_far_a_check_is_is_reported(job: Job, monkeypatch: Any) -> None:
     monkeypatch.setattr(checks, "open_engine", lambda *_: Again(job))
     checks.check("safetensors", Path("nowhere"), reported, {})
     last = {e["which"]: (e["done"], e["total"]) for e in events if e["event"] == "scoring"}
-    assert list(last) == ["sentiment in training", "sentiment: refined rows", "sentiment: replies"]
+    passes = ("plain text", "unrefined rows", "refined rows", "choices", "replies")
+    assert list(last) == ["sentiment in training", *(f"sentiment: {what}" for what in passes)]
     assert set(last.values()) == {(12, 12)}
 
 
@@ -325,7 +326,8 @@ def test_the_card_tells_what_was_found(checked: Any, job: Job) -> None:
     good, bad = format_check(checked()), format_check(checked(rows=broken(job)))
     assert good.startswith("The check passed.")
     assert "On fewer rows than 32: there were 12." in good
-    assert "| the same choices as in training | 100.0% |" in good
+    ranked = "the same choices as `evaluate`, ranked by log-probability"
+    assert f"| {ranked} | 100.0 % (75.8 % to 100.0 %) |" in good
     assert bad.startswith("**The check failed.**")
     assert "next-token log-probabilities are not those of training" in bad
     assert format_check(None).startswith("Nothing: it was exported without a check.")

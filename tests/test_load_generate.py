@@ -253,7 +253,7 @@ def test_the_program_is_short_and_needs_transformers_only(job: Job, tmp_path: Pa
         *("sys", "pathlib", "torch", "safetensors", "transformers"),
     }
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
-    assert len(statements) - 1 <= 36  # without the docstring
+    assert len(statements) - 1 <= 39  # without the docstring
 
 
 def test_the_program_answers_as_training_does_in_a_process_of_its_own(
