@@ -209,9 +209,35 @@ class FakeVllm(FakeServer):
         self.name = name
         self.chat_template = chat_template
         self.tokenizer = with_placeholder(model.tokenizer)
-        self.routes = {"/v1/completions": self._completion, "/v1/chat/completions": self._chat}
+        self.routes = {
+            "/v1/completions": self._completion,
+            "/v1/chat/completions": self._chat,
+            "/tokenize": self._tokenize,
+        }
+
+    def _tokenize(self, body: Body) -> dict[str, Any]:
+        if set(body) != {"model", "messages"}:
+            raise Refused("this fake tokenizes messages only")
+        ids = prompt_ids(body["messages"], self.tokenizer, self.chat_template, {})
+        return {"tokens": ids, "count": len(ids)}
+
+    def _read(self, body: Body) -> dict[str, Any]:
+        """The log-probabilities of several prompts' own tokens; the first token has none."""
+        if set(body) != {"model", "prompt", "max_tokens", "prompt_logprobs"}:
+            raise Refused("this fake reads lists of tokens, and nothing else")
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            engine: Any = self.model.model
+            with torch.no_grad():
+                logprobs_TV = engine(torch.tensor([ids])).logits[0].float().log_softmax(dim=1)
+            read = zip(ids[1:], logprobs_TV, strict=False)
+            places = [None, *({str(i): {"logprob": float(p[i])}} for i, p in read)]
+            choices.append({"index": index, "text": "", "prompt_logprobs": places})
+        return {"object": "text_completion", "model": self.name, "choices": choices}
 
     def _completion(self, body: Body) -> dict[str, Any]:
+        if "prompt_logprobs" in body:
+            return self._read(body)
         self._check(body, {"prompt", "prompt_embeds", "logprobs"})
         if ("prompt" in body) == ("prompt_embeds" in body):
             raise Refused("Either prompt or prompt_embeds must be provided and non-empty.")

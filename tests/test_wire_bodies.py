@@ -25,12 +25,15 @@ from safetensors.torch import load_file
 import export_kit
 import tiny
 from embedgrad import EngineError, ExportError, Target, Template
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations import vllm_chat
 from embedgrad.deploy.destinations.client_code import Base, run_generated
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.sglang import SglangBodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
 from embedgrad.deploy.job import Destination, ExportedPrompt, Job
+from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.reference import compute_reference, next_logprobs
 from embedgrad.recipe.settings import ExportSettings
@@ -164,7 +167,8 @@ def test_commands_serve_in_the_precision_of_the_rows(base: Path, tmp_path: Path)
     assert torch.equal(rows, job.prompts[0].rows_PD.bfloat16())
     serve, ask, curl = VllmBodies().commands(Path("my export"), facts)
     assert serve == (
-        f"vllm serve {base} --runner generate --enable-prompt-embeds --dtype bfloat16 "
+        f"vllm serve {base} --runner generate --generation-config vllm "
+        "--enable-prompt-embeds --dtype bfloat16 "
         "--chat-template-content-format string"
     )
     assert ask == "python 'my export/client.py' REVIEW"
@@ -244,6 +248,28 @@ def test_a_client_is_answered_with_a_choice(
     assert found["choice_agreement"] == 1
     assert found["limited_agreement"] == same / 6
     assert same == 6 or name == "sglang" or len(choices) == 3
+
+
+def test_ranking_through_vllm_is_that_of_evaluate(base: Path, tmp_path: Path) -> None:
+    """The printed program, on a vocabulary export: the server renders the export's template."""
+    model = opened(base)
+    target = Target(("not good", "not bad", "fine"), normalize=True)
+    prompt = exported(model, target=target, examples=tiny.reviews(4))
+    (tmp_path / "out").mkdir()
+    Vocabulary().write(job_of(model, prompt), tmp_path / "out")
+    served = opened(tmp_path / "out")
+    outcome = model.outcome(prompt.rows_PD, prompt.sequences, normalize=True)
+    template = served.tokenizer.chat_template
+    with FakeVllm(served, torch.float32, "refined", template) as server:
+        url = f"{server.url}/v1"
+        *_, program = example_requests("vllm", url, "refined", Choices.of(prompt))
+        names: dict[str, Any] = {}
+        exec(program.replace('\nprint(rank("YOUR TEXT"))', ""), names)
+        for row, scores_C in zip(prompt.sequences, outcome.scores_BC, strict=True):
+            order, scores = names["rank"](row.example.columns["review"])
+            assert order[0] == target.choices[int(scores_C.argmax())]
+            found = torch.tensor([scores[name] for name in target.choices])
+            assert torch.allclose(found, scores_C, atol=1e-4)
 
 
 def fake_server(job: Job, out: Path, name: str) -> FakeServer:

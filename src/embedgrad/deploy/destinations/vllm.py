@@ -142,7 +142,8 @@ class VllmBodies(Bodies):
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         base = Base(written["model"], written["revision"])
         serve = f"vllm serve {shlex.quote(base.model)}{base.flags} --runner generate"
-        serve += f" --enable-prompt-embeds --dtype {written['dtype']}"
+        # Else the server takes penalties and lengths from the base model's own file.
+        serve += f" --generation-config vllm --enable-prompt-embeds --dtype {written['dtype']}"
         if written["chat"]:
             serve += " --chat-template-content-format string"
             if written["chat_template"]:

@@ -1,4 +1,4 @@
-"""Describe what is served: its precision, its scores and what its check found."""
+"""Describe what is served: precision, scores, and what its check found."""
 
 from __future__ import annotations
 
