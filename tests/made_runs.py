@@ -63,6 +63,16 @@ def answered_rows(
     return rows
 
 
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a run writes it, with the choices beside their probabilities."""
+    written = dict(row)
+    for name in ("text", "refined"):
+        shares = row[name]["probabilities"]
+        named = shares and dict(zip(CHOICES, shares, strict=True))
+        written[name] = {**row[name], "probabilities": named}
+    return written
+
+
 def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) -> Path:
     """Write a run whose scores are those of its rows. `changes` replace entries of its prompt."""
     tokens = [
@@ -95,7 +105,7 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
     (folder / "prompt" / "prompt.safetensors").write_bytes(b"rows")
     (folder / "recipe.toml").write_text('[model]\nname = "tiny"\n', encoding="utf-8")
     write_jsonl(folder / "events.jsonl", events())
-    write_jsonl(folder / "predictions.jsonl", rows)
+    write_jsonl(folder / "predictions.jsonl", [_named(row) for row in rows])
     write_json(
         folder / "interpolation.json",
         {**interpolation_inputs(folder, 100, ()), **made_interpolation()},

@@ -289,9 +289,8 @@ def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
 
     Raises `KeyError` or `TypeError` for anything else.
     """
-    shares, loss = values["probabilities"], values["loss"]
-    loss = math.inf if loss is None else loss
-    return ScoredAnswer(**{**values, "probabilities": shares and tuple(shares), "loss": loss})
+    loss = values["loss"]
+    return ScoredAnswer(**{**values, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

@@ -40,9 +40,7 @@ class RunFiles:
 
     def predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and content of every whole row, read as it is asked for."""
-        for number, row in json_lines(self.folder / PREDICTIONS):
-            if row is not None and is_prediction(row):
-                yield number, row
+        return ((number, row) for number, row in _predictions(self.folder) if row is not None)
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -61,8 +59,8 @@ def read_run(folder: Path) -> RunFiles:
     run.events = [event for event in lines if event is not None]
     _note_damage(run, EVENTS, "the curves are left out", len(lines) - len(run.events), len(lines))
     damaged = 0
-    for number, row in json_lines(folder / PREDICTIONS):
-        if row is None or not is_prediction(row):
+    for number, row in _predictions(folder):
+        if row is None:
             damaged += 1
             continue
         kept = {"change": row["change"], "differ": replies_differ(row)}
@@ -74,6 +72,15 @@ def read_run(folder: Path) -> RunFiles:
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
     return run
+
+
+def _predictions(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Every line's number and row, None if damaged; probabilities without their choices."""
+    for number, row in json_lines(folder / PREDICTIONS):
+        for answer in () if row is None else (row.get("text"), row.get("refined")):
+            if isinstance(answer, dict) and isinstance(answer.get("probabilities"), dict):
+                answer["probabilities"] = list(answer["probabilities"].values())
+        yield number, row if row is not None and is_prediction(row) else None
 
 
 def read_comparison(path: Path) -> dict[str, Any] | None:
