@@ -552,6 +552,15 @@ def test_a_pandas_data_frame_is_read() -> None:
         read_table(frame["text"])
 
 
+def test_chats_in_a_data_frame_are_read(tmp_path: Path) -> None:
+    rows = [chat(("user", "Good film?"), ("assistant", "yes"))]
+    frame = pandas.DataFrame(rows)
+    assert read_table(frame).rows[0]["answer"] == "yes"
+    frame.to_parquet(tmp_path / "a.parquet")
+    arrays = pandas.read_parquet(tmp_path / "a.parquet")  # lists come back as arrays
+    assert read_table(arrays).rows[0]["answer"] == "yes"
+
+
 def test_a_dataset_in_python_is_read_with_the_names_of_its_classes() -> None:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}

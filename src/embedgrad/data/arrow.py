@@ -44,7 +44,7 @@ def read_frame(frame: Any, name: str) -> Parsed:
         series = frame.iloc[:, i].astype(object)
         cells.append(
             [
-                None if missing else value.item() if hasattr(value, "dtype") else value
+                None if missing else value.tolist() if hasattr(value, "dtype") else value
                 for value, missing in zip(series.tolist(), series.isna().tolist(), strict=True)
             ]
         )
