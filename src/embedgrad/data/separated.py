@@ -92,41 +92,42 @@ def _records(text: str, name: str, delimiter: str, skipped: int) -> list[Record]
 def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[str]:
     """Refuse a record that swallowed rows, and note one that may have.
 
-    Each of its lines then has as many cells as the header, quotes aside. Whether that is chance is
-    judged by the other records: their values stand in the lines of a swallowed row, but hardly in
-    those of a text with line breaks.
+    Lines of swallowed rows have as many cells as the header, quotes aside, and values that other
+    records have too, as labels. Those of a text with line breaks seldom have either.
     """
     width = len(records[0].cells)
-    if width == 1:
-        return []
-    doubtful: list[tuple[Record, list[list[str]]]] = []
+    long: list[Record] = []
     plain: list[Record] = []
     for record in records:
-        lines = [line for line in _LINE.split(record.text) if line.strip()]
-        split = [[_bare(cell) for cell in line.split(delimiter)] for line in lines]
-        whole = len(lines) > 1 and all(len(cells) == width for cells in split)
-        if whole and any("\n" in cell or "\r" in cell for cell in record.cells):
-            doubtful.append((record, split))
-        elif record is not records[0]:
-            plain.append(record)
-    known = [[_bare(record.cells[i]) for record in plain] for i in range(width)] if doubtful else []
-    values = [set(column) for column in known]
+        breaks = any("\n" in cell or "\r" in cell for cell in record.cells)
+        (long if breaks else plain).append(record)
+    if width == 1 or not long:
+        return []
+    header = 0 if long[0] is records[0] else 1
+    known = [[_bare(record.cells[i]) for record in plain[header:]] for i in range(width)]
+    values = [set(column) - {""} for column in known]
     # Few values that repeat, as labels do: lines without them are no rows.
     telling = [i for i, column in enumerate(known) if 2 * len(values[i]) <= len(column) > 3]
     unsure: list[int] = []
-    for record, split in doubtful:
-        like = any(all(cells[i] in values[i] - {""} for cells in split) for i in range(width))
-        strange = (sum(cells[i] not in values[i] for cells in split) for i in telling)
-        if not like and any(2 * count >= len(split) for count in strange):
-            continue
-        if not like and len(split) == 2 and delimiter != "\t":
-            unsure.append(record.line)
-            continue
-        first, last = record.line, record.line + len(_LINE.split(record.text.rstrip("\r\n"))) - 1
+    for record in long:
+        written = _LINE.split(record.text.rstrip("\r\n"))
+        split = [
+            [_bare(cell) for cell in line.split(delimiter)] for line in written if line.strip()
+        ]
+        full = [cells for cells in split if len(cells) == width]
+        familiar = [sum(cells[i] in values[i] for cells in full) for i in range(width)]
+        if max(familiar) < 2 or 2 * max(familiar) <= len(split):
+            strange = any(2 * familiar[i] <= len(split) for i in telling)
+            if strange or len(full) < len(split):
+                continue
+            if len(split) == 2 and delimiter != "\t":
+                unsure.append(record.line)
+                continue
+        first, last = record.line, record.line + len(written) - 1
         raise data_error(
             f"{name}:{first}",
-            f"a quote joins lines {first} to {last} into one row, but each has the {width} cells "
-            'of a row by itself; close the quote, or write one that is meant as text as """" '
+            f"a quote joins lines {first} to {last} into one row, but they have the {width} cells "
+            'of rows by themselves; close the quote, or write one that is meant as text as """" '
             "(if the line breaks are meant, save the rows as .jsonl)",
         )
     if not unsure:
