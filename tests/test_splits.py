@@ -433,6 +433,20 @@ def test_problems_are_collected_where_what_failed_can_be_left_out() -> None:
     assert "all 4 rows have the answer 'a'" in answers
 
 
+def test_labels_that_are_no_choices_are_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = [f"film {i},{('good', 'bad', 'Good')[i % 3]}" for i in range(40)]
+    path.write_text("\n".join(["text,label", *lines]))
+    problems = Problems()
+    splits = read_splits(
+        str(path), columns=COLUMNS, answer="label", choices=["good", "bad"], problems=problems
+    )
+    (line,) = problems.lines
+    assert "of 13 such rows" in line
+    assert 'data.labels = { "Good" = "good" }' in line
+    assert len([*splits.train, *splits.dev, *splits.test]) == 27
+
+
 def test_rows_that_cannot_be_used_are_collected_and_the_others_split(tmp_path: Path) -> None:
     lines = [{"text": f"Text {i}", "label": "ab"[i % 2]} for i in range(9)]
     bad = [{"text": "", "label": "a"}, *({"text": f"Bad {i}", "label": "c"} for i in range(7))]

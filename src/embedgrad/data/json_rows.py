@@ -9,7 +9,7 @@ from typing import Any
 
 from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, quote
 
-LINES = "one plain JSON object a line"
+LINES = "one plain JSON object a line (an array belongs into a .json file)"
 ARRAY = "an array of plain JSON objects, or one object a line"
 
 _BLANKS = re.compile(r"[ \t\r\n]*")

@@ -90,11 +90,13 @@ def read_splits(
         except DataError as error:
             if problems is None:
                 raise
-            known = len(problems.lines)
             rows = () if table is None else _single_rows(table, where or {})
-            good = [example for (example,) in problems.each(lambda row: examples(row, None), rows)]
-            if len(problems.lines) == known:
-                problems.add([str(error)])
+            alone = Problems()
+            good = [example for (example,) in alone.each(lambda row: examples(row, None), rows)]
+            if all("is not among the choices" in line for line in alone.lines):
+                problems.add([str(error)])  # which counts the rows, or is of no row
+            else:
+                problems.lines += [line for line in alone.lines if line not in problems.lines]
             return good or None
 
     def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:

@@ -68,7 +68,8 @@ class DataSettings:
     """Leave out training rows whose text is also in dev or test, and dev rows whose text is also in
     test, before any limit."""
     truncate: str | None = None
-    """The column whose end is cut if a row does not fit the context; unset: such a row is refused."""
+    """The column to cut at its end if a row does not fit the context; unset: such a row is
+    refused."""
     license: str | None = None
     """The data's licence, recorded in the artifact."""
 
