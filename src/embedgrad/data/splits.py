@@ -93,8 +93,8 @@ def read_splits(
             rows = () if table is None else _single_rows(table, where or {})
             alone = Problems()
             good = [example for (example,) in alone.each(lambda row: examples(row, None), rows)]
-            if all("is not among the choices" in line for line in alone.lines):
-                problems.add([str(error)])  # which counts the rows, or is of no row
+            if "is not among the choices" in str(error) or not alone.lines:
+                problems.add([str(error)])  # which counts its rows, or is of no row
             else:
                 problems.lines += [line for line in alone.lines if line not in problems.lines]
             return good or None
