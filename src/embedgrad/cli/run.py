@@ -87,7 +87,6 @@ def evaluate(
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
     from embedgrad.events import say, scoring
-    from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
     from embedgrad.report.terminal.progress import Progress
@@ -96,7 +95,7 @@ def evaluate(
         raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
-        examples = getattr(read_data(opened.recipe), split)
+        examples = getattr(opened.read_data(), split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
@@ -129,7 +128,6 @@ def inspect(
 
     from embedgrad.evaluation.drift import row_worth, token_drift
     from embedgrad.events import scoring
-    from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report.terminal.progress import Progress
 
@@ -138,7 +136,7 @@ def inspect(
         sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
         if rows:
-            data = read_data(opened.recipe)
+            data = opened.read_data()
             sequences = opened.sequencer.build((data.dev or data.test or data.train)[:rows])
             worth = row_worth(
                 opened.prompt,

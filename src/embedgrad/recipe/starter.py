@@ -13,6 +13,7 @@ from embedgrad.data.guess_columns import Guess, guess_columns
 from embedgrad.data.readers import Table, read_table
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.parts.scorers import parse_number
+from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
 
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
@@ -37,7 +38,8 @@ def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[s
         raise RunError(f"{out}: exists already; choose another name for --out")
     table = read_table(data)
     guess = guess_columns(table)
-    text = starter(data, table, guess, model)
+    there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
+    text = starter(there["data"]["train"], table, guess, there["model"]["name"])
     try:
         Recipe.from_dict(tomllib.loads(text))
     except RecipeError as error:
