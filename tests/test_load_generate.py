@@ -19,7 +19,6 @@ import tiny
 from embedgrad import ArtifactError, DataError, EmbedgradError, EngineError, Target, Template
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
-    Base,
     program_source,
     run_generated,
 )
@@ -229,7 +228,7 @@ def test_a_run_and_an_export_are_loaded_like_their_artifact(
 
 def source(job: Job, facts: dict[str, Any]) -> str:
     prompt, dtype = job.prompts[0], facts["dtype"]
-    return program_source(PROGRAM, EXAMPLE_FILE, prompt, Base.of(job), dtype=dtype)
+    return program_source(PROGRAM, EXAMPLE_FILE, prompt, job.base, dtype=dtype)
 
 
 def files(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -312,7 +311,7 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
     made = Template.chat(user="{review}\n\n[[Is it positive?]]", options=options)
     job = job_of(model, exported(model, template=made))
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     dated = template == tiny.DATED
     assert (out / "chat_template.jinja").is_file() is dated
     for sequence in job.prompts[0].sequences:
@@ -323,7 +322,7 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
 
 def test_a_query_cannot_hold_the_place_of_the_rows(job: Job, tmp_path: Path) -> None:
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     with pytest.raises(ValueError, match="is longer than argument"):
         program.embeddings({"review": f"Good. {program.MARK}"})
 
@@ -370,6 +369,6 @@ def test_names_of_columns_are_never_code(base: Path, tmp_path: Path) -> None:
     template = Template.chat(user=f"{{{name}}}\n\n[[Is it positive?]]")
     job = job_of(model, exported(model, template=template, examples=rows))
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].prefix)
     assert not trace.exists()

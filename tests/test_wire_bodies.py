@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import tiny
 from embedgrad import EngineError, ExportError, Template
 from embedgrad.deploy.destinations import vllm_chat
-from embedgrad.deploy.destinations.client_code import Base, run_generated
+from embedgrad.deploy.destinations.client_code import run_generated
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.sglang import SglangBodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
@@ -64,8 +64,8 @@ def written(job: Job, folder: Path, name: str = "vllm") -> tuple[Path, dict[str,
 
 def client_of(job: Job, folder: Path, facts: dict[str, Any], name: str = "vllm") -> Any:
     """The exported client, run as its user would."""
-    source = WRITERS[name]().source(job.prompts[0], Base.of(job), facts)
-    return run_generated(folder / "client.py", source)
+    source = WRITERS[name]().source(job.prompts[0], job.base, facts)
+    return run_generated(folder / "client.py", source, job)
 
 
 def first_columns(job: Job) -> dict[str, str]:
@@ -457,9 +457,9 @@ def test_a_client_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     out, facts = written(job, tmp_path / "out")
     trace = tmp_path / "trace"
     hostile = {**facts, "rows": f'"; open({str(trace)!r}, "w"); "'}
-    source = VllmBodies().source(job.prompts[0], Base.of(job), hostile)
+    source = VllmBodies().source(job.prompts[0], job.base, hostile)
     (out / "client.py").write_text(source)
-    run_generated(out / "client.py", source)  # a text, whatever it says
+    run_generated(out / "client.py", source, job)  # a text, whatever it says
     with (out / "client.py").open("a") as file:
         file.write(f"open({str(trace)!r}, 'w')\n")
     with pytest.raises(EngineError, match="is not what embedgrad writes for this prompt"):

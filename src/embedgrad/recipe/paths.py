@@ -32,8 +32,8 @@ def anchor(values: dict[str, Any], folder: Path) -> None:
         there = os.path.join(os.path.realpath(folder), path)
         if os.path.exists(there) or not os.path.exists(path):
             here = _relative(there, os.getcwd())
-            lost_model = section is values.get("model") and not os.path.exists(there)
-            section[option] = os.path.join(".", here) if lost_model else here  # no name on the Hub
+            no_hub_name = os.path.exists(there) or is_path(here) or section is not values["model"]
+            section[option] = here if no_hub_name else os.path.join(".", here)
 
 
 def relocate(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -136,8 +136,8 @@ class Recipe:
         resolved: dict[str, Any] = _plain(values)
         return resolved if folder is None else relocate(resolved, folder)
 
-    def as_toml(self, folder: Path) -> str:
-        """The resolved recipe of `folder`; unset options are left out, as TOML has no null."""
+    def as_toml(self, folder: Path | None = None) -> str:
+        """As `as_dict`; unset options are left out, as TOML has no null."""
         return tomli_w.dumps(self.as_dict(folder))
 
 

@@ -50,11 +50,11 @@ class SandboxedFunction(_FunctionScorer):
     function: str
     """The function's place, as "package.module:function"."""
 
-    folder: str | None = None
-    """Where its module is; unset: the recipe's folder, the current one, or where Python looks."""
-
     timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
     """Time limit for one reply, in seconds; a function that takes longer ends the run."""
+
+    folder: str | None = None
+    """Where its module is; unset: the recipe's folder, the current one, or where Python looks."""
 
     def score(self, reply: str, answer: str) -> float:
         if not _NAME.fullmatch(self.function):
