@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -247,7 +248,7 @@ def test_the_program_is_short_and_needs_transformers_only(job: Job, tmp_path: Pa
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert {name.split(".")[0] for name in imported} == {
-        *("sys", "pathlib", "torch", "safetensors", "transformers"),
+        *("os", "sys", "pathlib", "torch", "safetensors", "transformers"),
     }
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
     assert len(statements) - 1 <= 30  # without the docstring
@@ -263,6 +264,11 @@ def test_the_program_answers_as_training_does_in_a_process_of_its_own(
     shutil.move(out, moved)  # it finds its files wherever they are
     program = [sys.executable, str(moved / "example.py"), REVIEW]
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr == "set BASE_MODEL to the folder or Hub id of the base model, base\n"
+    place = {**os.environ, "BASE_MODEL": free.model.info.path}
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, cwd=tmp_path, env=place
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.removesuffix("\n") == greedy(free, [REVIEW], 6)[0]
 
@@ -355,7 +361,7 @@ def test_a_program_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     (out / "example.py").write_text(source(job, hostile))
     with pytest.raises(EngineError):
         checks.check("safetensors", out, job, hostile)
-    elsewhere = {**facts, "model": "somebody/model"}
+    elsewhere = {**facts, "model": "somebody/model", "public": True}
     with pytest.raises(EngineError, match="the export loads its model from somebody/model"):
         checks.check("safetensors", out, job, elsewhere)
     assert not trace.exists()
