@@ -25,7 +25,7 @@ from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
 from embedgrad.errors import ExportError
-from embedgrad.events import Report, nowhere, say, stage
+from embedgrad.events import Report, quiet, say, stage
 from embedgrad.prompt import artifact
 from embedgrad.recipe.paths import prompt_folder
 
@@ -37,7 +37,7 @@ def export(
     *,
     overrides: Sequence[str] = (),
     verify: bool = True,
-    report: Report = nowhere,
+    report: Report = quiet,
 ) -> dict[str, Any]:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
@@ -113,7 +113,7 @@ def verify(
     *,
     runs: Runs = (),
     overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    report: Report = quiet,
 ) -> dict[str, Any]:
     """Check an export again in its destination's engine, and store the report in it.
 

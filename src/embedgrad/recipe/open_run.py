@@ -12,7 +12,7 @@ from embedgrad.data.examples import Example
 from embedgrad.data.splits import Splits
 from embedgrad.errors import ArtifactError, EmbedgradError, ModelError, RunError
 from embedgrad.evaluation.evaluator import Evaluator
-from embedgrad.events import Report, nowhere, stage
+from embedgrad.events import Report, quiet, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
@@ -106,7 +106,7 @@ def model_of(prompt: PromptEmbedding, advice: str) -> Mapping[str, Any]:
 def open_run(
     folder: str | Path,
     overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    report: Report = quiet,
     *,
     model: LanguageModel | None = None,
 ) -> OpenRun:
