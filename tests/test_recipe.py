@@ -248,7 +248,10 @@ def test_a_file_that_is_not_there_or_no_file_is_told(tmp_path: Path) -> None:
         Recipe.read(tmp_path)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "r.toml"
     text = tomli_w.dumps(SMALLEST).replace("\n", "\r\n")
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())

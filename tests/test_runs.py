@@ -86,6 +86,7 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
         "result.json",
         "prompt/prompt.json",
         "prompt/prompt.safetensors",
+        "check_rows.jsonl",
         "checkpoint/checkpoint.json",
         "checkpoint/checkpoint.safetensors",
     }
@@ -93,7 +94,9 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
 
 def test_the_result_holds_every_promised_number(finished: Finished) -> None:
     folder, result = finished
-    assert stored(folder / "result.json") == json.loads(json.dumps(result))
+    assert result["artifact"] == str(folder / "prompt")
+    found = stored(folder / "result.json")
+    assert found == json.loads(json.dumps({**result, "artifact": "prompt"}))
     for path in PROMISED:
         value: Any = result
         for name in path.split("."):
@@ -166,7 +169,7 @@ def test_the_artifact_says_where_it_comes_from(
     assert prompt["recipe"] == Recipe.read(folder / "recipe.toml").as_dict()
     for split, count in ROWS.items():
         entry = prompt["data"][split]
-        assert (entry["rows"], entry["source"]) == (count, str(data / f"{split}.jsonl"))
+        assert (entry["rows"], entry["source"]) == (count, f"{split}.jsonl")
         assert len(entry["sha256"]) == 64
     assert prompt["licenses"].keys() == {"model", "data"}
     assert prompt["decoding"] == {"do_sample": False, "max_new_tokens": 256, "stop": []}

@@ -17,7 +17,10 @@ FORMATS = ("html", "png", "svg")
 @app.command(epilog="Example:  embedgrad report runs/first")
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `compare` wrote.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A folder that `optimize` or `compare` wrote, or a saved prompt's."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The file to write; default: RUN/report.html.")
@@ -40,9 +43,11 @@ def report(
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
     from embedgrad.formatting import size, visible
+    from embedgrad.recipe.paths import find_run
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import read_comparison, read_run, version_notes
 
+    run = find_run(run) or run
     results = read_comparison(run)
     _check_form(form, figure, results is not None)
     file = f"{figure or 'report'}.{form}"
@@ -57,7 +62,7 @@ def report(
         draw = partial(_comparison_figure, results)
     else:
         files = read_run(run)
-        if figure in (None, "interpolation"):
+        if figure in (None, "interpolation") and not files.alone:
             notes = _interpolate(files, rows, overrides or (), no_model, quiet)
         page = partial(run_page, files, run.resolve().name, notes)
         draw = partial(_run_figure, files, notes)

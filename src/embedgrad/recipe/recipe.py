@@ -32,6 +32,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.overrides import check_values, override
+from embedgrad.recipe.paths import anchor, relocate
 from embedgrad.recipe.settings import (
     CompareSettings,
     DataSettings,
@@ -65,8 +66,12 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`."""
+        """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`.
+
+        Its paths are relative to its folder, those of overrides to the current one.
+        """
         values = _read_toml(path)
+        anchor(values, Path(path).parent)
         override(values, overrides)
         return cls.from_dict(values, str(path))
 
@@ -76,6 +81,7 @@ class Recipe:
         path = folder / "recipe.toml"
         values = _read_toml(path)
         check_run_version(folder, values)
+        anchor(values, folder)
         override(values, overrides)
         return cls.from_dict(values, str(path))
 
@@ -141,8 +147,11 @@ class Recipe:
             data = dataclasses.replace(data, **changes)
         return dataclasses.replace(self, data=data)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Every setting, defaults included, as `from_dict` takes it."""
+    def as_dict(self, folder: Path | None = None) -> dict[str, Any]:
+        """Every setting, defaults included, as `from_dict` takes it.
+
+        Paths are relative to the current folder, or to `folder`.
+        """
         values: dict[str, Any] = {"version": VERSION}
         built = {**vars(self.parts), **vars(self)}
         for name, kind in SECTIONS.items():
@@ -157,11 +166,11 @@ class Recipe:
                 values[name] = part_values(name, part)
         values["evaluation"]["scorer"] = part_values("scorer", self.evaluation.scorer)
         resolved: dict[str, Any] = _plain(values)
-        return resolved
+        return resolved if folder is None else relocate(resolved, folder)
 
-    def as_toml(self) -> str:
-        """The resolved recipe; unset options are left out, as TOML has no null."""
-        return tomli_w.dumps(self.as_dict())
+    def as_toml(self, folder: Path | None = None) -> str:
+        """As `as_dict`; unset options are left out, as TOML has no null."""
+        return tomli_w.dumps(self.as_dict(folder))
 
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, final
@@ -10,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from embedgrad.data.examples import solution_pieces
 from embedgrad.errors import DataError, nearest
+from embedgrad.recipe.paths import is_path
 
 
 @final
@@ -160,6 +162,9 @@ class CompareSettings:
 class ExportSettings:
     """How a refined prompt is exported."""
 
+    base_model: str | None = None
+    """The base model's public name, as owner/name on the Hub, for clients, cards and adapters;
+    unset: model.name if that is public, else clients ask for it."""
     system: Literal["append", "refuse"] = "append"
     """What to do with a client's system message: append it to the prompt's, or refuse it."""
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
@@ -168,6 +173,13 @@ class ExportSettings:
     """Type of the other weights in a GGUF export; keep: as in the base model's file."""
     weights: Literal["copy", "link"] = "copy"
     """Whether files that an export does not change are copied from the base model or linked."""
+
+    def __post_init__(self) -> None:
+        if self.base_model and (is_path(self.base_model) or os.path.exists(self.base_model)):
+            raise DataError(
+                f"export.base_model: {self.base_model!r} is a path; expected a public name, as "
+                "owner/name"
+            )
 
 
 @final

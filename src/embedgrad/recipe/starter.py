@@ -15,6 +15,7 @@ from embedgrad.data.readers import read_table
 from embedgrad.data.table import Table
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.parts.scorers import parse_number
+from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
 
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
@@ -40,7 +41,8 @@ def write_starter(data: str, out: str | Path, model: str) -> tuple[Path, tuple[s
         raise RunError(f"{out}: exists already; choose another name for --out")
     table = read_table(data)
     guess = guess_columns(table)
-    text = starter(data, table, guess, model)
+    there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
+    text = starter(there["data"]["train"], table, guess, there["model"]["name"])
     try:
         Recipe.from_dict(tomllib.loads(text))
     except RecipeError as error:

@@ -32,6 +32,7 @@ from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Answers, Trained
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
+from embedgrad.recipe.paths import anchor
 from embedgrad.recipe.recipe import Recipe, check_run_version
 
 FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
@@ -86,6 +87,7 @@ class Folder:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
         check_run_version(self.path, before)
+        anchor(before, self.path)
         different = recipe_differences(before, recipe)
         if different:
             more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
@@ -110,7 +112,7 @@ class Folder:
                     "choose another --out"
                 )
         write_json(path, before)
-        write_file(self.path / "recipe.toml", recipe.as_toml().encode())
+        write_file(self.path / "recipe.toml", recipe.as_toml(self.path).encode())
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PREDICTIONS = "predictions.jsonl"
 INTERPOLATION = "interpolation.json"
 RESULTS = "results.json"  # of a comparison
 UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
+PROMPT_FILE = "prompt.json"
 ROWS_FILE = Path("prompt", "prompt.safetensors")
 RESULT_VERSION = 2  # of result.json and results.json; version 1 had no such field
 _OF_RUNS = ("recipe.toml", "result.json", EVENTS, "prompt/prompt.json", PREDICTIONS)
@@ -37,6 +38,8 @@ class RunFiles:
     survey: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Line number and scores of every row of the predictions, without its texts."""
     notes: list[str] = field(default_factory=list)
+    alone: bool = False
+    """Only the prompt is there, without its run."""
 
     def predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and content of every whole row, read as it is asked for."""
@@ -44,8 +47,10 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run's folder. Raises `RunError` where it is no run's."""
+    """Read the folder of a run, or of a prompt alone. Raises `RunError` for any other."""
     if not any((folder / name).is_file() for name in _OF_RUNS):
+        if (folder / PROMPT_FILE).is_file():
+            return _read_prompt(folder)
         raise RunError(
             f"{folder}: is no run and no comparison; give a folder that `embedgrad optimize` or "
             "`embedgrad compare` wrote"
@@ -71,6 +76,16 @@ def read_run(folder: Path) -> RunFiles:
     _note_damage(run, PREDICTIONS, "the rows are left out", damaged, rows)
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
+    return run
+
+
+def _read_prompt(folder: Path) -> RunFiles:
+    """A prompt alone, which knows the scores of its run."""
+    run = RunFiles(folder, alone=True)
+    run.prompt = _read(run, PROMPT_FILE, "everything is left out")
+    scores = run.prompt.get("scores")
+    run.result = scores if isinstance(scores, dict) else {}
+    run.notes.append("This is a prompt without its run: what needs the run's rows is left out.")
     return run
 
 
