@@ -68,6 +68,9 @@ def read_run(folder: Path) -> RunFiles:
         kept = {"change": row["change"], "differ": replies_differ(row)}
         for name in ("text", "refined"):
             kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
+            if row[name].get("probabilities"):  # a choice, and no long text
+                kept["answer"] = row["answer"]
+                kept[name]["predicted"] = row[name]["predicted"]
         run.survey.append((number, kept))
     rows = damaged + len(run.survey)
     _note_damage(run, PREDICTIONS, "the rows are left out", damaged, rows)

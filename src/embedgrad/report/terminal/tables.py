@@ -13,12 +13,14 @@ from rich.text import Text
 
 from embedgrad.formatting import duration, encodable, percent, size, visible
 from embedgrad.report.figures.series import is_number
+from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
 
 NOTHING_BETTER = (
     "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
 )
-RELIABLE = 0.05  # the p-value below which a difference counts
+LEVEL = 0.05  # the p-value below which a difference counts
+FEWEST_CHOICES = 0.9  # greedy replies that are a choice; fewer are warned of
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
 NARROWEST = 80  # columns; a smaller terminal wraps lines, which loses less than cutting cells
@@ -36,6 +38,8 @@ def comparison_table(result: Row) -> RenderableType:
     parts: list[RenderableType] = []
     if "difference" in result:
         parts += [_scores(result), "", sentence(verdict(result["difference"]), "bold")]
+        if warning := greedy_warning(result):
+            parts.append(sentence(f"warning: {warning}", "bold yellow"))
     elif "train" in result:
         parts.append(sentence("no test rows were scored", "bold"))
     if "train" in result and not result["train"].get("best_step", 1):
@@ -45,7 +49,7 @@ def comparison_table(result: Row) -> RenderableType:
 
 
 def verdict(difference: Row) -> str:
-    """The difference in words; without a p-value below 0.05 there is "no reliable gain".
+    """The verdict's word and the numbers that it rests on.
 
     "test" names the test; results without it are of an older version, which always said McNemar.
     """
@@ -53,20 +57,33 @@ def verdict(difference: Row) -> str:
     points, p = 100 * difference["accuracy"], difference["p_value"]
     name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
     value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
-    if not reliable(difference):
-        words = f"no reliable gain: difference of {points:+.1f} points"
-    elif points > 0:
-        words = f"gain of {points:.1f} points"
-    else:
-        words = f"loss: difference of {points:+.1f} points"
     rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
-    return f"{words} (95 % interval {low:.1f} to {high:.1f}), {name} p {value}; {rows}"
+    return (
+        f"{verdict_word(difference)}: {points:+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f}), {name} p {value}; {rows}"
+    )
 
 
-def reliable(difference: Row) -> bool:
-    """Whether a difference counts; one that is damaged, with no number as its p-value, does not."""
+def verdict_word(difference: Row) -> str:
+    """The word of `evaluation.verdict` for a run's difference: "improved", "worse" or `NO_GAIN`.
+
+    A p-value that is damaged, and no number, is no reliable gain.
+    """
     p = difference["p_value"]
-    return is_number(p) and p < RELIABLE
+    if not (is_number(p) and p < LEVEL):
+        return NO_GAIN
+    return "improved" if difference["accuracy"] > 0 else "worse"
+
+
+def greedy_warning(result: Row) -> str:
+    """What a client gets that generates, where that is too rarely a choice; else nothing."""
+    share = result.get("refined", {}).get("greedy_is_choice")
+    if not (is_number(share) and share < FEWEST_CHOICES):
+        return ""
+    return (
+        f"the greedy reply is a choice in {percent(share)} of rows, so a client that generates "
+        'gets other text; train with objective.over = "answer", or serve with a grammar'
+    )
 
 
 def drift_table(rows: Sequence[Row]) -> RenderableType:
@@ -91,7 +108,7 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
         parts.append(
             sentence(
                 "points and log-loss: lost when this row alone goes back to text; "
-                "measured one at a time, not additive"
+                "measured one at a time, not additive, not tested for significance"
             )
         )
     low, high = TYPICAL
@@ -196,7 +213,11 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = []
+    lines = [
+        f"greedy reply to the {name} prompt is a choice in {percent(share)} of rows"
+        for name in ("text", "refined")
+        if is_number(share := result.get(name, {}).get("greedy_is_choice"))
+    ]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
