@@ -86,7 +86,7 @@
   }
 
   function reply(name, answered, parts, line) {
-    const box = element("div", "foreign said");
+    const box = element("div", "foreign");
     box.dir = "auto";
     for (const [changed, text] of parts)
       if (text) box.append(changed && text.trim() ? element("mark", "", text) : text);

@@ -164,10 +164,17 @@ def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
         axes.annotate("text", (1, scale * text), annotation_clip=False, **at, **beside)
     marker = "o" if len(places) <= MOST_DOTS else None
     few = slice(None, None, 1 + len(places) // MOST_POINTS)
+    intervals = [e.get("interval") for e in scores]
+    interval = ""
+    if metric == "accuracy" and all(intervals):  # logs of before have none
+        low, high = (percents(edges) for edges in zip(*intervals, strict=True))
+        shade: dict[str, Any] = {"color": LIGHT["refined"], "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(places[few], low[few], high[few], **shade)
+        interval = f" ({low[best]:.1f} to {high[best]:.1f})"
     axes.plot(places[few], values[few], color=LIGHT["refined"], marker=marker, markersize=4)
     ring: dict[str, Any] = {"color": LIGHT["refined"], "markersize": 9, "markerfacecolor": "none"}
     axes.plot([places[best]], [values[best]], "o", **ring)
-    form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %"
+    form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %{interval}"
     axes.set_title(f"dev {METRICS.get(metric, metric)}, best {form} at step {places[best]}")
     axes.margins(y=0.15)
 

@@ -36,6 +36,7 @@ from embedgrad.report.page.facts import (
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable
+from embedgrad.report.terminal.tables import verdict_word
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -72,11 +73,11 @@ def run_page(
 
     def learning() -> dict[str, Any]:
         drawn = _svg("curves", figures.curves(run.events))
-        return {"learned": describe_learning(run), "drawn": drawn}
+        return {"learned": describe_learning(run), "drawn": drawn, "word": word}
 
     def interpolation() -> dict[str, Any]:
         drawn = _svg("interpolation", figures.interpolation_figure(run.interpolation))
-        return {**run.interpolation, "drawn": drawn}
+        return {**run.interpolation, "drawn": drawn, "word": word}
 
     def reliability() -> dict[str, Any]:
         bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
@@ -87,6 +88,8 @@ def run_page(
     sure = any(row["text"]["probabilities"] for row in survey)
     origin: dict[str, Any] = page.value("provenance", lambda: provenance(run), {})
     facts = {"name": name, "provenance": origin, "test_rows": run.result.get("test_rows")}
+    difference = run.result.get("difference")
+    word = page.value("verdict", lambda: verdict_word(difference) if difference else "", "")
     top = page.part("run_top", lambda: facts)
     parts = [
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
@@ -113,13 +116,16 @@ def run_page(
 
 
 def comparison_page(
-    results: Mapping[str, Any], name: str, rows: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    results: Mapping[str, Any],
+    name: str,
+    rows: Sequence[tuple[int, Mapping[str, Any]]] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """The page of a comparison of methods, with a note for each part that is left out.
 
     `rows` are those of its `predictions.jsonl`, each with its line.
     """
-    page = _Page([])
+    page = _Page([*notes])
     for kind in ("skipped", "failed"):
         for method, reason in results.get(kind, {}).items():
             page.notes.append(f"{method} {kind}: {reason}")
@@ -261,6 +267,9 @@ def _environment() -> Environment:
         size=lambda count: size(count) if is_number(count) else "-",
         chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else decimal(p),
         count=lambda value: f"{value:,}" if is_number(value) else "-",
+        interval=lambda edges: (
+            " to ".join(decimal(100 * edge, 1) for edge in edges) if edges else "-"
+        ),
         sign=lambda word: SIGNS.get(word, ""),
         kind=lambda word: word if word in ("improved", "worse") else "none",
     )
