@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, final
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
+from embedgrad.events import Report, part_of, quiet, scoring
 from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
@@ -21,8 +22,6 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
-
-OnProgress = Callable[[int], None]
 
 
 @final
@@ -145,20 +144,19 @@ class Evaluator:
         self,
         start: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
+        report: Report = quiet,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.score(start, sequences, progress)
+            return self.score(start, sequences, report)
         start_PD = join_spans(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
             batch = [sequences[i].uncut() if part is merged else sequences[i] for i in part]
-            done = len(answers)
-            report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
-            answers |= zip(part, self.score(rows, batch, report), strict=True)
+            part_report = part_of(report, "rows", len(answers), len(sequences))
+            answers |= zip(part, self.score(rows, batch, part_report), strict=True)
         return [answers[i] for i in range(len(sequences))]
 
     @torch.no_grad()
@@ -166,7 +164,7 @@ class Evaluator:
         self,
         prompt: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
+        report: Report = quiet,
     ) -> list[ScoredAnswer]:
         """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
@@ -197,8 +195,7 @@ class Evaluator:
                     answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
                     answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
-            if progress is not None:
-                progress(len(answers))
+            report(scoring("rows", len(answers), len(sequences)))
         return [answers[i] for i in range(len(sequences))]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
@@ -265,19 +262,16 @@ def evaluate(
     evaluator: Evaluator,
     prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
-    progress: Callable[[str, int, int], None] | None = None,
+    report: Report = quiet,
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 
-    `progress` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
+    `report` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
     where there are no rows.
     """
     if not sequences:
         raise DataError("no rows to score; give at least one example")
     prompt = unwrap(prompt)
-
-    def report(which: str) -> OnProgress | None:
-        return None if progress is None else lambda done: progress(which, done, len(sequences))
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
@@ -285,8 +279,9 @@ def evaluate(
     if isinstance(evaluator.model, LanguageModel):
         evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
     text = refined = evaluator.score_text_prompt(
-        prompt.start_rows, sequences, report("text prompt")
+        prompt.start_rows, sequences, part_of(report, "text prompt", 0, len(sequences))
     )
     if not kept:
-        refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
+        own = part_of(report, "refined prompt", 0, len(sequences))
+        refined = evaluator.score(prompt.rows, sequences, own)
     return compare_answers(text, refined, evaluator.target.choices)

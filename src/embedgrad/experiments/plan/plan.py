@@ -16,7 +16,7 @@ from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.events import Report, nowhere, stage
+from embedgrad.events import Report, quiet, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
@@ -38,7 +38,7 @@ def plan(
     *,
     budget: Budget = Budget(),
     measure: bool = True,
-    report: Report = nowhere,
+    report: Report = quiet,
     started: float | None = None,
 ) -> dict[str, Any]:
     """What a recipe takes before it runs, as plain JSON values.

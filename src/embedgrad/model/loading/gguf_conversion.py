@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Notify
+from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
 from embedgrad.model.loading.quiet import model_errors
 
@@ -30,7 +30,7 @@ _DIGITS_APART = frozenset(
 _WEIGHTS_PER_SECOND = 7_000_000
 
 
-def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
+def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     """Convert `file` once; returns the folder and the file's SHA-256.
 
     The folder is written aside and renamed when it is whole, so neither a crash nor a second
@@ -59,9 +59,8 @@ def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
                 f"{file}: its safetensors copy needs {needed:,} bytes, but {parent} has {free:,} "
                 "free; make room or set EMBEDGRAD_CACHE to another disk"
             )
-        if notify:
-            seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
-            notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
+        seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
+        say(report, [f"converting {file.name} to safetensors (once, about {seconds} s)"])
         with model_errors(f"{file}: could not be converted to safetensors in {parent}"):
             _convert(file, header, aside)
             libraries = ("gguf", "torch", "transformers", "tokenizers")
