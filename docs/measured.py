@@ -271,7 +271,10 @@ def compared_short(root: Path, up: str) -> str:
         if text is None or ours is None:
             continue
         low, high = (100 * edge for edge in ours["difference_interval"])
-        others = (f"{name} {_percent(entry['accuracy'])}" for name, entry in methods.items())
+        others = (
+            f"{name} {_percent(entry['accuracy'])} ({entry['verdict']})"
+            for name, entry in methods.items()
+        )
         table.append(
             (
                 f"[{path.stem.removeprefix('compare-')}]({up}{FOLDER}/{path.name})",

@@ -324,7 +324,7 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     page = text_of(repository / "docs" / "page.md")
     assert "**demo**, from [compare-demo.json](../benchmarks/results/compare-demo.json)" in page
     accuracy = 100 * results["rows"][1]["accuracy"]
-    assert f"| embedgrad | {accuracy:.1f} % |" in page
+    assert f"| embedgrad | {accuracy:.1f} % (" in page
     picture = repository / "docs" / "gains.svg"
     assert ">demo</text>" in text_of(picture)
     assert generated("--check") == 0

@@ -1,4 +1,4 @@
-"""Per-class scores and confusion matrices of two prompts, from the rows of `predictions.jsonl`."""
+"""Per-class scores and confusion matrices of both prompts."""
 
 from __future__ import annotations
 
