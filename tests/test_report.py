@@ -619,28 +619,6 @@ def test_a_run_is_judged_as_a_method_is() -> None:
             assert word == evaluation.word(accuracy, p)
 
 
-@pytest.mark.parametrize(
-    ("shares", "said", "warned"),
-    [
-        ((0.0, 1.0), "greedy reply to the refined prompt is a choice in 100.0 % of rows", False),
-        ((0.0, 0.9), "greedy reply to the text prompt is a choice in 0.0 % of rows", False),
-        ((1.0, 0.875), "warning: the greedy reply is a choice in 87.5 % of rows", True),
-        ((None, None), "drift", False),
-    ],
-)
-def test_greedy_replies_that_are_no_choice_are_said(
-    shares: tuple[float | None, float | None], said: str, warned: bool
-) -> None:
-    scored = result()
-    for name, share in zip(("text", "refined"), shares, strict=True):
-        if share is not None:
-            scored[name]["greedy_is_choice"] = share
-    lines = printed(comparison_table(scored)).splitlines()
-    assert any(line.startswith(said) for line in lines)
-    assert any('objective.over = "answer"' in line for line in lines) == warned
-    assert sum("greedy reply" in line for line in lines) == 2 * (shares[0] is not None) + warned
-
-
 def test_a_result_may_lack_parts() -> None:
     interrupted = {k: v for k, v in result().items() if k in ("train", "prefix_cache", "artifact")}
     interrupted["train"] = {"steps": 7, "seconds": 12.0, "ended": "interrupted"}

@@ -15,8 +15,9 @@ from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import (
+    FREE_ENOUGH,
     NOTHING_BETTER,
-    greedy_warning,
+    describe_greedy,
     verdict,
     verdict_word,
 )
@@ -45,9 +46,12 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "rows": result["test_rows"],
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
-        "greedy": greedy_warning(result),
+        "greedy": "",
         "nothing_better": NOTHING_BETTER if nothing else "",
     }
+    free = result["refined"].get("greedy_is_choice")
+    if is_number(free) and free < FREE_ENOUGH:
+        values["greedy"] = describe_greedy(free)
     for name in ("text", "refined"):
         shares = (*result[name]["interval"], result[name]["accuracy"])
         values[f"{name}_scale"] = [100 * share for share in shares]

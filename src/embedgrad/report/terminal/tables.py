@@ -20,7 +20,6 @@ NOTHING_BETTER = (
     "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
 )
 LEVEL = 0.05  # the p-value below which a difference counts
-FEWEST_CHOICES = 0.9  # greedy replies that are a choice; fewer are warned of
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
 FREE_ENOUGH = 0.9  # share of greedy replies that are a choice, below which a warning is due
@@ -39,8 +38,6 @@ def comparison_table(result: Row) -> RenderableType:
     parts: list[RenderableType] = []
     if "difference" in result:
         parts += [_scores(result), "", sentence(verdict(result["difference"]), "bold")]
-        if warning := greedy_warning(result):
-            parts.append(sentence(f"warning: {warning}", "bold yellow"))
     elif "train" in result:
         parts.append(sentence("no test rows were scored", "bold"))
     if "train" in result and not result["train"].get("best_step", 1):
@@ -88,17 +85,6 @@ def verdict_word(difference: Row) -> str:
     if not (is_number(p) and p < LEVEL):
         return NO_GAIN
     return "improved" if difference["accuracy"] > 0 else "worse"
-
-
-def greedy_warning(result: Row) -> str:
-    """What a client gets that generates, where that is too rarely a choice; else nothing."""
-    share = result.get("refined", {}).get("greedy_is_choice")
-    if not (is_number(share) and share < FEWEST_CHOICES):
-        return ""
-    return (
-        f"the greedy reply is a choice in {percent(share)} of rows, so a client that generates "
-        'gets other text; train with objective.over = "answer", or serve with a grammar'
-    )
 
 
 def drift_table(rows: Sequence[Row]) -> RenderableType:
@@ -228,11 +214,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = [
-        f"greedy reply to the {name} prompt is a choice in {percent(share)} of rows"
-        for name in ("text", "refined")
-        if is_number(share := result.get(name, {}).get("greedy_is_choice"))
-    ]
+    lines = []
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
