@@ -1,6 +1,7 @@
 """A comparison's folder: trainings, answers, checkpoints.
 
 FOLDER/recipe.toml                    every setting; methods and seeds may be added
+FOLDER/predictions.jsonl              the test rows with the answers of all methods
 FOLDER/work/comparison.json           what all parts share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
