@@ -43,6 +43,7 @@ def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
         **changes,
     }.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[bool] = writer.add_bool
         if value is not None:
             add.get(type(value), writer.add_array)(key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
