@@ -23,7 +23,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     params = xllamacpp.CommonParams()
     params.model.path = asked["model"]
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.ui = params.warmup = params.fit_params = params.cache_prompt = False
     params.cache_ram_mib = 0

@@ -60,7 +60,6 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 # Values that change nothing; for every key 0, False and "" do not either.
 _NEUTRAL: dict[str, Any] = {
-    "attention.causal": True,
     "embedding_scale": 1.0,
     "expert_gating_func": 1,  # softmax
     "expert_weights_scale": 1.0,
@@ -91,7 +90,11 @@ def complete_settings(file: Path, header: GgufHeader, config: Any) -> None:
     left = []
     if arch not in GGUF_CONFIG_ARCHS:  # of these transformers reads all that there is
         _set_defaults(header, stated, config)
-        left = [key for key, value in stated.items() if not _carried_over(key, value, config)]
+        left = [
+            key
+            for key, value in stated.items()
+            if not key.startswith("rope.") and not _carried_over(key, value, config)
+        ]
     left += _set_rope(file, header, stated, config)
     if left:
         named = ", ".join(f"{arch}.{key} = {stated.get(key)}" for key in left)
@@ -108,12 +111,12 @@ def check_tensors(file: Path, header: GgufHeader, model: Any, unexpected: Sequen
     if arch not in GGUF_CONFIG_ARCHS:
         known: Any = get_gguf_hf_weights_map
         taken = known(model, TENSOR_PROCESSORS.get(arch, TensorProcessor)(config={}))
-        others = {*_FACTORS, "output.weight"}
+        others = taken.keys() | {*_FACTORS, "output.weight"}
         left = [
             name
             for name in header.tensors
-            if not {name, name.removesuffix(".weight")} & (taken.keys() | others)
-            and not name.endswith((".attn_rot_embd.weight", ".rope_freqs.weight"))
+            if not {name, name.removesuffix(".weight")} & others
+            and not name.endswith(".attn_rot_embd.weight")  # the frequencies, once more
         ]
     if left:
         raise ModelError(
@@ -144,7 +147,9 @@ def _set_defaults(header: GgufHeader, stated: Mapping[str, Any], config: Any) ->
 
 def _carried_over(key: str, value: Any, config: Any) -> bool:
     """Set an attribute of the configuration; returns False if a value with effect has none."""
-    if key in _WITHOUT_EFFECT or key in _ROPE or not value or value == _NEUTRAL.get(key):
+    if key == "attention.causal":
+        return bool(value)
+    if key in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(key):
         return True
     if key == "attention.sliding_window_pattern":
         layers = range(config.num_hidden_layers)
