@@ -1,4 +1,4 @@
-"""Compare a converted GGUF model with llama.cpp, where it is installed: tokens and one forward pass."""
+"""Compare a converted GGUF model with llama.cpp, where it is installed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ TEXTS = (
     "1234567 + 89 = 1234656, $12.50 or 100%",
     "a  b   c\td\n\ne\r\n  f \n",
     "def f(x):\n    return x**2  # square\n\n\tprint(f'{x!r}')",
-    "caf\u00e9 na\u00efve \u00dcber stra\u00dfe \u0438 \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u03b1\u03b2\u03b3",
+    "caf\u00e9 na\u00efve \u00dcber stra\u00dfe \u0438 "
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u03b1\u03b2\u03b3",
     "\u6f22\u5b57\u3068\u304b\u306a\u30ab\u30ca\u3002\ud55c\uad6d\uc5b4, \u4e2d\u6587\uff01",
-    "(\u2026) \u2018quotes\u2019 \u201cmore\u201d \u2013 dash\u2014long ... !!! ?! -- ~ ^ | ` <tag>",
+    "(\u2026) \u2018quotes\u2019 \u201cmore\u201d \u2013 "
+    "dash\u2014long ... !!! ?! -- ~ ^ | ` <tag>",
     "snake_case camelCase HTTPServer x2y3 v1.2.3",
-    "\u0915\u094d\u0937\u093f \u0e44\u0e17\u0e22 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "\u0915\u094d\u0937\u093f \u0e44\u0e17\u0e22 \u05e9\u05dc\u05d5\u05dd "
+    "\u0645\u0631\u062d\u0628\u0627",
     "\U0001f600 ok \U0001f44d\U0001f3fd",
 )
 _PATIENCE = 600  # seconds, for large files on slow disks

@@ -38,9 +38,7 @@ _DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+".encode().decode(
-    "unicode_escape"
-)
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _THREE_DIGITS = "[0-9][0-9][0-9]"
 
 _AS_GPT2 = (
@@ -56,7 +54,11 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", _THREE_DIGITS),
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, _THREE_DIGITS),
     "deepseek-llm": (
-        *(r"[\r\n]", rf"\s?[{_LATIN}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+        *(
+            r"[\r\n]",
+            rf"\s?[{_LATIN}]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+        ),
         *(r"\s+$", _HAN, r"\p{N}+"),
     ),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}"),
@@ -77,9 +79,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
             r"|\s*[\r\n]|\s+(?!\S)|\s+",
         ),
     ),
-    "seed-coder": (
-        _WORD + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
+    "seed-coder": (_WORD + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
 }
 # llama.cpp puts a BOS first unless the file says otherwise,
 _BOS_FIRST = {

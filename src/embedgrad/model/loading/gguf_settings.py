@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader, dequantize
-from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -109,9 +109,9 @@ def check_tensors(file: Path, header: GgufHeader, model: Any, unexpected: Sequen
     arch = header.metadata["general.architecture"]
     left = list(unexpected)
     if arch not in GGUF_CONFIG_ARCHS:
-        known: Any = get_gguf_hf_weights_map
-        taken = known(model, TENSOR_PROCESSORS.get(arch, TensorProcessor)(config={}))
-        others = taken.keys() | {*_FACTORS, "output.weight"}
+        weights_map: Any = get_gguf_hf_weights_map  # without types
+        processor: Any = TENSOR_PROCESSORS.get(arch, TensorProcessor)
+        others = weights_map(model, processor()).keys() | {*_FACTORS, "output.weight"}
         left = [
             name
             for name in header.tensors
@@ -181,9 +181,7 @@ def _carried_over(key: str, value: Any, config: Any) -> bool:
     return key == "attention.sliding_window" and value >= limit
 
 
-def _set_rope(
-    file: Path, header: GgufHeader, stated: Mapping[str, Any], config: Any
-) -> list[str]:
+def _set_rope(file: Path, header: GgufHeader, stated: Mapping[str, Any], config: Any) -> list[str]:
     """Set the rotary frequencies; returns the keys that have no place in the configuration."""
     rope = {key: value for key, value in stated.items() if key.startswith("rope.")}
     parameters = getattr(config, "rope_parameters", None)
@@ -255,7 +253,9 @@ def _scaling(
     both = factors.get("rope_freqs.weight")
     short, long = (both or factors.get(f"rope_factors_{name}.weight") for name in ("short", "long"))
     if (short is None or set(short) == {1.0}) and short == long and strength == 1:
-        return {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
+        return (
+            {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
+        )
     if short is not None and short == long and factor == strength == 1:
         llama3 = {
             "rope_type": "llama3",
