@@ -11,6 +11,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, final
 
 from embedgrad.data.examples import Example
@@ -104,7 +105,8 @@ class Sequencer:
     """Turns examples into `TokenSequence`s for one template, tokenizer and target.
 
     `rows` are examples that decide, once, what must be drawn into the spans; the `spans` of a saved
-    prompt are taken as they are. `context` is the model's longest sequence in tokens (0: unknown).
+    prompt are taken as they are. `context` is the model's longest sequence in tokens, `vocabulary`
+    the rows of its embedding table (0: unknown).
     `merges` is "report" or "refuse", for rows whose own text merges with a span. `truncate` names
     the column whose end is cut where a row does not fit; without it such a row is refused.
     Raises `TemplateError` and `DataError`.
@@ -119,6 +121,7 @@ class Sequencer:
         rows: Sequence[Example] = (),
         spans: Sequence[Span] = (),
         context: int = 0,
+        vocabulary: int = 0,
         merges: str = "report",
         truncate: str | None = None,
     ):
@@ -126,6 +129,7 @@ class Sequencer:
         self.tokenizer = tokenizer
         self.target = target
         self.context = context
+        self.vocabulary = vocabulary
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0
@@ -162,6 +166,7 @@ class Sequencer:
         while True:
             rendered = self.renderer(columns)
             sequence = self._sequence(rendered, example)
+            self._check_ids(sequence)
             excess = self._excess(sequence)
             if not excess:
                 return sequence
@@ -315,6 +320,25 @@ class Sequencer:
             return (int(after[0]),)
         end = self.tokenizer.eos_token_id
         return () if end is None else (int(end),)
+
+    def _check_ids(self, sequence: TokenSequence) -> None:
+        """Refuse ids that the model has no embedding for."""
+        example = sequence.example
+        ids = chain(self.prompt_ids, sequence.prefix, sequence.suffix, *sequence.targets)
+        beyond = next((i for i in ids if i >= self.vocabulary > 0), None)
+        if beyond is None:
+            return
+        token = self.tokenizer.decode([beyond]).strip()
+        what = (
+            f"token {token!r} has id {beyond}, but the model embeds only {self.vocabulary} tokens"
+        )
+        texts = (*example.columns.values(), example.answer, example.solution or "")
+        if any(token in text for text in texts):
+            raise DataError(f"{example.source}: {what}; take it out of the row")
+        raise TemplateError(
+            f"template: {what} (first in {example.source}); it comes from the template or the "
+            "tokenizer: use the tokenizer that the model was trained with"
+        )
 
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""
