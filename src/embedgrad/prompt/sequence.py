@@ -8,6 +8,7 @@ tokens in `plain`, by which the text prompt is scored.
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,12 @@ from embedgrad.errors import DataError, TemplateError, nearest
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
+
+# The tags that open a thought in the prompts of reasoning models, at the end of a text.
+_THOUGHT = re.compile(
+    r"(<\|?(?:[a-z]+:)?(?:think|thinking|thought|reason|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7)\s*$",
+    re.IGNORECASE,
+)
 
 
 @final
@@ -135,6 +142,7 @@ class Sequencer:
         self.truncated = 0
         self._spaced = False
         self._told_apart = False
+        self._in_thought = ""
         adds_bos = renderer.template.text is not None
         self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
@@ -205,6 +213,12 @@ class Sequencer:
             notes.append(
                 "this model has no end token: free answers run to evaluation.max_new_tokens"
             )
+        if self._in_thought and self.target.choices:
+            notes.append(
+                f"the text before the answer ends inside a thought ({self._in_thought!r}), so the "
+                "choices are scored as its first words; close it, by an option of the chat "
+                "template such as enable_thinking = false, or by template.assistant"
+            )
         if self.truncated:
             notes.append(
                 f"column {self.truncate!r} was cut in {self.truncated} rows that did not fit"
@@ -222,6 +236,8 @@ class Sequencer:
             suffix += [0] * len(span.ids)
         suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
+        if thought := _THOUGHT.search(rendered.text):
+            self._in_thought = thought[1]
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)

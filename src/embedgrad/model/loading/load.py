@@ -35,7 +35,6 @@ from embedgrad.model.loading.resolve import resolve
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
 # differentiated twice. Passes over stored prefixes have an attention of their own.
 ATTENTIONS = ("auto", "sdpa", "eager")
-_TRIAL = [[0, 1, 2], [0, 1, 3]]  # token ids
 
 
 @final
@@ -191,14 +190,14 @@ def _check_causal(what: str, model: PreTrainedModel) -> None:
 
     Measured, since configurations do not say: GPT-NeoX and BERT both load with is_decoder=False.
     """
-    first, second = _logits(model, input_ids=torch.tensor(_TRIAL, device=model.device))[:, :2]
+    first, second = _logits(model, input_ids=_trial(model))[:, :2]
     if (first - second).abs().max() > 0.02 * first.abs().max():
         raise ModelError(f"{what}: not causal: a token changes the logits of tokens before it")
 
 
 def _check_embedded(what: str, model: PreTrainedModel) -> None:
     """Raise `ModelError` unless the embeddings of tokens are all that a model reads of them."""
-    ids_BT = torch.tensor(_TRIAL, device=model.device)
+    ids_BT = _trial(model)
     try:
         embedded = _logits(model, inputs_embeds=model.get_input_embeddings()(ids_BT))
         expected = _logits(model, input_ids=ids_BT)
@@ -211,6 +210,14 @@ def _check_embedded(what: str, model: PreTrainedModel) -> None:
             f"{what}: {model.config.model_type} reads token ids beside their embeddings, so rows"
             f" cannot take the place of tokens ({problem}); give a model that takes inputs_embeds"
         )
+
+
+def _trial(model: PreTrainedModel) -> torch.Tensor:
+    """Two texts of ordinary token ids that differ at the end."""
+    config = model.config.get_text_config(decoder=True)
+    named = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
+    a, b, c, d = [i for i in range(8) if i not in named][:4]
+    return torch.tensor([[a, b, c], [a, b, d]], device=model.device)
 
 
 def _logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
