@@ -1,4 +1,4 @@
-"""A model's own chat template, as prompts are rendered with it: chosen by name, dated, for texts."""
+"""A model's own chat template: chosen by name, with its date frozen, and made to take texts."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def choose_chat_template(tokenizer: Any, options: Mapping[str, Any]) -> str:
                 f"template.options.{option}: is set by embedgrad; name variables of the model's "
                 "own chat template only"
             )
-        if not re.search(rf"\b{re.escape(option)}\b", source):
+        if option not in (known := _variables(source, tokenizer)):
             raise TemplateError(
                 f"template.options.{option}: the model's chat template has no such variable; "
-                f"{nearest(option, _variables(source, tokenizer))}"
+                f"{nearest(option, known)}"
             )
     return source
 
@@ -92,10 +92,10 @@ def freeze_chat_template(
             chat_template = (
                 f"{{% set {name} = {json.dumps(date.strftime(day))} %}}\n{chat_template}"
             )
-    part = [{"type": "text", "text": _PROBE}]
-    if not _shows(tokenizer, chat_template, options, _PROBE):
-        if _shows(tokenizer, chat_template, options, part):
-            return _AS_PARTS + chat_template
+    parts = [{"type": "text", "text": _PROBE}]
+    takes_texts = _shows(tokenizer, chat_template, options, _PROBE)
+    if not takes_texts and _shows(tokenizer, chat_template, options, parts):
+        return _AS_PARTS + chat_template
     return chat_template
 
 
@@ -118,5 +118,5 @@ def _variables(source: str, tokenizer: Any) -> set[str]:
     try:
         names = jinja2.meta.find_undeclared_variables(environment.parse(source))
     except jinja2.TemplateSyntaxError:  # it has tags of transformers' own
-        return set()
+        names = set(re.findall(r"[A-Za-z_]\w*", source))
     return names - _OF_TRANSFORMERS - set(tokenizer.special_tokens_map) - {"raise_exception"}
