@@ -115,7 +115,7 @@ def load(
         license=gguf_file.license_of(folder) if gguf_sha256 else card_license(folder),
         gguf_sha256=gguf_sha256,
     )
-    if notify and len(tokenizer) > info.vocabulary:
+    if notify and len(tokenizer) > info.vocabulary and not gguf_sha256:
         notify(
             f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model embeds only "
             f"{info.vocabulary:,}: a prompt with one of the others is refused"
