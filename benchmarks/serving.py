@@ -61,7 +61,7 @@ def measure(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
     refined = [plain_messages(run.prompt.template, e.columns) for e in examples]
     text = [[message(run.prompt.template, e.columns)] for e in examples]
     name = run.model.info.name
-    file = resolve(name, revision=None, local_files_only=True, notify=None).path
+    file = resolve(name, revision=None, local_files_only=True).path
     del run
     options: dict[str, Any] = {"n_ctx": CONTEXT, "threads": threads, "cache_prompt": False}
     with tempfile.TemporaryDirectory() as place:

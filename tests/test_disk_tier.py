@@ -85,7 +85,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_a_miss_and_is_told_once(tmp_path: Path, damage: str) -> None:
     notes: list[str] = []
-    cache = PrefixCache(0, spill=Spill(tmp_path, notify=notes.append))
+    cache = PrefixCache(0, spill=Spill(tmp_path, report=lambda event: notes.append(event["text"])))
     cache.put(IDS, made())
     (folder,) = tmp_path.iterdir()
     (path,) = folder.iterdir()
@@ -131,7 +131,7 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_write_that_breaks_off_leaves_nothing_and_is_the_last(tmp_path: Path) -> None:
     notes: list[str] = []
-    spill = Spill(tmp_path, notify=notes.append)
+    spill = Spill(tmp_path, report=lambda event: notes.append(event["text"]))
     cache = PrefixCache(0, spill=spill)
     cache.put((1,), CachedPrefix(made().keys[:1, :, :2], made().values[:1, :, :2]))
     prefixes = {ids: made() for ids in ((2,), (3,))}
@@ -167,7 +167,7 @@ def test_the_last_share_of_a_disk_stays_free(
     free = 1_000_000
     assert not spill.store((4,), made())
     (note,) = notes
-    assert "less than 5 % of the disk is free; from here on" in note
+    assert "less than 5 % of the disk is free; from here on" in note["text"]
     assert len(list(spill.folder.iterdir())) == 2
 
 

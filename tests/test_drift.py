@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import tiny
 from embedgrad.evaluation import drift
 from embedgrad.evaluation.drift import nearest_tokens, readable, row_worth, token_drift
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
+from embedgrad.events import scoring
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.embedding import PromptEmbedding
 from kit import CHOICES, DAY, Kit, kit, noisy
@@ -168,14 +170,15 @@ def test_half_a_character_is_shown_as_its_token() -> None:
 def test_a_row_that_did_not_move_is_worth_nothing(made: Kit) -> None:
     prompt = moved(made, {1: 0.6, 4: 0.9})
     evaluator = Evaluator(made.model, made.sequencer, Evaluation(batch_size=3))
-    done: list[tuple[int, int]] = []
-    worth = row_worth(prompt, evaluator, made.sequences, lambda *n: done.append(n))
+    events: list[dict[str, Any]] = []
+    worth = row_worth(prompt, evaluator, made.sequences, events.append)
     assert len(worth) == len(made.start)
     for p, entry in enumerate(worth):
         assert (entry["log_loss"] == 0) == (p not in (1, 4))
         if p not in (1, 4):
             assert entry["accuracy"] == 0
-    assert done == [(p + 1, len(worth)) for p in range(len(worth))]
+    expected = [scoring("each row alone", p + 1, len(worth)) for p in range(len(worth))]
+    assert events == expected
 
 
 def test_worth_is_what_is_lost_without_the_row(made: Kit) -> None:

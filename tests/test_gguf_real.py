@@ -70,7 +70,7 @@ def test_llamacpp_computes_what_training_computed(model: LanguageModel, tmp_path
 def test_the_quantized_body_stays_byte_for_byte(model: LanguageModel, tmp_path: Path) -> None:
     job = job_of(model, exported(model, examples=_examples()))
     written = Gguf().write(job, tmp_path)
-    source = resolve(NAME, revision=None, local_files_only=True, notify=None).path
+    source = resolve(NAME, revision=None, local_files_only=True).path
     before = {w.name: w for w in read_contents(source).weights}
     after = {w.name: w for w in read_contents(tmp_path / FILE).weights}
     table, output = after.pop("token_embd.weight"), after.pop("output.weight")
@@ -86,7 +86,7 @@ def test_the_quantized_body_stays_byte_for_byte(model: LanguageModel, tmp_path: 
 
 def test_the_converted_checkpoint_becomes_the_file_that_it_came_from(model: LanguageModel) -> None:
     """All but the blocks: our way from safetensors to GGUF against llama.cpp's converter."""
-    source = read_contents(resolve(NAME, revision=None, local_files_only=True, notify=None).path)
+    source = read_contents(resolve(NAME, revision=None, local_files_only=True).path)
     made = from_checkpoint(model)
     assert made.architecture == source.architecture
     same = ("tokens", "merges", "model", "pre", "bos_token_id", "eos_token_id", "add_bos_token")

@@ -245,9 +245,9 @@ def test_text_is_split_by_the_files_rule(
     rule: str | None, text: str, words: list[str], tmp_path: Path
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", **{**VOCABULARY, "tokenizer.ggml.pre": rule})
-    said: list[str] = []
-    tokenizer: Any = load(str(tmp_path / "tiny.gguf"), device="cpu", notify=said.append).tokenizer
-    assert len(said) == 1  # llama.cpp, where it is installed, splits all texts so too
+    told: list[Any] = []
+    tokenizer: Any = load(str(tmp_path / "tiny.gguf"), device="cpu", report=told.append).tokenizer
+    assert len(told) == 1  # llama.cpp, where it is installed, splits all texts so too
     backend = tokenizer.backend_tokenizer
     found = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
     assert [piece.replace("\u0120", " ") for piece in found] == words
@@ -290,8 +290,8 @@ def test_a_note_of_the_comparison_is_kept_with_the_copy(
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     compare = "embedgrad.model.loading.gguf_conversion.compare_with_llamacpp"
-    monkeypatch.setattr(compare, lambda *_: "tokens differ")
+    monkeypatch.setattr(compare, lambda *_: ["tokens differ"])
     for said in (["converting tiny.gguf to safetensors (once, about 1 s)"], []):
-        found: list[str] = []
-        load(str(tmp_path / "tiny.gguf"), device="cpu", notify=found.append)
-        assert found == [*said, "tokens differ"]
+        told: list[dict[str, Any]] = []
+        load(str(tmp_path / "tiny.gguf"), device="cpu", report=told.append)
+        assert [event["text"] for event in told] == [*said, "tokens differ"]

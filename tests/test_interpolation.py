@@ -50,8 +50,9 @@ def test_the_line_goes_through_both_prompts_to_the_bit(opened: OpenRun) -> None:
 
 def test_scores_at_the_ends_are_those_of_the_prompts(opened: OpenRun) -> None:
     sequences = opened.sequencer.build(read_data(opened.recipe).dev)
-    done: list[int] = []
-    points = score_points(opened, sequences, done.append)
+    events: list[dict[str, Any]] = []
+    points = score_points(opened, sequences, events.append)
+    done = [event["done"] for event in events]
     assert [point["t"] for point in points] == list(PLACES)
     assert done[-1] == len(PLACES) * len(sequences)
     assert done == sorted(done)

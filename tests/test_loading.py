@@ -326,16 +326,16 @@ def test_a_download_fetches_no_pickle_no_code_and_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
-    said: list[str] = []
+    told: list[dict[str, Any]] = []
 
     def download(name: str, **options: Any) -> str:
         asked.update(options, name=name)
         return str(in_hub_cache(tmp_path, name))
 
     online(monkeypatch, download)
-    info = load("owner/tiny", revision="v1", device="cpu", notify=said.append).info
+    info = load("owner/tiny", revision="v1", device="cpu", report=told.append).info
     assert (info.revision, asked["name"], asked["revision"]) == (COMMIT, "owner/tiny", "v1")
-    assert said == ["fetching owner/tiny from the Hub"]
+    assert [e["text"] for e in told] == ["fetching owner/tiny from the Hub"]
     there = [
         *("config.json", "tokenizer.json", "vocab.json", "merges.txt", WEIGHTS, "README.md"),
         *("model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja"),
@@ -479,9 +479,9 @@ def test_tokens_without_an_embedding_are_noted(folder: Path) -> None:
     size = len(words)
     words.add_tokens(["<x>"])
     words.save_pretrained(folder)
-    said: list[str] = []
-    load(str(folder), device="cpu", notify=said.append)
-    assert f"has {size + 1} tokens, but the model embeds only {size}" in said[0]
+    told: list[dict[str, Any]] = []
+    load(str(folder), device="cpu", report=told.append)
+    assert f"has {size + 1} tokens, but the model embeds only {size}" in told[0]["text"]
 
 
 # --------------------------------------------------------------------------------------- GGUF
@@ -493,16 +493,16 @@ def test_a_gguf_is_converted_once_and_computes_the_same(
     path = tmp_path / "tiny.gguf"
     original = write_gguf(path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # none of its business
-    said: list[str] = []
+    told: list[dict[str, Any]] = []
     capfd.readouterr()
-    converted = load(str(path), device="cpu", attention="eager", notify=said.append)
-    assert said == ["converting tiny.gguf to safetensors (once, about 1 s)"]
+    converted = load(str(path), device="cpu", attention="eager", report=told.append)
+    assert [e["text"] for e in told] == ["converting tiny.gguf to safetensors (once, about 1 s)"]
     assert capfd.readouterr() == ("", "")
 
     monkeypatch.setattr(gguf_file, "_convert", lambda *_: pytest.fail("converted twice"))
-    model, tokenizer, info = load(str(path), device="cpu", attention="eager", notify=said.append)
+    model, tokenizer, info = load(str(path), device="cpu", attention="eager", report=told.append)
     assert info == converted.info
-    assert len(said) == 1
+    assert len(told) == 1
     ids = torch.tensor([[5, 60, 100, 7]])
     assert torch.allclose(model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-5)
     assert tokenizer.tokenize("<|end|>he  12") == ["<|end|>", "he", "\u0120\u0120", "1", "2"]

@@ -171,7 +171,7 @@ def test_a_run_spills_and_leaves_no_file(
         seen.append(len(list(spill.glob("*/*.prefix"))))
 
     recipe = Recipe.from_dict(values(model_folder, data, prefix_cache=cache))
-    result = run(recipe, tmp_path / "run", lambda: report)
+    result = run(recipe, tmp_path / "run", report)
     assert prompt_and_predictions(tmp_path / "run") == prompt_and_predictions(finished[0])
     assert result["prefix_cache"]["hits"] == finished[1]["prefix_cache"]["hits"]
     assert 0 < result["prefix_cache"]["bytes"] <= 30_000 < result["prefix_cache"]["spilled_bytes"]

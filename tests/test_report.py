@@ -1,4 +1,4 @@
-"""What a run tells: the progress display, the sinks of events, the tables at the end."""
+"""What a run tells: the progress display, the files of events, the tables at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from embedgrad.errors import RunError
 from embedgrad.formatting import duration, encodable, size, visible
-from embedgrad.report.sinks import EventLog, TensorBoard, fan_out
+from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
 from embedgrad.report.terminal.progress import Progress
 from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -395,7 +395,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     assert max(len(lines) for lines in screen.seen) == 3, "the note and the display"
 
 
-# -- sinks -----------------------------------------------------------------------------------------
+# -- event files -----------------------------------------------------------------------------------
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -431,56 +431,54 @@ def test_a_log_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_ends_the_log_not_the_run() -> None:
-    warnings: list[str] = []
+def test_a_full_disk_ends_the_log_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     got: list[Event] = []
     with EventLog("/dev/full") as log:
-        report = fan_out(log, got.append, warn=warnings.append)
+        report = fan_out(log, got.append)
         for n in range(3):
             report({"event": "note", "n": n})
     assert [event["n"] for event in got] == [0, 1, 2]
-    assert warnings == [
+    assert capsys.readouterr().err == (
         "warning: /dev/full gets no more events: "
-        "/dev/full: events cannot be written (No space left on device)"
-    ]
+        "/dev/full: events cannot be written (No space left on device)\n"
+    )
 
 
-def test_a_failing_sink_is_dropped_with_one_warning() -> None:
+def test_a_failing_report_is_dropped_with_one_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     calls: list[str] = []
-    warnings: list[str] = []
 
     def tracker(event: Event) -> None:
         calls.append("tracker")
         raise ValueError("line one\nline two")
 
-    report = fan_out(tracker, lambda event: calls.append("good"), warn=warnings.append)
+    report = fan_out(tracker, lambda event: calls.append("good"))
     for _ in range(3):
         report({"event": "note", "text": "x"})
     assert calls == ["tracker", "good", "good", "good"]
-    assert warnings == ["warning: tracker gets no more events: line one\\nline two"]
+    warned = "warning: tracker gets no more events: line one\\nline two\n"
+    assert capsys.readouterr().err == warned
 
 
-def test_a_closed_terminal_does_not_end_the_run() -> None:
-    """The warning goes through the display that has just failed."""
+def test_a_closed_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning goes to the stream that has just failed."""
     stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
     got: list[Event] = []
     with Progress(stream=stream) as progress:
-        report = fan_out(
-            progress,
-            got.append,
-            warn=lambda text: progress({"event": "note", "text": text}),
-        )
+        report = fan_out(progress, got.append)
         stream.close()
         report({"event": "note", "text": "x"})
         report({"event": "note", "text": "y"})
     assert [event["text"] for event in got] == ["x", "y"]
 
 
-def test_ctrl_c_in_a_sink_still_ends_the_run() -> None:
+def test_ctrl_c_in_a_report_still_ends_the_run() -> None:
     def interrupted(event: Event) -> None:
         raise KeyboardInterrupt
 
-    report = fan_out(interrupted, warn=lambda text: None)
+    report = fan_out(interrupted)
     with pytest.raises(KeyboardInterrupt):
         report({"event": "note"})
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.report.sinks import EventLog, fan_out
+from embedgrad.report.event_files import write_events
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
 from refusals import refused
@@ -69,12 +69,12 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def interrupting(step: int, event: str = "step") -> Callable[[], Callable[[Event], None]]:
+def interrupting(step: int, event: str = "step") -> Callable[[Event], None]:
     def sink(values: Event) -> None:
         if (values["event"], values.get("step")) == (event, step):
             raise KeyboardInterrupt
 
-    return lambda: sink
+    return sink
 
 
 # -- whatever ended it -----------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_a_run_without_a_checkpoint_starts_again_and_says_so(
     run(longer, out, interrupting(5))
     shutil.rmtree(out / "checkpoint")
     (out / ".result.json.0123abcd").write_bytes(b"half")
-    assert_as_whole(out, run(longer, out, lambda: events.append, resume=True), whole)
+    assert_as_whole(out, run(longer, out, events.append, resume=True), whole)
     notes = [event["text"] for event in events if event["event"] == "note"]
     assert "no checkpoint: starts again at step 0" in notes
     assert not list(out.glob(".*"))
@@ -320,7 +320,7 @@ def test_a_run_resumes_from_a_checkpoint_left_aside(
     out, events = tmp_path / "run", list[Event]()
     run(longer, out, interrupting(5))
     (out / "checkpoint").rename(out / f".checkpoint.{kind}-0123abcd")
-    assert_as_whole(out, run(longer, out, lambda: events.append, resume=True), whole)
+    assert_as_whole(out, run(longer, out, events.append, resume=True), whole)
     assert {"event": "note", "text": "resuming at step 4"} in events
     assert not list(out.glob(".*"))
 
@@ -330,15 +330,35 @@ def test_a_run_killed_while_it_loads_resumes(
 ) -> None:
     out = tmp_path / "run"
 
-    def kill() -> Callable[[Event], None]:
-        return lambda event: os._exit(9) if event["event"] == "stage" else None
+    def kill(event: Event) -> None:
+        if event["event"] == "stage":
+            os._exit(9)
 
     if os.fork() == 0:
         run(longer, out, kill)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
-    assert [path.name for path in out.iterdir()] == ["recipe.toml"]
+    assert {path.name for path in out.iterdir()} == {"events.jsonl", "recipe.toml"}
     assert_as_whole(out, run(longer, out, resume=True), whole)
+
+
+def test_a_run_killed_before_its_recipe_is_written_can_be_started_again(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".recipe.toml.0123abcd").write_text("half a rec")  # what a killed write leaves
+    assert_as_whole(out, run(longer, out), whole)
+    assert not list(out.glob(".*"))
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(longer: Recipe, tmp_path: Path) -> None:
+    files = {tmp_path / ".notes.0123abcd", tmp_path / "mine.txt"}
+    for file in files:
+        file.write_text("x")
+    with pytest.raises(RunError, match="exists already; choose another folder"):
+        run(longer, tmp_path)
+    assert set(tmp_path.iterdir()) == files
 
 
 def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
@@ -353,7 +373,7 @@ def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(longer, out, lambda: fail, resume=True)
+        run(longer, out, fail, resume=True)
     assert run(longer, out, resume=True)["train"]["steps"] == 12
 
 
@@ -367,7 +387,7 @@ def test_early_stopping_is_said_when_a_run_resumes(
         return Recipe.from_dict(values(model_folder, data, training={**LONG, **training}))
 
     assert run(recipe(patience=1), out)["train"]["ended"] == "patience"
-    more = run(recipe(patience=1, epochs=5), out, lambda: events.append, resume=True)
+    more = run(recipe(patience=1, epochs=5), out, events.append, resume=True)
     assert (more["train"]["ended"], more["train"]["steps"]) == ("patience", 2)
     (note,) = [e["text"] for e in events if "early stopping" in e.get("text", "")]
     assert "training.patience" in note
@@ -391,20 +411,15 @@ def test_a_run_resumes_on_the_day_of_its_beginning(
     assert "2001-02-03" in json.dumps(prompt)
 
 
-# -- sinks that may raise --------------------------------------------------------------------------
+# -- a report that raises --------------------------------------------------------------------------
 
 
-def test_a_strict_sink_ends_the_run(tmp_path: Path) -> None:
+def test_a_report_that_raises_ends_the_run(tmp_path: Path) -> None:
     class PrunedError(Exception):
         pass
 
     def prune(event: Event) -> None:
         raise PrunedError
 
-    warned: list[str] = []
-    with EventLog(tmp_path / "events.jsonl") as log:
-        fan_out(log, prune, warn=warned.append)({"event": "note"})
-        assert len(warned) == 1
-        with pytest.raises(PrunedError):
-            fan_out(log, prune, warn=warned.append, strict=True)({"event": "note"})
-    assert len(warned) == 1
+    with write_events(prune, tmp_path) as report, pytest.raises(PrunedError):
+        report({"event": "note"})

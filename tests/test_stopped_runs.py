@@ -80,21 +80,21 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
 # -- Ctrl-C anywhere -------------------------------------------------------------------------------
 
 
-def interrupt_at(chosen: Callable[[Event], bool]) -> Callable[[], Callable[[Event], None]]:
+def interrupt_at(chosen: Callable[[Event], bool]) -> Callable[[Event], None]:
     def sink(event: Event) -> None:
         if chosen(event):
             raise KeyboardInterrupt
 
-    return lambda: sink
+    return sink
 
 
 @pytest.mark.parametrize("text", ["loading", "tokenizing"])
 def test_an_interruption_before_training_leaves_nothing(
     text: str, small: Recipe, tmp_path: Path
 ) -> None:
-    sinks = interrupt_at(lambda event: event.get("text", "").startswith(text))
+    sink = interrupt_at(lambda event: event.get("text", "").startswith(text))
     with pytest.raises(KeyboardInterrupt):
-        run(small, tmp_path / "a" / "b" / "run", sinks)
+        run(small, tmp_path / "a" / "b" / "run", sink)
     assert listing(tmp_path) == []
 
 
@@ -107,8 +107,8 @@ def test_a_folder_that_holds_solutions_is_kept(small: Recipe, tmp_path: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(small, out, lambda: sink)
-    assert listing(out) == ["recipe.toml", "solutions.jsonl"]
+        run(small, out, sink)
+    assert listing(out) == ["events.jsonl", "recipe.toml", "solutions.jsonl"]
     assert run(small, out, resume=True)["train"]["ended"] == "finished"
 
 
@@ -119,8 +119,8 @@ def test_a_folder_that_holds_solutions_is_kept(small: Recipe, tmp_path: Path) ->
 def test_an_interruption_keeps_what_was_best_on_dev(
     event: str, step: int, best: int, small: Recipe, tmp_path: Path
 ) -> None:
-    sinks = interrupt_at(lambda e: (e["event"], e.get("step")) == (event, step))
-    result = run(small, tmp_path / "run", sinks)
+    sink = interrupt_at(lambda e: (e["event"], e.get("step")) == (event, step))
+    result = run(small, tmp_path / "run", sink)
     assert result["interrupted"] is True
     assert (result["train"]["steps"], result["train"]["best_step"]) == (step, best)
     prompt = load(tmp_path / "run")
@@ -156,8 +156,8 @@ def test_the_command_line_says_what_an_interrupted_run_left(
 def test_an_interruption_of_the_last_scoring_keeps_the_prompt(
     small: Recipe, embedgrad: Command, tmp_path: Path
 ) -> None:
-    sinks = interrupt_at(lambda event: event.get("which") == "refined prompt")
-    result = run(small, tmp_path / "run", sinks)
+    sink = interrupt_at(lambda event: event.get("which") == "refined prompt")
+    result = run(small, tmp_path / "run", sink)
     assert result["interrupted"] is True
     assert result["train"]["ended"] == "finished"
     assert "text" not in result

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
-Notify = Callable[[str], None]  # takes one line for a person
 
 
-def nowhere(event: dict[str, Any]) -> None:
-    """Where events go that nobody asked for."""
+def quiet(event: dict[str, Any]) -> None:
+    """A `report` that shows nothing."""
 
 
 def stage(report: Report, text: str) -> None:
@@ -27,3 +26,14 @@ def say(report: Report, notes: Iterable[str]) -> None:
 def scoring(which: str, done: int, total: int) -> dict[str, Any]:
     """An event that says how far scoring is."""
     return {"event": "scoring", "which": which, "done": done, "total": total}
+
+
+def part_of(report: Report, which: str, before: int, total: int) -> Report:
+    """A report for a part of some scoring: `before` of `total` are done when it begins."""
+
+    def shift(event: dict[str, Any]) -> None:
+        if event["event"] == "scoring":
+            event = scoring(which, before + event["done"], total)
+        report(event)
+
+    return shift

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,6 @@ from embedgrad.cli.common import (
     Set,
     app,
     print_values,
-    warn,
     with_model,
 )
 
@@ -45,7 +43,7 @@ def compare(
     from embedgrad.errors import RunError
     from embedgrad.experiments.compare.compare import compare as run_all
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.report.sinks import EventLog, Sink, fan_out
+    from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.methods_table import methods_table, reliable_gain
     from embedgrad.report.terminal.progress import Progress
     from embedgrad.report.terminal.tables import show
@@ -57,14 +55,8 @@ def compare(
     if seeds is not None:
         settings.append(f"compare.seeds=[{seeds}]")
     checked = Recipe.read(recipe, settings)
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
-
-        def sinks() -> Sink:
-            log = stack.enter_context(EventLog(out / "events.jsonl"))
-            return fan_out(progress, log, warn=warn)
-
-        results = run_all(checked, out, sinks)
+    with Progress(quiet=quiet) as progress:
+        results = run_all(checked, out, fan_out(progress))
     print_values(results, as_json, lambda values: show(methods_table(values)))
     if results["interrupted"]:
         trained, scored, planned = (results[n] for n in ("trained", "scored", "planned"))

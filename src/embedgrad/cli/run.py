@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,6 @@ from embedgrad.cli.common import (
     app,
     echo,
     print_values,
-    warn,
     with_model,
 )
 
@@ -86,7 +84,7 @@ def evaluate(
     from embedgrad.data.splits import NAMES
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
-    from embedgrad.events import say, scoring
+    from embedgrad.events import say
     from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
@@ -101,9 +99,7 @@ def evaluate(
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
-        comparison = score(
-            opened.evaluator, opened.prompt, sequences, lambda *args: progress(scoring(*args))
-        )
+        comparison = score(opened.evaluator, opened.prompt, sequences, progress)
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     result = {**comparison.as_dict(), "split": split, "changed": rows}
     print_values(result, as_json, _show_result)
@@ -128,7 +124,6 @@ def inspect(
     from dataclasses import asdict
 
     from embedgrad.evaluation.drift import row_worth, token_drift
-    from embedgrad.events import scoring
     from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report.terminal.progress import Progress
@@ -140,12 +135,7 @@ def inspect(
         if rows:
             data = read_data(opened.recipe)
             sequences = opened.sequencer.build((data.dev or data.test or data.train)[:rows])
-            worth = row_worth(
-                opened.prompt,
-                opened.evaluator,
-                sequences,
-                lambda *args: progress(scoring("each row alone", *args)),
-            )
+            worth = row_worth(opened.prompt, opened.evaluator, sequences, progress)
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
     values = {
         "spans": [span.text for span in opened.prompt.spans],
@@ -161,23 +151,15 @@ def _run(
 ) -> None:
     from embedgrad.events import say
     from embedgrad.experiments.run import describe_interruption, read_finished, run
-    from embedgrad.report.sinks import EventLog, Sink, TensorBoard, fan_out
+    from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress
 
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
-
-        def sinks() -> Sink:
-            files: list[Sink] = [stack.enter_context(EventLog(out / "events.jsonl"))]
-            if recipe.report.tensorboard:
-                files.append(stack.enter_context(TensorBoard(out / "tensorboard")))
-            return fan_out(progress, *files, warn=warn)
-
+    with Progress(quiet=quiet) as progress:
         finished = read_finished(recipe, out) if resume else None
         if finished:
             steps = finished["train"]["steps"]
             say(progress, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
-        result = finished or run(recipe, out, sinks, resume=resume)
+        result = finished or run(recipe, out, fan_out(progress), resume=resume)
     print_values(result, as_json, _show_result)
     if result["interrupted"]:
         raise Interruption(describe_interruption(result))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from embedgrad.events import Report, nowhere
+from embedgrad.events import Report, quiet
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -64,7 +64,7 @@ class Job:
     prompts: Sequence[ExportedPrompt]
     model: LanguageModel
     tag: str
-    report: Report = nowhere
+    report: Report = quiet
 
     @property
     def settings(self) -> ExportSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import Evaluator, summarize
+from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import TokenSequence
@@ -99,7 +100,7 @@ def row_worth(
     prompt: PromptEmbedding,
     evaluator: Evaluator,
     sequences: Sequence[TokenSequence],
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = quiet,
 ) -> list[dict[str, float]]:
     """What is lost when one row alone goes back to text, measured on `sequences`.
 
@@ -119,8 +120,7 @@ def row_worth(
                 "log_loss": without.log_loss - whole.log_loss,
             }
         )
-        if progress is not None:
-            progress(p + 1, len(prompt.rows))
+        report(scoring("each row alone", p + 1, len(prompt.rows)))
     return worth
 
 

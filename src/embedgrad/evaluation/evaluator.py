@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, final
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
+from embedgrad.events import Report, part_of, quiet, scoring
 from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
@@ -22,7 +23,7 @@ from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 
-OnProgress = Callable[[int], None]
+REPLIES = 200  # rows with choices, spread over all, whose greedy reply is looked at as well
 
 
 @final
@@ -33,7 +34,8 @@ class ScoredAnswer:
     `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
-    choices among themselves, or None for free text.
+    choices among themselves, or None for free text. `reply` is what the model writes to a row with
+    choices by itself, decoded greedily, where it was asked.
     """
 
     source: str
@@ -44,6 +46,7 @@ class ScoredAnswer:
     probabilities: tuple[float, ...] | None
     cut: bool = False
     unread: bool = False
+    reply: str | None = None
 
 
 @final
@@ -53,7 +56,8 @@ class Summary:
 
     `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
-    finds no answer: failures of form, not of reasoning.
+    finds no answer: failures of form, not of reasoning. `greedy_is_choice` is the share of replies
+    to rows with choices that are one of the choices; None where the model was not asked.
     """
 
     rows: int
@@ -63,6 +67,7 @@ class Summary:
     log_loss: float
     cut: int
     unread: int = 0
+    greedy_is_choice: float | None = None
 
 
 @final
@@ -145,20 +150,19 @@ class Evaluator:
         self,
         start: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
+        report: Report = quiet,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.score(start, sequences, progress)
+            return self.score(start, sequences, report)
         start_PD = join_spans(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
             batch = [sequences[i].uncut() if part is merged else sequences[i] for i in part]
-            done = len(answers)
-            report = None if progress is None else lambda n, p=progress, d=done: p(d + n)
-            answers |= zip(part, self.score(rows, batch, report), strict=True)
+            part_report = part_of(report, "rows", len(answers), len(sequences))
+            answers |= zip(part, self.score(rows, batch, part_report), strict=True)
         return [answers[i] for i in range(len(sequences))]
 
     @torch.no_grad()
@@ -166,7 +170,7 @@ class Evaluator:
         self,
         prompt: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
-        progress: OnProgress | None = None,
+        report: Report = quiet,
     ) -> list[ScoredAnswer]:
         """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
         if not sequences:
@@ -197,9 +201,37 @@ class Evaluator:
                     answers[i] = self._choice(sequences[i], shares_BC[b])
                 else:
                     answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
-            if progress is not None:
-                progress(len(answers))
+            report(scoring("rows", len(answers), len(sequences)))
         return [answers[i] for i in range(len(sequences))]
+
+    def greedy_replies(
+        self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]
+    ) -> list[str]:
+        """What the model writes to rows with choices when nothing holds it to them.
+
+        Decoding ends one token behind the longest choice, which shows whether the reply goes on.
+        """
+        longest = max((len(ids) for s in sequences for ids in s.targets), default=0)
+        replies = self.model.generate(
+            prompt,
+            sequences,
+            Decoding(max_new_tokens=longest + 1),
+            end_ids=self.end_ids,
+            batch_size=self.evaluation.batch_size,
+        )
+        return [reply[0].text.strip() for reply in replies]
+
+    def add_replies(
+        self,
+        answers: Sequence[ScoredAnswer],
+        prompt: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+    ) -> list[ScoredAnswer]:
+        """The answers, with the greedy replies to up to `REPLIES` rows spread over them."""
+        some = range(0, len(sequences), math.ceil(len(sequences) / REPLIES))
+        replies = self.greedy_replies(prompt, [sequences[i] for i in some])
+        written = dict(zip(some, replies, strict=True))
+        return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
 
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())
@@ -228,6 +260,8 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
     """Scores of one prompt's answers, with the interval of `score_interval`."""
     scores, predicted = [a.correct for a in answered], [a.predicted for a in answered]
     f1 = macro_f1([a.answer for a in answered], predicted, choices) if choices else None
+    texts = {choice.strip() for choice in choices}
+    written = [a.reply in texts for a in answered if a.reply is not None]
     return Summary(
         rows=len(answered),
         accuracy=sum(scores) / len(answered),
@@ -236,6 +270,7 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
         log_loss=sum(a.loss for a in answered) / len(answered),
         cut=sum(a.cut for a in answered),
         unread=sum(a.unread for a in answered),
+        greedy_is_choice=sum(written) / len(written) if written else None,
     )
 
 
@@ -265,19 +300,16 @@ def evaluate(
     evaluator: Evaluator,
     prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
-    progress: Callable[[str, int, int], None] | None = None,
+    report: Report = quiet,
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 
-    `progress` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
+    `report` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
     where there are no rows.
     """
     if not sequences:
         raise DataError("no rows to score; give at least one example")
     prompt = unwrap(prompt)
-
-    def report(which: str) -> OnProgress | None:
-        return None if progress is None else lambda done: progress(which, done, len(sequences))
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
@@ -285,8 +317,12 @@ def evaluate(
     if isinstance(evaluator.model, LanguageModel):
         evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
     text = refined = evaluator.score_text_prompt(
-        prompt.start_rows, sequences, report("text prompt")
+        prompt.start_rows, sequences, part_of(report, "text prompt", 0, len(sequences))
     )
     if not kept:
-        refined = evaluator.score(prompt.rows, sequences, report("refined prompt"))
+        own = part_of(report, "refined prompt", 0, len(sequences))
+        refined = evaluator.score(prompt.rows, sequences, own)
+    if evaluator.target.choices:
+        refined = evaluator.add_replies(refined, prompt.rows, sequences)
+        text = refined if kept else text
     return compare_answers(text, refined, evaluator.target.choices)

@@ -11,8 +11,8 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.evaluation.evaluator import Evaluation, Evaluator, OnProgress, summarize
-from embedgrad.events import Report, nowhere, scoring, stage
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
+from embedgrad.events import Report, part_of, quiet, stage
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
@@ -30,7 +30,7 @@ LONGEST_REPLY = 60  # tokens
 
 
 def interpolate(
-    folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = nowhere
+    folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = quiet
 ) -> dict[str, Any]:
     """Score a finished run's interpolation on `rows` dev rows, and ask the model about the prompt.
 
@@ -42,11 +42,8 @@ def interpolate(
     splits = read_data(run.recipe)
     split = next((name for name in ("dev", "test", "train") if getattr(splits, name)), "dev")
     sequences = run.sequencer.build(getattr(splits, split)[:rows])
-    total = len(PLACES) * len(sequences)
     stage(report, "interpolating")
-    points = score_points(
-        run, sequences, lambda done: report(scoring("the interpolation", done, total))
-    )
+    points = score_points(run, sequences, report)
     stage(report, "asking the model")
     return {
         **interpolation_inputs(folder, rows, overrides),
@@ -58,7 +55,7 @@ def interpolate(
 
 
 def score_points(
-    run: OpenRun, sequences: Sequence[TokenSequence], progress: OnProgress | None = None
+    run: OpenRun, sequences: Sequence[TokenSequence], report: Report = quiet
 ) -> list[dict[str, Any]]:
     """Scores at each of `PLACES`: 0 is the text prompt, 1 the refined one.
 
@@ -70,9 +67,9 @@ def score_points(
     prefixes = [sequence.prefix for sequence in sequences]
     run.model.prefix_cache.expect((prefixes, len(PLACES) * evaluator.lookups))
     for i, place in enumerate(PLACES):
-        before = i * len(sequences)
-        report = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-        answers = evaluator.score(rows_at(run.prompt, place), sequences, report)
+        before, total = i * len(sequences), len(PLACES) * len(sequences)
+        own = part_of(report, "the interpolation", before, total)
+        answers = evaluator.score(rows_at(run.prompt, place), sequences, own)
         summary = summarize(answers, evaluator.target.choices)
         scores = {"accuracy": summary.accuracy, "interval": list(summary.interval)}
         points.append({"t": place, **scores, "log_loss": summary.log_loss})

@@ -16,18 +16,19 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
+from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
-from embedgrad.events import Report, nowhere, say, scoring, stage
+from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -37,6 +38,7 @@ from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
 from embedgrad.training.checkpoint import Checkpoint
@@ -52,7 +54,7 @@ PATIENCE = "training.patience"  # may change then
 def run(
     recipe: Recipe,
     out: str | Path,
-    sinks: Callable[[], Report] = lambda: nowhere,
+    report: Report = quiet,
     *,
     model: LanguageModel | None = None,
     resume: bool = False,
@@ -60,9 +62,9 @@ def run(
 ) -> dict[str, Any]:
     """Do everything that a recipe says and return the content of `result.json`.
 
-    A `model` that is loaded already serves several runs, with the prefixes that it stores. `sinks`
-    is called once a run begins or its resume is accepted, and what it returns gets events (plain
-    JSON values). After Ctrl-C, or once `should_stop`, asked after every step, returns true, the
+    A `model` that is loaded already serves several runs, with the prefixes that it stores. `report`
+    gets events (plain JSON values), which RUN/events.jsonl keeps; an error that it raises ends the
+    run. After Ctrl-C, or once `should_stop`, asked after every step, returns true, the
     best rows so far are saved, and the result says `interrupted` and has no scores.
 
     `resume` continues the run in `out`, whatever ended it, from its last checkpoint, and comes to
@@ -77,6 +79,21 @@ def run(
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
+    with ExitStack() as stack:
+        events = write_events(report, out, tensorboard=recipe.report.tensorboard)
+        start_events = partial(stack.enter_context, events)
+        return _run(recipe, out, start_events, model, resume=resume, should_stop=should_stop)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    start_events: Callable[[], Report],
+    model: LanguageModel | None,
+    *,
+    resume: bool,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
     refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
@@ -87,25 +104,27 @@ def run(
         checkpoint = Checkpoint.find(out / "checkpoint")
     else:
         try:
-            out.mkdir(parents=True)  # one that exists is never touched
-        except FileExistsError as error:
-            raise RunError(f"{out}: exists already; choose another folder for --out") from error
+            with suppress(FileExistsError):
+                out.mkdir(parents=True)
+            # A run that was killed at once leaves a folder without a recipe.
+            if not (out.is_dir() and all(map(is_leftover, out.iterdir()))):
+                raise RunError(f"{out}: exists already; choose another folder for --out")
         except OSError as error:
             why = f"cannot be made ({error.strerror}); choose another folder"
             raise RunError(f"{out}: {why}") from error
     made_from = checkpoint.made_from if checkpoint else {}
 
     def begin() -> Report:
+        remove_leftovers(out)
         if resume:
-            remove_leftovers(out)
             _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
             (out / "result.json").unlink(missing_ok=True)  # of a shorter run
         write_file(out / "recipe.toml", recipe.as_toml().encode())
-        return sinks()
+        return start_events()
 
     try:
         day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
-        report = nowhere if checkpoint else begin()  # a resume that is refused changes no file
+        report = quiet if checkpoint else begin()  # a resume that is refused changes no file
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
@@ -182,7 +201,7 @@ def run(
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
         try:
-            comparison = evaluate(evaluator, prompt, test, lambda *args: report(scoring(*args)))
+            comparison = evaluate(evaluator, prompt, test, report)
             scores = finite(comparison.as_dict())
             result = {**scores, **result}
             rows = predictions(ready.splits.test, comparison)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
+from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
@@ -46,14 +47,14 @@ def replies(
     end_ids: Ids,
     batch_size: int = 16,
     numbers: Sequence[int] | None = None,
-    progress: Callable[[int], None] | None = None,
+    report: Report = quiet,
 ) -> list[tuple[Reply, ...]]:
     """Answers, `decoding.samples` per sequence, without the end token and other special tokens.
 
     Sequences of a batch may have any lengths: padding changes nothing. Greedy answers have the
     tokens that greedy `transformers` `generate` gives for each sequence alone. What is drawn for a
     sample depends on the seed, the sequence's number (unset: its place) and the sample's, and on
-    nothing else. `batch_size` counts answers; `progress` gets the number of sequences done.
+    nothing else. `batch_size` counts answers; `report` gets the number of sequences done.
     """
     prompt_PD = join_spans(prompt)
     begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
@@ -80,8 +81,7 @@ def replies(
         for i in batch:
             drawn = tuple(Reply(g.text, cut=not g.ended) for g in generations[i])
             answers[i] = drawn * (decoding.samples // samples)
-        if progress is not None:
-            progress(len(answers))
+        report(scoring("replies", len(answers), len(sequences)))
     return [answers[i] for i in range(len(sequences))]
 
 
@@ -227,7 +227,7 @@ def _decode_in_full(
     prompt_PD: Tensor,
     sequence: TokenSequence,
     generation: Generation,
-    notify: Callable[[], None] = lambda: None,
+    after_token: Callable[[], None] = lambda: None,
 ) -> None:
     """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
 
@@ -236,7 +236,7 @@ def _decode_in_full(
             return scores
         token = _choose(scores, [generation])
         generation.add(int(token))
-        notify()
+        after_token()
         return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
 
     def over(_: Tensor, scores: object, **__: object) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
-from embedgrad.events import Notify
+from embedgrad.events import Report, quiet
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.capabilities import try_reuse
 from embedgrad.model.decoding import Decoding
@@ -45,11 +45,11 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     prefix_cache_budget: str | float = 0.25,
-    notify: Notify | None = None,
+    report: Report = quiet,
 ) -> LanguageModel:
     """Load a frozen model: Hub id, folder, `.gguf` file, or `package:NAME`. Raises `ModelError`."""
     loaded = load(
-        name, revision=revision, device=device, dtype=dtype, attention=attention, notify=notify
+        name, revision=revision, device=device, dtype=dtype, attention=attention, report=report
     )
     return LanguageModel(loaded, prefix_cache_budget=prefix_cache_budget)
 

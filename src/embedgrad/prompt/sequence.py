@@ -8,24 +8,17 @@ tokens in `plain`, by which the text prompt is scored.
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, TemplateError, nearest
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
-
-# The tags that open a thought in the prompts of reasoning models, at the end of a text.
-_THOUGHT = re.compile(
-    r"(<\|?(?:[a-z]+:)?(?:think|thinking|thought|reason|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7)\s*$",
-    re.IGNORECASE,
-)
 
 
 @final
@@ -40,7 +33,8 @@ class Target:
     normalize: bool = False
     """Compare choices by log-probability per token instead of the sum."""
     end: bool | None = None
-    """Learn to end the turn after the answer. Unset: for free text only."""
+    """Whether the end of the turn belongs to the answer. Unset: to free text; of choices it is
+    learned by `objective.over = "both"`, but choices are compared without it."""
 
     def __post_init__(self) -> None:
         repeated = [choice for choice, n in Counter(self.choices).items() if n > 1]
@@ -69,7 +63,8 @@ class TokenSequence:
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
     `inputs` is what the model reads instead of each target, of the same length; None: the
     targets themselves, which are the labels. `reasoning` counts the first tokens of the right
-    target that are a worked solution up to its final answer.
+    target that are a worked solution up to its final answer. `end` is what the model is to write
+    behind a choice, though it does not count in comparing them.
     """
 
     prefix: Ids
@@ -82,10 +77,17 @@ class TokenSequence:
     later: tuple[int, ...] = ()
     reasoning: int = 0
     inputs: tuple[Ids, ...] | None = None
+    end: Ids = ()
 
     def inputs_of(self, target: Ids) -> Ids:
         """What the model reads instead of one of the targets."""
         return target if self.inputs is None else self.inputs[self.targets.index(target)]
+
+    def with_end(self) -> TokenSequence:
+        """The row with one target more: the right one and the end of the turn behind it."""
+        ended = self.targets[self.gold] + self.end
+        inputs = self.inputs and (*self.inputs, self.inputs[self.gold] + self.end)
+        return replace(self, targets=(*self.targets, ended), inputs=inputs, end=())
 
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
@@ -174,7 +176,7 @@ class Sequencer:
         while True:
             rendered = self.renderer(columns)
             sequence = self._sequence(rendered, example)
-            self._check_ids(sequence)
+            check_ids(sequence, self.prompt_ids, self.tokenizer, self.vocabulary)
             excess = self._excess(sequence)
             if not excess:
                 return sequence
@@ -236,8 +238,7 @@ class Sequencer:
             suffix += [0] * len(span.ids)
         suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
-        if thought := _THOUGHT.search(rendered.text):
-            self._in_thought = thought[1]
+        self._in_thought = open_thought(rendered.text)
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
@@ -246,8 +247,9 @@ class Sequencer:
                 f"target.choices: {list(answers)!r} are not different texts for this model's "
                 "tokenizer; choose other words"
             )
+        end = self.end_ids if self.target.choices and self.target.end is None else ()
         if self._ends(targets):
-            targets = tuple(ids + self.end_ids for ids in targets)
+            targets, end = tuple(ids + self.end_ids for ids in targets), ()
         gold = 0
         if self.target.choices and example.answer:
             if example.answer not in self.target.choices:
@@ -265,7 +267,16 @@ class Sequencer:
         plain = self._cutting.plain(rendered.text)
         shared = _alike(prefix, self._opening)
         sequence = TokenSequence(
-            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later), reasoning
+            prefix,
+            tuple(suffix),
+            targets,
+            gold,
+            plain,
+            example,
+            shared=shared,
+            later=tuple(later),
+            reasoning=reasoning,
+            end=end,
         )
         same = sequence.context(self.prompt_ids) == plain
         return replace(sequence, plain=None) if same else sequence
@@ -336,25 +347,6 @@ class Sequencer:
             return (int(after[0]),)
         end = self.tokenizer.eos_token_id
         return () if end is None else (int(end),)
-
-    def _check_ids(self, sequence: TokenSequence) -> None:
-        """Refuse ids that the model has no embedding for."""
-        example = sequence.example
-        ids = chain(self.prompt_ids, sequence.prefix, sequence.suffix, *sequence.targets)
-        beyond = next((i for i in ids if i >= self.vocabulary > 0), None)
-        if beyond is None:
-            return
-        token = self.tokenizer.decode([beyond]).strip()
-        what = (
-            f"token {token!r} has id {beyond}, but the model embeds only {self.vocabulary} tokens"
-        )
-        texts = (*example.columns.values(), example.answer, example.solution or "")
-        if any(token in text for text in texts):
-            raise DataError(f"{example.source}: {what}; take it out of the row")
-        raise TemplateError(
-            f"template: {what} (first in {example.source}); it comes from the template or the "
-            "tokenizer: use the tokenizer that the model was trained with"
-        )
 
     def _excess(self, sequence: TokenSequence) -> int:
         """Tokens over the context; refuses the row unless truncation was asked for."""

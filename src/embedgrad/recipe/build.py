@@ -144,14 +144,10 @@ def load_parts(
     recipe: Recipe, report: Report, *, weights: bool = True
 ) -> tuple[LoadedModel, PrefixCache]:
     """The recipe's model, or what is known of it without its weights, and its prefix cache."""
-
-    def notify(text: str) -> None:
-        say(report, [text])
-
     prefixes = recipe.prefix_cache
     # Before the model is loaded, so that a folder that cannot be used is reported at once.
-    spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, notify)
-    loaded = load(**asdict(recipe.model), weights=weights, notify=notify)
+    spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, report)
+    loaded = load(**asdict(recipe.model), weights=weights, report=report)
     cache = PrefixCache.on(
         choose_device(recipe.model.device),
         prefixes.budget,

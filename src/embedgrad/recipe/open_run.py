@@ -9,7 +9,7 @@ from typing import final
 
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import Evaluator
-from embedgrad.events import Report, nowhere, stage
+from embedgrad.events import Report, quiet, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
@@ -51,7 +51,7 @@ class OpenRun:
 def open_run(
     folder: str | Path,
     overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    report: Report = quiet,
     *,
     model: LanguageModel | None = None,
 ) -> OpenRun:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedgrad.errors import DataError, DivergenceError, ModelError, RunError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
-from embedgrad.events import Report, nowhere
+from embedgrad.events import Report, quiet
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations import Theta, all_rows
@@ -45,7 +45,7 @@ def optimize(
     evaluation: Evaluation = Evaluation(),
     start: Prompt | None = None,
     checkpoint: Checkpoint | None = None,
-    report: Report = nowhere,
+    report: Report = quiet,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Refinement:

@@ -27,7 +27,7 @@ _DTYPES = GGUFReader.gguf_scalar_to_np
 
 def from_gguf(info: ModelInfo) -> Contents:
     """The GGUF file that a model was loaded from. Raises `ExportError` if it has changed."""
-    file = resolve(info.name, revision=None, local_files_only=True, notify=None).path
+    file = resolve(info.name, revision=None, local_files_only=True).path
     sha256 = digest(file)
     if sha256 != info.gguf_sha256:
         raise ExportError(

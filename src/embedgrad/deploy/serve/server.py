@@ -11,7 +11,7 @@ from typing import final
 from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.deploy.serve.cached_export import export_once
 from embedgrad.deploy.serve.engines import find_engine
-from embedgrad.events import Report, nowhere, say, stage
+from embedgrad.events import Report, quiet, say, stage
 
 LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
 LOOPBACK = ("127.", "localhost", "::1")
@@ -70,7 +70,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     overrides: Sequence[str] = (),
-    report: Report = nowhere,
+    report: Report = quiet,
 ) -> Served:
     """Start a server on a run or on an export, and return when it answers.
 

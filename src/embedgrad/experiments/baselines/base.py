@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 from torch import Tensor
 
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import Evaluator, OnProgress, ScoredAnswer, summarize
+from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer, summarize
 from embedgrad.events import Report, say
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -26,8 +26,7 @@ from embedgrad.training.selection import score_of
 class Task:
     """A recipe's model and prompt, the rows to train on and to choose by; no test rows.
 
-    `state` is the folder for checkpoints of the training, or None to save none; `progress` is
-    called with the number of answered rows.
+    `state` is the folder for checkpoints of the training, or None to save none.
     """
 
     recipe: Recipe
@@ -37,7 +36,6 @@ class Task:
     dev: Sequence[TokenSequence]
     report: Report
     state: Path | None = None
-    progress: OnProgress | None = None
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""

@@ -108,5 +108,5 @@ class EmbedGrad(Method):
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
-        answered = task.evaluator().score(rows_PD, sequences, task.progress)
+        answered = task.evaluator().score(rows_PD, sequences, task.report)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in sequences])

@@ -92,4 +92,4 @@ def _answers(task: Task, sequences: Sequence[TokenSequence]) -> list[ScoredAnswe
     own = task.model
     model = LanguageModel(LoadedModel(own.model, own.tokenizer, own.info), prefix_cache_budget=0)
     start_PD = model.embed(task.sequencer.prompt_ids)
-    return task.evaluator(model).score_text_prompt(start_PD, sequences, task.progress)
+    return task.evaluator(model).score_text_prompt(start_PD, sequences, task.report)

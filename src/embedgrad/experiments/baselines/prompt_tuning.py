@@ -84,7 +84,7 @@ class PeftPrompt(PeftMethod):
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows_PD = trained.tensors["rows"].to(task.model.device)
         rows = [prompt_first(sequence) for sequence in sequences]
-        answered = task.evaluator().score(rows_PD, rows, task.progress)
+        answered = task.evaluator().score(rows_PD, rows, task.report)
         return Answers(answered, [question_tokens(s, len(rows_PD)) for s in rows])
 
 

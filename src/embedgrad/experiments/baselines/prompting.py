@@ -179,7 +179,7 @@ def _build(
 
 def _as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
     start_PD = task.model.embed(sequencer.prompt_ids)
-    answered = task.evaluator().score_text_prompt(start_PD, sequences, task.progress)
+    answered = task.evaluator().score_text_prompt(start_PD, sequences, task.report)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
 
 

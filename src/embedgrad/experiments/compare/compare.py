@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -24,7 +24,7 @@ import torch
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
-from embedgrad.events import Report, nowhere, say, scoring, stage
+from embedgrad.events import Report, part_of, quiet, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
@@ -35,6 +35,7 @@ from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.event_files import write_events
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
 from embedgrad.training.self_training import refuse_inside
 
@@ -46,16 +47,17 @@ FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what
 def compare(
     recipe: Recipe,
     out: str | Path,
-    sinks: Callable[[], Report] = lambda: nowhere,
+    report: Report = quiet,
     *,
     model: LanguageModel | None = None,
 ) -> dict[str, Any]:
     """Run `recipe.compare` and return the content of `results.json`.
 
     What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
-    is listed under "failed", and the others continue. After Ctrl-C the results say `interrupted`,
-    and the same call resumes. Raises `RunError` if `out` belongs to another recipe, `RecipeError`
-    if a method that the recipe names cannot run, and the errors of its data, template and model.
+    is listed under "failed", and the others continue. `report` gets events (plain JSON values),
+    which FOLDER/events.jsonl keeps. After Ctrl-C the results say `interrupted`, and the same call
+    resumes. Raises `RunError` if `out` belongs to another recipe, `RecipeError` if a method that
+    the recipe names cannot run, and the errors of its data, template and model.
     """
     recipe = Recipe.from_dict(recipe.as_dict())  # one that was made in Python is not checked yet
     parts, skipped = plan_parts(recipe)
@@ -64,27 +66,28 @@ def compare(
     new = not folder.path.exists()
     if new:
         refuse_inside(recipe.solutions, folder.path)
-    try:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot be made ({error.strerror}); choose another --out"
-            raise RunError(f"{folder.path}: {reason}") from error
-        report = sinks()
-        setup = _set_up(recipe, folder, report, model)
-    except BaseException:
-        if new:  # nothing is trained yet
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
-    say(report, (f"{name} is left out: {reason}" for name, reason in skipped.items()))
     failed: dict[Part, str] = {}
     interrupted = False
-    try:
-        rescore(setup.task, folder, setup.scorer)
-        _train(setup.task, folder, parts, failed)
-        _score(setup, folder, parts, failed)
-    except KeyboardInterrupt:
-        interrupted = True
+    with contextlib.ExitStack() as stack:
+        try:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"cannot be made ({error.strerror}); choose another --out"
+                raise RunError(f"{folder.path}: {reason}") from error
+            report = stack.enter_context(write_events(report, folder.path))
+            setup = _set_up(recipe, folder, report, model)
+        except BaseException:
+            if new:  # nothing is trained yet
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        say(report, (f"{name} is left out: {reason}" for name, reason in skipped.items()))
+        try:
+            rescore(setup.task, folder, setup.scorer)
+            _train(setup.task, folder, parts, failed)
+            _score(setup, folder, parts, failed)
+        except KeyboardInterrupt:
+            interrupted = True
     results = results_of(folder, recipe, setup.task.model.info) | setup.facts
     results |= {
         "skipped": skipped,
@@ -209,11 +212,8 @@ def _answer(setup: _Setup, folder: Folder, part: Part) -> tuple[Answers, float]:
     while (first := len(answers.answered)) < len(test):
         began = time.perf_counter()
 
-        def progress(done: int, first: int = first) -> None:
-            task.report(scoring(str(part), first + done, len(test)))
-
         block = test[first : first + size]
-        own = replace(task, report=report, progress=progress)
+        own = replace(task, report=part_of(report, str(part), first, len(test)))
         answered, tokens = METHODS[part.method].answer(own, trained, block)
         answers = Answers([*answers.answered, *answered], [*answers.tokens, *tokens])
         seconds += time.perf_counter() - began

@@ -38,13 +38,13 @@ _PATIENCE = 600  # seconds, for large files on slow disks
 _MOST = 0.5
 
 
-def compare_with_llamacpp(file: Path, model: Any, tokenizer: Any) -> str | None:
-    """What llama.cpp does otherwise without harm, as a note; None: nothing, or it is not installed.
+def compare_with_llamacpp(file: Path, model: Any, tokenizer: Any) -> list[str]:
+    """What llama.cpp does otherwise without much harm, as notes; none where it is not installed.
 
     Raises `ModelError` where the model would compute something else.
     """
     if importlib.util.find_spec("xllamacpp") is None:
-        return None
+        return []
     size = min(len(tokenizer), model.config.get_text_config().vocab_size)
     word = next((i for i in range(size) if tokenizer.decode([i]).strip().isalnum()), 0)
     request = {"model": str(file), "texts": TEXTS, "word": word}
@@ -53,7 +53,7 @@ def compare_with_llamacpp(file: Path, model: Any, tokenizer: Any) -> str | None:
         child = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=True)
         answer = json.loads(child.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError):
-        return f"{file.name} was not compared with llama.cpp, which cannot open it"
+        return [f"{file.name} was not compared with llama.cpp, which cannot open it"]
     tokens, top = answer["tokens"], answer["top"]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([tokens[0]]), use_cache=False).logits[0, -1]
@@ -71,8 +71,8 @@ def compare_with_llamacpp(file: Path, model: Any, tokenizer: Any) -> str | None:
         text for text, ids in zip(TEXTS, tokens, strict=True) if tokenizer(text)["input_ids"] != ids
     ]
     if not others:
-        return None
-    return (
+        return []
+    return [
         f"{file.name}: transformers and llama.cpp split {len(others)} of {len(TEXTS)} texts into "
         f"different tokens (such as {others[0]!r}); what is exported to llama.cpp may differ there"
-    )
+    ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Notify
+from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_check import compare_with_llamacpp
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
 from embedgrad.model.loading.gguf_pretokenizers import set_split_rule
@@ -26,7 +26,7 @@ SOURCE = "source.json"
 _WEIGHTS_PER_SECOND = 7_000_000
 
 
-def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
+def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     """Convert `file` once; returns the folder and the file's SHA-256.
 
     The folder is written aside and renamed when it is whole, so neither a crash nor a second
@@ -39,7 +39,7 @@ def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
     parent = cache_folder() / "converted"
     folder = parent / f"{digest[:16]}-{VERSION}"
     if folder.is_dir():
-        _pass_on(_source(folder).get("note"), notify)
+        say(report, _source(folder)["notes"])
         return folder, digest
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -56,17 +56,16 @@ def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
                 f"{file}: its safetensors copy needs {needed:,} bytes, but {parent} has {free:,} "
                 "free; make room or set EMBEDGRAD_CACHE to another disk"
             )
-        if notify:
-            seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
-            notify(f"converting {file.name} to safetensors (once, about {seconds} s)")
+        seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
+        say(report, [f"converting {file.name} to safetensors (once, about {seconds} s)"])
         with model_errors(f"{file}: could not be converted to safetensors in {parent}"):
-            note = _convert(file, header, aside)
+            notes = _convert(file, header, aside)
             libraries = ("gguf", "torch", "transformers", "tokenizers")
             source = {
                 "file": file.name,
                 "sha256": digest,
                 "license": header.metadata.get("general.license"),
-                "note": note,
+                "notes": notes,
                 "versions": {name: importlib.metadata.version(name) for name in libraries},
             }
             (aside / SOURCE).write_text(json.dumps(source, indent=2) + "\n", "utf-8")
@@ -77,7 +76,7 @@ def convert_gguf(file: Path, notify: Notify | None) -> tuple[Path, str]:
                     raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _pass_on(note, notify)
+    say(report, notes)
     return folder, digest
 
 
@@ -90,12 +89,7 @@ def license_of(folder: Path) -> str | None:
 def _source(folder: Path) -> dict[str, Any]:
     with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
         source = json.loads((folder / SOURCE).read_text("utf-8"))
-        return {"license": source["license"], **source}
-
-
-def _pass_on(note: str | None, notify: Notify | None) -> None:
-    if note and notify:
-        notify(note)
+        return {"license": source["license"], "notes": source.get("notes", ()), **source}
 
 
 def cache_folder() -> Path:
@@ -105,7 +99,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
-def _convert(file: Path, header: GgufHeader, aside: Path) -> str | None:
+def _convert(file: Path, header: GgufHeader, aside: Path) -> list[str]:
     """Write model and tokenizer of `file` into the empty folder `aside`, weights in float32.
 
     Returns what the user should know of the result.

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Notify
+from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading.checkpoint_folder import check_folder, missing_packages
 from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
@@ -54,7 +54,7 @@ def load(
     dtype: str = "auto",
     attention: str = "auto",
     local_files_only: bool = False,
-    notify: Notify | None = None,
+    report: Report = quiet,
     weights: bool = True,
 ) -> LoadedModel:
     """Load a causal language model with every weight frozen.
@@ -62,7 +62,7 @@ def load(
     `name` is tried as `package:NAME` (a GGUF that an installed Python package carries), a `.gguf`
     file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
     converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
-    `notify` gets one line before something that takes long, and what to know of the model. Without
+    `report` gets a note before something that takes long, and what to know of the model. Without
     `weights` none are read: the model is on the meta device, and its `embedding_digest` is "".
 
     Raises `ModelError`, one line, if the model cannot be found, loaded or used.
@@ -72,10 +72,10 @@ def load(
     use_real_cores()
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
-    source = resolve(name, revision=revision, local_files_only=local_files_only, notify=notify)
+    source = resolve(name, revision=revision, local_files_only=local_files_only, report=report)
     folder, gguf_sha256 = source.path, None
     if source.kind in ("gguf", "package"):
-        folder, gguf_sha256 = gguf_file.convert_gguf(source.path, notify)
+        folder, gguf_sha256 = gguf_file.convert_gguf(source.path, report)
     check_folder(folder)
 
     what = f"model {name!r} in {folder}"
@@ -115,11 +115,12 @@ def load(
         license=gguf_file.license_of(folder) if gguf_sha256 else card_license(folder),
         gguf_sha256=gguf_sha256,
     )
-    if notify and len(tokenizer) > info.vocabulary and not gguf_sha256:
-        notify(
+    if len(tokenizer) > info.vocabulary and not gguf_sha256:
+        note = (
             f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model embeds only "
             f"{info.vocabulary:,}: a prompt with one of the others is refused"
         )
+        say(report, [note])
     return LoadedModel(model, tokenizer, info)
 
 
@@ -164,7 +165,7 @@ def _load_weights(
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     with model_errors(f"{what}: cannot be loaded"):
-        model, report = auto.from_pretrained(
+        model, loading = auto.from_pretrained(
             folder,
             config=config,
             dtype=precision,
@@ -174,7 +175,7 @@ def _load_weights(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    missing = sorted(report["missing_keys"])
+    missing = sorted(loading["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise ModelError(
             f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"

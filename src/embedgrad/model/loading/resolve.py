@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Notify
+from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
 from embedgrad.model.loading.quiet import one_line, silence_libraries
 
@@ -42,7 +42,7 @@ class _HubMiss(Exception):
 
 
 def resolve(
-    name: str, *, revision: str | None, local_files_only: bool, notify: Notify | None
+    name: str, *, revision: str | None, local_files_only: bool, report: Report = quiet
 ) -> Source:
     """Find what `name` names: a package, a GGUF file, a folder, else a model of the Hub.
 
@@ -60,7 +60,7 @@ def resolve(
             )
         return local
     try:
-        folder = _hub_folder(name, revision, local_files_only, notify)
+        folder = _hub_folder(name, revision, local_files_only, report)
     except _HubMiss as miss:
         raise ModelError(
             f"model {name!r} was not found: no file or folder here; {miss}{_near_misses(name)}"
@@ -105,9 +105,7 @@ def _gguf_in_package(package: str) -> Path:
     return files[0]
 
 
-def _hub_folder(
-    name: str, revision: str | None, local_files_only: bool, notify: Notify | None
-) -> Path:
+def _hub_folder(name: str, revision: str | None, local_files_only: bool, report: Report) -> Path:
     """Find or fetch a whole snapshot of `name`; the folder's own name is its commit hash.
 
     A snapshot in the cache is used without asking whether the Hub has a newer one. Raises
@@ -125,8 +123,7 @@ def _hub_folder(
     if local_files_only or constants.HF_HUB_OFFLINE:
         why = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
         raise _HubMiss(f"{tried}; the Hub was not asked, because {why} is set")
-    if notify:
-        notify(f"fetching {name} from the Hub")
+    say(report, [f"fetching {name} from the Hub"])
     try:
         with silence_libraries():
             snapshot = huggingface_hub.snapshot_download(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.errors import RunError
-from embedgrad.events import Notify
+from embedgrad.events import Report, quiet, say
 from embedgrad.model.prefix_cache.budget import budget_bytes
 from embedgrad.model.prefix_cache.memory_tier import CachedPrefix, Tier
 from embedgrad.prompt.boundaries import Ids
@@ -45,13 +45,13 @@ class _File(NamedTuple):
 class Spill(Tier):
     """Prefixes in files of a private folder in `folder`, which is removed when it is not needed.
 
-    `budget` is in bytes, a size, or a share of the free disk. `notify` gets a line when the disk is
+    `budget` is in bytes, a size, or a share of the free disk. `report` gets a note when the disk is
     full or a file is damaged. Raises `RunError` where the folder cannot be used.
     """
 
     writes = True
 
-    def __init__(self, folder: str | Path, budget: str | float = 0.5, notify: Notify | None = None):
+    def __init__(self, folder: str | Path, budget: str | float = 0.5, report: Report = quiet):
         try:
             folder = Path(folder).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class Spill(Tier):
         self._full = False
         self._written = 0
         self._files: dict[Ids, _File] = {}
-        self._notify = notify or (lambda text: None)
+        self._report = report
 
     def _write(self, ids: Ids, prefix: CachedPrefix) -> bool:
         """Write a prefix; once the disk is full nothing more is written."""
@@ -110,10 +110,11 @@ class Spill(Tier):
             self.remove(ids)
             self.damaged += 1
             if self.damaged == 1:
-                self._notify(
+                text = (
                     f"prefix_cache.spill: {file.path} is damaged or gone; such prefixes are "
                     f"computed again, {EXACT} (reported once)"
                 )
+                say(self._report, [text])
             return None
         (shape, dtype), (value_shape, value_dtype) = file.parts
         end = shape.numel() * dtype.itemsize
@@ -127,10 +128,11 @@ class Spill(Tier):
     def _stop(self, reason: str) -> None:
         self._full = True
         self.budget = self.nbytes  # no room, so that nothing is built ahead in vain
-        self._notify(
+        text = (
             f"prefix_cache.spill: {self.folder}: {reason}; from here on prefixes over the budget "
             f"are computed again, {EXACT}"
         )
+        say(self._report, [text])
 
 
 def _sweep(folder: Path) -> None:

@@ -22,7 +22,7 @@ from embedgrad.atomic_files import write_file
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
-from embedgrad.events import Report, nowhere, say, scoring, stage
+from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply, replies
 from embedgrad.model.language_model import LanguageModel
@@ -46,7 +46,7 @@ def training_examples(
     solutions: Solutions = Solutions(),
     *,
     evaluation: Evaluation = Evaluation(),
-    report: Report = nowhere,
+    report: Report = quiet,
     keep_at: Path | None = None,
 ) -> tuple[list[Example], dict[str, Any]]:
     """Return the examples with their targets, and a summary of where these come from (plain JSON).

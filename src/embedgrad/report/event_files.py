@@ -1,20 +1,20 @@
-"""Sinks: where a run's events go besides the terminal."""
+"""Files that a run's events are written to: events.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 from embedgrad.atomic_files import finite
 from embedgrad.errors import RunError
+from embedgrad.events import Report
 from embedgrad.formatting import visible
-
-Sink = Callable[[dict[str, Any]], None]
 
 # The numbers of each kind of event, and the group that TensorBoard shows them in.
 SCALARS = {
@@ -103,26 +103,43 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
             self._writer.close()
 
 
-def fan_out(*sinks: Sink, warn: Callable[[str], None], strict: bool = False) -> Sink:
-    """One sink that passes every event on to all.
+@contextmanager
+def write_events(report: Report, folder: Path, *, tensorboard: bool = False) -> Iterator[Report]:
+    """A report that also writes a folder's events.jsonl, and its TensorBoard files if asked to.
 
-    A sink that raises gets no more events, and `warn` one line about it; where `strict`, its
-    exception ends the run.
+    A file that cannot be written ends no run. Raises `RunError` if it cannot be opened.
     """
-    alive = list(sinks)
+    with ExitStack() as stack:
+        files: list[Report] = [stack.enter_context(EventLog(folder / "events.jsonl"))]
+        if tensorboard:
+            files.append(stack.enter_context(TensorBoard(folder / "tensorboard")))
+        write = fan_out(*files)
+
+        def both(event: dict[str, Any]) -> None:
+            report(event)
+            write(event)
+
+        yield both
+
+
+def fan_out(*reports: Report) -> Report:
+    """One report that passes every event on to all.
+
+    One that raises gets no more events, and stderr a line about it.
+    """
+    alive = list(reports)
 
     def report(event: dict[str, Any]) -> None:
-        for sink in tuple(alive):
+        for each in tuple(alive):
             try:
-                sink(event)
+                each(event)
             except Exception as error:
-                if strict:
-                    raise
-                alive.remove(sink)
-                name = getattr(sink, "__name__", str(sink))
+                alive.remove(each)
+                name = getattr(each, "__name__", str(each))
                 reason = str(error) or type(error).__name__
                 # The warning may have to go through what has just failed.
                 with suppress(Exception):
-                    warn(visible(f"warning: {name} gets no more events: {reason}"))
+                    text = visible(f"warning: {name} gets no more events: {reason}")
+                    sys.stderr.write(f"{text}\n")
 
     return report
