@@ -17,6 +17,7 @@ from embedgrad.data.examples import Example
 from embedgrad.data.labels import closest
 from embedgrad.errors import DataError, TemplateError
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
 
@@ -114,7 +115,8 @@ class Sequencer:
     """Turns examples into `TokenSequence`s for one template, tokenizer and target.
 
     `rows` are examples that decide, once, what must be drawn into the spans; the `spans` of a saved
-    prompt are taken as they are. `context` is the model's longest sequence in tokens (0: unknown).
+    prompt are taken as they are. `context` is the model's longest sequence in tokens, `vocabulary`
+    the rows of its embedding table (0: unknown).
     `merges` is "report" or "refuse", for rows whose own text merges with a span. `truncate` names
     the column of which only the beginning is kept, in whole characters, where a row does not fit;
     without it such a row is refused.
@@ -130,6 +132,7 @@ class Sequencer:
         rows: Sequence[Example] = (),
         spans: Sequence[Span] = (),
         context: int = 0,
+        vocabulary: int = 0,
         merges: str = "report",
         truncate: str | None = None,
     ):
@@ -137,12 +140,14 @@ class Sequencer:
         self.tokenizer = tokenizer
         self.target = target
         self.context = context
+        self.vocabulary = vocabulary
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0
         self.emptied = 0
         self._spaced = False
         self._told_apart = False
+        self._in_thought = ""
         adds_bos = renderer.template.text is not None
         self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
@@ -171,6 +176,7 @@ class Sequencer:
     def __call__(self, example: Example) -> TokenSequence:
         """Tokenize one example."""
         sequence = self._sequence(self.renderer(example.columns), example)
+        check_ids(sequence, self.prompt_ids, self.tokenizer, self.vocabulary)
         excess = self._excess(sequence)
         if not excess:
             return sequence
@@ -215,6 +221,12 @@ class Sequencer:
             notes.append(
                 "this model has no end token: free answers run to evaluation.max_new_tokens"
             )
+        if self._in_thought and self.target.choices:
+            notes.append(
+                f"the text before the answer ends inside a thought ({self._in_thought!r}), so the "
+                "choices are scored as its first words; close it, by an option of the chat "
+                "template such as enable_thinking = false, or by template.assistant"
+            )
         if self.truncated:
             nothing = f", and nothing of it is left in {self.emptied}" if self.emptied else ""
             notes.append(
@@ -234,6 +246,7 @@ class Sequencer:
             suffix += [0] * len(span.ids)
         suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
+        self._in_thought = open_thought(rendered.text)
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
