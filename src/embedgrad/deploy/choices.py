@@ -8,9 +8,8 @@ from typing import Any, Self, final
 
 from pydantic import TypeAdapter
 
-from embedgrad.data.examples import Example
 from embedgrad.deploy.job import ExportedPrompt
-from embedgrad.deploy.rules import MADE_UP
+from embedgrad.deploy.rules import made_up
 from embedgrad.prompt.boundaries import Ids
 
 
@@ -37,8 +36,7 @@ class Choices:
         if not sequencer.target.choices:
             return None
         # Of any row: only a row whose text comes right before the answer could change its tokens.
-        target, columns = sequencer.target, exported.prompt.template.columns
-        row = sequencer(Example(dict.fromkeys(columns, MADE_UP[0]), target.choices[0], "made up"))
+        target, row = sequencer.target, sequencer(made_up(exported.prompt)[0])
         before = row.context(exported.prompt.prompt_ids)[-8:]
         written = [sum(i not in sequencer.end_ids for i in ids) for ids in row.targets]
 

@@ -27,6 +27,7 @@ PROGRAM = '''\
 {usage}
 """
 
+import os
 import sys
 from pathlib import Path
 

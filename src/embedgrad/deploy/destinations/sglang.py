@@ -15,9 +15,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.client_code import (
-    Base,
     command_line,
     max_new_tokens,
     to_source,
@@ -72,9 +72,9 @@ class SglangBodies(Bodies):
         return torch.tensor(body["input_embeds"]).to(client.rows)
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        base = Base(written["model"], written["revision"])
+        base = Base(written["model"], written["revision"], written["public"])
         return [
-            f"python -m sglang.launch_server --model-path {shlex.quote(base.model)}{base.flags} "
+            f"python -m sglang.launch_server --model-path {base.serving} "
             f"--disable-radix-cache --dtype {written['dtype']}",
             usage(shlex.quote(f"{folder}/{CLIENT_FILE}"), written["columns"]),
             "curl http://127.0.0.1:30000/generate -H 'Content-Type: application/json' "
