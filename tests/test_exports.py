@@ -25,6 +25,7 @@ from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.prompt import artifact
+from embedgrad.report.terminal.tables import verdict
 from kit import noisy
 from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
 
@@ -171,7 +172,8 @@ def test_a_card_shows_scores_with_interval_and_verdict(runs: Runs, tmp_path: Pat
         if line.startswith("- `after`: ")
     )
     assert re.search(r"[\d.]+ % \([\d.]+ % to [\d.]+ %\) right on \d+ test rows, its text", line)
-    assert "no reliable gain: difference of" in line
+    result = json.loads((runs.of("gguf") / "result.json").read_text("utf-8"))
+    assert verdict(result["difference"]) in line
     assert "greedy reply is a choice in" in line
 
 

@@ -38,6 +38,7 @@ from embedgrad.errors import EmbedgradError, EngineError, ExportError, RunError
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
+from embedgrad.report.terminal.tables import verdict
 from kit import noisy
 from run_kit import ROWS, Command, values, write_jsonl
 
@@ -417,7 +418,7 @@ def test_what_is_served_is_said_and_a_warning_names_the_remedy(
     assert scores.startswith(
         "p: 37.5 % (21.2 % to 57.3 %) right on 24 test rows, its text 25.0 % (12.0 % to 44.9 %): "
     )
-    assert "no reliable gain" in scores
+    assert verdict(SCORES["difference"]) in scores
     assert "greedy reply is a choice in 50.0 % of rows" in replies
     assert bool(check) is (report is not None)
     assert [line.startswith(warning or "none") for line in found] == [True] * (warning is not None)

@@ -47,7 +47,8 @@ CHOICES = {{{choices}}}
 def post(path, **body):
     data = json.dumps({{"model": {model}, **body}}).encode()
     request = urllib.request.Request({root} + path, data, {{"Content-Type": "application/json"}})
-    return json.load(urllib.request.urlopen(request))
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
 
 def rank(text, **more):
     messages = [{{"role": "user", "content": text}}]
