@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TemplateError,
     )
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
+    from embedgrad.events import quiet
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.plan import plan
     from embedgrad.experiments.run import run
@@ -79,6 +80,7 @@ __all__ = [
     "load_model",
     "optimize",
     "plan",
+    "quiet",
     "read_splits",
     "replies",
     "run",
@@ -93,6 +95,7 @@ _HOMES = {
     "data.splits": ("Splits", "read_splits"),
     "deploy.export": ("export", "verify"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "events": ("quiet",),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
     "experiments.compare.compare": ("compare",),
     "experiments.plan": ("plan",),

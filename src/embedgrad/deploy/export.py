@@ -24,8 +24,9 @@ from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
 from embedgrad.errors import ExportError
-from embedgrad.events import Report, quiet, say, stage
+from embedgrad.events import Report, say, stage
 from embedgrad.prompt import artifact
+from embedgrad.report.terminal.bars import show
 
 
 def export(
@@ -35,7 +36,7 @@ def export(
     *,
     overrides: Sequence[str] = (),
     verify: bool = True,
-    report: Report = quiet,
+    report: Report = show,
 ) -> dict[str, Any]:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
@@ -97,7 +98,7 @@ def export(
     }
 
 
-def verify(folder: str | Path, *, runs: Runs = (), report: Report = quiet) -> dict[str, Any]:
+def verify(folder: str | Path, *, runs: Runs = (), report: Report = show) -> dict[str, Any]:
     """Check an export again in its destination's engine, and store the report in it.
 
     `runs` are the runs that it was made from, if they moved. Returns the content of `verify.json`;

@@ -22,6 +22,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
+from embedgrad.report.terminal.bars import show
 
 
 @final
@@ -262,7 +263,7 @@ def evaluate(
     evaluator: Evaluator,
     prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
-    report: Report = quiet,
+    report: Report = show,
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 

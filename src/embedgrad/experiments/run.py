@@ -41,6 +41,7 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
+from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
@@ -54,7 +55,7 @@ PATIENCE = "training.patience"  # may change then
 def run(
     recipe: Recipe,
     out: str | Path,
-    report: Report = quiet,
+    report: Report = show,
     *,
     model: LanguageModel | None = None,
     resume: bool = False,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import next_logits, replies
+from embedgrad.model.generation import next_logits
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
@@ -45,7 +45,7 @@ def compute_reference(
     rows_PD = exported.prompt.rows
     end_ids = model.ends_of(exported.sequencer)
     decoding = Decoding(max_new_tokens=max_new_tokens)
-    answers = replies(model, rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH)
+    answers = model.generate(rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH)
     target = exported.sequencer.target
     choices: list[int] | None = None
     if target.choices:

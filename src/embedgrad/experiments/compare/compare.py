@@ -24,7 +24,7 @@ import torch
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
-from embedgrad.events import Report, part_of, quiet, say, stage
+from embedgrad.events import Report, part_of, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
@@ -36,6 +36,7 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.event_files import write_events
+from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
 from embedgrad.training.self_training import refuse_inside
 
@@ -47,7 +48,7 @@ FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what
 def compare(
     recipe: Recipe,
     out: str | Path,
-    report: Report = quiet,
+    report: Report = show,
     *,
     model: LanguageModel | None = None,
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.events import Report, quiet, stage
+from embedgrad.events import Report, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
@@ -30,6 +30,7 @@ from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.terminal.bars import show
 from embedgrad.training.self_training import source_of
 
 
@@ -38,7 +39,7 @@ def plan(
     *,
     budget: Budget = Budget(),
     measure: bool = True,
-    report: Report = quiet,
+    report: Report = show,
     started: float | None = None,
 ) -> dict[str, Any]:
     """What a recipe takes before it runs, as plain JSON values.
