@@ -342,6 +342,25 @@ def test_a_run_killed_while_it_loads_resumes(
     assert_as_whole(out, run(longer, out, resume=True), whole)
 
 
+def test_a_run_killed_before_its_recipe_is_written_can_be_started_again(
+    longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".recipe.toml.0123abcd").write_text("half a rec")  # what a killed write leaves
+    assert_as_whole(out, run(longer, out), whole)
+    assert not list(out.glob(".*"))
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(longer: Recipe, tmp_path: Path) -> None:
+    files = {tmp_path / ".notes.0123abcd", tmp_path / "mine.txt"}
+    for file in files:
+        file.write_text("x")
+    with pytest.raises(RunError, match="exists already; choose another folder"):
+        run(longer, tmp_path)
+    assert set(tmp_path.iterdir()) == files
+
+
 def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
     longer: Recipe, model_folder: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -81,9 +81,14 @@ def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writes left aside in a folder that nobody else writes to."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name):
+        if is_leftover(path):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file has the name of a write that is under way, or was killed."""
+    return re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name) is not None
 
 
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
+from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
@@ -105,17 +105,19 @@ def _run(
         checkpoint = Checkpoint.find(out / "checkpoint")
     else:
         try:
-            out.mkdir(parents=True)  # one that exists is never touched
-        except FileExistsError as error:
-            raise RunError(f"{out}: exists already; choose another folder for --out") from error
+            with suppress(FileExistsError):
+                out.mkdir(parents=True)
+            # A run that was killed at once leaves a folder without a recipe.
+            if not (out.is_dir() and all(map(is_leftover, out.iterdir()))):
+                raise RunError(f"{out}: exists already; choose another folder for --out")
         except OSError as error:
             why = f"cannot be made ({error.strerror}); choose another folder"
             raise RunError(f"{out}: {why}") from error
     made_from = checkpoint.made_from if checkpoint else {}
 
     def begin() -> Report:
+        remove_leftovers(out)
         if resume:
-            remove_leftovers(out)
             _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
             (out / "result.json").unlink(missing_ok=True)  # of a shorter run
         write_file(out / "recipe.toml", recipe.as_toml().encode())
