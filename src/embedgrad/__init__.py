@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
     from embedgrad.deploy.export import export, verify
@@ -118,6 +120,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # not at the top, as it is slow to import
+
+        return version("embedgrad")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'embedgrad' has no attribute {name!r}")
     module = importlib.import_module(f"embedgrad.{_HOME_OF[name]}")

@@ -23,6 +23,7 @@ from embedgrad.cli.common import (
     print_values,
     with_model,
 )
+from embedgrad.cli.completion import SPLITS, one_of
 
 if TYPE_CHECKING:
     from embedgrad.recipe.recipe import Recipe
@@ -74,7 +75,9 @@ def resume(
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, dev or test.", autocompletion=one_of(*SPLITS))
+    ] = "test",
     overrides: Set = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
@@ -179,11 +182,11 @@ def _refuse_no_gain(result: dict[str, Any]) -> None:
 def _show_result(result: dict[str, Any]) -> None:
     from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 
-    show(comparison_table(result))
     if "changed" in result:
         show(changes_table(result["changed"]))
     if "tokens" in result:
         show(drift_table(result["tokens"]))
+    show(comparison_table(result))  # last, as it ends with the verdict
 
 
 def _show_tokens(values: dict[str, Any]) -> None:

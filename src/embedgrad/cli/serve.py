@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embedgrad.cli.common import Quiet, Set, app, echo
+from embedgrad.cli.completion import ENGINES, one_of
 
 
 @app.command(epilog="Example:  embedgrad serve runs/first")
@@ -15,7 +16,10 @@ def serve(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `export` wrote.")
     ],
-    engine: Annotated[str, typer.Option(help="llamacpp, transformers or vllm.")] = "llamacpp",
+    engine: Annotated[
+        str,
+        typer.Option(help="llamacpp, transformers or vllm.", autocompletion=one_of(*ENGINES)),
+    ] = "llamacpp",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
@@ -32,5 +36,5 @@ def serve(
             folder, engine, host=host, port=port, overrides=overrides or (), report=progress
         )
     with served:
-        echo(f"{engine} serves {served.model} at {served.url}\n\n{served.example}\n")
+        echo(f"{engine} serves {served.model} at {served.url}\n\n{served.example}\n", whole=True)
         served.wait()
