@@ -21,7 +21,7 @@ from embedgrad.cli.common import (
     print_values,
     with_model,
 )
-from embedgrad.cli.completion import methods as method_names
+from embedgrad.cli.completion import methods as methods_of
 
 
 @app.command(epilog="Example:  embedgrad compare recipes/demo.toml --out runs/compare")
@@ -32,7 +32,7 @@ def compare(
         str | None,
         typer.Option(
             help="Short for --set compare.methods, as in text,embedgrad.",
-            autocompletion=method_names,
+            autocompletion=methods_of,
         ),
     ] = None,
     seeds: Annotated[

@@ -67,7 +67,8 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
     judged = {e["method"]: e["verdict"] for e in results["methods"] if e["verdict"] is not None}
     if "embedgrad" in judged:
         gained = judged["embedgrad"] == "improved"
-        return gained, f"embedgrad: {judged['embedgrad']} over the text prompt"
+        than = "than" if judged["embedgrad"] == "worse" else "over"
+        return gained, f"embedgrad: {judged['embedgrad']} {than} the text prompt"
     gained = "improved" in judged.values()
     improved = ", ".join(name for name, verdict in judged.items() if verdict == "improved")
     return gained, f"improved: {improved}" if gained else "no method has a reliable gain"
