@@ -41,7 +41,7 @@ HEADER = (
     "Written by `docs/generate.py` from the program itself: change the program, not this page.\n"
 )
 COMPLETION = (
-    "`embedgrad --install-completion` lets the shell complete commands, options and values: a "
+    "`--install-completion` lets the shell complete commands, options and values: a "
     "destination\nof `--to`, a method of `--methods`, a setting of `--set`, a kind of `parts`. It "
     "works in bash, zsh, fish\nand PowerShell, from the next shell on.\n"
 )

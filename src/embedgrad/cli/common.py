@@ -51,9 +51,9 @@ class NoGain(Exception):
 
 def _print_version(asked: bool) -> None:
     if asked:
-        import embedgrad
+        from importlib.metadata import version
 
-        typer.echo(f"embedgrad {embedgrad.__version__}")
+        typer.echo(f"embedgrad {version('embedgrad')}")
         raise typer.Exit
 
 

@@ -1,10 +1,10 @@
-"""Values that the shell completes; lists that are slow to import are repeated here."""
+"""Values that the shell completes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# The tables that they repeat need PyTorch; a test compares them.
+# Repeated here, as the tables that they come from need PyTorch; a test compares them.
 DESTINATIONS = ("safetensors", "vocabulary", "gguf", "peft", "vllm", "sglang")
 ENGINES = ("llamacpp", "transformers", "vllm")
 FIGURES = ("curves", "drift", "reliability", "interpolation", "cost", "forest")
