@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import embedgrad.evaluation.evaluator as evaluator_module
 import tiny
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
@@ -26,6 +27,7 @@ from embedgrad.parts.scorers import Exact, Number
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
+from embedgrad.report.terminal.tables import describe_greedy
 from kit_loop import small, train
 
 ROWS = [
@@ -113,3 +115,37 @@ def test_rows_that_dev_left_as_they_were_are_scored_once(monkeypatch: pytest.Mon
         assert (comparison.text_answers == comparison.refined_answers) == (prompt is kept)
     evaluate(evaluator, kept, merged)
     assert passes == [0, len(merged), len(merged)]  # the text's tokens are others than its rows'
+
+
+def test_how_often_the_greedy_reply_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of up to REPLIES rows spread over all; decoding shows whether a reply goes on."""
+    made = small()
+    prompt = train(made).prompt
+    monkeypatch.setattr(evaluator_module, "REPLIES", 5)
+    asked: list[Any] = []
+
+    def generate(
+        self: LanguageModel, prompt: Any, rows: Any, decoding: Decoding, **options: Any
+    ) -> list[tuple[Reply, ...]]:
+        asked.append((rows, decoding.max_new_tokens))
+        texts = [" positive", "negative", "positive.", "It is positive"]
+        return [(Reply(text, cut=False),) for text in texts]
+
+    monkeypatch.setattr(LanguageModel, "generate", generate)
+    comparison = evaluate(Evaluator(made.model, made.sequencer), prompt, made.sequences)
+    assert comparison.refined.greedy_is_choice == 0.5
+    assert asked == [(made.sequences[::3], 2)]  # 12 rows; choices of one token
+    written = [answer.reply for answer in comparison.refined_answers]
+    assert written[::3] == ["positive", "negative", "positive.", "It is positive"]
+    assert set(written[1::3] + written[2::3]) == {None}
+
+
+def test_a_low_share_of_choices_is_a_warning_with_its_cure() -> None:
+    assert (
+        describe_greedy(0.995) == "the refined prompt's greedy reply is a choice in 99.5 % of rows"
+    )
+    told = describe_greedy(0.0)
+    assert told.startswith(
+        "warning: the refined prompt's greedy reply is a choice in 0.0 % of rows"
+    )
+    assert "objective.over = 'both'" in told

@@ -209,6 +209,7 @@ def test_several_spans_are_counted_together(
     before = [len(s.context(made.prompt_ids)) for s in train]
     assert sum(tokens[part] for part in ("prefix", "prompt", "suffix")) == sum(before)
     full = sum(n + len(ids) - 1 for n, s in zip(before, train, strict=True) for ids in s.targets)
+    full += len(train)  # the right choice's last token, behind which the end of the turn is learned
     assert tokens["per_step_without_reuse"] == full / 3
 
 
@@ -233,9 +234,10 @@ def test_tokens_are_those_of_the_rows(
     assert tokens["prefix"] == sum(len(s.prefix) for s in train)
     assert tokens["prompt"] == 24 * prompt
     assert tokens["suffix"] == sum(len(s.suffix) for s in train)
-    assert tokens["target"] == sum(len(ids) for s in train for ids in s.targets)
+    assert tokens["target"] == sum(len(ids) for s in train for ids in s.with_end().targets)
     lines = [(s, ids) for s in train for ids in s.targets]
     full = sum(len(s.prefix) + prompt + len(s.suffix) + len(ids) - 1 for s, ids in lines)
+    full += len(train)  # the right choice's last token, behind which the end of the turn is learned
     assert tokens["per_step_without_reuse"] == full / 3
     assert tokens["per_step"] < tokens["per_step_without_reuse"] / 4
     everything = [*train, *sequencer.build(splits.dev), *sequencer.build(splits.test)]

@@ -82,7 +82,7 @@ def test_a_column_that_merges_keeps_its_plain_tokens() -> None:
     assert merged.plain is not None
     assert "\u0120film" in tokens(made, merged.plain)
     assert merged.uncut() == type(merged)(
-        (), merged.plain, merged.targets, merged.gold, None, merged.example
+        (), merged.plain, merged.targets, merged.gold, None, merged.example, end=merged.end
     )
 
 

@@ -40,6 +40,7 @@ from kit import DAY, LABELS, PLACEMENTS
 FILE = Path(__file__).with_name("curves.json")
 ROWS = 12  # of which the last four are dev
 FREE = Target()
+CHOICES = CrossEntropy(over="choices")  # of every case with choices that names no other
 
 # Name -> what differs from the plain run: Llama, the span behind the review, default parts.
 CASES: dict[str, dict[str, Any]] = {
@@ -47,7 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "place system": {"place": "system"},
     "place plain-start": {"place": "plain-start"},
     "objective over the answer": {"objective": CrossEntropy(over="answer")},
-    "objective over the choices": {"objective": CrossEntropy(over="choices")},
+    "objective over the choices": {"objective": CHOICES},
+    "objective over both": {"objective": CrossEntropy(over="both")},
     "optimizer adamw": {"optimizer": AdamW(learning_rate=0.1, beta2=0.9, weight_decay=0.1)},
     "optimizer sgd": {"optimizer": SGD(learning_rate=0.5)},
     "schedule linear": {"schedule": Schedule(warmup=0.5, shape="linear")},
@@ -74,6 +76,8 @@ def train(
 
     `answer` takes the place of every example's own, `tokens` is the longest free answer.
     """
+    if target.choices:
+        parts = {"objective": CHOICES, **parts}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from embedgrad.errors import EmbedgradError
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Objective
+from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts
@@ -139,21 +141,55 @@ def test_cross_entropy_over_the_answer(made: Kit) -> None:
         assert (found[b] - expected).abs().item() < 1e-10
 
 
-@pytest.mark.parametrize("over", ["choices", "auto"])
+@pytest.mark.parametrize("over", ["choices", "both", "auto"])
 @pytest.mark.parametrize("name", ["choices", "normalized"])
-def test_cross_entropy_over_the_choices(name: str, over: str) -> None:
+def test_cross_entropy_over_the_choices(
+    name: str, over: Literal["choices", "both", "auto"]
+) -> None:
     made = kit(target=TARGETS[name], rows=4, tie=False)
     rows = noisy(made.start)
-    objective = CrossEntropy(over="choices" if over == "choices" else "auto")
-    found = losses_of(objective, made, rows, made.sequences)
+    found = losses_of(CrossEntropy(over=over), made, rows, made.sequences)
     for b, logprobs in enumerate(full_logprobs(made.loaded, rows, made.sequences)):
         lengths = torch.tensor([len(ids) for ids in made.sequences[b].targets])
+        gold = made.sequences[b].gold
         scores = logprobs / lengths if name == "normalized" else logprobs
-        expected = -torch.log_softmax(scores, dim=0)[made.sequences[b].gold]
+        expected = -torch.log_softmax(scores, dim=0)[gold]
+        if over != "choices":  # the kit's outcome has no end of the turn
+            expected = expected - logprobs[gold] / lengths[gold]
         assert (found[b] - expected).abs().item() < 1e-10
 
 
-def test_cross_entropy_over_choices_that_are_not_there_is_refused() -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_cross_entropy_over_both_teaches_to_end_the_turn(normalize: bool, parts: int) -> None:
+    """Choices are compared without the end of the turn; the answer has it as its last token."""
+    made = kit(target=Target(choices=LONG_CHOICES, normalize=normalize), rows=6, tie=False)
+    end = made.sequencer.end_ids
+    assert end
+    assert all(s.end == end for s in made.sequences)
+    theta = {"span": (0.1 * torch.randn_like(made.start)).requires_grad_(True)}
+    parts_of = Parts(objective=CrossEntropy(over="both"))
+    loss = Loss(made.model, parts_of, made.sequencer.target, {"span": made.start})
+    found = loss(theta, made.sequences)
+    rows = Free().prompt(theta, {"span": made.start})["span"].detach()
+    ended = [dataclasses.replace(s, targets=(s.targets[s.gold] + end,)) for s in made.sequences]
+    lines = full_logprobs(made.loaded, rows, made.sequences)
+    for b, (logprobs, whole) in enumerate(
+        zip(lines, full_logprobs(made.loaded, rows, ended), strict=True)
+    ):
+        sequence = made.sequences[b]
+        lengths = torch.tensor([len(ids) for ids in sequence.targets])
+        scores = logprobs / lengths if normalize else logprobs
+        expected = -torch.log_softmax(scores, dim=0)[sequence.gold]
+        expected = expected - whole[0] / (lengths[sequence.gold] + 1)
+        assert (found[b] - expected).abs().item() < 1e-10
+    assert loss.gradient(theta, made.sequences, parts).loss == pytest.approx(found.mean().item())
+
+
+@pytest.mark.parametrize("over", ["choices", "both"])
+def test_cross_entropy_over_choices_that_are_not_there_is_refused(
+    over: Literal["choices", "both"],
+) -> None:
     made = kit(target=TARGETS["free"], rows=2)
-    with pytest.raises(EmbedgradError, match=r"over.*choices"):
-        losses_of(CrossEntropy(over="choices"), made, made.start, made.sequences)
+    with pytest.raises(EmbedgradError, match=f"over.*{over}.*choices"):
+        losses_of(CrossEntropy(over=over), made, made.start, made.sequences)

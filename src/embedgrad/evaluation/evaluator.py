@@ -24,6 +24,8 @@ from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
 
+REPLIES = 200  # rows with choices, spread over all, whose greedy reply is looked at as well
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class ScoredAnswer:
     `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
-    choices among themselves, or None for free text.
+    choices among themselves, or None for free text. `reply` is what the model writes to a row with
+    choices by itself, decoded greedily, where it was asked.
     """
 
     source: str
@@ -44,6 +47,7 @@ class ScoredAnswer:
     probabilities: tuple[float, ...] | None
     cut: bool = False
     unread: bool = False
+    reply: str | None = None
 
 
 @final
@@ -53,7 +57,8 @@ class Summary:
 
     `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
-    finds no answer: failures of form, not of reasoning.
+    finds no answer: failures of form, not of reasoning. `greedy_is_choice` is the share of replies
+    to rows with choices that are one of the choices; None where the model was not asked.
     """
 
     rows: int
@@ -63,6 +68,7 @@ class Summary:
     log_loss: float
     cut: int
     unread: int = 0
+    greedy_is_choice: float | None = None
 
 
 @final
@@ -199,6 +205,35 @@ class Evaluator:
             report(scoring("rows", len(answers), len(sequences)))
         return [answers[i] for i in range(len(sequences))]
 
+    def greedy_replies(
+        self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]
+    ) -> list[str]:
+        """What the model writes to rows with choices when nothing holds it to them.
+
+        Decoding ends one token behind the longest choice, which shows whether the reply goes on.
+        """
+        longest = max((len(ids) for s in sequences for ids in s.targets), default=0)
+        replies = self.model.generate(
+            prompt,
+            sequences,
+            Decoding(max_new_tokens=longest + 1),
+            end_ids=self.end_ids,
+            batch_size=self.evaluation.batch_size,
+        )
+        return [reply[0].text.strip() for reply in replies]
+
+    def add_replies(
+        self,
+        answers: Sequence[ScoredAnswer],
+        prompt: Prompt | Tensor,
+        sequences: Sequence[TokenSequence],
+    ) -> list[ScoredAnswer]:
+        """The answers, with the greedy replies to up to `REPLIES` rows spread over them."""
+        some = range(0, len(sequences), math.ceil(len(sequences) / REPLIES))
+        replies = self.greedy_replies(prompt, [sequences[i] for i in some])
+        written = dict(zip(some, replies, strict=True))
+        return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
+
     def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
         best = int(shares_C.argmax())
         return ScoredAnswer(
@@ -226,6 +261,8 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
     """Scores of one prompt's answers, with the interval of `score_interval`."""
     scores, predicted = [a.correct for a in answered], [a.predicted for a in answered]
     f1 = macro_f1([a.answer for a in answered], predicted, choices) if choices else None
+    texts = {choice.strip() for choice in choices}
+    written = [a.reply in texts for a in answered if a.reply is not None]
     return Summary(
         rows=len(answered),
         accuracy=sum(scores) / len(answered),
@@ -234,6 +271,7 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
         log_loss=sum(a.loss for a in answered) / len(answered),
         cut=sum(a.cut for a in answered),
         unread=sum(a.unread for a in answered),
+        greedy_is_choice=sum(written) / len(written) if written else None,
     )
 
 
@@ -285,4 +323,7 @@ def evaluate(
     if not kept:
         own = part_of(report, "refined prompt", 0, len(sequences))
         refined = evaluator.score(prompt.rows, sequences, own)
+    if evaluator.target.choices:
+        refined = evaluator.add_replies(refined, prompt.rows, sequences)
+        text = refined if kept else text
     return compare_answers(text, refined, evaluator.target.choices)

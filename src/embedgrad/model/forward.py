@@ -141,7 +141,10 @@ class ForwardPass:
         return output
 
     def in_full(self, prompt_PD: Tensor, scored: Scored, width: int) -> Tensor:
-        """Summed log-probabilities [B, width] of the targets, each in a pass over the whole."""
+        """Summed log-probabilities [B, width] of the targets, each in a pass over the whole.
+
+        A target that begins another is read in the other's pass.
+        """
         if self.longest_reuse is not None and (len(scored), width) != (1, 1):
             # Rotary scaling by length sees the longest line of a batch, so each goes alone.
             alone = [
@@ -151,27 +154,30 @@ class ForwardPass:
             nothing = prompt_PD.new_zeros(())
             return torch.stack([torch.stack(a + [nothing] * (width - len(a))) for a in alone])
         lines = [
-            (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), b * width + c)
+            (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), begun)
             for b, (s, targets) in enumerate(scored)
-            for c, ids in enumerate(targets)
+            for ids, begun in _join_begun(s, targets, b * width)
         ]
         longest = max(len(context) + len(ids) - 1 for context, _, ids, *_ in lines)
         ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         keep_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        prompt_at, tokens, cells = list[int](), list[int](), list[int]()
-        for i, (context, places, ids, inputs, cell) in enumerate(lines):
+        prompt_at, read_at = list[int](), list[int]()
+        tokens, cells, kept = list[int](), list[int](), 0
+        for i, (context, places, ids, inputs, begun) in enumerate(lines):
             full = context + inputs[:-1]
             ids_BT[i, : len(full)] = torch.tensor(full)
             mask_BT[i, : len(full)] = 1
             keep_BT[i, len(context) - 1 : len(full)] = True
             prompt_at += [i * longest + place for place in places]
-            tokens += ids
-            cells += [cell] * len(ids)
+            for cell, length in begun:
+                tokens += ids[:length]
+                cells += [cell] * length
+                read_at += range(kept, kept + length)
+            kept += len(ids)
         embeds = self.splice(ids_BT.to(self.device), self._indices(prompt_at), prompt_PD)
         logits = self.full_pass(embeds, mask_BT.to(self.device), keep_BT.to(self.device))
-        places_W = torch.arange(len(tokens), device=self.device)
-        logprobs_W = token_logprobs(logits, places_W, self._indices(tokens))
+        logprobs_W = token_logprobs(logits, self._indices(read_at), self._indices(tokens))
         return table(logprobs_W, self._indices(cells), (len(scored), width))
 
     def embed_in_full(self, prompt_PD: Tensor, sequence: TokenSequence) -> Tensor:
@@ -196,6 +202,26 @@ class ForwardPass:
             for module in self.model.modules():
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
+
+
+def _join_begun(
+    sequence: TokenSequence, targets: Sequence[Ids], cell: int
+) -> list[tuple[Ids, list[tuple[int, int]]]]:
+    """The targets that begin no other, each with the cell and length of all that begin it.
+
+    `cell` is the first target's.
+    """
+    joined: list[tuple[Ids, list[tuple[int, int]]]] = []
+    for c in sorted(range(len(targets)), key=lambda c: -len(targets[c])):
+        ids, read = targets[c], sequence.inputs_of(targets[c])[:-1]
+        for longer, begun in joined:
+            same = sequence.inputs_of(longer)[: len(read)] == read
+            if longer[: len(ids)] == ids and same:
+                begun.append((cell + c, len(ids)))
+                break
+        else:
+            joined.append((ids, [(cell + c, len(ids))]))
+    return sorted(joined, key=lambda line: line[1][0])
 
 
 def in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:

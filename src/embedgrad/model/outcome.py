@@ -18,7 +18,8 @@ class Outcome:
     fewer targets; `tokens_BC` counts those tokens; `gold_B` is the index of the right answer.
     `normalize` compares choices per token. `groups`, `tasks` and the columns of `extra` have one
     entry per example, as have `reasoning_tokens`: how many tokens of the right answer are a worked
-    solution up to its final answer.
+    solution up to its final answer. `end_logprobs_B` is the log-probability of ending the turn
+    after the right choice, where the objective asks for it.
     """
 
     logprobs_BC: Tensor
@@ -29,6 +30,7 @@ class Outcome:
     tasks: tuple[str | None, ...] = ()
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     reasoning_tokens: tuple[int, ...] = ()
+    end_logprobs_B: Tensor | None = None
 
     @property
     def answer_logprobs_B(self) -> Tensor:

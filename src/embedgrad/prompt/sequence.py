@@ -32,7 +32,8 @@ class Target:
     normalize: bool = False
     """Compare choices by log-probability per token instead of the sum."""
     end: bool | None = None
-    """Learn to end the turn after the answer. Unset: for free text only."""
+    """Whether the end of the turn belongs to the answer. Unset: to free text; of choices it is
+    learned by `objective.over = "both"`, but choices are compared without it."""
 
     def __post_init__(self) -> None:
         repeated = [choice for choice, n in Counter(self.choices).items() if n > 1]
@@ -61,7 +62,8 @@ class TokenSequence:
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
     `inputs` is what the model reads instead of each target, of the same length; None: the
     targets themselves, which are the labels. `reasoning` counts the first tokens of the right
-    target that are a worked solution up to its final answer.
+    target that are a worked solution up to its final answer. `end` is what the model is to write
+    behind a choice, though it does not count in comparing them.
     """
 
     prefix: Ids
@@ -74,10 +76,17 @@ class TokenSequence:
     later: tuple[int, ...] = ()
     reasoning: int = 0
     inputs: tuple[Ids, ...] | None = None
+    end: Ids = ()
 
     def inputs_of(self, target: Ids) -> Ids:
         """What the model reads instead of one of the targets."""
         return target if self.inputs is None else self.inputs[self.targets.index(target)]
+
+    def with_end(self) -> TokenSequence:
+        """The row with one target more: the right one and the end of the turn behind it."""
+        ended = self.targets[self.gold] + self.end
+        inputs = self.inputs and (*self.inputs, self.inputs[self.gold] + self.end)
+        return replace(self, targets=(*self.targets, ended), inputs=inputs, end=())
 
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
@@ -225,8 +234,9 @@ class Sequencer:
                 f"target.choices: {list(answers)!r} are not different texts for this model's "
                 "tokenizer; choose other words"
             )
+        end = self.end_ids if self.target.choices and self.target.end is None else ()
         if self._ends(targets):
-            targets = tuple(ids + self.end_ids for ids in targets)
+            targets, end = tuple(ids + self.end_ids for ids in targets), ()
         gold = 0
         if self.target.choices and example.answer:
             if example.answer not in self.target.choices:
@@ -244,7 +254,16 @@ class Sequencer:
         plain = self._cutting.plain(rendered.text)
         shared = _alike(prefix, self._opening)
         sequence = TokenSequence(
-            prefix, tuple(suffix), targets, gold, plain, example, shared, tuple(later), reasoning
+            prefix,
+            tuple(suffix),
+            targets,
+            gold,
+            plain,
+            example,
+            shared=shared,
+            later=tuple(later),
+            reasoning=reasoning,
+            end=end,
         )
         same = sequence.context(self.prompt_ids) == plain
         return replace(sequence, plain=None) if same else sequence

@@ -258,7 +258,8 @@ def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[
     template, data, target = sections["template"], sections.get("data"), sections["target"]
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
-        problems.append("objective.over: 'choices', but target.choices lists none")
+        over = getattr(objective, "over", objective)
+        problems.append(f"objective.over: {over!r}, but target.choices lists none")
     if free and sections["training"] and sections["training"].metric == "macro_f1":
         problems.append("training.metric: 'macro_f1', but target.choices lists none")
     if template and data and data.truncate and data.truncate not in template.columns:

@@ -50,7 +50,19 @@ class Loss:
         """What the model says of the batch with the prompt of theta."""
         prompt = self.parts.parameterization.prompt(theta, self.start)
         choices = self.parts.objective.needs_choices(available=bool(self.target.choices))
-        return self.model.outcome(prompt, batch, choices=choices, normalize=self.target.normalize)
+        normalize = self.target.normalize
+        if not (choices and self.parts.objective.needs_end and all(s.end for s in batch)):
+            return self.model.outcome(prompt, batch, choices=choices, normalize=normalize)
+        rows = [sequence.with_end() for sequence in batch]
+        outcome = self.model.outcome(prompt, rows, choices=choices, normalize=normalize)
+        last_B1 = torch.tensor([[len(s.targets)] for s in batch], device=outcome.gold_B.device)
+        ended_B = outcome.logprobs_BC.gather(1, last_B1).squeeze(1)
+        return dataclasses.replace(
+            outcome,
+            logprobs_BC=outcome.logprobs_BC.scatter(1, last_B1, -math.inf),
+            tokens_BC=outcome.tokens_BC.scatter(1, last_B1, 0),
+            end_logprobs_B=ended_B - outcome.answer_logprobs_B,
+        )
 
     def gradient(
         self, theta: Theta, batch: Sequence[TokenSequence], accumulate: int = 1
@@ -102,12 +114,12 @@ def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
         return torch.nn.functional.pad(values_BC.detach(), (0, missing), value=fill)
 
     first, *_ = outcomes
-    if len(outcomes) == 1:
-        return dataclasses.replace(first, logprobs_BC=first.logprobs_BC.detach())
+    ends = [o.end_logprobs_B.detach() for o in outcomes if o.end_logprobs_B is not None]
     return dataclasses.replace(
         first,
         logprobs_BC=torch.cat([pad(o.logprobs_BC, -math.inf) for o in outcomes]),
         tokens_BC=torch.cat([pad(o.tokens_BC, 0) for o in outcomes]),
+        end_logprobs_B=torch.cat(ends) if ends else None,
         gold_B=torch.cat([o.gold_B for o in outcomes]),
         groups=tuple(group for o in outcomes for group in o.groups),
         tasks=tuple(task for o in outcomes for task in o.tasks),

@@ -19,7 +19,7 @@ from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
-from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
 from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_reusable
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
@@ -176,7 +176,8 @@ def _count(
 ) -> dict[str, Any]:
     """What a recipe takes without any measurement, and where its prompt could be exported."""
     workload, splits, (network, _, info) = now.workload, estimator.splits, parts
-    train, choices, step = splits.train, over_choices(recipe), workload.step_tokens
+    train, choices = as_trained(recipe, splits.train), over_choices(recipe)
+    step = workload.step_tokens
     full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
     weights = sum(p.numel() for p in network.parameters())
     weights -= info.vocabulary * info.width * (1 if info.tied else 2)

@@ -18,7 +18,7 @@ import torch
 from embedgrad.environment import memory_in_use, peak_memory, reset_peak_memory
 from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer
 from embedgrad.events import quiet
-from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, over_choices
+from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import PASS_COST
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
@@ -68,7 +68,8 @@ class Probe:
         """Everything, in the order of a run."""
         recipe, splits, free = self.recipe, self.splits, not self.recipe.target.choices
         self._build_prefixes()
-        self._measure("steps", splits.train, over_choices(recipe), self._train)
+        train = as_trained(recipe, splits.train)
+        self._measure("steps", train, over_choices(recipe), self._train)
         examples = sorted(splits.dev or splits.train, key=splits.length)
         self._measure("scoring", examples, not free, self._score)
         if free:

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from embedgrad.evaluation.evaluator import REPLIES
 from embedgrad.model.packing import PASS_COST
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
@@ -44,6 +45,10 @@ class TokenizedSplits:
         """Tokens of an example between prefix and target."""
         return self.prompt + len(s.suffix) - len(s.later)
 
+    def tokens_before(self, s: TokenSequence) -> int:
+        """Tokens that a pass computes before an example's answer."""
+        return self.own(s) if self.reuses(s) else s.length(self.prompt)
+
     def length(self, s: TokenSequence) -> int:
         """Tokens of an example with its longest target."""
         return s.length(self.prompt) + max(map(len, s.targets), default=0)
@@ -58,9 +63,15 @@ class TokenizedSplits:
         return s.targets if choices else (s.targets[s.gold],)
 
     def tokens_in_full(self, s: TokenSequence, *, choices: bool) -> int:
-        """Tokens computed without prefix reuse: every target takes a sequence of its own."""
-        before = s.length(self.prompt)
-        return sum(before + len(ids) - 1 for ids in self.targets(s, choices=choices))
+        """Tokens computed without prefix reuse: a sequence for every target.
+
+        One that begins another needs none, but where rotary scaling depends on the length.
+        """
+        before, targets = s.length(self.prompt), self.targets(s, choices=choices)
+        if self.longest_reuse in (0, math.inf):
+            begun = {ids[:n] for ids in targets for n in range(len(ids))}
+            targets = tuple(ids for ids in targets if ids not in begun)
+        return sum(before + len(ids) - 1 for ids in targets)
 
     def tokens(self, s: TokenSequence, *, choices: bool) -> int:
         """Tokens that a pass computes for an example with its prefix stored."""
@@ -119,7 +130,8 @@ def count(
         return sum(splits.prefixes(part).values()) * (stored + (1 - stored) * times)
 
     order = training.epoch_order(rows, 0)[: steps * training.batch_size]
-    trained = [splits.train[i] for i in order]
+    train = as_trained(recipe, splits.train)
+    trained = [train[i] for i in order]
     epoch = training.steps_per_epoch(len(trained))
     step_tokens = read(trained, over_choices(recipe)) / epoch
     effort = {("steps", "steps"): step_tokens * steps}
@@ -130,6 +142,10 @@ def count(
         # The text prompt is scored by plain tokens where these differ.
         plain = sum(len(s.prefix) for s in part if s.plain is not None)
         effort[name, "scoring"] = reads * (times * read(part, not free) + plain)
+        if name == "test" and not free:  # how often the greedy reply is a choice
+            some = part[:: math.ceil(len(part) / REPLIES) or 1]
+            longest = max((len(ids) for s in part for ids in s.targets), default=0)
+            effort[name, "scoring"] += sum(splits.tokens_before(s) + longest for s in some)
         if free:
             effort[name, "answers"] = write(part, text - 1 + (times - 1) * (refined - 1))
     if splits.writes:
@@ -138,6 +154,12 @@ def count(
         effort["solutions", "scoring"] = read(splits.train, choices=False)
     per_epoch, evaluations = training.steps_per_epoch(rows), evaluations if splits.dev else 0
     return Workload(steps, per_epoch, evaluations, trained, step_tokens, effort)
+
+
+def as_trained(recipe: Recipe, train: Examples) -> Examples:
+    """The training examples as the loss reads them."""
+    ended = over_choices(recipe) and recipe.parts.objective.needs_end
+    return [s.with_end() if ended and s.end else s for s in train]
 
 
 def over_choices(recipe: Recipe) -> bool:

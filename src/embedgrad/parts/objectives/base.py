@@ -25,6 +25,11 @@ class Objective(ABC):
         """Columns of the data that it reads as `outcome.extra`, besides those of the template."""
         return ()
 
+    @property
+    def needs_end(self) -> bool:
+        """Whether it reads `outcome.end_logprobs_B`."""
+        return False
+
     @abstractmethod
     def needs_choices(self, *, available: bool) -> bool:
         """Whether every choice must be scored; `available` says whether there are choices."""

@@ -20,27 +20,38 @@ class CrossEntropy(Objective):
 
     over the answer:   loss = -(1/n) sum_t log p(token_t | before it)      nats per token
     over the choices:  loss = -log softmax(scores)[right choice]           nats per choice
-    where a choice's score is its log-probability (per token with target.normalize).
+    over both:         loss = the sum of the two, and the answer includes the end of the turn
+    where a choice's score is its log-probability (per token with target.normalize). The choices
+    alone teach the ranking among them, but not to answer with one of them at all.
     Source: EmbedGrad, https://arxiv.org/abs/2508.03533 (over the answer).
     """
 
     is_mean: ClassVar[bool] = True
 
-    over: Literal["auto", "answer", "choices"] = "auto"
-    """What the probability is shared among; auto: the choices where there are any."""
+    over: Literal["auto", "answer", "choices", "both"] = "auto"
+    """What the probability is shared among; auto: both where there are choices, else the answer."""
+
+    @property
+    def needs_end(self) -> bool:
+        return self.over in ("auto", "both")
 
     def needs_choices(self, *, available: bool) -> bool:
-        return self.over == "choices" or (self.over == "auto" and available)
+        return self.over in ("choices", "both") or (self.over == "auto" and available)
 
     def losses(self, outcome: Outcome) -> Tensor:
         available = outcome.logprobs_BC.shape[1] > 1
-        if self.needs_choices(available=available):
-            if not available:  # a softmax over one is 1, and teaches nothing
-                problem = "'choices', but there are none; name them in target.choices"
-                raise RecipeError("objective.over", [problem])
-            shares_BC = torch.log_softmax(outcome.scores_BC, dim=1)
-            return -shares_BC.gather(1, outcome.gold_B[:, None]).squeeze(1)
-        return -outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)
+        answer_B, tokens_B = -outcome.answer_logprobs_B, outcome.answer_tokens_B
+        if self.needs_end and outcome.end_logprobs_B is not None:
+            answer_B, tokens_B = answer_B - outcome.end_logprobs_B, tokens_B + 1
+        answer_B = answer_B / tokens_B.clamp(min=1)
+        if not self.needs_choices(available=available):
+            return answer_B
+        if not available:  # a softmax over one is 1, and teaches nothing
+            problem = f"{self.over!r}, but there are no choices; name them in target.choices"
+            raise RecipeError("objective.over", [problem])
+        shares_BC = torch.log_softmax(outcome.scores_BC, dim=1)
+        choice_B = -shares_BC.gather(1, outcome.gold_B[:, None]).squeeze(1)
+        return choice_B if self.over == "choices" else choice_B + answer_B
 
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
         return losses_B.mean()

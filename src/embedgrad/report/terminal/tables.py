@@ -22,6 +22,7 @@ NOTHING_BETTER = (
 RELIABLE = 0.05  # the p-value below which a difference counts
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
+FREE_ENOUGH = 0.9  # share of greedy replies that are a choice, below which a warning is due
 NARROWEST = 80  # columns; a smaller terminal wraps lines, which loses less than cutting cells
 LONGEST_CELL = 1000  # characters; more than any terminal is wide
 
@@ -40,11 +41,25 @@ def comparison_table(result: Row) -> RenderableType:
     parts += [sentence(line) for line in _facts(result)]
     if "train" in result and not result["train"].get("best_step", 1):
         parts.append(sentence(NOTHING_BETTER, "bold"))
+    share = result.get("refined", {}).get("greedy_is_choice")
+    if is_number(share):
+        parts.append(sentence(describe_greedy(share), "bold yellow" if share < FREE_ENOUGH else ""))
     if "difference" in result:
         parts.append(sentence(verdict(result["difference"]), "bold"))
     elif "train" in result:
         parts.append(sentence("no test rows were scored", "bold"))
     return Group(*parts)
+
+
+def describe_greedy(share: float) -> str:
+    """How often a client that asks for free text gets a choice, and what to do if it is rare."""
+    line = f"the refined prompt's greedy reply is a choice in {percent(share)} of rows"
+    if share >= FREE_ENOUGH:
+        return line
+    return (
+        f"warning: {line}; train with objective.over = 'both', or hold the engine to the choices, "
+        "as `embedgrad serve` shows"
+    )
 
 
 def verdict(difference: Row) -> str:

