@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -99,9 +99,7 @@ def echo(text: str, *, whole: bool = False) -> None:
     typer.echo(encodable(text if whole else wrap(text, sys.stdout), sys.stdout.encoding))
 
 
-def print_values(
-    values: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
-) -> None:
+def print_values(values: Mapping[str, Any], as_json: bool, show: Callable[[Any], None]) -> None:
     if not as_json:
         show(values)
         return

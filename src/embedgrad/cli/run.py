@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +171,7 @@ def _run(
         _refuse_no_gain(result)
 
 
-def _refuse_no_gain(result: dict[str, Any]) -> None:
+def _refuse_no_gain(result: Mapping[str, Any]) -> None:
     """--require-gain: raise `NoGain` unless the verdict is a gain."""
     from embedgrad.report.terminal.tables import verdict
 
@@ -179,7 +180,7 @@ def _refuse_no_gain(result: dict[str, Any]) -> None:
         raise NoGain(words)
 
 
-def _show_result(result: dict[str, Any]) -> None:
+def _show_result(result: Mapping[str, Any]) -> None:
     from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 
     if "changed" in result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, final
+from typing import Annotated, TypedDict, cast, final
 
 import torch
 from annotated_types import Gt
@@ -72,6 +72,42 @@ class Summary:
 
 
 @final
+class Scores(TypedDict):
+    """A `Summary` as plain values."""
+
+    rows: int
+    accuracy: float
+    interval: Sequence[float]
+    macro_f1: float | None
+    log_loss: float
+    cut: int
+    unread: int
+    greedy_is_choice: float | None
+
+
+@final
+class Difference(TypedDict):
+    """Refined minus text, as in `Comparison`; `fixed` and `broken` are numbers of rows."""
+
+    accuracy: float
+    interval: Sequence[float]
+    test: str
+    p_value: float
+    fixed: int
+    broken: int
+
+
+@final
+class ComparisonScores(TypedDict):
+    """The part of `result.json` that holds scores."""
+
+    text: Scores
+    refined: Scores
+    difference: Difference
+    test_rows: int
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two prompts on the same rows.
@@ -92,11 +128,11 @@ class Comparison:
     text_answers: tuple[ScoredAnswer, ...] = field(repr=False)
     refined_answers: tuple[ScoredAnswer, ...] = field(repr=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ComparisonScores:
         """The part of `result.json` that holds scores."""
         return {
-            "text": asdict(self.text),
-            "refined": asdict(self.refined),
+            "text": cast(Scores, asdict(self.text)),
+            "refined": cast(Scores, asdict(self.refined)),
             "difference": {
                 "accuracy": self.difference,
                 "interval": list(self.interval),

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
@@ -28,7 +28,7 @@ from embedgrad.events import Report, part_of, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
-from embedgrad.experiments.compare.results import TEXT, results_of, scores_of
+from embedgrad.experiments.compare.results import TEXT, CompareResult, results_of, scores_of
 from embedgrad.formatting import duration
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
@@ -51,7 +51,7 @@ def compare(
     report: Report = show,
     *,
     model: LanguageModel | None = None,
-) -> dict[str, Any]:
+) -> CompareResult:
     """Run `recipe.compare` and return the content of `results.json`.
 
     What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
@@ -104,7 +104,7 @@ def compare(
         figure = figure_svg(results)
         if figure is not None:
             write_file(folder.path / "figure.svg", figure)
-    return results
+    return cast(CompareResult, results)
 
 
 def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:

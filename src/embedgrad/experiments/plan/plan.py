@@ -6,7 +6,7 @@ import datetime
 import math
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Required, TypedDict, cast, final
 
 import torch
 
@@ -34,6 +34,28 @@ from embedgrad.report.terminal.bars import show
 from embedgrad.training.self_training import source_of
 
 
+@final
+class PlanResult(TypedDict, total=False):
+    """What a recipe takes; problems may end it early, and time and memory need measuring."""
+
+    problems: Required[list[str]]
+    model: Required[dict[str, Any]]
+    data: Required[dict[str, Any]]
+    notes: Required[list[str]]
+    spans: list[dict[str, Any]]
+    merged: dict[str, Any]
+    tokens: dict[str, float]
+    course: dict[str, int]
+    flops: dict[str, float]
+    prefixes: dict[str, Any]
+    exports: list[dict[str, Any]]
+    measured: bool
+    seconds: dict[str, float]
+    memory: dict[str, Any]
+    replies: dict[str, Any]
+    budget: dict[str, Any]
+
+
 def plan(
     recipe: Recipe,
     *,
@@ -41,7 +63,7 @@ def plan(
     measure: bool = True,
     report: Report = show,
     started: float | None = None,
-) -> dict[str, Any]:
+) -> PlanResult:
     """What a recipe takes before it runs, as plain JSON values.
 
     With `measure` the model is loaded and a few batches are timed; without, memory and time are
@@ -67,7 +89,7 @@ def plan(
     loading, loaded = peak_memory(device), memory_in_use(device)
     itemsize = getattr(torch, info.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
-    values: dict[str, Any] = {
+    values: PlanResult = {
         "problems": problems.lines,
         "model": {
             **{n: getattr(info, n) for n in ("name", "architecture", "dtype", "context")},
@@ -138,7 +160,8 @@ def plan(
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
     estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)
-    values |= {**_count(recipe, estimator, parts, now), "measured": measure}
+    counts = {**_count(recipe, estimator, parts, now), "measured": measure}
+    values |= cast(PlanResult, counts)
     values["prefixes"]["reason"] = reason
     if measure:
         over, replies = budget.over(now), asdict(rates)
