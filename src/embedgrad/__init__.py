@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
-    from embedgrad.deploy.export import export, verify
+    from embedgrad.deploy.export import ExportResult, export, verify
+    from embedgrad.deploy.verify.parity import CheckResult
     from embedgrad.errors import (
         ArtifactError,
         DataError,
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
     from embedgrad.events import quiet
     from embedgrad.experiments.compare.compare import compare
-    from embedgrad.experiments.plan import plan
-    from embedgrad.experiments.run import run
+    from embedgrad.experiments.compare.results import CompareResult
+    from embedgrad.experiments.plan import PlanResult, plan
+    from embedgrad.experiments.run import RunResult, run
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "CheckResult",
+    "CompareResult",
     "Comparison",
     "DataError",
     "Decoding",
@@ -60,15 +64,18 @@ __all__ = [
     "Evaluator",
     "Example",
     "ExportError",
+    "ExportResult",
     "LanguageModel",
     "ModelError",
     "OptionError",
     "Parts",
+    "PlanResult",
     "PromptEmbedding",
     "Recipe",
     "RecipeError",
     "Refinement",
     "RunError",
+    "RunResult",
     "Splits",
     "Target",
     "Template",
@@ -95,13 +102,15 @@ __all__ = [
 _HOMES = {
     "data.examples": ("Example",),
     "data.splits": ("Splits", "read_splits"),
-    "deploy.export": ("export", "verify"),
+    "deploy.export": ("ExportResult", "export", "verify"),
+    "deploy.verify.parity": ("CheckResult",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "events": ("quiet",),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
     "experiments.compare.compare": ("compare",),
-    "experiments.plan": ("plan",),
-    "experiments.run": ("run",),
+    "experiments.compare.results": ("CompareResult",),
+    "experiments.plan": ("PlanResult", "plan"),
+    "experiments.run": ("RunResult", "run"),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
