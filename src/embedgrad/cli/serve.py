@@ -14,7 +14,10 @@ from embedgrad.cli.completion import ENGINES, one_of
 @app.command(epilog="Example:  embedgrad serve runs/first")
 def serve(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `export` wrote.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A folder that `optimize` or `export` wrote, or a saved prompt's."
+        ),
     ],
     engine: Annotated[
         str,

@@ -135,6 +135,7 @@ class LanguageModel:
             rows=rows,
             spans=spans,
             context=self.info.context,
+            vocabulary=self.info.vocabulary,
             merges=merges,
             truncate=truncate,
         )

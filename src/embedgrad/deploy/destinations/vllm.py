@@ -20,9 +20,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     TEMPLATE_FILE,
-    Base,
     command_line,
     frozen_template,
     max_new_tokens,
@@ -45,7 +45,7 @@ def payload(embeds):
 def settings(more):
     """Fields of every body. The salt keeps the prefix cache from mixing up two prompts."""
     return {{
-        "model": MODEL,
+        "model": {model},
         "cache_salt": {salt},
         "max_tokens": {max_new_tokens},
         "temperature": 0,
@@ -99,15 +99,17 @@ class VllmBodies(Bodies):
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         text = _COMPLETION.format(
-            salt=to_source(facts["rows"]), max_new_tokens=max_new_tokens(exported)
+            salt=to_source(facts["rows"]),
+            max_new_tokens=max_new_tokens(exported),
+            model=to_source(facts["model"]),
         )
         if facts["chat"]:
             template = exported.prompt.template
-            options = f'"chat_template_kwargs": {dict(template.options)!r}, '
+            options = f'"chat_template_kwargs": {dict(template.variables)!r}, '
             text += _CHAT.format(
                 messages=messages_source(template),
                 lengths=[len(span.ids) for span in exported.spans],
-                options=options if template.options else "",
+                options=options if template.variables else "",
             )
         route = "chat" if facts["chat"] else "completion"
         return text + _CLOSING.format(route=route, columns=command_line(facts["columns"]))
@@ -132,8 +134,10 @@ class VllmBodies(Bodies):
         return whole_TD
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        base = Base(written["model"], written["revision"])
-        serve = f"vllm serve {shlex.quote(base.model)}{base.flags} --runner generate"
+        base = Base(written["model"], written["revision"], written["public"])
+        serve = f"vllm serve {base.serving} --runner generate"
+        if not base.public:
+            serve += f" --served-model-name {shlex.quote(base.model)}"
         serve += f" --enable-prompt-embeds --dtype {written['dtype']}"
         if written["chat"]:
             serve += " --chat-template-content-format string"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -47,6 +48,23 @@ class ModelInfo:
     license: str | None
     gguf_sha256: str | None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the name is a path, which says nothing elsewhere."""
+        return self.kind in ("folder", "gguf")
+
+    @property
+    def title(self) -> str:
+        """The name for people: of a path the last part."""
+        return Path(os.path.abspath(self.name)).name if self.is_local else self.name
+
+    def facts(self) -> dict[str, Any]:
+        """What an artifact records, as plain JSON values; a path is absolute."""
+        facts = {name: value for name, value in asdict(self).items() if name != "path"}
+        if self.is_local:
+            facts["name"] = os.path.abspath(os.path.expanduser(self.name))
+        return {**facts, "fits_revisions": [self.revision] if self.revision else []}
+
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
     """The unscaled table [V, D] of a model; raises `ModelError` where it is no plain matrix."""
@@ -54,6 +72,19 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise ModelError(f"{type(model).__name__} has no plain embedding table to take rows from")
     return table.detach()
+
+
+def check_finite(what: str, table_VD: Tensor) -> None:
+    """Raise `ModelError` with the rows of a table that are not finite."""
+    bad = [~rows.isfinite().all(1) for rows in torch.split(table_VD, _CHUNK_ROWS)]
+    rows = torch.cat(bad).nonzero().flatten().tolist()
+    if rows:
+        listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        raise ModelError(
+            f"{what}: {len(rows)} of the {len(table_VD):,} rows of its embedding table are not"
+            f" finite (NaN or infinite), of the token ids {listed}; repair them, or download it"
+            " again"
+        )
 
 
 def embedding_digest(table_VD: Tensor) -> str:
