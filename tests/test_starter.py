@@ -63,7 +63,7 @@ def test_what_it_writes_runs(
     assert type(recipe.evaluation.scorer).__name__.lower() == expected["scorer"]
     assert (recipe.model.name, recipe.data.train) == (str(model_folder), str(data))
     text = out.read_text("utf-8")
-    for note in done.out.splitlines()[1:]:
+    for note in done.out.partition("\n\nnext:\n")[0].splitlines()[1:]:
         assert f"#   {note}\n" in text
     short = ["training.steps=2", "evaluation.max_new_tokens=3"]
     sets = [part for setting in short for part in ("--set", setting)]
