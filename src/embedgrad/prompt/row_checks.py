@@ -1,4 +1,4 @@
-"""Check a tokenized row: ids without an embedding, and a prompt that ends inside a thought."""
+"""Check a tokenized row: ids without an embedding, an open thought."""
 
 from __future__ import annotations
 
