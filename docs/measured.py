@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from embedgrad.experiments.compare.results import methods_of
 from embedgrad.formatting import size
 from embedgrad.report.terminal.methods_table import methods_markdown
 from embedgrad.report.terminal.tables import comparison_table
@@ -254,6 +255,7 @@ def compared(root: Path, up: str) -> str:
         results = json.loads(path.read_text(encoding="utf-8"))
         link = f"[{path.name}]({up}{FOLDER}/{path.name})"
         parts.append(f"**{path.stem.removeprefix('compare-')}**, from {link}\n")
+        results["methods"] = methods_of(results["rows"])  # older ones have no interval
         parts.append(methods_markdown(results))
     return "\n".join(parts) or "No comparison is measured yet.\n"
 
@@ -269,7 +271,10 @@ def compared_short(root: Path, up: str) -> str:
         if text is None or ours is None:
             continue
         low, high = (100 * edge for edge in ours["difference_interval"])
-        others = (f"{name} {_percent(entry['accuracy'])}" for name, entry in methods.items())
+        others = (
+            f"{name} {_percent(entry['accuracy'])} ({entry['verdict']})"
+            for name, entry in methods.items()
+        )
         table.append(
             (
                 f"[{path.stem.removeprefix('compare-')}]({up}{FOLDER}/{path.name})",

@@ -57,9 +57,8 @@ RUNS: dict[str, Case] = {
     "file as run": (lambda p: ["evaluate", at(p.folder / "a")], ("a: no such run folder",)),
     "other folder": (
         lambda p: ["inspect", p.folder / "data"],
-        ("data: holds no recipe.toml; give the folder that `optimize` wrote",),
+        ("data: holds no recipe.toml and no prompt.json; give the folder",),
     ),
-    "prompt as run": (lambda p: ["generate", p.run / "prompt", "x"], ("holds no recipe.toml",)),
     "no prompt": (
         spoiled(lambda p: without(p, "prompt")),
         ("prompt.json: cannot be read (No such file",),

@@ -84,8 +84,11 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
-    "export": {"RUN...", "--to", "--out", "--no-verify", "--weights", "--set", "--json", "--quiet"},
-    "verify": {"DIR", "--run", "--json", "--quiet"},
+    "export": {
+        *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
+        *("--json", "--quiet"),
+    },
+    "verify": {"DIR", "--run", "--set", "--json", "--quiet"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},
@@ -268,7 +271,7 @@ def test_the_tables_say_what_the_result_says(examples: dict[str, Any], embedgrad
     for name in ("text", "refined"):
         share = f"{100 * result[name]['accuracy']:.1f} %"
         assert re.search(rf"{name} prompt +{re.escape(share)}", done.out), done.out
-    assert f"refined prompt saved in {result['artifact']}" in done.out
+    assert f"refined prompt saved in {examples['optimize'][3]}/{result['artifact']}" in done.out
     assert "Is the review positive" in embedgrad(*examples["inspect"]).out
 
 
@@ -278,7 +281,7 @@ def test_progress_says_how_it_goes_and_what_was_found(
     err = embedgrad(*examples["optimize"]).err
     assert "24 train rows (" in err
     assert re.search(
-        r"step 6/6, dev accuracy .* best .* gain .* over the text prompt, 100 % done", err
+        r"step 6/6, dev accuracy .* best .* points against the text prompt, 100 % done", err
     )
     assert "all steps done: 6 steps in" in err
 

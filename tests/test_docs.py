@@ -238,7 +238,7 @@ def test_tables_are_made_of_what_the_benchmarks_write(
     assert line.replace(" on 3 threads", "") in text_of(repository / "README.md")
     # What the demo prints: from the first seed.
     assert re.search(r"^text prompt +70.0 % +60.0 to 79.0", readme, re.M)
-    assert "gain of 10.0 points (95 % interval 10.0 to 30.0), McNemar p < 0.001" in readme
+    assert "improved: +10.0 points (95 % interval +10.0 to +30.0), McNemar p < 0.001" in readme
     # Dev scores of the losses: before, and at the best step.
     held = json.loads(text_of(path.with_name("loss-over.json")))["rows"]
     assert list(held) == list(bench.MEASUREMENTS["loss-over"].rows)
@@ -324,7 +324,7 @@ def test_a_comparison_is_kept_without_the_place_of_its_data(
     page = text_of(repository / "docs" / "page.md")
     assert "**demo**, from [compare-demo.json](../benchmarks/results/compare-demo.json)" in page
     accuracy = 100 * results["rows"][1]["accuracy"]
-    assert f"| embedgrad | {accuracy:.1f} % |" in page
+    assert f"| embedgrad | {accuracy:.1f} % (" in page
     picture = repository / "docs" / "gains.svg"
     assert ">demo</text>" in text_of(picture)
     assert generated("--check") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,6 @@ import tiny
 from embedgrad import ArtifactError, DataError, EmbedgradError, EngineError, Target, Template
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
-    Base,
     program_source,
     run_generated,
 )
@@ -229,7 +229,7 @@ def test_a_run_and_an_export_are_loaded_like_their_artifact(
 
 def source(job: Job, facts: dict[str, Any]) -> str:
     prompt, dtype = job.prompts[0], facts["dtype"]
-    return program_source(PROGRAM, EXAMPLE_FILE, prompt, Base.of(job), dtype=dtype)
+    return program_source(PROGRAM, EXAMPLE_FILE, prompt, job.base, dtype=dtype)
 
 
 def files(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -248,7 +248,7 @@ def test_the_program_is_short_and_needs_transformers_only(job: Job, tmp_path: Pa
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert {name.split(".")[0] for name in imported} == {
-        *("sys", "pathlib", "torch", "safetensors", "transformers"),
+        *("os", "sys", "pathlib", "torch", "safetensors", "transformers"),
     }
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
     assert len(statements) - 1 <= 30  # without the docstring
@@ -264,6 +264,11 @@ def test_the_program_answers_as_training_does_in_a_process_of_its_own(
     shutil.move(out, moved)  # it finds its files wherever they are
     program = [sys.executable, str(moved / "example.py"), REVIEW]
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr == "set BASE_MODEL to the folder or Hub id of the base model, base\n"
+    place = {**os.environ, "BASE_MODEL": free.model.info.path}
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, cwd=tmp_path, env=place
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.removesuffix("\n") == greedy(free, [REVIEW], 6)[0]
 
@@ -312,7 +317,7 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
     made = Template.chat(user="{review}\n\n[[Is it positive?]]", options=options)
     job = job_of(model, exported(model, template=made))
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     dated = template == tiny.DATED
     assert (out / "chat_template.jinja").is_file() is dated
     for sequence in job.prompts[0].sequences:
@@ -323,7 +328,7 @@ def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_
 
 def test_a_query_cannot_hold_the_place_of_the_rows(job: Job, tmp_path: Path) -> None:
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     with pytest.raises(ValueError, match="is longer than argument"):
         program.embeddings({"review": f"Good. {program.MARK}"})
 
@@ -356,7 +361,7 @@ def test_a_program_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     (out / "example.py").write_text(source(job, hostile))
     with pytest.raises(EngineError):
         checks.check("safetensors", out, job, hostile)
-    elsewhere = {**facts, "model": "somebody/model"}
+    elsewhere = {**facts, "model": "somebody/model", "public": True}
     with pytest.raises(EngineError, match="the export loads its model from somebody/model"):
         checks.check("safetensors", out, job, elsewhere)
     assert not trace.exists()
@@ -370,6 +375,6 @@ def test_names_of_columns_are_never_code(base: Path, tmp_path: Path) -> None:
     template = Template.chat(user=f"{{{name}}}\n\n[[Is it positive?]]")
     job = job_of(model, exported(model, template=template, examples=rows))
     out, facts = files(job, tmp_path / "out")
-    program = run_generated(out / "example.py", source(job, facts))
+    program = run_generated(out / "example.py", source(job, facts), job)
     assert program.token_ids(rows[0].columns)[0] == list(job.prompts[0].sequences[0].prefix)
     assert not trace.exists()

@@ -104,7 +104,10 @@ def test_no_override_ends_in_anything_but_a_value_or_a_refusal(name: str, value:
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "7", "häß.gguf", 'a "b"', "none"])
 @pytest.mark.parametrize("sets", [[], ["training.epochs=2", "model.dtype=float32"]])
-def test_an_option_is_short_for_a_setting(tmp_path: Path, name: str, sets: list[str]) -> None:
+def test_an_option_is_short_for_a_setting(
+    tmp_path: Path, name: str, sets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     settings = with_model(sets, name)
     assert read(tmp_path, *settings) == read(tmp_path, *sets, model={"name": name})
 

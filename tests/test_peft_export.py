@@ -107,14 +107,14 @@ def test_the_files_hold_prefix_and_rows(tmp_path: Path) -> None:
 
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the suffix's tokens, and only new text."""
-    from embedgrad.deploy.destinations.client_code import Base, program_source, run_generated
+    from embedgrad.deploy.destinations.client_code import program_source, run_generated
     from embedgrad.deploy.destinations.peft import PROGRAM
 
     job = made(tmp_path)
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    source = program_source(PROGRAM, "example.py", prompt, Base.of(job), dtype=facts["dtype"])
-    program = run_generated(out / "example.py", source)
+    source = program_source(PROGRAM, "example.py", prompt, job.base, dtype=facts["dtype"])
+    program = run_generated(out / "example.py", source, job)
     with silence_libraries():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         model = PeftModel.from_pretrained(base, out).eval()

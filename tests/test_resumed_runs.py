@@ -62,7 +62,8 @@ def assert_as_whole(folder: Path, result: Any, whole: tuple[Path, dict[str, Any]
     assert {name: result[name] for name in SCORES} == {name: whole[1][name] for name in SCORES}
     assert result["interrupted"] is False
     assert (result["train"]["ended"], result["train"]["steps"]) == ("finished", 12)
-    assert json.loads((folder / "result.json").read_text("utf-8")) == json.loads(json.dumps(result))
+    found = json.loads((folder / "result.json").read_text("utf-8"))
+    assert found == json.loads(json.dumps({**result, "artifact": "prompt"}))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -166,7 +167,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
     before = contents(out)
     done = embedgrad("resume", out, "--json")
     assert done.code == 0
-    assert done.json == json_of(whole)[1]
+    assert done.json == {**json_of(whole)[1], "artifact": str(out / "prompt")}
     assert f"{out}: finished already, at step 12; nothing is left to resume" in done.err
     assert contents(out) == before
 

@@ -86,6 +86,7 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
         "result.json",
         "prompt/prompt.json",
         "prompt/prompt.safetensors",
+        "check_rows.jsonl",
         "checkpoint/checkpoint.json",
         "checkpoint/checkpoint.safetensors",
     }
@@ -93,7 +94,9 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
 
 def test_the_result_holds_every_promised_number(finished: Finished) -> None:
     folder, result = finished
-    assert stored(folder / "result.json") == json.loads(json.dumps(result))
+    assert result["artifact"] == str(folder / "prompt")
+    found = stored(folder / "result.json")
+    assert found == json.loads(json.dumps({**result, "artifact": "prompt"}))
     for path in PROMISED:
         value: Any = result
         for name in path.split("."):
@@ -132,9 +135,10 @@ def test_the_predictions_add_up_to_the_scores(finished: Finished, data: Path) ->
         assert row["change"] == changes.get((right["text"], right["refined"]), "same")
         for name in ("text", "refined"):
             assert row[name]["correct"] == right[name]
-            assert sum(row[name]["probabilities"]) == pytest.approx(1, abs=1e-6)
-            best = max(range(2), key=row[name]["probabilities"].__getitem__)
-            assert row[name]["predicted"] == CHOICES[best]
+            shares = row[name]["probabilities"]
+            assert list(shares) == CHOICES
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+            assert row[name]["predicted"] == max(shares, key=shares.__getitem__)
     for name in ("text", "refined"):
         mean = sum(row[name]["correct"] for row in rows) / len(rows)
         assert result[name]["accuracy"] == mean
@@ -165,7 +169,7 @@ def test_the_artifact_says_where_it_comes_from(
     assert prompt["recipe"] == Recipe.read(folder / "recipe.toml").as_dict()
     for split, count in ROWS.items():
         entry = prompt["data"][split]
-        assert (entry["rows"], entry["source"]) == (count, str(data / f"{split}.jsonl"))
+        assert (entry["rows"], entry["source"]) == (count, f"{split}.jsonl")
         assert len(entry["sha256"]) == 64
     assert prompt["licenses"].keys() == {"model", "data"}
     assert prompt["decoding"] == {"do_sample": False, "max_new_tokens": 256, "stop": []}
@@ -223,7 +227,8 @@ def test_the_text_prompt_scores_as_in_plain_transformers(
             chosen = torch.tensor(ids[len(context) :])
             scores.append(torch.log_softmax(logits, 1)[torch.arange(len(chosen)), chosen].sum())
         shares = torch.softmax(torch.stack(scores), 0)
-        assert row["text"]["probabilities"] == pytest.approx(shares.tolist(), abs=1e-5)
+        named = dict(zip(CHOICES, shares.tolist(), strict=True))
+        assert row["text"]["probabilities"] == pytest.approx(named, abs=1e-5)
         right += CHOICES[int(shares.argmax())] == row["answer"]
     assert result["text"]["accuracy"] == right / ROWS["test"]
 

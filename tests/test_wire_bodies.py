@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 import tiny
 from embedgrad import EngineError, ExportError, Template
 from embedgrad.deploy.destinations import vllm_chat
-from embedgrad.deploy.destinations.client_code import Base, run_generated
+from embedgrad.deploy.destinations.client_code import run_generated
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.sglang import SglangBodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
@@ -64,8 +65,8 @@ def written(job: Job, folder: Path, name: str = "vllm") -> tuple[Path, dict[str,
 
 def client_of(job: Job, folder: Path, facts: dict[str, Any], name: str = "vllm") -> Any:
     """The exported client, run as its user would."""
-    source = WRITERS[name]().source(job.prompts[0], Base.of(job), facts)
-    return run_generated(folder / "client.py", source)
+    source = WRITERS[name]().source(job.prompts[0], job.base, facts)
+    return run_generated(folder / "client.py", source, job)
 
 
 def first_columns(job: Job) -> dict[str, str]:
@@ -102,7 +103,7 @@ def test_bodies_for_vllm(job: Job, tmp_path: Path) -> None:
     whole, chat = client.completion(columns), client.chat(columns, max_tokens=1)
     salt = facts["rows"]
     assert salt.startswith("sha256:")
-    settings = {"model": job.model.info.path, "cache_salt": salt, "max_tokens": 256}
+    settings = {"model": job.base.model, "cache_salt": salt, "max_tokens": 256}
     settings["temperature"] = 0
     assert {k: v for k, v in whole.items() if k != "prompt_embeds"} == settings
     assert {k: v for k, v in chat.items() if k != "messages"} == {**settings, "max_tokens": 1}
@@ -158,13 +159,13 @@ def test_commands_serve_in_the_precision_of_the_rows(base: Path, tmp_path: Path)
     assert torch.equal(rows, job.prompts[0].rows_PD.bfloat16())
     serve, ask, curl = VllmBodies().commands(Path("my export"), facts)
     assert serve == (
-        f"vllm serve {base} --runner generate --enable-prompt-embeds --dtype bfloat16 "
-        "--chat-template-content-format string"
+        f'vllm serve "$BASE_MODEL" --runner generate --served-model-name {base.name} '
+        "--enable-prompt-embeds --dtype bfloat16 --chat-template-content-format string"
     )
     assert ask == "python 'my export/client.py' REVIEW"
     assert curl.endswith("-d @'my export/completions.json'")
     launch = SglangBodies().commands(Path("out"), facts)[0]
-    assert launch.endswith(f"--model-path {base} --disable-radix-cache --dtype bfloat16")
+    assert launch.endswith('--model-path "$BASE_MODEL" --disable-radix-cache --dtype bfloat16')
 
 
 def test_rows_that_a_precision_cannot_hold_are_refused(base: Path, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def fake_server(job: Job, out: Path, name: str) -> FakeServer:
         return FakeSglang(job.model, torch.float32)
     template = out / "chat_template.jinja"
     chat = template.read_text("utf-8") if template.is_file() else job.model.tokenizer.chat_template
-    return FakeVllm(job.model, torch.float32, job.model.info.path, chat)
+    return FakeVllm(job.model, torch.float32, job.base.model, chat)
 
 
 def asked(server: FakeServer, client: Any, way: str, prompt: ExportedPrompt) -> torch.Tensor:
@@ -332,7 +333,7 @@ def test_a_client_that_makes_other_tokens_of_a_row_is_refused(job: Job, tmp_path
 @pytest.fixture
 def vllm(job: Job) -> Iterator[FakeServer]:
     template = job.model.tokenizer.chat_template
-    with FakeVllm(job.model, torch.float32, job.model.info.path, template) as server:
+    with FakeVllm(job.model, torch.float32, job.base.model, template) as server:
         yield server
 
 
@@ -449,7 +450,8 @@ def test_the_client_asks_a_server_in_a_process_of_its_own(
         "print(whole['choices'][0]['text'] == chat['choices'][0]['message']['content'] != '')\n"
     )
     command = [sys.executable, "-c", asking, columns["review"], vllm.url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)
+    place = {**os.environ, "BASE_MODEL": job.model.info.path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out, env=place)
     assert done.stdout == "True\n", done.stderr
 
 
@@ -457,9 +459,9 @@ def test_a_client_from_elsewhere_is_not_run(job: Job, tmp_path: Path) -> None:
     out, facts = written(job, tmp_path / "out")
     trace = tmp_path / "trace"
     hostile = {**facts, "rows": f'"; open({str(trace)!r}, "w"); "'}
-    source = VllmBodies().source(job.prompts[0], Base.of(job), hostile)
+    source = VllmBodies().source(job.prompts[0], job.base, hostile)
     (out / "client.py").write_text(source)
-    run_generated(out / "client.py", source)  # a text, whatever it says
+    run_generated(out / "client.py", source, job)  # a text, whatever it says
     with (out / "client.py").open("a") as file:
         file.write(f"open({str(trace)!r}, 'w')\n")
     with pytest.raises(EngineError, match="is not what embedgrad writes for this prompt"):

@@ -31,6 +31,10 @@ RequireGain = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]
+Prompt = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ def export(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that `optimize` wrote, each as RUN or NAME=RUN; the first is the "
-            "default for requests.",
+            help="Folders that `optimize` wrote, or saved prompts, each as RUN or NAME=RUN; the "
+            "first is the default for requests.",
         ),
     ],
     to: Annotated[
@@ -37,6 +38,13 @@ def export(
             help="Copy unchanged files of the model (the default), or link them.",
         ),
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Public name of a base model that is not loaded from the Hub, as owner/name.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -45,7 +53,9 @@ def export(
     from embedgrad.deploy.export import export as write
     from embedgrad.report.terminal.progress import Progress
 
-    settings = [*(overrides or ()), *([f"export.weights={weights}"] if weights else [])]
+    given = {"weights": weights, "base_model": base_model}
+    short = [f"export.{name}={json.dumps(value)}" for name, value in given.items() if value]
+    settings = [*(overrides or ()), *short]
     with Progress(quiet=quiet) as progress:
         values = write(runs, to, out, overrides=settings, verify=not no_verify, report=progress)
     print_values(values, as_json, _show_export)
@@ -60,6 +70,7 @@ def verify(
             metavar="[NAME=]RUN", help="The run it was made from, if that moved; may be repeated."
         ),
     ] = None,
+    overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,7 +80,7 @@ def verify(
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        checked = check(folder, runs=run or (), report=progress)
+        checked = check(folder, runs=run or (), overrides=overrides or (), report=progress)
     print_values(checked, as_json, _show_check)
     if not checked["passed"]:
         raise ExportError(

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from embedgrad.cli.common import AsJson, Quiet, Run, Set, app, echo, print_values, warn
+from embedgrad.cli.common import AsJson, Prompt, Quiet, Set, app, echo, print_values, warn
 from embedgrad.errors import OptionError
 
 
 @app.command(epilog='Example:  embedgrad generate runs/first "A film to remember."')
 def generate(
-    run: Run,
+    run: Prompt,
     query: Annotated[
         str | None,
         typer.Argument(help="Text for the template's column; without it, JSONL on standard input."),

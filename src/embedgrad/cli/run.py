@@ -85,7 +85,6 @@ def evaluate(
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
     from embedgrad.events import say
-    from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
     from embedgrad.report.terminal.progress import Progress
@@ -94,7 +93,7 @@ def evaluate(
         raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
-        examples = getattr(read_data(opened.recipe), split)
+        examples = getattr(opened.read_data(), split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
@@ -124,7 +123,6 @@ def inspect(
     from dataclasses import asdict
 
     from embedgrad.evaluation.drift import row_worth, token_drift
-    from embedgrad.recipe.build import read_data
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report.terminal.progress import Progress
 
@@ -133,7 +131,7 @@ def inspect(
         sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
         if rows:
-            data = read_data(opened.recipe)
+            data = opened.read_data()
             sequences = opened.sequencer.build((data.dev or data.test or data.train)[:rows])
             worth = row_worth(opened.prompt, opened.evaluator, sequences, progress)
             tokens = [{**t, "worth": w} for t, w in zip(tokens, worth, strict=True)]
@@ -168,11 +166,11 @@ def _run(
 
 
 def _refuse_no_gain(result: dict[str, Any]) -> None:
-    """--require-gain: raise `NoGain` unless the verdict is a gain."""
+    """--require-gain: raise `NoGain` unless the verdict is "improved"."""
     from embedgrad.report.terminal.tables import verdict
 
     words = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
-    if not words.startswith("gain"):
+    if not words.startswith("improved"):
         raise NoGain(words)
 
 

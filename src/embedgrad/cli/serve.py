@@ -13,7 +13,10 @@ from embedgrad.cli.common import Quiet, Set, app, echo
 @app.command(epilog="Example:  embedgrad serve runs/first")
 def serve(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder that `optimize` or `export` wrote.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A folder that `optimize` or `export` wrote, or a saved prompt's."
+        ),
     ],
     engine: Annotated[str, typer.Option(help="llamacpp, transformers or vllm.")] = "llamacpp",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

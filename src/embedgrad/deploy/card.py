@@ -70,7 +70,7 @@ def build_card(
     front = ["---", "tags: [embedgrad, prompt-tuning]"]
     if model["license"]:
         front.append(f"license: {json.dumps(model['license'])}")
-    if model["kind"] == "hub":
+    if job.base.public:
         front.append(f"base_model: {json.dumps(model['name'])}")
     return "\n".join([*front, "---", ""]) + (
         f"\n# {_plain(title)}\n\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
+from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, smaller_ways, update_check
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
@@ -26,6 +27,7 @@ from embedgrad.environment import versions
 from embedgrad.errors import ExportError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.prompt import artifact
+from embedgrad.recipe.paths import prompt_folder
 
 
 def export(
@@ -50,8 +52,10 @@ def export(
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
-    opened = open_runs(name_runs(runs), overrides, report)
+    opened = open_runs(name_runs(runs), overrides, report, checked=verify)
     notes = check_exportable(to, opened)
+    if verify and (why := opened.why_unchecked):
+        verify, notes = False, [*notes, why]
     job = opened.job(new_tag(), report)
     copies = 1 + (CHECK_ENGINES[to].copies if verify else 0)
     folders.check_room(out, copies * writer.bytes_needed(job), links=to == "vocabulary")
@@ -74,7 +78,14 @@ def export(
                 )
         commands = writer.commands(out, written)
         notes += [note for note in written.get("notes", ()) if note not in notes]
-        text = build_card(out.name, entries, job, checked, commands=commands, notes=notes)
+        text = build_card(
+            out.name,
+            entries,
+            job,
+            checked,
+            commands=writer.commands(Path(out.name), written),
+            notes=notes,
+        )
         with folders.one_line(out):
             if checked:
                 write_json(aside / folders.REPORT, checked)
@@ -97,10 +108,17 @@ def export(
     }
 
 
-def verify(folder: str | Path, *, runs: Runs = (), report: Report = quiet) -> dict[str, Any]:
+def verify(
+    folder: str | Path,
+    *,
+    runs: Runs = (),
+    overrides: Sequence[str] = (),
+    report: Report = quiet,
+) -> dict[str, Any]:
     """Check an export again in its destination's engine, and store the report in it.
 
-    `runs` are the runs that it was made from, if they moved. Returns the content of `verify.json`;
+    `runs` are the runs that it was made from, if they moved; `overrides` change their recipes, for
+    example `model.name` if the model moved. Returns the content of `verify.json`;
     see its "passed" and "problems". Raises `ExportError` for changed files, and what `export`
     raises.
     """
@@ -109,7 +127,9 @@ def verify(folder: str | Path, *, runs: Runs = (), report: Report = quiet) -> di
     to = entries["destination"]
     check_installed(to)
     folders.check_files(folder, entries)
-    opened = open_runs(_runs_of(folder, entries, runs), entries["settings"], report)
+    opened = open_runs(_runs_of(folder, entries, runs), [*entries["settings"], *overrides], report)
+    if why := opened.why_unchecked:
+        raise ExportError(f"{folder}: {why}")
     job = opened.checking(opened.job(entries["tag"], report))
     checked = check(to, folder, job, entries["written"])
     write_json(folder / folders.REPORT, checked)
@@ -131,7 +151,7 @@ def _runs_of(folder: Path, entries: Mapping[str, Any], moved: Runs) -> dict[str,
     before = {name: (folder.resolve() / entry["run"]).resolve() for name, entry in prompts.items()}
     runs = {**before, **where}
     for name, run in runs.items():
-        rows = run / "prompt" / artifact.ROWS_FILE
+        rows = prompt_folder(run) / artifact.ROWS_FILE
         if not rows.is_file():
             raise ExportError(
                 f"{folder}: the run that it was made from is not in {run}; tell where it is with "
@@ -154,7 +174,7 @@ def _entries(
     aside: Path,
 ) -> dict[str, Any]:
     """The content of `export.json`."""
-    model = {k: v for k, v in asdict(job.model.info).items() if k != "path"}  # machine-specific
+    model = {**job.model.info.facts(), "name": job.base.model, "revision": job.base.revision}
     return {
         "format": folders.FORMAT,
         "version": folders.VERSION,
@@ -170,7 +190,7 @@ def _entries(
         },
         "model": model,
         "export": asdict(job.settings),
-        "settings": list(overrides),
+        "settings": shareable(overrides),
         "written": dict(written),
         "files": folders.digests(aside),
         "versions": versions(),
@@ -179,8 +199,11 @@ def _entries(
 
 
 def _relative(run: Path, out: Path) -> str:
-    """The run's folder relative to the export's, so that both may move together."""
-    try:
-        return Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()
-    except ValueError:  # on another drive
-        return str(run.resolve())
+    """The run's folder relative to the export's, so that both may move together.
+
+    If they share no folder, that would spell the run's whole path: then only its name.
+    """
+    run, out = run.resolve(), out.resolve()
+    shared = os.path.commonpath([run, out]) if run.anchor == out.anchor else run.anchor
+    near = shared != run.anchor
+    return Path(os.path.relpath(run, out)).as_posix() if near else run.name

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from embedgrad.deploy.base_model import Base
 from embedgrad.events import Report, quiet
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
@@ -70,6 +71,11 @@ class Job:
     def settings(self) -> ExportSettings:
         """The first prompt's settings, which decide for the whole export."""
         return self.prompts[0].settings
+
+    @property
+    def base(self) -> Base:
+        """The model as the export names it."""
+        return Base.of(self.model.info, self.settings)
 
 
 class Destination(ABC):

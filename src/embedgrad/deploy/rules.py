@@ -11,6 +11,7 @@ from embedgrad.data.markup import parse
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.template import Template
 
@@ -49,16 +50,21 @@ def gather_facts(
     exported: ExportedPrompt, model: LanguageModel, rows: Sequence[TokenSequence]
 ) -> Facts:
     """Facts about a refined prompt. Few rows may begin alike by chance, so made-up ones count."""
-    template, choices = exported.prompt.template, exported.prompt.target.choices
-    answer = choices[0] if choices else "a"
-    made_up = [Example(dict.fromkeys(template.columns, t), answer, "made up") for t in MADE_UP]
+    sequences = (*rows, *map(exported.sequencer, made_up(exported.prompt)))
     return Facts(
-        prefixes=frozenset(row.prefix for row in (*rows, *map(exported.sequencer, made_up))),
-        template=template,
+        prefixes=frozenset(row.prefix for row in sequences),
+        template=exported.prompt.template,
         model_type=model.model.config.model_type,
         embedding_scale=model.info.embedding_scale,
         from_gguf=model.info.kind in GGUF_KINDS,
     )
+
+
+def made_up(prompt: PromptEmbedding) -> list[Example]:
+    """Rows that nobody wrote, with `MADE_UP` in every column."""
+    columns, choices = prompt.template.columns, prompt.target.choices
+    answer = choices[0] if choices else "a"
+    return [Example(dict.fromkeys(columns, text), answer, "made up") for text in MADE_UP]
 
 
 def exportability(facts: Facts) -> list[dict[str, Any]]:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import final
 
 from embedgrad.data.examples import Example
+from embedgrad.deploy.base_model import anonymous
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import ExportedPrompt, Job
-from embedgrad.deploy.rules import exportability, gather_facts
-from embedgrad.errors import ExportError
+from embedgrad.deploy.rules import exportability, gather_facts, made_up
+from embedgrad.errors import DataError, ExportError
 from embedgrad.events import Report
 from embedgrad.prompt.sequence import TokenSequence
-from embedgrad.recipe.build import read_data
+from embedgrad.recipe.check_rows import whole_rows
 from embedgrad.recipe.open_run import OpenRun, open_run
+from embedgrad.recipe.paths import find_run
 
 Runs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 ROWS = 32  # to check with, and as many others to calibrate with
@@ -30,6 +32,17 @@ class ExportRuns:
     runs: Sequence[OpenRun]
     exported: Sequence[ExportedPrompt]
     checks: Sequence[Sequence[TokenSequence]]
+
+    @property
+    def why_unchecked(self) -> str | None:
+        """Why there is nothing to check an export with, if so."""
+        for run, rows in zip(self.runs, self.checks, strict=True):
+            if not rows:
+                return (
+                    f"not checked: {run.folder.resolve().name} is a prompt without its run, which "
+                    "keeps the rows for checks; give the run to have it checked"
+                )
+        return None
 
     def job(self, tag: str, report: Report) -> Job:
         """The job of a destination."""
@@ -55,7 +68,8 @@ def name_runs(runs: Runs) -> dict[str, Path]:
             name, path = before, Path(after)
         else:
             path = Path(run)
-            name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.absolute().name)[:64].strip("-") or "prompt"
+            folder = (find_run(path) or path).absolute()
+            name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name)[:64].strip("-") or "prompt"
         if name in paths:
             raise ExportError(
                 f"two prompts are called {name!r} ({paths[name]} and {path}); give one another "
@@ -67,33 +81,34 @@ def name_runs(runs: Runs) -> dict[str, Path]:
     return paths
 
 
-def open_runs(runs: Mapping[str, Path], overrides: Sequence[str], report: Report) -> ExportRuns:
-    """Load runs by name, all with the first one's model. Raises what `open_run` raises."""
+def open_runs(
+    runs: Mapping[str, Path], overrides: Sequence[str], report: Report, *, checked: bool = True
+) -> ExportRuns:
+    """Load runs by name, all with the first one's model. Raises what `open_run` raises.
+
+    Made-up rows calibrate an export where there are no others: for a prompt without its run, and,
+    if it is not to be `checked`, where the data is gone.
+    """
     opened: list[OpenRun] = []
     exported, checks = [], []
     for name, path in runs.items():
         run = open_run(path, overrides, report, model=opened[0].model if opened else None)
-        splits = read_data(run.recipe)
-        pool = [*splits.dev, *splits.test, *splits.train]
-        checks.append(_uncut(run, pool))
-        calibrating = _uncut(run, reversed(pool))  # other rows, if there are enough
-        exported.append(
-            ExportedPrompt(name, run.prompt, run.sequencer, calibrating, run.recipe.export)
-        )
+        try:
+            pool = run.check_rows()
+        except DataError:
+            if checked:
+                raise
+            pool = []
+        checks.append(_whole(run, pool) if pool else [])
+        calibrating = _whole(run, [*reversed(pool)] or made_up(run.prompt))  # others, if enough
+        prompt = anonymous(run.prompt, run.model.info, run.recipe.export)
+        exported.append(ExportedPrompt(name, prompt, run.sequencer, calibrating, run.recipe.export))
         opened.append(run)
     return ExportRuns(opened, exported, checks)
 
 
-def _uncut(run: OpenRun, examples: Iterable[Example]) -> list[TokenSequence]:
-    """The first rows that fit into the context whole, as a client's query must."""
-    rows: list[TokenSequence] = []
-    for example in examples:
-        before = run.sequencer.truncated
-        row = run.sequencer(example)
-        if run.sequencer.truncated == before:
-            rows.append(row)
-        if len(rows) == ROWS:
-            break
+def _whole(run: OpenRun, examples: Iterable[Example]) -> Sequence[TokenSequence]:
+    rows = whole_rows(run.sequencer, examples, ROWS)
     if not rows:
         raise ExportError(
             f"{run.folder}: no row of its data fits into the model's {run.model.info.context} "

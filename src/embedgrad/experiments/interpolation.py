@@ -16,7 +16,6 @@ from embedgrad.events import Report, part_of, quiet, stage
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
-from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run
 from embedgrad.report.page.run_files import interpolation_inputs
 
@@ -39,7 +38,7 @@ def interpolate(
     """
     folder = Path(folder)
     run = open_run(folder, overrides, report)
-    splits = read_data(run.recipe)
+    splits = run.read_data()
     split = next((name for name in ("dev", "test", "train") if getattr(splits, name)), "dev")
     sequences = run.sequencer.build(getattr(splits, split)[:rows])
     stage(report, "interpolating")

@@ -5,6 +5,7 @@ RUN/prompt/            the artifact
 RUN/checkpoint/        the training at its last evaluation, from which a run resumes
 RUN/events.jsonl       what happened, one JSON object a line
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
+RUN/check_rows.jsonl   rows by which exports are checked
 RUN/predictions.jsonl  the test rows with both prompts' answers
 RUN/result.json        the scores
 """
@@ -35,6 +36,8 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import prepare, sources
+from embedgrad.recipe.check_rows import keep_rows
+from embedgrad.recipe.paths import moved
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
@@ -119,7 +122,7 @@ def _run(
         if resume:
             _drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
             (out / "result.json").unlink(missing_ok=True)  # of a shorter run
-        write_file(out / "recipe.toml", recipe.as_toml().encode())
+        write_file(out / "recipe.toml", recipe.as_toml(out).encode())
         return start_events()
 
     try:
@@ -135,7 +138,7 @@ def _run(
                 "embedding_digest": model.info.embedding_digest,
                 "weights": weights_digest(model.model),
             },
-            "data": {name: {"sha256": splits[name]["sha256"]} for name in ("train", "dev")},
+            "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
             "solutions": {"kept": ready.solutions.get("kept")},
         }
         if checkpoint:
@@ -149,6 +152,7 @@ def _run(
                     "with, or start a new one"
                 )
             report = begin()
+        keep_rows(out, sequencer, ready.splits)
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
     except BaseException as error:
@@ -162,7 +166,7 @@ def _run(
         raise
 
     def save(refinement: Refinement) -> None:
-        provenance = provenance_of(recipe, ready, refinement)
+        provenance = provenance_of(recipe, ready, refinement, out)
         artifact.save(refinement.prompt.with_provenance(**provenance), out / "prompt")
 
     stage(report, "refining")
@@ -195,8 +199,10 @@ def _run(
     save(refinement)
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
-    result = training_facts(prompt, model, refinement, out)
-    result["solutions"] = ready.solutions
+    result = training_facts(prompt, model, refinement)
+    result["solutions"] = dict(ready.solutions)
+    if "file" in ready.solutions:
+        result["solutions"]["file"] = "solutions.jsonl"
     result["interrupted"] = refinement.ended in ("interrupted", "stopped")
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
@@ -220,7 +226,7 @@ def _run(
     result["threads"] = torch.get_num_threads()
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
-    return result
+    return {**result, "artifact": str(out / "prompt")}
 
 
 def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -237,7 +243,7 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
     longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
-    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE))
+    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now)))
     if changes:
         raise RunError(
             f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
@@ -262,7 +268,7 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
         done = "version" in result and "steps" in train and not (more or result["interrupted"])
     except (KeyError, TypeError):
         return None  # scored again, which writes it again
-    return result if done else None
+    return {**result, "artifact": str(out / "prompt")} if done else None
 
 
 def _drop_events(path: Path, step: int) -> None:

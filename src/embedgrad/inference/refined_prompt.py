@@ -23,7 +23,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.recipe.open_run import Answering
+from embedgrad.recipe.open_run import Answering, load_prompt, model_of
 
 Query = str | Mapping[str, str]
 """The text of the template's one column, or the texts of all of them."""
@@ -132,16 +132,12 @@ class RefinedPrompt:
     def _load_model(self, model: LanguageModel | str | None) -> LanguageModel:
         if isinstance(model, LanguageModel):
             return model
-        made_for = self.provenance.get("model")
-        made_for = made_for if isinstance(made_for, dict) else {}
-        name, revision = model or made_for.get("name"), None if model else made_for.get("revision")
-        if not isinstance(name, str):
-            raise ArtifactError(
-                "generate: this prompt does not say which model it is for; give model="
-            )
-        precision = made_for.get("dtype")
+        if model is not None:
+            return load_model(model)
+        made_for = model_of(self.prompt, "give model=")
+        revision, precision = made_for.get("revision"), made_for.get("dtype")
         return load_model(
-            name,
+            made_for["name"],
             revision=revision if isinstance(revision, str) else None,
             dtype=precision if isinstance(precision, str) else "auto",
         )
@@ -161,4 +157,4 @@ def load(folder: str | Path) -> RefinedPrompt:
                 f"{', '.join(map(str, inside))}"
             )
         folder = inside[0] if inside else folder
-    return RefinedPrompt(artifact.load(folder))
+    return RefinedPrompt(load_prompt(folder))

@@ -19,6 +19,7 @@ from embedgrad.model.loading.device import choose_device
 from embedgrad.model.prefix_cache import PrefixCache, Spill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.recipe.paths import is_missing, name_source
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import training_examples, training_for
 from embedgrad.training.settings import Training
@@ -111,27 +112,33 @@ def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
     """The recipe's examples, checked and split; see `read_splits`."""
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
-    return read_splits(
-        data.train,
-        data.dev,
-        data.test,
-        columns=recipe.template.columns,
-        answer=data.answer,
-        choices=recipe.target.choices,
-        labels=data.labels,
-        solution=data.solution if with_solutions else None,
-        group=data.group,
-        task=data.task,
-        extra=recipe.parts.objective.columns,
-        where=data.where,
-        dev_share=data.dev_share,
-        test_share=data.test_share,
-        seed=data.seed,
-        limit=data.limit,
-        allow_duplicates=data.allow_duplicates,
-        drop_duplicates=data.drop_duplicates,
-        problems=problems,
-    )
+    try:
+        return read_splits(
+            data.train,
+            data.dev,
+            data.test,
+            columns=recipe.template.columns,
+            answer=data.answer,
+            choices=recipe.target.choices,
+            labels=data.labels,
+            solution=data.solution if with_solutions else None,
+            group=data.group,
+            task=data.task,
+            extra=recipe.parts.objective.columns,
+            where=data.where,
+            dev_share=data.dev_share,
+            test_share=data.test_share,
+            seed=data.seed,
+            limit=data.limit,
+            allow_duplicates=data.allow_duplicates,
+            drop_duplicates=data.drop_duplicates,
+            problems=problems,
+        )
+    except DataError as error:
+        gone = [name for name in NAMES if is_missing(getattr(data, name))]
+        if not gone or "no such file" not in str(error):
+            raise
+        raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
@@ -158,10 +165,11 @@ def load_parts(
 
 
 def sources(recipe: Recipe, splits: Splits) -> dict[str, dict[str, Any]]:
-    """The source, number and digest of every split's rows."""
+    """The source, number and digest of every split's rows; of files the names, without folders."""
     return {
         name: {
-            "source": str(getattr(recipe.data, name) or f"a share of {recipe.data.train}"),
+            "source": name_source(getattr(recipe.data, name))
+            or f"a share of {name_source(recipe.data.train)}",
             "rows": len(getattr(splits, name)),
             "sha256": splits.digests.get(name),
         }

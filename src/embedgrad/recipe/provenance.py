@@ -20,16 +20,20 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.settings import Refinement
 
 
-def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> dict[str, Any]:
-    """Where an artifact comes from: model, recipe, data, training; plain JSON values."""
-    info = asdict(ready.model.info)
-    del info["path"]  # of this machine only
+def provenance_of(
+    recipe: Recipe, ready: Prepared, refinement: Refinement, out: Path
+) -> dict[str, Any]:
+    """Where an artifact comes from: model, recipe, data, training; plain JSON values.
+
+    Relative paths of the recipe are relative to the run's folder `out`.
+    """
+    info = ready.model.info
     return {
-        "model": {**info, "fits_revisions": [info["revision"]] if info["revision"] else []},
-        "recipe": recipe.as_dict(),
+        "model": info.facts(),
+        "recipe": recipe.as_dict(out),
         "data": sources(recipe, ready.splits),
         "solutions": {name: value for name, value in ready.solutions.items() if name != "file"},
-        "licenses": {"model": info["license"], "data": recipe.data.license},
+        "licenses": {"model": info.license, "data": recipe.data.license},
         "decoding": {
             "do_sample": False,
             "max_new_tokens": recipe.evaluation.max_new_tokens,
@@ -47,7 +51,7 @@ def provenance_of(recipe: Recipe, ready: Prepared, refinement: Refinement) -> di
 
 
 def training_facts(
-    prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement, out: Path
+    prompt: PromptEmbedding, model: LanguageModel, refinement: Refinement
 ) -> dict[str, Any]:
     """How far the rows moved and what the training took: `result.json` without the scores."""
     return {
@@ -58,7 +62,7 @@ def training_facts(
             "seconds": refinement.seconds,
             "ended": refinement.ended,
         },
-        "artifact": str(out / "prompt"),
+        "artifact": "prompt",
     }
 
 

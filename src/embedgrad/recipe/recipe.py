@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,17 @@ from typing import Any, final
 
 import tomli_w
 
+from embedgrad.atomic_files import write_file
+from embedgrad.data.readers import Source, read_table
 from embedgrad.data.splits import NAMES as SPLITS
-from embedgrad.errors import EmbedgradError, RecipeError, RunError, TemplateError, nearest
+from embedgrad.errors import (
+    DataError,
+    EmbedgradError,
+    RecipeError,
+    RunError,
+    TemplateError,
+    nearest,
+)
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
@@ -22,6 +32,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.overrides import check_values, override
+from embedgrad.recipe.paths import anchor, relocate
 from embedgrad.recipe.settings import (
     CompareSettings,
     DataSettings,
@@ -55,8 +66,12 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`."""
+        """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`.
+
+        Its paths are relative to its folder, those of overrides to the current one.
+        """
         values = _read_toml(path)
+        anchor(values, Path(path).parent)
         override(values, overrides)
         return cls.from_dict(values, str(path))
 
@@ -66,6 +81,7 @@ class Recipe:
         path = folder / "recipe.toml"
         values = _read_toml(path)
         check_run_version(folder, values)
+        anchor(values, folder)
         override(values, overrides)
         return cls.from_dict(values, str(path))
 
@@ -109,8 +125,33 @@ class Recipe:
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
         return cls(**sections, parts=Parts(**parts), merges=merges)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Every setting, defaults included, as `from_dict` takes it."""
+    def with_data(self, folder: str | Path, **splits: Source) -> Recipe:
+        """The recipe with data frames or `Dataset`s as its train, dev and test.
+
+        They are written to `folder`, as train.jsonl and so on, so that the run can be opened again.
+        Numbers of classes become the names that a `Dataset` has for them, unless `data.labels` is
+        set. Raises `DataError`, and `RunError` where a file cannot be written.
+        """
+        data = self.data
+        for name, source in splits.items():
+            if name not in SPLITS:
+                raise DataError(f"with_data: unknown split {name!r}; {nearest(name, SPLITS)}")
+            table = read_table(source)
+            lines = [json.dumps(row, ensure_ascii=False, default=str) for row in table.rows]
+            path = Path(folder) / f"{name}.jsonl"
+            content = "".join(f"{line}\n" for line in lines)
+            write_file(path, content.encode(errors="surrogatepass"))  # refused where it is read
+            names = enumerate(table.class_names.get(data.answer, ()))
+            labels = data.labels or {str(number): label for number, label in names}
+            changes: dict[str, Any] = {name: str(path), "labels": labels}
+            data = dataclasses.replace(data, **changes)
+        return dataclasses.replace(self, data=data)
+
+    def as_dict(self, folder: Path | None = None) -> dict[str, Any]:
+        """Every setting, defaults included, as `from_dict` takes it.
+
+        Paths are relative to the current folder, or to `folder`.
+        """
         values: dict[str, Any] = {"version": VERSION}
         built = {**vars(self.parts), **vars(self)}
         for name, kind in SECTIONS.items():
@@ -125,11 +166,11 @@ class Recipe:
                 values[name] = part_values(name, part)
         values["evaluation"]["scorer"] = part_values("scorer", self.evaluation.scorer)
         resolved: dict[str, Any] = _plain(values)
-        return resolved
+        return resolved if folder is None else relocate(resolved, folder)
 
-    def as_toml(self) -> str:
-        """The resolved recipe; unset options are left out, as TOML has no null."""
-        return tomli_w.dumps(self.as_dict())
+    def as_toml(self, folder: Path | None = None) -> str:
+        """As `as_dict`; unset options are left out, as TOML has no null."""
+        return tomli_w.dumps(self.as_dict(folder))
 
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, final
@@ -10,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from embedgrad.data.examples import solution_pieces
 from embedgrad.errors import DataError, nearest
+from embedgrad.recipe.paths import is_path
 
 
 @final
@@ -35,7 +37,7 @@ class DataSettings:
     """Where examples come from, and how they are split."""
 
     train: str
-    """A .jsonl, .csv, .tsv or .parquet file, or hub:OWNER/NAME[@CONFIG][:SPLIT]."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, or hub:OWNER/NAME[@CONFIG][:SPLIT]."""
     dev: str | None = None
     """As train; unset: a share of train."""
     test: str | None = None
@@ -55,7 +57,7 @@ class DataSettings:
     where: Mapping[str, str] = field(default_factory=dict)
     """Keep only rows with these values, as in { domain = "movies" }."""
     limit: Mapping[str, int] = field(default_factory=dict)
-    """Most rows per split, after shuffling, as in { train = 256 }."""
+    """Most rows per split, after shuffling, as in { train = 256 }; every choice keeps its share."""
     dev_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
     """Share of train that becomes dev where dev is unset."""
     test_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
@@ -68,7 +70,8 @@ class DataSettings:
     """Leave out training rows whose text is also in dev or test, and dev rows whose text is also in
     test, before any limit."""
     truncate: str | None = None
-    """The column to cut if a row does not fit the context; unset: such a row is refused."""
+    """The column to cut at its end if a row does not fit the context; unset: such a row is
+    refused."""
     license: str | None = None
     """The data's licence, recorded in the artifact."""
 
@@ -159,6 +162,9 @@ class CompareSettings:
 class ExportSettings:
     """How a refined prompt is exported."""
 
+    base_model: str | None = None
+    """The base model's public name, as owner/name on the Hub, for clients, cards and adapters;
+    unset: model.name if that is public, else clients ask for it."""
     system: Literal["append", "refuse"] = "append"
     """What to do with a client's system message: append it to the prompt's, or refuse it."""
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
@@ -167,6 +173,13 @@ class ExportSettings:
     """Type of the other weights in a GGUF export; keep: as in the base model's file."""
     weights: Literal["copy", "link"] = "copy"
     """Whether files that an export does not change are copied from the base model or linked."""
+
+    def __post_init__(self) -> None:
+        if self.base_model and (is_path(self.base_model) or os.path.exists(self.base_model)):
+            raise DataError(
+                f"export.base_model: {self.base_model!r} is a path; expected a public name, as "
+                "owner/name"
+            )
 
 
 @final

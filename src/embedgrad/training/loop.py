@@ -292,6 +292,7 @@ class _Loop:
             {
                 "event": "evaluation",
                 **score,
+                "interval": list(summary.interval),
                 "metric": self.best.metric,
                 "best": self.best.score,
                 "text": self.best.history[0],
@@ -326,6 +327,7 @@ class _Loop:
 
     def result(self, ended: str) -> Refinement:
         """The best rows so far as a prompt."""
+        model = self.language_model
         prompt = PromptEmbedding(
             template=self.sequencer.renderer.template,
             target=self.sequencer.target,
@@ -334,6 +336,7 @@ class _Loop:
             start_rows=_tensor(self.start_prompt),
             rows=_tensor(self.best.prompt),
             trust_region=self.parts.trust_region,
+            provenance={} if model is None else {"model": model.info.facts()},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self._seconds(), self.best)
 

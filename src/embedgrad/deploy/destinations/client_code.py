@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
+from embedgrad.deploy.base_model import Base, model_at
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.errors import EngineError, ExportError, ModelError
@@ -30,7 +30,7 @@ EXAMPLE_TEXT = "This is an example."  # for every column; the user's data stay p
 
 # What every generated program starts with: token ids of the text around the refined rows.
 OPENING = """\
-MODEL = {model}
+MODEL = {model}  # the base model: a Hub id or a folder
 MARK = "{mark}"  # marks where the rows go
 tokenizer = AutoTokenizer.from_pretrained({base})
 tokenizer.add_tokens([MARK], special_tokens=True)
@@ -43,41 +43,6 @@ def embeddings(columns):  # of the whole prompt, tokens x width
     pairs = zip(rows.split({lengths}), others, strict=True)  # strict: a query must not hold MARK
     return torch.cat([first, *(part for pair in pairs for part in pair)])
 """
-
-
-@final
-class Base(NamedTuple):
-    """Where the frozen model is loaded from: a Hub id with its commit, or a folder."""
-
-    model: str
-    revision: str | None
-
-    @classmethod
-    def of(cls, job: Job) -> Base:
-        """The job's model as other software finds it."""
-        info = job.model.info
-        return cls(info.name, info.revision) if info.kind == "hub" else cls(info.path, None)
-
-    @property
-    def arguments(self) -> str:
-        """Arguments of `from_pretrained`, as Python that refers to MODEL."""
-        return "MODEL" + (f", revision={to_source(self.revision)}" if self.revision else "")
-
-    @property
-    def flags(self) -> str:
-        """Flags of a serving command, after the model."""
-        return f" --revision {shlex.quote(self.revision)}" if self.revision else ""
-
-
-def read_base(written: Mapping[str, Any], job: Job) -> Base:
-    """The model that an export names. Raises `EngineError` if it is not the job's."""
-    exported, base = Base(str(written["model"]), written["revision"]), Base.of(job)
-    if exported != base:
-        raise EngineError(
-            f"the export loads its model from {exported.model} ({exported.revision}), but here the "
-            f"model is {base.model} ({base.revision}); export again"
-        )
-    return base
 
 
 def only_prompt(job: Job, destination: str) -> ExportedPrompt:
@@ -197,7 +162,7 @@ def program_source(
     lengths = [len(span.ids) for span in exported.spans]
     return program.format(
         usage=usage(file, columns),
-        opening=OPENING.format(model=to_source(base.model), mark=SPAN_MARK, base=base.arguments),
+        opening=OPENING.format(model=base.source, mark=SPAN_MARK, base=base.arguments),
         base=base.arguments,
         dtype=to_source(dtype),
         token_ids=token_ids_source(exported),
@@ -210,22 +175,28 @@ def program_source(
 
 def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
     """Write `program` as example.py, with its chat template; returns entries of `export.json`."""
-    base, dtype = Base.of(job), job.model.info.dtype
+    base, dtype = job.base, job.model.info.dtype
     source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
     files = {EXAMPLE_FILE: source.encode(), **chat_template_file(exported.sequencer)}
     for name, content in files.items():
         write_file(folder / name, content)
     columns = list(exported.prompt.template.columns)
-    return {**base._asdict(), "dtype": dtype, "columns": columns}
+    return {
+        **base._asdict(),
+        "dtype": dtype,
+        "columns": columns,
+        "notes": base.notes(job.model.info),
+    }
 
 
 def open_example(
     program: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> Any:
     """The module that `write_example` wrote. Raises `EngineError` for another one."""
-    base, dtype = read_base(written, job), str(written["dtype"])
+    base = Base.read(written, job.model.info, job.settings)
+    dtype = str(written["dtype"])
     source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
-    return run_generated(folder / EXAMPLE_FILE, source)
+    return run_generated(folder / EXAMPLE_FILE, source, job)
 
 
 def max_new_tokens(exported: ExportedPrompt) -> int:
@@ -235,8 +206,8 @@ def max_new_tokens(exported: ExportedPrompt) -> int:
     return most if isinstance(most, int) else 256
 
 
-def run_generated(path: Path, source: str) -> Any:
-    """Import a file that must hold exactly `source`. Raises `EngineError` if it does not."""
+def run_generated(path: Path, source: str, job: Job) -> Any:
+    """Import a file that must hold exactly `source`, with the job's model. Raises `EngineError`."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -250,7 +221,7 @@ def run_generated(path: Path, source: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        with model_errors(f"{path}: does not run"):
+        with model_errors(f"{path}: does not run"), model_at(job.model.info.path):
             spec.loader.exec_module(module)
     except ModelError as error:
         raise EngineError(str(error)) from error

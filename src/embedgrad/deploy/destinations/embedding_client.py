@@ -15,9 +15,9 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
+from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_TEXT,
-    Base,
     chat_template_file,
     check_token_ids,
     only_prompt,
@@ -41,6 +41,7 @@ once. Start the server as README.md says.
 
 {imports}
 import json
+import os
 import sys
 import urllib.request
 from functools import cache
@@ -119,6 +120,7 @@ class Bodies(Destination):
             "notes": [
                 f"the check decodes the request bodies; it does not ask {self.server} itself",
                 *self.notes,
+                *base.notes(job.model.info),
             ],
         }
 
@@ -128,7 +130,7 @@ class Bodies(Destination):
         return (24 * (tokens + 1000) + 4 * rows) * width + 2**20  # the example, in digits, and rows
 
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
-        exported, base = only_prompt(job, self.name), Base.of(job)
+        exported, base = only_prompt(job, self.name), job.base
         facts = self.facts(exported, job, base)
         rows_PD = exported.rows_PD.detach().cpu().to(getattr(torch, facts["dtype"]))
         if not torch.isfinite(rows_PD).all():
@@ -160,8 +162,9 @@ class Bodies(Destination):
 
         Raises `EngineError` for a file that differs from what `source` gives.
         """
-        source = self.source(exported, Base.of(job), facts)
-        client = run_generated(folder / CLIENT_FILE, source)
+        base = Base.read(facts, job.model.info, job.settings)
+        source = self.source(exported, base, facts)
+        client = run_generated(folder / CLIENT_FILE, source, job)
         client.embed = lambda ids: job.model.embed(ids.tolist()).to(client.rows)
         return client
 

@@ -16,9 +16,9 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file, write_json
+from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
-    Base,
     only_prompt,
     to_source,
     usage,
@@ -40,6 +40,7 @@ PROGRAM = '''\
 Queries go one at a time: PEFT pads between its virtual tokens and a shorter query.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -83,15 +84,16 @@ class PeftAdapter(Destination):
         exported = only_prompt(job, self.name)
         prefix = common_prefix(exported, job.model)
         rows_PD = adapter_rows(prefix, exported.rows_PD, job.model)
-        write_adapter(folder, rows_PD, Base.of(job), job.model)
+        write_adapter(folder, rows_PD, job.base, job.model)
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
         if prefix:
             notes.append(f"a query is the text after the span, as {EXAMPLE_FILE} tokenizes it")
+        written = write_example(PROGRAM, folder, job, exported)
         return {
-            **write_example(PROGRAM, folder, job, exported),
+            **written,
             "folded": len(prefix),
             "virtual_tokens": len(prefix) + len(exported.rows_PD),
-            "notes": notes,
+            "notes": [*notes, *written["notes"]],
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
@@ -128,7 +130,7 @@ def write_adapter(folder: Path, rows_PD: Tensor, base: Base, model: LanguageMode
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "base_model_name_or_path": base.model,
+        "base_model_name_or_path": base.model if base.public else None,
         "revision": base.revision,
         "num_virtual_tokens": count,
         "token_dim": width,

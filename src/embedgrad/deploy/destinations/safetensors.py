@@ -26,6 +26,7 @@ PROGRAM = '''\
 {usage}
 """
 
+import os
 import sys
 from pathlib import Path
 

@@ -15,7 +15,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.destinations.client_code import Base, command_line, max_new_tokens, usage
+from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.destinations.client_code import command_line, max_new_tokens, usage
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
 from embedgrad.deploy.job import ExportedPrompt
 
@@ -60,9 +61,9 @@ class SglangBodies(Bodies):
         return torch.tensor(body["input_embeds"]).to(client.rows)
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        base = Base(written["model"], written["revision"])
+        base = Base(written["model"], written["revision"], written["public"])
         return [
-            f"python -m sglang.launch_server --model-path {shlex.quote(base.model)}{base.flags} "
+            f"python -m sglang.launch_server --model-path {base.serving} "
             f"--disable-radix-cache --dtype {written['dtype']}",
             usage(shlex.quote(f"{folder}/{CLIENT_FILE}"), written["columns"]),
             "curl http://127.0.0.1:30000/generate -H 'Content-Type: application/json' "

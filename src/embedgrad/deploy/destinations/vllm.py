@@ -20,9 +20,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     TEMPLATE_FILE,
-    Base,
     command_line,
     frozen_template,
     max_new_tokens,
@@ -45,7 +45,7 @@ def payload(embeds):
 def settings(more):
     """Fields of every body. The salt keeps the prefix cache from mixing up two prompts."""
     return {{
-        "model": MODEL,
+        "model": {model},
         "cache_salt": {salt},
         "max_tokens": {max_new_tokens},
         "temperature": 0,
@@ -99,7 +99,9 @@ class VllmBodies(Bodies):
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
         text = _COMPLETION.format(
-            salt=to_source(facts["rows"]), max_new_tokens=max_new_tokens(exported)
+            salt=to_source(facts["rows"]),
+            max_new_tokens=max_new_tokens(exported),
+            model=to_source(facts["model"]),
         )
         if facts["chat"]:
             template = exported.prompt.template
@@ -132,8 +134,10 @@ class VllmBodies(Bodies):
         return whole_TD
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        base = Base(written["model"], written["revision"])
-        serve = f"vllm serve {shlex.quote(base.model)}{base.flags} --runner generate"
+        base = Base(written["model"], written["revision"], written["public"])
+        serve = f"vllm serve {base.serving} --runner generate"
+        if not base.public:
+            serve += f" --served-model-name {shlex.quote(base.model)}"
         serve += f" --enable-prompt-embeds --dtype {written['dtype']}"
         if written["chat"]:
             serve += " --chat-template-content-format string"

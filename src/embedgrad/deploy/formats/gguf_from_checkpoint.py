@@ -88,7 +88,7 @@ def from_checkpoint(model: LanguageModel) -> Contents:
         )
     arch = family.arch.name.lower()
     metadata = {
-        "general.name": entry(Path(model.info.name).name),
+        "general.name": entry(model.info.title),
         **({"general.license": entry(model.info.license)} if model.info.license else {}),
         **{f"{arch}.{key}": value for key, value in _numbers(config).items()},
         **tokenizer_metadata(model.tokenizer, model.info.vocabulary, model.end_ids),

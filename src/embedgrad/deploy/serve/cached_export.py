@@ -10,9 +10,10 @@ from embedgrad.deploy.export import export
 from embedgrad.deploy.folder import FILE, VERSION, digest, read_export
 from embedgrad.errors import ExportError, RunError
 from embedgrad.events import Report, stage
+from embedgrad.prompt import artifact
+from embedgrad.recipe.paths import RECIPE, find_run, prompt_folder
 
 FOLDER = "served"  # inside a run
-INPUTS = ("recipe.toml", "prompt/prompt.json", "prompt/prompt.safetensors")
 
 
 def export_once(
@@ -20,9 +21,11 @@ def export_once(
 ) -> tuple[Path, str]:
     """An export to `destination`, and the name that clients call its model by.
 
-    `folder` is such an export, or a run. A run's export is stored inside it and used again as long
-    as its prompt, its recipe and the overrides are the same. Raises `EmbedgradError`.
+    `folder` is such an export, a run, or a prompt alone. The export of the last two is stored
+    inside and used again as long as prompt, recipe and overrides are the same. Raises
+    `EmbedgradError`.
     """
+    folder = find_run(folder) or folder
     name = folder.resolve().name
     if (folder / FILE).is_file():
         if overrides:
@@ -46,8 +49,11 @@ def export_once(
 
 def _digest(folder: Path, overrides: Sequence[str]) -> str:
     """Digest of everything that determines an export, the format's version included."""
+    prompt, recipe = prompt_folder(folder), folder / RECIPE
+    inputs = [prompt / artifact.JSON_FILE, prompt / artifact.ROWS_FILE]
+    inputs += [recipe] if recipe.is_file() else []
     try:
-        parts = [str(VERSION), *(digest(folder / name) for name in INPUTS), *overrides]
+        parts = [str(VERSION), *map(digest, inputs), *overrides]
     except OSError as error:
         raise RunError(
             f"{error.filename}: cannot be read ({error.strerror}); give a folder that "

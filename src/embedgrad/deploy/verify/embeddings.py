@@ -14,7 +14,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from embedgrad.deploy.destinations.client_code import open_example, read_base
+from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.safetensors import PROGRAM
@@ -76,7 +76,6 @@ class BodyEngine(EmbeddingEngine):
     ):
         writer = find_destination(written["destination"])
         assert isinstance(writer, Bodies)
-        read_base(written, job)
         client = writer.client(folder, job, exported, written)
         super().__init__(job, exported, client, job.model.model)
         self.tolerance = EXACT if written["dtype"] == "float32" else None

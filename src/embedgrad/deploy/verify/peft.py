@@ -11,7 +11,8 @@ from typing import Any, final
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from embedgrad.deploy.destinations.client_code import open_example, read_base
+from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, common_prefix, write_adapter
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
@@ -37,7 +38,7 @@ class PeftEngine(LocalEngine):
 
         super().__init__(job, exported)
         self.batch = 1  # PEFT puts its rows before padding
-        base = read_base(written, job)
+        base = Base.read(written, job.model.info, job.settings)
         auto: Any = AutoModelForCausalLM
         try:
             with (
@@ -45,8 +46,7 @@ class PeftEngine(LocalEngine):
                 tempfile.TemporaryDirectory() as aside,
             ):
                 loaded = auto.from_pretrained(
-                    base.model,
-                    revision=base.revision,
+                    job.model.info.path,
                     dtype=job.model.dtype,
                     attn_implementation=job.model.model.config._attn_implementation,
                     trust_remote_code=False,

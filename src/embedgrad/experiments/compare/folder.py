@@ -1,6 +1,7 @@
 """A comparison's folder: trainings, answers, checkpoints.
 
 FOLDER/recipe.toml                    every setting; methods and seeds may be added
+FOLDER/predictions.jsonl              the test rows with the answers of all methods
 FOLDER/work/comparison.json           what all parts share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
@@ -32,6 +33,7 @@ from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Answers, Trained
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
+from embedgrad.recipe.paths import anchor
 from embedgrad.recipe.recipe import Recipe, check_run_version
 
 FACTS = {"trained_numbers", "stored_bytes", "examples_seen", "train_seconds", "dev", "settings"}
@@ -86,6 +88,7 @@ class Folder:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
         check_run_version(self.path, before)
+        anchor(before, self.path)
         different = recipe_differences(before, recipe)
         if different:
             more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
@@ -110,7 +113,7 @@ class Folder:
                     "choose another --out"
                 )
         write_json(path, before)
-        write_file(self.path / "recipe.toml", recipe.as_toml().encode())
+        write_file(self.path / "recipe.toml", recipe.as_toml(self.path).encode())
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -289,9 +292,8 @@ def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
 
     Raises `KeyError` or `TypeError` for anything else.
     """
-    shares, loss = values["probabilities"], values["loss"]
-    loss = math.inf if loss is None else loss
-    return ScoredAnswer(**{**values, "probabilities": shares and tuple(shares), "loss": loss})
+    loss = values["loss"]
+    return ScoredAnswer(**{**values, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

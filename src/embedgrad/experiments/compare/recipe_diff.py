@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.errors import RecipeError
+from embedgrad.recipe.paths import moved
 from embedgrad.recipe.recipe import Recipe
 
 # No part depends on these. Where prefixes are stored changes no result; their precision does.
@@ -23,7 +24,7 @@ def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     A user's scorer may get another time limit: what it scored in time keeps its score.
     """
     then, now = _settings(before), flatten(recipe.as_dict())
-    ignored: tuple[str, ...] = MAY_CHANGE
+    ignored = (*MAY_CHANGE, *moved(then, now))
     if now.get("evaluation.scorer.name") == "callable":
         ignored = (*ignored, "evaluation.scorer.timeout")
     return differences(then, now, ignored)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -46,6 +47,23 @@ class ModelInfo:
     tied: bool
     license: str | None
     gguf_sha256: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the name is a path, which says nothing elsewhere."""
+        return self.kind in ("folder", "gguf")
+
+    @property
+    def title(self) -> str:
+        """The name for people: of a path the last part."""
+        return Path(os.path.abspath(self.name)).name if self.is_local else self.name
+
+    def facts(self) -> dict[str, Any]:
+        """What an artifact records, as plain JSON values; a path is absolute."""
+        facts = {name: value for name, value in asdict(self).items() if name != "path"}
+        if self.is_local:
+            facts["name"] = os.path.abspath(os.path.expanduser(self.name))
+        return {**facts, "fits_revisions": [self.revision] if self.revision else []}
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:

@@ -44,22 +44,26 @@ class _FunctionScorer(Scorer):
 class SandboxedFunction(_FunctionScorer):
     """A Python function, named in a recipe, says how right the reply is, from 0 to 1.
 
-    It runs in a child process, which looks for modules in the current folder first, then where this
-    process does; what it prints goes to the standard error.
+    It runs in a child process; what it prints goes to the standard error.
     """
 
     function: str
-    """The function's place, as "package.module:function"; the current folder comes first."""
+    """The function's place, as "package.module:function"."""
 
     timeout: Annotated[float, Gt(0), Le(3600)] = 5.0
     """Time limit for one reply, in seconds; a function that takes longer ends the run."""
+
+    folder: str | None = None
+    """Where its module is; unset: the recipe's folder, the current one, or where Python looks."""
 
     def score(self, reply: str, answer: str) -> float:
         if not _NAME.fullmatch(self.function):
             what = f"{self.function!r} names no function; expected 'package.module:function'"
             raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
         try:
-            return sandbox.call(self.function, reply, answer, seconds=self.timeout)
+            return sandbox.call(
+                self.function, reply, answer, seconds=self.timeout, folder=self.folder or ""
+            )
         except sandbox.SandboxError as error:
             problem = f"evaluation.scorer.function: {error.what}"
             if not error.at_start:
@@ -73,7 +77,10 @@ class SandboxedFunction(_FunctionScorer):
 
     def fingerprint(self) -> dict[str, Any]:
         """The function's name and its file's digest."""
-        return {**self.deciding(), "source": _source_digest(self.function.partition(":")[0])}
+        return {
+            **self.deciding(),
+            "source": _source_digest(self.function.partition(":")[0], self.folder),
+        }
 
 
 @final
@@ -136,10 +143,10 @@ def _describe(function: str, reply: str, what: str, advice: str) -> str:
     return f"{function} {what} on the reply {shown}{advice}"
 
 
-def _source_digest(module: str) -> str | None:
+def _source_digest(module: str, first: str | None) -> str | None:
     """SHA-256 of a module's file, found as Python would and without running anything."""
     place = module.replace(".", "/")
-    for folder in ("", *sys.path):
+    for folder in (first or "", "", *sys.path):
         for name in (f"{place}/__init__.py", f"{place}.py"):
             path = Path(folder, name)
             with suppress(OSError):

@@ -46,14 +46,15 @@ class SandboxError(Exception):
         self.at_start = at_start
 
 
-def call(function: str, reply: str, answer: str, *, seconds: float) -> float:
+def call(function: str, reply: str, answer: str, *, seconds: float, folder: str = "") -> float:
     """Score a reply by "package.module:function", which must return a number from 0 to 1.
 
-    The child looks for modules in the current folder first, then where this process finds its own.
+    The child looks for modules in `folder` first, then in the current folder, then where this
+    process finds its own.
     Calls from several threads take turns. Raises `SandboxError`, after `seconds` at the latest, to
     which the first call adds the time of an import.
     """
-    key = function, _current_folder()
+    key = function, os.path.abspath(folder) if folder else "", _current_folder()
     request = {"arguments": [reply, answer], "seconds": seconds}
     with _lock:
         process = _processes.get(key)
@@ -81,7 +82,7 @@ def end_workers() -> None:
             _end(process)
 
 
-def _start(function: str, folder: str) -> subprocess.Popen[bytes]:
+def _start(function: str, *folders: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-P", str(_CHILD)],
         stdin=subprocess.PIPE,
@@ -93,7 +94,10 @@ def _start(function: str, folder: str) -> subprocess.Popen[bytes]:
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
-    path = [folder, *(entry for entry in sys.path if entry and isinstance(entry, str))]
+    path = [
+        *filter(None, folders),
+        *(entry for entry in sys.path if entry and isinstance(entry, str)),
+    ]
     request = {"path": path, "function": function, "seconds": START_SECONDS}
     failed = f"{function.partition(':')[0]!r} cannot be imported: its process"
     try:
@@ -178,7 +182,7 @@ def _forget_workers() -> None:
     _lock = threading.Lock()  # another thread may have held it
 
 
-_processes: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+_processes: dict[tuple[str, str, str], subprocess.Popen[bytes]] = {}
 _lock = threading.Lock()
 atexit.register(end_workers)
 if hasattr(os, "register_at_fork"):
