@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A chat template: chosen by name, its date frozen, made to take texts."""
-=======
 """A model's own chat template: chosen by name, its date frozen."""
->>>>>>> main
 
 from __future__ import annotations
 

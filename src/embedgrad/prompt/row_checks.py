@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Check a tokenized row: ids without an embedding, an open thought."""
-=======
 """Check a row's ids, and whether its prompt ends inside a thought."""
->>>>>>> main
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Ask llama.cpp for tokens and log-probabilities, for `gguf_check`.
-=======
 """llama.cpp's tokens and log-probabilities of a GGUF file.
->>>>>>> main
 
     python gguf_check_child.py '{"model": "model.gguf", "texts": ["Hello"], "word": 5}'
 

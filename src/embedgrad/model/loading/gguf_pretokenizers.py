@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Split text into words as a GGUF file asks (`tokenizer.ggml.pre`).
-=======
 """Split text into words as a GGUF file asks, before BPE.
->>>>>>> main
 
 transformers knows some of llama.cpp's rules and takes GPT-2's for every other. The rest is here, by
 the expressions of llama.cpp (src/llama-vocab.cpp) and of the models' own tokenizer.json.

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Carry over a GGUF file's settings; refuse what has no place.
-=======
 """Settings of a GGUF file that transformers' reader lets go.
->>>>>>> main
 
 The reader takes a dozen keys and ignores the others, so that a model with scaled rotary
 frequencies, say, would compute something else than llama.cpp without a word. Keys and defaults are
