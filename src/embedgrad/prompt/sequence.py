@@ -20,7 +20,7 @@ from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
-from embedgrad.prompt.truncation import longest_beginning
+from embedgrad.prompt.truncation import longest_fit
 
 
 @final
@@ -378,7 +378,7 @@ class Sequencer:
             sequence = self._sequence(self.renderer(columns), example)
             return None if self._excess(sequence) else sequence
 
-        end = longest_beginning(text, self.tokenizer, excess, lambda end: fit(end) is not None)
+        end = longest_fit(self.tokenizer, text, excess, lambda end: fit(end) is not None)
         sequence = fit(end)
         if sequence is None:
             raise DataError(

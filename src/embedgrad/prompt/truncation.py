@@ -1,4 +1,4 @@
-"""Cut a text to the longest beginning that fits the model's context."""
+"""Truncation: the longest beginning of a text that fits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def longest_beginning(text: str, tokenizer: Any, excess: int, fits: Callable[[int], bool]) -> int:
-    """How many of its characters fit, fewer than all; 0 where nothing does, or nothing at all.
+def longest_fit(tokenizer: Any, text: str, excess: int, fits: Callable[[int], bool]) -> int:
+    """How many characters of a text that is `excess` tokens too long may stay.
 
-    `excess` is by how many tokens the whole is too long, `fits` says whether a number of characters
-    fits in the text's place. It is asked a few times: first at the ends of tokens, near the one
-    that is likely to be right, then at single characters.
+    `fits` says whether that many do; 0 may be returned though it does not.
     """
-    ends = _token_ends(text, tokenizer)
+    ends = _token_ends(tokenizer, text)
     low, high = 0, len(ends) - 1  # the whole does not fit
     likely = max(0, high - excess)
     while high - low > 1:
@@ -26,8 +24,8 @@ def longest_beginning(text: str, tokenizer: Any, excess: int, fits: Callable[[in
     return next((end for end in further if fits(end)), ends[low])
 
 
-def _token_ends(text: str, tokenizer: Any) -> list[int]:
-    """0 and the end of every token, in characters; every character if the tokenizer is slow."""
+def _token_ends(tokenizer: Any, text: str) -> list[int]:
+    """Where a text may be cut first: in characters, 0, then the end of every token."""
     if not tokenizer.is_fast:
         return [*range(len(text) + 1)]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
