@@ -1,4 +1,4 @@
-"""Truncation: the longest beginning of a text that fits."""
+"""The longest beginning of a text that fits, in whole characters."""
 
 from __future__ import annotations
 
