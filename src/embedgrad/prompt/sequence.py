@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.labels import closest
+from embedgrad.data.labels import advise_mapping, closest, escape, map_twins
 from embedgrad.errors import DataError, TemplateError
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.row_checks import check_ids, open_thought
@@ -252,9 +252,14 @@ class Sequencer:
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
+            twins = map_twins(dict.fromkeys(answers, 0))
+            keep = ", ".join(escape(answer) for answer in answers if answer not in twins)
+            advice = (
+                f"keep {keep} and set {advise_mapping(twins)}" if twins else "choose other words"
+            )
             raise DataError(
-                f"target.choices: {list(answers)!r} are not different texts for this model's "
-                "tokenizer; choose other words"
+                f"target.choices: {', '.join(map(escape, answers))} are not different texts for "
+                f"this model's tokenizer; {advice}"
             )
         end = self.end_ids if self.target.choices and self.target.end is None else ()
         if self._ends(targets):
