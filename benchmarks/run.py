@@ -189,8 +189,10 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     free = () if "best-of-n" in methods else ("compare.prompts",)
     phrases = differences(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
     # Where data and solutions are kept and how many that session sampled does not change them.
-    of_session = ("solutions.file", "solutions.sampled_questions")
-    of_session += ("data.train.source", "data.dev.source", "data.test.source")
+    of_session = (
+        *("solutions.file", "solutions.sampled_questions"),
+        *("data.train.source", "data.dev.source", "data.test.source"),
+    )
     # An older file does not say what else its parts share.
     known = ("shared",) if "shared" in before and "shared" in now else ()
     for name in ("data", "model", "solutions", *known):

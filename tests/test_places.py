@@ -285,6 +285,9 @@ def test_a_prompt_alone_answers_and_is_exported(
     inside = (prompt.parent / "recipe.toml").is_file()
     notes = [note for note in done.json["notes"] if "not checked" in note]
     assert (done.json["verify"] is not None, len(notes)) == ((True, 0) if inside else (False, 1))
+    if not inside:
+        shown = embedgrad("export", prompt, "--to", "safetensors", "--out", "shown", "--quiet")
+        assert "not checked: " + prompt.name + " is a prompt without its run" in shown.out
     page = embedgrad("report", prompt, "--out", "page.html", "--rows", 4, "--quiet")
     succeeds(page)
     assert ("a prompt without its run" in Path("page.html").read_text("utf-8")) is not inside
