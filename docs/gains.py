@@ -68,7 +68,7 @@ def _row(axes: Axes, y: int, name: str, text: float, refined: Mapping[str, Any])
     reliable = refined["verdict"] in ("improved", "worse")
     color = LIGHT["muted"]
     if reliable:
-        color = LIGHT["refined"] if refined["difference"] > 0 else LIGHT["broken"]
+        color = LIGHT["refined"] if refined["difference"] > 0 else LIGHT["wrong"]
     axes.plot([before, after], [y, y], color=color, linewidth=7, alpha=0.3, solid_capstyle="butt")
     axes.plot([before + low, before + high], [y, y], color=color, linewidth=1.4)
     axes.plot([before], [y], "o", **_mark(LIGHT["text"], 8))

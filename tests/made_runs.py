@@ -63,6 +63,16 @@ def answered_rows(
     return rows
 
 
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a run writes it, with the choices beside their probabilities."""
+    written = dict(row)
+    for name in ("text", "refined"):
+        shares = row[name]["probabilities"]
+        named = shares and dict(zip(CHOICES, shares, strict=True))
+        written[name] = {**row[name], "probabilities": named}
+    return written
+
+
 def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) -> Path:
     """Write a run whose scores are those of its rows. `changes` replace entries of its prompt."""
     tokens = [
@@ -95,7 +105,7 @@ def made_run(folder: Path, rows: Sequence[Mapping[str, Any]], **changes: Any) ->
     (folder / "prompt" / "prompt.safetensors").write_bytes(b"rows")
     (folder / "recipe.toml").write_text('[model]\nname = "tiny"\n', encoding="utf-8")
     write_jsonl(folder / "events.jsonl", events())
-    write_jsonl(folder / "predictions.jsonl", rows)
+    write_jsonl(folder / "predictions.jsonl", [_named(row) for row in rows])
     write_json(
         folder / "interpolation.json",
         {**interpolation_inputs(folder, 100, ()), **made_interpolation()},
@@ -111,7 +121,11 @@ def events(steps: int = 32) -> list[dict[str, Any]]:
         if step:
             told.append({"event": "step", "step": step, "total": steps, "loss": 0.7 - 0.01 * step})
         if step % 8 == 0:
-            score = {"accuracy": 0.6 + 0.01 * step - 0.0003 * step**2, "log_loss": 0.7}
+            score: dict[str, Any] = {
+                "accuracy": 0.6 + 0.01 * step - 0.0003 * step**2,
+                "log_loss": 0.7,
+            }
+            score["interval"] = [score["accuracy"] - 0.1, score["accuracy"] + 0.1]
             best = {"step": min(step, 16)}
             told.append(
                 {"event": "evaluation", "step": step, **score, "metric": "accuracy"}
@@ -156,6 +170,7 @@ def made_results(seeds: int = 3) -> dict[str, Any]:
         rows += [
             {"method": name, "seed": i if seconds else None, "accuracy": 0.66 + d}
             | {"interval": [0.6 + d, 0.72 + d], "difference": d, "p_value": 0.04}
+            | {"difference_interval": [d - 0.03, d + 0.03]}
             | costs
             for i, d in enumerate(found)
         ]
@@ -177,6 +192,7 @@ def made_results(seeds: int = 3) -> dict[str, Any]:
                 "runs": len(found),
                 "seeds": list(range(len(found))),
                 "accuracy": 0.66 + mean,
+                "interval": [0.6 + mean, 0.72 + mean],
                 "min": 0.66 + min(found),
                 "max": 0.66 + max(found),
                 "verdict": verdict,
@@ -196,9 +212,31 @@ def made_results(seeds: int = 3) -> dict[str, Any]:
     }
 
 
+def compared_rows(count: int, *, seeds: int = 3, free: bool = False) -> list[dict[str, Any]]:
+    """Rows of a comparison's `predictions.jsonl`: every third is answered alike by all."""
+    methods = [entry["method"] for entry in made_results()["methods"]]
+    draw = random.Random(0)
+    rows = []
+    for i in range(count):
+        gold = CHOICES[i % 2]
+        answers = []
+        for method in methods:
+            for seed in range(seeds) if method not in ("text", "best-of-n") else [None]:
+                right = i % 3 == 0 or draw.random() < 0.7
+                said = gold if right else CHOICES[1 - i % 2]
+                said = f"I think that {said} is the {method} answer." if free else said
+                score = {"predicted": said, "correct": float(right)}
+                answers.append({"method": method, "seed": seed, **score})
+        columns = {"text": f"Row {i} of a good film about {draw.random()}."}
+        rows.append({"source": f"test.jsonl:{i + 1}", "answer": gold} | {"columns": columns})
+        rows[-1]["answers"] = answers
+    return rows
+
+
 def made_comparison(folder: Path) -> Path:
     """Write a comparison's folder."""
     write_json(folder / "results.json", made_results())
+    write_jsonl(folder / "predictions.jsonl", compared_rows(30))
     return folder
 
 

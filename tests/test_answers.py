@@ -52,9 +52,7 @@ def test_the_chances_are_those_of_the_evaluation(
     ]
     for row, reply in zip(rows, found, strict=True):
         assert reply["answer"] == row[prompt]["predicted"]
-        assert list(reply["probabilities"].values()) == pytest.approx(
-            row[prompt]["probabilities"], abs=1e-6
-        )
+        assert reply["probabilities"] == pytest.approx(row[prompt]["probabilities"], abs=1e-6)
 
 
 def test_both_prompts_answer_differently(embedgrad: Command, finished: Finished) -> None:

@@ -34,7 +34,7 @@ DATA: dict[str, Case] = {
     "missing folder": (lambda p: p.optimize("data.dev=no/dev.csv"), ("no folder 'no'",)),
     "folder": (lambda p: p.optimize(f"data.test={p.folder}/data"), ("is a folder", "train.jsonl")),
     "empty file": (lambda p: p.optimize(p.data("a.csv", b"")), ("a.csv: the file is empty",)),
-    "header only": (lambda p: p.optimize(p.data("a.csv", HEADER)), ("a.csv: the file holds no",)),
+    "header only": (lambda p: p.optimize(p.data("a.csv", HEADER)), ("a.csv: holds no rows",)),
     "unknown kind": (lambda p: p.optimize(p.data("a.xls", b"x")), ("'.xls'", ".jsonl, .ndjson")),
     "broken JSON": (
         lambda p: p.optimize(p.data("a.jsonl", b'{"review": "a"}\n\n{"review": "b"\n')),

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from browser import Browser, Page, find_browser
+from embedgrad.evaluation.per_class import per_class
 from embedgrad.report.page.page import comparison_page, run_page
-from embedgrad.report.page.run_files import read_comparison, read_run
+from embedgrad.report.page.run_files import compared_rows, read_comparison, read_run
 from made_runs import HOSTILE, answered_rows, made_comparison, made_run
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,8 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Open]:
 
 
 def written(folder: Path, name: str = "first") -> str:
-    return run_page(read_run(folder), name)
+    run = read_run(folder)
+    return run_page(run, name, classes=per_class(row for _, row in run.survey))
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,33 @@ def test_scores_between_right_and_wrong_are_no_ticks(tmp_path: Path, opened: Ope
     assert page.complaints == []
 
 
+def test_colors_mean_right_and_wrong_whichever_prompt_says_it(tmp_path: Path, opened: Open) -> None:
+    rows = answered_rows(40)
+    page = opened(written(made_run(tmp_path, rows)))
+    page.click("[data-kind=all]")
+    border = "getComputedStyle(e).borderLeftColor"
+    shown = page.value(
+        f"[...document.querySelectorAll('.reply')].map(e => [{border}, e.textContent])"
+    )
+    colors = {"\u2713 right": set(), "\u2717 wrong": set()}  # type: dict[str, set[str]]
+    for (color, text), row_reply in zip(
+        shown, ((row, name) for row in rows for name in ("text", "refined")), strict=False
+    ):
+        row, name = row_reply
+        words = "\u2713 right" if row[name]["correct"] else "\u2717 wrong"
+        assert f"{name} prompt: {words}" in text
+        colors[words].add(color)
+    right, wrong = (
+        page.value(
+            f"(() => {{ const e = document.createElement('i'); e.style.color = 'var(--{name})';"
+            "document.body.append(e); return getComputedStyle(e).color; })()"
+        )
+        for name in ("right", "wrong")
+    )
+    assert list(colors.values()) == [{right}, {wrong}]
+    assert page.value("document.querySelectorAll('del, ins, s').length") == 0
+
+
 def test_search_finds_words_anywhere_in_a_row(ordinary: Path, opened: Open) -> None:
     page = opened(written(ordinary))
     page.click("[data-kind=all]")
@@ -183,9 +212,8 @@ def test_words_that_differ_are_marked(tmp_path: Path, opened: Open) -> None:
     rows[1]["text"]["predicted"] = rows[1]["refined"]["predicted"] = "the same"
     page = opened(written(made_run(tmp_path, rows)))
     page.click("[data-kind=all]")
-    assert page.texts("del") == ["five"]
-    assert [text.strip() for text in page.texts("ins")] == ["surely six"]
-    assert page.texts(".said-text")[0] == "the answer is five of them"
+    assert [text.strip() for text in page.texts("mark")] == ["five", "surely six"]
+    assert page.texts(".reply .foreign")[0] == "the answer is five of them"
 
 
 def test_differences_of_long_replies_are_bounded(tmp_path: Path, opened: Open) -> None:
@@ -246,7 +274,7 @@ def test_hostile_text_is_text(hostile: Path, opened: Open, width: int) -> None:
 
 @pytest.mark.parametrize("width", [PHONE, 768, 1200])
 def test_nothing_is_wider_than_the_window(hostile: Path, opened: Open, width: int) -> None:
-    for html in (written(hostile), comparison_page(_hostile_results(), "W" * 400)):
+    for html in (written(hostile), comparison_page(*_hostile_comparison())):
         page = opened(html, width=width)
         if page.value("!!document.querySelector('[data-kind]')"):
             page.click("[data-kind=all]")
@@ -277,7 +305,8 @@ def test_right_to_left_text_turns_only_itself(tmp_path: Path, opened: Open) -> N
 def test_the_page_of_a_comparison(tmp_path: Path, opened: Open) -> None:
     results = read_comparison(made_comparison(tmp_path))
     assert results is not None
-    page = opened(comparison_page(results, "sst2"), width=PHONE)
+    rows = compared_rows(tmp_path, [])
+    page = opened(comparison_page(results, "sst2", rows), width=PHONE)
     assert page.complaints == []
     assert page.requests == []
     assert page.value("document.querySelectorAll('svg.figure').length") == 2
@@ -287,6 +316,12 @@ def test_the_page_of_a_comparison(tmp_path: Path, opened: Open) -> None:
     )
     accuracies = {entry["method"]: entry["accuracy"] for entry in results["methods"]}
     assert dict(shown) == accuracies
+    assert page.texts("main > section h2")[0] == "Verdict"
+    assert page.texts("[aria-pressed=true]")[0].startswith("disagree ")
+    assert len(page.texts(".row")) > 10
+    assert len(page.texts(".row:first-child .reply")) == len(accuracies)
+    page.click("[data-kind=fixed]")
+    assert set(page.texts(".badge")) == {"fixed by embedgrad"}
     assert "peft-cpt skipped: the package peft is missing" in page.texts("#notes li")
 
 
@@ -314,8 +349,8 @@ def test_without_scripts_a_page_says_where_the_rows_are(ordinary: Path, opened: 
     assert page.value("document.getElementById('controls').hidden") is True
 
 
-def _hostile_results() -> dict[str, Any]:
-    from made_runs import made_results
+def _hostile_comparison() -> tuple[dict[str, Any], str, list[tuple[int, dict[str, Any]]]]:
+    from made_runs import compared_rows, made_results
 
     results = made_results()
     for entry, text in zip(results["methods"][1:], HOSTILE.values(), strict=False):
@@ -324,4 +359,9 @@ def _hostile_results() -> dict[str, Any]:
                 row["method"] = text
         entry["method"] = text
     results["model"] = dict(HOSTILE)
-    return results
+    rows = compared_rows(20, free=True)
+    for row, text in zip(rows, HOSTILE.values(), strict=False):
+        row["columns"][text] = row["source"] = text
+        for answer in row["answers"]:
+            answer["method"] = answer["predicted"] = text
+    return results, "W" * 400, list(enumerate(rows, 1))

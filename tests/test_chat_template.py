@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 import refusals
 import tiny
 from embedgrad.errors import TemplateError
+from embedgrad.prompt.sequence import Sequencer, Target
 from embedgrad.prompt.template import END_MARK, SPAN_MARK, Renderer, Template
-from kit import DAY
+from kit import DAY, LABELS
 
 refused = functools.partial(refusals.refused, error=TemplateError)
 SPAN = "Is it good?"
@@ -250,3 +252,124 @@ def test_a_row_with_our_mark_is_refused() -> None:
     for mark in (SPAN_MARK, END_MARK):
         with refused("column 'a'", "own mark"):
             renderer(Template.chat(user="{a} [[go]]"))({"a": f"x{mark}"})
+
+
+# ------------------------------------------------------- what a model's own template asks for
+
+PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ONE_SPAN = Template.chat(system="Be kind.", user="{a} [[Is it good?]]")
+
+
+def with_chat(chat: Any, template: Template = ONE_SPAN) -> Renderer:
+    return Renderer(template, tiny.with_template(tiny.tokenizer("bytelevel"), chat), date=DAY)
+
+
+def test_a_chat_template_of_lists_of_parts_gets_them() -> None:
+    made = with_chat(PARTS)
+    text = made({"a": "Soup"}).text
+    assert text == "<system>Be kind.;<user>Soup Is it good?;<assistant>"
+    assert made.after_answer() == ";"
+    # The template that exports take is given texts, as their clients send them.
+    messages = [{"role": "user", "content": "hi"}]
+    shown = with_chat(None, Template.plain("[[a]]"))._tokenizer.apply_chat_template(
+        messages, chat_template=made.chat_template, tokenize=False, add_generation_prompt=True
+    )
+    assert shown == "<user>hi;<assistant>"
+
+
+def test_a_chat_template_of_texts_or_parts_gets_texts() -> None:
+    both = PARTS.replace(
+        "{% for part", "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part"
+    ).replace("{% endfor %};", "{% endfor %}{% endif %};")
+    assert with_chat(both).chat_template == both
+
+
+def test_one_of_several_chat_templates_is_chosen_by_name() -> None:
+    named = {"rag": tiny.CHATML, "tool_use": tiny.PLAIN}
+    with refused("no default", "template.options.chat_template: rag, tool_use"):
+        with_chat(named)
+    with refused("no chat template 'rug'", "rag, tool_use"):
+        with_chat(named, replace(ONE_SPAN, options={"chat_template": "rug"}))
+    chosen = with_chat(named, replace(ONE_SPAN, options={"chat_template": "rag"}))
+    assert chosen({"a": "x"}) == with_chat(tiny.CHATML)({"a": "x"})
+    assert with_chat({**named, "default": tiny.PLAIN})({"a": "x"}) == with_chat(tiny.PLAIN)(
+        {"a": "x"}
+    )
+    with refused("no chat template 'rag'", "default"):
+        with_chat(tiny.CHATML, replace(ONE_SPAN, options={"chat_template": "rag"}))
+
+
+@pytest.mark.parametrize("option", ["enable_thinkin", "think"])
+def test_an_option_that_the_chat_template_never_mentions_is_refused(option: str) -> None:
+    thinks = tiny.CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    with refused(f"template.options.{option}", "no such variable", "known: enable_thinking"):
+        with_chat(thinks, replace(ONE_SPAN, options={option: True}))
+    with_chat(thinks, replace(ONE_SPAN, options={"enable_thinking": True}))
+
+
+@pytest.mark.parametrize(
+    ("written", "shown", "template", "lost"),
+    [
+        (
+            "m['content']",
+            "m['content'].split('</think>')[-1]",
+            Template.chat(user="{a}", assistant="<think>\nHm.\n</think>\n\n[[So]]"),
+            "'<think>' in the assistant message",
+        ),
+        (
+            "{% for m in messages %}",
+            "{% for m in messages if m['role'] != 'system' %}",
+            Template.chat(system="Be kind.", user="{a} [[Is it good?]]"),
+            "'Be kind.' in the system message",
+        ),
+        (
+            "m['content']",
+            "m['content'][:40]",
+            Template.chat(system="[[Is it good?]]", user="{a} " + "x" * 40 + "\nand more"),
+            "in the user message",
+        ),
+        (
+            "m['content']",
+            "(m['content'] if m['role'] == 'system' else m['content'] | upper)",
+            Template.chat(system="[[Is it good?]]", user="The text: {a}"),
+            "'The text: soup' in the user message",
+        ),
+    ],
+    ids=["a thought", "a role", "an end", "letters"],
+)
+def test_a_chat_template_that_drops_what_was_written_is_refused(
+    written: str, shown: str, template: Template, lost: str
+) -> None:
+    chat = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    with_chat(chat, template)({"a": "soup"})
+    with refused("drops or changes", lost):
+        with_chat(chat.replace(written, shown), template)({"a": "soup"})
+
+
+@pytest.mark.parametrize(
+    ("end", "choices", "noted"),
+    [
+        ("<think>\n", True, True),
+        ("<|think|>", True, True),
+        ("[THINK]", True, True),
+        ("<think>\n", False, False),
+        ("<think>\n\n</think>\n\n", True, False),
+        ("", True, False),
+    ],
+)
+def test_a_prompt_that_ends_inside_a_thought_is_noted(end: str, choices: bool, noted: bool) -> None:
+    chat = tiny.CHATML + "{% if add_generation_prompt %}" + end + "{% endif %}"
+    tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
+    template = Template.chat(user="{review} [[Is it good?]]")
+    made = Renderer(template, tokenizer, date=DAY)
+    rows = tiny.reviews(4)
+    sequencer = Sequencer(made, tokenizer, LABELS if choices else Target(), rows=rows)
+    notes = sequencer.notes(sequencer.build(rows))
+    assert any("inside a thought" in note for note in notes) is noted

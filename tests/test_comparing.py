@@ -19,6 +19,7 @@ from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.evaluation.significance import (
     bootstrap_mean,
     mcnemar_exact,
+    score_interval,
     sign_flip_test,
     wilson_interval,
 )
@@ -30,6 +31,8 @@ from embedgrad.experiments.compare.folder import Folder
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
 from embedgrad.recipe.settings import COMPARED
+from embedgrad.report.page.page import comparison_page
+from embedgrad.report.page.run_files import compared_rows
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
 from embedgrad.report.terminal.tables import NARROWEST, show
 from embedgrad.training.checkpoint import Checkpoint
@@ -134,6 +137,10 @@ def test_rows_can_be_computed_again(whole: tuple[Path, dict[str, Any]]) -> None:
         assert told["difference"] == judged[name].difference
         interval = bootstrap_mean(row_differences(first, others[name]))
         assert tuple(told["difference_interval"]) == interval
+    for name, told in told_of(results).items():
+        runs = others.get(name, [first])
+        means = [sum(scores) / len(scores) for scores in zip(*runs, strict=True)]
+        assert tuple(told["interval"]) == score_interval(means)
 
 
 def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -170,6 +177,19 @@ def test_the_parts_are_kept(whole: tuple[Path, dict[str, Any]]) -> None:
     answers = [json.loads(line) for line in (part / "answers.jsonl").read_text().splitlines()]
     scored = json.loads((part / "scored.json").read_text())
     assert "".join(str(round(answer["correct"])) for answer in answers) == scored["correct"]
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    own = [next(a for a in row["answers"] if (a["method"], a["seed"]) == ("peft-lora", 1))
+           for row in rows]  # fmt: skip
+    assert [(a["predicted"], a["correct"]) for a in own] == [
+        (answer["predicted"], answer["correct"]) for answer in answers
+    ]
+    assert [row["source"] for row in rows] == [answer["source"] for answer in answers]
+    assert all(row["columns"] for row in rows)
+    assert {len(row["answers"]) for row in rows} == {len(whole[1]["rows"])}
+    page = comparison_page(whole[1], "whole", compared_rows(folder, []))
+    assert '<section id="answers"' in page
+    assert "Left out" not in page
     assert Recipe.read(folder / "recipe.toml").compare.shots == 2
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
@@ -643,9 +663,9 @@ def test_runs_can_require_a_gain_too(
     arguments = run if verb == "optimize" else ("evaluate", finished[0])
     done = embedgrad(*arguments, "--quiet", "--require-gain")
     assert done.code == 4
-    assert done.lines[-1].startswith("no reliable gain: difference of")
+    assert done.lines[-1].startswith("no reliable gain: ")
     monkeypatch.setattr(
-        "embedgrad.report.terminal.tables.verdict", lambda difference: "gain of 9 points"
+        "embedgrad.report.terminal.tables.verdict", lambda difference: "improved: +9 points"
     )
     again = (*run[:3], tmp_path / "again") if verb == "optimize" else arguments
     assert embedgrad(*again, "--quiet", "--require-gain").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ import pytest
 
 from embedgrad.data.examples import Example, cell_text, examples_from
 from embedgrad.data.guess_columns import guess_columns
-from embedgrad.data.readers import Row, Table
+from embedgrad.data.labels import escape
+from embedgrad.data.splits import make_splits
+from embedgrad.data.table import Row, Table
 from embedgrad.errors import DataError, EmbedgradError
 from refusals import refused
 
@@ -251,6 +254,60 @@ def test_where_that_keeps_nothing_is_refused_with_the_values_there() -> None:
     many = table([{"text": "a", "part": f"p{i}"} for i in range(20)])
     with refused("part = 'q'", "'p0', 'p1'", "'p7' and 12 more"):
         examples_from(many, columns=["text"], where={"part": "q"})
+
+
+TWINS = {
+    "blanks": ("positive ", "positive", '"positive " = "positive"'),
+    "case": ("Positive", "positive", '"Positive" = "positive"'),
+    "Unicode form": ("ne\u0301gatif", "n\u00e9gatif", '"ne\\u0301gatif" = "n\u00e9gatif"'),
+    "case, blanks or Unicode form": ("\uff30ositive", "positive", '"\uff30ositive" = "positive"'),
+    "blank that nobody sees": ("positive\u200b", "positive", '"positive\\u200b" = "positive"'),
+}
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_labels_that_look_alike_are_named_with_what_to_do(kind: str) -> None:
+    odd, plain, mapping = TWINS[kind]
+    said = "case, blanks or Unicode form" if "sees" in kind else kind
+    rows = [{"text": f"film {i}", "label": (plain, odd, "other")[i % 3]} for i in range(31)]
+    data = table(rows)
+    with refused(
+        "reviews.csv:3: label", f"only in {said}: write", f"data.labels = {{ {mapping} }}"
+    ):
+        examples_from(data, columns=["text"], answer="label", choices=[plain, "other"])
+    mapped = examples_from(
+        data, columns=["text"], answer="label", choices=[plain, "other"], labels={odd: plain}
+    )
+    assert {example.answer for example in mapped} == {plain, "other"}
+    for choices in ([odd, plain, "other"], None):
+        examples = examples_from(data, columns=["text"], answer="label", choices=choices)
+        (note,) = [
+            note
+            for note in make_splits(examples, columns=["text"], choices=choices).notes
+            if "look alike" in note
+        ]
+        assert f"(10 rows) and {escape(plain)} (11 rows) differ only in {said}" in note
+        assert f"data.labels = {{ {mapping} }}" in note
+    guess = guess_columns(data)
+    assert set(guess.choices or ()) == {plain, "other"}
+    assert guess.labels == {odd: plain}
+    assert any(f"{{ {mapping} }}" in note for note in guess.notes)
+    with refused(f"label holds {escape(plain)}, which differs from {escape(odd)} only in {said}"):
+        examples_from(table(rows[:1]), columns=["text"], where={"label": odd})
+    with refused(f"{escape(odd)} differs from {escape(plain)} only in {said}: write them alike"):
+        examples_from(table([{plain: "a"}]), columns=[odd])
+
+
+def test_names_of_classes_are_offered() -> None:
+    rows = [{"text": f"film {i}", "label": i % 2} for i in range(30)]
+    data = dataclasses.replace(table(rows), class_names={"label": ("bad", "good")})
+    mapping = 'data.labels = { "0" = "bad", "1" = "good" }'
+    with refused("label '0' in column", f"the data set names its classes: set {mapping}"):
+        examples_from(data, columns=["text"], answer="label", choices=["bad", "good"])
+    guess = guess_columns(data)
+    assert guess.choices == ("bad", "good")
+    assert guess.labels == {"0": "bad", "1": "good"}
+    assert any(mapping in note for note in guess.notes)
 
 
 # -------------------------------------------------------------------------------- guesses

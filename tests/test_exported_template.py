@@ -620,7 +620,7 @@ def test_other_fields_that_hold_a_refined_token_are_refused(chat: str, name: str
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ("lower", f"<|{TAG.upper()}_p_0|>"),
+        ("replace('K', 'k')", f"<|{TAG.replace('k', 'K')}_p_0|>"),
         ("replace('~', '')", f"<|{TAG[:3]}~{TAG[3:]}_p_0|>"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from embedgrad.report.figures import comparison
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.comparison import count
 from embedgrad.report.figures.series import MOST_POINTS, smooth, thin
-from embedgrad.report.figures.theme import image, inline_svg
+from embedgrad.report.figures.theme import SIGNS, image, inline_svg, style
 from made_runs import HOSTILE, answered_rows, events, made_interpolation, made_results
 
 
@@ -36,7 +37,7 @@ def test_curves_show_every_loss_and_dev_score() -> None:
     assert (list(range(0, 33, 8)), [score for _, score in scores]) in lines(figure, 1)
     best = max(scores, key=lambda score: score[1])
     assert ([best[0]], [best[1]]) in lines(figure, 1)
-    assert figure.axes[1].get_title("left") == "dev accuracy, best 68.3 % at step 16"
+    assert figure.axes[1].get_title("left") == "dev accuracy, best 68.3 % (58.3 to 78.3) at step 16"
     assert any(y == [60, 60] for _, y in lines(figure, 1))  # the text prompt
 
 
@@ -81,7 +82,7 @@ def test_the_interpolation_shows_every_place() -> None:
     places = [point["t"] for point in interpolation["points"]]
     assert (places, [100 * p["accuracy"] for p in interpolation["points"]]) in lines(figure, 0)
     assert (places, [p["log_loss"] for p in interpolation["points"]]) in lines(figure, 1)
-    assert figure.axes[0].get_title("left") == "accuracy on 40 dev rows, %"
+    assert figure.axes[0].get_title("left") == "accuracy on 40 dev rows with 95 % interval, %"
     ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert ticks == ["0\ntext", "0.5", "1\nrefined", "1.5"]
 
@@ -96,7 +97,7 @@ def test_reliability_shows_bins_of_both_prompts() -> None:
         inside = [row[name]["correct"] for row, s in zip(rows, sure, strict=True) if s >= 0.9]
         assert y[-1] == pytest.approx(100 * sum(inside) / len(inside))
         assert 90 <= x[-1] <= 100
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert all(", ECE " in label for label in labels)
     bars = [bar.get_height() for bar in figure.axes[1].patches]
     assert sum(bars) == pytest.approx(200)  # percent, of two prompts
@@ -136,6 +137,35 @@ def test_a_forest_has_a_line_per_method() -> None:
         assert shown[2 * y + 1].startswith(f"{100 * entry['difference']:+.1f}  (")
     colors = {text.get_text(): text.get_color() for text in figure.axes[0].texts[1::2]}
     assert len(set(colors.values())) == 3  # improved, worse, no reliable gain
+    for label, entry in zip(shown[1::2], others, strict=True):
+        assert label.endswith(f" {SIGNS[entry['verdict']]} {entry['verdict']}")
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: figures.curves(events(32)),
+        lambda: figures.reliability(answered_rows(200)),
+        lambda: figures.interpolation_figure(made_interpolation()),
+        lambda: comparison.forest(made_results()),
+        lambda: comparison.accuracy_against_cost(made_results()),
+    ],
+    ids=["curves", "reliability", "interpolation", "forest", "cost"],
+)
+def test_no_legend_and_no_label_covers_what_is_drawn(figure: Callable[[], Any]) -> None:
+    with style():
+        drawn = figure()
+        drawn.draw_without_rendering()
+    covers = [legend.get_window_extent() for legend in drawn.legends]
+    assert not any(axes.get_legend() for axes in drawn.axes)
+    for axes in drawn.axes:
+        assert not any(legend.overlaps(axes.bbox) for legend in covers)
+        labels = [text.get_window_extent() for text in axes.texts]
+        for line in axes.lines:
+            if line.get_transform() != axes.transData:  # a line across the axes
+                continue
+            points = axes.transData.transform(line.get_xydata())
+            assert not any(label.contains(*point) for label in labels for point in points)
 
 
 def test_accuracy_against_cost_places_every_method() -> None:
@@ -145,7 +175,7 @@ def test_accuracy_against_cost_places_every_method() -> None:
     for entry in results["methods"]:
         assert ([entry["train_seconds"]], [100 * entry["accuracy"]]) in drawn
     shown = words(figure)
-    assert "embedgrad, 7.49k numbers" in shown
+    assert "\u25b2 embedgrad, 7.49k numbers" in shown
     assert "text" in shown
     left, right = figure.axes[0].get_xlim()
     assert left < 0 < 700 < right

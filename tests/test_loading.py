@@ -26,6 +26,7 @@ import tiny
 from embedgrad.errors import ModelError
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading import load
+from embedgrad.model.loading.gguf_settings import VERSION
 from tiny_gguf import write_gguf
 
 WEIGHTS = "model.safetensors"
@@ -419,6 +420,70 @@ def test_near_misses_are_named(folder: Path) -> None:
         load(str(text), device="cpu")
 
 
+def test_code_of_a_model_is_never_run(folder: Path) -> None:
+    change_config(folder, model_type="mine", auto_map={"AutoConfig": "configuration_mine.Mine"})
+    with refused(str(folder), "code of models is never run here"):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("rows", [[7], [3, 4, 5, 6, 7, 8, 9, 10, 11]])
+def test_rows_that_are_not_finite_are_named(folder: Path, rows: list[int]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["model.embed_tokens.weight"][rows] = math.nan
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    listed = "7;" if len(rows) == 1 else "3, 4, 5, 6, 7, 8, 9, 10, ...;"
+    with refused(str(folder), f"{len(rows)} of the", f"token ids {listed}"):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "packages"),
+    [
+        ("tokenizer.model", b"\n\x0e\n\x05<unk>", "sentencepiece and protobuf"),
+        ("tokenizer.model", b"IQ== 0\n", "tiktoken"),
+        ("qwen.tiktoken", b"IQ== 0\n", "tiktoken"),
+    ],
+)
+def test_a_tokenizer_without_its_package_names_it(
+    folder: Path, name: str, content: bytes, packages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / name).write_bytes(content)
+    monkeypatch.setattr("embedgrad.model.loading.checkpoint_folder._installed", lambda _: False)
+    with refused(f"needs {packages}: pip install {packages.replace(' and ', ' ')}"):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("how", ["needs them", "adds them"])
+def test_a_model_that_reads_token_ids_is_refused(
+    folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LlamaForCausalLM.forward
+
+    def forward(self: Any, input_ids: Any = None, **inputs: Any) -> Any:
+        if input_ids is None and how == "needs them":
+            raise ValueError("You must specify input_ids")
+        output = plain(self, input_ids, **inputs)
+        if input_ids is not None:
+            output.logits = output.logits + input_ids[..., None] % 3 * torch.eye(1, 512)[0]
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with refused(str(folder), "llama reads token ids beside their embeddings"):
+        load(str(folder), device="cpu")
+
+
+def test_tokens_without_an_embedding_are_noted(folder: Path) -> None:
+    words = tiny.with_template(tiny.tokenizer("bytelevel"), None)
+    size = len(words)
+    words.add_tokens(["<x>"])
+    words.save_pretrained(folder)
+    told: list[dict[str, Any]] = []
+    load(str(folder), device="cpu", report=told.append)
+    assert f"has {size + 1} tokens, but the model embeds only {size}" in told[0]["text"]
+
+
 # --------------------------------------------------------------------------------------- GGUF
 
 
@@ -443,7 +508,7 @@ def test_a_gguf_is_converted_once_and_computes_the_same(
     assert tokenizer.tokenize("<|end|>he  12") == ["<|end|>", "he", "\u0120\u0120", "1", "2"]
 
     cached = tmp_path / "cache" / "converted"
-    assert [entry.name for entry in cached.iterdir()] == [info.gguf_sha256[:16]]
+    assert [entry.name for entry in cached.iterdir()] == [f"{info.gguf_sha256[:16]}-{VERSION}"]
     assert (info.kind, info.license, info.path) == ("gguf", "mit", str(next(cached.iterdir())))
     assert (info.context, info.width, info.tied) == (512, 32, True)
     source = json.loads((Path(info.path) / "source.json").read_text())
@@ -494,7 +559,7 @@ def test_a_second_process_may_be_faster(tmp_path: Path, monkeypatch: pytest.Monk
 
     def race(file: Path, header: Any, aside: Path) -> None:
         convert(file, header, aside)
-        faster = aside.with_name(aside.name[1:17])
+        faster = aside.with_name(aside.name[1:].rpartition("-")[0])
         shutil.copytree(aside, faster)
         (faster / "source.json").write_text('{"license": "of the faster one"}')
 

@@ -15,14 +15,27 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embedgrad.errors import EmbedgradError
+from embedgrad.evaluation.per_class import per_class
+from embedgrad.evaluation.significance import macro_f1, wilson_interval
 from embedgrad.report.figures.calibration import calibration
 from embedgrad.report.figures.theme import COLORS
 from embedgrad.report.page import page as page_module
 from embedgrad.report.page.page import comparison_page, run_page
-from embedgrad.report.page.predictions import page_rows
+from embedgrad.report.page.predictions import run_rows
+from embedgrad.report.page.run_files import compared_rows as compared_rows_of
 from embedgrad.report.page.run_files import read_comparison, read_run
 from embedgrad.report.page.safe_text import readable, script_json, shorten
-from made_runs import HOSTILE, WORDS, answered_rows, events, made_comparison, made_results, made_run
+from made_runs import (
+    CHOICES,
+    HOSTILE,
+    WORDS,
+    answered_rows,
+    compared_rows,
+    events,
+    made_comparison,
+    made_results,
+    made_run,
+)
 from run_kit import Command, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -65,7 +78,8 @@ def figures_or_none(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def written(folder: Path) -> str:
-    return run_page(read_run(folder), "first")
+    run = read_run(folder)
+    return run_page(run, "first", classes=per_class(row for _, row in run.survey))
 
 
 def notes(html: str) -> str:
@@ -148,9 +162,247 @@ def test_colors_of_text_can_be_read(scheme: int) -> None:
         return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
     for back in ("paper", "panel"):
-        for name in ("ink", "muted", "text", "refined", "fixed", "broken"):
+        for name in ("ink", "muted", "text", "refined", "right", "wrong"):
             one, other = (luminance(COLORS[n][scheme]) + 0.05 for n in (back, name))
             assert max(one, other) / min(one, other) >= 4.5, (name, back)
+
+
+# Viewing with one kind of cones missing, on linear RGB (Machado, Oliveira and Fernandes 2009).
+COLOR_BLIND = {
+    "protanopia": [
+        *([0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216]),
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        *([0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413]),
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        *([1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602]),
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("eyes", COLOR_BLIND)
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("pair", [("right", "wrong"), ("text", "refined")])
+def test_colors_that_are_a_pair_differ_for_the_color_blind(
+    pair: tuple[str, str], scheme: int, eyes: str
+) -> None:
+    """By a distance in CIELAB of 20, where 2 can just be seen."""
+    import numpy as np
+
+    def lab(color: str) -> Any:
+        s = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(np.array(COLOR_BLIND[eyes]) @ linear, 0, 1)
+        to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+        xyz = np.array(to_xyz) @ seen / np.array([0.9505, 1, 1.089])
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    one, other = (lab(COLORS[name][scheme]) for name in pair)
+    assert np.linalg.norm(one - other) >= 20
+
+
+# -- verdicts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p_value", "gain", "word"),
+    [(0.51, 0.125, "no reliable gain"), (0.01, 0.125, "improved"), (0.01, -0.125, "worse")],
+)
+def test_every_part_with_a_score_says_the_verdict(
+    p_value: float, gain: float, word: str, tmp_path: Path
+) -> None:
+    folder = made_run(tmp_path, answered_rows(8))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result["difference"] |= {"p_value": p_value, "accuracy": gain}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    html = written(folder)
+    for part in ("scores", "learning", "interpolation"):
+        text = html.partition(f'<section id="{part}"')[2].partition("</section>")[0]
+        judged = set(re.findall(r'<strong class="judged \w+"><span[^>]*>.</span> ([^<]+)', text))
+        assert judged == {word}, part
+        assert "95 % interval" in text, part
+    assert "reads as" not in html  # what the nearest tokens are says nothing of how it reads
+
+
+@pytest.mark.parametrize(
+    ("share", "warned"), [(None, False), (1.0, False), (0.9, False), (0.875, True), (0.0, True)]
+)
+def test_greedy_replies_that_are_no_choice_are_warned_of(
+    share: float | None, warned: bool, tmp_path: Path
+) -> None:
+    folder = made_run(tmp_path, answered_rows(8))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if share is not None:
+        result["refined"]["greedy_is_choice"] = share
+        result["text"]["greedy_is_choice"] = 0.25
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    html = written(folder)
+    said = [] if share is None else ["25.0 %", f"{100 * share:.1f} %"]
+    assert re.findall(r">greedy reply is a choice in ([\d.]+ %) of rows<", html) == said
+    assert ('id="greedy"' in html) == ("objective.over" in html) == warned
+
+
+# -- classes -------------------------------------------------------------------------------------
+
+
+def class_rows(golds: str, texts: str, refined: str) -> list[dict[str, Any]]:
+    """A row for each letter: the right answer, and what both prompts chose."""
+    rows = answered_rows(len(golds))
+    for row, gold, *said in zip(rows, golds, texts, refined, strict=True):
+        row["answer"] = gold
+        for name, choice in zip(("text", "refined"), said, strict=True):
+            row[name] |= {"predicted": choice, "correct": float(choice == gold)}
+    return rows
+
+
+def test_classes_by_hand() -> None:
+    found = per_class(class_rows("aaab", "abba", "aaab"))
+    assert found["confusion"]["text"] == {("a", "a"): 1, ("a", "b"): 2, ("b", "a"): 1}
+    assert found["confusion"]["refined"] == {("a", "a"): 3, ("b", "b"): 1}
+    first, second = found["classes"]
+    assert (first["label"], first["rows"], second["label"], second["rows"]) == ("a", 3, "b", 1)
+    assert first["text"]["recall"] == pytest.approx(1 / 3)
+    assert first["text"]["precision"] == 1 / 2
+    assert first["text"]["f1"] == pytest.approx(2 / 5)
+    assert first["text"]["interval"] == list(wilson_interval(1, 3))
+    assert first["verdict"] == second["verdict"] == "no reliable gain"
+    assert per_class(answered_rows(4, free=True)) == {}
+
+
+def test_a_class_is_judged_among_all_classes() -> None:
+    better = per_class(class_rows("a" * 6 + "b", "b" * 7, "a" * 6 + "b"))["classes"]
+    assert [one["verdict"] for one in better] == ["no reliable gain"] * 2  # 2 / 2**6, twice
+    better = per_class(class_rows("a" * 7 + "b", "b" * 8, "a" * 7 + "b"))["classes"]
+    assert [one["verdict"] for one in better] == ["improved", "no reliable gain"]
+    worse = per_class(class_rows("a" * 7 + "b", "a" * 7 + "b", "b" * 8))["classes"]
+    assert worse[0]["verdict"] == "worse"
+
+
+@given(st.lists(st.tuples(*[st.sampled_from("abcd")] * 3), min_size=1, max_size=40))
+def test_classes_make_up_the_whole(rows: list[tuple[str, str, str]]) -> None:
+    golds, texts, refined = (list(column) for column in zip(*rows, strict=True))
+    found = per_class(class_rows("".join(golds), "".join(texts), "".join(refined)))
+    for name, said in (("text", texts), ("refined", refined)):
+        scores = [one[name]["f1"] for one in found["classes"] if one[name]["f1"] is not None]
+        assert sum(scores) / len(scores) == pytest.approx(macro_f1(golds, said, "abcd"))
+        right = sum(g == p for g, p in zip(golds, said, strict=True))
+        held = [one for one in found["classes"] if one["rows"]]
+        assert sum(o["rows"] * o[name]["recall"] for o in held) == pytest.approx(right)
+        assert sum(found["confusion"][name].values()) == len(rows)
+
+
+def test_a_page_has_a_confusion_matrix_and_scores_of_each_class(tmp_path: Path) -> None:
+    html = written(made_run(tmp_path / "few", class_rows("aaab", "abba", "aaab")))
+    matrices = re.findall(r'<table class="confusion">.*?</table>', html, flags=re.DOTALL)
+    cells = [re.findall(r'<td class="number (\w*)"[^>]*>(\d+)', part) for part in matrices]
+    assert cells == [
+        [("right", "1"), ("wrong", "2"), ("wrong", "1"), ("", "0")],
+        [("right", "3"), ("", "0"), ("", "0"), ("right", "1")],
+    ]
+    assert html.count('<caption class="label') == 2
+    assert 'id="classes"' not in written(made_run(tmp_path / "free", answered_rows(4, free=True)))
+
+
+def test_of_many_classes_a_page_has_the_usual_confusions(tmp_path: Path) -> None:
+    labels = "".join(chr(0x4E00 + i) for i in range(300))
+    rows = class_rows(labels + "ab", labels[1:] + labels[:1] + "bb", labels + "bb")
+    html = written(made_run(tmp_path, rows))
+    assert '<table class="confusion">' not in html
+    part = html.partition("The most frequent confusions")[2].partition("</table>")[0]
+    lines = re.findall(r"<tr><td>(.)</td><td>(.)</td>.*?>(\d+)<.*?>(\d+)<", part)
+    assert len(lines) == 20
+    assert lines[0] == ("a", "b", "1", "1")
+    assert "102 more classes are left out" in html
+
+
+# -- comparisons ---------------------------------------------------------------------------------
+
+
+def numbered(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    return list(enumerate(rows, 1))
+
+
+@pytest.mark.parametrize(
+    ("methods", "subject"),
+    [(None, "embedgrad"), (("text", "peft-lora", "best-of-n"), "peft-lora"), (("text",), None)],
+)
+def test_a_comparison_begins_with_its_verdict(
+    methods: tuple[str, ...] | None, subject: str | None
+) -> None:
+    results = made_results()
+    if methods:
+        results["methods"] = [e for e in results["methods"] if e["method"] in methods]
+    html = comparison_page(results, "sst2", numbered(compared_rows(9)))
+    main = html.partition('<main id="main">')[2]
+    if subject is None:
+        assert 'id="verdict"' not in main
+        return
+    first = main.partition("</section>")[0]
+    assert '<section id="verdict"' in first
+    assert f"<b>{subject}</b>: " in first
+    for entry in results["methods"][1:]:
+        assert f"<b>{entry['method']}</b>" in first
+        group = first.partition(f"<b>{entry['method']}</b> ")[0].rpartition('<div class="score')[2]
+        assert f"</span> {entry['verdict']}</strong>" in group
+
+
+def test_rows_that_methods_answer_differently_come_first_and_by_themselves() -> None:
+    rows = compared_rows(60)
+    html = comparison_page(made_results(), "sst2", numbered(rows))
+    shown = Elements(html).rows
+    assert len(shown) == 60
+    expected = {"disagree": 0, "fixed": 0, "broken": 0, "all": 60}
+    for row, page_row in zip(rows, shown, strict=True):
+        scores: dict[str, list[float]] = {}
+        for answer in row["answers"]:
+            scores.setdefault(answer["method"], []).append(answer["correct"])
+        means = {name: sum(own) / len(own) for name, own in scores.items()}
+        kinds = ["disagree"] * (len(set(means.values())) > 1)
+        kinds += ["fixed"] * (means["embedgrad"] > means["text"])
+        kinds += ["broken"] * (means["embedgrad"] < means["text"])
+        assert page_row["kinds"] == kinds
+        for name, mean in means.items():
+            answer = page_row["answers"][name]
+            assert answer["right"] == (mean == 1)
+            partly = f"right in {round(3 * mean)} of 3 seeds" if 0 < mean < 1 else None
+            assert answer.get("score") == partly
+        for kind in kinds:
+            expected[kind] += 1
+    found = re.findall(r'data-kind="(\w+)".*?<span class="count">(\d+)', html)
+    assert {kind: int(count) for kind, count in found} == expected
+    assert min(expected.values()) > 0
+    assert 'data-first="disagree"' in html
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_comparison_of_long_answers_takes_two_megabytes_at_most() -> None:
+    rows = compared_rows(500, free=True)
+    for row in rows:
+        for answer in row["answers"]:
+            answer["predicted"] *= 100
+    assert len(comparison_page(made_results(), "sst2", numbered(rows)).encode()) <= 2_000_000
+
+
+def test_rows_of_a_comparison_that_are_missing_or_damaged_get_a_note(tmp_path: Path) -> None:
+    folder = made_comparison(tmp_path)
+    told: list[str] = []
+    assert len(compared_rows_of(folder, told)) == 30
+    assert told == []
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    for damage in ('{"source": 5}', "[]", lines[0].replace('"method"', '"m"'), lines[0][:50]):
+        told.clear()
+        (folder / "predictions.jsonl").write_text(f"{damage}\n{lines[1]}\n", encoding="utf-8")
+        assert [number for number, _ in compared_rows_of(folder, told)] == [2]
+        assert told == ["predictions.jsonl has damaged lines, left out: 1 of 2."]
+    (folder / "predictions.jsonl").unlink()
+    told.clear()
+    assert compared_rows_of(folder, told) == []
+    assert "There is no predictions.jsonl" in told[0]
 
 
 # -- size ------------------------------------------------------------------------------------------
@@ -201,19 +453,19 @@ def test_more_rows_than_a_page_holds_leave_unchanged_ones_out(
     rows = answered_rows(60)
     changed = {row["source"] for row in rows if row["change"] != "same"}
     assert 10 < len(changed) < 30
-    found = page_rows(read_run(made_run(tmp_path, rows)))
+    found = run_rows(read_run(made_run(tmp_path, rows)))
     assert found is not None
     shown = json.loads(found.json)
     assert len(shown) == 30
     assert changed <= {row["source"] for row in shown}
-    assert found.counts["all"] == 60
+    assert (found.kinds[-1].name, found.kinds[-1].count) == ("all", 60)
     assert any(note.startswith("30 of 60 rows are on this page") for note in found.notes)
 
 
 def test_many_columns_do_not_make_a_row_large(tmp_path: Path) -> None:
     rows = answered_rows(3)
     rows[0]["columns"] |= {f"column {i}": "x" * 500 for i in range(1_000)}
-    found = page_rows(read_run(made_run(tmp_path, rows)), ("text",))
+    found = run_rows(read_run(made_run(tmp_path, rows)), ("text",))
     assert found is not None
     first, second, _ = json.loads(found.json)
     assert first["more"] == 1_002 - 12
@@ -254,12 +506,12 @@ def test_graded_scores_are_shown_as_they_are(tmp_path: Path) -> None:
         row["text"]["correct"], row["refined"]["correct"], row["change"] = text, refined, change
     html = written(made_run(tmp_path, rows))
     shown = [
-        [(row[name]["right"], row[name].get("score")) for name in ("text", "refined")]
+        [(reply["right"], reply.get("score")) for reply in row["answers"].values()]
         for row in Elements(html).rows
     ]
     assert shown == [
-        [(False, 0.25), (True, None)],
-        [(False, 0.5), (False, 0.125)],
+        [(False, "score 0.25"), (True, None)],
+        [(False, "score 0.5"), (False, "score 0.125")],
         [(False, None), (False, None)],
     ]
     assert 'title="the refined prompt scores higher"' in html
@@ -461,11 +713,14 @@ def test_objects_in_objects_without_end_cost_their_part(name: str, tmp_path: Pat
 @pytest.mark.parametrize("p_value", ["NaN", "null"])
 def test_a_p_value_that_is_no_number_shows_no_gain(p_value: str, tmp_path: Path) -> None:
     folder = made_run(tmp_path, answered_rows(200))
-    assert '<p class="verdict gain" id="verdict">' in written(folder)
+    assert '<p class="verdict improved" id="verdict">' in written(folder)
     path = folder / "result.json"
     damaged = re.sub(r'("p_value": )[^,]+', rf"\g<1>{p_value}", path.read_text(encoding="utf-8"))
     path.write_text(damaged, encoding="utf-8")
-    assert '<p class="verdict none" id="verdict">No reliable gain' in written(folder)
+    html = written(folder)
+    assert '<p class="verdict none" id="verdict">' in html
+    assert "no reliable gain" in html
+    assert "improved" not in html.partition('id="scores"')[2].partition("</section>")[0]
 
 
 def test_numbers_too_large_to_draw_are_no_numbers(tmp_path: Path) -> None:
@@ -502,12 +757,22 @@ def test_a_comparison_says_what_its_results_say() -> None:
     assert "improved" in row[0]
     seed = results["rows"][2]
     assert '<td class="number">177</td></tr>' in html  # never 176.66666666666666
-    interval = "{:.1f} % to {:.1f} %".format(*(100 * edge for edge in seed["interval"]))
+    interval = "{:.1f} to {:.1f}".format(*(100 * edge for edge in seed["interval"]))
     assert f'<td class="number">{interval}</td>' in html
     assert "peft-cpt skipped: the package peft is missing" in notes(html)
 
 
 # -- calibration -----------------------------------------------------------------------------------
+
+
+def test_probabilities_may_be_named_by_their_choices(tmp_path: Path) -> None:
+    rows = answered_rows(30)
+    html = written(made_run(tmp_path / "listed", rows))
+    for row in rows:
+        for name in ("text", "refined"):
+            shares = row[name]["probabilities"]
+            row[name]["probabilities"] = dict(zip(CHOICES, shares, strict=True))
+    assert written(made_run(tmp_path / "named", rows)) == html
 
 
 def test_calibration_by_hand() -> None:

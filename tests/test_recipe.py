@@ -8,14 +8,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
 import tomli_w
 
 from embedgrad import Recipe, Template, TrustRegion
-from embedgrad.errors import RecipeError
+from embedgrad.errors import DataError, RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.registry import DEFAULTS, KINDS
+from embedgrad.recipe.build import read_data
 from embedgrad.recipe.settings import DataSettings, ModelSettings, PrefixCacheSettings
 from embedgrad.training.settings import Training
 from small_recipe import SMALLEST, changed, read
@@ -253,3 +256,22 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(
     text = tomli_w.dumps(SMALLEST).replace("\n", "\r\n")
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert Recipe.read(path) == Recipe.from_dict(SMALLEST)
+
+
+def test_data_in_memory_becomes_files_of_the_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(changed(data={"answer": "label"}, target={"choices": ["no", "yes"]}))
+    frame = pandas.DataFrame({"text": [f"caf\u00e9 {i}" for i in range(20)], "label": [0, 1] * 10})
+    data = datasets.Dataset.from_pandas(frame)
+    data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    whole = recipe.with_data(tmp_path / "data", train=data, test=frame.assign(text="other"))
+    assert whole.data.train == str(tmp_path / "data" / "train.jsonl")
+    assert whole.data.labels == {"0": "no", "1": "yes"}
+    splits = read_data(whole)
+    assert {(row.answer, row.columns["text"]) for row in splits.test} == {
+        ("no", "other"),
+        ("yes", "other"),
+    }
+    assert len(splits.train) + len(splits.dev) == 20
+    assert Recipe.from_dict(whole.as_dict()) == whole
+    with pytest.raises(DataError, match="unknown split 'tset'; did you mean 'test'"):
+        recipe.with_data(tmp_path, tset=frame)

@@ -22,8 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedgrad.errors import RunError
+from embedgrad.evaluation import verdict as evaluation
 from embedgrad.formatting import duration, encodable, size, visible
 from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
+from embedgrad.report.terminal import tables
 from embedgrad.report.terminal.progress import Progress
 from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -109,7 +111,7 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
         "the answer is in column 'label' (guessed)",
         "refining",
         "step 0/64, dev accuracy 71.9 % with the text prompt, 0 % done",
-        "step 16/64, dev accuracy 81.2 %, best 84.4 %, gain 12.5 points over the text prompt, "
+        "step 16/64, dev accuracy 81.2 %, best 84.4 %, +12.5 points against the text prompt, "
         "25 % done, loss 0.412, drift 0.120, prefixes 88 MB, 512 hits",
         "stopped early, dev did not get better: 16 steps in 1.2 min",
     ]
@@ -119,8 +121,8 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("macro_f1", "dev macro-F1 0.800, best 0.830, gain 13.0 points over the text prompt"),
-        ("log_loss", "dev log-loss 0.410, best 0.380, gain 0.180 nats over the text prompt"),
+        ("macro_f1", "dev macro-F1 0.800, best 0.830, +13.0 points against the text prompt"),
+        ("log_loss", "dev log-loss 0.410, best 0.380, -0.180 nats against the text prompt"),
     ],
 )
 def test_the_metric_that_decides_is_the_one_shown(metric: str, words: str) -> None:
@@ -341,10 +343,10 @@ def test_a_terminal_shows_two_lines_at_most(columns: int) -> None:
     assert screen.cursor_shown
     if columns == 120:
         assert "loss 0.412, drift 0.120, prefixes 88 MB, 512 hits" in text
-        assert "gain 12.5 points over the text prompt, 75 % done, 16 s left" in text
+        assert "+12.5 points against the text prompt, 75 % done, 16 s left" in text
         assert "scoring text prompt 200/500" in text
     if columns == 80:
-        assert "dev accuracy 81.2 %, best 84.4 %, gain 12.5 points, 75 % done, 16 s left" in text
+        assert "dev accuracy 81.2 %, best 84.4 %, +12.5 points, 75 % done, 16 s left" in text
 
 
 def test_ctrl_c_gives_the_terminal_back() -> None:
@@ -562,7 +564,8 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
     assert cells(lines[2]) == ["text prompt", "72.0 %", "68.0 to 76.0", "0.720", "0.561"]
     assert cells(lines[3]) == ["refined prompt", "86.2 %", "82.2 to 90.2", "0.862", "0.340"]
     assert lines[5:] == [
-        "gain of 14.2 points (95 % interval 10.9 to 17.5), McNemar p < 0.001; 82 fixed, 11 broken",
+        "improved: +14.2 points (95 % interval +10.9 to +17.5), McNemar p < 0.001; "
+        "82 fixed, 11 broken",
         "drift 0.213 mean, 0.300 max; cosine to the start rows 0.978 mean, 0.954 min; "
         "nearest token unchanged for 96 % of rows",
         "64 steps in 1.5 min (all steps done), peak memory 1.9 GB, "
@@ -576,34 +579,44 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
     [
         (
             {"accuracy": 0.012, "interval": [-0.008, 0.031], "p_value": 0.31},
-            "no reliable gain: difference of +1.2 points (95 % interval -0.8 to 3.1), "
-            "McNemar p = 0.310;",
+            "no reliable gain: +1.2 points (95 % interval -0.8 to +3.1), McNemar p = 0.310;",
         ),
-        ({"p_value": 0.05}, "no reliable gain: difference of +14.2 points"),
-        ({"p_value": 0.049}, "gain of 14.2 points (95 % interval 10.9 to 17.5), McNemar p = 0.049"),
+        ({"p_value": 0.05}, "no reliable gain: +14.2 points"),
+        (
+            {"p_value": 0.049},
+            "improved: +14.2 points (95 % interval +10.9 to +17.5), McNemar p = 0.049",
+        ),
         (
             {"accuracy": -0.04, "interval": [-0.068, -0.012], "p_value": 0.004},
-            "loss: difference of -4.0 points (95 % interval -6.8 to -1.2), McNemar p = 0.004;",
+            "worse: -4.0 points (95 % interval -6.8 to -1.2), McNemar p = 0.004;",
         ),
         ({"accuracy": 0.0, "interval": [0, 0], "p_value": 1.0}, "no reliable gain"),
         (
             {"p_value": 0.004, "test": "sign-flip"},
-            "gain of 14.2 points (95 % interval 10.9 to 17.5), sign-flip p = 0.004;",
+            "improved: +14.2 points (95 % interval +10.9 to +17.5), sign-flip p = 0.004;",
         ),
         (
             {"p_value": 1e-9, "test": "McNemar"},
-            "gain of 14.2 points (95 % interval 10.9 to 17.5), McN",
+            "improved: +14.2 points (95 % interval +10.9 to +17.5), McN",
         ),
         (
             {"p_value": math.nan},
-            "no reliable gain: difference of +14.2 points (95 % interval 10.9 to 17.5), "
-            "McNemar p unknown;",
+            "no reliable gain: +14.2 points (95 % interval +10.9 to +17.5), McNemar p unknown;",
         ),
     ],
 )
 def test_the_verdict_is_honest(difference: dict[str, Any], words: str) -> None:
     lines = printed(comparison_table(result(**difference))).splitlines()
     assert lines[5].startswith(words)
+
+
+def test_a_run_is_judged_as_a_method_is() -> None:
+    """At the same level, and with the same words."""
+    assert tables.LEVEL == evaluation.LEVEL
+    for accuracy in (-0.1, 0.1):
+        for p in (0.0, 0.049, 0.05, 1.0):
+            word = tables.verdict_word({"accuracy": accuracy, "p_value": p})
+            assert word == evaluation.word(accuracy, p)
 
 
 def test_a_result_may_lack_parts() -> None:

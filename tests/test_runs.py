@@ -135,9 +135,10 @@ def test_the_predictions_add_up_to_the_scores(finished: Finished, data: Path) ->
         assert row["change"] == changes.get((right["text"], right["refined"]), "same")
         for name in ("text", "refined"):
             assert row[name]["correct"] == right[name]
-            assert sum(row[name]["probabilities"]) == pytest.approx(1, abs=1e-6)
-            best = max(range(2), key=row[name]["probabilities"].__getitem__)
-            assert row[name]["predicted"] == CHOICES[best]
+            shares = row[name]["probabilities"]
+            assert list(shares) == CHOICES
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+            assert row[name]["predicted"] == max(shares, key=shares.__getitem__)
     for name in ("text", "refined"):
         mean = sum(row[name]["correct"] for row in rows) / len(rows)
         assert result[name]["accuracy"] == mean
@@ -226,7 +227,8 @@ def test_the_text_prompt_scores_as_in_plain_transformers(
             chosen = torch.tensor(ids[len(context) :])
             scores.append(torch.log_softmax(logits, 1)[torch.arange(len(chosen)), chosen].sum())
         shares = torch.softmax(torch.stack(scores), 0)
-        assert row["text"]["probabilities"] == pytest.approx(shares.tolist(), abs=1e-5)
+        named = dict(zip(CHOICES, shares.tolist(), strict=True))
+        assert row["text"]["probabilities"] == pytest.approx(named, abs=1e-5)
         right += CHOICES[int(shares.argmax())] == row["answer"]
     assert result["text"]["accuracy"] == right / ROWS["test"]
 

@@ -164,6 +164,7 @@ def test_answers_that_no_reply_could_match_are_named_the_first_three() -> None:
         ("It is Paris", "Paris", 0.0),
         ("Pari s", "Paris", 0.0),
         ("STRASSE", "stra\u00dfe", 1.0),
+        ("Me\u0301rida", "m\u00e9rida", 1.0),
         (".", ".", 1.0),
         ("", "", 0.0),
     ],

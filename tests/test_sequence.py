@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 
 import tiny
-from embedgrad.errors import DataError, TemplateError
-from embedgrad.prompt.template import Template
-from kit import PLACEMENTS, cut
+from embedgrad.errors import DataError, EmbedgradError, TemplateError
+from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.template import Renderer, Template
+from kit import DAY, LABELS, PLACEMENTS, cut
 from kit_text import CHATS, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
+from refusals import refused
 
 # --------------------------------------------------------------- prefix, span and suffix are the te
 
@@ -48,6 +50,30 @@ def test_a_row_deployed_reads_as_the_text(kind: str) -> None:
     text = made.renderer(dict(row.columns)).text
     spaced = made.tokenizer.decode(cut(made(row), made.span.ids))
     assert "".join(spaced.split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("chat", "template", "review", "error", "where"),
+    [
+        (tiny.CHATML, PLACEMENTS["user-after"], "a <x> b", DataError, "rows.csv:2: token '<x>'"),
+        (tiny.CHATML + "<x>", PLACEMENTS["user-after"], "a", TemplateError, "first in rows.csv:2"),
+        (None, Template.plain("<x>{review}\n[[Good?]]"), "a", TemplateError, "first in rows.csv:2"),
+        (None, Template.plain("{review}\n[[Good <x>?]]"), "a", TemplateError, "template: token"),
+    ],
+    ids=["a row", "the chat template", "the template", "the span"],
+)
+def test_a_token_without_an_embedding_is_refused(
+    chat: str | None, template: Template, review: str, error: type[EmbedgradError], where: str
+) -> None:
+    tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["<x>"])
+    renderer = Renderer(template, tokenizer, date=DAY)
+    made = Sequencer(renderer, tokenizer, LABELS, rows=[example("b")], vocabulary=vocabulary)
+    with refused(f"id {vocabulary}", f"only {vocabulary} tokens", where, error=error):
+        made(example(review))
+    made.vocabulary += 1
+    made(example(review))
 
 
 def test_a_mark_before_a_line_feed_draws_it_in() -> None:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import datasets
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -187,6 +189,56 @@ def test_limit_cuts_after_shuffling() -> None:
     assert few.dev == full.dev
     balance = label_balance(few.train)
     assert min(balance["a"], balance["b"]) >= 16  # not the prefix of a sorted file
+
+
+@given(st.lists(st.sampled_from("aaaaabbc"), min_size=30, max_size=80), SEEDS, st.data())
+def test_a_limit_keeps_the_share_of_every_answer(
+    answers: list[str], seed: int, data: st.DataObject
+) -> None:
+    examples = [row(i, f"own {i}", answer) for i, answer in enumerate([*answers, "a", "b"])]
+    whole = Counter(example.answer for example in examples)
+    limit = data.draw(st.integers(2, len(examples)))
+
+    def limited(limit: int, choices: str | None = "abc") -> tuple[Example, ...]:
+        made = make_splits(
+            rows(4, "d"), rows(4, "e"), examples, columns=COLUMNS, choices=choices, seed=seed,
+            limit={"test": limit},
+        )  # fmt: skip
+        return made.test
+
+    few = limited(limit)
+    assert len(few) == limit
+    for answer, count in label_balance(few).items():
+        assert abs(count - whole[answer] * limit / len(examples)) <= 1
+    assert few == limited(limit)
+    assert set(sources(few)) <= set(sources(limited(min(limit + 1, len(examples)))))
+    assert limited(limit, None) == limited(len(examples), None)[:limit]  # of free answers, plain
+
+
+@pytest.mark.parametrize("answers", ["choices", "free"])
+def test_a_text_with_several_answers_is_mentioned(answers: str) -> None:
+    train = [*rows(20), row(20, "A 3", "b"), row(21, "a  3", "a"), row(22, "caf\u00e9", "a")]
+    train.append(row(23, "cafe\u0301", "b"))
+    choices = "ab" if answers == "choices" else None
+    splits = make_splits(train, columns=COLUMNS, choices=choices)
+    (note,) = [note for note in splits.notes if "different answers" in note]
+    assert note == (
+        "2 texts have different answers in different rows (first: 'b' in a.csv:5, 'a' in a.csv:23);"
+        " correct them or remove the rows."
+    )
+    assert not any(
+        "different answers" in note for note in make_splits(rows(20), columns=COLUMNS).notes
+    )
+
+
+def test_splits_of_data_frames_carry_the_notes_on_how_they_were_read() -> None:
+    frame = pandas.DataFrame({"text": [f"t {i}" for i in range(20)], "label": [0, 1] * 10})
+    splits = read_splits(frame, columns=["text"], answer="label", choices=["0", "1"])
+    assert sorted(sources([*splits.train, *splits.dev, *splits.test]))[0] == "DataFrame:1"
+    names = datasets.ClassLabel(names=["no", "yes"])
+    data = datasets.Dataset.from_pandas(frame).cast_column("label", names)
+    splits = read_splits(data, columns=["text"], answer="label")
+    assert 'labels = { "0" = "no", "1" = "yes" }' in splits.notes[0]
 
 
 def test_limit_beyond_the_rows_is_noted() -> None:
@@ -379,6 +431,20 @@ def test_problems_are_collected_where_what_failed_can_be_left_out() -> None:
     assert "group 'group 1' is in train" in groups
     assert "1 row repeats the text of a row in another split" in texts
     assert "all 4 rows have the answer 'a'" in answers
+
+
+def test_labels_that_are_no_choices_are_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = [f"film {i},{('good', 'bad', 'Good')[i % 3]}" for i in range(40)]
+    path.write_text("\n".join(["text,label", *lines]))
+    problems = Problems()
+    splits = read_splits(
+        str(path), columns=COLUMNS, answer="label", choices=["good", "bad"], problems=problems
+    )
+    (line,) = problems.lines
+    assert "of 13 such rows" in line
+    assert 'data.labels = { "Good" = "good" }' in line
+    assert len([*splits.train, *splits.dev, *splits.test]) == 27
 
 
 def test_rows_that_cannot_be_used_are_collected_and_the_others_split(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from embedgrad.data.readers import Table, data_error, quote, read_table
+from embedgrad.data.readers import read_table
+from embedgrad.data.table import Table, data_error, quote
 from refusals import refused
 
 ROWS: list[dict[str, object]] = [
@@ -90,6 +92,7 @@ def test_any_text_survives_csv_and_json(
     folder = tmp_path_factory.mktemp("any")
     rows = [{"a": a, "b": b} for a, b in cells]
     assert read_table(put(folder, "any.jsonl", jsonl(rows))).rows == rows
+    assume(not any("," in cell and set(cell) & {"\n", "\r"} for pair in cells for cell in pair))
     text = separated(["a", "b"], [list(pair) for pair in cells])
     assert read_table(put(folder, "any.csv", text)).rows == rows
 
@@ -146,7 +149,7 @@ def test_an_existing_path_wins_over_a_hub_name(
         ("a.csv", b"text,label\n", ["no rows", "expected at least one"]),
         ("a.csv", b"\xef\xbb\xbf", ["no rows"]),
         ("a.jsonl", b"\n \r\n", ["no rows"]),
-        ("a.txt", b"text", ["'.txt'", ".jsonl, .ndjson, .json-lines, .csv, .tsv, .parquet"]),
+        ("a.txt", b"text", ["'.txt'", ".jsonl, .ndjson, .json-lines, .json, .csv, .tsv, .parquet"]),
         ("a.csv", b"text,label\nok,1\nna\xefve,0\n", ["a.csv:3: byte 0xef is not UTF-8"]),
         ("a.csv", b"\xef\xbb\xbftext\nok\nna\xefve\n", ["a.csv:3: byte 0xef is not UTF-8"]),
         ("a.jsonl", b'{"a": 1}\n\n{"a": "\xff"}\n', ["a.jsonl:3: byte 0xff", "saved as UTF-8"]),
@@ -339,3 +342,240 @@ def test_a_csv_with_another_separator_is_told_apart(tmp_path: Path, other: str) 
     path.write_text(f"text{other}label\nA fine film{other}good\n")
     with refused("reviews.csv:1", "one column", repr(other), "separate cells by ','"):
         read_table(path)
+
+
+# -------------------------------------------------------- quotes that swallow rows, in silence
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "where"),
+    [
+        ("a.tsv", ['"Great\tgood', "Dull\tbad", "Cold\tbad", '"\tgood', "Warm\tgood"], "2 to 5"),
+        ("a.tsv", ["Dull\tbad", '"Great\tgood', 'Cold"\tbad'], "3 to 4"),
+        ("a.csv", ['good,"Great', "bad,Dull", "bad,Cold", 'good,so so"', "bad,Bad"], "2 to 5"),
+        ("a.csv", ["bad,Dull", "good,Warm", 'good,"Great', 'bad,so so"'], "4 to 5"),
+        ("a.csv", ["bad,Dull", 'good,"Great', "", "bad,Cold", 'good,so so"'], "3 to 6"),
+        ("a.csv", ["sep=,", "label,text", 'good,"Great', "bad,Dull", 'bad,so so"'], "3 to 5"),
+        ("a.csv", ['"good,Great', "bad,Dull", 'bad",so so', "bad,Cold"], "2 to 4"),
+        ("a.csv", ['a,"2+2', "b,3", 'c,4"'], "2 to 4"),
+        ("a.csv", ["bad,Dull", 'bad,"Great', "bad,Long, dull", 'bad,so so"', "bad,Bad"], "3 to 5"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quote_that_swallows_rows_is_refused_at_its_line(
+    tmp_path: Path, name: str, rows: list[str], where: str, end: str
+) -> None:
+    header = [] if rows[0].startswith("sep") else ["text\tlabel" if "tsv" in name else "label,text"]
+    content = end.join([*header, *rows, ""])
+    with refused(f"{name}:{where.split()[0]}: a quote joins lines {where} into one row", "close"):
+        read_table(put(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["one\ntwo, well\nthree", "Dear sir,\n\nit was, in short, bad.\nYours"],
+        ["Great, really\nfine", "Bad\nand, well, so"],
+        ["a,b\nc,d\ne,f", "so\nso"],
+        ["one\ntwo, well\nthree, too", "one, well\ntwo, too\nthree", "one\ntwo, well"],
+    ],
+)
+@pytest.mark.parametrize("label_first", [True, False])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_texts_of_several_lines_are_read_where_their_lines_are_no_rows(
+    tmp_path: Path, cells: list[str], label_first: bool, delimiter: str
+) -> None:
+    rows = [[cell, "good"] for cell in cells]
+    rows += [[f"film {i}", ("good", "bad")[i % 2]] for i in range(8)]
+    header = ["text", "label"]
+    if label_first:
+        header, rows = header[::-1], [row[::-1] for row in rows]
+    name = "a.csv" if delimiter == "," else "a.tsv"
+    table = read_table(put(tmp_path, name, separated(header, rows, delimiter)))
+    assert [list(row.values()) for row in table.rows] == rows
+    assert table.notes == ()
+
+
+def test_two_lines_of_which_nothing_says_that_they_are_one_row_are_noted(tmp_path: Path) -> None:
+    table = read_table(put(tmp_path, "a.csv", 'q,a\n"What is 2, plus\n3",5\nWhat,6\n'))
+    assert table.rows[0] == {"q": "What is 2, plus\n3", "a": "5"}
+    (note,) = table.notes
+    assert note.startswith("a.csv: in 1 rows a quote joins two lines")
+    assert "line 2" in note
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "sep=|"])
+def test_a_first_line_that_names_the_separator_is_read_as_excel_means_it(
+    tmp_path: Path, first: str
+) -> None:
+    mark = first.strip('"')[-1]
+    content = f"{first}\r\ntext{mark}label\r\nGood, really{mark}good\r\n"
+    table = read_table(put(tmp_path, "a.csv", content))
+    assert table.rows == [{"text": "Good, really", "label": "good"}]
+    assert table.sources == ["a.csv:3"]
+
+
+def test_blanks_around_column_names_are_left_out_with_a_note(tmp_path: Path) -> None:
+    table = read_table(put(tmp_path, "a.csv", "text, label \nfilm, x\n"))
+    assert table.rows == [{"text": "film", "label": " x"}]
+    assert table.notes == ("a.csv: left out the blanks around the column names ' label '.",)
+    with refused("a.csv:1: column 'a' occurs twice"):
+        read_table(put(tmp_path, "a.csv", "a, a\n1,2\n"))
+
+
+# ------------------------------------------------------------------ columns that nobody asked for
+
+ODD = {
+    "far date": pa.array([0, 10**8], pa.int32()).cast(pa.date32()),
+    "odd zone": pa.array([0, 1], pa.timestamp("us", tz="Mars/Olympus")),
+    "no UTF-8": pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_value_that_python_cannot_hold_stops_only_who_asks_for_it(
+    tmp_path: Path, odd: str
+) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"text": pa.array(["a", "b"]), "when": ODD[odd], "raw": pa.array([b"1", b"2"])}
+    parquet.write_table(pa.table(columns), path)
+    assert read_table(path, used=["text"]).rows == [{"text": "a"}, {"text": "b"}]
+    unknown = read_table(path)
+    assert unknown.columns == ("text", "raw")
+    assert unknown.notes == ("a.parquet: column 'when' is left out, as it cannot be read.",)
+    with refused("a.parquet:", "column 'when' holds what cannot be read ("):
+        read_table(path, used=["text", "when"])
+
+
+# --------------------------------------------------------------------- JSON arrays, chats, Python
+
+
+def test_a_json_array_is_read_with_its_lines(tmp_path: Path) -> None:
+    content = '\n[{"text": "a",\n  "label": 1},\n\n {"text": "b\\n]", "label": 0}]\n'
+    table = read_table(put(tmp_path, "a.json", content))
+    assert table.rows == [{"text": "a", "label": 1}, {"text": "b\n]", "label": 0}]
+    assert table.sources == ["a.json:2", "a.json:5"]
+    assert read_table(put(tmp_path, "b.json", jsonl(ROWS))).rows == ROWS
+    assert read_table(put(tmp_path, "c.json", json.dumps(ROWS, indent=1))).rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[]", ["holds no rows"]),
+        ('[{"a": 1}, 2]', ["a.json:1: holds a int; expected an array of plain JSON objects"]),
+        ('[{"a": 1}\n {"a": 2}]', ["a.json:1: the object is followed by no comma"]),
+        ('[{"a": 1},\n {"a": }]', ["a.json:2: broken JSON at character 8"]),
+        ('[{"a": 1},\n]', ["a.json:2: broken JSON"]),
+        ('[{"a": 1}', ["followed by no comma or ]"]),
+        ('[{"a": 1}] {}', ["a.json:1: the array ends, but not the file"]),
+        ('{"data": [\n1]}', ["a.json:1: broken JSON", "an array of plain JSON objects"]),
+        ('[{"a": 1, "a": 2}]', ["key 'a' occurs twice"]),
+    ],
+)
+def test_a_broken_json_array_is_refused(tmp_path: Path, content: str, parts: list[str]) -> None:
+    with refused(*parts):
+        read_table(put(tmp_path, "a.json", content))
+
+
+def chat(*turns: tuple[str, object]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def test_chat_messages_become_columns(tmp_path: Path) -> None:
+    rows = [
+        chat(("system", "Be brief."), ("user", "Good film?"), ("assistant", "yes")),
+        chat(
+            ("developer", "Be kind."),
+            ("user", "Hi"),
+            ("assistant", "Hello."),
+            ("user", [{"type": "text", "text": "Good "}, {"type": "text", "text": "meal?"}]),
+            ("assistant", "no"),
+        ),
+    ]
+    table = read_table(put(tmp_path, "a.jsonl", jsonl(rows)))
+    assert table.columns == ("text", "answer", "system", "history", "messages")
+    found = [{k: v for k, v in row.items() if k != "messages"} for row in table.rows]
+    assert found == [
+        {"text": "Good film?", "answer": "yes", "system": "Be brief."},
+        {
+            "text": "Good meal?",
+            "answer": "no",
+            "system": "Be kind.",
+            "history": "user: Hi\n\nassistant: Hello.",
+        },
+    ]
+    assert "1 of 2 chats have earlier turns" in table.notes[0]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_pylist([rows[0]]), path)
+    assert read_table(path, used=["text", "answer"]).rows[0]["text"] == "Good film?"
+    assert read_table(path, used=["other"]).columns == ("messages",)
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (chat(("user", "a")), "at the end, the assistant's answer"),
+        (chat(("assistant", "a")), "expected one of the user"),
+        (chat(("user", "a"), ("assistant", None)), "of role 'assistant' holds other than text"),
+        (chat(("user", [{"type": "image_url"}]), ("assistant", "a")), "of role 'user'"),
+        ({"messages": "a"}, "expected a list of messages"),
+    ],
+)
+def test_a_chat_without_an_answer_is_refused(
+    tmp_path: Path, row: dict[str, Any], part: str
+) -> None:
+    good = chat(("user", "a"), ("assistant", "b"))
+    path = put(tmp_path, "a.jsonl", jsonl([good, row]))
+    with refused("a.jsonl:2: messages", part):
+        read_table(path, used=["text", "answer"])
+    assert len(read_table(path, used=["messages"]).rows) == 2  # who asks for no chat gets none
+
+
+def test_a_pandas_data_frame_is_read() -> None:
+    frame = pandas.DataFrame(
+        {
+            "text": ["a", None],
+            "label": pandas.Categorical(["x", "y"]),
+            "stars": [5, 3],
+            "score": [1.5, float("nan")],
+            "when": pandas.to_datetime(["2024-01-02", None]),
+        },
+        index=[7, 7],
+    )
+    table = read_table(frame)
+    assert table.sources == ["DataFrame:1", "DataFrame:2"]
+    assert table.rows[1] == {"text": None, "label": "y", "stars": 3, "score": None, "when": None}
+    assert [type(cell) for cell in table.rows[0].values()][:4] == [str, str, int, float]
+    assert table.digest != read_table(frame.iloc[:1]).digest
+    with refused("pandas.Series: cannot be read", "DataFrame"):
+        read_table(frame["text"])
+
+
+def test_chats_in_a_data_frame_are_read(tmp_path: Path) -> None:
+    rows = [chat(("user", "Good film?"), ("assistant", "yes"))]
+    frame = pandas.DataFrame(rows)
+    assert read_table(frame).rows[0]["answer"] == "yes"
+    frame.to_parquet(tmp_path / "a.parquet")
+    arrays = pandas.read_parquet(tmp_path / "a.parquet")  # lists come back as arrays
+    assert read_table(arrays).rows[0]["answer"] == "yes"
+
+
+def test_a_dataset_in_python_is_read_with_the_names_of_its_classes() -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    data = datasets.Dataset.from_list(ROWS, features=features)
+    table = read_table(data.select([2, 0]))
+    assert table.rows == [ROWS[2], ROWS[0]]
+    assert table.class_names == {"label": ("no", "yes")}
+    with refused("name one of its splits"):
+        read_table(datasets.DatasetDict(train=data))
+
+
+def test_a_parquet_file_of_the_hub_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_dict({"label": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet").class_names == {"label": ("no", "yes")}

@@ -187,13 +187,39 @@ def test_truncation_keeps_the_beginning_and_fills_the_context() -> None:
     assert row.columns["review"].startswith(prefix.split("Review: ")[1].rstrip("\n"))
 
 
-def test_a_character_is_not_cut_in_two() -> None:
+LETTERS = st.lists(
+    st.sampled_from(
+        ["film", " ", "was", "\n", "\u00e9", "\U0001f642", "\u4e2d", "\ufdfa", "1", "<s>"]
+    ),
+    min_size=1,
+    max_size=12,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("placement", ["user-before", "user-after"])
+@settings(max_examples=15)
+@given(review=LETTERS, spare=st.integers(0, 12))
+def test_truncation_keeps_the_longest_beginning_that_fits_in_whole_characters(
+    kind: str, placement: str, review: str, spare: int
+) -> None:
+    untouched = shared(kind, placement)
+    beginnings = [untouched(example(review[:end])) for end in range(len(review) + 1)]
+    sizes = [size(untouched, example(review[:end])) for end in range(len(review) + 1)]
+    context = sizes[0] + spare
+    made = sequencer(kind, PLACEMENTS[placement], context=context, truncate="review")
+    end = max(end for end, length in enumerate(sizes) if length <= context)
+    kept = dataclasses.replace(beginnings[end], example=made(example(review)).example)
+    assert made(example(review)) == kept
+    assert "\ufffd" not in made.tokenizer.decode(list(made(example(review)).prefix))
+
+
+def test_a_column_of_which_nothing_is_left_is_counted() -> None:
     untouched = shared("bytelevel", "user-after")
-    row = example("\u00e9" * 20)
-    for less in range(1, 13):
-        context = size(untouched, row) - less
-        made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
-        assert "\ufffd" not in made.tokenizer.decode(list(made(row).prefix))
+    context = size(untouched, example("")) + 1
+    made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
+    made(example("\U0001f642" * 3))
+    assert made.notes([])[-1].endswith("1 rows that did not fit, and nothing of it is left in 1")
 
 
 def test_a_template_that_does_not_fit_alone_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import tiny
 TOKENS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120\u0120", "he"]
 
 
-def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
+def write_gguf(
+    path: Path, *, tensors: Mapping[str, Sequence[float]] | None = None, **changes: Any
+) -> PreTrainedModel:
     """Write a tiny Llama as llama.cpp's converter would; returns the model it was made from.
 
-    `changes` replaces metadata; None leaves a key out.
+    `changes` replaces metadata; None leaves a key out. `tensors` are written besides its own.
     """
     tokens = changes.get("tokenizer.ggml.tokens") or TOKENS
     model = tiny.model("llama", len(tokens), dtype=torch.float32)
@@ -43,6 +46,7 @@ def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
         **changes,
     }.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[bool] = writer.add_bool
         if value is not None:
             add.get(type(value), writer.add_array)(key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -55,6 +59,8 @@ def write_gguf(path: Path, **changes: Any) -> PreTrainedModel:
         if name != "lm_head.weight":
             short = names.get_name(name, try_suffixes=(".weight",))
             writer.add_tensor(short, weight.contiguous().numpy())
+    for name, numbers in (tensors or {}).items():
+        writer.add_tensor(name, torch.tensor(numbers, dtype=torch.float32).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -124,7 +124,8 @@ def test_the_text_prompt_is_scored_by_its_plain_tokens(architecture: str, kind: 
         shares = torch.softmax(expected, dim=0)
         assert answered[b].source == f"rows.csv:{b}"
         assert answered[b].predicted == LABELS.choices[int(expected.argmax())]
-        assert answered[b].probabilities == pytest.approx(shares.tolist(), abs=1e-6)
+        named = dict(zip(LABELS.choices, shares.tolist(), strict=True))
+        assert answered[b].probabilities == pytest.approx(named, abs=1e-6)
         gold = LABELS.choices.index(sequence.example.answer)
         assert answered[b].loss == pytest.approx(-shares[gold].log().item(), abs=1e-5)
 
@@ -148,9 +149,9 @@ def test_choices_can_be_compared_per_token() -> None:
         context = cut(sequence, made.sequencer.span.ids)
         sums = plain_logprobs(made.loaded, context, sequence.targets)
         lengths = torch.tensor([len(ids) for ids in sequence.targets])
-        assert answered.probabilities == pytest.approx(
-            torch.softmax(sums / lengths, dim=0).tolist(), abs=1e-6
-        )
+        shares = torch.softmax(sums / lengths, dim=0).tolist()
+        named = dict(zip(LONG_CHOICES, shares, strict=True))
+        assert answered.probabilities == pytest.approx(named, abs=1e-6)
 
 
 # -------------------------------------------------------------------------------------- generation

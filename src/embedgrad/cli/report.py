@@ -42,10 +42,16 @@ def report(
 ) -> None:
     """Make a page or a figure of a run or a comparison."""
     from embedgrad.atomic_files import write_file
+    from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
     from embedgrad.recipe.paths import find_run
     from embedgrad.report.page.page import comparison_page, run_page
-    from embedgrad.report.page.run_files import read_comparison, read_run, version_notes
+    from embedgrad.report.page.run_files import (
+        compared_rows,
+        read_comparison,
+        read_run,
+        version_notes,
+    )
 
     run = find_run(run) or run
     results = read_comparison(run)
@@ -58,13 +64,16 @@ def report(
     if results is not None:
         notes = version_notes(run, results)
         name = run.stem if run.is_file() else run.resolve().name
-        page = partial(comparison_page, results, name)
+        more: list[str] = []
+        compared = compared_rows(run if run.is_dir() else run.parent, more)
+        page = partial(comparison_page, results, name, compared, [*notes, *more])
         draw = partial(_comparison_figure, results)
     else:
         files = read_run(run)
         if figure in (None, "interpolation") and not files.alone:
             notes = _interpolate(files, rows, overrides or (), no_model, quiet)
-        page = partial(run_page, files, run.resolve().name, notes)
+        classes = per_class(row for _, row in files.survey)
+        page = partial(run_page, files, run.resolve().name, notes, classes)
         draw = partial(_run_figure, files, notes)
     written = page().encode() if figure is None else _image(run, figure, form, draw)
     write_file(path, written)

@@ -166,11 +166,11 @@ def _run(
 
 
 def _refuse_no_gain(result: dict[str, Any]) -> None:
-    """--require-gain: raise `NoGain` unless the verdict is a gain."""
+    """--require-gain: raise `NoGain` unless the verdict is "improved"."""
     from embedgrad.report.terminal.tables import verdict
 
     words = verdict(result["difference"]) if "difference" in result else "no test rows were scored"
-    if not words.startswith("gain"):
+    if not words.startswith("improved"):
         raise NoGain(words)
 
 

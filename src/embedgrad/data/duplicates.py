@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 from embedgrad.data.examples import Example
-from embedgrad.data.readers import data_error
+from embedgrad.data.table import data_error, quote
 
 Given = Mapping[str, Sequence[Example]]
 
 
 def text_key(example: Example, columns: Sequence[str]) -> tuple[str, ...]:
-    """What makes two texts duplicates: equal but for case and white space."""
-    return tuple(" ".join(example.columns.get(name, "").split()).casefold() for name in columns)
+    """What makes two texts duplicates: equal but for case, white space and Unicode form."""
+    texts = (unicodedata.normalize("NFC", example.columns.get(name, "")) for name in columns)
+    return tuple(" ".join(text.split()).casefold() for text in texts)
 
 
 def shared_texts(given: Given, columns: Sequence[str]) -> str:
@@ -29,6 +31,25 @@ def shared_texts(given: Given, columns: Sequence[str]) -> str:
                 pair = pair or f"{home} {other.source} and {name} {example.source}"
     what = "1 row repeats" if count == 1 else f"{count} rows repeat"
     return f"{what} the text of a row in another split (first: {pair})" if count else ""
+
+
+def note_conflicts(examples: Iterable[Example], columns: Sequence[str]) -> list[str]:
+    """A note on texts that have several answers, with the first two rows of one."""
+    first: dict[tuple[str, ...], Example] = {}
+    differing: dict[tuple[str, ...], tuple[Example, Example]] = {}
+    for example in examples:
+        key = text_key(example, columns)
+        other = first.setdefault(key, example)
+        if other.answer != example.answer:
+            differing.setdefault(key, (other, example))
+    if not differing:
+        return []
+    one, other = next(iter(differing.values()))
+    what = "One text has" if len(differing) == 1 else f"{len(differing)} texts have"
+    return [
+        f"{what} different answers in different rows (first: {quote(one.answer)} in {one.source}, "
+        f"{quote(other.answer)} in {other.source}); correct them or remove the rows."
+    ]
 
 
 def without_shared(

@@ -10,9 +10,10 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any, final
 
+from embedgrad.data.labels import advise_mapping, closest, difference, escape, find_twin
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.data.readers import Row, Table, data_error, quote
-from embedgrad.errors import DataError, nearest
+from embedgrad.data.table import Row, Table, data_error, quote
+from embedgrad.errors import DataError
 
 
 @final
@@ -103,7 +104,7 @@ def examples_from(
     for role, name in needed + unchecked:
         if name not in table.columns:
             problem = f"no column {name!r}, which {role} names"
-            raise data_error(table.name, f"{problem}; {nearest(name, table.columns)}")
+            raise data_error(table.name, f"{problem}; {closest(name, table.columns)}")
     # TOML keys are text, but a mapping written in Python may well say {0: "negative"}
     names = {cell_text(raw): text for raw, text in (labels or {}).items()}
     allowed = tuple(choices) if choices is not None else tuple(dict.fromkeys(names.values()))
@@ -147,7 +148,7 @@ def examples_from(
         raise data_error(
             source,
             f"label {quote(raw)}{mapped} in column {answer!r} is not among the choices {known}; "
-            f"add it to the choices or map it in labels{more}",
+            f"{_advise(target, unknown, allowed, table.class_names.get(answer, ()))}{more}",
         )
     return examples
 
@@ -161,14 +162,38 @@ def _matching_rows(table: Table, where: Mapping[str, str]) -> list[tuple[Row, st
     ]
     if not kept:
         condition = " and ".join(f"{name} = {quote(text)}" for name, text in where.items())
-        held = "; ".join(f"{name} holds {_some_values(table, name)}" for name in where)
+        held = "; ".join(
+            f"{name} holds {_some_values(table, name, text)}" for name, text in where.items()
+        )
         raise data_error(table.name, f"none of {len(pairs)} rows has {condition}; {held}")
     return kept
 
 
-def _some_values(table: Table, name: str, most: int = 8) -> str:
+def _advise(
+    label: str, unknown: Sequence[tuple[str, str]], choices: Sequence[str], names: Sequence[str]
+) -> str:
+    """What to do about labels that are no choices."""
+    labels = dict.fromkeys(raw for _, raw in unknown)
+    named = {str(number): name for number, name in enumerate(names)}
+    if labels and all(raw in named for raw in labels):
+        return f"the data set names its classes: set {advise_mapping(named)}"
+    twins = {raw: twin for raw in labels if (twin := find_twin(raw, choices)) is not None}
+    twin = find_twin(label, choices)
+    if twin is None or not twins:
+        return "add it to the choices or map it in labels"
+    return (
+        f"{escape(label)} differs from {escape(twin)} only in {difference(label, twin)}: write "
+        f"them alike in the file, or set {advise_mapping(twins)}"
+    )
+
+
+def _some_values(table: Table, name: str, asked: str, most: int = 8) -> str:
     counts = Counter(text for row in table.rows if (text := cell_text(row.get(name))) is not None)
     values = ", ".join(quote(text, 30) for text, _ in counts.most_common(most))
+    if asked not in counts and (twin := find_twin(asked, counts)) is not None:
+        return (
+            f"{escape(twin)}, which differs from {escape(asked)} only in {difference(asked, twin)}"
+        )
     more = f" and {len(counts) - most} more" if len(counts) > most else ""
     return f"{values or 'nothing'}{more}"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from embedgrad.data.examples import cell_text
-from embedgrad.data.readers import Table, data_error
+from embedgrad.data.labels import advise_mapping, map_twins, note_twins
+from embedgrad.data.table import Table, data_error
 
-ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment")
+ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment", "completion")
 TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
 GROUP_NAMES = ("group", "group_id")
 MOST_CHOICES = 20
@@ -22,6 +24,8 @@ class Guess:
     """What the columns of a table seem to be for; `notes` says it in sentences for a person.
 
     `choices` is None when the answers are too many or too long to choose from (generation).
+    `labels` maps answers to choices: numbers to the names of their classes where the data brings
+    them, and spellings that differ only in blanks, case or Unicode form to one of them.
     """
 
     text: str
@@ -29,6 +33,7 @@ class Guess:
     choices: tuple[str, ...] | None
     group: str | None
     notes: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def guess_columns(table: Table) -> Guess:
@@ -42,7 +47,30 @@ def guess_columns(table: Table) -> Guess:
     answer = _guess_answer([name for name in values if name != group], choices)
     text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
     answers = choices.get(answer) if answer is not None else None
-    return Guess(text, answer, answers, group, tuple(_notes(text, answer, answers, group)))
+    labels: dict[str, str] = {}
+    more: list[str] = []
+    if answer is not None and answers is not None:
+        labels, more = _guess_labels(table, answer, answers, values[answer])
+        answers = tuple(dict.fromkeys(labels.get(choice, choice) for choice in answers))
+    notes = [*table.notes, *_notes(text, answer, answers, group), *more]
+    return Guess(text, answer, answers, group, tuple(notes), labels)
+
+
+def _guess_labels(
+    table: Table, answer: str, answers: Sequence[str], texts: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """What the answers mean, and notes on it."""
+    names = {str(i): name for i, name in enumerate(table.class_names.get(answer, ()))}
+    if names and all(choice in names for choice in answers):
+        return names, [f"Took the names of its numbers from the data set: {advise_mapping(names)}."]
+    counts = Counter(texts)
+    labels = map_twins(counts)
+    blank = {name: name.strip() for name in answers if name != name.strip() and name not in labels}
+    notes = note_twins(counts, mapped=True)
+    if blank:
+        notes.append("Answers have blanks around them; the recipe maps them to names without.")
+        labels = {one: blank.get(other, other) for one, other in labels.items()} | blank
+    return labels, notes
 
 
 def _column_texts(table: Table, name: str) -> list[str]:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from embedgrad.data.duplicates import shared_texts, text_key, without_shared
-from embedgrad.data.examples import Example, cell_text, examples_from
+from embedgrad.data.duplicates import note_conflicts, shared_texts, text_key, without_shared
+from embedgrad.data.examples import Example, cell_text, examples_from, solution_pieces
+from embedgrad.data.labels import advise_mapping, note_twins
 from embedgrad.data.problems import Problems
-from embedgrad.data.readers import Table, data_error, quote, read_table
+from embedgrad.data.readers import Source, read_table
+from embedgrad.data.table import Table, data_error, quote
 from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
@@ -38,9 +40,9 @@ class Splits:
 
 
 def read_splits(
-    train: str,
-    dev: str | None = None,
-    test: str | None = None,
+    train: Source,
+    dev: Source | None = None,
+    test: Source | None = None,
     *,
     columns: Sequence[str],
     answer: str,
@@ -59,26 +61,42 @@ def read_splits(
     drop_duplicates: bool = False,
     problems: Problems | None = None,
 ) -> Splits:
-    """Read files or Hub data sets and split them: `read_table`, `examples_from`, `make_splits`.
+    """Read files, Hub data sets, data frames or `Dataset`s, and split their examples.
+
+    The arguments are those of `read_table`, `examples_from` and `make_splits`.
 
     `problems` gets what would else be raised, where the rows or the check that failed can be left
     out; without it the first problem is raised.
     """
 
-    def read(source: str | None) -> list[Example] | None:
+    written = solution_pieces(solution) if solution is not None else ()
+    single = [name for name in (answer, group, task) if name is not None]
+    of_solution = [piece.text for piece in written if piece.kind == "column"]
+    used = {*columns, *of_solution, *single, *extra, *(where or ())}
+    notes: dict[str, None] = {}
+
+    def read(source: Source | None) -> list[Example] | None:
         if source is None:
             return None
         table: Table | None = None
         try:
-            return examples(table := read_table(source), where or None)
+            table = read_table(source, used=used)
+            notes.update(dict.fromkeys(table.notes))
+            if answer in table.class_names and not (labels or choices):
+                named = {str(i): name for i, name in enumerate(table.class_names[answer])}
+                advice = f"set {advise_mapping(named)} to answer by name"
+                notes[f"{table.name}: column {answer!r} holds numbers of classes; {advice}."] = None
+            return examples(table, where or None)
         except DataError as error:
             if problems is None:
                 raise
-            known = len(problems.lines)
             rows = () if table is None else _single_rows(table, where or {})
-            good = [example for (example,) in problems.each(lambda row: examples(row, None), rows)]
-            if len(problems.lines) == known:
-                problems.add([str(error)])
+            alone = Problems()
+            good = [example for (example,) in alone.each(lambda row: examples(row, None), rows)]
+            if "is not among the choices" in str(error) or not alone.lines:
+                problems.add([str(error)])  # which counts its rows, or is of no row
+            else:
+                problems.lines += [line for line in alone.lines if line not in problems.lines]
             return good or None
 
     def examples(table: Table, where: Mapping[str, str] | None) -> list[Example]:
@@ -95,7 +113,7 @@ def read_splits(
             where=where,
         )
 
-    return make_splits(
+    splits = make_splits(
         read(train) or [],
         read(dev),
         read(test),
@@ -109,6 +127,7 @@ def read_splits(
         drop_duplicates=drop_duplicates,
         problems=problems,
     )
+    return replace(splits, notes=(*notes, *splits.notes))
 
 
 def _single_rows(table: Table, where: Mapping[str, str]) -> Iterator[Table]:
@@ -136,11 +155,11 @@ def make_splits(
     `fractions` are the shares of `train` for dev and test (0: leave that split empty), used only
     for splits that are not given. Examples of one group, or with the same text in all template
     `columns`, stay in one split; without groups the carving is stratified by answer. `limit`
-    counts rows per split, after shuffling. `choices` makes it a classification: then `train` must
-    hold at least two answers. `drop_duplicates` first leaves out rows of train whose text is in
-    a given dev or test, and rows of dev whose text is in test. Raises DataError, also when a group
-    or a text (unless `allow_duplicates`) is in two of the given splits; `problems` gets these
-    instead.
+    counts rows per split, after shuffling. `choices` makes it a classification: then limits are
+    stratified by answer, and `train` must hold at least two answers. `drop_duplicates` first leaves
+    out rows of train whose text is in a given dev or test, and rows of dev whose text is in test.
+    Raises DataError, also when a group or a text (unless `allow_duplicates`) is in two of the given
+    splits; `problems` gets these instead.
     """
 
     def refuse(error: DataError) -> None:
@@ -183,7 +202,17 @@ def make_splits(
     parts: dict[str, Sequence[Example]] = dict(explicit)
     if shares:
         parts |= _carve(train, {"train": 1 - sum(shares.values()), **shares}, columns, seed, notes)
-    rows = {name: _draw(name, parts.get(name, ()), limit.get(name), seed, notes) for name in NAMES}
+    every = [example for part in explicit.values() for example in part]
+    notes += note_conflicts(every, columns)
+    answers = Counter(example.answer for example in every)
+    if choices is not None or 2 * len(answers) <= len(every):  # labels, not texts of their own
+        notes += note_twins({**dict.fromkeys(choices or (), 0), **answers})
+    rows: dict[str, tuple[Example, ...]] = {}
+    for name in NAMES:
+        shuffled = list(parts.get(name, ()))
+        random.Random(f"{seed}/{name}").shuffle(shuffled)  # own stream: no split moves another
+        stratified = choices is not None
+        rows[name] = _limit(name, shuffled, limit.get(name), notes, stratified=stratified)
     if choices is not None:
         _check_choices(rows, choices, notes, refuse)
     digests = {name: _digest(part, columns) for name, part in rows.items()}
@@ -276,19 +305,29 @@ def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Exa
     return list(units.values())
 
 
-def _draw(
-    name: str, rows: Sequence[Example], limit: int | None, seed: int, notes: list[str]
+def _limit(
+    name: str, rows: Sequence[Example], limit: int | None, notes: list[str], *, stratified: bool
 ) -> tuple[Example, ...]:
-    """Shuffle one split and cut it to its limit."""
-    shuffled = list(rows)
-    random.Random(f"{seed}/{name}").shuffle(shuffled)  # own stream: no split moves another
+    """The first rows up to the limit; `stratified`: of every answer, so many as are its share.
+
+    A row's turn is its place among those of its answer, as in Webster's apportionment, so a larger
+    limit adds rows and takes none away.
+    """
     if limit is None:
-        return tuple(shuffled)
+        return tuple(rows)
     if limit < 1:
         raise data_error(f"data.limit.{name}", f"is {limit}; expected at least 1")
-    if limit > len(shuffled):
-        notes.append(f"Limit {limit} for {name}: only {len(shuffled)} rows are there, all used.")
-    return tuple(shuffled[:limit])
+    if limit > len(rows):
+        notes.append(f"Limit {limit} for {name}: only {len(rows)} rows are there, all used.")
+    if not stratified or limit >= len(rows):
+        return tuple(rows[:limit])
+    sizes, before = Counter(row.answer for row in rows), Counter[str]()
+    turns: list[float] = []
+    for row in rows:
+        turns.append((before[row.answer] + 0.5) / sizes[row.answer])
+        before[row.answer] += 1
+    chosen = sorted(range(len(rows)), key=turns.__getitem__)[:limit]
+    return tuple(rows[i] for i in sorted(chosen))
 
 
 def _check_choices(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, final
 
@@ -43,7 +43,7 @@ class ScoredAnswer:
     predicted: str
     correct: float
     loss: float
-    probabilities: tuple[float, ...] | None
+    probabilities: Mapping[str, float] | None
     cut: bool = False
     unread: bool = False
     reply: str | None = None
@@ -241,7 +241,7 @@ class Evaluator:
             predicted=self.target.choices[best],
             correct=float(best == sequence.gold),
             loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
-            probabilities=tuple(shares_C.tolist()),
+            probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
         )
 
     def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:

@@ -39,7 +39,7 @@ def verdicts(
         tested[name] = sum(differences) / len(differences), paired_test(differences)[1]
     adjusted = holm([p_value for _, p_value in tested.values()])
     return {
-        name: Verdict(difference, p_value, p_holm, _words(difference, p_holm))
+        name: Verdict(difference, p_value, p_holm, word(difference, p_holm))
         for (name, (difference, p_value)), p_holm in zip(tested.items(), adjusted, strict=True)
     }
 
@@ -49,7 +49,8 @@ def row_differences(text: Sequence[float], runs: Sequence[Sequence[float]]) -> l
     return [sum(scores) / len(runs) - before for before, *scores in zip(text, *runs, strict=True)]
 
 
-def _words(difference: float, p_holm: float) -> Words:
+def word(difference: float, p_holm: float) -> Words:
+    """The verdict on a difference with an adjusted p-value."""
     if p_holm >= LEVEL:
         return "no reliable gain"
     return "improved" if difference > 0 else "worse"

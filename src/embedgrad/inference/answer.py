@@ -156,11 +156,8 @@ def _choose(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterat
         answers = run.evaluator.score(run.prompt.rows, batch)
     else:
         answers = run.evaluator.score_text_prompt(run.prompt.start_rows, batch)
-    choices = run.prompt.target.choices
     for scored in answers:
-        assert scored.probabilities is not None
-        chances = dict(zip(choices, scored.probabilities, strict=True))
-        yield {"answer": scored.predicted, "probabilities": chances}
+        yield {"answer": scored.predicted, "probabilities": scored.probabilities}
 
 
 def _generate(

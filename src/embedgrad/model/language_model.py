@@ -133,6 +133,7 @@ class LanguageModel:
             rows=rows,
             spans=spans,
             context=self.info.context,
+            vocabulary=self.info.vocabulary,
             merges=merges,
             truncate=truncate,
         )

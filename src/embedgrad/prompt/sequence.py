@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.errors import DataError, TemplateError, nearest
+from embedgrad.data.labels import closest
+from embedgrad.errors import DataError, TemplateError
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
+from embedgrad.prompt.truncation import longest_fit
 
 
 @final
@@ -113,9 +116,11 @@ class Sequencer:
     """Turns examples into `TokenSequence`s for one template, tokenizer and target.
 
     `rows` are examples that decide, once, what must be drawn into the spans; the `spans` of a saved
-    prompt are taken as they are. `context` is the model's longest sequence in tokens (0: unknown).
+    prompt are taken as they are. `context` is the model's longest sequence in tokens, `vocabulary`
+    the rows of its embedding table (0: unknown).
     `merges` is "report" or "refuse", for rows whose own text merges with a span. `truncate` names
-    the column whose end is cut where a row does not fit; without it such a row is refused.
+    the column of which only the beginning is kept, in whole characters, where a row does not fit;
+    without it such a row is refused.
     Raises `TemplateError` and `DataError`.
     """
 
@@ -128,6 +133,7 @@ class Sequencer:
         rows: Sequence[Example] = (),
         spans: Sequence[Span] = (),
         context: int = 0,
+        vocabulary: int = 0,
         merges: str = "report",
         truncate: str | None = None,
     ):
@@ -135,11 +141,14 @@ class Sequencer:
         self.tokenizer = tokenizer
         self.target = target
         self.context = context
+        self.vocabulary = vocabulary
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0
+        self.emptied = 0
         self._spaced = False
         self._told_apart = False
+        self._in_thought = ""
         adds_bos = renderer.template.text is not None
         self._cutting = CuttingTokenizer(tokenizer, adds_bos=adds_bos)
         self._answer_ids = functools.lru_cache(maxsize=4096)(self._tokenize_answer)
@@ -167,14 +176,18 @@ class Sequencer:
 
     def __call__(self, example: Example) -> TokenSequence:
         """Tokenize one example."""
-        columns = dict(example.columns)
-        while True:
-            rendered = self.renderer(columns)
-            sequence = self._sequence(rendered, example)
-            excess = self._excess(sequence)
-            if not excess:
-                return sequence
-            columns = self._shorten(columns, excess, example)
+        sequence = self._sequence(self.renderer(example.columns), example)
+        check_ids(sequence, self.prompt_ids, self.tokenizer, self.vocabulary)
+        excess = self._excess(sequence)
+        if not excess:
+            return sequence
+        if self.truncate is None:
+            raise DataError(
+                f"{example.source}: {self.context + excess} tokens, but the model takes "
+                f"{self.context}; shorten the row, drop it, or set data.truncate to the column "
+                "that may be cut"
+            )
+        return self._shorten(example, self.truncate, excess)
 
     def build(self, examples: Iterable[Example]) -> list[TokenSequence]:
         """Tokenize all examples; keep or refuse those whose text merges with a span."""
@@ -209,9 +222,17 @@ class Sequencer:
             notes.append(
                 "this model has no end token: free answers run to evaluation.max_new_tokens"
             )
+        if self._in_thought and self.target.choices:
+            notes.append(
+                f"the text before the answer ends inside a thought ({self._in_thought!r}), so the "
+                "choices are scored as its first words; close it, by an option of the chat "
+                "template such as enable_thinking = false, or by template.assistant"
+            )
         if self.truncated:
+            nothing = f", and nothing of it is left in {self.emptied}" if self.emptied else ""
             notes.append(
                 f"column {self.truncate!r} was cut in {self.truncated} rows that did not fit"
+                f"{nothing}"
             )
         return notes
 
@@ -226,6 +247,7 @@ class Sequencer:
             suffix += [0] * len(span.ids)
         suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
+        self._in_thought = open_thought(rendered.text)
         solution = example.answer if example.solution is None else example.solution
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
@@ -242,7 +264,7 @@ class Sequencer:
             if example.answer not in self.target.choices:
                 raise DataError(
                     f"{example.source}: the answer {example.answer!r} is not a choice; "
-                    f"{nearest(example.answer, self.target.choices)}"
+                    f"{closest(example.answer, self.target.choices)}"
                 )
             gold = self.target.choices.index(example.answer)
         reasoning = 0
@@ -336,35 +358,31 @@ class Sequencer:
         return () if end is None else (int(end),)
 
     def _excess(self, sequence: TokenSequence) -> int:
-        """Tokens over the context; refuses the row unless truncation was asked for."""
+        """Tokens over the context."""
         longest = max((len(ids) for ids in sequence.targets), default=0)
         length = sequence.length(len(self.prompt_ids)) + longest
-        if not self.context or length <= self.context:
-            return 0
-        if self.truncate is None:
-            raise DataError(
-                f"{sequence.example.source}: {length} tokens, but the model takes {self.context}; "
-                "shorten the row, drop it, or set data.truncate to the column that may be cut"
-            )
-        return length - self.context
+        return max(0, length - self.context) if self.context else 0
 
-    def _shorten(self, columns: Mapping[str, str], excess: int, example: Example) -> dict[str, str]:
-        name = self.truncate
-        assert name is not None
-        text = columns.get(name, "")
-        if not text:
+    def _shorten(self, example: Example, name: str, excess: int) -> TokenSequence:
+        """The row with the longest beginning of a column's text that fits."""
+        text = example.columns.get(name, "")
+
+        @functools.cache
+        def fit(end: int) -> TokenSequence | None:
+            columns = {**example.columns, name: text[:end]}
+            sequence = self._sequence(self.renderer(columns), example)
+            return None if self._excess(sequence) else sequence
+
+        end = longest_fit(self.tokenizer, text, excess, lambda end: fit(end) is not None)
+        sequence = fit(end)
+        if sequence is None:
             raise DataError(
                 f"{example.source}: does not fit into the model's {self.context} tokens "
                 f"even without column {name!r}; shorten the template"
             )
-        if text == example.columns.get(name):
-            self.truncated += 1
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # A text may have more tokens in its place than alone, so none of these may be left.
-        kept_ids = ids[: max(0, len(ids) - excess)]
-        kept = self.tokenizer.decode(kept_ids, clean_up_tokenization_spaces=False)
-        # Where tokens are lossy, decoding may give back a text as long as before.
-        return {**columns, name: kept if len(kept) < len(text) else text[: len(text) - excess]}
+        self.truncated += 1
+        self.emptied += end == 0
+        return sequence
 
 
 def _alike(one: Ids, other: Ids) -> int:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import inspect
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -17,6 +14,7 @@ from typing import Any, TypeVar, final
 
 from embedgrad.data.markup import Piece, parse
 from embedgrad.errors import TemplateError, nearest
+from embedgrad.prompt.chat_template import NAME, choose_chat_template, freeze_chat_template
 
 T = TypeVar("T")
 
@@ -25,10 +23,6 @@ ROLES = ("system", "user", "assistant")
 # Plain letters and digits, because chat templates trim, and some would escape anything rarer.
 SPAN_MARK = "Xembedgrad7span7markX"  # with a number behind it: see `span_mark`
 END_MARK = "Xembedgrad7end7markX"
-
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_DATE_KNOWN = re.compile(r"\bstrftime_now\s+is\s+defined\b")
-_DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.*?)\2\s*\)""")
 
 
 @final
@@ -82,7 +76,9 @@ class Template:
     messages: tuple[Message, ...] = ()
     text: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Extra variables for the model's chat template, such as `enable_thinking = false`."""
+    """Extra variables for the model's chat template, such as `enable_thinking = false`.
+
+    `chat_template` names the one to use where the model has several."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.messages):
@@ -142,6 +138,11 @@ class Template:
         messages = [{"role": m.role, "content": m.content} for m in self.messages]
         return {"messages": messages, "options": dict(self.options)}
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The options that are variables of the chat template, and not its name."""
+        return {name: value for name, value in self.options.items() if name != NAME}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Template:
         """The template that `as_dict` wrote."""
@@ -171,18 +172,8 @@ class Renderer:
         self.template = template
         self.date = date
         self._tokenizer = tokenizer
-        if template.messages and not getattr(tokenizer, "chat_template", None):
-            raise TemplateError(
-                "template: this model has no chat template; give the prompt as plain text "
-                "([template] text = ...)"
-            )
-        reserved = inspect.signature(tokenizer.apply_chat_template).parameters
-        for name in template.options:
-            if name in reserved or name == "strftime_now":
-                raise TemplateError(
-                    f"template.options.{name}: is set by embedgrad; name variables of the model's "
-                    "own chat template only"
-                )
+        if template.messages:
+            self._own = choose_chat_template(tokenizer, template.options)
 
     def __call__(self, columns: Mapping[str, str]) -> Rendered:
         """Fill in the columns of one row."""
@@ -210,7 +201,21 @@ class Renderer:
                 "(it trims or rewrites it); remove white space at the message's ends, "
                 "or put the span into another message"
             )
+        self._check_whole(self._messages(columns, iter(spans)), rendered.text)
         return rendered
+
+    def _check_whole(self, messages: Sequence[Mapping[str, str]], text: str) -> None:
+        """Refuse a chat template that leaves out what was written, as of a thought."""
+        for message in messages:
+            content = message["content"].strip()
+            if content not in text:
+                lines = (line.strip() for line in content.splitlines())
+                lost = next((line for line in lines if line not in text), content)
+                lost = lost if len(lost) <= 60 else f"{lost[:57]}..."
+                raise TemplateError(
+                    f"template: the chat template drops or changes {lost!r} in the "
+                    f"{message['role']} message; leave it out, or move it to another message"
+                )
 
     def after_answer(self) -> str:
         """What the chat template puts behind an answer, as `<|im_end|>`; "" for plain text."""
@@ -224,29 +229,8 @@ class Renderer:
 
     @functools.cached_property
     def chat_template(self) -> str:
-        """The model's own chat template with the date written into it: it has no other clock.
-
-        Engines without a clock, or that set the date themselves, take the same path through it.
-        Raises `TemplateError`.
-        """
-
-        def frozen(call: re.Match[str]) -> str:
-            return json.dumps(self.date.strftime(call[2]))
-
-        own = self._tokenizer.get_chat_template()
-        chat_template = _DATE_KNOWN.sub("true", _DATE_CALL.sub(frozen, own))
-        if "strftime_now(" in chat_template:
-            raise TemplateError(
-                "template: the model's chat template asks for today's date in a way that cannot be "
-                "frozen; give the prompt as plain text ([template] text = ...)"
-            )
-        # llama.cpp sets Llama's `date_string` to today, and the template would take that.
-        for name, day in {found[1]: found[3] for found in _DATE_SET.finditer(own)}.items():
-            asks = re.search(rf"\b{name}\s+is\s+(not\s+)?(un)?defined\b", own)
-            if asks and name not in self.template.options:
-                value = json.dumps(self.date.strftime(day))
-                chat_template = f"{{% set {name} = {value} %}}\n{chat_template}"
-        return chat_template
+        """The model's own chat template with the date written into it. Raises `TemplateError`."""
+        return freeze_chat_template(self._tokenizer, self._own, self.template.options, self.date)
 
     def _render(self, columns: Mapping[str, str], spans: Sequence[str]) -> str:
         if self.template.text is not None:
@@ -281,7 +265,7 @@ class Renderer:
                 chat_template=chat_template,
                 tokenize=False,
                 add_generation_prompt=generation,
-                **self.template.options,
+                **self.template.variables,
             )
         except Exception as error:  # a program from elsewhere: it may fail in any way
             roles = ", ".join(message["role"] for message in messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,17 @@ from typing import Any, final
 
 import tomli_w
 
+from embedgrad.atomic_files import write_file
+from embedgrad.data.readers import Source, read_table
 from embedgrad.data.splits import NAMES as SPLITS
-from embedgrad.errors import EmbedgradError, RecipeError, RunError, TemplateError, nearest
+from embedgrad.errors import (
+    DataError,
+    EmbedgradError,
+    RecipeError,
+    RunError,
+    TemplateError,
+    nearest,
+)
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
@@ -114,6 +124,28 @@ class Recipe:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
         return cls(**sections, parts=Parts(**parts), merges=merges)
+
+    def with_data(self, folder: str | Path, **splits: Source) -> Recipe:
+        """The recipe with data frames or `Dataset`s as its train, dev and test.
+
+        They are written to `folder`, as train.jsonl and so on, so that the run can be opened again.
+        Numbers of classes become the names that a `Dataset` has for them, unless `data.labels` is
+        set. Raises `DataError`, and `RunError` where a file cannot be written.
+        """
+        data = self.data
+        for name, source in splits.items():
+            if name not in SPLITS:
+                raise DataError(f"with_data: unknown split {name!r}; {nearest(name, SPLITS)}")
+            table = read_table(source)
+            lines = [json.dumps(row, ensure_ascii=False, default=str) for row in table.rows]
+            path = Path(folder) / f"{name}.jsonl"
+            content = "".join(f"{line}\n" for line in lines)
+            write_file(path, content.encode(errors="surrogatepass"))  # refused where it is read
+            names = enumerate(table.class_names.get(data.answer, ()))
+            labels = data.labels or {str(number): label for number, label in names}
+            changes: dict[str, Any] = {name: str(path), "labels": labels}
+            data = dataclasses.replace(data, **changes)
+        return dataclasses.replace(self, data=data)
 
     def as_dict(self, folder: Path | None = None) -> dict[str, Any]:
         """Every setting, defaults included, as `from_dict` takes it.

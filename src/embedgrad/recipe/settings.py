@@ -37,7 +37,7 @@ class DataSettings:
     """Where examples come from, and how they are split."""
 
     train: str
-    """A .jsonl, .csv, .tsv or .parquet file, or hub:OWNER/NAME[@CONFIG][:SPLIT]."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, or hub:OWNER/NAME[@CONFIG][:SPLIT]."""
     dev: str | None = None
     """As train; unset: a share of train."""
     test: str | None = None
@@ -57,7 +57,7 @@ class DataSettings:
     where: Mapping[str, str] = field(default_factory=dict)
     """Keep only rows with these values, as in { domain = "movies" }."""
     limit: Mapping[str, int] = field(default_factory=dict)
-    """Most rows per split, after shuffling, as in { train = 256 }."""
+    """Most rows per split, after shuffling, as in { train = 256 }; every choice keeps its share."""
     dev_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
     """Share of train that becomes dev where dev is unset."""
     test_share: Annotated[float, Ge(0), Le(0.9)] = 0.2
@@ -70,7 +70,8 @@ class DataSettings:
     """Leave out training rows whose text is also in dev or test, and dev rows whose text is also in
     test, before any limit."""
     truncate: str | None = None
-    """The column to cut if a row does not fit the context; unset: such a row is refused."""
+    """The column to cut at its end if a row does not fit the context; unset: such a row is
+    refused."""
     license: str | None = None
     """The data's licence, recorded in the artifact."""
 

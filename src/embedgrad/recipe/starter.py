@@ -10,7 +10,9 @@ import tomli_w
 from embedgrad.atomic_files import write_file
 from embedgrad.data.examples import cell_text
 from embedgrad.data.guess_columns import Guess, guess_columns
-from embedgrad.data.readers import Table, read_table
+from embedgrad.data.labels import escape
+from embedgrad.data.readers import read_table
+from embedgrad.data.table import Table
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.parts.scorers import parse_number
 from embedgrad.recipe.paths import relocate
@@ -21,6 +23,7 @@ STEPS_PROMPT = "Please reason step by step, then give the final answer."
 NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
 CHAT_NOTE = "Assumed that the model has a chat template; if not, write text instead of user."
+LABELS = '# labels = { 0 = "no", 1 = "yes" }'
 FREE_PROMPT = "Give the answer only:"
 ANSWER_ONLY = """
 
@@ -60,6 +63,7 @@ def starter(data: str, table: Table, guess: Guess, model: str) -> str:
     solution = None if guess.choices else _solution(table)
     if solution:
         group = f"solution = {_toml(solution)}        # what the model learns to write\n{group}"
+    labels = f"labels = {_toml(dict(guess.labels))}" if guess.labels else LABELS
     return f"""\
 # A starter recipe. It is guessed from the data, so check it:
 {guessed}#
@@ -74,7 +78,7 @@ train = {_toml(data)}
 dev_share = 0.2
 test_share = 0.2
 answer = {_toml(guess.answer or "answer")}        # the column with the right answer
-{group}# labels = {{ 0 = "no", 1 = "yes" }}   # what the values mean, if they are not words
+{group}{labels}        # what the values mean, if they are not words
 # limit = {{ train = 256 }}        # at most this many rows of a split
 
 [template]
@@ -127,6 +131,8 @@ def _solution(table: Table) -> str | None:
     return next((name for name in table.columns if name.lower() in SOLUTIONS), None)
 
 
-def _toml(value: str | list[str]) -> str:
-    """A value as TOML writes it."""
+def _toml(value: str | list[str] | dict[str, str]) -> str:
+    """A value as TOML writes it, a table in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{escape(k)} = {escape(v)}" for k, v in value.items()) + " }"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")

@@ -292,6 +292,7 @@ class _Loop:
             {
                 "event": "evaluation",
                 **score,
+                "interval": list(summary.interval),
                 "metric": self.best.metric,
                 "best": self.best.score,
                 "text": self.best.history[0],

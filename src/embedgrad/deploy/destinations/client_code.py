@@ -66,8 +66,9 @@ def frozen_template(sequencer: Sequencer) -> str | None:
     renderer = sequencer.renderer
     if renderer.template.text is not None:
         return None
-    frozen = renderer.chat_template
-    return None if frozen == sequencer.tokenizer.get_chat_template() else frozen
+    frozen, own = renderer.chat_template, sequencer.tokenizer.chat_template
+    default = own.get("default") if isinstance(own, dict) else own
+    return None if frozen == default else frozen
 
 
 def token_ids_source(exported: ExportedPrompt) -> str:
@@ -117,8 +118,8 @@ def _rendering(sequencer: Sequencer) -> list[str]:
     more = ""
     if frozen_template(sequencer) is not None:
         more += f', chat_template=Path(__file__).with_name("{TEMPLATE_FILE}").read_text("utf-8")'
-    if template.options:
-        more += f", **{dict(template.options)!r}"
+    if template.variables:
+        more += f", **{dict(template.variables)!r}"
     rendering = (
         f"text = tokenizer.apply_chat_template(messages, tokenize=False, "
         f"add_generation_prompt={not opened}{more})"

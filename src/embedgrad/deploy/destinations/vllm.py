@@ -105,11 +105,11 @@ class VllmBodies(Bodies):
         )
         if facts["chat"]:
             template = exported.prompt.template
-            options = f'"chat_template_kwargs": {dict(template.options)!r}, '
+            options = f'"chat_template_kwargs": {dict(template.variables)!r}, '
             text += _CHAT.format(
                 messages=messages_source(template),
                 lengths=[len(span.ids) for span in exported.spans],
-                options=options if template.options else "",
+                options=options if template.variables else "",
             )
         route = "chat" if facts["chat"] else "completion"
         return text + _CLOSING.format(route=route, columns=command_line(facts["columns"]))

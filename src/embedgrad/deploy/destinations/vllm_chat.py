@@ -50,7 +50,7 @@ def chat_problem(exported: ExportedPrompt) -> str | None:
             contents.append({"role": message.role, "content": content})
         first, *others = exported.texts(row)
         expected = [*first, *(i for text in others for i in (None, *text))]
-        body = {"messages": contents, "chat_template_kwargs": dict(template.options)}
+        body = {"messages": contents, "chat_template_kwargs": dict(template.variables)}
         if server_prompt(body, sequencer)[0] != expected:
             return f"the server would make other tokens of {row.example.source}"
     return None

@@ -40,7 +40,7 @@ def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) 
         "embedgrad_prompts": {e.name: _prompt_constants(e, tag) for e in prompts},
     }
     written = [f"{{%- set {name} = {jinja(value)} -%}}\n" for name, value in constants.items()]
-    for option in dict.fromkeys(n for e in prompts for n in e.prompt.template.options):
+    for option in dict.fromkeys(n for e in prompts for n in e.prompt.template.variables):
         # Override the request's value: llama.cpp sets enable_thinking in every request.
         key = jinja(option)
         written.append(
@@ -175,5 +175,5 @@ def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:
             }
             for mark, span in zip(marks, exported.spans, strict=True)
         ],
-        "options": dict(exported.prompt.template.options),
+        "options": dict(exported.prompt.template.variables),
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.readers import quote
+from embedgrad.data.table import quote
 from embedgrad.errors import DataError
 from embedgrad.events import say, stage
 from embedgrad.experiments.baselines.base import (

@@ -28,7 +28,7 @@ from embedgrad.events import Report, part_of, quiet, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
-from embedgrad.experiments.compare.results import TEXT, results_of, scores_of
+from embedgrad.experiments.compare.results import TEXT, predictions_of, results_of, scores_of
 from embedgrad.formatting import duration
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
@@ -100,6 +100,9 @@ def compare(
     if results["rows"]:
         write_json(folder.path / "results.json", results)
         write_file(folder.path / "table.md", methods_markdown(results).encode())
+        rows = predictions_of(folder, [sequence.example for sequence in setup.test])
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        write_file(folder.path / "predictions.jsonl", lines.encode())
         figure = figure_svg(results)
         if figure is not None:
             write_file(folder.path / "figure.svg", figure)

@@ -1,6 +1,7 @@
 """A comparison's folder: trainings, answers, checkpoints.
 
 FOLDER/recipe.toml                    every setting; methods and seeds may be added
+FOLDER/predictions.jsonl              the test rows with the answers of all methods
 FOLDER/work/comparison.json           what all parts share: data, model, day
 FOLDER/work/METHOD-seed-N/trained.*   a training: tensors, and facts as JSON
 FOLDER/work/METHOD-seed-N/answers.jsonl, scored.json   its answers to the test rows
@@ -291,9 +292,8 @@ def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
 
     Raises `KeyError` or `TypeError` for anything else.
     """
-    shares, loss = values["probabilities"], values["loss"]
-    loss = math.inf if loss is None else loss
-    return ScoredAnswer(**{**values, "probabilities": shares and tuple(shares), "loss": loss})
+    loss = values["loss"]
+    return ScoredAnswer(**{**values, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

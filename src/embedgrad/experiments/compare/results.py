@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from embedgrad.data.examples import Example
 from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
-from embedgrad.evaluation.significance import bootstrap_mean, paired_test
+from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import Answers
 from embedgrad.experiments.compare.folder import FACTS, Folder, Part
@@ -87,6 +88,22 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
     }
 
 
+def predictions_of(folder: Folder, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+    """Every test row with the answers of all finished parts. Raises `RunError` for damage."""
+    parts = folder.finished_parts()
+    answered = [folder.scored_answers(part, len(examples)) for part in parts]
+    for example, *answers in zip(examples, *answered, strict=True):
+        yield {
+            "source": example.source,
+            "answer": example.answer,
+            "columns": dict(example.columns),
+            "answers": [
+                {**part._asdict(), "predicted": answer.predicted, "correct": answer.correct}
+                for part, answer in zip(parts, answers, strict=True)
+            ],
+        }
+
+
 def wrong_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many free answers are wrong: in form (no end, or no answer found) or in content."""
     wrong = [answer for answer in answers if answer["correct"] < 1]
@@ -137,7 +154,10 @@ def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     tests[TEXT.method] = dict.fromkeys(
         ("difference", "difference_interval", "p_value", "p_holm", "verdict")
     )
-    return [{"method": name, **_entry(rows), **tests[name]} for name, rows in runs.items()]
+    return [
+        {"method": name, **_entry(rows), "interval": _interval(rows), **tests[name]}
+        for name, rows in runs.items()
+    ]
 
 
 def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,6 +176,12 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{key: max(row[key] for row in rows) for key in most},
         **{key: fmean(row[key] for row in rows) for key in wrong if key in rows[0]},
     }
+
+
+def _interval(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The 95 % interval of a method's accuracy, of its rows' mean scores over the seeds."""
+    scores = [fmean(scores) for scores in zip(*map(_scores, rows), strict=True)]
+    return list(score_interval(scores))
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

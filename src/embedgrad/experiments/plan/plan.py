@@ -89,6 +89,7 @@ def plan(
             recipe.target,
             rows=splits.train,
             context=info.context,
+            vocabulary=info.vocabulary,
             truncate=recipe.data.truncate,
         )
         train, dev, test = (problems.each(sequencer, getattr(splits, name)) for name in NAMES)

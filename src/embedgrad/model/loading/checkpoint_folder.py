@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -60,6 +61,26 @@ def check_folder(folder: Path) -> None:
             hint = " (a Git LFS pointer: run `git lfs pull`)" if pointer else ""
             what = f"{file}: not a whole safetensors file ({file.stat().st_size:,} bytes)"
             raise ModelError(f"{what}: {error}{hint}; download or copy it again") from error
+
+
+def missing_packages(folder: Path) -> list[str]:
+    """Packages without which the tokenizer of `folder` cannot be read."""
+    if (folder / "tokenizer.json").is_file():
+        return []
+    needed: dict[str, str] = {}  # package -> module
+    for file in [*folder.glob("*.model"), *folder.glob("*.tiktoken")]:
+        with file.open("rb") as opened:  # Llama 3 calls a file of tiktoken's tokenizer.model too
+            sentencepiece = opened.read(1) == b"\n"
+        names = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+        needed |= names if sentencepiece else {"tiktoken": "tiktoken"}
+    return [package for package, module in needed.items() if not _installed(module)]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
 
 
 def _shards(folder: Path) -> list[Path]:

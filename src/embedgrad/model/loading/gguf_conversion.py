@@ -15,17 +15,13 @@ from typing import Any
 
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
+from embedgrad.model.loading.gguf_check import compare_with_llamacpp
 from embedgrad.model.loading.gguf_header import GgufHeader, read_header
+from embedgrad.model.loading.gguf_pretokenizers import set_split_rule
+from embedgrad.model.loading.gguf_settings import VERSION, check_tensors, complete_settings
 from embedgrad.model.loading.quiet import model_errors
 
 SOURCE = "source.json"
-
-# Text splitting rules (tokenizer.ggml.pre) that make every digit a token of its own in llama.cpp
-# (llama-vocab.cpp); transformers splits such text by GPT-2's rule, and a run of spaces before a
-# digit would get other tokens than in training.
-_DIGITS_APART = frozenset(
-    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-)
 
 _WEIGHTS_PER_SECOND = 7_000_000
 
@@ -41,8 +37,9 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     parent = cache_folder() / "converted"
-    folder = parent / digest[:16]
+    folder = parent / f"{digest[:16]}-{VERSION}"
     if folder.is_dir():
+        say(report, _source(folder)["notes"])
         return folder, digest
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +59,13 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
         seconds = max(1, round(header.weights / _WEIGHTS_PER_SECOND))
         say(report, [f"converting {file.name} to safetensors (once, about {seconds} s)"])
         with model_errors(f"{file}: could not be converted to safetensors in {parent}"):
-            _convert(file, header, aside)
+            notes = _convert(file, header, aside)
             libraries = ("gguf", "torch", "transformers", "tokenizers")
             source = {
                 "file": file.name,
                 "sha256": digest,
                 "license": header.metadata.get("general.license"),
+                "notes": notes,
                 "versions": {name: importlib.metadata.version(name) for name in libraries},
             }
             (aside / SOURCE).write_text(json.dumps(source, indent=2) + "\n", "utf-8")
@@ -78,14 +76,20 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
                     raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    say(report, notes)
     return folder, digest
 
 
 def license_of(folder: Path) -> str | None:
     """The license named by the GGUF file that a folder was converted from."""
-    with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
-        name = json.loads((folder / SOURCE).read_text("utf-8"))["license"]
+    name = _source(folder)["license"]
     return str(name) if name else None
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
+        source = json.loads((folder / SOURCE).read_text("utf-8"))
+        return {"license": source["license"], "notes": source.get("notes", ()), **source}
 
 
 def cache_folder() -> Path:
@@ -95,27 +99,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
-def _convert(file: Path, header: GgufHeader, aside: Path) -> None:
-    """Write model and tokenizer of `file` into the empty folder `aside`, weights in float32."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def _convert(file: Path, header: GgufHeader, aside: Path) -> list[str]:
+    """Write model and tokenizer of `file` into the empty folder `aside`, weights in float32.
+
+    Returns what the user should know of the result.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     auto: Any = AutoModelForCausalLM
     # An absolute file in an empty folder: configuration files beside the GGUF stay out.
     names = {"gguf_file": str(file.resolve()), "local_files_only": True}
-    plain = {"dtype": "float32", "quantization_config": GgufConfig(dequantize=True)}
+    plain: dict[str, Any] = {"dtype": "float32", "quantization_config": GgufConfig(dequantize=True)}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(aside, **names)
+        plain["config"] = AutoConfig.from_pretrained(aside, **names)
+        complete_settings(file, header, plain["config"])
         model, report = auto.from_pretrained(aside, **names, **plain, output_loading_info=True)
+    check_tensors(file, header, model, report["unexpected_keys"])
     if report["missing_keys"]:
         raise ModelError(f"{file}: lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
-    if header.metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
+    set_split_rule(file, header.metadata, tokenizer)
     # The weights are plain float32 now, but marked as quantized, which forbids saving them.
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         vars(model).pop(mark, None)
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    return compare_with_llamacpp(file, model.eval(), tokenizer)

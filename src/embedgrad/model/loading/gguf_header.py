@@ -24,6 +24,7 @@ _STRING, _ARRAY = 8, 9
 # elements), and low enough that the slower readers behind us stay within seconds.
 _MOST_ELEMENTS = 1 << 22
 _MOST_TENSORS = _MOST_KEYS = 1 << 16
+_FEW = 1 << 10  # numbers of an array that is read
 
 # The fewest bytes an entry can take: key length + type + value; name length + rank + type + offset.
 _SMALLEST_KEY = 8 + 4 + 1
@@ -32,10 +33,13 @@ _SMALLEST_TENSOR = 8 + 4 + 4 + 8
 
 @final
 class GgufHeader(NamedTuple):
-    """What a GGUF file says about itself; of an array, `metadata` holds only the length."""
+    """What a GGUF file says about itself, and the names of its tensors.
+
+    Of an array, `metadata` holds the numbers if they are few (one per layer), else the length.
+    """
 
     metadata: Mapping[str, Any]
-    tensors: int
+    tensors: tuple[str, ...]
     weights: int  # in all tensors together
 
 
@@ -108,7 +112,7 @@ def _read(cursor: _HeaderCursor) -> GgufHeader:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         cursor.fail(f"general.alignment is {alignment}, not a power of two")
-    return GgufHeader(metadata, tensors, _read_tensors(cursor, tensors, alignment))
+    return GgufHeader(metadata, *_read_tensors(cursor, tensors, alignment))
 
 
 def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
@@ -124,8 +128,9 @@ def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
         elif kind == _STRING:
             metadata[key] = cursor.text(repr(key))
         elif kind == _ARRAY:
-            metadata[key] = _skip_array(cursor, key)
-            elements += metadata[key]
+            length, values = _read_array(cursor, key)
+            metadata[key] = values or length
+            elements += length
             if elements > _MOST_ELEMENTS:
                 cursor.fail(f"its arrays hold more than {_MOST_ELEMENTS:,} elements")
         else:
@@ -133,14 +138,16 @@ def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
     return metadata
 
 
-def _skip_array(cursor: _HeaderCursor, key: str) -> int:
-    """Pass over one array; returns its length."""
+def _read_array(cursor: _HeaderCursor, key: str) -> tuple[int, tuple[Any, ...]]:
+    """Read an array of few numbers, pass over any other; returns its length and these numbers."""
     kind = cursor.take("<I")
     if kind in _SCALARS:
         width = struct.calcsize(_SCALARS[kind])
         length = cursor.count(f"the length of {key!r}", width, _MOST_ELEMENTS)
+        if length <= _FEW:
+            return length, tuple(cursor.take(_SCALARS[kind]) for _ in range(length))
         cursor.at += length * width
-        return length
+        return length, ()
     if kind != _STRING:
         what = "an array of arrays" if kind == _ARRAY else f"an array of unknown type {kind}"
         cursor.fail(f"{key!r} is {what}")
@@ -153,20 +160,25 @@ def _skip_array(cursor: _HeaderCursor, key: str) -> int:
         if at > cursor.size:
             cursor.fail(f"the texts of {key!r} reach beyond its end")
     cursor.at = at
-    return length
+    return length, ()
 
 
-def _read_tensors(cursor: _HeaderCursor, tensors: int, alignment: int) -> int:
-    """Check the tensor table, and that its data is in the file; returns the number of weights."""
+def _read_tensors(
+    cursor: _HeaderCursor, tensors: int, alignment: int
+) -> tuple[tuple[str, ...], int]:
+    """Check the tensor table, and that its data is in the file.
+
+    Returns the tensors' names and the number of weights.
+    """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    names: set[str] = set()
+    names: dict[str, None] = {}
     last, last_end, weights = "", 0, 0
     for _ in range(tensors):
         name = cursor.text("a tensor name")
         if name in names:
             cursor.fail(f"the tensor {name!r} occurs twice")
-        names.add(name)
+        names[name] = None
         rank = cursor.take("<I")
         if not 1 <= rank <= 4:
             cursor.fail(f"the tensor {name!r} has {rank} dimensions")
@@ -189,7 +201,7 @@ def _read_tensors(cursor: _HeaderCursor, tensors: int, alignment: int) -> int:
             f"{cursor.path}: truncated GGUF file: the tensor {last!r} ends at byte"
             f" {data_start + last_end:,}, but the file has {cursor.size:,} bytes; download it again"
         )
-    return weights
+    return tuple(names), weights
 
 
 def _check_language_model(path: Path, header: GgufHeader) -> None:
@@ -201,8 +213,8 @@ def _check_language_model(path: Path, header: GgufHeader) -> None:
         problem = "names no architecture (metadata key general.architecture)"
     elif parts not in (0, 1):
         problem = f"one of {parts!r} parts of a model; join them first: llama-gguf-split --merge"
-    elif type(blocks) is not int or blocks > header.tensors:
-        sizes = f"{blocks!r} layers are given, but it holds {header.tensors} tensors"
+    elif type(blocks) is not int or blocks > len(header.tensors):
+        sizes = f"{blocks!r} layers are given, but it holds {len(header.tensors)} tensors"
         problem = f"damaged GGUF file: {sizes}; download it again"
     elif "tokenizer.ggml.tokens" not in metadata:
         problem = "holds no tokenizer (metadata key tokenizer.ggml.tokens)"

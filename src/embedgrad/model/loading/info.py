@@ -74,6 +74,19 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     return table.detach()
 
 
+def check_finite(what: str, table_VD: Tensor) -> None:
+    """Raise `ModelError` with the rows of a table that are not finite."""
+    bad = [~rows.isfinite().all(1) for rows in torch.split(table_VD, _CHUNK_ROWS)]
+    rows = torch.cat(bad).nonzero().flatten().tolist()
+    if rows:
+        listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        raise ModelError(
+            f"{what}: {len(rows)} of the {len(table_VD):,} rows of its embedding table are not"
+            f" finite (NaN or infinite), of the token ids {listed}; repair them, or download it"
+            " again"
+        )
+
+
 def embedding_digest(table_VD: Tensor) -> str:
     """Digest a table's shape and its values rounded to bfloat16, as "sha256:...".
 

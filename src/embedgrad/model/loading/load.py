@@ -16,19 +16,20 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Report, quiet
+from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading import gguf_conversion as gguf_file
-from embedgrad.model.loading.checkpoint_folder import check_folder
+from embedgrad.model.loading.checkpoint_folder import check_folder, missing_packages
 from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
 from embedgrad.model.loading.info import (
     ModelInfo,
     card_license,
+    check_finite,
     context_length,
     embedding_digest,
     embedding_scale,
     embedding_table,
 )
-from embedgrad.model.loading.quiet import model_errors
+from embedgrad.model.loading.quiet import model_errors, one_line
 from embedgrad.model.loading.resolve import resolve
 
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
@@ -61,8 +62,8 @@ def load(
     `name` is tried as `package:NAME` (a GGUF that an installed Python package carries), a `.gguf`
     file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
     converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
-    `report` gets a note before something that takes long. Without `weights` none are read: the
-    model is on the meta device, and its `embedding_digest` is "".
+    `report` gets a note before something that takes long, and what to know of the model. Without
+    `weights` none are read: the model is on the meta device, and its `embedding_digest` is "".
 
     Raises `ModelError`, one line, if the model cannot be found, loaded or used.
     """
@@ -91,10 +92,12 @@ def load(
         if weights:
             model.to(place)
             _check_causal(what, model)
+            _check_embedded(what, model)
         table_VD = embedding_table(model)
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
         scale = getattr(embedding, "scalar_embed_scale", 1.0)
         if weights:
+            check_finite(what, table_VD)
             scale = embedding_scale(embedding, table_VD)
     info = ModelInfo(
         name=name,
@@ -112,6 +115,12 @@ def load(
         license=gguf_file.license_of(folder) if gguf_sha256 else card_license(folder),
         gguf_sha256=gguf_sha256,
     )
+    if len(tokenizer) > info.vocabulary and not gguf_sha256:
+        note = (
+            f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model embeds only "
+            f"{info.vocabulary:,}: a prompt with one of the others is refused"
+        )
+        say(report, [note])
     return LoadedModel(model, tokenizer, info)
 
 
@@ -135,9 +144,17 @@ def load_config(what: str, folder: Path) -> Any:
 
 def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
     with model_errors(f"{what}: its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # transformers names a package, but often the wrong one
+            if missing := missing_packages(folder):
+                raise ModelError(
+                    f"{what}: reading its tokenizer needs {' and '.join(missing)}: pip install "
+                    + " ".join(missing)
+                ) from error
+            raise
     if not tokenizer.is_fast:
         raise ModelError(f"{what}: its tokenizer has no fast version (tokenizer.json)")
     return tokenizer
@@ -174,13 +191,42 @@ def _check_causal(what: str, model: PreTrainedModel) -> None:
 
     Measured, since configurations do not say: GPT-NeoX and BERT both load with is_decoder=False.
     """
-    ids_BT = torch.tensor([[0, 1, 2], [0, 1, 3]], device=model.device)
+    first, second = _logits(model, input_ids=_trial(model))[:, :2]
+    if (first - second).abs().max() > 0.02 * first.abs().max():
+        raise ModelError(f"{what}: not causal: a token changes the logits of tokens before it")
+
+
+def _check_embedded(what: str, model: PreTrainedModel) -> None:
+    """Raise `ModelError` unless the embeddings of tokens are all that a model reads of them."""
+    ids_BT = _trial(model)
+    try:
+        embedded = _logits(model, inputs_embeds=model.get_input_embeddings()(ids_BT))
+        expected = _logits(model, input_ids=ids_BT)
+        other = (embedded - expected).abs().max() > 0.02 * expected.abs().max()
+        problem = "gives other logits for their embeddings" if other else None
+    except Exception as error:  # a model may raise anything
+        problem = one_line(error)
+    if problem:
+        raise ModelError(
+            f"{what}: {model.config.model_type} reads token ids beside their embeddings, so rows"
+            f" cannot take the place of tokens ({problem}); give a model that takes inputs_embeds"
+        )
+
+
+def _trial(model: PreTrainedModel) -> torch.Tensor:
+    """Two texts of ordinary token ids that differ at the end."""
+    config = model.config.get_text_config(decoder=True)
+    named = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
+    a, b, c, d = [i for i in range(8) if i not in named][:4]
+    return torch.tensor([[a, b, c], [a, b, d]], device=model.device)
+
+
+def _logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # six tokens: on a busy machine threads would only wait for each other
     try:
         with torch.no_grad():
-            first, second = model(input_ids=ids_BT, use_cache=False).logits[:, :2].float()
+            logits: torch.Tensor = model(**inputs, use_cache=False).logits
+            return logits.float()
     finally:
         torch.set_num_threads(threads)
-    if (first - second).abs().max() > 0.02 * first.abs().max():
-        raise ModelError(f"{what}: not causal: a token changes the logits of tokens before it")

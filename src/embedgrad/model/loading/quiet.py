@@ -31,7 +31,13 @@ def model_errors(what: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {one_line(error)}") from error
+        reason = one_line(error)
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it needs code of its own, and code of models is never run here; "
+                "give a model that transformers has built in"
+            )
+        raise ModelError(f"{what}: {reason}") from error
 
 
 def one_line(error: Exception) -> str:

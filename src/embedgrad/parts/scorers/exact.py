@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import final
 
@@ -15,6 +16,8 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
 class Exact(Scorer):
     """The same text, except for white space, one closing period and one pair of quotes."""
 
+    rules = 2  # version 1 told Unicode forms apart
+
     casefold: bool = True
     """Whether upper and lower case count as the same."""
 
@@ -26,11 +29,11 @@ class Exact(Scorer):
 
 
 def tidy(text: str) -> str:
-    """`text` with single spaces, without a closing period and without quotes around it.
+    """`text` in NFC, with single spaces, without a closing period and without quotes around it.
 
     Never empties a text: "." stays ".".
     """
-    spaced = " ".join(text.split())
+    spaced = " ".join(unicodedata.normalize("NFC", text).split())
     bare = spaced.removesuffix(".")
     if len(bare) > 1 and _QUOTES.get(bare[0]) == bare[-1]:
         inside = bare[1:-1]

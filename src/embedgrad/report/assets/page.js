@@ -10,12 +10,7 @@
   const search = document.getElementById("search");
   const status = document.getElementById("status");
   const buttons = [...document.querySelectorAll("[data-kind]")];
-  const inKind = {
-    fixed: (row) => row.change === "fixed",
-    broken: (row) => row.change === "broken",
-    changed: (row) => row.differ || row.change !== "same",
-    all: () => true,
-  };
+  const inKind = (row, kind) => kind === "all" || row.kinds.includes(kind);
   let kind = "all", chosen = rows, shown = 0;
 
   function element(tag, classes, ...children) {
@@ -90,11 +85,11 @@
     return [marked(a, keptA), marked(b, keptB)];
   }
 
-  function reply(name, answered, parts, mark, line) {
-    const box = element("div", "foreign said-" + name);
+  function reply(name, answered, parts, line) {
+    const box = element("div", "foreign");
     box.dir = "auto";
     for (const [changed, text] of parts)
-      if (text) box.append(changed && text.trim() ? element(mark, "", text) : text);
+      if (text) box.append(changed && text.trim() ? element("mark", "", text) : text);
     if (!head(answered.said)) box.append(element("span", "rest", "(nothing)"));
     const left = rest(answered.said, line);
     if (left) box.append(left);
@@ -102,23 +97,17 @@
     if (answered.sure !== undefined) how.push(`${(100 * answered.sure).toFixed(0)} % sure`);
     if (answered.loss !== undefined) how.push(`log-loss ${answered.loss.toFixed(2)}`);
     if (answered.cut) how.push("cut");
-    const [judged, words] = answered.score !== undefined ? ["partly", `score ${answered.score}`]
+    const [kind, words] = answered.score !== undefined ? ["partly", answered.score]
       : answered.right ? ["right", "\u2713 right"] : ["wrong", "\u2717 wrong"];
-    const label = element("div", "label", element("span", "", `${name} prompt: `, element("span", judged, words)), element("span", "how", how.join(", ")));
-    return element("div", "reply", label, box);
+    const label = element("div", "label", element("span", "", `${name}${list.dataset.suffix}: `, element("span", "judged", words)), element("span", "how", how.join(", ")));
+    return element("div", "reply " + kind, label, box);
   }
 
   function card(row) {
-    // Scores between right and wrong may rise and fall too.
-    const kinds = {
-      fixed: row.refined.right ? "fixed" : "better",
-      broken: row.text.right ? "broken" : "worse",
-      same: row.text.right ? "both right" : row.text.score === undefined ? "both wrong" : "same score",
-    };
     const source = element("bdi", "foreign", head(row.source));
     const answer = element("bdi", "foreign answer", head(row.answer));
     const header = element("header", "",
-      element("span", "badge " + row.change, kinds[row.change]), element("span", "", source),
+      element("span", "badge " + row.badge[0], row.badge[1]), element("span", "", source),
       head(row.answer) ? element("span", "", "right answer: ", answer, rest(row.answer, row.n)) : null);
     const made = element("article", "row", header);
     const main = row.main || row.columns.length;
@@ -134,13 +123,14 @@
       made.append(element("details", "", summary, ...others.map((pair) => column(pair, 1))));
     }
     if (row.more) made.append(element("p", "rest", `${row.more} more columns in line ${row.n} of predictions.jsonl`));
-    const [before, after] = differences(head(row.text.said), head(row.refined.said));
-    made.append(element("div", "replies",
-      reply("text", row.text, before, "del", row.n), reply("refined", row.refined, after, "ins", row.n)));
+    const answers = Object.entries(row.answers);
+    const texts = answers.map(([, answered]) => head(answered.said));
+    const parts = texts.length === 2 ? differences(...texts) : texts.map((text) => [[false, text]]);
+    made.append(element("div", "replies", ...answers.map(([name, answered], i) => reply(name, answered, parts[i], row.n))));
     return made;
   }
 
-  const textOf = (row) => [row.source, row.answer, row.text.said, row.refined.said, ...row.columns.flat()].map(head).join("\n").toLowerCase();
+  const textOf = (row) => [row.source, row.answer, ...Object.values(row.answers).map((answered) => answered.said), ...row.columns.flat()].map(head).join("\n").toLowerCase();
 
   function showMore() {
     const next = chosen.slice(shown, shown + PAGE);
@@ -155,7 +145,7 @@
 
   function choose() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    chosen = rows.filter((row) => inKind[kind](row));
+    chosen = rows.filter((row) => inKind(row, kind));
     if (words.length)
       chosen = chosen.filter((row) => { const text = textOf(row); return words.every((word) => text.includes(word)); });
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
@@ -175,7 +165,7 @@
     const next = list.children[first];
     if (next) { next.tabIndex = -1; next.focus({ preventScroll: true }); }
   });
-  kind = rows.some(inKind.changed) ? "changed" : "all";
+  if (rows.some((row) => inKind(row, list.dataset.first))) kind = list.dataset.first;
   document.getElementById("controls").hidden = false;
   choose();
   performance.mark("rows shown");

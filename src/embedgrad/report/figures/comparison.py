@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from embedgrad.errors import RunError
 from embedgrad.formatting import scale, visible
 from embedgrad.report.figures.series import is_number
-from embedgrad.report.figures.theme import LIGHT, new_figure, style
+from embedgrad.report.figures.theme import LIGHT, MARKERS, NO_GAIN, SIGNS, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ FIGURES_OF_COMPARISONS = ("cost", "forest")
 TEXT = "text"  # the method that the others are compared with
 WIDTH = 440  # SVG units
 LONGEST_NAME = 40  # characters
-RELIABLE = 0.05
 TICKS = (
     *(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 20.0),  # seconds
     *(60.0 * n for n in (0.5, 1, 2, 5, 10, 20, 30)),
@@ -51,7 +50,9 @@ def forest(results: Mapping[str, Any]) -> Figure:
 
 
 def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
-    """Accuracy by training time; a bar spans the seeds, the label tells the numbers trained.
+    """Accuracy by training time, with its 95 % interval, the verdict and the numbers trained.
+
+    A bar spans the seeds in results of before, which have no interval.
 
     Raises `RunError` where no method has both.
     """
@@ -70,9 +71,10 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
         ticks = [below, *round_ones][:: 1 + len(round_ones) // 6]
         axes.set_xscale("symlog", linthresh=ticks[0], linscale=0.3)
         for point in points:
-            color = LIGHT["text"] if point["name"] == TEXT else LIGHT["refined"]
-            axes.plot([point["seconds"]] * 2, [point["min"], point["max"]], color=color, alpha=0.4)
-            axes.plot([point["seconds"]], [point["accuracy"]], marker="o", color=color)
+            which = "text" if point["name"] == TEXT else "refined"
+            place, color = point["seconds"], LIGHT[which]
+            axes.plot([place] * 2, [point["min"], point["max"]], color=color, alpha=0.4)
+            axes.plot([place], [point["accuracy"]], marker=MARKERS[which], color=color)
         axes.set_xlim(-0.25 * ticks[0], max(*ticks, *trained, least) * 1.3)
         axes.set_xticks([0, *ticks], ["0", *map(_time, ticks)])
         axes.set_xticks([], minor=True)
@@ -97,15 +99,14 @@ def count(numbers: float) -> str:
 
 def _estimate(axes: Axes, y: int, entry: Mapping[str, Any], seeds: Sequence[float]) -> None:
     difference = 100 * entry["difference"]
-    p = entry.get("p_holm")
-    color = LIGHT["muted"]
-    if is_number(p) and p < RELIABLE:
-        color = LIGHT["fixed"] if difference > 0 else LIGHT["broken"]
+    verdict = entry.get("verdict") or NO_GAIN
+    color = LIGHT[{"improved": "right", "worse": "wrong"}.get(verdict, "muted")]
     label = f"{difference:+.1f}"
     if entry.get("difference_interval"):
         low, high = (100 * edge for edge in entry["difference_interval"])
         axes.plot([low, high], [y, y], color=color, linewidth=2)
         label += f"  ({low:+.1f} to {high:+.1f})"
+    label += f"  {SIGNS.get(verdict, SIGNS[NO_GAIN])} {verdict}"
     if len(seeds) > 1:
         axes.plot(seeds, [y] * len(seeds), "o", color=color, markersize=4, alpha=0.45)
     axes.plot([difference], [y], marker="D", markersize=6.5, color=color)
@@ -122,7 +123,11 @@ def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for entry in results["methods"]:
         if not (is_number(entry.get("train_seconds")) and is_number(entry.get("accuracy"))):
             continue
-        edges = [entry[k] if is_number(entry.get(k)) else entry["accuracy"] for k in ("min", "max")]
+        spread = [entry.get(name) for name in ("min", "max")]
+        edges = [
+            edge if is_number(edge) else entry["accuracy"]
+            for edge in entry.get("interval") or spread
+        ]
         points.append(
             {
                 "name": str(entry["method"]),
@@ -131,6 +136,7 @@ def _costs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "min": 100 * edges[0],
                 "max": 100 * edges[1],
                 "numbers": entry.get("trained_numbers") or 0,
+                "sign": SIGNS.get(entry.get("verdict") or "", ""),
             }
         )
     return points
@@ -151,7 +157,7 @@ def _label(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
                 y = other - height
         placed.append((left, y))
         numbers = f", {count(point['numbers'])} numbers" if point["numbers"] else ""
-        label = visible(point["name"])[:LONGEST_NAME] + numbers
+        label = f"{point['sign']} {visible(point['name'])[:LONGEST_NAME]}{numbers}".strip()
         side: dict[str, Any] = {"xytext": (-8 if left else 8, 0), "ha": "right" if left else "left"}
         look: dict[str, Any] = {"va": "center", "fontsize": 9.5, "color": LIGHT["ink"]}
         place = (point["seconds"], y)

@@ -21,7 +21,7 @@ from embedgrad.report.figures.series import (
     smooth,
     thin,
 )
-from embedgrad.report.figures.theme import LIGHT, new_figure, style
+from embedgrad.report.figures.theme import LIGHT, MARKERS, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,8 @@ def interpolation_figure(interpolation: Row) -> Figure:
             places, percents(low), percents(high), color=LIGHT["refined"], alpha=0.13, linewidth=0
         )
         _interpolation_line(upper, places, percents([point["accuracy"] for point in points]))
-        upper.set_title(f"accuracy on {interpolation['rows']} {interpolation['split']} rows, %")
+        where = f"{interpolation['rows']} {interpolation['split']} rows"
+        upper.set_title(f"accuracy on {where} with 95 % interval, %")
         _interpolation_line(lower, places, [number(point["log_loss"]) for point in points])
         lower.set_title("log-loss, nats")
         names = {0.0: "0\ntext", 1.0: "1\nrefined"}
@@ -109,7 +110,8 @@ def reliability(predictions: Iterable[Row]) -> Figure:
         least = min(b.confidence for name in calibrations for b in calibrations[name].bins)
         upper.set(xlim=(max(0, math.floor(least * 10) * 10) - 2, 102), ylim=(-4, 104))
         upper.set_title("right, %")
-        upper.legend(loc="lower right", handlelength=1.2)
+        # Outside the axes, where it covers no point.
+        figure.legend(loc="outside upper left", handlelength=1.2)
         lower.set_title("share of rows, %")
         lower.set_xlabel("confidence in the chosen answer, %")
     return figure
@@ -158,14 +160,21 @@ def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
     if is_number(text):
         axes.axhline(scale * text, color=LIGHT["text"], linewidth=1.2, linestyle=(0, (4, 3)))
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        above: dict[str, Any] = {"xytext": (0, 3), "ha": "right", "color": LIGHT["text"]}
-        axes.annotate("text prompt", (1, scale * text), **at, **above)
+        beside: dict[str, Any] = {"xytext": (4, 0), "va": "center", "color": LIGHT["text"]}
+        axes.annotate("text", (1, scale * text), annotation_clip=False, **at, **beside)
     marker = "o" if len(places) <= MOST_DOTS else None
     few = slice(None, None, 1 + len(places) // MOST_POINTS)
+    intervals = [e.get("interval") for e in scores]
+    interval = ""
+    if metric == "accuracy" and all(intervals):  # logs of before have none
+        low, high = (percents(edges) for edges in zip(*intervals, strict=True))
+        shade: dict[str, Any] = {"color": LIGHT["refined"], "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(places[few], low[few], high[few], **shade)
+        interval = f" ({low[best]:.1f} to {high[best]:.1f})"
     axes.plot(places[few], values[few], color=LIGHT["refined"], marker=marker, markersize=4)
     ring: dict[str, Any] = {"color": LIGHT["refined"], "markersize": 9, "markerfacecolor": "none"}
     axes.plot([places[best]], [values[best]], "o", **ring)
-    form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %"
+    form = f"{values[best]:.3f}" if scale == 1 else f"{values[best]:.1f} %{interval}"
     axes.set_title(f"dev {METRICS.get(metric, metric)}, best {form} at step {places[best]}")
     axes.margins(y=0.15)
 
@@ -177,7 +186,7 @@ def _interpolation_line(axes: Axes, places: Sequence[float], values: Sequence[fl
         if place in places:
             value = values[list(places).index(place)]
             edge: dict[str, Any] = {"markeredgecolor": LIGHT["paper"], "markeredgewidth": 1.5}
-            axes.plot([place], [value], "o", markersize=9, color=LIGHT[name], **edge)
+            axes.plot([place], [value], MARKERS[name], markersize=9, color=LIGHT[name], **edge)
     axes.margins(x=0.03, y=0.12)
 
 
@@ -187,9 +196,10 @@ def _draw_bins(upper: Axes, lower: Axes, name: str, curve: Calibration, aside: f
     across = [100 * b.confidence for b in curve.bins]
     up = [100 * b.accuracy for b in curve.bins]
     label = f"{name} prompt, ECE {100 * curve.ece:.1f} points"
-    upper.plot(across, up, color=LIGHT[name], label=label)
+    upper.plot(across, up, color=LIGHT[name], label=label, marker=MARKERS[name], markersize=3)
     sizes = [20 + 200 * b.count / total for b in curve.bins]
-    upper.scatter(across, up, s=sizes, color=LIGHT[name], alpha=0.55, linewidths=0)
+    shape = MARKERS[name]
+    upper.scatter(across, up, s=sizes, color=LIGHT[name], marker=shape, alpha=0.55, linewidths=0)
     wide = 100 / BINS
     middles = [(min(int(b.confidence * BINS), BINS - 1) + 0.5) * wide for b in curve.bins]
     shares = [100 * b.count / total for b in curve.bins]

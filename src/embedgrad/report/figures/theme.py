@@ -14,22 +14,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # name: (light, dark). The light ones differ from each other, as figures are drawn in them and every
-# color is then replaced by its variable. Text has a contrast of at least 4.5 to the paper.
+# color is then replaced by its variable. Text has a contrast of at least 4.5 to the paper. Green
+# and red mean right and wrong, better and worse, and nothing else; a sign stands beside them.
 COLORS = {
     "paper": ("#fdfdfb", "#15161a"),
     "panel": ("#f4f3ee", "#1d1f24"),
     "ink": ("#1f2024", "#ecebe6"),
     "muted": ("#5f616b", "#a0a2ab"),
     "line": ("#dcdad2", "#34363e"),
-    "text": ("#a4550b", "#e6a662"),
+    "text": ("#565e70", "#b3bac9"),
     "refined": ("#1d55c4", "#8fb6ff"),
-    "fixed": ("#0b7564", "#58cdb5"),
-    "broken": ("#b8391f", "#ff9075"),
+    "right": ("#0b7564", "#58cdb5"),
+    "wrong": ("#b8391f", "#ff9075"),
     "heat": ("#e8842f", "#d9772a"),
 }
 LIGHT = {name: light for name, (light, _) in COLORS.items()}
 DPI = 220  # of a PNG
 UNIT = 1 / 72  # inches: figures are laid out in SVG's own units, which a page shows as pixels
+
+NO_GAIN = "no reliable gain"
+SIGNS = {"improved": "\u25b2", "worse": "\u25bc", NO_GAIN: "\u2248"}  # of verdicts
+MARKERS = {"text": "s", "refined": "o"}  # a prompt's shape, for who cannot tell its color
 
 _STYLE: dict[str, Any] = {
     "font.family": ["sans-serif"],

@@ -1,20 +1,34 @@
-"""Facts on a run's page: scores, drift, learning, provenance."""
+"""Facts on a page: verdict, scores, classes, drift, learning, provenance."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from embedgrad.report.figures.comparison import TEXT, rank_methods
 from embedgrad.report.figures.series import MOST_POINTS, is_number
+from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.terminal.progress import ENDINGS
-from embedgrad.report.terminal.tables import NOTHING_BETTER, reliable, verdict
+from embedgrad.report.terminal.tables import (
+    FREE_ENOUGH,
+    NOTHING_BETTER,
+    describe_greedy,
+    verdict,
+    verdict_word,
+)
 
 LINE_END = "\u21b5"
 SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
 _READABLE = str.maketrans("\u0120\u2581\u010a", SPACES[0] * 2 + LINE_END)  # of byte-level tokens
+OURS = "embedgrad"
+WIDEST_MATRIX = 12  # classes
+MOST_CONFUSIONS = 20
+MOST_CLASSES = 200
 OF_PROVENANCE = ("model", "data", "licenses", "versions", "decoding", "created")
 
 
@@ -24,25 +38,50 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
     if "difference" not in result:
         return None
     difference = result["difference"]
-    kind = "none"
-    if reliable(difference):
-        kind = "gain" if difference["accuracy"] > 0 else "loss"
-    sentence = verdict(difference)
     nothing = (result.get("train") or {}).get("best_step") == 0
     values = {
         "text": result["text"],
         "refined": result["refined"],
         "difference": difference,
         "rows": result["test_rows"],
-        "kind": kind,
-        "verdict": sentence[0].upper() + sentence[1:],
+        "kind": verdict_word(difference),
+        "verdict": verdict(difference),
+        "greedy": "",
         "nothing_better": NOTHING_BETTER if nothing else "",
     }
+    free = result["refined"].get("greedy_is_choice")
+    if is_number(free) and free < FREE_ENOUGH:
+        values["greedy"] = describe_greedy(free)
     for name in ("text", "refined"):
-        low, high = result[name]["interval"]
-        values[f"{name}_interval"] = [100 * low, 100 * high]
-        values[f"{name}_at"] = 100 * result[name]["accuracy"]
+        shares = (*result[name]["interval"], result[name]["accuracy"])
+        values[f"{name}_scale"] = [100 * share for share in shares]
+    # The difference on a scale of its own, with 0 in the middle.
+    shares = (*difference["interval"], difference["accuracy"])
+    widest = max(map(abs, shares)) or 1.0
+    values["difference_scale"] = [50 + 45 * share / widest for share in shares]
     return {"headline": values}
+
+
+def describe_verdict(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The verdict on a comparison: on its `subject` first, then all methods by verdict."""
+    judged = [entry for entry in rank_methods(results) if entry.get("verdict")]
+    if not judged:
+        return None
+    words = ("improved", NO_GAIN, "worse")
+    groups = [(word, [e for e in judged if e["verdict"] == word]) for word in words]
+    return {
+        "subject": next(e for e in judged if e["method"] == subject(results)),
+        "groups": [(word, entries) for word, entries in groups if entries],
+        "count": len(judged),
+        "rows": results.get("test_rows"),
+        "text": next((e for e in results["methods"] if e["method"] == TEXT), {}),
+    }
+
+
+def subject(results: Mapping[str, Any]) -> str:
+    """The method that a comparison is about: `embedgrad`, or else the best one."""
+    names = [entry["method"] for entry in rank_methods(results)]
+    return OURS if OURS in names else (names or [TEXT])[0]
 
 
 def describe_drift(run: RunFiles) -> dict[str, Any] | None:
@@ -84,6 +123,25 @@ def describe_drift(run: RunFiles) -> dict[str, Any] | None:
         "moved": sum(not token.get("unchanged", True) for token in tokens),
         "named": all("nearest" in token for token in tokens),
     }
+
+
+def describe_classes(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Per-class scores with a confusion matrix, or of many classes the usual confusions."""
+    if not scores:
+        return None
+    classes, confusion = scores["classes"], scores["confusion"]
+    labels = [one["label"] for one in classes]
+    values: dict[str, Any] = {"classes": classes[:MOST_CLASSES], "left": classes[MOST_CLASSES:]}
+    if len(labels) <= WIDEST_MATRIX:
+        matrices = {
+            name: [{"label": a, "counts": [pairs[a, said] for said in labels]} for a in labels]
+            for name, pairs in confusion.items()
+        }
+        return {**values, "labels": labels, "matrices": matrices}
+    wrong: Counter[tuple[str, str]] = sum(map(Counter, confusion.values()), Counter())
+    usual = [pair for pair, _ in wrong.most_common() if pair[0] != pair[1]][:MOST_CONFUSIONS]
+    rows = [{"pair": pair, **{n: pairs[pair] for n, pairs in confusion.items()}} for pair in usual]
+    return {**values, "confusions": rows}
 
 
 def describe_learning(run: RunFiles) -> dict[str, Any]:

@@ -20,18 +20,23 @@ from embedgrad.formatting import duration, percent, size
 from embedgrad.report.figures import comparison as comparison_figures
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.calibration import calibration, confidences
+from embedgrad.report.figures.comparison import TEXT
 from embedgrad.report.figures.series import is_number
-from embedgrad.report.figures.theme import css_variables, inline_svg
+from embedgrad.report.figures.theme import SIGNS, css_variables, inline_svg
 from embedgrad.report.page.facts import (
+    describe_classes,
     describe_drift,
     describe_learning,
+    describe_verdict,
     headline,
     provenance,
     recipe_columns,
+    subject,
 )
-from embedgrad.report.page.predictions import page_rows
+from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable
+from embedgrad.report.terminal.tables import verdict_word
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -58,16 +63,21 @@ DAMAGE = (
 )
 
 
-def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
-    """The page of a run, with a note for each part that could not be made."""
+def run_page(
+    run: RunFiles, name: str, notes: Sequence[str] = (), classes: Mapping[str, Any] | None = None
+) -> str:
+    """The page of a run, with a note for each part that could not be made.
+
+    `classes` are what `evaluation.per_class` finds in its rows.
+    """
 
     def learning() -> dict[str, Any]:
         drawn = _svg("curves", figures.curves(run.events))
-        return {"learned": describe_learning(run), "drawn": drawn}
+        return {"learned": describe_learning(run), "drawn": drawn, "word": word}
 
     def interpolation() -> dict[str, Any]:
         drawn = _svg("interpolation", figures.interpolation_figure(run.interpolation))
-        return {**run.interpolation, "drawn": drawn}
+        return {**run.interpolation, "drawn": drawn, "word": word}
 
     def reliability() -> dict[str, Any]:
         bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
@@ -78,9 +88,12 @@ def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
     sure = any(row["text"]["probabilities"] for row in survey)
     origin: dict[str, Any] = page.value("provenance", lambda: provenance(run), {})
     facts = {"name": name, "provenance": origin, "test_rows": run.result.get("test_rows")}
+    difference = run.result.get("difference")
+    word = page.value("verdict", lambda: verdict_word(difference) if difference else "", "")
     top = page.part("run_top", lambda: facts)
     parts = [
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
+        page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),
         page.part(
             "meaning", lambda: {"replies": r} if (r := run.interpolation.get("replies")) else None
@@ -92,16 +105,27 @@ def run_page(run: RunFiles, name: str, notes: Sequence[str] = ()) -> str:
         "</div>",
         page.part("provenance", lambda: {"provenance": origin, "recipe": run.recipe}),
     ]
-    taken = sum(len(part.encode()) for part in parts)
-    rows = page.value("rows", lambda: page_rows(run, recipe_columns(run), taken), None)
-    page.notes += rows.notes if rows else ()
-    parts.insert(-1, page.part("answers", lambda: {"rows": rows} if rows else None))
-    return page.whole(name, top, parts, rows.json if rows else "")
+    return page.with_rows(
+        name,
+        top,
+        parts,
+        lambda taken: run_rows(run, recipe_columns(run), taken),
+        "changed",
+        " prompt",
+    )
 
 
-def comparison_page(results: Mapping[str, Any], name: str) -> str:
-    """The page of a comparison of methods, with a note for each part that is left out."""
-    page = _Page([])
+def comparison_page(
+    results: Mapping[str, Any],
+    name: str,
+    rows: Sequence[tuple[int, Mapping[str, Any]]] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The page of a comparison of methods, with a note for each part that is left out.
+
+    `rows` are those of its `predictions.jsonl`, each with its line.
+    """
+    page = _Page([*notes])
     for kind in ("skipped", "failed"):
         for method, reason in results.get(kind, {}).items():
             page.notes.append(f"{method} {kind}: {reason}")
@@ -110,11 +134,12 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
             f"The comparison was interrupted: of {results.get('planned')} trainings "
             f"{results.get('scored')} are scored. The same command continues it."
         )
-    text = [entry for entry in results["methods"] if entry["method"] == comparison_figures.TEXT]
+    text = [entry for entry in results["methods"] if entry["method"] == TEXT]
     methods = [*text, *comparison_figures.rank_methods(results)]
     facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
     recipe = results.get("recipe")
-    parts = (
+    parts = [
+        page.part("verdict", lambda: describe_verdict(results)),
         '<div class="figures">',
         page.part(
             "differences", lambda: {"drawn": _svg("forest", comparison_figures.forest(results))}
@@ -126,9 +151,12 @@ def comparison_page(results: Mapping[str, Any], name: str) -> str:
         "</div>",
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
         page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),
-    )
+    ]
     top = page.render("comparison_top", {"name": name, "methods": methods})
-    return page.whole(name, top, parts)
+    about = page.value("subject", lambda: subject(results), TEXT)
+    return page.with_rows(
+        name, top, parts, lambda taken: comparison_rows(rows, about, taken), "disagree", ""
+    )
 
 
 @final
@@ -160,6 +188,27 @@ class _Page:
         """A part's HTML."""
         part: str = _environment().get_template(f"parts/{name}.html").render(values)
         return part
+
+    def with_rows(
+        self,
+        name: str,
+        top: str,
+        parts: list[str],
+        make: Callable[[int], PageRows | None],
+        first: str,
+        suffix: str,
+    ) -> str:
+        """The page with rows before its last part; `make` gets the bytes that the others take.
+
+        Rows of the kind `first` are shown at first; `suffix` follows the name of an answer's giver.
+        """
+        taken = sum(len(part.encode()) for part in parts)
+        rows = self.value("rows", lambda: make(taken), None)
+        if rows:
+            self.notes += rows.notes
+            values = {"rows": rows, "first": first, "suffix": suffix}
+            parts.insert(-1, self.part("answers", lambda: values))
+        return self.whole(name, top, parts, rows.json if rows else "")
 
     def whole(self, name: str, top: str, parts: Iterable[str], data: str = "") -> str:
         """The page around its parts, with the one script that its policy allows."""
@@ -218,5 +267,10 @@ def _environment() -> Environment:
         size=lambda count: size(count) if is_number(count) else "-",
         chance=lambda p: "< 0.001" if is_number(p) and p < 0.001 else decimal(p),
         count=lambda value: f"{value:,}" if is_number(value) else "-",
+        interval=lambda edges: (
+            " to ".join(decimal(100 * edge, 1) for edge in edges) if edges else "-"
+        ),
+        sign=lambda word: SIGNS.get(word, ""),
+        kind=lambda word: word if word in ("improved", "worse") else "none",
     )
     return environment

@@ -43,9 +43,7 @@ class RunFiles:
 
     def predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and content of every whole row, read as it is asked for."""
-        for number, row in json_lines(self.folder / PREDICTIONS):
-            if row is not None and is_prediction(row):
-                yield number, row
+        return ((number, row) for number, row in _predictions(self.folder) if row is not None)
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -66,13 +64,16 @@ def read_run(folder: Path) -> RunFiles:
     run.events = [event for event in lines if event is not None]
     _note_damage(run, EVENTS, "the curves are left out", len(lines) - len(run.events), len(lines))
     damaged = 0
-    for number, row in json_lines(folder / PREDICTIONS):
-        if row is None or not is_prediction(row):
+    for number, row in _predictions(folder):
+        if row is None:
             damaged += 1
             continue
         kept = {"change": row["change"], "differ": replies_differ(row)}
         for name in ("text", "refined"):
             kept[name] = {k: row[name].get(k) for k in ("correct", "probabilities")}
+            if row[name].get("probabilities"):  # a choice, and no long text
+                kept["answer"] = row["answer"]
+                kept[name]["predicted"] = row[name]["predicted"]
         run.survey.append((number, kept))
     rows = damaged + len(run.survey)
     _note_damage(run, PREDICTIONS, "the rows are left out", damaged, rows)
@@ -89,6 +90,15 @@ def _read_prompt(folder: Path) -> RunFiles:
     run.result = scores if isinstance(scores, dict) else {}
     run.notes.append("This is a prompt without its run: what needs the run's rows is left out.")
     return run
+
+
+def _predictions(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Every line's number and row, None if damaged; probabilities without their choices."""
+    for number, row in json_lines(folder / PREDICTIONS):
+        for answer in () if row is None else (row.get("text"), row.get("refined")):
+            if isinstance(answer, dict) and isinstance(answer.get("probabilities"), dict):
+                answer["probabilities"] = list(answer["probabilities"].values())
+        yield number, row if row is not None and is_prediction(row) else None
 
 
 def read_comparison(path: Path) -> dict[str, Any] | None:
@@ -118,6 +128,18 @@ def read_comparison(path: Path) -> dict[str, Any] | None:
         ) from error
     results: dict[str, Any] = values
     return results
+
+
+def compared_rows(folder: Path, notes: list[str]) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a comparison's `predictions.jsonl`, each with its line; damage gets a note."""
+    lines = list(json_lines(folder / PREDICTIONS))
+    rows = [(number, row) for number, row in lines if row is not None and _is_compared(row)]
+    if not lines:
+        again = "`embedgrad compare` with its recipe and folder writes it"
+        notes.append(f"There is no {PREDICTIONS}: the rows are left out ({again}).")
+    if damaged := len(lines) - len(rows):
+        notes.append(f"{PREDICTIONS} has damaged lines, left out: {damaged:,} of {len(lines):,}.")
+    return rows
 
 
 def version_notes(path: Path, result: Mapping[str, Any]) -> list[str]:
@@ -158,14 +180,29 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 def is_prediction(row: Mapping[str, Any]) -> bool:
     """Whether a row has everything that a page shows, in the right types."""
+    return (
+        _is_row(row)
+        and row.get("change") in ("fixed", "broken", "same")
+        and all(_is_answer(row.get(name)) for name in ("text", "refined"))
+    )
+
+
+def _is_compared(row: Mapping[str, Any]) -> bool:
+    answers = row.get("answers")
+    return (
+        _is_row(row)
+        and isinstance(answers, list)
+        and all(_is_answer(answer) and isinstance(answer.get("method"), str) for answer in answers)
+    )
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
     columns = row.get("columns", {})
     return (
         isinstance(row.get("source"), str)
         and isinstance(row.get("answer"), str)
-        and row.get("change") in ("fixed", "broken", "same")
         and isinstance(columns, dict)
         and all(isinstance(text, str) for text in columns.values())
-        and all(_is_answer(row.get(name)) for name in ("text", "refined"))
     )
 
 
@@ -173,6 +210,8 @@ def _is_answer(answer: object) -> bool:
     if not isinstance(answer, dict) or not isinstance(answer.get("predicted"), str):
         return False
     shares = answer.get("probabilities")
+    if isinstance(shares, dict):  # named by their choices
+        shares = list(shares.values())
     known = isinstance(shares, list) and shares and all(map(is_number, shares))
     return is_number(answer.get("correct")) and bool(shares is None or known)
 

@@ -21,7 +21,7 @@ from embedgrad.formatting import duration, encodable, eta, join_nonempty, visibl
 
 REFRESHES = 4  # per second
 WIDEST_BAR = 40  # columns
-OVER_TEXT = " over the text prompt"  # left out where the line would be too long
+OVER_TEXT = " against the text prompt"  # left out where the line would be too long
 
 
 @final

@@ -38,6 +38,7 @@ def methods_markdown(results: Entry) -> str:
     """The same for a file."""
     rows = [_cells(entry) for entry in results["methods"]]
     columns = [*_GAINS, *_COSTS[1:], "stored"]
+    columns[1] = "accuracy (95 %)"  # too wide for a narrow terminal
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
     sentences = "".join(f"\n{visible(text)}\n" for text in _sentences(results))
@@ -75,12 +76,16 @@ def _cells(entry: Entry) -> dict[str, str]:
     cells = {
         "method": entry["method"],
         "accuracy": percent(entry["accuracy"]),
+        "accuracy (95 %)": percent(entry["accuracy"]),
         "numbers": f"{entry['trained_numbers']:,}",
         "stored": size(entry["stored_bytes"]),
         "training": duration(entry["train_seconds"]),
         "tokens": f"{entry['extra_tokens']:+.0f}",
         **dict.fromkeys(("over seeds", "difference (95 %)", "p (Holm)", "verdict"), "-"),
     }
+    if entry.get("interval"):  # results of before have none
+        low, high = (f"{100 * edge:.1f}" for edge in entry["interval"])
+        cells["accuracy (95 %)"] += f" ({low} to {high})"
     if entry["runs"] > 1:
         cells["over seeds"] = f"{100 * entry['min']:.1f} to {100 * entry['max']:.1f}"
     if entry["verdict"] is not None:

@@ -1,7 +1,7 @@
 """Live progress of a run.
 
     ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
-    dev accuracy 81.3 %, best 84.4 %, gain 12.5 points over the text prompt, 41 % done, 52 s left
+    dev accuracy 81.3 %, best 84.4 %, +12.5 points against the text prompt, 41 % done, 52 s left
 
 Two lines in a terminal, renewed in place and gone at the end; elsewhere plain lines.
 """
@@ -160,16 +160,16 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _score(event: dict[str, Any]) -> str:
-    """Dev score now, the best one, and what that gained; at step 0 the text prompt's score."""
+    """Dev score now, the best one, and its difference; at step 0 the text prompt's score."""
     metric: str = event["metric"]
     best, text = event["best"][metric], event["text"][metric]
     now = f"dev {METRICS[metric]} {_form(metric, event[metric])}"
     if event["step"] == 0:
         return f"{now} with the text prompt"
-    gain = f"{100 * (best - text):.1f} points"
+    difference = f"{100 * (best - text):+.1f} points"
     if metric == "log_loss":
-        gain = f"{text - best:.3f} nats"
-    return f"{now}, best {_form(metric, best)}, gain {gain}{OVER_TEXT}"
+        difference = f"{best - text:+.3f} nats"
+    return f"{now}, best {_form(metric, best)}, {difference}{OVER_TEXT}"
 
 
 def _form(metric: str, value: float) -> str:

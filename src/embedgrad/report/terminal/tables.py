@@ -13,12 +13,13 @@ from rich.text import Text
 
 from embedgrad.formatting import duration, encodable, percent, size, visible
 from embedgrad.report.figures.series import is_number
+from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
 
 NOTHING_BETTER = (
     "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
 )
-RELIABLE = 0.05  # the p-value below which a difference counts
+LEVEL = 0.05  # the p-value below which a difference counts
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
 FREE_ENOUGH = 0.9  # share of greedy replies that are a choice, below which a warning is due
@@ -60,7 +61,7 @@ def describe_greedy(share: float) -> str:
 
 
 def verdict(difference: Row) -> str:
-    """The difference in words; without a p-value below 0.05 there is "no reliable gain".
+    """The verdict's word and the numbers that it rests on.
 
     "test" names the test; results without it are of an older version, which always said McNemar.
     """
@@ -68,20 +69,22 @@ def verdict(difference: Row) -> str:
     points, p = 100 * difference["accuracy"], difference["p_value"]
     name = "sign-flip" if difference.get("test") == "sign-flip" else "McNemar"
     value = ("< 0.001" if p < 0.001 else f"= {p:.3f}") if is_number(p) else "unknown"
-    if not reliable(difference):
-        words = f"no reliable gain: difference of {points:+.1f} points"
-    elif points > 0:
-        words = f"gain of {points:.1f} points"
-    else:
-        words = f"loss: difference of {points:+.1f} points"
     rows = f"{difference['fixed']} fixed, {difference['broken']} broken"
-    return f"{words} (95 % interval {low:.1f} to {high:.1f}), {name} p {value}; {rows}"
+    return (
+        f"{verdict_word(difference)}: {points:+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f}), {name} p {value}; {rows}"
+    )
 
 
-def reliable(difference: Row) -> bool:
-    """Whether a difference counts; one that is damaged, with no number as its p-value, does not."""
+def verdict_word(difference: Row) -> str:
+    """The word of `evaluation.verdict` for a run's difference: "improved", "worse" or `NO_GAIN`.
+
+    A p-value that is damaged, and no number, is no reliable gain.
+    """
     p = difference["p_value"]
-    return is_number(p) and p < RELIABLE
+    if not (is_number(p) and p < LEVEL):
+        return NO_GAIN
+    return "improved" if difference["accuracy"] > 0 else "worse"
 
 
 def drift_table(rows: Sequence[Row]) -> RenderableType:
@@ -106,7 +109,7 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
         parts.append(
             sentence(
                 "points and log-loss: lost when this row alone goes back to text; "
-                "measured one at a time, not additive"
+                "measured one at a time, not additive, not tested for significance"
             )
         )
     low, high = TYPICAL

@@ -1,0 +1,142 @@
+"""Read CSV and TSV: a header, then rows of as many cells.
+
+A quote that is opened by mistake swallows the rows up to the next one, and the result is a valid
+file. So a row of several lines is refused where each of its lines could be a row by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, quote
+
+# Excel takes a first line "sep=;" as the separator, and shows the rest.
+_SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
+_LINE = re.compile(r"\r\n|\r|\n")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The cells of one row, the line it begins on, and its text."""
+
+    line: int
+    cells: list[str]
+    text: str
+
+
+def read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
+    """Parse a whole file. Raises DataError."""
+    text = decode(data, name)
+    skipped, notes = 0, []
+    if match := _SEPARATOR.match(text):
+        skipped, delimiter, text = 1, match[1], text[match.end() :]
+    # the csv module refuses cells over 128 KiB, and only a process-wide setting lifts that
+    old_limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        records = _records(text, name, delimiter, skipped)
+    finally:
+        csv.field_size_limit(old_limit)
+    if not records:
+        return Parsed((), [], [])
+    start, written = records[0].line, records[0].cells
+    header = [cell.strip() for cell in written]
+    if header != written:
+        blank = ", ".join(quote(cell) for cell in written if cell != cell.strip())
+        notes.append(f"left out the blanks around the column names {blank}")
+    if len(header) == 1 and (
+        other := next((c for c in ",;\t|" if c in header[0] and c != delimiter), "")
+    ):
+        problem = f"one column, whose name holds {other!r}: separate cells by {delimiter!r}"
+        raise data_error(f"{name}:{start}", problem)
+    if len(set(header)) != len(header):
+        raise data_error(
+            f"{name}:{start}",
+            f"column {quote(first_repeat(header))} occurs twice in the header; "
+            "expected unique names",
+        )
+    for record in records:
+        if len(record.cells) != len(header):
+            counts = f"found {len(record.cells)} cells, expected {len(header)}"
+            advice = f"quote cells that hold {delimiter!r}"
+            raise data_error(f"{name}:{record.line}", f"{counts} as in the header; {advice}")
+    notes += _check_quotes(records, name, delimiter)
+    rows: list[Row] = [dict(zip(header, record.cells, strict=True)) for record in records[1:]]
+    return Parsed(tuple(header), rows, [record.line for record in records[1:]], tuple(notes))
+
+
+def _records(text: str, name: str, delimiter: str, skipped: int) -> list[Record]:
+    """Records that are not blank."""
+    lines = io.StringIO(text, newline="").readlines()
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    records: list[Record] = []
+    start = 0
+    try:
+        for cells in reader:
+            if cells:
+                written = "".join(lines[start : reader.line_num])
+                records.append(Record(start + skipped + 1, cells, written))
+            start = reader.line_num
+    except csv.Error as error:
+        advice = 'a cell that holds a quote is written "like ""this"""'
+        line = start + skipped + 1
+        raise data_error(f"{name}:{line}", f"broken quoting ({error}); {advice}") from None
+    return records
+
+
+def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[str]:
+    """Refuse a record that swallowed rows, and note one that may have.
+
+    Lines of swallowed rows have as many cells as the header, quotes aside, and values that other
+    records have too, as labels. Those of a text with line breaks seldom have either.
+    """
+    width = len(records[0].cells)
+    long: list[Record] = []
+    plain: list[Record] = []
+    for record in records:
+        breaks = any("\n" in cell or "\r" in cell for cell in record.cells)
+        (long if breaks else plain).append(record)
+    if width == 1 or not long:
+        return []
+    header = 0 if long[0] is records[0] else 1
+    known = [[_bare(record.cells[i]) for record in plain[header:]] for i in range(width)]
+    values = [set(column) - {""} for column in known]
+    # Few values that repeat, as labels do: lines without them are no rows.
+    telling = [i for i, column in enumerate(known) if 2 * len(values[i]) <= len(column) > 3]
+    unsure: list[int] = []
+    for record in long:
+        written = _LINE.split(record.text.rstrip("\r\n"))
+        split = [
+            [_bare(cell) for cell in line.split(delimiter)] for line in written if line.strip()
+        ]
+        full = [cells for cells in split if len(cells) == width]
+        familiar = [sum(cells[i] in values[i] for cells in full) for i in range(width)]
+        if max(familiar) < 2 or 2 * max(familiar) <= len(split):
+            strange = any(2 * familiar[i] <= len(split) for i in telling)
+            if strange or len(full) < len(split):
+                continue
+            if len(split) == 2 and delimiter != "\t":
+                unsure.append(record.line)
+                continue
+        first, last = record.line, record.line + len(written) - 1
+        raise data_error(
+            f"{name}:{first}",
+            f"a quote joins lines {first} to {last} into one row, but they have the {width} cells "
+            'of rows by themselves; close the quote, or write one that is meant as text as """" '
+            "(if the line breaks are meant, save the rows as .jsonl)",
+        )
+    if not unsure:
+        return []
+    return [
+        f"in {len(unsure)} rows a quote joins two lines that might be rows by themselves (first: "
+        f"line {unsure[0]}); if so, close the quote"
+    ]
+
+
+def _bare(cell: str) -> str:
+    return cell.strip().strip('"').strip()

@@ -1,0 +1,87 @@
+"""Table: the rows of one source, and how a problem with them is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from embedgrad.errors import DataError
+
+Row = dict[str, object]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a reader makes of a source: `numbers` are lines (of other than text files, rows)."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    numbers: Sequence[int]
+    notes: tuple[str, ...] = ()
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of one source.
+
+    `sources[i]` is where `rows[i]` begins, "reviews.csv:18" (line of a text file, row of any
+    other, both 1-based). `digest` is the SHA-256 of the file's bytes or of a Python object's rows;
+    for a Hub data set its fingerprint and split. `notes` are sentences on how it was read.
+    `class_names` holds the names of a column's numbers 0, 1, ... where the data brings them (the
+    `ClassLabel` of Hub data sets).
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: list[Row]
+    sources: list[str]
+    digest: str
+    notes: tuple[str, ...] = ()
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, parsed: Parsed, digest: str) -> Table:
+        """A source's table; raises DataError where it has no rows."""
+        if not parsed.rows:
+            raise data_error(name, "holds no rows; expected at least one")
+        sources = [f"{name}:{number}" for number in parsed.numbers]
+        notes = tuple(f"{name}: {note}." for note in parsed.notes)
+        return cls(name, parsed.columns, parsed.rows, sources, digest, notes, parsed.class_names)
+
+
+def data_error(where: str, problem: str) -> DataError:
+    """Build a DataError of one line; what does not print becomes an escape."""
+    line = f"{where}: {problem}"
+    return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+def quote(value: object, width: int = 60) -> str:
+    """Quote a value for a message, cut to `width` characters."""
+    text = str(value)
+    return repr(text if len(text) <= width else text[: width - 3] + "...")
+
+
+def first_repeat(names: Sequence[str]) -> str:
+    """Return the first name that occurs more than once."""
+    return next(name for name in names if names.count(name) > 1)
+
+
+def decode(data: bytes, name: str) -> str:
+    """Decode UTF-8, with or without a byte order mark; refuse NUL, which no text holds."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # error.object may lack the byte order mark, which holds no line break: lines still agree
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+    else:
+        nul = data.find(b"\0")
+        if nul < 0:
+            return text
+        line = data.count(b"\n", 0, nul) + 1
+        problem = "holds a NUL byte"
+    raise data_error(f"{name}:{line}", f"{problem}; expected a text file saved as UTF-8")

@@ -1,0 +1,44 @@
+"""Check a row's ids, and whether its prompt ends inside a thought."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from embedgrad.errors import DataError, TemplateError
+from embedgrad.prompt.boundaries import Ids
+
+if TYPE_CHECKING:
+    from embedgrad.prompt.sequence import TokenSequence
+
+# The tags that open a thought in the prompts of reasoning models, at the end of a text.
+_THOUGHT = re.compile(
+    r"(<\|?(?:[a-z]+:)?(?:think|thinking|thought|reason|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7)\s*$",
+    re.IGNORECASE,
+)
+
+
+def open_thought(text: str) -> str:
+    """The tag of a thought that a text ends in, else ""."""
+    found = _THOUGHT.search(text)
+    return found[1] if found else ""
+
+
+def check_ids(sequence: TokenSequence, prompt_ids: Ids, tokenizer: Any, vocabulary: int) -> None:
+    """Raise `DataError` or `TemplateError` for an id that the model has no embedding for.
+
+    `vocabulary` is how many it has; 0: unknown.
+    """
+    row = (sequence.prefix, sequence.suffix, *sequence.targets, sequence.end)
+    beyond = next((i for i in chain(prompt_ids, *row) if i >= vocabulary > 0), None)
+    if beyond is None:
+        return
+    token, example = tokenizer.decode([beyond]).strip(), sequence.example
+    what = f"token {token!r} has id {beyond}, but the model embeds only {vocabulary} tokens"
+    if any(token in text for text in (*example.columns.values(), example.answer)):
+        raise DataError(f"{example.source}: {what}; take it out of the row")
+    raise TemplateError(
+        f"template: {what} (first in {example.source}); it comes from the template or the "
+        "tokenizer: use the tokenizer that the model was trained with"
+    )
