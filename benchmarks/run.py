@@ -188,8 +188,11 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     methods = {row["method"] for row in (*before["rows"], *now["rows"])}
     free = () if "best-of-n" in methods else ("compare.prompts",)
     phrases = differences(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
-    # Where solutions are kept and how many that session sampled does not change them.
-    of_session = ("solutions.file", "solutions.sampled_questions")
+    # Where data and solutions are kept and how many that session sampled does not change them.
+    of_session = (
+        *("solutions.file", "solutions.sampled_questions"),
+        *("data.train.source", "data.dev.source", "data.test.source"),
+    )
     # An older file does not say what else its parts share.
     known = ("shared",) if "shared" in before and "shared" in now else ()
     for name in ("data", "model", "solutions", *known):

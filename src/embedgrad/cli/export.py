@@ -119,7 +119,8 @@ def _show_export(values: dict[str, Any]) -> None:
     took = duration(values["seconds"])
     echo(f"wrote {visible(values['folder'])}: {size(values['bytes'])}{linked}, in {took}")
     if values["verify"] is None:
-        echo("not checked; run `embedgrad verify`")
+        why = (note for note in values["notes"] if note.startswith("not checked"))
+        echo(visible(next(why, "not checked; run `embedgrad verify`")))
     else:
         _show_check(values["verify"])
     echo("\nto use it:")

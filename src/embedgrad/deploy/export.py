@@ -28,7 +28,7 @@ from embedgrad.environment import versions
 from embedgrad.errors import ExportError
 from embedgrad.events import Report, say, stage
 from embedgrad.prompt import artifact
-from embedgrad.recipe.paths import prompt_folder
+from embedgrad.recipe.paths import prompt_folder, share_folder
 from embedgrad.report.terminal.bars import show
 
 
@@ -231,6 +231,4 @@ def _relative(run: Path, out: Path) -> str:
     If they share no folder, that would spell the run's whole path: then only its name.
     """
     run, out = run.resolve(), out.resolve()
-    shared = os.path.commonpath([run, out]) if run.anchor == out.anchor else run.anchor
-    near = shared != run.anchor
-    return Path(os.path.relpath(run, out)).as_posix() if near else run.name
+    return Path(os.path.relpath(run, out)).as_posix() if share_folder(run, out) else run.name
