@@ -10,8 +10,8 @@ command resumes an interrupted run; `--row "seed 0"` measures one row again. Nam
 `--seeds` measure only some of their rows. Other rows in the results file are kept; if anything but
 the rows differs, the file is left as it is and the program names the differences.
 `--data` is a folder with sst2/, imdb/, svamp/, gsm8k/, bbh_causal_judgement/ and
-bbh_causal_judgement_grouped/ (train, dev and test.jsonl each). All results except `demo`,
-`loss-over` and `compare-demo-smollm2-135m` need it.
+bbh_causal_judgement_grouped/ (train, dev and test.jsonl each). All results except `demo` and
+`compare-demo-smollm2-135m` need it.
 """
 
 from __future__ import annotations
@@ -188,8 +188,11 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     methods = {row["method"] for row in (*before["rows"], *now["rows"])}
     free = () if "best-of-n" in methods else ("compare.prompts",)
     phrases = differences(shared_settings(before["recipe"]), shared_settings(now["recipe"]), free)
-    # Where solutions are kept and how many that session sampled does not change them.
-    of_session = ("solutions.file", "solutions.sampled_questions")
+    # Where data and solutions are kept and how many that session sampled does not change them.
+    of_session = (
+        *("solutions.file", "solutions.sampled_questions"),
+        *("data.train.source", "data.dev.source", "data.test.source"),
+    )
     # An older file does not say what else its parts share.
     known = ("shared",) if "shared" in before and "shared" in now else ()
     for name in ("data", "model", "solutions", *known):

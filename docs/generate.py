@@ -40,6 +40,11 @@ WIDTH = 80  # columns of the help pages
 HEADER = (
     "Written by `docs/generate.py` from the program itself: change the program, not this page.\n"
 )
+COMPLETION = (
+    "`--install-completion` lets the shell complete commands, options and values: a "
+    "destination\nof `--to`, a method of `--methods`, a setting of `--set`, a kind of `parts`. It "
+    "works in bash, zsh, fish\nand PowerShell, from the next shell on.\n"
+)
 PLACES = {
     "transforms": 'a list, applied in order: `transforms = [{ name = "clip" }]`',
     "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
@@ -98,7 +103,7 @@ def filled(text: str, path: Path, root: Path, up: str) -> str:
 def cli_page() -> str:
     """The help of the program and of every verb."""
     runner, verbs = CliRunner(), [command.callback for command in app.registered_commands]
-    parts = ["# Command line\n", HEADER]
+    parts = ["# Command line\n", HEADER, COMPLETION]
     for verb in ("", *(callback.__name__ for callback in verbs if callback)):
         shown = runner.invoke(
             app, [*verb.split(), "--help"], prog_name="embedgrad", terminal_width=WIDTH, color=False
@@ -235,7 +240,7 @@ def _about(path: Path) -> str:
 
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
-    "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "objective": lambda root, up, _: measured.objectives(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from embedgrad.cli import app
+import embedgrad as eg
+from embedgrad.cli import app, main
 from run_kit import Command, Done
 
 pytest_plugins = ["tiny_runs"]
@@ -224,6 +228,149 @@ def test_help_takes_under_half_a_second() -> None:
 
 def test_importing_takes_under_a_third_of_a_second() -> None:
     assert cpu_seconds("-c", "import embedgrad") < 0.3
+
+
+# -- version, completion, what to do next ----------------------------------------------------------
+
+
+def test_the_version_is_that_of_the_package(embedgrad: Command) -> None:
+    version = importlib.metadata.version("embedgrad")
+    assert eg.__version__ == version
+    assert embedgrad("--version") == Done(0, f"embedgrad {version}\n", "")
+
+
+@pytest.mark.parametrize("verb", [(), ("optimize",), ("parts",)])
+def test_h_is_short_for_help(verb: tuple[str, ...], embedgrad: Command) -> None:
+    assert embedgrad(*verb, "-h") == embedgrad(*verb, "--help")
+
+
+def test_what_the_shell_completes_is_what_there_is() -> None:
+    from embedgrad.cli import completion
+    from embedgrad.data.splits import NAMES
+    from embedgrad.deploy.rules import DESTINATIONS
+    from embedgrad.deploy.serve.engines import ENGINES
+    from embedgrad.experiments.baselines import METHODS
+    from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
+    from embedgrad.report.figures.run import FIGURES_OF_RUNS
+
+    assert tuple(DESTINATIONS) == completion.DESTINATIONS
+    assert tuple(ENGINES) == completion.ENGINES
+    assert (*FIGURES_OF_RUNS, *FIGURES_OF_COMPARISONS) == completion.FIGURES
+    assert tuple(METHODS) == completion.METHODS
+    assert completion.SPLITS == NAMES
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("export run --to v", ["vocabulary", "vllm"]),
+        ("export run --weights ", ["copy", "link"]),
+        ("serve run --engine l", ["llamacpp"]),
+        ("evaluate run --split d", ["dev"]),
+        ("report run --format p", ["png"]),
+        ("report run --figure d", ["drift"]),
+        ("compare a.toml --methods text,peft-l", ["text,peft-lora"]),
+        ("optimize a.toml --set evaluation.scorer.name=n", ["evaluation.scorer.name=number"]),
+        ("plan a.toml --set training.ep", ["training.epochs="]),
+        ("parts trus", ["trust_region"]),
+    ],
+)
+def test_the_shell_completes_values(typed: str, completed: list[str]) -> None:
+    words = f"embedgrad {typed}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", "from embedgrad.cli import main; main()"],
+        env={**os.environ, **asked, "_EMBEDGRAD_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == completed, done.stderr
+
+
+def test_new_says_what_to_run_next(
+    examples: dict[str, Any], tmp_path: Path, embedgrad: Command
+) -> None:
+    recipe = tmp_path / "a recipe.toml"
+    done = embedgrad(*examples["new"][:-1], recipe)
+    commands = [shlex.split(line) for line in done.out.partition("\nnext:\n")[2].splitlines()]
+    assert [words[1] for words in commands] == ["plan", "optimize", "report"]
+    assert commands[1][2:] == [str(recipe), "--out", str(Path("runs", "a recipe"))]
+    for _, verb, *rest in commands:
+        verbs()[verb].make_context("embedgrad", rest)
+
+
+# -- the screen ------------------------------------------------------------------------------------
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that is a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8")
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def shown(self) -> list[str]:
+        """Its lines without colors."""
+        self.flush()
+        text = self.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        return re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+
+
+def on_screen(columns: int, arguments: Sequence[object], patch: pytest.MonkeyPatch) -> list[str]:
+    out, err = Terminal(), Terminal()
+    with patch.context() as context:
+        context.setenv("COLUMNS", str(columns))
+        context.setattr(sys, "stdout", out)
+        context.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit):
+            main([str(argument) for argument in arguments])
+    return [*err.shown, *out.shown]
+
+
+SCREENS = {
+    "parts": ("parts",),
+    "an error": ("optimize", "a folder/a recipe.toml", "--out", "out"),
+    "an unknown option": ("optimize", "recipe.toml", "--an-option-that-is-very-long-and-unknown"),
+    **dict.fromkeys(("plan", "evaluate", "inspect", "verify", "new", "optimize"), ()),
+    "compare": (),
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_a_screen_of_80_columns_breaks_no_word(
+    name: str, examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = list(SCREENS[name] or examples[name])
+    if verbs()[arguments[0]].name not in ("parts", "new"):
+        arguments.append("--quiet")
+    narrow = on_screen(80, arguments, monkeypatch)
+    for out in ("run", "cmp", "new.toml"):  # to be written again
+        path = tmp_path / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    wide = on_screen(4000, arguments, monkeypatch)
+    assert narrow
+    # A command to copy and a path stay whole.
+    long = [line for line in narrow if len(line) > 80 and not line.startswith("  embedgrad ")]
+    assert [line for line in long if " " in line.strip()] == []
+    words = re.compile(r"(?<!\S)[A-Za-z][a-z'-]+[.,:;]?(?!\S)")  # times differ, cells may be cut
+    assert set(words.findall("\n".join(narrow))) <= set(words.findall("\n".join(wide)))
+
+
+@pytest.mark.parametrize("verb", ["optimize", "evaluate", "compare"])
+def test_the_verdict_is_the_last_thing_on_the_screen(
+    verb: str, examples: dict[str, Any], embedgrad: Command
+) -> None:
+    arguments = list(examples[verb])
+    if verb == "compare":
+        arguments[-1] = "text,embedgrad"
+        arguments += ["--seeds", "0"]
+    done = embedgrad(*arguments, "--quiet")
+    assert re.search(r"gain|improved|worse|loss: ", done.out.splitlines()[-1]), done.out
+    assert done.err == ""
 
 
 # -- streams ---------------------------------------------------------------------------------------

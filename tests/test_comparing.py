@@ -242,7 +242,7 @@ def test_no_test_row_is_answered_before_every_training_is_finished(
     compare(
         Recipe.from_dict(values(model_folder, data, **{**SMALL, "compare": OWN | {"seeds": [0]}})),
         tmp_path / "out",
-        lambda: lambda event: happened.append("trained") if _is_trained(event) else None,
+        lambda event: happened.append("trained") if _is_trained(event) else None,
     )
     trainings = [i for i, what in enumerate(happened) if what == "trained"]
     tests = [i for i, what in enumerate(happened) if what == "test.jsonl"]
@@ -385,7 +385,7 @@ def test_a_scoring_goes_on_behind_its_last_block(
         so_far.write_text(damaged)
         blocks.clear()
         events: list[dict[str, Any]] = []
-        results = compare(recipe, copied, lambda events=events: events.append)
+        results = compare(recipe, copied, events.append)
         assert blocks == [5, 5, ROWS["test"] - 10]
         assert (
             sum("is scored again from the start" in str(event.get("text")) for event in events) == 1

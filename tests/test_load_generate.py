@@ -32,6 +32,7 @@ from embedgrad.deploy.verify.reference import compute_reference
 from embedgrad.model.generation import replies
 from embedgrad.prompt.artifact import save
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.report.terminal.bars import show
 from export_kit import asked, exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
@@ -128,7 +129,8 @@ def test_the_model_is_loaded_once(
     assert loaded == []
     first = prompt.generate(REVIEW, max_new_tokens=3)
     assert prompt.generate(REVIEW, max_new_tokens=3) == first
-    assert loaded == [(free.model.info.path, {"revision": None, "dtype": "float32"})]
+    how = {"revision": None, "dtype": "float32", "report": show}
+    assert loaded == [(free.model.info.path, how)]
     assert prompt.generate(REVIEW, model=free.model, max_new_tokens=3) == first
     assert len(loaded) == 1
 

@@ -557,11 +557,12 @@ def test_a_second_process_may_be_faster(tmp_path: Path, monkeypatch: pytest.Monk
     write_gguf(tmp_path / "tiny.gguf")
     convert = gguf_file._convert
 
-    def race(file: Path, header: Any, aside: Path) -> None:
-        convert(file, header, aside)
+    def race(file: Path, header: Any, aside: Path) -> list[str]:
+        notes = convert(file, header, aside)
         faster = aside.with_name(aside.name[1:].rpartition("-")[0])
         shutil.copytree(aside, faster)
         (faster / "source.json").write_text('{"license": "of the faster one"}')
+        return notes
 
     monkeypatch.setattr(gguf_file, "_convert", race)
     info = load(str(tmp_path / "tiny.gguf"), device="cpu").info

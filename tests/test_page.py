@@ -26,7 +26,6 @@ from embedgrad.report.page.run_files import compared_rows as compared_rows_of
 from embedgrad.report.page.run_files import read_comparison, read_run
 from embedgrad.report.page.safe_text import readable, script_json, shorten
 from made_runs import (
-    CHOICES,
     HOSTILE,
     WORDS,
     answered_rows,
@@ -763,16 +762,6 @@ def test_a_comparison_says_what_its_results_say() -> None:
 
 
 # -- calibration -----------------------------------------------------------------------------------
-
-
-def test_probabilities_may_be_named_by_their_choices(tmp_path: Path) -> None:
-    rows = answered_rows(30)
-    html = written(made_run(tmp_path / "listed", rows))
-    for row in rows:
-        for name in ("text", "refined"):
-            shares = row[name]["probabilities"]
-            row[name]["probabilities"] = dict(zip(CHOICES, shares, strict=True))
-    assert written(made_run(tmp_path / "named", rows)) == html
 
 
 def test_calibration_by_hand() -> None:

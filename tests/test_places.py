@@ -20,6 +20,7 @@ from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.deploy.verify import parity
 from embedgrad.recipe.check_rows import FILE, read_rows
 from embedgrad.recipe.open_run import open_run
+from embedgrad.recipe.paths import share_folder
 from run_kit import ROWS, Command, values, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -284,6 +285,9 @@ def test_a_prompt_alone_answers_and_is_exported(
     inside = (prompt.parent / "recipe.toml").is_file()
     notes = [note for note in done.json["notes"] if "not checked" in note]
     assert (done.json["verify"] is not None, len(notes)) == ((True, 0) if inside else (False, 1))
+    if not inside:
+        shown = embedgrad("export", prompt, "--to", "safetensors", "--out", "shown", "--quiet")
+        assert "not checked: " + prompt.name + " is a prompt without its run" in shown.out
     page = embedgrad("report", prompt, "--out", "page.html", "--rows", 4, "--quiet")
     succeeds(page)
     assert ("a prompt without its run" in Path("page.html").read_text("utf-8")) is not inside
@@ -378,3 +382,13 @@ def test_a_path_is_no_public_name(project: Project, embedgrad: Command) -> None:
     done = embedgrad(*to, "--base-model", project.folder / "models" / "llama")
     assert (done.code, len(done.lines)) == (2, 1)
     assert "is a path; expected a public name" in done.err
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "shared"),
+    [("/home/me/a", "/home/me/b/c", True), ("/home/me/a", "/srv/b", False), ("/a", "/b", False)],
+)
+def test_paths_without_a_common_folder_are_not_written_relatively(
+    path: str, other: str, shared: bool
+) -> None:
+    assert share_folder(path, other) is shared

@@ -564,13 +564,13 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
     assert cells(lines[2]) == ["text prompt", "72.0 %", "68.0 to 76.0", "0.720", "0.561"]
     assert cells(lines[3]) == ["refined prompt", "86.2 %", "82.2 to 90.2", "0.862", "0.340"]
     assert lines[5:] == [
-        "improved: +14.2 points (95 % interval +10.9 to +17.5), McNemar p < 0.001; "
-        "82 fixed, 11 broken",
         "drift 0.213 mean, 0.300 max; cosine to the start rows 0.978 mean, 0.954 min; "
         "nearest token unchanged for 96 % of rows",
         "64 steps in 1.5 min (all steps done), peak memory 1.9 GB, "
         "prefix cache 1024 hits, 512 misses, 88 MB",
         "refined prompt saved in runs/demo/prompt",
+        "improved: +14.2 points (95 % interval +10.9 to +17.5), McNemar p < 0.001; "
+        "82 fixed, 11 broken",
     ]
 
 
@@ -607,7 +607,7 @@ def test_the_comparison_holds_both_prompts_and_the_facts() -> None:
 )
 def test_the_verdict_is_honest(difference: dict[str, Any], words: str) -> None:
     lines = printed(comparison_table(result(**difference))).splitlines()
-    assert lines[5].startswith(words)
+    assert lines[-1].startswith(words)
 
 
 def test_a_run_is_judged_as_a_method_is() -> None:
@@ -624,9 +624,9 @@ def test_a_result_may_lack_parts() -> None:
     interrupted["train"] = {"steps": 7, "seconds": 12.0, "ended": "interrupted"}
     lines = printed(comparison_table(interrupted)).splitlines()
     assert lines == [
-        "no test rows were scored",
         "7 steps in 12 s (interrupted), prefix cache 1024 hits, 512 misses, 88 MB",
         "refined prompt saved in runs/demo/prompt",
+        "no test rows were scored",
     ]
     dev = {k: v for k, v in result().items() if k in ("text", "refined", "difference", "test_rows")}
     lines = printed(comparison_table({**dev, "split": "dev"})).splitlines()

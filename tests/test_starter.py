@@ -12,6 +12,8 @@ import pytest
 
 import tiny
 from embedgrad import Recipe
+from embedgrad.recipe.build import read_data
+from embedgrad.recipe.starter import write_starter
 from run_kit import Command, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -63,7 +65,7 @@ def test_what_it_writes_runs(
     assert type(recipe.evaluation.scorer).__name__.lower() == expected["scorer"]
     assert (recipe.model.name, recipe.data.train) == (str(model_folder), str(data))
     text = out.read_text("utf-8")
-    for note in done.out.splitlines()[1:]:
+    for note in done.out.partition("\n\nnext:\n")[0].splitlines()[1:]:
         assert f"#   {note}\n" in text
     short = ["training.steps=2", "evaluation.max_new_tokens=3"]
     sets = [part for setting in short for part in ("--set", setting)]
@@ -162,3 +164,34 @@ def test_nothing_is_overwritten(embedgrad: Command, tmp_path: Path) -> None:
     done = embedgrad("new", data, "--out", out)
     assert (done.code, out.read_text("utf-8")) == (2, "mine")
     assert done.err == f"error: {out}: exists already; choose another name for --out\n"
+
+
+def chatted(row: Mapping[str, Any]) -> dict[str, Any]:
+    turns = {"system": "Be brief.", "user": row["review"], "assistant": row["label"]}
+    return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
+
+
+@pytest.mark.parametrize("kind", ["chat", "twins", "blanks"])
+def test_it_writes_what_the_answers_mean(kind: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [dict(row) for row in classified()]
+    labels: dict[str, str] = {}
+    if kind == "chat":
+        rows = [chatted(row) for row in rows]
+    if kind == "twins":
+        rows[3]["label"] = odd = rows[3]["label"].title() + "\u00a0\N{SLIGHTLY SMILING FACE}"
+        rows[4]["label"] = rows[5]["label"] = plain = odd.lower().replace("\u00a0", " ")
+        labels = {odd: plain}
+    if kind == "blanks":
+        labels = {f" {name}": name for name in ("negative", "positive")}
+        rows = [{**row, "label": f" {row['label']}"} for row in rows]
+    out, notes = write_starter(
+        str(write_jsonl(tmp_path / "data.jsonl", rows)), tmp_path / "new.toml", "tiny"
+    )
+    recipe = Recipe.read(out)
+    assert recipe.data.labels == labels
+    assert recipe.data.answer == ("answer" if kind == "chat" else "label")
+    assert {"negative", "positive"} <= set(recipe.target.choices)
+    assert not {*labels} & {*recipe.target.choices}
+    assert recipe.template.columns == (("text",) if kind == "chat" else ("review",))
+    assert any("look alike" in note for note in notes) == (kind == "twins")
+    read_data(recipe)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+from tokenizers.normalizers import NFC
 
 import tiny
 from embedgrad.data.examples import Example
@@ -17,6 +18,7 @@ from embedgrad.prompt.sequence import Sequencer, Target
 from embedgrad.prompt.template import Renderer, Template
 from kit import CHOICES, DAY, PLACEMENTS, cut
 from kit_text import FREE, KINDS, TEXTS, example, sequencer, shared, tokens
+from refusals import refused
 
 ENDING = Template.plain("Review: {review}\n[[So it is]]")
 
@@ -116,6 +118,19 @@ def test_bad_choices_are_refused(choices: tuple[str, ...], parts: str) -> None:
 def test_choices_that_the_tokenizer_cannot_tell_apart_are_refused(choices: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"target\.choices"):
         sequencer("wordpiece", PLACEMENTS["plain"], Target(choices))(example("fine", "good"))
+
+
+def test_choices_that_look_alike_are_refused_with_what_to_do() -> None:
+    twins = ("n\u00e9gatif", "ne\u0301gatif", "positif")
+    normalizing = copy.deepcopy(tiny.tokenizer("bytelevel"))
+    normalizing.backend_tokenizer.normalizer = NFC()
+    renderer = Renderer(PLACEMENTS["plain"], normalizing, date=DAY)
+    made = Sequencer(renderer, normalizing, Target(twins), rows=tiny.reviews(8))
+    with refused('keep "n\u00e9gatif", "positif" and set data.labels = { "ne\\u0301gatif" = '):
+        made(example("fine", "positif"))
+    apart = sequencer("bytelevel", PLACEMENTS["plain"], Target(twins[1:]))
+    with refused('"n\u00e9gatif" differs from "ne\\u0301gatif" only in Unicode form'):
+        apart(example("fine", twins[0]))
 
 
 def test_an_answer_that_is_no_choice_is_refused() -> None:

@@ -11,9 +11,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
-    from embedgrad.deploy.export import export, verify
+    from embedgrad.deploy.export import ExportResult, export, verify
+    from embedgrad.deploy.verify.parity import CheckResult
     from embedgrad.errors import (
         ArtifactError,
         DataError,
@@ -28,9 +31,11 @@ if TYPE_CHECKING:
         TemplateError,
     )
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
+    from embedgrad.events import quiet
     from embedgrad.experiments.compare.compare import compare
-    from embedgrad.experiments.plan import plan
-    from embedgrad.experiments.run import run
+    from embedgrad.experiments.compare.results import CompareResult
+    from embedgrad.experiments.plan import PlanResult, plan
+    from embedgrad.experiments.run import RunResult, run
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "CheckResult",
+    "CompareResult",
     "Comparison",
     "DataError",
     "Decoding",
@@ -57,15 +64,18 @@ __all__ = [
     "Evaluator",
     "Example",
     "ExportError",
+    "ExportResult",
     "LanguageModel",
     "ModelError",
     "OptionError",
     "Parts",
+    "PlanResult",
     "PromptEmbedding",
     "Recipe",
     "RecipeError",
     "Refinement",
     "RunError",
+    "RunResult",
     "Splits",
     "Target",
     "Template",
@@ -79,6 +89,7 @@ __all__ = [
     "load_model",
     "optimize",
     "plan",
+    "quiet",
     "read_splits",
     "replies",
     "run",
@@ -91,12 +102,15 @@ __all__ = [
 _HOMES = {
     "data.examples": ("Example",),
     "data.splits": ("Splits", "read_splits"),
-    "deploy.export": ("export", "verify"),
+    "deploy.export": ("ExportResult", "export", "verify"),
+    "deploy.verify.parity": ("CheckResult",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "events": ("quiet",),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
     "experiments.compare.compare": ("compare",),
-    "experiments.plan": ("plan",),
-    "experiments.run": ("run",),
+    "experiments.compare.results": ("CompareResult",),
+    "experiments.plan": ("PlanResult", "plan"),
+    "experiments.run": ("RunResult", "run"),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
@@ -115,6 +129,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # not at the top, as it is slow to import
+
+        return version("embedgrad")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'embedgrad' has no attribute {name!r}")
     module = importlib.import_module(f"embedgrad.{_HOME_OF[name]}")

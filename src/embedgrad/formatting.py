@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich.cells import cell_len
 
@@ -17,6 +20,25 @@ def visible(text: str) -> str:
     and halves of surrogate pairs.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def wrap(text: str, stream: TextIO) -> str:
+    """The text for a terminal, broken between words; for a file its lines stay whole."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if len(line) > width:
+            indent = line[: len(line) - len(line.lstrip())]
+            lines[i] = textwrap.fill(
+                line,
+                width,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines)
 
 
 def encodable(text: str, encoding: str) -> str:

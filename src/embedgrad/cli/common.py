@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, final
 
 import typer
 
+from embedgrad.cli.completion import settings
+
 app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Refine a text prompt by moving the embeddings of its own words a little.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Change one setting of the recipe; may be repeated."
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change one setting of the recipe; may be repeated.",
+        autocompletion=settings,
     ),
 ]
 Model = Annotated[
@@ -48,6 +53,24 @@ class NoGain(Exception):
     """--require-gain was given, but there is no reliable gain; the message says why."""
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"embedgrad {version('embedgrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_print_version),
+    ] = False,
+) -> None:
+    """Refine a text prompt by moving the embeddings of its own words a little."""
+
+
 def with_model(overrides: Sequence[str] | None, model: str | None) -> list[str]:
     """The settings of --set, and --model as one more. Raises `RecipeError` where they differ."""
     from embedgrad.errors import RecipeError
@@ -68,20 +91,19 @@ def with_model(overrides: Sequence[str] | None, model: str | None) -> list[str]:
 
 
 def warn(*lines: str) -> None:
-    from embedgrad.formatting import visible
+    from embedgrad.formatting import visible, wrap
 
-    sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
-
-
-def echo(text: str) -> None:
-    from embedgrad.formatting import encodable
-
-    typer.echo(encodable(text, sys.stdout.encoding))
+    sys.stderr.write("".join(f"{wrap(visible(line), sys.stderr)}\n" for line in lines))
 
 
-def print_values(
-    values: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
-) -> None:
+def echo(text: str, *, whole: bool = False) -> None:
+    """Print text; a terminal gets it broken between words, unless it is to stay `whole`."""
+    from embedgrad.formatting import encodable, wrap
+
+    typer.echo(encodable(text if whole else wrap(text, sys.stdout), sys.stdout.encoding))
+
+
+def print_values(values: Mapping[str, Any], as_json: bool, show: Callable[[Any], None]) -> None:
     if not as_json:
         show(values)
         return

@@ -21,6 +21,7 @@ from embedgrad.cli.common import (
     print_values,
     with_model,
 )
+from embedgrad.cli.completion import methods as methods_of
 
 
 @app.command(epilog="Example:  embedgrad compare recipes/demo.toml --out runs/compare")
@@ -28,7 +29,11 @@ def compare(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; an existing one resumes.")],
     methods: Annotated[
-        str | None, typer.Option(help="Short for --set compare.methods, as in text,embedgrad.")
+        str | None,
+        typer.Option(
+            help="Short for --set compare.methods, as in text,embedgrad.",
+            autocompletion=methods_of,
+        ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Short for --set compare.seeds, as in 0,1,2.")

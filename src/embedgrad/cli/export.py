@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedgrad.cli.common import AsJson, Quiet, Set, app, echo, print_values
+from embedgrad.cli.completion import DESTINATIONS, one_of
 
 CheckRows = Annotated[
     int, typer.Option(min=1, metavar="N", help="How many rows to compare with training.")
@@ -28,7 +29,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Destination: safetensors, vocabulary, gguf, peft, vllm or sglang."
+            metavar="NAME",
+            help="Destination: safetensors, vocabulary, gguf, peft, vllm or sglang.",
+            autocompletion=one_of(*DESTINATIONS),
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the export; must not exist.")],
@@ -41,6 +44,7 @@ def export(
         typer.Option(
             metavar="copy|link",
             help="Copy unchanged files of the model (the default), or link them.",
+            autocompletion=one_of("copy", "link"),
         ),
     ] = None,
     base_model: Annotated[
@@ -115,15 +119,16 @@ def _show_export(values: dict[str, Any]) -> None:
     took = duration(values["seconds"])
     echo(f"wrote {visible(values['folder'])}: {size(values['bytes'])}{linked}, in {took}")
     if values["verify"] is None:
-        echo("not checked; run `embedgrad verify`")
+        why = (note for note in values["notes"] if note.startswith("not checked"))
+        echo(visible(next(why, "not checked; run `embedgrad verify`")))
     else:
         _show_check(values["verify"])
     echo("\nto use it:")
     for command in values["commands"]:
-        echo("\n".join(f"  {visible(line)}" for line in command.split("\n")))
+        echo("\n".join(f"  {visible(line)}" for line in command.split("\n")), whole=True)
     if values["snippet"]:
         echo("\nor, with transformers only:\n")
-        echo("\n".join(visible(line) for line in values["snippet"].split("\n")))
+        echo("\n".join(visible(line) for line in values["snippet"].split("\n")), whole=True)
     if values["smaller"]:
         echo("\nsmaller exports:")
     for way in values["smaller"]:

@@ -85,7 +85,11 @@ def generate(
         queries = queries_from(query, sys.stdin.buffer, columns)
         if not as_stream:
             for reply in answer(answering, queries, refined=refined, decoding=decoding):
-                print_values(reply, as_json or query is None, lambda values: echo(as_text(values)))
+                print_values(
+                    reply,
+                    as_json or query is None,
+                    lambda values: echo(as_text(values), whole=True),
+                )
     if as_stream:  # outside the progress display, which holds back unfinished lines
         (one,) = queries
         for piece in stream_answer(answering, one, refined=refined, decoding=decoding):

@@ -61,7 +61,7 @@ def plan(
             report=progress,
             started=psutil.Process().create_time(),
         )
-    values = {"recipe": str(recipe), **values}
-    print_values(values, as_json, lambda values: show(plan_table(values)))
+    shown = {"recipe": str(recipe), **values}
+    print_values(shown, as_json, lambda shown: show(plan_table(shown)))
     if values["problems"]:
         raise RecipeError(str(recipe), values["problems"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from embedgrad.cli.common import AsJson, app, echo, print_values
+from embedgrad.cli.completion import kinds
 
 
 @app.command(epilog="Example:  embedgrad parts optimizer")
 def parts(
     kind: Annotated[
-        str | None, typer.Argument(help="Show only this kind of part or section.")
+        str | None,
+        typer.Argument(help="Show only this kind of part or section.", autocompletion=kinds),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,8 +39,16 @@ def new(
     from embedgrad.recipe.starter import write_starter
 
     path, notes = write_starter(data, out, model)
-    print_values(
-        {"recipe": str(path), "notes": list(notes)},
-        as_json,
-        lambda values: echo("\n".join([f"wrote {path}", *notes])),
-    )
+    run = shlex.quote(str(Path("runs", path.stem)))
+    commands = [
+        f"embedgrad plan {shlex.quote(str(path))}",
+        f"embedgrad optimize {shlex.quote(str(path))} --out {run}",
+        f"embedgrad report {run}",
+    ]
+    values = {"recipe": str(path), "notes": list(notes), "next": commands}
+    print_values(values, as_json, _show_starter)
+
+
+def _show_starter(values: dict[str, Any]) -> None:
+    echo("\n".join([f"wrote {values['recipe']}", *values["notes"], "\nnext:"]))
+    echo("\n".join(f"  {command}" for command in values["next"]), whole=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from embedgrad.cli.common import AsJson, Quiet, Set, app, echo, print_values, warn
+from embedgrad.cli.completion import FIGURES, one_of
 
 FORMATS = ("html", "png", "svg")
 
@@ -34,8 +35,13 @@ def report(
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave out everything that needs the model.")
     ] = False,
-    form: Annotated[str, typer.Option("--format", help="html, png or svg.")] = "html",
-    figure: Annotated[str | None, typer.Option(help="The figure to write as png or svg.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="html, png or svg.", autocompletion=one_of(*FORMATS))
+    ] = "html",
+    figure: Annotated[
+        str | None,
+        typer.Option(help="The figure to write as png or svg.", autocompletion=one_of(*FIGURES)),
+    ] = None,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from embedgrad.cli.common import (
     print_values,
     with_model,
 )
+from embedgrad.cli.completion import SPLITS, one_of
 
 if TYPE_CHECKING:
     from embedgrad.recipe.recipe import Recipe
@@ -74,7 +76,9 @@ def resume(
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, dev or test.", autocompletion=one_of(*SPLITS))
+    ] = "test",
     overrides: Set = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
@@ -165,7 +169,7 @@ def _run(
         _refuse_no_gain(result)
 
 
-def _refuse_no_gain(result: dict[str, Any]) -> None:
+def _refuse_no_gain(result: Mapping[str, Any]) -> None:
     """--require-gain: raise `NoGain` unless the verdict is "improved"."""
     from embedgrad.report.terminal.tables import verdict
 
@@ -174,14 +178,14 @@ def _refuse_no_gain(result: dict[str, Any]) -> None:
         raise NoGain(words)
 
 
-def _show_result(result: dict[str, Any]) -> None:
+def _show_result(result: Mapping[str, Any]) -> None:
     from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 
-    show(comparison_table(result))
     if "changed" in result:
         show(changes_table(result["changed"]))
     if "tokens" in result:
         show(drift_table(result["tokens"]))
+    show(comparison_table(result))  # last, as it ends with the verdict
 
 
 def _show_tokens(values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embedgrad.cli.common import Quiet, Set, app, echo, warn
+from embedgrad.cli.completion import ENGINES, one_of
 
 
 @app.command(epilog="Example:  embedgrad serve runs/first")
@@ -18,7 +19,10 @@ def serve(
             metavar="RUN", help="A folder that `optimize` or `export` wrote, or a saved prompt's."
         ),
     ],
-    engine: Annotated[str, typer.Option(help="llamacpp, transformers or vllm.")] = "llamacpp",
+    engine: Annotated[
+        str,
+        typer.Option(help="llamacpp, transformers or vllm.", autocompletion=one_of(*ENGINES)),
+    ] = "llamacpp",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
@@ -38,6 +42,6 @@ def serve(
     with served:
         lines = [f"{engine} serves {served.model} at {served.url}"]
         lines += [f"  {visible(fact)}" for fact in served.facts]
-        echo("\n".join([*lines, *(f"\n{request}" for request in served.examples), ""]))
+        echo("\n".join([*lines, *(f"\n{request}" for request in served.examples), ""]), whole=True)
         warn(*(f"warning: {warning}" for warning in served.warnings))
         served.wait()

@@ -141,16 +141,16 @@ def _read_dataset(
 
 def _read_object(source: Any, used: Collection[str] | None) -> Table:
     """A pandas data frame or a data set, told apart without importing either."""
-    kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
-    if kind == "datasets.Dataset":
+    kinds = [f"{t.__module__.partition('.')[0]}.{t.__name__}" for t in type(source).__mro__]
+    if "datasets.Dataset" in kinds:
         return _read_dataset(source, f"Dataset {source.split or ''}".strip(), source.split, used)
-    if kind == "pandas.DataFrame":
+    if "pandas.DataFrame" in kinds:
         parsed = read_frame(source, "DataFrame")
         content = json.dumps(parsed.rows, default=str).encode()
         return Table.of("DataFrame", parsed, hashlib.sha256(content).hexdigest())
-    advice = "; name one of its splits" if kind == "datasets.DatasetDict" else ""
+    advice = "; name one of its splits" if "datasets.DatasetDict" in kinds else ""
     raise data_error(
-        kind, f"cannot be read; expected a file's name, a DataFrame or a Dataset{advice}"
+        kinds[0], f"cannot be read; expected a file's name, a DataFrame or a Dataset{advice}"
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
@@ -22,13 +22,31 @@ from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.runs import ROWS, ExportRuns, Runs, check_exportable, name_runs, open_runs
-from embedgrad.deploy.verify.parity import check
+from embedgrad.deploy.verify.parity import CheckResult, check
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
 from embedgrad.errors import ExportError
-from embedgrad.events import Report, quiet, say, stage
+from embedgrad.events import Report, say, stage
 from embedgrad.prompt import artifact
-from embedgrad.recipe.paths import prompt_folder
+from embedgrad.recipe.paths import prompt_folder, share_folder
+from embedgrad.report.terminal.bars import show
+
+
+@final
+class ExportResult(TypedDict):
+    """What was exported, how to use it, and its check; None where it was not checked."""
+
+    folder: str
+    destination: str
+    bytes: int
+    linked_bytes: int
+    prompts: dict[str, Any]
+    commands: list[str]
+    snippet: str | None
+    notes: list[str]
+    smaller: list[str]
+    verify: CheckResult | None
+    seconds: float
 
 
 def export(
@@ -39,8 +57,8 @@ def export(
     overrides: Sequence[str] = (),
     verify: bool = True,
     check_rows: int = ROWS,
-    report: Report = quiet,
-) -> dict[str, Any]:
+    report: Report = show,
+) -> ExportResult:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
     Several runs of one model share an export; a prompt is named after its run's folder, or NAME in
@@ -117,8 +135,8 @@ def verify(
     runs: Runs = (),
     overrides: Sequence[str] = (),
     check_rows: int = ROWS,
-    report: Report = quiet,
-) -> dict[str, Any]:
+    report: Report = show,
+) -> CheckResult:
     """Check an export again in its destination's engine, and store the report in it.
 
     `runs` are the runs that it was made from, if they moved; `overrides` change their recipes, for
@@ -213,6 +231,4 @@ def _relative(run: Path, out: Path) -> str:
     If they share no folder, that would spell the run's whole path: then only its name.
     """
     run, out = run.resolve(), out.resolve()
-    shared = os.path.commonpath([run, out]) if run.anchor == out.anchor else run.anchor
-    near = shared != run.anchor
-    return Path(os.path.relpath(run, out)).as_posix() if near else run.name
+    return Path(os.path.relpath(run, out)).as_posix() if share_folder(run, out) else run.name

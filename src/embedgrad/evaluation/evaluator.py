@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, final
+from typing import Annotated, TypedDict, cast, final
 
 import torch
 from annotated_types import Gt
@@ -22,6 +22,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
+from embedgrad.report.terminal.bars import show
 
 REPLIES = 200  # rows with choices, spread over all, whose greedy reply is looked at as well
 
@@ -71,6 +72,42 @@ class Summary:
 
 
 @final
+class Scores(TypedDict):
+    """A `Summary` as plain values."""
+
+    rows: int
+    accuracy: float
+    interval: Sequence[float]
+    macro_f1: float | None
+    log_loss: float
+    cut: int
+    unread: int
+    greedy_is_choice: float | None
+
+
+@final
+class Difference(TypedDict):
+    """Refined minus text, as in `Comparison`; `fixed` and `broken` are numbers of rows."""
+
+    accuracy: float
+    interval: Sequence[float]
+    test: str
+    p_value: float
+    fixed: int
+    broken: int
+
+
+@final
+class ComparisonScores(TypedDict):
+    """The part of `result.json` that holds scores."""
+
+    text: Scores
+    refined: Scores
+    difference: Difference
+    test_rows: int
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two prompts on the same rows.
@@ -91,11 +128,11 @@ class Comparison:
     text_answers: tuple[ScoredAnswer, ...] = field(repr=False)
     refined_answers: tuple[ScoredAnswer, ...] = field(repr=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ComparisonScores:
         """The part of `result.json` that holds scores."""
         return {
-            "text": asdict(self.text),
-            "refined": asdict(self.refined),
+            "text": cast(Scores, asdict(self.text)),
+            "refined": cast(Scores, asdict(self.refined)),
             "difference": {
                 "accuracy": self.difference,
                 "interval": list(self.interval),
@@ -300,7 +337,7 @@ def evaluate(
     evaluator: Evaluator,
     prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
-    report: Report = quiet,
+    report: Report = show,
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, final
 
 from torch import Tensor
 
@@ -28,9 +28,31 @@ QUESTIONS = (
 LONGEST_REPLY = 60  # tokens
 
 
+@final
+class Point(TypedDict):
+    """Scores at the place `t`."""
+
+    t: float
+    accuracy: float
+    interval: list[float]
+    log_loss: float
+
+
+InterpolationResult = TypedDict(
+    "InterpolationResult",
+    {
+        "from": dict[str, Any],
+        "split": str,
+        "rows": int,
+        "points": list[Point],
+        "replies": list[dict[str, Any]],
+    },
+)
+
+
 def interpolate(
     folder: str | Path, rows: int, overrides: Sequence[str] = (), report: Report = quiet
-) -> dict[str, Any]:
+) -> InterpolationResult:
     """Score a finished run's interpolation on `rows` dev rows, and ask the model about the prompt.
 
     Returns the content of `interpolation.json`. Without dev rows it uses test rows, or else
@@ -45,7 +67,7 @@ def interpolate(
     points = score_points(run, sequences, report)
     stage(report, "asking the model")
     return {
-        **interpolation_inputs(folder, rows, overrides),
+        "from": interpolation_inputs(folder, rows, overrides)["from"],
         "split": split,
         "rows": len(sequences),
         "points": points,
@@ -55,7 +77,7 @@ def interpolate(
 
 def score_points(
     run: OpenRun, sequences: Sequence[TokenSequence], report: Report = quiet
-) -> list[dict[str, Any]]:
+) -> list[Point]:
     """Scores at each of `PLACES`: 0 is the text prompt, 1 the refined one.
 
     Raises `DataError` if there are no rows.
@@ -70,8 +92,8 @@ def score_points(
         own = part_of(report, "the interpolation", before, total)
         answers = evaluator.score(rows_at(run.prompt, place), sequences, own)
         summary = summarize(answers, evaluator.target.choices)
-        scores = {"accuracy": summary.accuracy, "interval": list(summary.interval)}
-        points.append({"t": place, **scores, "log_loss": summary.log_loss})
+        interval, loss = list(summary.interval), summary.log_loss
+        points.append(Point(t=place, accuracy=summary.accuracy, interval=interval, log_loss=loss))
     return points
 
 

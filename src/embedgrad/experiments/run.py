@@ -21,14 +21,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast, final
 
 import torch
 
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
-from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
@@ -39,11 +39,12 @@ from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.paths import moved
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
-from embedgrad.recipe.provenance import predictions, provenance_of, training_facts
+from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
+from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
@@ -54,15 +55,38 @@ LENGTHS = ("training.epochs", "training.steps")  # may grow when a run resumes
 PATIENCE = "training.patience"  # may change then
 
 
+@final
+class RunResult(TypedDict):
+    """The content of `result.json`; only a run that scored test rows has scores."""
+
+    text: NotRequired[Scores]
+    refined: NotRequired[Scores]
+    difference: NotRequired[Difference]
+    test_rows: NotRequired[int]
+    drift: dict[str, float]
+    cosine: dict[str, float]
+    nearest_tokens_unchanged: float
+    spans: NotRequired[list[dict[str, Any]]]
+    tokens: list[dict[str, Any]]
+    train: TrainFacts
+    artifact: str
+    solutions: dict[str, Any]
+    interrupted: bool
+    prefix_cache: dict[str, Any]
+    peak_memory_bytes: int
+    threads: int
+    version: int
+
+
 def run(
     recipe: Recipe,
     out: str | Path,
-    report: Report = quiet,
+    report: Report = show,
     *,
     model: LanguageModel | None = None,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Do everything that a recipe says and return the content of `result.json`.
 
     A `model` that is loaded already serves several runs, with the prefixes that it stores. `report`
@@ -96,7 +120,7 @@ def _run(
     *,
     resume: bool,
     should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> RunResult:
     refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
@@ -226,7 +250,7 @@ def _run(
     result["threads"] = torch.get_num_threads()
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
-    return {**result, "artifact": str(out / "prompt")}
+    return cast(RunResult, {**result, "artifact": str(out / "prompt")})
 
 
 def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -238,7 +262,7 @@ def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe.read_run(out, overrides)
 
 
-def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
+def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
     """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
@@ -262,7 +286,7 @@ def read_finished(recipe: Recipe, out: Path) -> dict[str, Any] | None:
                 f"{known}); resume with the one that wrote it, or start a new run"
             )
     try:
-        result: dict[str, Any] = values["result.json"]
+        result: RunResult = values["result.json"]
         train = result["train"]
         more = longer or (train["ended"] == "patience" and then.get(PATIENCE) != now.get(PATIENCE))
         done = "version" in result and "steps" in train and not (more or result["interrupted"])

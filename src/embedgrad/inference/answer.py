@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embedgrad.data.examples import Example, cell_text
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
+from embedgrad.events import quiet
 from embedgrad.formatting import visible
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply, replies, stream
@@ -177,6 +178,7 @@ def _generate(
             end_ids=run.evaluator.end_ids,
             batch_size=run.evaluator.evaluation.batch_size,
             numbers=[first + i for i in places],
+            report=quiet,
         )
         by_place |= zip(places, samples, strict=True)
     for i in range(len(batch)):

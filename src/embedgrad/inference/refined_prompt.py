@@ -13,6 +13,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, OptionError, nearest
 from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.events import Report, scoring
 from embedgrad.inference.answer import answer, change_decoding, example_of
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.decoding import Decoding
@@ -24,6 +25,7 @@ from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.open_run import Answering, load_prompt, model_of
+from embedgrad.report.terminal.bars import show
 
 Query = str | Mapping[str, str]
 """The text of the template's one column, or the texts of all of them."""
@@ -74,6 +76,7 @@ class RefinedPrompt:
         queries: Query | Sequence[Query],
         *,
         model: LanguageModel | str | None = None,
+        report: Report = show,
         **decoding: Any,
     ) -> Any:
         """Answer a query by a text, or a list of queries by a list.
@@ -81,17 +84,19 @@ class RefinedPrompt:
         Answers are the likeliest choices where the prompt was trained to choose, else text decoded
         as it was scored; `decoding` changes that by options of `Decoding`, and several `samples`
         make each answer a list. `model` is by default the one that the artifact names, which is
-        loaded once. Raises `ArtifactError`, `DataError`, `EmbedgradError` and `ModelError`.
+        loaded once. `report` gets events. Raises `ArtifactError`, `DataError`, `EmbedgradError` and
+        `ModelError`.
         """
         alone = isinstance(queries, str | Mapping)
         given: Sequence[object] = [queries] if alone else list(queries)
         examples = [self._example(query, i, alone) for i, query in enumerate(given)]
         settings = self._decoding(decoding)
-        opened = self._answering(model)
-        answers = [
-            [str(s["answer"]) for s in a["answers"]] if "answers" in a else str(a["answer"])
-            for a in answer(opened, examples, refined=True, decoding=settings)
-        ]
+        opened = self._answering(model, report)
+        answers: list[str | list[str]] = []
+        for a in answer(opened, examples, refined=True, decoding=settings):
+            several = [str(s["answer"]) for s in a.get("answers", ())]
+            answers.append(several or str(a["answer"]))
+            report(scoring("queries", len(answers), len(examples)))
         return answers[0] if alone else answers
 
     def _example(self, query: object, number: int, alone: bool) -> Example:
@@ -115,11 +120,11 @@ class RefinedPrompt:
         spell = "generate: decoding.{}".format
         return change_decoding(values, given, self.target.choices, "prompt", spell)
 
-    def _answering(self, model: LanguageModel | str | None) -> Answering:
+    def _answering(self, model: LanguageModel | str | None, report: Report) -> Answering:
         """The prompt with its model; kept, so that the next query finds both."""
         key = id(model) if isinstance(model, LanguageModel) else model
         if key not in self._opened:
-            opened = self._load_model(model)
+            opened = self._load_model(model, report)
             prompt = fit_to_model(self.prompt, opened.info, opened.embed)
             sequencer = opened.sequencer(
                 self.template, self.target, spans=self.spans, date=self.date
@@ -129,17 +134,18 @@ class RefinedPrompt:
             self._opened[key] = Answering(prompt, opened, sequencer, evaluator)
         return self._opened[key]
 
-    def _load_model(self, model: LanguageModel | str | None) -> LanguageModel:
+    def _load_model(self, model: LanguageModel | str | None, report: Report) -> LanguageModel:
         if isinstance(model, LanguageModel):
             return model
         if model is not None:
-            return load_model(model)
+            return load_model(model, report=report)
         made_for = model_of(self.prompt, "give model=")
         revision, precision = made_for.get("revision"), made_for.get("dtype")
         return load_model(
             made_for["name"],
             revision=revision if isinstance(revision, str) else None,
             dtype=precision if isinstance(precision, str) else "auto",
+            report=report,
         )
 
 

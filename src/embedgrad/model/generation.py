@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
-from embedgrad.events import Report, quiet, scoring
+from embedgrad.events import Report, scoring
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
 from embedgrad.model.packing import Packing
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.report.terminal.bars import show
 
 if TYPE_CHECKING:
     from embedgrad.model.language_model import LanguageModel
@@ -61,7 +62,7 @@ def replies(
     end_ids: Ids,
     batch_size: int = 16,
     numbers: Sequence[int] | None = None,
-    report: Report = quiet,
+    report: Report = show,
 ) -> list[tuple[Reply, ...]]:
     """Answers, `decoding.samples` per sequence, without the end token and other special tokens.
 

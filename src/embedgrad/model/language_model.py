@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
-from embedgrad.events import Report, quiet
+from embedgrad.events import Report, quiet, stage
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.capabilities import try_reuse
 from embedgrad.model.decoding import Decoding
@@ -35,6 +35,7 @@ from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Renderer, Template
+from embedgrad.report.terminal.bars import show
 
 
 def load_model(
@@ -45,9 +46,10 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     prefix_cache_budget: str | float = 0.25,
-    report: Report = quiet,
+    report: Report = show,
 ) -> LanguageModel:
     """Load a frozen model: Hub id, folder, `.gguf` file, or `package:NAME`. Raises `ModelError`."""
+    stage(report, f"loading {name}")
     loaded = load(
         name, revision=revision, device=device, dtype=dtype, attention=attention, report=report
     )
@@ -202,5 +204,12 @@ class LanguageModel:
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
         return replies(
-            self, prompt, batch, decoding, end_ids=end_ids, batch_size=batch_size, numbers=numbers
+            self,
+            prompt,
+            batch,
+            decoding,
+            end_ids=end_ids,
+            batch_size=batch_size,
+            numbers=numbers,
+            report=quiet,
         )

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from embedgrad.data.examples import Example
-from embedgrad.data.labels import closest
+from embedgrad.data.labels import advise_mapping, closest, escape, map_twins
 from embedgrad.errors import DataError, TemplateError
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
+from embedgrad.prompt.truncation import longest_fit
 
 
 @final
@@ -251,9 +252,14 @@ class Sequencer:
         answers = self.target.choices or (solution,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
+            twins = map_twins(dict.fromkeys(answers, 0))
+            keep = ", ".join(escape(answer) for answer in answers if answer not in twins)
+            advice = (
+                f"keep {keep} and set {advise_mapping(twins)}" if twins else "choose other words"
+            )
             raise DataError(
-                f"target.choices: {list(answers)!r} are not different texts for this model's "
-                "tokenizer; choose other words"
+                f"target.choices: {', '.join(map(escape, answers))} are not different texts for "
+                f"this model's tokenizer; {advice}"
             )
         end = self.end_ids if self.target.choices and self.target.end is None else ()
         if self._ends(targets):
@@ -372,17 +378,7 @@ class Sequencer:
             sequence = self._sequence(self.renderer(columns), example)
             return None if self._excess(sequence) else sequence
 
-        ends = self._token_ends(text)
-        low, high = 0, len(ends) - 1  # the whole does not fit
-        likely = max(0, high - excess)
-        while high - low > 1:
-            # A text may have other tokens in its place than alone, but seldom many.
-            near = [i for i in (likely, likely + 1, likely - 8, likely + 8) if low < i < high]
-            i = near[0] if near else (low + high) // 2
-            low, high = (i, high) if fit(ends[i]) else (low, i)
-        # Tokens change with what follows them, so a little more may fit.
-        further = range(ends[min(low + 2, len(ends) - 1)] - 1, ends[low], -1)
-        end = next((end for end in further if fit(end)), ends[low])
+        end = longest_fit(self.tokenizer, text, excess, lambda end: fit(end) is not None)
         sequence = fit(end)
         if sequence is None:
             raise DataError(
@@ -392,13 +388,6 @@ class Sequencer:
         self.truncated += 1
         self.emptied += end == 0
         return sequence
-
-    def _token_ends(self, text: str) -> list[int]:
-        """Where a text may be cut first: in characters, 0, then the end of every token."""
-        if not self.tokenizer.is_fast:
-            return [*range(len(text) + 1)]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return sorted({0, len(text), *(end for _, end in encoded["offset_mapping"])})
 
 
 def _alike(one: Ids, other: Ids) -> int:

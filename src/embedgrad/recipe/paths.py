@@ -1,4 +1,4 @@
-"""Paths in a recipe: relative to its file, so that it works from every folder.
+"""Paths in a recipe are relative to its file.
 
 In memory a relative path is relative to the current folder. A run writes it relative to the run,
 so that both may move together; an absolute path stays as it is.
@@ -42,8 +42,8 @@ def relocate(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     _name_scorer_folder(moved, Path())
     for section, option, path in _paths(moved, Path()):
         parent, name = os.path.split(os.path.abspath(path))
-        there = os.path.join(os.path.realpath(parent), name)
-        section[option] = _relative(there, os.path.realpath(folder))
+        there, here = os.path.join(os.path.realpath(parent), name), os.path.realpath(folder)
+        section[option] = _relative(there, here) if share_folder(there, here) else there
     return moved
 
 
@@ -60,10 +60,11 @@ def anonymize(values: Mapping[str, Any], model: str) -> dict[str, Any]:
 def moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of paths that lead to one place, or to what is no longer where it was.
 
-    Both are settings by dotted name. Whether the content is the same is to be checked elsewhere.
+    Both are settings by dotted name. Whether the content is the same is to be checked elsewhere;
+    where a scorer lies never counts.
     """
     pairs = [(name, str(then[name]), str(now.get(name))) for name in PATHS if name in then]
-    return tuple(
+    return SCORER, *(
         name
         for name, a, b in pairs
         if os.path.realpath(a) == os.path.realpath(b)
@@ -89,6 +90,18 @@ def find_run(folder: Path) -> Path | None:
 def prompt_folder(folder: Path) -> Path:
     """The folder of the artifact in a run's folder, which may be a prompt's itself."""
     return folder if (folder / PROMPT_FILE).is_file() else folder / PROMPT
+
+
+def share_folder(path: str | Path, other: str | Path) -> bool:
+    """Whether two absolute paths have a folder in common that is not a root.
+
+    Else a path from one to the other would spell the whole path, and neither moves with the other.
+    """
+    try:
+        common = os.path.commonpath([path, other])
+    except ValueError:  # on two drives
+        return False
+    return common != os.path.dirname(common)
 
 
 def module_in(folder: str | Path, function: str) -> bool:
@@ -148,4 +161,4 @@ def _relative(path: str, folder: str) -> str:
     try:
         return os.path.relpath(path, folder)
     except ValueError:  # on another drive
-        return os.path.abspath(path)
+        return os.path.normpath(path)

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import finite
 from embedgrad.data.examples import Example
@@ -18,6 +18,16 @@ from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.recipe.build import Prepared, sources
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.settings import Refinement
+
+
+@final
+class TrainFacts(TypedDict):
+    """Steps, the step whose rows were kept, seconds, and why the training ended."""
+
+    steps: int
+    best_step: int
+    seconds: float
+    ended: str
 
 
 def provenance_of(
@@ -56,12 +66,12 @@ def training_facts(
     """How far the rows moved and what the training took: `result.json` without the scores."""
     return {
         **drift_facts(prompt, token_drift(prompt, model)),
-        "train": {
-            "steps": refinement.steps,
-            "best_step": refinement.best.step,
-            "seconds": refinement.seconds,
-            "ended": refinement.ended,
-        },
+        "train": TrainFacts(
+            steps=refinement.steps,
+            best_step=refinement.best.step,
+            seconds=refinement.seconds,
+            ended=refinement.ended,
+        ),
         "artifact": "prompt",
     }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedgrad.errors import DataError, DivergenceError, ModelError, RunError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
-from embedgrad.events import Report, quiet
+from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations import Theta, all_rows
@@ -28,6 +28,7 @@ from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.prompt.trust_region import distances
+from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.selection import Best, score_of
@@ -45,7 +46,7 @@ def optimize(
     evaluation: Evaluation = Evaluation(),
     start: Prompt | None = None,
     checkpoint: Checkpoint | None = None,
-    report: Report = quiet,
+    report: Report = show,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Refinement:

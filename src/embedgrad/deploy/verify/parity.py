@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, cast, final
 
 import torch
 from torch import Tensor
@@ -45,7 +45,29 @@ _LARGEST_IS_WORST = (
 _LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "limited_agreement", "rows")
 
 
-def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> dict[str, Any]:
+@final
+class CheckResult(TypedDict):
+    """The content of `verify.json`; each figure is that of the worst prompt."""
+
+    destination: str
+    engine: str
+    passed: bool
+    problems: list[str]
+    rows: int
+    step_zero_difference: float
+    added_mass: float
+    max_logprob_difference: float
+    mean_logprob_difference: float
+    tolerance: float | None
+    rounding: float | None
+    greedy_agreement: float | None
+    choice_agreement: float | None
+    limited_agreement: float | None
+    prompts: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+
+
+def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) -> CheckResult:
     """Compare every prompt of an export with the training path; returns what `verify.json` holds.
 
     Figures for the whole export are those of its worst prompt. Raises `EngineError`.
@@ -65,7 +87,7 @@ def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) 
     ]
     report["prompts"] = prompts
     report["versions"] = {**versions(), **engine_versions(destination)}
-    return report
+    return cast(CheckResult, report)
 
 
 @final

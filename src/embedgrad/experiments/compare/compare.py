@@ -18,17 +18,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
-from embedgrad.events import Report, part_of, quiet, say, stage
+from embedgrad.events import Report, part_of, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
 from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.rescore import rescore, score_again, scorer_fingerprint
-from embedgrad.experiments.compare.results import TEXT, predictions_of, results_of, scores_of
+from embedgrad.experiments.compare.results import (
+    TEXT,
+    CompareResult,
+    predictions_of,
+    results_of,
+    scores_of,
+)
 from embedgrad.formatting import duration
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
@@ -36,6 +42,7 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.event_files import write_events
+from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
 from embedgrad.training.self_training import refuse_inside
 
@@ -47,10 +54,10 @@ FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what
 def compare(
     recipe: Recipe,
     out: str | Path,
-    report: Report = quiet,
+    report: Report = show,
     *,
     model: LanguageModel | None = None,
-) -> dict[str, Any]:
+) -> CompareResult:
     """Run `recipe.compare` and return the content of `results.json`.
 
     What is finished in `out` is not repeated; methods and seeds may be added. A method that fails
@@ -106,7 +113,7 @@ def compare(
         figure = figure_svg(results)
         if figure is not None:
             write_file(folder.path / "figure.svg", figure)
-    return results
+    return cast(CompareResult, results)
 
 
 def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:

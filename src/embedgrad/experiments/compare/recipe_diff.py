@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.errors import RecipeError
-from embedgrad.recipe.paths import moved
+from embedgrad.recipe.paths import anonymize, moved
 from embedgrad.recipe.recipe import Recipe
 
 # No part depends on these. Where prefixes are stored changes no result; their precision does.
@@ -47,8 +47,8 @@ def shared_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of every setting that the parts of a comparison share."""
-    shared = shared_settings(recipe.as_dict())
+    """SHA-256 of every setting that the parts of a comparison share; of paths the last part."""
+    shared = shared_settings(anonymize(recipe.as_dict(), recipe.model.name))
     content = json.dumps(shared, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 

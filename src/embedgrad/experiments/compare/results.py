@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import Any, NotRequired, TypedDict, final
 
 import torch
 
@@ -30,6 +30,98 @@ OF_SCORES = (
     *("scoring_seconds", "correct", "scores"),
 )
 OF_TRAINING = (*sorted(FACTS), "threads", "ended")
+
+
+@final
+class MethodRun(TypedDict):
+    """One method with one seed, and its difference to the text prompt on the same rows.
+
+    `correct` has a digit per test row; `scores` has numbers per row where a scorer grades.
+    """
+
+    method: str
+    seed: int | None
+    accuracy: float
+    interval: list[float]
+    macro_f1: float | None
+    log_loss: float | None
+    cut: int
+    unread: int | None
+    wrong_in_form: NotRequired[int]
+    wrong_in_content: NotRequired[int]
+    correct: str
+    scores: list[float] | None
+    difference: float
+    difference_interval: list[float]
+    p_value: float
+    fixed: int
+    broken: int
+    trained_numbers: int
+    stored_bytes: int
+    examples_seen: int
+    train_seconds: float
+    scoring_seconds: float
+    extra_tokens: float
+    dev: dict[str, float] | None
+    settings: dict[str, Any]
+    threads: int | None
+    ended: str | None
+    history: list[dict[str, float]]
+    versions: dict[str, str] | None
+
+
+@final
+class MethodResult(TypedDict):
+    """One method over its seeds; the text prompt has no difference to itself."""
+
+    method: str
+    runs: int
+    seeds: list[int | None]
+    accuracy: float
+    interval: list[float]
+    min: float
+    max: float
+    macro_f1: float | None
+    log_loss: float | None
+    wrong_in_form: NotRequired[float]
+    wrong_in_content: NotRequired[float]
+    difference: float | None
+    difference_interval: list[float] | None
+    p_value: float | None
+    p_holm: float | None
+    verdict: str | None
+    trained_numbers: int
+    stored_bytes: int
+    examples_seen: int
+    train_seconds: float | None
+    scoring_seconds: float | None
+    extra_tokens: float | None
+
+
+@final
+class CompareResult(TypedDict):
+    """The content of `results.json`; `skipped` and `failed` say why, by method."""
+
+    methods: list[MethodResult]
+    rows: list[MethodRun]
+    text: str
+    test_rows: int
+    seeds: list[int]
+    skipped: dict[str, str]
+    failed: dict[str, str]
+    interrupted: bool
+    planned: int
+    trained: int
+    scored: int
+    recipe: dict[str, Any]
+    recipe_digest: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    solutions: dict[str, Any]
+    shared: dict[str, str]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    version: int
 
 
 def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Estimate a recipe's cost before running it."""
 
 from embedgrad.experiments.plan.estimate import Budget
-from embedgrad.experiments.plan.plan import plan
+from embedgrad.experiments.plan.plan import PlanResult, plan
 
-__all__ = ["Budget", "plan"]
+__all__ = ["Budget", "PlanResult", "plan"]

@@ -6,7 +6,7 @@ import datetime
 import math
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Required, TypedDict, cast, final
 
 import torch
 
@@ -16,7 +16,7 @@ from embedgrad.data.splits import NAMES, Splits, label_balance
 from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
-from embedgrad.events import Report, quiet, stage
+from embedgrad.events import Report, stage
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
@@ -30,7 +30,30 @@ from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.terminal.bars import show
 from embedgrad.training.self_training import source_of
+
+
+@final
+class PlanResult(TypedDict, total=False):
+    """What a recipe takes; problems may end it early, and time and memory need measuring."""
+
+    problems: Required[list[str]]
+    model: Required[dict[str, Any]]
+    data: Required[dict[str, Any]]
+    notes: Required[list[str]]
+    spans: list[dict[str, Any]]
+    merged: dict[str, Any]
+    tokens: dict[str, float]
+    course: dict[str, int]
+    flops: dict[str, float]
+    prefixes: dict[str, Any]
+    exports: list[dict[str, Any]]
+    measured: bool
+    seconds: dict[str, float]
+    memory: dict[str, Any]
+    replies: dict[str, Any]
+    budget: dict[str, Any]
 
 
 def plan(
@@ -38,9 +61,9 @@ def plan(
     *,
     budget: Budget = Budget(),
     measure: bool = True,
-    report: Report = quiet,
+    report: Report = show,
     started: float | None = None,
-) -> dict[str, Any]:
+) -> PlanResult:
     """What a recipe takes before it runs, as plain JSON values.
 
     With `measure` the model is loaded and a few batches are timed; without, memory and time are
@@ -66,7 +89,7 @@ def plan(
     loading, loaded = peak_memory(device), memory_in_use(device)
     itemsize = getattr(torch, info.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
-    values: dict[str, Any] = {
+    values: PlanResult = {
         "problems": problems.lines,
         "model": {
             **{n: getattr(info, n) for n in ("name", "architecture", "dtype", "context")},
@@ -138,7 +161,8 @@ def plan(
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
     estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)
-    values |= {**_count(recipe, estimator, parts, now), "measured": measure}
+    counts = {**_count(recipe, estimator, parts, now), "measured": measure}
+    values |= cast(PlanResult, counts)
     values["prefixes"]["reason"] = reason
     if measure:
         over, replies = budget.over(now), asdict(rates)

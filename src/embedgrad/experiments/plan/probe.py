@@ -17,6 +17,7 @@ import torch
 
 from embedgrad.environment import memory_in_use, peak_memory, reset_peak_memory
 from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer
+from embedgrad.events import quiet
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import PASS_COST
@@ -134,7 +135,9 @@ class Probe:
     def _train(self, batch: Examples) -> None:
         own = replace(self.recipe.training, steps=1, batch_size=len(batch), evaluate_every=None)
         parts = self.recipe.parts
-        refinement = optimize(self.model, self.sequencer, batch, training=own, parts=parts)
+        refinement = optimize(
+            self.model, self.sequencer, batch, training=own, parts=parts, report=quiet
+        )
         if refinement.ended == "interrupted":
             raise KeyboardInterrupt
 

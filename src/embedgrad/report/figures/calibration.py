@@ -55,10 +55,4 @@ def confidences(predictions: Iterable[Mapping[str, Any]], prompt: str) -> list[t
     Rows without probabilities, as free answers are, have no place in it.
     """
     answers = (row[prompt] for row in predictions)
-    return [(confidence(a), a["correct"]) for a in answers if a.get("probabilities")]
-
-
-def confidence(answer: Mapping[str, Any]) -> float:
-    """The probability of the chosen answer; probabilities may be named by their choices."""
-    shares = answer["probabilities"]
-    return float(max(shares.values() if isinstance(shares, Mapping) else shares))
+    return [(max(a["probabilities"]), a["correct"]) for a in answers if a.get("probabilities")]

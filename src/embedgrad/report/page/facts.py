@@ -177,7 +177,9 @@ def provenance(run: RunFiles) -> dict[str, Any]:
 
 def recipe_columns(run: RunFiles) -> tuple[str, ...]:
     """The columns in the saved prompt's template."""
-    from embedgrad.prompt.template import Template
+    from embedgrad.data.markup import parse
 
-    template = run.prompt.get("template")
-    return Template.from_dict(template).columns if template else ()
+    template = run.prompt.get("template") or {}
+    texts = [template.get("text") or "", *(m["content"] for m in template.get("messages", ()))]
+    pieces = (piece for text in texts for piece in parse(text, "template"))
+    return tuple(dict.fromkeys(piece.text for piece in pieces if piece.kind == "column"))

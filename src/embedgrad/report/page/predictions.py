@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from embedgrad.report.figures.calibration import confidence
 from embedgrad.report.figures.comparison import TEXT
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RunFiles, replies_differ
@@ -170,8 +169,8 @@ def _reply(answered: Mapping[str, Any], text: Any) -> dict[str, Any]:
         reply["score"] = answered.get("seeds") or f"score {round(score, 4)}"
     if is_number(loss := answered.get("loss")):
         reply["loss"] = round(loss, 4)
-    if answered.get("probabilities"):
-        reply["sure"] = round(confidence(answered), 4)
+    if shares := answered.get("probabilities"):
+        reply["sure"] = round(max(shares), 4)
     if answered.get("cut"):
         reply["cut"] = True
     return reply

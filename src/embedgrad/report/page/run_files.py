@@ -210,8 +210,6 @@ def _is_answer(answer: object) -> bool:
     if not isinstance(answer, dict) or not isinstance(answer.get("predicted"), str):
         return False
     shares = answer.get("probabilities")
-    if isinstance(shares, dict):  # named by their choices
-        shares = list(shares.values())
     known = isinstance(shares, list) and shares and all(map(is_number, shares))
     return is_number(answer.get("correct")) and bool(shares is None or known)
 

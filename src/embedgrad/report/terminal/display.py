@@ -83,7 +83,7 @@ class Display:
                         continue
                     if note is None:
                         return
-                    self._console.print(Text(self._safe(note)), soft_wrap=True)
+                    self._console.print(Text(self._safe(note)))
             finally:
                 self._live.stop()
 

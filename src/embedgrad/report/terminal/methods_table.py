@@ -19,7 +19,7 @@ _COSTS = ("method", "over seeds", "p (Holm)", "numbers", "training", "tokens")
 
 
 def methods_table(results: Entry) -> RenderableType:
-    """A line per method, with the verdict in words, and what is missing and why."""
+    """A line per method, what is missing and why, and the verdict in words."""
     cells = [_cells(entry) for entry in results["methods"]]
     parts: list[RenderableType] = []
     for columns in (_GAINS, _COSTS) if cells else ():
@@ -31,7 +31,10 @@ def methods_table(results: Entry) -> RenderableType:
             style = "bold" if row["verdict"] == "improved" else ""
             table.add_row(*(Text(row[name]) for name in columns), style=style)
         parts += [table, ""]
-    return Group(*parts, *(sentence(text) for text in _sentences(results)))
+    parts += [sentence(text) for text in _sentences(results)]
+    if any(entry["verdict"] is not None for entry in results["methods"]):
+        parts.append(sentence(reliable_gain(results)[1], "bold"))
+    return Group(*parts)
 
 
 def methods_markdown(results: Entry) -> str:
@@ -65,7 +68,8 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
     judged = {e["method"]: e["verdict"] for e in results["methods"] if e["verdict"] is not None}
     if "embedgrad" in judged:
         gained = judged["embedgrad"] == "improved"
-        return gained, f"embedgrad: {judged['embedgrad']} over the text prompt"
+        than = "than" if judged["embedgrad"] == "worse" else "over"
+        return gained, f"embedgrad: {judged['embedgrad']} {than} the text prompt"
     gained = "improved" in judged.values()
     improved = ", ".join(name for name, verdict in judged.items() if verdict == "improved")
     return gained, f"improved: {improved}" if gained else "no method has a reliable gain"

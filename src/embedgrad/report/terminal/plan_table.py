@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from embedgrad.formatting import duration, operations, size, visible
+from embedgrad.formatting import duration, operations, size
+from embedgrad.report.terminal.tables import sentence
 
 Values = Mapping[str, Any]
 
@@ -118,8 +119,8 @@ def _budget(budget: Values) -> Iterator[RenderableType]:
         yield _line(f"{knob['setting']} = {knob['value']}: {fits}, {results}, {taken}")
 
 
-def _line(text: str) -> Text:
-    return Text(f"  {visible(text)}", no_wrap=True, overflow="ignore")
+def _line(text: str) -> RenderableType:
+    return sentence(text, indent=2)
 
 
 # What must be there, a title, and the lines.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO, final
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -30,22 +31,24 @@ Row = Mapping[str, Any]
 
 
 def comparison_table(result: Row) -> RenderableType:
-    """Text prompt against refined prompt, the verdict, and what else a result holds.
+    """Text prompt against refined prompt, what else a result holds, and the verdict.
 
     Of `result.json` every part may be missing: an interrupted run has no scores, scores of other
     rows ("split" says which, if not test) come without drift and training.
     """
     parts: list[RenderableType] = []
     if "difference" in result:
-        parts += [_scores(result), "", sentence(verdict(result["difference"]), "bold")]
-    elif "train" in result:
-        parts.append(sentence("no test rows were scored", "bold"))
+        parts += [_scores(result), ""]
+    parts += [sentence(line) for line in _facts(result)]
     if "train" in result and not result["train"].get("best_step", 1):
         parts.append(sentence(NOTHING_BETTER, "bold"))
     share = result.get("refined", {}).get("greedy_is_choice")
     if is_number(share):
         parts.append(sentence(describe_greedy(share), "bold yellow" if share < FREE_ENOUGH else ""))
-    parts += [sentence(line) for line in _facts(result)]
+    if "difference" in result:
+        parts.append(sentence(verdict(result["difference"]), "bold"))
+    elif "train" in result:
+        parts.append(sentence("no test rows were scored", "bold"))
     return Group(*parts)
 
 
@@ -252,9 +255,24 @@ def _drift_line(part: Row) -> str:
     )
 
 
-def sentence(text: str, style: str = "") -> Text:
-    """A line that the terminal may wrap, but that stays whole in a file."""
-    return Text(visible(text), style=style, no_wrap=True, overflow="ignore")
+def sentence(text: str, style: str = "", indent: int = 0) -> RenderableType:
+    """A line that a terminal breaks between words, and that stays whole in a file."""
+    return _Sentence(visible(text), style, indent)
+
+
+@final
+class _Sentence(NamedTuple):
+    text: str
+    style: str
+    indent: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if console.is_terminal:
+            yield Padding(Text(self.text, self.style), (0, 0, 0, self.indent), expand=False)
+        else:
+            yield Text(
+                f"{' ' * self.indent}{self.text}", self.style, no_wrap=True, overflow="ignore"
+            )
 
 
 def _cell(text: str, *, cut: bool = False) -> Text:

@@ -194,6 +194,7 @@ class _Sampler:
                 batch_size=self.evaluation.batch_size,
                 # What is drawn depends on the question alone, not on its neighbors.
                 numbers=[int(digest, 16) for digest in part],
+                report=quiet,
             )
             sampled |= zip(part, answers, strict=True)
         return sampled

@@ -1,0 +1,98 @@
+"""Progress bars in scripts and notebooks: the default `report`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO, final
+
+from embedgrad.formatting import encodable, percent, visible
+from embedgrad.report.terminal.progress import Progress
+
+STEPS = "steps"
+DELAY = 1.0  # seconds; what is done sooner shows no bar
+FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+@final
+class Bars:
+    """Shows events as tqdm's bars in a terminal or a notebook, elsewhere as plain lines.
+
+    A bar of steps shows the loss, the dev score and the time left, and stays; others go when they
+    are full.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None  # tqdm is partly without types
+        self._figures: dict[str, str] = {}
+        self._lines: Progress | None = None
+        self._stream: TextIO | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        if sys.stderr is None:  # a program without a console
+            return
+        if not ("ipykernel" in sys.modules or sys.stderr.isatty()):
+            if self._lines is None or self._stream is not sys.stderr:
+                self._stream, self._lines = sys.stderr, Progress(stream=sys.stderr)
+            self._lines(event)
+            return
+        match event["event"]:
+            case "note":
+                self._print(event["text"])
+            case "stage":
+                self._close()
+                self._figures = {}
+                self._print(event["text"])
+            case "step":
+                self._figures["loss"] = f"{event['loss']:.3f}"
+                self._move(_training(event), event["step"], event["total"])
+            case "evaluation":
+                metric = event["metric"]
+                form = percent if metric == "accuracy" else "{:.3f}".format
+                now, best = (form(score[metric]) for score in (event, event["best"]))
+                self._figures |= {"dev": now, "best": best}
+                self._move(_training(event), event["step"], event["total"])
+            case "scoring":
+                self._move(event["which"], event["done"], event["total"])
+            case "end":
+                self._close()
+
+    def _move(self, name: str, done: int, total: int) -> None:
+        training = name.endswith(STEPS)
+        if self._bar is None or (self._bar.name, self._bar.total) != (name, total):
+            self._close()
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                desc=visible(name),
+                initial=max(done - 1, 0),
+                total=total,
+                leave=training,
+                delay=0 if training else DELAY,
+                bar_format=FORMAT,
+            )
+            self._bar.name = name
+        self._bar.n = done
+        if training:
+            figures = (f"{name} {value}" for name, value in self._figures.items())
+            self._bar.set_postfix_str(", ".join(figures), refresh=False)
+        self._bar.update(0)
+        if not training and done >= total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(encodable(visible(text), sys.stderr.encoding or "utf-8"), file=sys.stderr)
+
+
+def _training(event: dict[str, Any]) -> str:
+    return f"{event['method']} {STEPS}" if "method" in event else STEPS
+
+
+show = Bars()
