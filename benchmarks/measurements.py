@@ -40,21 +40,6 @@ def files(folder: str) -> list[str]:
     return [*(f'data.{name}="{{data}}/{folder}/{name}.jsonl"' for name in names), drop]
 
 
-def losses(numbers: tuple[int, ...], settings: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Both losses of the same recipe, on 256 training rows; only one test row is read."""
-    return {
-        f"{over}, seed {seed}": [
-            f"objective={{name='cross_entropy', over='{over}'}}",
-            f"training={{epochs=4, seed={seed}}}",
-            "trust_region.radius=0.3",
-            "data.limit={train=256, dev=150, test=1}",
-            *settings,
-        ]
-        for over in ("answer", "choices")
-        for seed in numbers
-    }
-
-
 @dataclass(frozen=True)
 class Compared:
     """A results file of `embedgrad compare`."""
@@ -103,25 +88,33 @@ LONGER = (
 AFTER = (
     'template={user="{text}\\n\\n[[Is this review positive or negative? Answer with one word:]]"}'
 )
+# What was measured before the loss over both became the default.
+RANKED = 'objective={name="cross_entropy", over="choices"}'
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
-    "compare-demo-smollm2-135m": Compared("demo.toml", []),
-    "compare-sst2-smollm2-135m": Compared("sst2.toml", [PROMPTS], files("sst2")),
+    "compare-demo-smollm2-135m": Compared("demo.toml", [RANKED]),
+    "compare-sst2-smollm2-135m": Compared("sst2.toml", [RANKED, PROMPTS], files("sst2")),
     # The same words after the query.
-    "compare-sst2-after-smollm2-135m": Compared("sst2.toml", [AFTER, PROMPTS], files("sst2")),
+    "compare-sst2-after-smollm2-135m": Compared(
+        "sst2.toml", [RANKED, AFTER, PROMPTS], files("sst2")
+    ),
     "compare-imdb-smollm2-135m": Compared(
         "imdb.toml",
-        ['compare.methods=["text", "embedgrad", "peft-prompt-tuning-text"]', "compare.seeds=[0]"],
+        [
+            RANKED,
+            'compare.methods=["text", "embedgrad", "peft-prompt-tuning-text"]',
+            "compare.seeds=[0]",
+        ],
         [*files("imdb"), 'data.answer="label_text"', "data.labels={}"],
     ),
     "compare-causal-judgement-smollm2-135m": Compared(
         "causal-judgement.toml",
-        ["compare.seeds=[0, 1, 2, 3, 4]"],
+        [RANKED, "compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement_grouped"), 'data.group="group"', *CAUSAL],
     ),
     "compare-causal-judgement-random-split-smollm2-135m": Compared(
         "causal-judgement.toml",
-        ["compare.seeds=[0, 1, 2, 3, 4]"],
+        [RANKED, "compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
     ),
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
@@ -180,20 +173,20 @@ COMPARISONS = {
 }
 MEASUREMENTS = {
     "demo": Measurement("demo.toml", seeds(0, 1, 2)),
-    "loss-over": Measurement("demo.toml", losses((0, 1, 2)), dev_only=True),
-    "loss-over-sst2": Measurement(
-        "sst2.toml", losses((0, 1, 2), (AFTER,)), files("sst2"), dev_only=True
-    ),
-    "sst2": Measurement("sst2.toml", seeds(0), files("sst2")),
+    "sst2": Measurement("sst2.toml", seeds(0, settings=(RANKED,)), files("sst2")),
     "sst2-radius-0.3": Measurement(
         "sst2.toml",
-        seeds(0, settings=(AFTER, "trust_region.radius=0.3")),
+        seeds(0, settings=(RANKED, AFTER, "trust_region.radius=0.3")),
         files("sst2"),
     ),
     "sst2-span": Measurement(
         "sst2.toml",
         {
-            f"{words} words, seed 0": [*settings, "data.limit={train=1000, dev=872, test=1}"]
+            f"{words} words, seed 0": [
+                RANKED,
+                *settings,
+                "data.limit={train=1000, dev=872, test=1}",
+            ]
             for words, settings in (("few", [AFTER]), ("many", [LONGER]))
         },
         files("sst2"),
@@ -201,7 +194,7 @@ MEASUREMENTS = {
     ),
     "causal-judgement": Measurement(
         "causal-judgement.toml",
-        seeds(0, 1, 2, 3, 4),
+        seeds(0, 1, 2, 3, 4, settings=(RANKED,)),
         [
             *files("bbh_causal_judgement_grouped"),
             'data.answer="label"',
@@ -215,6 +208,7 @@ MEASUREMENTS = {
 OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
+    "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),
     "serving": ("benchmarks.serving", "RUN"),

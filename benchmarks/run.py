@@ -10,8 +10,8 @@ command resumes an interrupted run; `--row "seed 0"` measures one row again. Nam
 `--seeds` measure only some of their rows. Other rows in the results file are kept; if anything but
 the rows differs, the file is left as it is and the program names the differences.
 `--data` is a folder with sst2/, imdb/, svamp/, gsm8k/, bbh_causal_judgement/ and
-bbh_causal_judgement_grouped/ (train, dev and test.jsonl each). All results except `demo`,
-`loss-over` and `compare-demo-smollm2-135m` need it.
+bbh_causal_judgement_grouped/ (train, dev and test.jsonl each). All results except `demo` and
+`compare-demo-smollm2-135m` need it.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def _about(path: Path) -> str:
 
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
-    "loss-over": lambda root, up, _: measured.loss_table(root, up),
+    "objective": lambda root, up, _: measured.objectives(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),

@@ -18,7 +18,6 @@ from embedgrad.report.terminal.methods_table import methods_markdown
 from embedgrad.report.terminal.tables import comparison_table
 
 TASKS = ("demo", "sst2", "causal-judgement")
-LOSSES = ("loss-over", "loss-over-sst2")
 FOLDER = "benchmarks/results"
 HEADLINE = re.compile(r"# (?P<task>.+?) on (?P<model>\S+?)[.:]?(?:\s|$)")  # of a recipe
 
@@ -137,49 +136,28 @@ def _more_seeds(root: Path, up: str) -> str:
     return "".join(lines)
 
 
-def loss_table(root: Path, up: str) -> str:
-    """The loss over the choices beside the loss over the answer's tokens, on dev rows.
+def objectives(root: Path, up: str) -> str:
+    """What the loss is over, on dev rows: the ranking, and whether greedy replies are choices."""
+    results = read(root, "objective")
+    if results is None:
+        return _missing(root, ("objective",))
+    table = [("data", "loss over", "text prompt", "refined prompt", "log-loss", "greedy replies")]
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for name, row in results["rows"].items():
+        data, over, _ = re.split(", over |, seed ", name)
+        groups.setdefault((data, over), []).append(row)
+    for (data, over), rows in sorted(groups.items()):
 
-    The demo's own rows are its recipe with the loss over the choices.
-    """
-    names = ("from", "loss over", "seed", "dev rows", "text prompt", "refined prompt")
-    table = [(*names, "log-loss before", "log-loss after", "training")]
-    scores: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
-    for file in ("demo", *LOSSES):
-        data = file.removeprefix("loss-over").removeprefix("-") or "demo"
-        for name, row in (read(root, file) or {"rows": {}})["rows"].items():
-            over, _, seed = (f"choices, {name}" if file == "demo" else name).partition(", seed ")
-            before = row["dev_history"][0]
-            (after,) = [s for s in row["dev_history"] if s["step"] == row["train"]["best_step"]]
-            if (data, seed) in scores.setdefault(over, {}):
-                continue
-            scores[over][data, seed] = after["accuracy"], after["log_loss"]
-            table.append(
-                (
-                    f"[{file}.json]({up}{FOLDER}/{file}.json)",
-                    f"the {over}",
-                    seed,
-                    str(row["data"]["dev"]["rows"]),
-                    _percent(before["accuracy"]),
-                    _percent(after["accuracy"]),
-                    f"{before['log_loss']:.3f}",
-                    f"{after['log_loss']:.3f}",
-                    f"{row['train']['seconds']:.0f} s",
-                )
-            )
-    pairs = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
-    means = "; ".join(
-        f"over the {over} {_percent(_mean([found[pair][0] for pair in pairs]))} and "
-        f"{_mean([found[pair][1] for pair in pairs]):.3f} nats"
-        for over, found in scores.items()
-    )
-    count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs with the same data"
-    source = f"\nMean accuracy and log-loss after training, {count} and seed: {means}.\n"
-    if {"choices", "answer"} <= set(scores):
-        lower = sum(scores["choices"][pair][1] < scores["answer"][pair][1] for pair in pairs)
-        source += f"The log-loss is lower over the choices in {lower} of {len(pairs)}.\n"
-    source = source if pairs else ""
-    return markdown(table) + source + _missing(root, LOSSES)
+        def mean(prompt: str, figure: str, rows: list[Results] = rows) -> float:
+            return _mean([row[prompt][figure] for row in rows])
+
+        accuracies = (_percent(mean(prompt, "accuracy")) for prompt in ("text", "refined"))
+        losses = f"{mean('refined', 'log_loss'):.3f}"
+        said = _percent(mean("refined", "greedy_is_choice"))
+        table.append((data, f"{over} ({len(rows)})", *accuracies, losses, said))
+    rows = next(iter(results["rows"].values()))["refined"]["rows"]
+    link = f"[objective.json]({up}{FOLDER}/objective.json)"
+    return markdown(table) + f"\n{rows} dev rows each, means over the seeds in brackets; {link}\n"
 
 
 def spans(root: Path, up: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +103,7 @@ def exported(
     *,
     name: str = "sentiment",
     template: Template | None = None,
+    target: Target = Target(CHOICES),
     examples: Sequence[Example] = (),
     move: float = 0.3,
     seed: int = 0,
@@ -108,8 +111,10 @@ def exported(
 ) -> ExportedPrompt:
     """A prompt whose rows are moved by `move` of their norm in random directions."""
     template = template or Template.chat(user=USER)
-    target = Target(CHOICES)
     examples = list(examples) or tiny.reviews(12)
+    if target.choices != CHOICES:  # any will do
+        answers = itertools.cycle(target.choices or ("a b",))
+        examples = [dataclasses.replace(e, answer=next(answers)) for e in examples]
     date = datetime.date(2024, 3, 12)
     sequencer = model.sequencer(template, target, examples, date=date)
     start_PD = model.embed(sequencer.prompt_ids)

@@ -30,6 +30,7 @@ Body = Mapping[str, Any]
 LOWEST = -9999.0  # of log-probabilities, as vLLM writes minus infinity
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETTINGS = {"model", "cache_salt", "max_tokens", "temperature", "return_tokens_as_token_ids"}
+SETTINGS |= {"allowed_token_ids", "structured_outputs"}
 LONGEST_SALT = 1024
 PLACEHOLDER = "<prompt_embeds>"  # vLLM's special token in the place of embeddings
 JOIN = "\n"  # between the parts of a message
@@ -79,8 +80,13 @@ class FakeServer:
         return self.model.embed(ids).to(self.dtype)
 
     @torch.no_grad()
-    def continued(self, embeds_TD: Tensor, most: int) -> tuple[list[int], Tensor]:
-        """Greedy tokens behind a prompt, the end token among them, and log-probabilities [N, V]."""
+    def continued(
+        self, embeds_TD: Tensor, most: int, allowed: Callable[[list[int]], list[int]] | None = None
+    ) -> tuple[list[int], Tensor]:
+        """Greedy tokens behind a prompt, the end token among them, and log-probabilities [N, V].
+
+        `allowed` gives the tokens that may follow those so far; log-probabilities are those before.
+        """
         engine: Any = self.model.model
         if len(embeds_TD) == 0:
             raise Refused("the prompt is empty")
@@ -94,11 +100,24 @@ class FakeServer:
                 repetition_penalty=1.0,
                 eos_token_id=list(self.model.end_ids) or None,
                 pad_token_id=0,
+                prefix_allowed_tokens_fn=allowed and (lambda _, ids: allowed(ids.tolist())),
                 output_logits=True,
                 return_dict_in_generate=True,
             )
         logits_NV = torch.cat(made.logits).float()
         return made.sequences[0].tolist(), torch.log_softmax(logits_NV, dim=1)[:, : self.ids].cpu()
+
+    def one_of(self, texts: Sequence[str]) -> Callable[[list[int]], list[int]]:
+        """Tokens, cut in any way, that keep an answer to one of the texts."""
+
+        def allowed(ids: list[int]) -> list[int]:
+            so_far = self.text(ids)
+            ends = list(self.model.end_ids) if so_far in texts else []
+            grown = ((i, self.text([*ids, i])) for i in range(self.ids))
+            inside = [i for i, t in grown if t != so_far and any(x.startswith(t) for x in texts)]
+            return [*ends, *inside] or list(self.model.end_ids)
+
+        return allowed
 
     def text(self, ids: list[int]) -> str:
         """What tokens read like."""
@@ -190,9 +209,35 @@ class FakeVllm(FakeServer):
         self.name = name
         self.chat_template = chat_template
         self.tokenizer = with_placeholder(model.tokenizer)
-        self.routes = {"/v1/completions": self._completion, "/v1/chat/completions": self._chat}
+        self.routes = {
+            "/v1/completions": self._completion,
+            "/v1/chat/completions": self._chat,
+            "/tokenize": self._tokenize,
+        }
+
+    def _tokenize(self, body: Body) -> dict[str, Any]:
+        if set(body) != {"model", "messages"}:
+            raise Refused("this fake tokenizes messages only")
+        ids = prompt_ids(body["messages"], self.tokenizer, self.chat_template, {})
+        return {"tokens": ids, "count": len(ids)}
+
+    def _read(self, body: Body) -> dict[str, Any]:
+        """The log-probabilities of several prompts' own tokens; the first token has none."""
+        if set(body) != {"model", "prompt", "max_tokens", "prompt_logprobs"}:
+            raise Refused("this fake reads lists of tokens, and nothing else")
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            engine: Any = self.model.model
+            with torch.no_grad():
+                logprobs_TV = engine(torch.tensor([ids])).logits[0].float().log_softmax(dim=1)
+            read = zip(ids[1:], logprobs_TV, strict=False)
+            places = [None, *({str(i): {"logprob": float(p[i])}} for i, p in read)]
+            choices.append({"index": index, "text": "", "prompt_logprobs": places})
+        return {"object": "text_completion", "model": self.name, "choices": choices}
 
     def _completion(self, body: Body) -> dict[str, Any]:
+        if "prompt_logprobs" in body:
+            return self._read(body)
         self._check(body, {"prompt", "prompt_embeds", "logprobs"})
         if ("prompt" in body) == ("prompt_embeds" in body):
             raise Refused("Either prompt or prompt_embeds must be provided and non-empty.")
@@ -200,7 +245,7 @@ class FakeVllm(FakeServer):
             embeds_TD = self.embed(body["prompt"])
         else:
             embeds_TD = self._decoded(body["prompt_embeds"])
-        tokens, logprobs_NV = self.continued(embeds_TD, body["max_tokens"])
+        tokens, logprobs_NV = self.continued(embeds_TD, body["max_tokens"], self._limit(body))
         choice: dict[str, Any] = {"index": 0, "text": self.text(tokens)}
         if body.get("logprobs") is not None:
             choice["logprobs"] = {
@@ -230,7 +275,8 @@ class FakeVllm(FakeServer):
                 f"found {ids.count(place)}."
             )
         parts = [tensors.pop(0) if i == place else self.embed([i]) for i in ids]
-        tokens, logprobs_NV = self.continued(torch.cat(parts), body["max_tokens"])
+        embeds_TD = torch.cat(parts)
+        tokens, logprobs_NV = self.continued(embeds_TD, body["max_tokens"], self._limit(body))
         message = {"role": "assistant", "content": self.text(tokens)}
         choice: dict[str, Any] = {"index": 0, "message": message}
         if body.get("logprobs"):
@@ -248,6 +294,16 @@ class FakeVllm(FakeServer):
                 ]
             }
         return {"object": "chat.completion", "model": self.name, "choices": [choice]}
+
+    def _limit(self, body: Body) -> Callable[[list[int]], list[int]] | None:
+        if "allowed_token_ids" in body:
+            return lambda _: body["allowed_token_ids"]
+        limits = body.get("structured_outputs")
+        if limits is None:
+            return None
+        if set(limits) != {"choice"}:
+            raise Refused("structured_outputs: this fake knows choice only")
+        return self.one_of(limits["choice"])
 
     def _content(self, content: Any, tensors: list[Tensor]) -> str:
         """A message's text, with a placeholder for every tensor."""
@@ -337,9 +393,14 @@ class FakeSglang(FakeServer):
         else:
             embeds_TD = self._floats(body["input_embeds"])
         sampling = body.get("sampling_params", {})
-        if set(sampling) != {"max_new_tokens", "temperature"} or sampling["temperature"] != 0:
+        fields = set(sampling) - {"ebnf"}
+        if fields != {"max_new_tokens", "temperature"} or sampling["temperature"] != 0:
             raise Refused("this fake decodes greedily: max_new_tokens, and temperature = 0")
-        tokens, logprobs_NV = self.continued(embeds_TD, sampling["max_new_tokens"])
+        limit = None
+        if "ebnf" in sampling:
+            texts = sampling["ebnf"].removeprefix("root ::= ").split(" | ")
+            limit = self.one_of(list(map(json.loads, texts)))
+        tokens, logprobs_NV = self.continued(embeds_TD, sampling["max_new_tokens"], limit)
         facts: dict[str, Any] = {"completion_tokens": len(tokens)}
         if body.get("return_logprob"):
             pairs = list(zip(tokens, logprobs_NV, strict=True))

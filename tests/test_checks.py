@@ -39,13 +39,14 @@ class Again(Engine):
         self.noise = wrong.get("noise", 0.0)
         self.mass = wrong.get("mass", 0.0)
         self.suffix = wrong.get("suffix", ())  # ids behind a greedy answer's end
+        self.mute = wrong.get("mute", False)  # its replies are no choices
         self.asked: list[Query] = []
 
     def __exit__(self, *exception: object) -> None:
         pass
 
     def logprobs_BV(self, rows: Sequence[Query]) -> Tensor:
-        self.asked += rows
+        self.asked += list(rows)
         return self._said(self.rows, rows)
 
     def start_logprobs_BV(self, rows: Sequence[Query]) -> Tensor:
@@ -72,6 +73,10 @@ class Again(Engine):
     def answer_logprobs(self, rows: Sequence[Query]) -> list[tuple[float, ...]]:
         outcome = self.model.outcome(self.rows, [row.sequence for row in rows])
         return [tuple(row) for row in outcome.logprobs_BC.tolist()]
+
+    def choose(self, query: Query) -> int | None:
+        (logprobs,) = self.answer_logprobs([query])
+        return None if self.mute else logprobs.index(max(logprobs))
 
     def added_mass(self, rows: Sequence[Query]) -> float:
         return float(self.mass)
@@ -113,9 +118,10 @@ def test_the_training_path_passes_as_its_own_engine(checked: Any) -> None:
     assert found["passed"], found["problems"]
     assert found["problems"] == []
     assert found["rows"] == 12
-    assert found["prompts"]["sentiment"]["fewer_rows"] == "the data has 12 rows"
+    assert found["prompts"]["sentiment"]["fewer_rows"] == "there were 12"
     assert found["max_logprob_difference"] == found["step_zero_difference"] == 0
-    assert found["greedy_agreement"] == found["choice_agreement"] == 1
+    assert found["choice_agreement"] == found["limited_agreement"] == 1
+    assert found["greedy_agreement"] is None
     assert found["tolerance"] == 1e-4
     assert found["rounding"] is None
     assert set(found["versions"]) >= {"torch", "transformers"}
@@ -211,14 +217,41 @@ def test_rounded_rows_of_a_model_that_scales_them_may_miss_the_text_a_little(
 
 
 def test_greedy_texts_are_compared_up_to_the_end_token(checked: Any, job: Job) -> None:
-    assert checked(suffix=(job.model.end_ids[0], 5, 6))["greedy_agreement"] == 1
+    free = with_target(job.model, Target())
+    assert checked(free, suffix=(job.model.end_ids[0], 5, 6))["greedy_agreement"] == 1
 
 
-def test_other_greedy_texts_fail_where_weights_are_exact(checked: Any) -> None:
-    found = checked(suffix=(5,))
+def test_other_greedy_texts_fail_where_weights_are_exact(checked: Any, job: Job) -> None:
+    free = with_target(job.model, Target())
+    found = checked(free, suffix=(5,))
     assert found["greedy_agreement"] == 0
     assert found["problems"] == ["greedy texts agree with training in only 0% of the rows"]
-    assert checked(suffix=(5,), tolerance=None)["passed"]  # reported only
+    assert checked(free, suffix=(5,), tolerance=None)["passed"]  # reported only
+
+
+def test_how_far_a_check_is_is_reported(job: Job, monkeypatch: Any) -> None:
+    events: list[dict[str, Any]] = []
+    reported = dataclasses.replace(job, report=events.append)
+    monkeypatch.setattr(checks, "open_engine", lambda *_: Again(job))
+    checks.check("safetensors", Path("nowhere"), reported, {})
+    last = {e["which"]: (e["done"], e["total"]) for e in events if e["event"] == "scoring"}
+    passes = ("plain text", "unrefined rows", "refined rows", "choices", "replies")
+    assert list(last) == ["sentiment in training", *(f"sentiment: {what}" for what in passes)]
+    assert set(last.values()) == {(12, 12)}
+
+
+def test_choices_are_checked_without_any_free_text(checked: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Again, "greedy", None)
+    assert checked()["passed"]
+
+
+def test_replies_of_a_server_are_compared_and_fail_nothing(checked: Any) -> None:
+    found = checked(mute=True)
+    assert (found["choice_agreement"], found["limited_agreement"]) == (1, 0)
+    assert found["passed"]
+    name, value = check_figures(found)[-1]
+    assert name == "the same choices as `evaluate`, by the answers that clients get"
+    assert value == "0.0 % (0.0 % to 24.2 %)"
 
 
 def test_normalized_choices_are_compared_per_token(checked: Any) -> None:
@@ -235,17 +268,7 @@ def test_normalized_choices_are_compared_per_token(checked: Any) -> None:
 
 
 def with_target(model: LanguageModel, target: Target) -> Job:
-    job = export_kit.job_of(model)
-    (exported,) = job.prompts
-    examples = [
-        dataclasses.replace(example, answer=target.choices[0] if target.choices else "a b")
-        for example in tiny.reviews(12)
-    ]
-    sequencer = model.sequencer(exported.prompt.template, target, examples)
-    prompt = dataclasses.replace(exported.prompt, target=target, spans=sequencer.spans)
-    rows = sequencer.build(examples)
-    changed = dataclasses.replace(exported, prompt=prompt, sequencer=sequencer, sequences=rows)
-    return dataclasses.replace(job, prompts=[changed])
+    return export_kit.job_of(model, export_kit.exported(model, target=target))
 
 
 def test_free_answers_have_no_choices_to_agree_in(checked: Any, job: Job) -> None:
@@ -258,7 +281,6 @@ def test_free_answers_have_no_choices_to_agree_in(checked: Any, job: Job) -> Non
 def test_rows_are_asked_as_a_client_asks(checked: Any, job: Job, monkeypatch: Any) -> None:
     engine = Again(job)
     monkeypatch.setattr(checks, "open_engine", lambda *_: engine)
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 1)
     checks.check("safetensors", Path("nowhere"), job, {})
     for asked in engine.asked:
         review = asked.sequence.example.columns["review"]
@@ -271,7 +293,6 @@ def test_a_template_without_a_plain_query_is_asked_by_tokens(job: Job, monkeypat
     )
     engine = Again(export_kit.job_of(job.model, plain))
     monkeypatch.setattr(checks, "open_engine", lambda *_: engine)
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 1)
     checks.check("safetensors", Path("nowhere"), export_kit.job_of(job.model, plain), {})
     assert all(not asked.messages for asked in engine.asked)
 
@@ -304,8 +325,9 @@ def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mon
 def test_the_card_tells_what_was_found(checked: Any, job: Job) -> None:
     good, bad = format_check(checked()), format_check(checked(rows=broken(job)))
     assert good.startswith("The check passed.")
-    assert "On fewer rows than 32: the data has 12 rows." in good
-    assert "| the same choices as in training | 100.0% |" in good
+    assert "On fewer rows than 32: there were 12." in good
+    ranked = "the same choices as `evaluate`, ranked by log-probability"
+    assert f"| {ranked} | 100.0 % (75.8 % to 100.0 %) |" in good
     assert bad.startswith("**The check failed.**")
     assert "next-token log-probabilities are not those of training" in bad
     assert format_check(None).startswith("Nothing: it was exported without a check.")

@@ -117,7 +117,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("tiny", "reviews.csv"):
         (tmp_path / name).symlink_to(workspace / name)
     regions = [
-        *("results", "demo-output", "loss-over", "compared", "compared-short", "planned"),
+        *("results", "demo-output", "objective", "compared", "compared-short", "planned"),
         "spans",
         *("names", "errors", "tree", "rooms"),
         *("defaults training", "file recipes/demo.toml"),
@@ -179,11 +179,11 @@ def test_what_was_not_measured_is_said(repository: Path) -> None:
     generated()
     page = text_of(repository / "README.md")
     assert "Not measured yet: `demo`, `sst2`, `causal-judgement`." in page
-    assert "Not measured yet: `loss-over`, `loss-over-sst2`." in page
+    assert "Not measured yet: `objective`." in page
     assert "No comparison is measured yet." in page
     assert "Not measured yet: `plan`." in page
-    tables = re.findall(r"^\| (task|from) \|.*\n\| ---.*\n(.*)\n", page, re.M)
-    assert tables == [("task", ""), ("from", "")]  # no rows
+    tables = re.findall(r"^\| (task) \|.*\n\| ---.*\n(.*)\n", page, re.M)
+    assert tables == [("task", "")]  # no rows
 
 
 RUN = subprocess.run
@@ -202,7 +202,6 @@ def test_tables_are_made_of_what_the_benchmarks_write(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.subprocess, "run", in_process)
-    bench.measure("loss-over", bench.MEASUREMENTS["loss-over"], None)
     bench.measure("demo", bench.Measurement("demo.toml", measurements.seeds(0, 1)), None)
     path = repository / "benchmarks" / "results" / "demo.json"
     results = json.loads(text_of(path))
@@ -239,30 +238,25 @@ def test_tables_are_made_of_what_the_benchmarks_write(
     # What the demo prints: from the first seed.
     assert re.search(r"^text prompt +70.0 % +60.0 to 79.0", readme, re.M)
     assert "improved: +10.0 points (95 % interval +10.0 to +30.0), McNemar p < 0.001" in readme
-    # Dev scores of the losses: before, and at the best step.
-    held = json.loads(text_of(path.with_name("loss-over.json")))["rows"]
-    assert list(held) == list(bench.MEASUREMENTS["loss-over"].rows)
-    for name, row in held.items():
-        over, seed = name.split(", seed ")
-        if name in ("choices, seed 0", "choices, seed 1"):
-            continue  # the demo's own rows stand for these
-        before, history = row["dev_history"][0], row["dev_history"]
-        after = next(s for s in history if s["step"] == row["train"]["best_step"])
-        cells = f"| the {over} | {seed} | 12 | {100 * before['accuracy']:.1f} % "
-        cells += f"| {100 * after['accuracy']:.1f} % | {before['log_loss']:.3f} "
-        assert f"{cells}| {after['log_loss']:.3f} | {row['train']['seconds']:.0f} s |\n" in readme
-    lower = 0
-    for seed in (0, 1, 2):
-        kept = [held[f"{over}, seed {seed}"] for over in ("choices", "answer")]
-        if seed < 2:
-            kept[0] = results["rows"][f"seed {seed}"]
-        first, second = (
-            next(s for s in k["dev_history"] if s["step"] == k["train"]["best_step"]) for k in kept
-        )
-        lower += first["log_loss"] < second["log_loss"]
-    assert f"\nThe log-loss is lower over the choices in {lower} of 3.\n" in page
-    assert "| [loss-over.json](../benchmarks/results/loss-over.json) | the answer | 0 |" in page
-    assert "| [demo.json](../benchmarks/results/demo.json) | the choices | 1 |" in page
+
+
+def test_the_losses_are_compared_over_their_seeds(repository: Path) -> None:
+    def row(accuracy: float, loss: float, share: float) -> dict[str, Any]:
+        refined = {"rows": 150, "accuracy": accuracy, "log_loss": loss, "greedy_is_choice": share}
+        return {"text": {"accuracy": 0.6}, "refined": refined}
+
+    rows = {
+        "movies, over both, seed 0": row(0.9, 0.3, 1.0),
+        "movies, over both, seed 1": row(0.8, 0.4, 0.98),
+        "movies, over choices, seed 0": row(0.85, 0.36, 0.0),
+    }
+    path = repository / "benchmarks" / "results" / "objective.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    generated()
+    page = text_of(repository / "README.md")
+    assert "| movies | both (2) | 60.0 % | 85.0 % | 0.350 | 99.0 % |\n" in page
+    assert "| movies | choices (1) | 60.0 % | 85.0 % | 0.360 | 0.0 % |\n" in page
 
 
 def test_equations_are_written_as_people_write_them(tmp_path: Path) -> None:
@@ -494,7 +488,7 @@ def test_without_names_what_needs_local_data_is_left_out(
 ) -> None:
     names = [name for name, _ in asked(monkeypatch)]
     left = [n for n in (*bench.MEASUREMENTS, *bench.COMPARISONS) if n not in names]
-    assert names == ["demo", "loss-over", "compare-demo-smollm2-135m"]
+    assert names == ["demo", "compare-demo-smollm2-135m"]
     said = capsys.readouterr().out
     assert all(f"{name} is left out: needs --data FOLDER" in said for name in left)
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ from embedgrad.deploy import folder as folders
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.deploy.rules import DESTINATIONS
-from embedgrad.deploy.verify import parity as checks
 from embedgrad.prompt import artifact
 from kit import noisy
 from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
@@ -70,12 +70,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(folder, model)
 
 
-@pytest.fixture(autouse=True)
-def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy texts are compared over few tokens here; one test looks at all of them."""
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 6)
-
-
 def exported(embedgrad: Command, runs: Runs, to: str, out: Path, *more: object) -> Done:
     return embedgrad("export", runs.of(to), "--to", to, "--out", out, "--quiet", *more)
 
@@ -111,8 +105,10 @@ def test_an_export_is_checked_in_its_own_engine(
     assert 0 <= report["max_logprob_difference"] < TOLERANCE[to]
     assert 0 <= report["step_zero_difference"] < 1e-5 + 1e-4
     assert 0 <= report["added_mass"] < 1e-4
-    assert report["greedy_agreement"] > 0.9
+    assert report["greedy_agreement"] is None  # for free answers
     assert report["choice_agreement"] == 1
+    # SGLang limits the reply to texts, which a random model spells in letters.
+    assert report["limited_agreement"] == 1 or to == "sglang"
 
     entries = json.loads((out / "embedgrad" / "export.json").read_text("utf-8"))
     name = runs.of(to).name
@@ -153,13 +149,30 @@ def test_an_export_is_checked_in_its_own_engine(
     assert after.keys() == before.keys()
 
 
-def test_greedy_texts_agree_over_64_tokens(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_check_rows_sets_how_many_rows_are_compared(
+    runs: Runs, embedgrad: Command, tmp_path: Path
 ) -> None:
-    monkeypatch.undo()
-    assert checks.GREEDY_TOKENS == 64
-    found = package.export(runs.of("vocabulary"), "vocabulary", tmp_path / "out")
-    assert found["verify"]["greedy_agreement"] == 1
+    done = exported(embedgrad, runs, "safetensors", tmp_path / "out", "--check-rows", 5, "--json")
+    assert done.json["verify"]["rows"] == 5
+    done = embedgrad("verify", tmp_path / "out", "--check-rows", 7, "--json", "--quiet")
+    assert done.json["rows"] == 7
+    one_line(
+        exported(embedgrad, runs, "safetensors", tmp_path / "no", "--check-rows", 0), "check-rows"
+    )
+    with pytest.raises(package.EmbedgradError, match="check_rows: expected at least 1, got 0"):
+        package.export(runs.of("gguf"), "gguf", tmp_path / "no", check_rows=0)
+
+
+def test_a_card_shows_scores_with_interval_and_verdict(runs: Runs, tmp_path: Path) -> None:
+    package.export(runs.of("gguf"), "gguf", tmp_path / "out", verify=False)
+    (line,) = (
+        line
+        for line in (tmp_path / "out" / "README.md").read_text("utf-8").splitlines()
+        if line.startswith("- `after`: ")
+    )
+    assert re.search(r"[\d.]+ % \([\d.]+ % to [\d.]+ %\) right on \d+ test rows, its text", line)
+    assert "no reliable gain: difference of" in line
+    assert "greedy reply is a choice in" in line
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[Any], Any]) -> None:
@@ -275,8 +288,8 @@ def test_fewer_rows_than_a_check_wants_are_told(
     )
     assert done.code == 0, done.err
     assert done.json["verify"]["rows"] == 9
-    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "the data has 9 rows"
-    assert "On fewer rows than 32: the data has 9 rows." in (out / "README.md").read_text("utf-8")
+    assert done.json["verify"]["prompts"]["run"]["fewer_rows"] == "there were 9"
+    assert "On fewer rows than 32: there were 9." in (out / "README.md").read_text("utf-8")
 
 
 def test_what_is_written_is_not_calibrated_on_the_rows_of_the_check(

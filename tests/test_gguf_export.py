@@ -22,16 +22,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import refusals
 import tiny
-from embedgrad import Template
+from embedgrad import Target, Template
 from embedgrad.data.examples import Example
-from embedgrad.deploy.destinations.gguf import FILE, Gguf
+from embedgrad.deploy.choices import Choices
+from embedgrad.deploy.destinations.gguf import FILE, GRAMMAR, Gguf
 from embedgrad.deploy.formats.gguf_reader import read_contents, replace_rows
 from embedgrad.deploy.formats.gguf_writer import entry, table_rows, write_gguf
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
+from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
 from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
+from embedgrad.deploy.verify.parity import check
+from embedgrad.deploy.verify.reference import compute_reference
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.quiet import silence_libraries
@@ -287,6 +291,23 @@ def test_a_file_that_changed_is_refused(base: Path, tmp_path: Path) -> None:
         Gguf().bytes_needed(job_of(loaded))
 
 
+def test_a_check_that_fails_for_other_tokens_says_so_first(tmp_path: Path) -> None:
+    """Blanks behind a special token are dropped in training, and GGUF cannot say that."""
+    base = save_base(tmp_path / "base")
+    parsed = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    for token in parsed["added_tokens"]:
+        token["rstrip"] = True
+    (base / "tokenizer.json").write_text(json.dumps(parsed), "utf-8")
+    model = opened(base)
+    job = job_of(model, exported(model, examples=tiny.reviews(3)))
+    (tmp_path / "out").mkdir()
+    found = check("gguf", tmp_path / "out", job, _written(job, tmp_path / "out"))
+    problem, *_ = found["problems"]
+    assert problem.startswith("llama.cpp makes other tokens of reviews.csv:")
+    assert "; export to vocabulary; so " in problem
+    assert "different log-probabilities" in problem
+
+
 def test_a_token_that_only_the_tokenizer_has_gets_a_place(tmp_path: Path) -> None:
     path = tmp_path / "base.gguf"
     write_tiny(path, **{"tokenizer.chat_template": CHAT})
@@ -343,6 +364,83 @@ def _greedy(model: LanguageModel, rows_PD: Tensor, row: Query, most: int) -> lis
             break
         found.append(token)
     return found
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(("negative", "positive")),
+        Target((" n", "p ", "\n")),
+        Target(("not good", "not bad", "fine")),
+        Target(("not", "not good", "nothing")),  # scored with the end of the turn
+        Target(("a very long way round", "b"), normalize=True),
+    ],
+    ids=["one token each", "blanks", "one beginning", "one inside another", "per token"],
+)
+def test_replies_are_choices_and_ranking_is_exact(
+    model: LanguageModel, tmp_path: Path, target: Target
+) -> None:
+    prompt = exported(model, target=target)
+    job = job_of(model, prompt)
+    written = _written(job, tmp_path)
+    choices = Choices.of(prompt)
+    assert choices is not None
+    assert (tmp_path / GRAMMAR).read_text() == choices.grammar
+    asked = _asked(prompt, 8)
+    best = compute_reference(model, prompt, [a.sequence for a in asked], 1).choices
+    assert best is not None
+    with LlamaCppEngine(tmp_path, job, prompt, written) as engine:
+        replies = [engine.choose(query) for query in asked]
+        assert None not in replies
+        if choices.single:
+            assert replies == best
+        # By the program of the card, which is not told how training cut a choice.
+        url = f"{engine._running.address}/v1"
+        ranked = [rank(url, choices, query) for query in asked]
+        outcome = model.outcome(
+            prompt.rows_PD, [a.sequence for a in asked], normalize=target.normalize
+        )
+    assert [target.choices.index(names[0]) for names, _ in ranked] == best
+    scores = [[found[name] for name in target.choices] for _, found in ranked]
+    assert torch.tensor(scores) == pytest.approx(outcome.scores_BC, abs=TOLERANCE)
+
+
+def rank(url: str, choices: Choices, query: Query) -> tuple[list[str], dict[str, float]]:
+    """What the printed Python finds."""
+    _, _, program = example_requests("llamacpp", url, "model", choices)
+    names: dict[str, Any] = {}
+    exec(program.replace('\nprint(rank("YOUR TEXT"))', ""), names)
+    with names["client"]:
+        found: tuple[list[str], dict[str, float]] = names["rank"](query.messages[0]["content"])
+    return found
+
+
+def test_prompts_of_other_choices_share_a_file_without_a_grammar(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    """The server would limit the answers of all of them to those of one."""
+    one = exported(model, name="one")
+    for other, file in ((Target(("yes", "no")), False), (one.prompt.target, True)):
+        folder = tmp_path / str(file)
+        folder.mkdir()
+        job = job_of(model, one, exported(model, name="two", target=other))
+        written = _written(job, folder)
+        assert (folder / GRAMMAR).is_file() is written["grammar"] is file
+        assert ("--grammar-file" in Gguf().commands(folder, written)[0]) is file
+
+
+def test_sampling_settings_of_the_base_model_are_left_out(base: Path, tmp_path: Path) -> None:
+    held = read_contents(base)
+    path = tmp_path / "sampling.gguf"
+    more = {"general.sampling.temp": entry(0.7), "general.sampling.penalty_repeat": entry(1.5)}
+    write_gguf(path, held._replace(metadata={**held.metadata, **more}))
+    (tmp_path / "out").mkdir()
+    written = _written(job_of(opened(path)), tmp_path / "out")
+    assert written["notes"][0] == (
+        "the base model's generation settings are left out, as training had none: temp, "
+        "penalty_repeat"
+    )
+    assert not set(more) & set(read_contents(tmp_path / "out" / FILE).metadata)
 
 
 def test_a_quantized_file_is_compared_with_itself(quantized: LanguageModel, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -23,10 +24,11 @@ from embedgrad.deploy.destinations.client_code import (
     program_source,
     run_generated,
 )
-from embedgrad.deploy.destinations.safetensors import PROGRAM, FilesOnly
+from embedgrad.deploy.destinations.safetensors import FilesOnly, program
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.embeddings import SnippetEngine
+from embedgrad.deploy.verify.reference import compute_reference
 from embedgrad.model.generation import replies
 from embedgrad.prompt.artifact import save
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -231,7 +233,7 @@ def test_a_run_and_an_export_are_loaded_like_their_artifact(
 
 def source(job: Job, facts: dict[str, Any]) -> str:
     prompt, dtype = job.prompts[0], facts["dtype"]
-    return program_source(PROGRAM, EXAMPLE_FILE, prompt, job.base, dtype=dtype)
+    return program_source(program(prompt), EXAMPLE_FILE, prompt, job.base, dtype=dtype)
 
 
 def files(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -253,7 +255,7 @@ def test_the_program_is_short_and_needs_transformers_only(job: Job, tmp_path: Pa
         *("os", "sys", "pathlib", "torch", "safetensors", "transformers"),
     }
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
-    assert len(statements) - 1 <= 30  # without the docstring
+    assert len(statements) - 1 <= 40  # without the docstring
 
 
 def test_the_program_answers_as_training_does_in_a_process_of_its_own(
@@ -275,12 +277,24 @@ def test_the_program_answers_as_training_does_in_a_process_of_its_own(
     assert done.stdout.removesuffix("\n") == greedy(free, [REVIEW], 6)[0]
 
 
+def test_settings_of_the_model_s_folder_do_not_change_a_program(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    file = base / "generation_config.json"
+    settings = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "min_new_tokens": 6}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    model = opened(base)
+    prompt = exported(model, target=Target(), examples=tiny.reviews(4))
+    job = job_of(model, prompt)
+    out, facts = files(job, tmp_path / "out")
+    program = run_generated(out / "example.py", source(job, facts), job)
+    replies = compute_reference(model, prompt, prompt.sequences, 6).texts
+    rows = [dict(s.example.columns) for s in prompt.sequences]
+    assert [program.answer(row, max_new_tokens=6) for row in rows] == replies
+
+
 @pytest.mark.parametrize("kind", tiny.TOKENIZERS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_the_check_of_the_program_passes(
-    kind: str, placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 3)
+def test_the_check_of_the_program_passes(kind: str, placement: str, tmp_path: Path) -> None:
     model = opened(save_base(tmp_path / "base", tokenizer_kind=kind))
     job = job_of(model, exported(model, template=PLACEMENTS[placement], examples=tiny.reviews(4)))
     out, facts = files(job, tmp_path / "out")
@@ -288,7 +302,7 @@ def test_the_check_of_the_program_passes(
     assert found["problems"] == []
     assert found["step_zero_difference"] <= 1e-5
     assert found["max_logprob_difference"] < 1e-4
-    assert found["greedy_agreement"] == found["choice_agreement"] == 1
+    assert found["choice_agreement"] == found["limited_agreement"] == 1
 
 
 def test_the_check_writes_texts_side_by_side_and_alters_none(job: Job, tmp_path: Path) -> None:

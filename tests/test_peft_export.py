@@ -14,24 +14,31 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from embedgrad import ExportError, Template
+from embedgrad import ExportError, Target, Template
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.peft import PeftAdapter
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.model.loading.quiet import silence_libraries
-from export_kit import exported, job_of, opened, save_base
+from export_kit import CHOICES, exported, job_of, opened, save_base
 from kit import PLACEMENTS
 
 torch.set_num_threads(1)
 FIRST = PLACEMENTS["user-before"]
 
 
-def made(folder: Path, architecture: str = "llama", template: Template = FIRST, **how: Any) -> Job:
+def made(
+    folder: Path,
+    architecture: str = "llama",
+    template: Template = FIRST,
+    target: Target = Target(CHOICES),
+    **how: Any,
+) -> Job:
     """A job of one prompt on a tiny model."""
     model = opened(save_base(folder / "base", architecture, **how))
-    return job_of(model, exported(model, template=template, examples=tiny.reviews(4)))
+    made = exported(model, template=template, target=target, examples=tiny.reviews(4))
+    return job_of(model, made)
 
 
 def written(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -61,21 +68,19 @@ def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path)
 def test_its_own_check_passes(
     kind: str, placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 4)
     job = made(tmp_path, template=PLACEMENTS[placement], tokenizer_kind=kind)
     out, facts = written(job, tmp_path)
     found = checks.check("peft", out, job, facts)
     assert found["problems"] == []
     assert found["step_zero_difference"] <= 1e-5
     assert found["max_logprob_difference"] < 1e-4
-    assert found["greedy_agreement"] == found["choice_agreement"] == 1
+    assert found["choice_agreement"] == found["limited_agreement"] == 1
 
 
 @pytest.mark.parametrize("row", [0, -1])
 def test_a_writer_broken_in_one_row_is_caught(
     row: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 2)
     job = made(tmp_path)
     (prompt,) = job.prompts
     broken_PD = prompt.rows_PD.clone()
@@ -108,12 +113,13 @@ def test_the_files_hold_prefix_and_rows(tmp_path: Path) -> None:
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the suffix's tokens, and only new text."""
     from embedgrad.deploy.destinations.client_code import program_source, run_generated
-    from embedgrad.deploy.destinations.peft import PROGRAM
+    from embedgrad.deploy.destinations.peft import program as program_of
 
-    job = made(tmp_path)
+    job = made(tmp_path, target=Target())
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    source = program_source(PROGRAM, "example.py", prompt, job.base, dtype=facts["dtype"])
+    text, dtype = program_of(prompt), facts["dtype"]
+    source = program_source(text, "example.py", prompt, job.base, dtype=dtype)
     program = run_generated(out / "example.py", source, job)
     with silence_libraries():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)

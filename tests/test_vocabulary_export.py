@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from embedgrad import Decoding, ExportError, Template
+from embedgrad import Decoding, ExportError, Target, Template
 from embedgrad.data.examples import Example
+from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.vocabulary import Vocabulary
 from embedgrad.deploy.formats import hf_files as tokenizer_files
+from embedgrad.deploy.verify import parity
 from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.deploy.verify.vocabulary import CheckpointEngine
@@ -263,8 +265,7 @@ def test_an_answer_ends_at_its_end_token_also_beside_others(tmp_path: Path) -> N
 
 def test_generate_never_gives_new_tokens(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
-    settings = {**config(base, "generation_config.json"), "suppress_tokens": [7]}
-    settings["_from_model_config"] = True
+    settings = {**config(base, "generation_config.json"), "_from_model_config": True}
     (base / "generation_config.json").write_text(json.dumps(settings))
     job = job_of(opened(base))
     facts = written(tmp_path / "out", job)
@@ -287,7 +288,50 @@ def test_generate_never_gives_new_tokens(tmp_path: Path) -> None:
         return_dict_in_generate=True,
     )
     scores = torch.cat(made.scores)
-    assert (scores[:, [7, *new]] == -math.inf).all()
+    assert (scores[:, new] == -math.inf).all()
+
+
+OWN = {  # settings of a base model, and whether they change greedy answers
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 8,
+    "suppress_tokens": [*range(50, 100)],
+    "do_sample": True,
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_generation_settings_of_the_base_model_are_no_part_of_a_check(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base")
+    settings = config(base, "generation_config.json")
+    (base / "generation_config.json").write_text(json.dumps({**settings, name: OWN[name]}))
+    model = opened(base)
+    job = job_of(model, exported(model, target=Target(), examples=tiny.reviews(4)))
+    monkeypatch.setattr(parity, "GREEDY_TOKENS", 12)
+    for to in ("vocabulary", "vllm"):  # its own model, and the one that was trained with
+        (out := tmp_path / to).mkdir()
+        facts = find_destination(to).write(job, out)
+        found = parity.check(to, out, job, facts)
+        assert found["problems"] == []
+        assert found["greedy_agreement"] == 1
+    assert getattr(model.model.generation_config, name) == OWN[name]  # left as it was
+    kept = config(tmp_path / "vocabulary", "generation_config.json")
+    assert set(kept) - {*settings} <= {"do_sample", "suppress_tokens"}
+    assert kept["do_sample"] is False
+    written = json.loads((tmp_path / "vocabulary" / "generation_config.json").read_text())
+    assert not {50, 99} & set(written["suppress_tokens"])
+
+
+def test_the_note_names_the_settings_that_are_left_out(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    settings = {**config(base, "generation_config.json"), **OWN, "top_k": None}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    notes = written(tmp_path / "out", job_of(opened(base)))["notes"]
+    assert notes[-1] == (
+        "the base model's generation settings are left out, as training had none: " + ", ".join(OWN)
+    )
 
 
 def test_a_folder_without_generation_settings_gets_some(tmp_path: Path) -> None:

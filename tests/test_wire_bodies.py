@@ -23,16 +23,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import export_kit
 import tiny
-from embedgrad import EngineError, ExportError, Template
+from embedgrad import EngineError, ExportError, Target, Template
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations import vllm_chat
 from embedgrad.deploy.destinations.client_code import run_generated
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.sglang import SglangBodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
+from embedgrad.deploy.destinations.vocabulary import Vocabulary
 from embedgrad.deploy.job import Destination, ExportedPrompt, Job
+from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.verify import parity as checks
-from embedgrad.deploy.verify.reference import next_logprobs
+from embedgrad.deploy.verify.reference import compute_reference, next_logprobs
 from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, save_base
 from fake_servers import PLACEHOLDER, FakeServer, FakeSglang, FakeVllm, read_saved, saved
@@ -73,6 +77,10 @@ def first_columns(job: Job) -> dict[str, str]:
     return dict(job.prompts[0].sequences[0].example.columns)
 
 
+def choice_tokens(job: Job) -> list[int]:
+    return [i for ids in job.prompts[0].sequences[0].targets for i in ids]
+
+
 def whole_prompt(job: Job, prompt: ExportedPrompt) -> torch.Tensor:
     """Embeddings of the first row by the training path."""
     sequence = prompt.sequences[0]
@@ -100,13 +108,13 @@ def test_bodies_for_vllm(job: Job, tmp_path: Path) -> None:
     out, facts = written(job, tmp_path / "out")
     client = client_of(job, out, facts)
     columns = first_columns(job)
-    whole, chat = client.completion(columns), client.chat(columns, max_tokens=1)
+    whole, chat = client.completion(columns), client.chat(columns)
     salt = facts["rows"]
     assert salt.startswith("sha256:")
-    settings = {"model": job.base.model, "cache_salt": salt, "max_tokens": 256}
-    settings["temperature"] = 0
+    settings = {"model": job.base.model, "cache_salt": salt, "max_tokens": 1}
+    settings |= {"temperature": 0, "allowed_token_ids": choice_tokens(job)}
     assert {k: v for k, v in whole.items() if k != "prompt_embeds"} == settings
-    assert {k: v for k, v in chat.items() if k != "messages"} == {**settings, "max_tokens": 1}
+    assert {k: v for k, v in chat.items() if k != "messages"} == settings
     ((message,),) = (chat["messages"],)
     text, rows = message["content"]
     # vLLM puts a line feed between the parts: one of the template's two is left to it.
@@ -121,7 +129,8 @@ def test_the_body_for_sglang(job: Job, tmp_path: Path) -> None:
     out, facts = written(job, tmp_path / "out", "sglang")
     body = client_of(job, out, facts, "sglang").generation(first_columns(job))
     assert set(body) == {"input_embeds", "sampling_params"}
-    assert body["sampling_params"] == {"max_new_tokens": 256, "temperature": 0}
+    grammar = 'root ::= "negative" | "positive"'
+    assert body["sampling_params"] == {"max_new_tokens": 256, "temperature": 0, "ebnf": grammar}
     numbers = json.loads(json.dumps(body["input_embeds"]))
     assert all(isinstance(x, float) for row in numbers for x in row)
     assert torch.equal(torch.tensor(numbers), whole_prompt(job, job.prompts[0]))
@@ -159,8 +168,9 @@ def test_commands_serve_in_the_precision_of_the_rows(base: Path, tmp_path: Path)
     assert torch.equal(rows, job.prompts[0].rows_PD.bfloat16())
     serve, ask, curl = VllmBodies().commands(Path("my export"), facts)
     assert serve == (
-        f'vllm serve "$BASE_MODEL" --runner generate --served-model-name {base.name} '
-        "--enable-prompt-embeds --dtype bfloat16 --chat-template-content-format string"
+        'vllm serve "$BASE_MODEL" --runner generate --served-model-name '
+        f"{base.name} --generation-config vllm --enable-prompt-embeds --dtype bfloat16 "
+        "--chat-template-content-format string"
     )
     assert ask == "python 'my export/client.py' REVIEW"
     assert curl.endswith("-d @'my export/completions.json'")
@@ -194,7 +204,6 @@ def test_a_dated_chat_template_goes_with_the_server(tmp_path: Path) -> None:
 def test_the_check_and_a_server_compute_what_training_computes(
     name: str, kind: str, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 3)
     model = opened(save_base(tmp_path / "base", tokenizer_kind=kind))
     job = job_of(model, exported(model, template=template, examples=tiny.reviews(3)))
     out, facts = written(job, tmp_path / "out", name)
@@ -202,7 +211,7 @@ def test_the_check_and_a_server_compute_what_training_computes(
     assert found["problems"] == []
     assert found["step_zero_difference"] <= 1e-5
     assert found["max_logprob_difference"] < 1e-4
-    assert found["greedy_agreement"] == found["choice_agreement"] == 1
+    assert found["choice_agreement"] == 1
     (prompt,) = job.prompts
     expected_BV = next_logprobs(model, prompt.rows_PD, prompt.sequences)
     client = client_of(job, out, facts, name)
@@ -211,6 +220,57 @@ def test_the_check_and_a_server_compute_what_training_computes(
             if hasattr(client, way):
                 logprobs_BV = asked(server, client, way, prompt)
                 assert torch.allclose(logprobs_BV, expected_BV, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("choices", [export_kit.CHOICES, ("not good", "not bad", "fine")])
+def test_a_client_is_answered_with_a_choice(
+    name: str, choices: tuple[str, ...], base: Path, tmp_path: Path
+) -> None:
+    """And the check's figure is the share of rows where it is the one of `evaluate`."""
+    model = opened(base)
+    prompt = exported(model, target=Target(choices), examples=tiny.reviews(6))
+    job = job_of(model, prompt)
+    out, facts = written(job, tmp_path / "out", name)
+    client = client_of(job, out, facts, name)
+    best = compute_reference(model, prompt, prompt.sequences, 1).choices
+    assert best is not None
+    same = 0
+    with fake_server(job, out, name) as server:
+        for row, choice in zip(prompt.sequences, best, strict=True):
+            columns = dict(row.example.columns)
+            if name == "vllm":
+                reply = client.send(client.completion(columns), server.url)["choices"][0]["text"]
+            else:
+                reply = client.send(client.generation(columns), server.url)["text"]
+            assert reply in choices
+            same += reply == choices[choice]
+    found = checks.check(name, out, job, facts)
+    assert found["choice_agreement"] == 1
+    assert found["limited_agreement"] == same / 6
+    assert same == 6 or name == "sglang" or len(choices) == 3
+
+
+def test_ranking_through_vllm_is_that_of_evaluate(base: Path, tmp_path: Path) -> None:
+    """The printed program, on a vocabulary export: the server renders the export's template."""
+    model = opened(base)
+    target = Target(("not good", "not bad", "fine"), normalize=True)
+    prompt = exported(model, target=target, examples=tiny.reviews(4))
+    (tmp_path / "out").mkdir()
+    Vocabulary().write(job_of(model, prompt), tmp_path / "out")
+    served = opened(tmp_path / "out")
+    outcome = model.outcome(prompt.rows_PD, prompt.sequences, normalize=True)
+    template = served.tokenizer.chat_template
+    with FakeVllm(served, torch.float32, "refined", template) as server:
+        url = f"{server.url}/v1"
+        *_, program = example_requests("vllm", url, "refined", Choices.of(prompt))
+        names: dict[str, Any] = {}
+        exec(program.replace('\nprint(rank("YOUR TEXT"))', ""), names)
+        for row, scores_C in zip(prompt.sequences, outcome.scores_BC, strict=True):
+            order, scores = names["rank"](row.example.columns["review"])
+            assert order[0] == target.choices[int(scores_C.argmax())]
+            found = torch.tensor([scores[name] for name in target.choices])
+            assert torch.allclose(found, scores_C, atol=1e-4)
 
 
 def fake_server(job: Job, out: Path, name: str) -> FakeServer:
@@ -251,7 +311,6 @@ def asked(server: FakeServer, client: Any, way: str, prompt: ExportedPrompt) -> 
 def test_scaled_embeddings_are_sent_in_the_space_of_the_model(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 2)
     model = opened(save_base(tmp_path / "base", architecture))
     job = job_of(model, exported(model, examples=tiny.reviews(3)))
     out, facts = written(job, tmp_path / "out")
@@ -267,7 +326,6 @@ def test_scaled_embeddings_are_sent_in_the_space_of_the_model(
 def test_a_writer_broken_in_one_row_is_caught(
     name: str, row: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "GREEDY_TOKENS", 2)
     (prompt,) = job.prompts
     broken_PD = prompt.rows_PD.clone()
     broken_PD[row] = prompt.prompt.start_rows[row]

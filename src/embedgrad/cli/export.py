@@ -11,6 +11,10 @@ import typer
 from embedgrad.cli.common import AsJson, Quiet, Set, app, echo, print_values
 from embedgrad.cli.completion import DESTINATIONS, one_of
 
+CheckRows = Annotated[
+    int, typer.Option(min=1, metavar="N", help="How many rows to compare with training.")
+]
+
 
 @app.command(epilog="Example:  embedgrad export runs/first --to vocabulary --out served/first")
 def export(
@@ -34,6 +38,7 @@ def export(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Skip the comparison with training.")
     ] = False,
+    check_rows: CheckRows = 32,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +66,15 @@ def export(
     short = [f"export.{name}={json.dumps(value)}" for name, value in given.items() if value]
     settings = [*(overrides or ()), *short]
     with Progress(quiet=quiet) as progress:
-        values = write(runs, to, out, overrides=settings, verify=not no_verify, report=progress)
+        values = write(
+            runs,
+            to,
+            out,
+            overrides=settings,
+            verify=not no_verify,
+            check_rows=check_rows,
+            report=progress,
+        )
     print_values(values, as_json, _show_export)
 
 
@@ -74,6 +87,7 @@ def verify(
             metavar="[NAME=]RUN", help="The run it was made from, if that moved; may be repeated."
         ),
     ] = None,
+    check_rows: CheckRows = 32,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -84,7 +98,13 @@ def verify(
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        checked = check(folder, runs=run or (), overrides=overrides or (), report=progress)
+        checked = check(
+            folder,
+            runs=run or (),
+            overrides=overrides or (),
+            check_rows=check_rows,
+            report=progress,
+        )
     print_values(checked, as_json, _show_check)
     if not checked["passed"]:
         raise ExportError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedgrad.cli.common import Quiet, Set, app, echo
+from embedgrad.cli.common import Quiet, Set, app, echo, warn
 from embedgrad.cli.completion import ENGINES, one_of
 
 
@@ -32,6 +32,7 @@ def serve(
 ) -> None:
     """Serve a refined prompt behind an OpenAI-compatible API."""
     from embedgrad.deploy.serve import serve as start
+    from embedgrad.formatting import visible
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
@@ -39,5 +40,8 @@ def serve(
             folder, engine, host=host, port=port, overrides=overrides or (), report=progress
         )
     with served:
-        echo(f"{engine} serves {served.model} at {served.url}\n\n{served.example}\n", whole=True)
+        lines = [f"{engine} serves {served.model} at {served.url}"]
+        lines += [f"  {visible(fact)}" for fact in served.facts]
+        echo("\n".join([*lines, *(f"\n{request}" for request in served.examples), ""]), whole=True)
+        warn(*(f"warning: {warning}" for warning in served.warnings))
         served.wait()

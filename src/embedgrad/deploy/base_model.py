@@ -1,4 +1,4 @@
-"""The base model as an export names it: an export holds no path of the machine it is made on."""
+"""The base model as an export names it, without a path."""
 
 from __future__ import annotations
 

@@ -7,11 +7,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.rules import TOKENS_OF_A_CHAT
+from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.formatting import percent, size, visible
+from embedgrad.report.terminal.tables import describe_greedy, verdict
 
 CHECK = "What was checked"
+AGREEMENTS = {
+    "greedy_agreement": "the same greedy texts as in training",
+    "choice_agreement": "the same choices as `evaluate`, ranked by log-probability",
+    "limited_agreement": "the same choices as `evaluate`, by the answers that clients get",
+}
 UNCHECKED = "Nothing: it was exported without a check. `embedgrad verify` checks it now."
 _RAW = (
     "The chat template removes text that spells the new tokens from every message. It cannot "
@@ -33,6 +42,19 @@ _SECURITY = {
 }
 
 
+_CLIENT_LIMITS = (
+    "`client.py` limits the reply to the choices. It is chosen token by token, which gives the "
+    "choice of `evaluate` mostly; the check counts how often."
+)
+_PROGRAM_RANKS = "`example.py` ranks the choices by log-probability, as `evaluate` does."
+_EMBEDDED = {
+    "vllm": _CLIENT_LIMITS,
+    "sglang": _CLIENT_LIMITS,
+    "peft": _PROGRAM_RANKS,
+    "safetensors": _PROGRAM_RANKS,
+}
+
+
 def build_card(
     title: str,
     entries: Mapping[str, Any],
@@ -47,9 +69,8 @@ def build_card(
     more = checked["versions"] if checked else {}
     revision = f", revision {code(model['revision'])}" if model["revision"] else ""
     sections = {
-        "Serve it": "\n\n".join(
-            f"{_fence(command, 3)}\n{command}\n{_fence(command, 3)}" for command in commands
-        ),
+        "Serve it": "\n\n".join(map(_fenced, commands)),
+        "Ask it": _requests(title, job.prompts, destination),
         "Prompts": _prompts(job.prompts, destination),
         CHECK: format_check(checked),
         "Security": _SECURITY.get(destination, _ROWS),
@@ -109,10 +130,35 @@ def check_figures(checked: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("mean of these", "mean_logprob_difference", ".1e"),
         ("the engine's own rounding, on plain text", "rounding", ".1e"),
         ("probability of the new tokens together", "added_mass", ".1e"),
-        ("the same greedy texts as in training", "greedy_agreement", ".1%"),
-        ("the same choices as in training", "choice_agreement", ".1%"),
     )
-    return [(name, format(checked[k], form)) for name, k, form in figures if checked[k] is not None]
+    shown = [
+        (name, format(checked[k], form)) for name, k, form in figures if checked[k] is not None
+    ]
+    return shown + [
+        (name, agreement(checked[k], checked["rows"]))
+        for k, name in AGREEMENTS.items()
+        if checked.get(k) is not None
+    ]
+
+
+def score_lines(scores: Mapping[str, Any]) -> list[str]:
+    """A prompt's test scores with intervals and verdict, and how free its greedy replies are."""
+    refined, text = (
+        "{} ({} to {})".format(*map(percent, (s["accuracy"], *s["interval"])))
+        for s in (scores["refined"], scores["text"])
+    )
+    free = scores["refined"].get("greedy_is_choice")
+    return [
+        f"{refined} right on {scores['test_rows']} test rows, its text {text}: "
+        f"{verdict(scores['difference'])}",
+        *([] if free is None else [describe_greedy(free)]),
+    ]
+
+
+def agreement(share: float, rows: int) -> str:
+    """A share of a check's rows with its interval (95 %, Wilson)."""
+    low, high = wilson_interval(round(share * rows), rows)
+    return f"{percent(share)} ({percent(low)} to {percent(high)})"
 
 
 def smaller_ways(destination: str, job: Job) -> list[str]:
@@ -130,6 +176,36 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     ]
 
 
+ASKED = {  # the servers of a destination that takes plain messages
+    "gguf": {"llamacpp": "llama-server, http://127.0.0.1:8080/v1"},
+    "vocabulary": {"vllm": "vLLM, http://127.0.0.1:8000/v1"},
+}
+_LIMITED = {
+    "gguf": "The grammar allows the tokens of one choice, cut as in training, which takes a "
+    "llama.cpp whose grammars know tokens.",
+    "vocabulary": "Where each choice is one token, only these are allowed, else only the texts of "
+    "the choices. `transformers serve` cannot limit replies: there they may be any text.",
+}
+
+
+def _requests(title: str, prompts: Sequence[ExportedPrompt], destination: str) -> str:
+    """How to ask the first prompt, and what agrees with `evaluate`."""
+    choices, parts = Choices.of(prompts[0]), []
+    for engine, where in ASKED.get(destination, {}).items():
+        url = where.rpartition(" ")[2]
+        parts.append(f"To {where}:")
+        parts += [_fenced(code) for code in example_requests(engine, url, title, choices)]
+    if choices and parts:
+        parts += [
+            f"{_LIMITED[destination]} Where each choice is one token, the reply is what `evaluate` "
+            "chooses. Others are chosen token by token, which gives mostly the same; the check "
+            "counts how often. Ranking the choices by log-probability gives it always."
+        ]
+    elif choices:
+        parts = [_EMBEDDED[destination]]
+    return "\n\n".join(parts)
+
+
 def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
     lines = []
     for exported in prompts:
@@ -137,10 +213,7 @@ def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
         texts = ", ".join(code(span.text) for span in exported.spans)
         line = f"`{exported.name}`: {texts}, {len(exported.prompt.prompt_ids)} rows"
         if "refined" in scores and "text" in scores:
-            line += (
-                f"; {percent(scores['refined']['accuracy'])} right on {scores['test_rows']} test "
-                f"rows, its text {percent(scores['text']['accuracy'])}"
-            )
+            line += f"; {'; '.join(score_lines(scores))}"
         lines.append(f"{line}.")
     if len(prompts) > 1 and destination in TOKENS_OF_A_CHAT:
         other = prompts[1].name
@@ -186,6 +259,11 @@ def code(text: str) -> str:
     shown = visible(text)
     fence = _fence(shown, 1)
     return f"`{shown}`" if fence == "`" and shown.strip() == shown else f"{fence} {shown} {fence}"
+
+
+def _fenced(text: str) -> str:
+    """A block of code."""
+    return f"{_fence(text, 3)}\n{text}\n{_fence(text, 3)}"
 
 
 def _fence(text: str, least: int) -> str:

@@ -17,10 +17,11 @@ from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, smaller_ways, update_check
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
 from embedgrad.deploy.job import Job
-from embedgrad.deploy.runs import ExportRuns, Runs, check_exportable, name_runs, open_runs
+from embedgrad.deploy.runs import ROWS, ExportRuns, Runs, check_exportable, name_runs, open_runs
 from embedgrad.deploy.verify.parity import CheckResult, check
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
@@ -55,12 +56,14 @@ def export(
     *,
     overrides: Sequence[str] = (),
     verify: bool = True,
+    check_rows: int = ROWS,
     report: Report = show,
 ) -> ExportResult:
     """Write refined prompts for a destination into a new folder, and check them in its engine.
 
     Several runs of one model share an export; a prompt is named after its run's folder, or NAME in
-    "NAME=RUN". `overrides` change the recipes' settings. Returns plain JSON values. Raises
+    "NAME=RUN". `overrides` change the recipes' settings, `check_rows` with how many rows the export
+    is checked. Returns plain JSON values. Raises
     `ExportError`, also if the check fails (OUT.failed.json then holds its report), and
     `EngineError`, `RunError`, `ArtifactError`, `RecipeError`, `ModelError`.
     """
@@ -70,7 +73,7 @@ def export(
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
-    opened = open_runs(name_runs(runs), overrides, report, checked=verify)
+    opened = open_runs(name_runs(runs), overrides, report, checked=verify, check_rows=check_rows)
     notes = check_exportable(to, opened)
     if verify and (why := opened.why_unchecked):
         verify, notes = False, [*notes, why]
@@ -131,12 +134,14 @@ def verify(
     *,
     runs: Runs = (),
     overrides: Sequence[str] = (),
+    check_rows: int = ROWS,
     report: Report = show,
 ) -> CheckResult:
     """Check an export again in its destination's engine, and store the report in it.
 
     `runs` are the runs that it was made from, if they moved; `overrides` change their recipes, for
-    example `model.name` if the model moved. Returns the content of `verify.json`;
+    example `model.name` if the model moved; `check_rows` is the number of rows to check with.
+    Returns the content of `verify.json`;
     see its "passed" and "problems". Raises `ExportError` for changed files, and what `export`
     raises.
     """
@@ -145,7 +150,9 @@ def verify(
     to = entries["destination"]
     check_installed(to)
     folders.check_files(folder, entries)
-    opened = open_runs(_runs_of(folder, entries, runs), [*entries["settings"], *overrides], report)
+    settings = [*entries["settings"], *overrides]
+    runs_of = _runs_of(folder, entries, runs)
+    opened = open_runs(runs_of, settings, report, check_rows=check_rows)
     if why := opened.why_unchecked:
         raise ExportError(f"{folder}: {why}")
     job = opened.checking(opened.job(entries["tag"], report))
@@ -203,6 +210,8 @@ def _entries(
                 "run": _relative(run.folder, out),
                 "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
                 "tokens": [len(span.ids) for span in prompt.spans],
+                "scores": prompt.prompt.provenance.get("scores"),
+                "choices": (choices := Choices.of(prompt)) and choices.as_dict(),
             }
             for prompt, run in zip(job.prompts, opened.runs, strict=True)
         },

@@ -24,6 +24,7 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
 from embedgrad.formatting import size
@@ -44,6 +45,7 @@ class _Prompt:
     run: str
     artifact: str
     tokens: Annotated[list[int], MinLen(1)]
+    choices: Choices | None = None
 
 
 @final

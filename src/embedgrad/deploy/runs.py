@@ -13,7 +13,7 @@ from embedgrad.deploy.base_model import anonymous
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.rules import exportability, gather_facts, made_up
-from embedgrad.errors import DataError, ExportError
+from embedgrad.errors import DataError, ExportError, OptionError
 from embedgrad.events import Report
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.check_rows import whole_rows
@@ -82,13 +82,20 @@ def name_runs(runs: Runs) -> dict[str, Path]:
 
 
 def open_runs(
-    runs: Mapping[str, Path], overrides: Sequence[str], report: Report, *, checked: bool = True
+    runs: Mapping[str, Path],
+    overrides: Sequence[str],
+    report: Report,
+    *,
+    checked: bool = True,
+    check_rows: int = ROWS,
 ) -> ExportRuns:
     """Load runs by name, all with the first one's model. Raises what `open_run` raises.
 
     Made-up rows calibrate an export where there are no others: for a prompt without its run, and,
     if it is not to be `checked`, where the data is gone.
     """
+    if check_rows < 1:
+        raise OptionError(f"check_rows: expected at least 1, got {check_rows}")
     opened: list[OpenRun] = []
     exported, checks = [], []
     for name, path in runs.items():
@@ -99,7 +106,7 @@ def open_runs(
             if checked:
                 raise
             pool = []
-        checks.append(_whole(run, pool) if pool else [])
+        checks.append(_whole(run, pool, check_rows) if pool else [])
         calibrating = _whole(run, [*reversed(pool)] or made_up(run.prompt))  # others, if enough
         prompt = anonymous(run.prompt, run.model.info, run.recipe.export)
         exported.append(ExportedPrompt(name, prompt, run.sequencer, calibrating, run.recipe.export))
@@ -107,8 +114,8 @@ def open_runs(
     return ExportRuns(opened, exported, checks)
 
 
-def _whole(run: OpenRun, examples: Iterable[Example]) -> Sequence[TokenSequence]:
-    rows = whole_rows(run.sequencer, examples, ROWS)
+def _whole(run: OpenRun, examples: Iterable[Example], most: int = ROWS) -> Sequence[TokenSequence]:
+    rows = whole_rows(run.sequencer, examples, most)
     if not rows:
         raise ExportError(
             f"{run.folder}: no row of its data fits into the model's {run.model.info.context} "

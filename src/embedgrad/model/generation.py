@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Steps
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, scoring
@@ -36,6 +36,20 @@ class Reply(NamedTuple):
 
     text: str
     cut: bool
+
+
+@contextmanager
+def neutral_generation(model: Any) -> Iterator[None]:
+    """Let a `transformers` model `generate` as if its folder said nothing about generation.
+
+    What a call leaves open is otherwise filled from `generation_config.json`: penalties, minimal
+    lengths, forbidden tokens.
+    """
+    own, model.generation_config = model.generation_config, cast(Any, GenerationConfig)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @torch.no_grad()
@@ -245,17 +259,17 @@ def _decode_in_full(
 
     embeds = model.forward.embed_in_full(prompt_PD, sequence)
     model.forward.forget_longest_pass()
-    model.model.generate(
-        inputs_embeds=embeds,
-        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device),
-        max_new_tokens=generation.most,
-        do_sample=False,
-        repetition_penalty=1.0,
-        eos_token_id=list(generation.end_ids) or None,
-        pad_token_id=0,
-        logits_processor=LogitsProcessorList([choose]),
-        stopping_criteria=StoppingCriteriaList([over]),
-    )
+    with neutral_generation(model.model):
+        model.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device),
+            max_new_tokens=generation.most,
+            do_sample=False,
+            eos_token_id=list(generation.end_ids) or None,
+            pad_token_id=0,
+            logits_processor=LogitsProcessorList([choose]),
+            stopping_criteria=StoppingCriteriaList([over]),
+        )
 
 
 def _steps_in_full(

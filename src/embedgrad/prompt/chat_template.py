@@ -1,4 +1,4 @@
-"""A model's own chat template: chosen by name, with its date frozen, and made to take texts."""
+"""A model's own chat template: chosen by name, its date frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check a tokenized row: ids without an embedding, and a prompt that ends inside a thought."""
+"""Check a row's ids, and whether its prompt ends inside a thought."""
 
 from __future__ import annotations
 

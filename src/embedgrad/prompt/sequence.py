@@ -20,6 +20,7 @@ from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
+from embedgrad.prompt.truncation import longest_fit
 
 
 @final
@@ -372,17 +373,7 @@ class Sequencer:
             sequence = self._sequence(self.renderer(columns), example)
             return None if self._excess(sequence) else sequence
 
-        ends = self._token_ends(text)
-        low, high = 0, len(ends) - 1  # the whole does not fit
-        likely = max(0, high - excess)
-        while high - low > 1:
-            # A text may have other tokens in its place than alone, but seldom many.
-            near = [i for i in (likely, likely + 1, likely - 8, likely + 8) if low < i < high]
-            i = near[0] if near else (low + high) // 2
-            low, high = (i, high) if fit(ends[i]) else (low, i)
-        # Tokens change with what follows them, so a little more may fit.
-        further = range(ends[min(low + 2, len(ends) - 1)] - 1, ends[low], -1)
-        end = next((end for end in further if fit(end)), ends[low])
+        end = longest_fit(self.tokenizer, text, excess, lambda end: fit(end) is not None)
         sequence = fit(end)
         if sequence is None:
             raise DataError(
@@ -392,13 +383,6 @@ class Sequencer:
         self.truncated += 1
         self.emptied += end == 0
         return sequence
-
-    def _token_ends(self, text: str) -> list[int]:
-        """Where a text may be cut first: in characters, 0, then the end of every token."""
-        if not self.tokenizer.is_fast:
-            return [*range(len(text) + 1)]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return sorted({0, len(text), *(end for _, end in encoded["offset_mapping"])})
 
 
 def _alike(one: Ids, other: Ids) -> int:

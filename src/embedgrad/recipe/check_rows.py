@@ -1,4 +1,4 @@
-"""Rows that a run keeps, so that its exports can be checked where its data is not.
+"""Rows that a run keeps, so that exports can be checked anywhere.
 
 RUN/check_rows.jsonl   rows of dev, test and train, one JSON object a line
 """

@@ -1,4 +1,4 @@
-"""Open a finished run, or a prompt alone: its recipe, its artifact and its model."""
+"""Open a finished run, or a prompt alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths in a recipe: relative to its file, so that it works from every folder.
+"""Paths in a recipe are relative to its file.
 
 In memory a relative path is relative to the current folder. A run writes it relative to the run,
 so that both may move together; an absolute path stays as it is.

@@ -16,6 +16,7 @@ from typing import Any
 from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.base_model import Base, model_at
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.errors import EngineError, ExportError, ModelError
@@ -42,6 +43,24 @@ def embeddings(columns):  # of the whole prompt, tokens x width
     first, *others = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
     pairs = zip(rows.split({lengths}), others, strict=True)  # strict: a query must not hold MARK
     return torch.cat([first, *(part for pair in pairs for part in pair)])
+"""
+
+
+# How a program answers with one of the choices, by its `score(model, columns, ids)`: logits [N, V]
+# before each of N ids after the prompt.
+CHOOSE = """\
+CHOICES = {choices}
+
+
+def answer({arguments}):
+    \"\"\"The likeliest choice, as `embedgrad evaluate` ranks them.\"\"\"
+    scores = {{}}
+    for choice, ids in CHOICES.items():
+        ids = torch.tensor(ids)
+        with torch.no_grad():
+            logprobs = logits({arguments}, ids).float().log_softmax(dim=1)
+        scores[choice] = logprobs.gather(1, ids[:, None]).{mean}().item()
+    return max(scores, key=scores.get)
 """
 
 
@@ -136,9 +155,9 @@ def pieces_source(pieces: Sequence[Piece]) -> str:
     return " + ".join(kinds[p.kind].format(to_source(p.text)) for p in pieces) or '""'
 
 
-def to_source(text: str) -> str:
-    """A text as a Python literal."""
-    return json.dumps(text, ensure_ascii=False)
+def to_source(value: Any) -> str:
+    """Texts, numbers and lists of them as a Python literal."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def command_line(columns: Sequence[str]) -> str:
@@ -167,10 +186,26 @@ def program_source(
         dtype=to_source(dtype),
         token_ids=token_ids_source(exported),
         embeddings=EMBEDDINGS.format(lengths=lengths),
-        max_new_tokens=max_new_tokens(exported),
         columns=command_line(columns),
         **more,
     )
+
+
+def with_answer(
+    program: str, exported: ExportedPrompt, *, free: str, logits: str, arguments: str
+) -> str:
+    """A program with its function `answer`: `free` for free answers; for choices it ranks them.
+
+    `logits` is the function that ranking calls, with `arguments` and the ids of a choice.
+    """
+    choices = Choices.of(exported)
+    if choices is None:
+        answer = free.replace("MOST", str(max_new_tokens(exported)))
+    else:
+        ids = dict(zip(choices.names, map(list, choices.tokens), strict=True))
+        mean = "mean" if choices.normalize else "sum"
+        answer = logits + CHOOSE.format(choices=ids, arguments=arguments, mean=mean)
+    return program.replace("{answer}", answer.replace("{", "{{").replace("}", "}}"))
 
 
 def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:

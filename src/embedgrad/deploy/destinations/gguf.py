@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ import torch
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS
 from gguf import GGMLQuantizationType as Kind
 
+from embedgrad.atomic_files import write_file
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.chat_template import (
     check_rendering,
     exported_template,
@@ -33,16 +36,19 @@ from embedgrad.deploy.formats.gguf_writer import (
     write_gguf,
 )
 from embedgrad.deploy.formats.guard_row import guard_row
+from embedgrad.deploy.formats.hf_files import unused
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.errors import ExportError
 from embedgrad.events import stage
 
 FILE = "model.gguf"
+GRAMMAR = "choices.gbnf"  # for all requests, so only where all prompts have the same choices
 _CONTROL, _UNUSED, _NEVER_MERGED = 3, 5, -1000.0
 _TOKENS, _KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 _SCORES, _TEMPLATE = "tokenizer.ggml.scores", "tokenizer.chat_template"
 _ADDS_BOS = "tokenizer.ggml.add_bos_token"
+_SAMPLING = "general.sampling."  # settings that llama.cpp's server would take from the file
 _FILE_TYPE, _FILE_TYPES = "general.file_type", {"f32": 0, "f16": 1, "q8_0": 7}
 _TABLE_KINDS = {"float32": Kind.F32, "bfloat16": Kind.BF16, "float16": Kind.F16}
 
@@ -69,7 +75,12 @@ class Gguf(Destination):
         write_gguf(folder / FILE, extended._replace(metadata=metadata))
         kinds = {weight.name: weight.kind.name for weight in extended.weights}
         (table,) = (weight for weight in extended.weights if weight.name == TABLE)
-        notes = []
+        left_out = (key for key in contents.metadata if key.startswith(_SAMPLING))
+        notes = unused([key.removeprefix(_SAMPLING) for key in left_out])
+        grammars = {choices and choices.grammar for choices in map(Choices.of, job.prompts)}
+        grammar = grammars.pop() if len(grammars) == 1 else None
+        if grammar:
+            write_file(folder / GRAMMAR, grammar.encode())
         if table.kind == Kind.F32 and job.settings.gguf != "f32":
             notes.append(
                 f"the embedding table takes {table.nbytes / 1e6:,.0f} MB in f32, which keeps "
@@ -78,6 +89,7 @@ class Gguf(Destination):
         return {
             "notes": notes,
             "file": FILE,
+            "grammar": grammar is not None,
             "tokens": {name: list(ids) for name, ids in _ids(job).items()},
             "added": list(_added_ids(job, contents)),
             "size": len(extended.metadata[_TOKENS].value),
@@ -89,7 +101,13 @@ class Gguf(Destination):
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
-        return [f"llama-server -m {folder / written['file']} --jinja --host 127.0.0.1 --port 8080"]
+        limit = (
+            f" --grammar-file {shlex.quote(str(folder / GRAMMAR))}" if written["grammar"] else ""
+        )
+        return [
+            f"llama-server -m {shlex.quote(str(folder / written['file']))} --jinja --temp 0{limit} "
+            "--host 127.0.0.1 --port 8080"
+        ]
 
 
 def _contents(job: Job) -> Contents:
@@ -184,5 +202,5 @@ def _with_tokens(
     if size in metadata:
         metadata[size] = metadata[size]._replace(value=len(metadata[_TOKENS].value))
     # llama.cpp would choose a second template for requests with tools, and it lacks the span.
-    others = (f"{_TEMPLATE}s", f"{_TEMPLATE}.")
+    others = (f"{_TEMPLATE}s", f"{_TEMPLATE}.", _SAMPLING)
     return {key: value for key, value in metadata.items() if not key.startswith(others)}

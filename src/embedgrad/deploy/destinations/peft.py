@@ -22,6 +22,7 @@ from embedgrad.deploy.destinations.client_code import (
     only_prompt,
     to_source,
     usage,
+    with_answer,
     write_example,
 )
 from embedgrad.deploy.job import Destination, ExportedPrompt, Job
@@ -46,14 +47,26 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 {opening}
 
 {token_ids}
 
 
-def answer(model, columns, max_new_tokens={max_new_tokens}):
+{answer}
+
+if __name__ == "__main__":
+    base = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype})
+    model = PeftModel.from_pretrained(base, Path(__file__).parent).eval()
+    # The settings of the model's folder, such as a repetition penalty, are not those of training.
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id, pad_token_id=0
+    )
+    print(answer(model, {columns}))
+'''
+_FREE = """\
+def answer(model, columns, max_new_tokens=MOST):
     _, suffix = token_ids(columns)  # the adapter's rows include what comes before
     ids = torch.tensor([suffix])
     mask = torch.ones_like(ids)  # else the model would ignore a padding token in a query
@@ -61,13 +74,20 @@ def answer(model, columns, max_new_tokens={max_new_tokens}):
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
     )
     return tokenizer.decode(new[0, len(suffix) :], skip_special_tokens=True)
+"""
+_LOGITS = """\
+def logits(model, columns, ids):
+    _, suffix = token_ids(columns)  # the adapter's rows include what comes before
+    inputs = torch.tensor([[*suffix, *ids[:-1].tolist()]])
+    return model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -len(ids) :]
 
 
-if __name__ == "__main__":
-    base = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype})
-    model = PeftModel.from_pretrained(base, Path(__file__).parent).eval()
-    print(answer(model, {columns}))
-'''
+"""
+
+
+def program(exported: ExportedPrompt) -> str:
+    """The program with the function that answers, for `program_source`."""
+    return with_answer(PROGRAM, exported, free=_FREE, logits=_LOGITS, arguments="model, columns")
 
 
 @final
@@ -88,7 +108,7 @@ class PeftAdapter(Destination):
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
         if prefix:
             notes.append(f"a query is the text after the span, as {EXAMPLE_FILE} tokenizes it")
-        written = write_example(PROGRAM, folder, job, exported)
+        written = write_example(program(exported), folder, job, exported)
         return {
             **written,
             "folded": len(prefix),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.client_code import (
     TEMPLATE_FILE,
     command_line,
@@ -32,6 +33,7 @@ from embedgrad.deploy.destinations.client_code import (
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
 from embedgrad.deploy.destinations.vllm_chat import chat_problem, messages_source, server_prompt
 from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.requests import vllm_limit
 from embedgrad.errors import EngineError
 
 _COMPLETION = '''\
@@ -48,7 +50,7 @@ def settings(more):
         "model": {model},
         "cache_salt": {salt},
         "max_tokens": {max_new_tokens},
-        "temperature": 0,
+        "temperature": 0,{limit}
         **more,
     }}
 
@@ -98,9 +100,14 @@ class VllmBodies(Bodies):
         return {**facts, "chat": not problem, "chat_template": chat_template}
 
     def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
+        choices = Choices.of(exported)
+        limits = vllm_limit(choices) if choices else {}
+        most = limits.pop("max_tokens", max_new_tokens(exported))
+        limit = "".join(f'\n        "{name}": {to_source(v)},' for name, v in limits.items())
         text = _COMPLETION.format(
             salt=to_source(facts["rows"]),
-            max_new_tokens=max_new_tokens(exported),
+            max_new_tokens=most,
+            limit=limit,
             model=to_source(facts["model"]),
         )
         if facts["chat"]:
@@ -138,7 +145,8 @@ class VllmBodies(Bodies):
         serve = f"vllm serve {base.serving} --runner generate"
         if not base.public:
             serve += f" --served-model-name {shlex.quote(base.model)}"
-        serve += f" --enable-prompt-embeds --dtype {written['dtype']}"
+        # Else the server takes penalties and lengths from the base model's own file.
+        serve += f" --generation-config vllm --enable-prompt-embeds --dtype {written['dtype']}"
         if written["chat"]:
             serve += " --chat-template-content-format string"
             if written["chat_template"]:

@@ -18,6 +18,7 @@ from embedgrad.deploy.formats.chat_template import check_rendering, exported_tok
 from embedgrad.deploy.formats.guard_row import guard_row
 from embedgrad.deploy.formats.hf_files import (
     quantization_of,
+    unused,
     write_config,
     write_generation_config,
     write_tokenizer,
@@ -70,7 +71,8 @@ class Vocabulary(Destination):
             source, folder, vocabulary=table.shape[0], lm_head=tables.layer, dtype=_dtype(code)
         )
         unspoken = [*range(job.model.info.vocabulary, new[0]), *new]
-        write_generation_config(source, folder, job.model.model.generation_config, unspoken)
+        generation = job.model.model.generation_config
+        left_out = write_generation_config(source, folder, generation, unspoken)
         for pattern in TERMS:
             for file in source.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
@@ -92,7 +94,7 @@ class Vocabulary(Destination):
             "guard": guard.record(job.model.tokenizer.convert_ids_to_tokens(guard.row)),
             "linked": linked,
             "vllm": not (job.model.info.tied and job.model.info.architecture.startswith("Gemma")),
-            "notes": _notes(job, linked, dtype, quantization_of(source)),
+            "notes": [*_notes(job, linked, dtype, quantization_of(source)), *unused(left_out)],
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:

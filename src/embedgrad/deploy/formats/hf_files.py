@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from embedgrad.errors import ExportError, ModelError
 from embedgrad.model.loading.checkpoint_folder import CONFIG
 from embedgrad.model.loading.load import load_tokenizer
@@ -19,6 +21,9 @@ from embedgrad.model.loading.load import load_tokenizer
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, ADDED = "chat_template.jinja", "added_tokens.json"
 GENERATION = "generation_config.json"
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+# Without the first, transformers 4 uses this file's settings, not config.json's.
+_OF_NO_EFFECT = ("_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
 OTHERS = ("special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
 
 
@@ -101,17 +106,31 @@ def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, d
 
 def write_generation_config(
     source: Path, folder: Path, generation: Any, suppressed: Sequence[int]
-) -> None:
+) -> list[str]:
     """Write generation settings that make `generate` never return the `suppressed` ids.
 
-    `generation` is the loaded model's, for a folder without a file.
+    `generation` is the loaded model's, for a folder without a file. Of the base model's own only
+    special tokens are kept: servers take sampling, penalties and lengths from this file, with which
+    the prompt was neither trained nor checked. Returns the names of those left out.
     """
     file = source / GENERATION
     values = _read(file) if file.is_file() else generation.to_diff_dict()
-    # With it transformers 4 would use config.json's settings instead of this file's.
-    values.pop("_from_model_config", None)
-    values["suppress_tokens"] = [*(values.get("suppress_tokens") or ()), *suppressed]
-    _write(folder / GENERATION, values)
+    kept = {key: value for key, value in values.items() if key in _KEPT}
+    _write(folder / GENERATION, {**kept, "do_sample": False, "suppress_tokens": [*suppressed]})
+    config: Any = GenerationConfig  # it has no types
+    neutral = config().to_dict()
+    return [
+        key
+        for key, value in values.items()
+        if key not in (*_KEPT, *_OF_NO_EFFECT) and value not in (None, neutral.get(key))
+    ]
+
+
+def unused(settings: Sequence[str]) -> list[str]:
+    """A note on generation settings of the base model that an export leaves out, if any."""
+    names = ", ".join(settings)
+    note = f"the base model's generation settings are left out, as training had none: {names}"
+    return [note] if settings else []
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+from embedgrad.deploy.destinations.gguf import GRAMMAR
 from embedgrad.errors import EngineError, nearest
 
 
@@ -50,8 +51,11 @@ def _llamacpp(export: Path, name: str, host: str, port: int) -> list[str]:
     files = sorted(export.glob("*.gguf"))
     if len(files) != 1:
         raise EngineError(f"{export}: holds {len(files)} .gguf files; expected one")
-    options = {"model": str(files[0]), "alias": name, "host": host, "port": port}
-    options["cache_prompt"] = True
+    options: dict[str, Any] = {"model": str(files[0]), "alias": name, "host": host, "port": port}
+    options |= {"cache_prompt": True, "temperature": 0.0}  # unless a request says otherwise
+    grammar = export / GRAMMAR
+    if grammar.is_file():
+        options["grammar"] = grammar.read_text("utf-8")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():  # as in PyTorch
         options["threads"] = int(threads)

@@ -8,8 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import final
 
+from embedgrad.deploy.choices import Choices
+from embedgrad.deploy.folder import read_export
 from embedgrad.deploy.process import ServerProcess, free_port
+from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.serve.cached_export import export_once
+from embedgrad.deploy.serve.describe import describe
 from embedgrad.deploy.serve.engines import find_engine
 from embedgrad.events import Report, quiet, say, stage
 
@@ -21,12 +25,23 @@ LOOPBACK = ("127.", "localhost", "::1")
 class Served:
     """A server that runs until the `with` block ends, or until `stop`.
 
-    `url` is the base of its OpenAI-compatible API; clients call the model by `model`.
+    `url` is the base of its OpenAI-compatible API; clients call the model by `model`. `examples`
+    are requests, in shell and in Python; `facts` and `warnings` say what is served.
     """
 
-    def __init__(self, url: str, model: str, process: ServerProcess, stack: ExitStack):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        examples: Sequence[str],
+        described: tuple[Sequence[str], Sequence[str]],
+        process: ServerProcess,
+        stack: ExitStack,
+    ):
         self.url = url
         self.model = model
+        self.examples = examples
+        self.facts, self.warnings = described
         self._process = process
         self._stack = stack
 
@@ -34,19 +49,6 @@ class Served:
     def pid(self) -> int:
         """Process id of the server."""
         return self._process.pid
-
-    @property
-    def example(self) -> str:
-        """How to send a request: a shell command, and Python."""
-        return f"""\
-curl {self.url}/chat/completions -H "Content-Type: application/json" \\
-  -d '{{"messages": [{{"role": "user", "content": "YOUR TEXT"}}], "temperature": 0}}'
-
-from openai import OpenAI
-client = OpenAI(base_url="{self.url}", api_key="none")
-messages = [{{"role": "user", "content": "YOUR TEXT"}}]
-reply = client.chat.completions.create(model="{self.model}", messages=messages, temperature=0)
-print(reply.choices[0].message.content)"""
 
     def wait(self) -> None:
         """Block until the server ends, then raise `EngineError` with its last lines."""
@@ -82,7 +84,12 @@ def serve(
     port = free_port(host, port)  # before an export, which takes longer
     export, name = export_once(Path(folder), chosen.destination, overrides, report)
     command = chosen.command(export, name, host, free_port(host, port))
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url, model = f"{root}/v1", name if chosen.knows_names else str(export)
+    entries = read_export(export)
+    first, *_ = entries["prompts"].values()  # the one that answers by default
+    examples = example_requests(engine, url, model, Choices.read(first))
+    described = describe(export, entries)
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
@@ -90,6 +97,5 @@ def serve(
         stage(report, f"starting {engine}")
         process = ServerProcess(engine, command, Path(logs) / "server.log")
         stack.callback(process.stop)
-        process.wait_until_ready(f"{url}/health", LONGEST_START)
-        model = name if chosen.knows_names else str(export)
-        return Served(f"{url}/v1", model, process, stack.pop_all())
+        process.wait_until_ready(f"{root}/health", LONGEST_START)
+        return Served(url, model, examples, described, process, stack.pop_all())

@@ -17,7 +17,8 @@ from torch import Tensor
 from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.registry import find_destination
-from embedgrad.deploy.destinations.safetensors import PROGRAM
+from embedgrad.deploy.destinations.safetensors import program as program_of
+from embedgrad.deploy.destinations.vllm import VllmBodies
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
@@ -55,12 +56,17 @@ class SnippetEngine(EmbeddingEngine):
     def __init__(
         self, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
     ):
-        program = open_example(PROGRAM, folder, job, exported, written)
+        program = open_example(program_of(exported), folder, job, exported, written)
         super().__init__(job, exported, program, program.model)
 
     def prompt(self, query: Query) -> Tensor:
         embeds_TD: Tensor = self.program.embeddings(dict(query.sequence.example.columns))
         return embeds_TD
+
+    def choose(self, query: Query) -> int | None:
+        assert self.choices is not None
+        answer = self.program.answer(dict(query.sequence.example.columns))
+        return self.choices.names.index(answer)
 
 
 @final
@@ -79,6 +85,7 @@ class BodyEngine(EmbeddingEngine):
         client = writer.client(folder, job, exported, written)
         super().__init__(job, exported, client, job.model.model)
         self.tolerance = EXACT if written["dtype"] == "float32" else None
+        self.limits_by_text = not isinstance(writer, VllmBodies)
         self._writer = writer
 
     def prompt(self, query: Query) -> Tensor:

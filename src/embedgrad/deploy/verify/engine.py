@@ -50,6 +50,11 @@ class Engine(AbstractContextManager["Engine"], ABC):
         """Greedy answers to refined prompts, without the end token."""
 
     @abstractmethod
+    def choose(self, query: Query) -> int | None:
+        """The choice that a client gets by the request that the card gives; None for another
+        reply."""
+
+    @abstractmethod
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         """Log-probability of an answer to a refined prompt."""
 

@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.gguf_reader import replace_rows
 from embedgrad.deploy.formats.gguf_writer import table_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -88,6 +89,14 @@ class LlamaCppEngine(Engine):
             answers.append(before_end(ids, self._job.model.end_ids))
         return answers
 
+    def choose(self, query: Query) -> int | None:
+        choices = Choices.of(self._exported)
+        assert choices is not None
+        body = {"messages": [dict(message) for message in query.messages], "temperature": 0}
+        body |= {"grammar": choices.grammar, "cache_prompt": False}
+        reply = self._running.ask("/v1/chat/completions", body)["choices"][0]["message"]
+        return choices.find(reply["content"] or "")
+
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         total = self._logprobs(query)[answer[0]].item()
         prompt = self.prompt_ids(query) if len(answer) > 1 else ()
@@ -114,8 +123,9 @@ class LlamaCppEngine(Engine):
                 pairs = zip(ids, expected, strict=False)
                 at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
                 differences.append(
-                    f"{query.sequence.example.source} has other tokens there: from token {at} on "
-                    f"{list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}"
+                    f"llama.cpp makes other tokens of {query.sequence.example.source}, from token "
+                    f"{at} on {list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}; "
+                    "export to vocabulary"
                 )
         return differences
 

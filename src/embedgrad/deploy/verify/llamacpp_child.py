@@ -41,6 +41,8 @@ def parameters(options: dict[str, Any]) -> Any:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_gpu_layers = 0
         params.swa_full = True
+    params.sampling.temp = options.get("temperature", params.sampling.temp)
+    params.sampling.grammar.grammar = options.get("grammar", "")
     if not options.get("cache_prompt"):
         params.cache_prompt = False
         params.cache_ram_mib = 0

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
 
+from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.model.decoding import before_end
+from embedgrad.model.generation import neutral_generation
 from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.prompt.boundaries import Ids
 
@@ -30,6 +31,7 @@ class LocalEngine(Engine):
 
     tolerance: float | None = EXACT
     suppressed: Sequence[int] | None = None  # ids that are never generated
+    limits_by_text = False  # even where every choice is one token
     model: Any
 
     def __init__(self, job: Job, exported: ExportedPrompt):
@@ -38,6 +40,8 @@ class LocalEngine(Engine):
         self.base_ids = min(len(job.model.tokenizer), job.model.info.vocabulary)
         # Not every model ignores padding; pad only for those known to.
         self.batch = 1 if job.model.forward.one_by_one else BATCH
+        self.choices = Choices.of(exported)
+        self._pieces: list[tuple[int, str]] = []
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
 
     def __enter__(self) -> LocalEngine:
@@ -84,16 +88,8 @@ class LocalEngine(Engine):
 
     def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
         """In batches, padded on the left: one by one they would take most of a check's time."""
-        config: Any = GenerationConfig  # it has no types
-        settings = config(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(self.end_ids) or None,
-            pad_token_id=0,
-            suppress_tokens=self.suppressed,
-        )
         answers: list[Ids] = []
-        with silence_libraries(), torch.no_grad():
+        with silence_libraries(), torch.no_grad(), neutral_generation(self.model):
             for first in range(0, len(queries), self.batch):
                 prompts = [self.prompt(query) for query in queries[first : first + self.batch]]
                 masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
@@ -104,12 +100,57 @@ class LocalEngine(Engine):
                 output_BT = self.model.generate(
                     **self._arguments(inputs),
                     attention_mask=mask.to(self.model.device),
-                    generation_config=settings,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=list(self.end_ids) or None,
+                    pad_token_id=0,
+                    suppress_tokens=self.suppressed,
                 )
                 # After token ids, `generate` repeats the prompt.
                 start = inputs.shape[1] if inputs.ndim == 2 else 0
                 answers += map(tuple, output_BT[:, start:].tolist())
         return [before_end(answer, self.end_ids) for answer in answers]
+
+    def choose(self, query: Query) -> int | None:
+        """As a server's structured output does: the likeliest token that keeps to a choice."""
+        assert self.choices is not None
+        if self.choices.single and not self.limits_by_text:
+            logprobs_V = self._after(query)
+            return int(logprobs_V[[ids[0] for ids in self.choices.tokens]].argmax())
+        written, ids = "", list[int]()
+        while True:
+            left = [text for text in self.choices.texts if text.startswith(written)]
+            if left == [written]:
+                return self.choices.texts.index(written)
+            allowed = {i: "" for i in self.end_ids if written in left}
+            allowed |= {
+                i: piece
+                for i, piece in self._spelled()
+                if any(text.startswith(written + piece) for text in left)
+            }
+            if not allowed:
+                return None
+            logprobs_V = self._logprobs(query, (*ids, 0))[-1]
+            best = max(allowed, key=lambda i: float(logprobs_V[i]))
+            if not allowed[best]:
+                return self.choices.texts.index(written)
+            written, ids = written + allowed[best], [*ids, best]
+
+    def _spelled(self) -> list[tuple[int, str]]:
+        """Tokens that are part of a choice, and their texts."""
+        if not self._pieces:
+            assert self.choices is not None
+            tokenizer = self.exported.sequencer.tokenizer
+            special = set(tokenizer.all_special_ids)
+            for i in range(self.base_ids):
+                piece = tokenizer.decode([i], clean_up_tokenization_spaces=False)
+                # SentencePiece's decoder drops a space at the beginning.
+                if str(tokenizer.convert_ids_to_tokens(i)).startswith("\u2581"):
+                    piece = f" {piece.lstrip(' ')}"
+                inside = piece and any(piece in text for text in self.choices.texts)
+                if inside and i not in special:
+                    self._pieces.append((i, piece))
+        return self._pieces
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         if len(answer) == 1:

@@ -3,13 +3,14 @@
 step zero      the unrefined rows give what the plain tokens give in that engine
 log-probs      the refined rows give training's log-probabilities of the next token
 added mass     new tokens are never likely
-agreement      greedy texts and choices are training's
+agreement      greedy texts, or choices, are training's; replies that a server limits to the choices
+               are only compared: they are chosen token by token, not by their whole probability
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast, final
 
@@ -24,7 +25,7 @@ from embedgrad.deploy.verify.reference import Reference, compute_reference, next
 from embedgrad.deploy.verify.registry import CHECK_ENGINES, engine_versions, open_engine
 from embedgrad.environment import versions
 from embedgrad.errors import EmbedgradError
-from embedgrad.events import stage
+from embedgrad.events import Report, part_of, scoring, stage
 from embedgrad.model.decoding import before_end
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -41,7 +42,7 @@ _LARGEST_IS_WORST = (
     *("step_zero_difference", "added_mass", "max_logprob_difference"),
     *("mean_logprob_difference", "tolerance", "rounding"),
 )
-_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "rows")
+_LEAST_IS_WORST = ("greedy_agreement", "choice_agreement", "limited_agreement", "rows")
 
 
 @final
@@ -59,8 +60,9 @@ class CheckResult(TypedDict):
     mean_logprob_difference: float
     tolerance: float | None
     rounding: float | None
-    greedy_agreement: float
+    greedy_agreement: float | None
     choice_agreement: float | None
+    limited_agreement: float | None
     prompts: dict[str, dict[str, Any]]
     versions: dict[str, str]
 
@@ -88,6 +90,20 @@ def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) 
     return cast(CheckResult, report)
 
 
+@final
+class _Watched(list[Query]):
+    """The queries; `report` gets how far an engine is whenever it goes through them."""
+
+    def __init__(self, queries: Iterable[Query], report: Report, which: str):
+        super().__init__(queries)
+        self._report, self._which = report, which
+
+    def __iter__(self) -> Iterator[Query]:
+        for done, query in enumerate(super().__iter__(), 1):
+            yield query
+            self._report(scoring(self._which, done, len(self)))
+
+
 def _check_prompt(
     destination: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -95,13 +111,14 @@ def _check_prompt(
     default = exported is job.prompts[0]
     queries = [Query(row, _messages(exported, row, default)) for row in rows]
     stage(job.report, f"checking {exported.name}: what training computes")
-    reference = compute_reference(job.model, exported, rows, GREEDY_TOKENS)
+    training = part_of(job.report, f"{exported.name} in training", 0, len(rows))
+    reference = compute_reference(job.model, exported, rows, GREEDY_TOKENS, training)
     stage(job.report, f"checking {exported.name}: what the export computes")
     with open_engine(destination, folder, job, exported, written) as engine:
         figures, problems = _measure(engine, job, exported, queries, reference)
-        if problems:
-            problems += engine.token_differences(queries)[:3]
-    fewer = f"the data has {len(rows)} rows" if len(rows) < ROWS else None
+        if problems and (causes := engine.token_differences(queries)[:3]):
+            problems = [f"{causes[0]}; so {problems[0]}", *problems[1:], *causes[1:]]
+    fewer = f"there were {len(rows)}" if len(rows) < ROWS else None
     return {"rows": len(rows), "fewer_rows": fewer, **figures, "problems": problems}
 
 
@@ -113,13 +130,19 @@ def _measure(
     reference: Reference,
 ) -> tuple[dict[str, float | None], list[str]]:
     """Figures for the report, and one sentence for each failure."""
+
+    def watched(what: str) -> _Watched:
+        return _Watched(queries, job.report, f"{exported.name}: {what}")
+
     rows = [query.sequence for query in queries]
     problems = []
-    mass = engine.added_mass(queries)
+    mass = engine.added_mass(watched("new tokens"))
     slack = -math.log1p(-min(max(mass, 0.0), 0.5))  # what other tokens lose to new ones
-    plain_BV = engine.plain_logprobs_BV(queries)
-    step_zero = absolute_differences(engine.start_logprobs_BV(queries), plain_BV).max().item()
-    differences_BV = absolute_differences(engine.logprobs_BV(queries), reference.logprobs_BV)
+    plain_BV = engine.plain_logprobs_BV(watched("plain text"))
+    start_BV = engine.start_logprobs_BV(watched("unrefined rows"))
+    step_zero = absolute_differences(start_BV, plain_BV).max().item()
+    refined_BV = engine.logprobs_BV(watched("refined rows"))
+    differences_BV = absolute_differences(refined_BV, reference.logprobs_BV)
     largest_B = differences_BV.max(dim=1).values
     difference, mean = largest_B.max().item(), differences_BV.mean().item()
 
@@ -156,16 +179,18 @@ def _measure(
             f"on average (at most {mean_tolerance:.1e}, judging by plain text)"
         )
 
-    ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
-    decode = job.model.tokenizer.decode
-    texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
-    greedy = _share(texts, reference.texts)
-    choice = None
+    greedy = choice = limited = None
+    if reference.texts is not None:
+        ended = [before_end(i, reference.end_ids) for i in engine.greedy(queries, GREEDY_TOKENS)]
+        decode = job.model.tokenizer.decode
+        texts = [decode(list(ids), skip_special_tokens=True) for ids in ended]
+        greedy = _share(texts, reference.texts)
     if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
-        answers = zip(rows, engine.answer_logprobs(queries), strict=True)
+        answers = zip(rows, engine.answer_logprobs(watched("choices")), strict=True)
         choices = [_likeliest(row, logprobs, normalize) for row, logprobs in answers]
         choice = _share(choices, reference.choices)
+        limited = _share([engine.choose(query) for query in watched("replies")], reference.choices)
     if rounding is None:
         for what, share in (("greedy texts", greedy), ("choices", choice)):
             if share is not None and share < AGREEING:
@@ -179,6 +204,7 @@ def _measure(
         "rounding": rounding,
         "greedy_agreement": greedy,
         "choice_agreement": choice,
+        "limited_agreement": limited,
     }
     return figures, problems
 

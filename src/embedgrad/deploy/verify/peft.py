@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import open_example
-from embedgrad.deploy.destinations.peft import PROGRAM, adapter_rows, common_prefix, write_adapter
+from embedgrad.deploy.destinations.peft import adapter_rows, common_prefix, write_adapter
+from embedgrad.deploy.destinations.peft import program as program_of
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import LocalEngine
@@ -60,11 +61,16 @@ class PeftEngine(LocalEngine):
                 self.model.eval().requires_grad_(False).to(job.model.device)
         except ModelError as error:
             raise EngineError(str(error)) from error
-        self.program = open_example(PROGRAM, folder, job, exported, written)
+        self.program = open_example(program_of(exported), folder, job, exported, written)
 
     def prompt(self, query: Query) -> Tensor:
         _, suffix = self.program.token_ids(dict(query.sequence.example.columns))
         return self.lookup(suffix)
+
+    def choose(self, query: Query) -> int | None:
+        assert self.choices is not None
+        answer = self.program.answer(self.model, dict(query.sequence.example.columns))
+        return self.choices.names.index(answer)
 
     @contextmanager
     def start_rows(self) -> Iterator[None]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import next_logits
+from embedgrad.model.generation import next_logits, replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
@@ -24,12 +25,12 @@ BATCH = 8  # examples per pass
 class Reference:
     """What training computes for a prompt: B examples, V ids of the tokenizer.
 
-    `texts` are greedy answers; `choices` are indices of the likeliest choices, None for free
-    answers. An answer ends at one of `end_ids`.
+    `texts` are greedy answers, `choices` indices of the likeliest choices: one of them is None.
+    An answer ends at one of `end_ids`.
     """
 
     logprobs_BV: Tensor
-    texts: list[str]
+    texts: list[str] | None
     choices: list[int] | None
     end_ids: Ids
 
@@ -40,22 +41,29 @@ def compute_reference(
     exported: ExportedPrompt,
     sequences: Sequence[TokenSequence],
     max_new_tokens: int,
+    report: Report = quiet,
 ) -> Reference:
     """Run the training path, which reuses prefixes if the model allows it."""
     rows_PD = exported.prompt.rows
     end_ids = model.ends_of(exported.sequencer)
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    answers = model.generate(rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH)
     target = exported.sequencer.target
+    texts: list[str] | None = None
     choices: list[int] | None = None
-    if target.choices:
+    if not target.choices:
+        decoding = Decoding(max_new_tokens=max_new_tokens)
+        answers = replies(
+            model, rows_PD, sequences, decoding, end_ids=end_ids, batch_size=BATCH, report=report
+        )
+        texts = [answer.text for (answer,) in answers]
+    else:
         choices = []
         for start in range(0, len(sequences), BATCH):
             batch = sequences[start : start + BATCH]
             outcome = model.outcome(rows_PD, batch, normalize=target.normalize)
             choices += [int(i) for i in outcome.scores_BC.argmax(dim=1)]
+            report(scoring("rows", len(choices), len(sequences)))
     logprobs_BV = next_logprobs(model, rows_PD, sequences)
-    return Reference(logprobs_BV, [answer.text for (answer,) in answers], choices, end_ids)
+    return Reference(logprobs_BV, texts, choices, end_ids)
 
 
 @torch.no_grad()

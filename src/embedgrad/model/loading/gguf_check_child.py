@@ -1,4 +1,4 @@
-"""llama.cpp's tokens and log-probabilities of a GGUF file, for `gguf_check`.
+"""llama.cpp's tokens and log-probabilities of a GGUF file.
 
     python gguf_check_child.py '{"model": "model.gguf", "texts": ["Hello"], "word": 5}'
 

@@ -1,4 +1,4 @@
-"""Split text into words as a GGUF file asks (`tokenizer.ggml.pre`), before BPE merges tokens.
+"""Split text into words as a GGUF file asks, before BPE.
 
 transformers knows some of llama.cpp's rules and takes GPT-2's for every other. The rest is here, by
 the expressions of llama.cpp (src/llama-vocab.cpp) and of the models' own tokenizer.json.

@@ -1,4 +1,4 @@
-"""Carry over the settings of a GGUF file that transformers' reader lets go; refuse what is left.
+"""Settings of a GGUF file that transformers' reader lets go.
 
 The reader takes a dozen keys and ignores the others, so that a model with scaled rotary
 frequencies, say, would compute something else than llama.cpp without a word. Keys and defaults are
