@@ -13,29 +13,58 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
+from torch import Tensor
 
 import embedgrad as eg
 from benchmarks.run import placeless
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import summarize
-from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.recipe.build import read_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "objective.json"
 DEMO = ROOT / "data" / "reviews"
 SHORT = 400  # characters
-VARIANTS: dict[str, tuple[Any, bool | None]] = {  # objective.over, target.end
-    "choices": ("choices", None),
-    "answer": ("answer", None),
-    "both, without the end of the turn": ("both", False),
-    "both": ("both", None),
+
+
+@final
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """Cross-entropy over both, with a weight on the answer's part."""
+
+    is_mean: ClassVar[bool] = True
+    answer: float = 0.3
+
+    @property
+    def needs_end(self) -> bool:
+        return True
+
+    def needs_choices(self, *, available: bool) -> bool:
+        return available
+
+    def losses(self, outcome: Outcome) -> Tensor:
+        choice_B = CrossEntropy(over="choices").losses(outcome)
+        both_B = CrossEntropy(over="both").losses(outcome)
+        return choice_B + self.answer * (both_B - choice_B)
+
+    def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
+        return losses_B.mean()
+
+
+VARIANTS: dict[str, tuple[Objective, bool | None]] = {  # and target.end
+    "choices": (CrossEntropy(over="choices"), None),
+    "answer": (CrossEntropy(over="answer"), None),
+    "both, without the end of the turn": (CrossEntropy(over="both"), False),
+    "both": (CrossEntropy(over="both"), None),
+    "both, a third of the answer": (Weighted(), None),
 }
 SENTIMENT = "{text}\n\n[[Is this review positive or negative? Answer with one word:]]"
 DOMAIN = (
@@ -78,7 +107,7 @@ def recipe_of(name: str, data: Path | None) -> eg.Recipe:
 
 def measure(recipe: eg.Recipe, model: eg.LanguageModel, variant: str, seed: int) -> dict[str, Any]:
     """Train one variant, and score text and refined rows on dev."""
-    over, end = VARIANTS[variant]
+    objective, end = VARIANTS[variant]
     splits = read_data(recipe)
     target = replace(recipe.target, end=end)
     short = [
@@ -94,7 +123,7 @@ def measure(recipe: eg.Recipe, model: eg.LanguageModel, variant: str, seed: int)
         train,
         dev,
         training=eg.Training(epochs=3, seed=seed),
-        parts=replace(recipe.parts, objective=CrossEntropy(over=over)),
+        parts=replace(recipe.parts, objective=objective),
     )
     seconds = time.perf_counter() - began
     evaluator = eg.Evaluator(model, sequencer)
@@ -133,7 +162,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model: eg.LanguageModel | None = None
     for seed in map(int, arguments.seeds.split(",")):
-        for name in ("movies", "sst2", "amazon groups"):
+        for name in ("amazon groups", "movies", "sst2"):
             for variant in VARIANTS:
                 row = f"{name}, over {variant}, seed {seed}"
                 if row in results["rows"]:
