@@ -90,9 +90,9 @@ OPTIONS = {
     },
     "export": {
         *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
-        *("--json", "--quiet"),
+        *("--check-rows", "--json", "--quiet"),
     },
-    "verify": {"DIR", "--run", "--set", "--json", "--quiet"},
+    "verify": {"DIR", "--run", "--check-rows", "--set", "--json", "--quiet"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},

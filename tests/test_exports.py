@@ -258,7 +258,7 @@ def test_the_terminal_tells_size_check_commands_and_smaller_ways(
     assert done.out.startswith(f"wrote {out}: {own / 1000:.0f} kB, in ")
     for part in (
         "check of vocabulary by its own engine: passed\n  rows: 32\n",
-        "  the same choices as in training: 100.0%\n",
+        "  the same choices as `evaluate`, ranked by log-probability: 100.0 % (",
         f"to use it:\n  transformers serve {out}\n",
         "smaller exports:\n  the artifact takes ",
         "--to vllm",
