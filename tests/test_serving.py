@@ -455,7 +455,8 @@ def test_warnings_are_shown_in_quiet_too(
     done = embedgrad("serve", out, "--port", 0, "--quiet")
     assert done.code == 0
     assert done.lines == [
-        f"warning: this export was not checked; `embedgrad verify {out}` checks it"
+        f"warning: this export was not checked; `embedgrad verify {out}` checks it, with --run RUN "
+        "if it was made from a prompt alone"
     ]
 
 

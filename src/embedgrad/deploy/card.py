@@ -22,7 +22,10 @@ AGREEMENTS = {
     "limited_agreement": "the same choices as `evaluate`, by the answers that clients get",
 }
 ENOUGH = 0.9  # the share of rows in agreement below which a check is a warning
-UNCHECKED = "Nothing: it was exported without a check. `embedgrad verify` checks it now."
+UNCHECKED = (
+    "Nothing: it was exported without a check. `embedgrad verify` checks it now, with `--run RUN` "
+    "if it was made from a prompt alone."
+)
 _RAW = (
     "The chat template removes text that spells the new tokens from every message. It cannot "
     "guard raw completions (`/v1/completions`, or a prompt you build yourself): whoever may send "

@@ -34,7 +34,10 @@ def describe(
     with suppress(OSError, ValueError):
         checked = json.loads((export / REPORT).read_text("utf-8"))
     if not isinstance(checked, dict):
-        unchecked = f"this export was not checked; `embedgrad verify {export}` checks it"
+        unchecked = (
+            f"this export was not checked; `embedgrad verify {export}` checks it, with --run RUN "
+            "if it was made from a prompt alone"
+        )
         return facts, [*warnings, unchecked]
     if not limits:  # the answers that the check counted were limited
         checked["limited_agreement"] = None
