@@ -12,15 +12,16 @@ from embedgrad.prompt.boundaries import Ids
 if TYPE_CHECKING:
     from embedgrad.prompt.sequence import TokenSequence
 
-# The tags that open a thought in the prompts of reasoning models, at the end of a text.
+# What opens a thought in the prompts of reasoning models, and no other tag behind it.
 _THOUGHT = re.compile(
-    r"(<\|?(?:[a-z]+:)?(?:think|thinking|thought|reason|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7)\s*$",
+    r"(<\|?(?!end)(?:[a-z]+[:_])*(?:think|thinking|thoughts?|reason|reasoning)\|?>|\[THINK\]"
+    r"|\u25c1think\u25b7|<\|channel\|>analysis<\|message\|>)[^<\[\u25c1]{0,200}\Z",
     re.IGNORECASE,
 )
 
 
 def open_thought(text: str) -> str:
-    """The tag of a thought that a text ends in, else ""."""
+    """The tag of a thought that a text ends inside, else ""."""
     found = _THOUGHT.search(text)
     return found[1] if found else ""
 
