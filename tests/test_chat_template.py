@@ -307,6 +307,7 @@ def test_one_of_several_chat_templates_is_chosen_by_name() -> None:
 @pytest.mark.parametrize("option", ["enable_thinkin", "think"])
 def test_an_option_that_the_chat_template_never_mentions_is_refused(option: str) -> None:
     thinks = tiny.CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    thinks += "{%- generation %}{% endgeneration -%}"  # a tag that only transformers knows
     with refused(f"template.options.{option}", "no such variable", "known: enable_thinking"):
         with_chat(thinks, replace(ONE_SPAN, options={option: True}))
     with_chat(thinks, replace(ONE_SPAN, options={"enable_thinking": True}))

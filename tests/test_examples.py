@@ -307,6 +307,9 @@ def test_names_of_classes_are_offered() -> None:
     mapping = 'data.labels = { "0" = "bad", "1" = "good" }'
     with refused("label '0' in column", f"the data set names its classes: set {mapping}"):
         examples_from(data, columns=["text"], answer="label", choices=["bad", "good"])
+    unlabelled = dataclasses.replace(data, rows=[{"text": "a", "label": -1}, *rows[1:]])
+    with refused("label '-1' in column", f"the data set names its classes: set {mapping}"):
+        examples_from(unlabelled, columns=["text"], answer="label", choices=["bad", "good"])
     guess = guess_columns(data)
     assert guess.choices == ("bad", "good")
     assert guess.labels == {"0": "bad", "1": "good"}

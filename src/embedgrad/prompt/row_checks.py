@@ -31,13 +31,14 @@ def check_ids(sequence: TokenSequence, prompt_ids: Ids, tokenizer: Any, vocabula
 
     `vocabulary` is how many it has; 0: unknown.
     """
-    row = (sequence.prefix, sequence.suffix, *sequence.targets, sequence.end)
+    row = (sequence.prefix, sequence.suffix, *sequence.targets, sequence.end, sequence.plain or ())
     beyond = next((i for i in chain(prompt_ids, *row) if i >= vocabulary > 0), None)
     if beyond is None:
         return
     token, example = tokenizer.decode([beyond]).strip(), sequence.example
     what = f"token {token!r} has id {beyond}, but the model embeds only {vocabulary} tokens"
-    if any(token in text for text in (*example.columns.values(), example.answer)):
+    own = (*example.columns.values(), example.answer, example.solution or "")
+    if token and any(token in text for text in own):
         raise DataError(f"{example.source}: {what}; take it out of the row")
     raise TemplateError(
         f"template: {what} (first in {example.source}); it comes from the template or the "
