@@ -301,7 +301,8 @@ def _rotated(config: Any, full: Mapping[str, Any]) -> int:
 
 def _head(config: Any) -> int:
     """The width of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    own: int | None = getattr(config, "head_dim", None)
+    return own or int(config.hidden_size // config.num_attention_heads)
 
 
 def _numbers(file: Path, name: str) -> list[float]:
