@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import refusals
 import tiny
+from embedgrad.data.examples import Example
 from embedgrad.errors import TemplateError
 from embedgrad.prompt.sequence import Sequencer, Target
 from embedgrad.prompt.template import END_MARK, SPAN_MARK, Renderer, Template
@@ -306,6 +307,7 @@ def test_one_of_several_chat_templates_is_chosen_by_name() -> None:
 @pytest.mark.parametrize("option", ["enable_thinkin", "think"])
 def test_an_option_that_the_chat_template_never_mentions_is_refused(option: str) -> None:
     thinks = tiny.CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    thinks += "{%- generation %}{% endgeneration -%}"  # a tag that only transformers knows
     with refused(f"template.options.{option}", "no such variable", "known: enable_thinking"):
         with_chat(thinks, replace(ONE_SPAN, options={option: True}))
     with_chat(thinks, replace(ONE_SPAN, options={"enable_thinking": True}))
@@ -338,8 +340,20 @@ def test_an_option_that_the_chat_template_never_mentions_is_refused(option: str)
             Template.chat(system="[[Is it good?]]", user="The text: {a}"),
             "'The text: soup' in the user message",
         ),
+        (
+            "{% for m in messages %}",
+            "{% for m in messages if m['role'] != 'system' %}",
+            Template.chat(system="good", user="{a} [[Is it good?]]"),
+            "'good' in the system message",
+        ),
+        (
+            "m['content']",
+            "m['content'] | replace(' ', '')",
+            Template.chat(user="The text: {a} [[Good?]]"),
+            "'The text: soup Good?' in the user message",
+        ),
     ],
-    ids=["a thought", "a role", "an end", "letters"],
+    ids=["a thought", "a role", "an end", "letters", "a part", "blanks"],
 )
 def test_a_chat_template_that_drops_what_was_written_is_refused(
     written: str, shown: str, template: Template, lost: str
@@ -354,12 +368,46 @@ def test_a_chat_template_that_drops_what_was_written_is_refused(
 
 
 @pytest.mark.parametrize(
+    "shown",
+    [
+        "m['content'] | trim",
+        "m['content'].split() | join(' ')",
+        "m['content'] | replace('\n\n', '\n')",
+        "m['content'] | indent(4)",
+        "m['content'].split('\n') | map('trim') | join('\n')",
+    ],
+)
+def test_a_chat_template_may_change_white_space(shown: str) -> None:
+    chat = f"{{% for m in messages %}}<{{{{ m['role'] }}}}>{{{{ {shown} }}}}{{% endfor %}}"
+    render = with_chat(chat, Template.chat(system="Be  kind.", user="{a}\n\n[[Good?]]"))
+    assert render({"a": "My \n\n  soup, \n"}).pieces[1] == "Good?"
+
+
+def test_the_row_that_a_chat_template_changes_is_named() -> None:
+    chat = "{% for m in messages %}{{ m['content'].split('|')[-1] }}{% endfor %}"
+    words = tiny.with_template(tiny.tokenizer("bytelevel"), chat)
+    template = Template.chat(user="{text}\n\n[[Good?]]")
+    rows = [Example({"text": text}, "yes", f"rows:{i}") for i, text in enumerate(("a", "b | c"))]
+    made = Sequencer(
+        Renderer(template, words, date=DAY), words, Target(choices=("yes", "no")), rows=rows[:1]
+    )
+    with refused("drops or changes 'b | c'", "first in rows:1"):
+        made.build(rows)
+
+
+@pytest.mark.parametrize(
     ("end", "choices", "noted"),
     [
         ("<think>\n", True, True),
         ("<|think|>", True, True),
         ("[THINK]", True, True),
+        ("<|START_THINKING|>", True, True),
+        ("<|begin_of_thought|>", True, True),
+        ("<|channel|>analysis<|message|>", True, True),
+        ("<think>\nOkay, so", True, True),
         ("<think>\n", False, False),
+        ("<|START_THINKING|><|END_THINKING|>", True, False),
+        ("Think in <think> tags.<|im_start|>assistant\n", True, False),
         ("<think>\n\n</think>\n\n", True, False),
         ("", True, False),
     ],

@@ -111,6 +111,8 @@ def test_rotary_scaling_is_carried_over(
         (YARN, {"rope_freqs.weight": FACTORS}, "llama.rope.scaling.type = yarn"),
         ({f"{SCALING}alpha": 10.0}, {}, "llama.rope.scaling.alpha = 10.0"),
         ({"llama.rope.dimension_count": 4}, {}, "llama.rope.dimension_count = 4"),
+        ({"llama.rope.dimension_sections": [2, 2, 0, 0]}, {}, "llama.rope.dimension_sections"),
+        ({"llama.attention.value_length": 4}, {}, "llama.attention.value_length = 4"),
         ({"llama.logit_scale": 0.5}, {}, "llama.logit_scale = 0.5"),
         ({"llama.residual_scale": 0.5}, {}, "llama.residual_scale = 0.5"),
         ({"llama.attention.scale": 0.5}, {}, "llama.attention.scale = 0.5"),
@@ -161,6 +163,9 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
             {"query_pre_attn_scalar": 8, "final_logit_softcapping": 9.0},
         ),
         ("gemma2", "gemma2", {"block_count": 46}, {"query_pre_attn_scalar": 16}),
+        ("falcon", "falcon", {"rope.freq_base": 5.0}, {"head_dim": 16}),
+        ("qwen2", "qwen2", {"attention.key_length": 16, "attention.value_length": 16}, {}),
+        ("qwen2", "qwen2", {"rope.dimension_sections": (0, 0, 0, 0)}, {}),
         (
             "qwen3moe",
             "qwen3_moe",

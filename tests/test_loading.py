@@ -474,6 +474,18 @@ def test_a_model_that_reads_token_ids_is_refused(
         load(str(folder), device="cpu")
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"eos_token_id": [5, 6, 7]},  # as Llama 3 has them
+        {"eos_token_id": [0, 1], "pad_token_id": 2, "bos_token_id": 3, "sep_token_id": 4},
+    ],
+)
+def test_a_model_may_name_any_ids(folder: Path, named: dict[str, Any]) -> None:
+    change_config(folder, **named)
+    assert load(str(folder), device="cpu").info.width == 32
+
+
 def test_tokens_without_an_embedding_are_noted(folder: Path) -> None:
     words = tiny.with_template(tiny.tokenizer("bytelevel"), None)
     size = len(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 
@@ -10,7 +12,7 @@ from embedgrad.errors import DataError, EmbedgradError, TemplateError
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer, Template
 from kit import DAY, LABELS, PLACEMENTS, cut
-from kit_text import CHATS, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
+from kit_text import CHATS, FREE, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
 from refusals import refused
 
 # --------------------------------------------------------------- prefix, span and suffix are the te
@@ -59,8 +61,9 @@ def test_a_row_deployed_reads_as_the_text(kind: str) -> None:
         (tiny.CHATML + "<x>", PLACEMENTS["user-after"], "a", TemplateError, "first in rows.csv:2"),
         (None, Template.plain("<x>{review}\n[[Good?]]"), "a", TemplateError, "first in rows.csv:2"),
         (None, Template.plain("{review}\n[[Good <x>?]]"), "a", TemplateError, "template: token"),
+        (None, Template.plain("{review}[[x> Good?]]"), "a <", TemplateError, "first in rows.csv:2"),
     ],
-    ids=["a row", "the chat template", "the template", "the span"],
+    ids=["a row", "the chat template", "the template", "the span", "a row and the span"],
 )
 def test_a_token_without_an_embedding_is_refused(
     chat: str | None, template: Template, review: str, error: type[EmbedgradError], where: str
@@ -74,6 +77,16 @@ def test_a_token_without_an_embedding_is_refused(
         made(example(review))
     made.vocabulary += 1
     made(example(review))
+
+
+def test_a_token_of_a_solution_without_an_embedding_is_the_rows() -> None:
+    tokenizer = tiny.with_template(tiny.tokenizer("bytelevel"), tiny.CHATML)
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["<x>"])
+    renderer = Renderer(PLACEMENTS["user-after"], tokenizer, date=DAY)
+    made = Sequencer(renderer, tokenizer, FREE, rows=[example("b")], vocabulary=vocabulary)
+    with refused("rows.csv:2: token '<x>'", "take it out of the row"):
+        made(replace(example("a", "yes"), solution="so <x>, yes"))
 
 
 def test_a_mark_before_a_line_feed_draws_it_in() -> None:

@@ -215,6 +215,16 @@ def test_a_limit_keeps_the_share_of_every_answer(
     assert limited(limit, None) == limited(len(examples), None)[:limit]  # of free answers, plain
 
 
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(2, {"a", "b"}), (3, {"a", "b", "c"}), (10, {"a", "b", "c"})]
+)
+def test_a_limit_of_train_loses_no_answer(limit: int, kept: set[str]) -> None:
+    train = [row(i, f"own {i}", answer) for i, answer in enumerate("a" * 90 + "b" * 3 + "c")]
+    held_out = (rows(4, "d"), rows(4, "e"))
+    splits = make_splits(train, *held_out, columns=COLUMNS, choices="abc", limit={"train": limit})
+    assert label_balance(splits.train).keys() == kept
+
+
 @pytest.mark.parametrize("answers", ["choices", "free"])
 def test_a_text_with_several_answers_is_mentioned(answers: str) -> None:
     train = [*rows(20), row(20, "A 3", "b"), row(21, "a  3", "a"), row(22, "caf\u00e9", "a")]

@@ -514,6 +514,9 @@ def test_chat_messages_become_columns(tmp_path: Path) -> None:
     assert read_table(path, used=["other"]).columns == ("messages",)
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+
+
 @pytest.mark.parametrize(
     ("row", "part"),
     [
@@ -521,6 +524,10 @@ def test_chat_messages_become_columns(tmp_path: Path) -> None:
         (chat(("assistant", "a")), "expected one of the user"),
         (chat(("user", "a"), ("assistant", None)), "of role 'assistant' holds other than text"),
         (chat(("user", [{"type": "image_url"}]), ("assistant", "a")), "of role 'user'"),
+        (
+            {"messages": [*chat(("user", "a"))["messages"], CALL]},
+            "of role 'assistant' holds other than text (a call of a tool",
+        ),
         ({"messages": "a"}, "expected a list of messages"),
     ],
 )
@@ -542,12 +549,14 @@ def test_a_pandas_data_frame_is_read() -> None:
             "stars": [5, 3],
             "score": [1.5, float("nan")],
             "when": pandas.to_datetime(["2024-01-02", None]),
+            "odd": [{("a", 1): 2}, None],  # no column of text
         },
         index=[7, 7],
     )
     table = read_table(frame)
     assert table.sources == ["DataFrame:1", "DataFrame:2"]
-    assert table.rows[1] == {"text": None, "label": "y", "stars": 3, "score": None, "when": None}
+    assert table.rows[1] == {"text": None, "label": "y", "stars": 3, "score": None, "when": None,
+                             "odd": None}  # fmt: skip
     assert [type(cell) for cell in table.rows[0].values()][:4] == [str, str, int, float]
     assert table.digest != read_table(frame.iloc[:1]).digest
     with refused("pandas.Series: cannot be read", "DataFrame"):

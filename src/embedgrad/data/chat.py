@@ -69,7 +69,8 @@ def _text(message: Mapping[str, object], source: str) -> str:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    calls = [message.get(name) for name in ("tool_calls", "function_call")]
+    if any(calls) or not all(isinstance(text, str) for text in texts):
         raise data_error(
             source,
             f"messages: one of role {message.get('role')!r} holds other than text (a call of a "

@@ -175,7 +175,7 @@ def _advise(
     """What to do about labels that are no choices."""
     labels = dict.fromkeys(raw for _, raw in unknown)
     named = {str(number): name for number, name in enumerate(names)}
-    if labels and all(raw in named for raw in labels):
+    if any(raw in named for raw in labels):
         return f"the data set names its classes: set {advise_mapping(named)}"
     twins = {raw: twin for raw in labels if (twin := find_twin(raw, choices)) is not None}
     twin = find_twin(label, choices)

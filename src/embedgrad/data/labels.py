@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
 from embedgrad.data.problems import SHOWN
 from embedgrad.errors import nearest
 
+_WHOLE = r"^([+-]?\d+)(?:\.0+)?$"  # a number, as spreadsheets and pandas write it
+
 
 def fold(text: str) -> str:
-    """What twins have in common: the text without blanks at its ends, case and Unicode form."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    """What twins have in common: the text without case and what `_tidy` takes away."""
+    return _tidy(_tidy(text).casefold())
+
+
+def _tidy(text: str) -> str:
+    """The text in its usual form: single blanks, whole numbers without ".0", nothing unseen."""
+    text = unicodedata.normalize("NFKC", text)
     # Some characters that nobody sees are no blanks for Python, as U+200B or U+FEFF.
-    return " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split())
+    text = " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split())
+    return re.sub(_WHOLE, r"\1", text)
 
 
 def difference(one: str, other: str) -> str:
@@ -22,6 +31,8 @@ def difference(one: str, other: str) -> str:
     nfc = unicodedata.normalize("NFC", one), unicodedata.normalize("NFC", other)
     if nfc[0] == nfc[1]:
         return "Unicode form"
+    if re.match(_WHOLE, fold(one)):
+        return "how a number is written"
     if "".join(nfc[0].split()) == "".join(nfc[1].split()):
         return "blanks"
     return "case" if nfc[0].casefold() == nfc[1].casefold() else "case, blanks or Unicode form"
@@ -69,10 +80,7 @@ def map_twins(counts: Mapping[str, int]) -> dict[str, str]:
         groups.setdefault(fold(name), []).append(name)
     pairs: dict[str, str] = {}
     for group in groups.values():
-        kept = max(
-            group,
-            key=lambda name: (unicodedata.normalize("NFC", name.strip()) == name, counts[name]),
-        )
+        kept = max(group, key=lambda name: (name == _tidy(name), counts[name]))
         pairs |= {name: kept for name in group if name != kept}
     return pairs
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Collection
@@ -146,7 +145,7 @@ def _read_object(source: Any, used: Collection[str] | None) -> Table:
         return _read_dataset(source, f"Dataset {source.split or ''}".strip(), source.split, used)
     if "pandas.DataFrame" in kinds:
         parsed = read_frame(source, "DataFrame")
-        content = json.dumps(parsed.rows, default=str).encode()
+        content = repr(parsed.rows).encode()
         return Table.of("DataFrame", parsed, hashlib.sha256(content).hexdigest())
     advice = "; name one of its splits" if "datasets.DatasetDict" in kinds else ""
     raise data_error(

@@ -311,7 +311,8 @@ def _limit(
     """The first rows up to the limit; `stratified`: of every answer, so many as are its share.
 
     A row's turn is its place among those of its answer, as in Webster's apportionment, so a larger
-    limit adds rows and takes none away.
+    limit adds rows and takes none away. In train the first row of every answer comes before all
+    others, so that no answer is lost while there is room; dev and test stay like the whole.
     """
     if limit is None:
         return tuple(rows)
@@ -322,9 +323,10 @@ def _limit(
     if not stratified or limit >= len(rows):
         return tuple(rows[:limit])
     sizes, before = Counter(row.answer for row in rows), Counter[str]()
-    turns: list[float] = []
+    turns: list[tuple[bool, float]] = []
     for row in rows:
-        turns.append((before[row.answer] + 0.5) / sizes[row.answer])
+        earlier = before[row.answer]
+        turns.append((name != "train" or earlier > 0, (earlier + 0.5) / sizes[row.answer]))
         before[row.answer] += 1
     chosen = sorted(range(len(rows)), key=turns.__getitem__)[:limit]
     return tuple(rows[i] for i in sorted(chosen))

@@ -28,6 +28,7 @@ _AS_PARTS = (
     "{%- endfor -%}{%- set messages = parts.messages -%}\n"
 )
 _PROBE = "Xembedgrad7probeX"
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own tag
 _OF_TRANSFORMERS = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
 
 
@@ -115,8 +116,9 @@ def _shows(tokenizer: Any, chat_template: str, options: Mapping[str, Any], conte
 def _variables(source: str, tokenizer: Any) -> set[str]:
     """What a chat template reads and does not set itself."""
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    source = _GENERATION.sub("", source)
     try:
         names = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    except jinja2.TemplateSyntaxError:  # it has tags of transformers' own
+    except jinja2.TemplateSyntaxError:  # it has other tags
         names = set(re.findall(r"[A-Za-z_]\w*", source))
     return names - _OF_TRANSFORMERS - set(tokenizer.special_tokens_map) - {"raise_exception"}

@@ -12,15 +12,16 @@ from embedgrad.prompt.boundaries import Ids
 if TYPE_CHECKING:
     from embedgrad.prompt.sequence import TokenSequence
 
-# The tags that open a thought in the prompts of reasoning models, at the end of a text.
+# What opens a thought in the prompts of reasoning models, and no other tag behind it.
 _THOUGHT = re.compile(
-    r"(<\|?(?:[a-z]+:)?(?:think|thinking|thought|reason|reasoning)\|?>|\[THINK\]|\u25c1think\u25b7)\s*$",
+    r"(<\|?(?!end)(?:[a-z]+[:_])*(?:think|thinking|thoughts?|reason|reasoning)\|?>|\[THINK\]"
+    r"|\u25c1think\u25b7|<\|channel\|>analysis<\|message\|>)[^<\[\u25c1]{0,200}\Z",
     re.IGNORECASE,
 )
 
 
 def open_thought(text: str) -> str:
-    """The tag of a thought that a text ends in, else ""."""
+    """The tag of a thought that a text ends inside, else ""."""
     found = _THOUGHT.search(text)
     return found[1] if found else ""
 
@@ -30,13 +31,14 @@ def check_ids(sequence: TokenSequence, prompt_ids: Ids, tokenizer: Any, vocabula
 
     `vocabulary` is how many it has; 0: unknown.
     """
-    row = (sequence.prefix, sequence.suffix, *sequence.targets, sequence.end)
+    row = (sequence.prefix, sequence.suffix, *sequence.targets, sequence.end, sequence.plain or ())
     beyond = next((i for i in chain(prompt_ids, *row) if i >= vocabulary > 0), None)
     if beyond is None:
         return
     token, example = tokenizer.decode([beyond]).strip(), sequence.example
     what = f"token {token!r} has id {beyond}, but the model embeds only {vocabulary} tokens"
-    if any(token in text for text in (*example.columns.values(), example.answer)):
+    own = (*example.columns.values(), example.answer, example.solution or "")
+    if token and any(token in text for text in own):
         raise DataError(f"{example.source}: {what}; take it out of the row")
     raise TemplateError(
         f"template: {what} (first in {example.source}); it comes from the template or the "

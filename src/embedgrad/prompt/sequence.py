@@ -176,7 +176,11 @@ class Sequencer:
 
     def __call__(self, example: Example) -> TokenSequence:
         """Tokenize one example."""
-        sequence = self._sequence(self.renderer(example.columns), example)
+        try:
+            rendered = self.renderer(example.columns)
+        except TemplateError as error:
+            raise TemplateError(f"{error} (first in {example.source})") from None
+        sequence = self._sequence(rendered, example)
         check_ids(sequence, self.prompt_ids, self.tokenizer, self.vocabulary)
         excess = self._excess(sequence)
         if not excess:

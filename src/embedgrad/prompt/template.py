@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, TypeVar, final
 
 from embedgrad.data.markup import Piece, parse
+from embedgrad.data.table import quote
 from embedgrad.errors import TemplateError, nearest
 from embedgrad.prompt.chat_template import NAME, choose_chat_template, freeze_chat_template
 
@@ -205,17 +207,22 @@ class Renderer:
         return rendered
 
     def _check_whole(self, messages: Sequence[Mapping[str, str]], text: str) -> None:
-        """Refuse a chat template that leaves out what was written, as of a thought."""
-        for message in messages:
+        """Refuse a chat template that leaves out what was written, as of a thought.
+
+        White space between words may change. Every message needs a place of its own, so that a
+        short one is not taken for part of another.
+        """
+        for message in sorted(messages, key=lambda message: -len(message["content"])):
             content = message["content"].strip()
-            if content not in text:
-                lines = (line.strip() for line in content.splitlines())
-                lost = next((line for line in lines if line not in text), content)
-                lost = lost if len(lost) <= 60 else f"{lost[:57]}..."
+            place = _find(content, text)
+            if place is None:
+                lines = content.splitlines()
+                lost = next((line for line in lines if _find(line, text) is None), lines[0])
                 raise TemplateError(
-                    f"template: the chat template drops or changes {lost!r} in the "
+                    f"template: the chat template drops or changes {quote(lost.strip())} in the "
                     f"{message['role']} message; leave it out, or move it to another message"
                 )
+            text = f"{text[: place.start]}\n{text[place.stop :]}"
 
     def after_answer(self) -> str:
         """What the chat template puts behind an answer, as `<|im_end|>`; "" for plain text."""
@@ -274,6 +281,14 @@ class Renderer:
             ) from error
         assert isinstance(text, str)
         return text
+
+
+def _find(written: str, text: str) -> slice | None:
+    """Where a text stands in another, but for the amount of white space between its words."""
+    if (start := text.find(written)) >= 0:
+        return slice(start, start + len(written))
+    found = re.search(r"\s+".join(map(re.escape, written.split())), text)
+    return slice(*found.span()) if found else None
 
 
 def span_mark(number: int) -> str:

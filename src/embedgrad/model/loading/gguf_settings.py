@@ -129,7 +129,8 @@ def check_tensors(file: Path, header: GgufHeader, model: Any, unexpected: Sequen
 def _set_defaults(header: GgufHeader, stated: Mapping[str, Any], config: Any) -> None:
     """What llama.cpp takes where a key is missing, or knows by the architecture alone."""
     width = config.hidden_size // config.num_attention_heads
-    if hasattr(config, "head_dim") and "attention.key_length" not in stated:
+    # A width that cannot be set, as Falcon's, is this one already.
+    if getattr(config, "head_dim", width) != width and "attention.key_length" not in stated:
         config.head_dim = width
     if config.model_type == "mistral":
         config.sliding_window = None
@@ -162,15 +163,20 @@ def _carried_over(key: str, value: Any, config: Any) -> bool:
         if len(set(value)) > 1:
             return False
         value = value[0]
-    if key in ("attention.value_length", "attention.value_length_swa"):
-        return bool(value == getattr(config, key.replace("attention.value_length", "head_dim"), 0))
+    if key.startswith("attention.value_length"):  # transformers has one width for keys and values
+        names = _ATTRIBUTES[key.replace("value", "key")]
+        widths = [getattr(config, name) for name in names if hasattr(config, name)]
+        return bool(value == (*widths, _head(config))[0])
     if key == "attention.scale" and hasattr(config, "query_pre_attn_scalar"):
         config.query_pre_attn_scalar = value**-2
         return True
     name = next((n for n in _ATTRIBUTES.get(key, ()) if hasattr(config, n)), None)
     if name is not None:
-        setattr(config, name, value)
+        if getattr(config, name) != value:
+            setattr(config, name, value)
         return True
+    if key == "attention.key_length":
+        return bool(value == _head(config))
     if key == "expert_gating_func":
         return hasattr(config, "scoring_func")  # transformers reads it
     if key == "attention.head_count_kv":
@@ -196,7 +202,7 @@ def _set_rope(file: Path, header: GgufHeader, stated: Mapping[str, Any], config:
         full["rope_theta"] = rope.get("rope.freq_base", 10_000.0)
         if "sliding_attention" in parameters and "rope.freq_base_swa" in rope:
             parameters["sliding_attention"]["rope_theta"] = rope["rope.freq_base_swa"]
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head = _head(config)
         rotated = rope.get("rope.dimension_count", head)
         if "partial_rotary_factor" in full:
             full["partial_rotary_factor"] = rotated / head
@@ -206,6 +212,7 @@ def _set_rope(file: Path, header: GgufHeader, stated: Mapping[str, Any], config:
         key
         for key, value in rope.items()
         if not (key in _ROPE or key in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(key))
+        and set(value if isinstance(value, tuple) else ()) != {0}
     ]
     if config.model_type == "gemma4_text":  # its one use of factors is in the configuration
         tensors = []
@@ -289,8 +296,13 @@ def _gives(scaling: dict[str, Any], factors: list[float], config: Any, full: Any
 
 
 def _rotated(config: Any, full: Mapping[str, Any]) -> int:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(head * full.get("partial_rotary_factor", 1.0))
+    return int(_head(config) * full.get("partial_rotary_factor", 1.0))
+
+
+def _head(config: Any) -> int:
+    """The width of an attention head."""
+    own: int | None = getattr(config, "head_dim", None)
+    return own or int(config.hidden_size // config.num_attention_heads)
 
 
 def _numbers(file: Path, name: str) -> list[float]:

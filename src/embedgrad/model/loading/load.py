@@ -216,8 +216,10 @@ def _check_embedded(what: str, model: PreTrainedModel) -> None:
 def _trial(model: PreTrainedModel) -> torch.Tensor:
     """Two texts of ordinary token ids that differ at the end."""
     config = model.config.get_text_config(decoder=True)
-    named = {value for key, value in config.to_dict().items() if key.endswith("token_id")}
-    a, b, c, d = [i for i in range(8) if i not in named][:4]
+    named = [value for key, value in config.to_dict().items() if key.endswith("token_id")]
+    # The end may be a list of ids, as in Llama 3. In a tiny vocabulary all ids may be named.
+    special = [i for ids in named for i in (ids if isinstance(ids, list) else [ids])]
+    a, b, c, d = sorted(range(min(64, config.vocab_size)), key=special.__contains__)[:4]
     return torch.tensor([[a, b, c], [a, b, d]], device=model.device)
 
 
