@@ -27,7 +27,7 @@ from embedgrad.errors import ModelError
 from embedgrad.model.loading.gguf_header import GgufHeader
 
 # Change it when the same file is converted to something else: old copies are not used then.
-VERSION = 2
+VERSION = 3
 
 # Names, sizes that show in the shapes of tensors, and what only embedding models use.
 _WITHOUT_EFFECT = {
@@ -301,7 +301,8 @@ def _rotated(config: Any, full: Mapping[str, Any]) -> int:
 
 def _head(config: Any) -> int:
     """The width of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    usual = config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or usual)
 
 
 def _numbers(file: Path, name: str) -> list[float]:
