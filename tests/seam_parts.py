@@ -30,7 +30,8 @@ class OrderedAverage(Objective):
         return available
 
     def losses(self, outcome: Outcome) -> Tensor:
-        return CrossEntropy().losses(outcome)
+        ranked = outcome.logprobs_BC.shape[1] > 1
+        return CrossEntropy(over="choices" if ranked else "answer").losses(outcome)
 
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
         weights_B = torch.arange(len(losses_B), 0, -1, device=losses_B.device).to(losses_B)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import refusals
+import tiny
 from embedgrad.errors import ArtifactError
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.prompt.artifact import load, save
@@ -102,7 +103,8 @@ def rewrite(folder: Path, content: bytes | dict[str, Tensor] | None = None, **ch
     ],
 )
 def test_a_prompt_comes_back(template: str | Template, target: Target, tmp_path: Path) -> None:
-    made = kit(dtype=torch.float32, template=template, rows=2)
+    chat = tiny.CHATML + ("{% if enable_thinking %}{% endif %}" if template is OPTIONS else "")
+    made = kit(dtype=torch.float32, chat=chat, template=template, rows=2)
     prompt = prompt_of(made, target=target, trust_region=TrustRegion(None, 0.97))
     prompt = prompt.with_provenance(scores={"text": 0.5, "why": "\u201cso\u201d\n"}, data=[1, None])
     assert_same(load(save(prompt, tmp_path / "a" / "b")), prompt)

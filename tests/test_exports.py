@@ -24,6 +24,7 @@ from embedgrad.deploy import folder as folders
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.job import Destination, Job
 from embedgrad.deploy.rules import DESTINATIONS
+from embedgrad.deploy.verify import parity
 from embedgrad.prompt import artifact
 from embedgrad.report.terminal.tables import verdict
 from kit import noisy
@@ -150,6 +151,35 @@ def test_an_export_is_checked_in_its_own_engine(
     assert after.keys() == before.keys()
 
 
+@pytest.mark.parametrize(
+    ("to", "remedy"),
+    [
+        ("vocabulary", "rank the choices by log-probability, as the last request does"),
+        ("vllm", "exports to safetensors, gguf and vocabulary can rank the choices"),
+    ],
+)
+def test_low_agreement_is_a_warning_with_its_remedy(
+    to: str,
+    remedy: str,
+    runs: Runs,
+    embedgrad: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def low(*given: Any) -> dict[str, Any]:
+        return {**parity.check(*given), "limited_agreement": 0.5}
+
+    monkeypatch.setattr("embedgrad.deploy.export.check", low)
+    out = tmp_path / "out"
+    done = embedgrad("export", runs.of(to), "--to", to, "--out", out, "--check-rows", 2)
+    told = f"by the answers that clients get in only 50.0 % of the rows; {remedy}"
+    assert done.code == 0
+    assert told in " ".join(done.err.split())
+    assert f"warning: the same choices as `evaluate`, {told}" in (out / "README.md").read_text()
+    again = embedgrad("verify", out, "--check-rows", 2)
+    assert told in " ".join(again.err.split())
+
+
 def test_check_rows_sets_how_many_rows_are_compared(
     runs: Runs, embedgrad: Command, tmp_path: Path
 ) -> None:
@@ -258,7 +288,7 @@ def test_the_terminal_tells_size_check_commands_and_smaller_ways(
     assert done.out.startswith(f"wrote {out}: {own / 1000:.0f} kB, in ")
     for part in (
         "check of vocabulary by its own engine: passed\n  rows: 32\n",
-        "  the same choices as in training: 100.0%\n",
+        "  the same choices as `evaluate`, ranked by log-probability: 100.0 % (",
         f"to use it:\n  transformers serve {out}\n",
         "smaller exports:\n  the artifact takes ",
         "--to vllm",

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -374,8 +375,19 @@ def _greedy(model: LanguageModel, rows_PD: Tensor, row: Query, most: int) -> lis
         Target(("not good", "not bad", "fine")),
         Target(("not", "not good", "nothing")),  # scored with the end of the turn
         Target(("a very long way round", "b"), normalize=True),
+        # Every token is a part of a character, or few are.
+        Target(("日本", '日曜 "a"', "très bon", "😀"), answer_prefix="A: ", normalize=True),
+        Target(("é", "è")),
     ],
-    ids=["one token each", "blanks", "one beginning", "one inside another", "per token"],
+    ids=[
+        "one token each",
+        "blanks",
+        "one beginning",
+        "one inside another",
+        "per token",
+        "parts of characters, per token",
+        "parts of characters",
+    ],
 )
 def test_replies_are_choices_and_ranking_is_exact(
     model: LanguageModel, tmp_path: Path, target: Target
@@ -410,7 +422,7 @@ def rank(url: str, choices: Choices, query: Query) -> tuple[list[str], dict[str,
     _, _, program = example_requests("llamacpp", url, "model", choices)
     names: dict[str, Any] = {}
     exec(program.replace('\nprint(rank("YOUR TEXT"))', ""), names)
-    with names["client"]:
+    with names.get("client", nullcontext()):
         found: tuple[list[str], dict[str, float]] = names["rank"](query.messages[0]["content"])
     return found
 

@@ -328,7 +328,8 @@ def test_the_check_writes_texts_side_by_side_and_alters_none(job: Job, tmp_path:
 
 @pytest.mark.parametrize("template", [tiny.DATED, tiny.TRIMMING])
 def test_dates_and_options_are_those_of_training(template: str, base: Path, tmp_path: Path) -> None:
-    model = opened(save_base(tmp_path / "base", template=template))
+    reads_options = template + "{% if enable_thinking or not tools_in %}think{% endif %}"
+    model = opened(save_base(tmp_path / "base", template=reads_options))
     options = {"enable_thinking": False, "tools_in": ["a", {"b": None}]}
     made = Template.chat(user="{review}\n\n[[Is it positive?]]", options=options)
     job = job_of(model, exported(model, template=made))

@@ -386,7 +386,7 @@ def test_a_path_is_no_public_name(project: Project, embedgrad: Command) -> None:
 
 @pytest.mark.parametrize(
     ("path", "other", "shared"),
-    [("/home/me/a", "/home/me/b/c", True), ("/home/me/a", "/srv/b", False), ("/a", "/b", False)],
+    [("/data/me/a", "/data/me/b/c", True), ("/data/me/a", "/srv/b", False), ("/a", "/b", False)],
 )
 def test_paths_without_a_common_folder_are_not_written_relatively(
     path: str, other: str, shared: bool

@@ -94,7 +94,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
             return [sys.executable, str(script), host, str(port), how]
 
         for name, engine in ENGINES.items():
-            made = ServingEngine(engine.destination, "", command)
+            made = ServingEngine(engine.destination, "", command, limits=engine.limits)
             monkeypatch.setitem(ENGINES, name, made)
 
     use("serves")
@@ -349,6 +349,8 @@ SCORES = {
         **{"fixed": 6, "broken": 3},
     },
 }
+CHOICES = {"names": ["a"], "texts": ["a"], "tokens": [[1]], "written": [1], "pieces": [[1]]}
+CHOICES |= {"normalize": False}
 PASSED: dict[str, Any] = {"passed": True, "rows": 32, "choice_agreement": 1.0}
 
 
@@ -422,6 +424,24 @@ def test_what_is_served_is_said_and_a_warning_names_the_remedy(
     assert "greedy reply is a choice in 50.0 % of rows" in replies
     assert bool(check) is (report is not None)
     assert [line.startswith(warning or "none") for line in found] == [True] * (warning is not None)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.5, True), (None, True), (0.95, False)])
+def test_a_server_that_cannot_limit_replies_is_a_warning(
+    share: float | None, warned: bool, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    scores = SCORES | {"refined": SCORES["refined"] | {"greedy_is_choice": share}}
+    entry = {"run": "..", "artifact": "", "tokens": [1], "scores": scores, "choices": CHOICES}
+    prompts = {"p": entry}
+    out = write_export(tmp_path / "out", "vocabulary", prompts=prompts)
+    report = PASSED | {"limited_agreement": 0.5}  # of replies that vLLM would limit
+    (out / "verify.json").write_text(json.dumps(report), encoding="utf-8")
+    with serve(out, "transformers", port=0) as server:
+        told = "p: this server cannot limit replies to the choices, so they may be any text; "
+        assert server.warnings == [f"{told}serve it with --engine llamacpp or vllm"] * warned
+    with serve(out, "vllm", port=0) as server:
+        (warning,) = server.warnings
+        assert warning.endswith("rank the choices by log-probability, as the last request does")
 
 
 def test_warnings_are_shown_in_quiet_too(

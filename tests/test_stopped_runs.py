@@ -65,7 +65,8 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
         printed, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     result = json.loads(printed)
-    assert result == json.loads((out / "result.json").read_text("utf-8"))
+    assert result["artifact"] == str(out / "prompt")
+    assert {**result, "artifact": "prompt"} == json.loads((out / "result.json").read_text("utf-8"))
     assert result["interrupted"] is True
     assert "text" not in result
     (line,) = told.splitlines()
@@ -127,7 +128,7 @@ def test_an_interruption_keeps_what_was_best_on_dev(
     assert (best == 0) == torch.equal(prompt.rows, prompt.start_rows)
     assert prompt.provenance["training"]["ended"] == "interrupted"
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8")) == json.loads(
-        json.dumps(result)
+        json.dumps({**result, "artifact": "prompt"})
     )
 
 
@@ -326,7 +327,10 @@ def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
         if (out / "checkpoint").exists():
             Checkpoint.load(out / "checkpoint")
     refused = {line.partition(":")[0].rpartition(os.sep)[2] for line in told}
-    assert refused == {"recipe.toml", "checkpoint", "prompt", "predictions.jsonl", "result.json"}
+    assert refused == {
+        *("recipe.toml", "checkpoint", "prompt", "check_rows.jsonl"),
+        *("predictions.jsonl", "result.json"),
+    }
 
 
 def test_a_full_disk_ends_the_command_with_one_line(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embedgrad.errors import DataError
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.prompt.sequence import TokenSequence
@@ -180,6 +181,7 @@ def test_a_small_task_is_learned(architecture: str) -> None:
         made.sequences,
         made.sequences,
         training=Training(steps=80, batch_size=8, metric="log_loss"),
+        parts=Parts(objective=CrossEntropy(over="choices")),
         report=lambda event: drift.append(event.get("drift_max", 0.0)),
     )
     first, *_, best = sorted(refined.checkpoint.history, key=lambda score: -score["log_loss"])

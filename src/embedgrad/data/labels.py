@@ -1,4 +1,4 @@
-"""Find labels that differ only in how they are written (blanks, case, Unicode form): twins."""
+"""Find labels that differ only in blanks, case or Unicode form: twins."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ AGREEMENTS = {
     "choice_agreement": "the same choices as `evaluate`, ranked by log-probability",
     "limited_agreement": "the same choices as `evaluate`, by the answers that clients get",
 }
+ENOUGH = 0.9  # the share of rows in agreement below which a check is a warning
 UNCHECKED = "Nothing: it was exported without a check. `embedgrad verify` checks it now."
 _RAW = (
     "The chat template removes text that spells the new tokens from every message. It cannot "
@@ -46,6 +47,10 @@ _CLIENT_LIMITS = (
     "`client.py` limits the reply to the choices. It is chosen token by token, which gives the "
     "choice of `evaluate` mostly; the check counts how often."
 )
+_RANKING = dict.fromkeys(
+    ("gguf", "vocabulary"), "rank the choices by log-probability, as the last request does"
+)
+_RANKED_ELSEWHERE = "exports to safetensors, gguf and vocabulary can rank the choices"
 _PROGRAM_RANKS = "`example.py` ranks the choices by log-probability, as `evaluate` does."
 _EMBEDDED = {
     "vllm": _CLIENT_LIMITS,
@@ -159,6 +164,33 @@ def agreement(share: float, rows: int) -> str:
     """A share of a check's rows with its interval (95 %, Wilson)."""
     low, high = wilson_interval(round(share * rows), rows)
     return f"{percent(share)} ({percent(low)} to {percent(high)})"
+
+
+def agreements(checked: Mapping[str, Any]) -> dict[str, float]:
+    """The shares of a check's rows that agree."""
+    return {key: checked[key] for key in AGREEMENTS if isinstance(checked.get(key), float)}
+
+
+def low_agreement(checked: Mapping[str, Any], entries: Mapping[str, Any]) -> list[str]:
+    """Warnings of a check, each with its remedy; `entries` are those of `export.json`."""
+    shares, warnings = agreements(checked), []
+    for key, share in shares.items():
+        if share < ENOUGH:
+            remedy = _remedy(entries)
+            if key == "limited_agreement" and shares.get("choice_agreement", 0) >= ENOUGH:
+                remedy = _RANKING.get(entries["destination"], _RANKED_ELSEWHERE)
+            warnings.append(f"{AGREEMENTS[key]} in only {percent(share)} of the rows; {remedy}")
+    return warnings
+
+
+def _remedy(entries: Mapping[str, Any]) -> str:
+    """How to serve what training computed."""
+    written = entries["written"]
+    if "types" in written and set(written["types"]) != {"F32"}:
+        return "serve the run with --set export.gguf=f32, or train with the weights that you serve"
+    if written.get("rows_dtype", "float32") != "float32" and not written.get("quantized"):
+        return "serve the run with --set export.dtype=float32"
+    return "serve it with --engine llamacpp --set export.gguf=f32, or train with the served weights"
 
 
 def smaller_ways(destination: str, job: Job) -> list[str]:

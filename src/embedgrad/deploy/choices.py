@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self, final
 
@@ -20,13 +20,15 @@ class Choices:
 
     `names` are the recipe's, `texts` what follows the prompt, `target.answer_prefix` included;
     `tokens` are the ids that training scored, and `written` how many of them are text, as the end
-    of the turn may be scored too. `normalize`: choices are compared by log-probability per token.
+    of the turn may be scored too. `pieces` are the written ones, with text in the place of tokens
+    that are parts of a character. `normalize`: choices are compared by log-probability per token.
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
     tokens: tuple[Ids, ...]
     written: tuple[int, ...]
+    pieces: tuple[tuple[int | str, ...], ...]
     normalize: bool
 
     @classmethod
@@ -40,14 +42,16 @@ class Choices:
         before = row.context(exported.prompt.prompt_ids)[-8:]
         written = [sum(i not in sequencer.end_ids for i in ids) for ids in row.targets]
 
-        def decode(*ids: int) -> str:
+        def decode(ids: Ids) -> str:
             text: str = sequencer.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             return text
 
-        shown = len(decode(*before))
-        pairs = zip(row.targets, written, strict=True)
-        texts = tuple(decode(*before, *ids[:n])[shown:] for ids, n in pairs)
-        return cls(target.choices, texts, row.targets, tuple(written), target.normalize)
+        def after(ids: Ids) -> str:
+            return decode(before + ids)[len(decode(before)) :]
+
+        answers = [ids[:n] for ids, n in zip(row.targets, written, strict=True)]
+        texts, pieces = tuple(map(after, answers)), tuple(_pieces(ids, after) for ids in answers)
+        return cls(target.choices, texts, row.targets, tuple(written), pieces, target.normalize)
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> Self | None:
@@ -69,15 +73,41 @@ class Choices:
         """GBNF that allows the tokens of one choice, cut as in training, and nothing else.
 
         A grammar of their texts would allow any cut, and greedy decoding would prefer the choice
-        whose first letter is likely.
+        whose first letter is likely. Only characters of several tokens are text here: llama.cpp's
+        grammars refuse a token that completes no character.
         """
         return "root ::= " + " | ".join(map(self.forced, range(len(self.texts))))
 
     def forced(self, choice: int) -> str:
         """The tokens of one choice in GBNF."""
-        return " ".join(f"<[{i}]>" for i in self.tokens[choice][: self.written[choice]])
+        return " ".join(
+            f"<[{piece}]>" if isinstance(piece, int) else _literal(piece)
+            for piece in self.pieces[choice]
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether no token is a part of a character."""
+        return all(isinstance(piece, int) for pieces in self.pieces for piece in pieces)
 
     def find(self, reply: str) -> int | None:
         """The choice that a reply is."""
         stripped = [text.strip() for text in self.texts]
         return stripped.index(reply.strip()) if reply.strip() in stripped else None
+
+
+def _pieces(ids: Ids, decode: Callable[[Ids], str]) -> tuple[int | str, ...]:
+    pieces: list[int | str] = []
+    begin = 0
+    for end in range(1, len(ids) + 1):
+        if end < len(ids) and decode(ids[:end]).endswith("\N{REPLACEMENT CHARACTER}"):
+            continue  # inside a character
+        text = decode(ids[:end])[len(decode(ids[:begin])) :]
+        pieces.append(ids[begin] if end - begin == 1 else text)
+        begin = end
+    return tuple(pieces)
+
+
+def _literal(text: str) -> str:
+    escaped = "".join(rf"\U{ord(character):08X}" for character in text)
+    return f'"{escaped}"'

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, final
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
-from embedgrad.deploy.card import build_card, smaller_ways, update_check
+from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
@@ -99,6 +99,8 @@ def export(
                 )
         commands = writer.commands(out, written)
         notes += [note for note in written.get("notes", ()) if note not in notes]
+        if checked:
+            notes += [f"warning: {warning}" for warning in low_agreement(checked, entries)]
         text = build_card(
             out.name,
             entries,
@@ -157,6 +159,7 @@ def verify(
         raise ExportError(f"{folder}: {why}")
     job = opened.checking(opened.job(entries["tag"], report))
     checked = check(to, folder, job, entries["written"])
+    say(report, [f"warning: {warning}" for warning in low_agreement(checked, entries)])
     write_json(folder / folders.REPORT, checked)
     path = folder / folders.CARD
     if path.is_file():

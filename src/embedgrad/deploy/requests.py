@@ -38,9 +38,7 @@ def rank(text, **more):
 
 print(rank("YOUR TEXT"))"""
 
-# vLLM: /tokenize renders the chat template; the prompts of all choices are one request.
-_RANK_VLLM = """\
-# rank the choices by log-probability, as `embedgrad evaluate` does: two requests
+_POST = """\
 import json, urllib.request
 CHOICES = {{{choices}}}
 
@@ -49,7 +47,42 @@ def post(path, **body):
     request = urllib.request.Request({root} + path, data, {{"Content-Type": "application/json"}})
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
+"""
 
+# llama.cpp reports nothing for a token that completes no character: the grammar makes it write a
+# letter instead, and all log-probabilities before the grammar are in the answer.
+_RANK_PARTS = (
+    """\
+# rank the choices by log-probability, as `embedgrad evaluate` does: a request per token
+"""
+    + _POST
+    + """
+def rank(text, **more):
+    messages = [{{"role": "user", "content": text}}]
+    chat = post("/apply-template", messages=messages, **more)["prompt"]
+    ids = post("/tokenize", content=chat, add_special=True, parse_special=True)["tokens"]
+    letter = f'root ::= <[{{post("/tokenize", content="a")["tokens"][-1]}}]>'
+    scores = dict.fromkeys(CHOICES, 0.0)
+    for choice, tokens in CHOICES.items():
+        for i, token in enumerate(tokens):
+            answer = post(
+                "/completion", prompt=ids + tokens[:i], n_predict=1, n_probs=10**6, grammar=letter
+            )
+            found = answer["completion_probabilities"][0]["top_logprobs"]
+            logprob = next(entry["logprob"] for entry in found if entry["id"] == token)
+            scores[choice] += logprob{per_token}
+    return sorted(scores, key=scores.get, reverse=True), scores
+
+print(rank("YOUR TEXT"))"""
+)
+
+# vLLM: /tokenize renders the chat template; the prompts of all choices are one request.
+_RANK_VLLM = (
+    """\
+# rank the choices by log-probability, as `embedgrad evaluate` does: two requests
+"""
+    + _POST
+    + """
 def rank(text, **more):
     messages = [{{"role": "user", "content": text}}]
     ids = post("/tokenize", messages=messages, **more)["tokens"]
@@ -62,6 +95,7 @@ def rank(text, **more):
     return sorted(scores, key=scores.get, reverse=True), scores
 
 print(rank("YOUR TEXT"))"""
+)
 
 
 def constraint(engine: str, choices: Choices | None) -> dict[str, Any]:
@@ -102,7 +136,7 @@ def example_requests(engine: str, url: str, model: str, choices: Choices | None)
 
 def _ranking(engine: str, quoted: dict[str, str], url: str, choices: Choices) -> str:
     names = [json.dumps(name, ensure_ascii=False) for name in choices.names]
-    if engine == "llamacpp":
+    if engine == "llamacpp" and choices.whole:
         entries = [
             f'{name}: ("{choices.forced(i)}", {len(choices.tokens[i])})'
             for i, name in enumerate(names)
@@ -111,7 +145,8 @@ def _ranking(engine: str, quoted: dict[str, str], url: str, choices: Choices) ->
     else:
         pairs = zip(names, choices.tokens, strict=True)
         entries = [f"{name}: {list(ids)}" for name, ids in pairs]
-        program, each = _RANK_VLLM, " / len(tokens)"
+        program = _RANK_PARTS if engine == "llamacpp" else _RANK_VLLM
+        each = " / len(tokens)"
     # Of several tokens that end a turn, the one that training scored.
     scored = zip(choices.tokens, choices.written, strict=True)
     ends = {str(i): 100 for ids, written in scored for i in ids[written:]}

@@ -24,7 +24,7 @@ from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
 
-REPLIES = 200  # rows with choices, spread over all, whose greedy reply is looked at as well
+REPLIES = 200  # at most this many rows with choices are asked for their greedy reply
 
 
 @final
@@ -265,7 +265,7 @@ class Evaluator:
         sequences: Sequence[TokenSequence],
     ) -> list[ScoredAnswer]:
         """The answers, with the greedy replies to up to `REPLIES` rows spread over them."""
-        some = range(0, len(sequences), math.ceil(len(sequences) / REPLIES))
+        some = reply_rows(len(sequences))
         replies = self.greedy_replies(prompt, [sequences[i] for i in some])
         written = dict(zip(some, replies, strict=True))
         return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
@@ -284,6 +284,11 @@ class Evaluator:
     def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:
         scored = ScoredAnswer(example.source, example.answer, reply.text, 0, loss, None, reply.cut)
         return score_answer(scored, self.evaluation.scorer)
+
+
+def reply_rows(rows: int) -> range:
+    """The rows with choices whose greedy reply is looked at as well: `REPLIES`, spread over all."""
+    return range(0, rows, math.ceil(rows / REPLIES) or 1)
 
 
 def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
@@ -352,7 +357,10 @@ def evaluate(
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
     prefixes = [sequence.prefix for sequence in sequences]
     if isinstance(evaluator.model, LanguageModel):
-        evaluator.model.prefix_cache.expect((prefixes, (1 if kept else 2) * evaluator.lookups))
+        again = [prefixes[i] for i in reply_rows(len(prefixes)) if evaluator.target.choices]
+        evaluator.model.prefix_cache.expect(
+            (prefixes, (1 if kept else 2) * evaluator.lookups), (again, 1)
+        )
     text = refined = evaluator.score_text_prompt(
         prompt.start_rows, sequences, part_of(report, "text prompt", 0, len(sequences))
     )

@@ -8,16 +8,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.deploy.card import AGREEMENTS, agreement, score_lines
+from embedgrad.deploy.card import (
+    AGREEMENTS,
+    ENOUGH,
+    agreement,
+    agreements,
+    low_agreement,
+    score_lines,
+)
 from embedgrad.deploy.folder import REPORT
-from embedgrad.formatting import percent
-
-ENOUGH = 0.9  # the share of rows in agreement below which a check is a warning
 
 
-def describe(export: Path, entries: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Lines on an export, and warnings; `entries` are those of its `export.json`."""
-    facts = [_precision(entries)]
+def describe(
+    export: Path, entries: Mapping[str, Any], *, limits: bool = True
+) -> tuple[list[str], list[str]]:
+    """Lines on an export, and warnings; `entries` are those of its `export.json`.
+
+    `limits`: the server can hold replies to the choices.
+    """
+    facts, warnings = [_precision(entries)], [] if limits else _unlimited(entries)
     for name, entry in entries["prompts"].items():
         if entry.get("scores"):
             facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
@@ -25,22 +34,31 @@ def describe(export: Path, entries: Mapping[str, Any]) -> tuple[list[str], list[
     with suppress(OSError, ValueError):
         checked = json.loads((export / REPORT).read_text("utf-8"))
     if not isinstance(checked, dict):
-        return facts, [f"this export was not checked; `embedgrad verify {export}` checks it"]
-    shares = {key: checked[key] for key in AGREEMENTS if isinstance(checked.get(key), float)}
+        unchecked = f"this export was not checked; `embedgrad verify {export}` checks it"
+        return facts, [*warnings, unchecked]
+    if not limits:  # the answers that the check counted were limited
+        checked["limited_agreement"] = None
     facts += [
         f"check on {checked['rows']} rows: {AGREEMENTS[key]}: {agreement(share, checked['rows'])}"
-        for key, share in shares.items()
+        for key, share in agreements(checked).items()
     ]
-    warnings = []
     if not checked.get("passed"):
         warnings.append(f"the check of this export failed; see {export / REPORT}")
-    for key, share in shares.items():
-        if share < ENOUGH:
-            remedy = _remedy(entries)
-            if key == "limited_agreement" and shares.get("choice_agreement", 0) >= ENOUGH:
-                remedy = "rank the choices by log-probability, as the last request does"
-            warnings.append(f"{AGREEMENTS[key]} in only {percent(share)} of the rows; {remedy}")
-    return facts, warnings
+    return facts, [*warnings, *low_agreement(checked, entries)]
+
+
+def _unlimited(entries: Mapping[str, Any]) -> list[str]:
+    """Prompts whose replies may be no choice where nothing limits them."""
+    names = []
+    for name, entry in entries["prompts"].items():
+        refined = (entry.get("scores") or {}).get("refined", {})
+        if entry.get("choices") and (refined.get("greedy_is_choice") or 0) < ENOUGH:
+            names.append(name)
+    return [
+        f"{name}: this server cannot limit replies to the choices, so they may be any text; serve "
+        "it with --engine llamacpp or vllm"
+        for name in names
+    ]
 
 
 def _precision(entries: Mapping[str, Any]) -> str:
@@ -49,13 +67,3 @@ def _precision(entries: Mapping[str, Any]) -> str:
     kinds = [f"{kind} ({n} tensors)" for kind, n in written.get("types", {}).items()]
     served = ", ".join(kinds) or written.get("quantized") or written.get("rows_dtype", "unknown")
     return f"precision of the weights: {served}; in training: {dtype}"
-
-
-def _remedy(entries: Mapping[str, Any]) -> str:
-    """How to serve what training computed."""
-    written = entries["written"]
-    if "types" in written and set(written["types"]) != {"F32"}:
-        return "serve the run with --set export.gguf=f32, or train with the weights that you serve"
-    if written.get("rows_dtype", "float32") != "float32" and not written.get("quantized"):
-        return "serve the run with --set export.dtype=float32"
-    return "serve it with --engine llamacpp --set export.gguf=f32, or train with the served weights"

@@ -23,7 +23,7 @@ class ServingEngine:
 
     It opens exports to `destination`, and needs `packages` or a `program`. `command` takes the
     export, the name that clients call the model by, host and port. `knows_names`: clients may use
-    that name instead of the export's folder.
+    that name instead of the export's folder. `limits`: it can hold replies to the choices.
     """
 
     destination: str
@@ -32,6 +32,7 @@ class ServingEngine:
     packages: Sequence[str] = ()
     program: str = ""
     knows_names: bool = True
+    limits: bool = True
 
 
 def find_engine(name: str) -> ServingEngine:
@@ -87,6 +88,7 @@ ENGINES = {
         _transformers,
         packages=("fastapi", "uvicorn", "openai"),
         knows_names=False,
+        limits=False,
     ),
     "vllm": ServingEngine(
         "vocabulary",

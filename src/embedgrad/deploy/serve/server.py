@@ -89,7 +89,7 @@ def serve(
     entries = read_export(export)
     first, *_ = entries["prompts"].values()  # the one that answers by default
     examples = example_requests(engine, url, model, Choices.read(first))
-    described = describe(export, entries)
+    described = describe(export, entries, limits=chosen.limits)
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedgrad.evaluation.evaluator import REPLIES
+from embedgrad.evaluation.evaluator import reply_rows
 from embedgrad.model.packing import PASS_COST
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
@@ -143,7 +143,7 @@ def count(
         plain = sum(len(s.prefix) for s in part if s.plain is not None)
         effort[name, "scoring"] = reads * (times * read(part, not free) + plain)
         if name == "test" and not free:  # how often the greedy reply is a choice
-            some = part[:: math.ceil(len(part) / REPLIES) or 1]
+            some = [part[i] for i in reply_rows(len(part))]
             longest = max((len(ids) for s in part for ids in s.targets), default=0)
             effort[name, "scoring"] += sum(splits.tokens_before(s) + longest for s in some)
         if free:

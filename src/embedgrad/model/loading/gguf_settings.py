@@ -301,8 +301,8 @@ def _rotated(config: Any, full: Mapping[str, Any]) -> int:
 
 def _head(config: Any) -> int:
     """The width of an attention head."""
-    usual = config.hidden_size // config.num_attention_heads
-    return int(getattr(config, "head_dim", None) or usual)
+    own: int | None = getattr(config, "head_dim", None)
+    return own or int(config.hidden_size // config.num_attention_heads)
 
 
 def _numbers(file: Path, name: str) -> list[float]:

@@ -98,7 +98,7 @@ class Progress(AbstractContextManager["Progress"]):
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
         self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
-        if event["prefix_cache_bytes"] or event["prefix_cache_hits"]:
+        if event.get("prefix_cache_bytes") or event.get("prefix_cache_hits"):
             held, hits = size(event["prefix_cache_bytes"]), event["prefix_cache_hits"]
             spilled = event.get("prefix_cache_spilled_bytes", 0)
             disk = f" and {size(spilled)} on disk" if spilled else ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO, final
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -267,12 +267,14 @@ class _Sentence(NamedTuple):
     indent: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if console.is_terminal:
-            yield Padding(Text(self.text, self.style), (0, 0, 0, self.indent), expand=False)
-        else:
-            yield Text(
-                f"{' ' * self.indent}{self.text}", self.style, no_wrap=True, overflow="ignore"
-            )
+        lines = [self.text]
+        if console.is_terminal:  # a path or command longer than a line stays whole
+            width = max(1, options.max_width - self.indent)
+            lines = textwrap.wrap(
+                self.text, width, break_long_words=False, break_on_hyphens=False
+            ) or [""]
+        for line in lines:
+            yield Text(f"{' ' * self.indent}{line}", self.style, no_wrap=True, overflow="ignore")
 
 
 def _cell(text: str, *, cut: bool = False) -> Text:
