@@ -264,6 +264,34 @@ def test_an_unknown_rule_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "tiny.gguf"), device="cpu")
 
 
+@pytest.mark.parametrize("spaced", [None, True, False])
+def test_sentencepiece_puts_a_space_first_unless_the_file_says_otherwise(
+    spaced: bool | None, tmp_path: Path
+) -> None:
+    words = ["\u2581", "h", "e", "he", "\u2581he"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *words]
+    write_gguf(
+        tmp_path / "tiny.gguf",
+        **{
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(words)],
+            "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(words))],
+            "tokenizer.ggml.merges": None,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.add_space_prefix": spaced,
+        },
+    )
+    told: list[Any] = []
+    tokenizer: Any = load(str(tmp_path / "tiny.gguf"), device="cpu", report=told.append).tokenizer
+    assert len(told) == 1  # llama.cpp, where it is installed, reads all texts so too
+    assert tokenizer.tokenize("he") == ["he" if spaced is False else "\u2581he"]
+    ids = tokenizer("he he", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "he he"
+
+
 @pytest.mark.parametrize(("stated", "first"), [(None, True), (True, True), (False, False)])
 def test_llama3_files_begin_with_a_bos_unless_they_say_otherwise(
     stated: bool | None, first: bool, tmp_path: Path

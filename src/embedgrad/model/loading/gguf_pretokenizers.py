@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, decoders, pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from embedgrad.errors import ModelError
@@ -92,14 +92,19 @@ _ADD_BOS = "tokenizer.ggml.add_bos_token"
 
 
 def set_split_rule(file: Path, metadata: Any, tokenizer: Any) -> None:
-    """Let a byte-level tokenizer split text by the file's own rule.
+    """Let a byte-level tokenizer split text by the file's own rule, and others begin it so.
 
     Raises `ModelError` for a rule that is not known here.
     """
-    if metadata.get("tokenizer.ggml.model") != "gpt2":
-        return  # SentencePiece does not split
-    rule = metadata.get("tokenizer.ggml.pre") or "default"
     backend = tokenizer.backend_tokenizer
+    if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece does not split
+        spaced = metadata.get("tokenizer.ggml.add_space_prefix", True)
+        if not spaced and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+            steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+            backend.decoder = decoders.Sequence(steps)
+        return
+    rule = metadata.get("tokenizer.ggml.pre") or "default"
     if rule in _WHOLE_WORDS_FIRST:
         backend.model.ignore_merges = True
     if rule in _BOS_FIRST and tokenizer.bos_token and _ADD_BOS not in metadata:
