@@ -101,8 +101,8 @@ def set_split_rule(file: Path, metadata: Any, tokenizer: Any) -> None:
         spaced = metadata.get("tokenizer.ggml.add_space_prefix", True)
         if not spaced and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-            steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-            backend.decoder = decoders.Sequence(steps)
+            blanks = decoders.Replace("\u2581", " ")
+            backend.decoder = decoders.Sequence([blanks, decoders.ByteFallback(), decoders.Fuse()])
         return
     rule = metadata.get("tokenizer.ggml.pre") or "default"
     if rule in _WHOLE_WORDS_FIRST:
