@@ -10,7 +10,14 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any, final
 
-from embedgrad.data.labels import advise_mapping, closest, difference, escape, find_twin
+from embedgrad.data.labels import (
+    advise_mapping,
+    closest,
+    compare_twins,
+    difference,
+    escape,
+    find_twin,
+)
 from embedgrad.data.markup import Piece, fill, parse
 from embedgrad.data.table import Row, Table, data_error, quote
 from embedgrad.errors import DataError
@@ -148,7 +155,7 @@ def examples_from(
         raise data_error(
             source,
             f"label {quote(raw)}{mapped} in column {answer!r} is not among the choices {known}; "
-            f"{_advise(target, unknown, allowed, table.class_names.get(answer, ()))}{more}",
+            f"{_advise(target, unknown, allowed, table.class_labels(answer))}{more}",
         )
     return examples
 
@@ -170,11 +177,13 @@ def _matching_rows(table: Table, where: Mapping[str, str]) -> list[tuple[Row, st
 
 
 def _advise(
-    label: str, unknown: Sequence[tuple[str, str]], choices: Sequence[str], names: Sequence[str]
+    label: str,
+    unknown: Sequence[tuple[str, str]],
+    choices: Sequence[str],
+    named: Mapping[str, str],
 ) -> str:
     """What to do about labels that are no choices."""
     labels = dict.fromkeys(raw for _, raw in unknown)
-    named = {str(number): name for number, name in enumerate(names)}
     if any(raw in named for raw in labels):
         return f"the data set names its classes: set {advise_mapping(named)}"
     twins = {raw: twin for raw in labels if (twin := find_twin(raw, choices)) is not None}
@@ -182,8 +191,8 @@ def _advise(
     if twin is None or not twins:
         return "add it to the choices or map it in labels"
     return (
-        f"{escape(label)} differs from {escape(twin)} only in {difference(label, twin)}: write "
-        f"them alike in the file, or set {advise_mapping(twins)}"
+        f"{compare_twins(label, twin)}: write them alike in the file, or set "
+        f"{advise_mapping(twins)}"
     )
 
 

@@ -60,7 +60,7 @@ def _guess_labels(
     table: Table, answer: str, answers: Sequence[str], texts: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
     """What the answers mean, and notes on it."""
-    names = {str(i): name for i, name in enumerate(table.class_names.get(answer, ()))}
+    names = table.class_labels(answer)
     if names and all(choice in names for choice in answers):
         return names, [f"Took the names of its numbers from the data set: {advise_mapping(names)}."]
     counts = Counter(texts)

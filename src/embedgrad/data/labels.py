@@ -61,16 +61,18 @@ def find_twin(name: str, known: Iterable[str]) -> str | None:
     return next((other for other in known if fold(other) == fold(name)), None)
 
 
+def compare_twins(one: str, other: str) -> str:
+    """How two twins differ, as the beginning of a message."""
+    return f"{escape(one)} differs from {escape(other)} only in {difference(one, other)}"
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: its twin, or else the nearest known names."""
     known = list(known)
     twin = find_twin(name, known)
     if twin is None:
         return nearest(name, known)
-    return (
-        f"{escape(name)} differs from {escape(twin)} only in {difference(name, twin)}: write them "
-        "alike"
-    )
+    return f"{compare_twins(name, twin)}: write them alike"
 
 
 def map_twins(counts: Mapping[str, int]) -> dict[str, str]:

@@ -82,8 +82,7 @@ def read_splits(
         try:
             table = read_table(source, used=used)
             notes.update(dict.fromkeys(table.notes))
-            if answer in table.class_names and not (labels or choices):
-                named = {str(i): name for i, name in enumerate(table.class_names[answer])}
+            if (named := table.class_labels(answer)) and not (labels or choices):
                 advice = f"set {advise_mapping(named)} to answer by name"
                 notes[f"{table.name}: column {answer!r} holds numbers of classes; {advice}."] = None
             return examples(table, where or None)
@@ -308,7 +307,7 @@ def _units(examples: Sequence[Example], columns: Sequence[str]) -> list[list[Exa
 def _limit(
     name: str, rows: Sequence[Example], limit: int | None, notes: list[str], *, stratified: bool
 ) -> tuple[Example, ...]:
-    """The first rows up to the limit; `stratified`: of every answer, so many as are its share.
+    """The first rows up to the limit; `stratified`: every answer keeps its share.
 
     A row's turn is its place among those of its answer, as in Webster's apportionment, so a larger
     limit adds rows and takes none away. In train the first row of every answer comes before all

@@ -1,4 +1,4 @@
-"""Table: the rows of one source, and how a problem with them is told."""
+"""Table: the rows of one source, and the errors that name them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class Table:
         sources = [f"{name}:{number}" for number in parsed.numbers]
         notes = tuple(f"{name}: {note}." for note in parsed.notes)
         return cls(name, parsed.columns, parsed.rows, sources, digest, notes, parsed.class_names)
+
+    def class_labels(self, column: str) -> dict[str, str]:
+        """The names of a column's numbers as a mapping for `data.labels`; empty without names."""
+        return {str(number): name for number, name in enumerate(self.class_names.get(column, ()))}
 
 
 def data_error(where: str, problem: str) -> DataError:

@@ -141,8 +141,7 @@ class Recipe:
             path = Path(folder) / f"{name}.jsonl"
             content = "".join(f"{line}\n" for line in lines)
             write_file(path, content.encode(errors="surrogatepass"))  # refused where it is read
-            names = enumerate(table.class_names.get(data.answer, ()))
-            labels = data.labels or {str(number): label for number, label in names}
+            labels = data.labels or table.class_labels(data.answer)
             changes: dict[str, Any] = {name: str(path), "labels": labels}
             data = dataclasses.replace(data, **changes)
         return dataclasses.replace(self, data=data)
