@@ -91,8 +91,7 @@ def load(
     with model_errors(f"{what}: does not run on {place} in {precision}"):
         if weights:
             model.to(place)
-            _check_causal(what, model)
-            _check_embedded(what, model)
+            _check_trial(what, model)
         table_VD = embedding_table(model)
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
         scale = getattr(embedding, "scalar_embed_scale", 1.0)
@@ -186,22 +185,30 @@ def _load_weights(
     return frozen
 
 
-def _check_causal(what: str, model: PreTrainedModel) -> None:
+def _check_trial(what: str, model: PreTrainedModel) -> None:
+    """Raise `ModelError` unless a model is causal and reads embeddings alone, tried on a batch."""
+    ids_BT = _trial(model)
+    expected = _logits(model, input_ids=ids_BT)
+    _check_causal(what, expected)
+    _check_embedded(what, model, ids_BT, expected)
+
+
+def _check_causal(what: str, logits_BTV: torch.Tensor) -> None:
     """Raise `ModelError` if a token changes the logits before it.
 
     Measured, since configurations do not say: GPT-NeoX and BERT both load with is_decoder=False.
     """
-    first, second = _logits(model, input_ids=_trial(model))[:, :2]
+    first, second = logits_BTV[:, :2]
     if (first - second).abs().max() > 0.02 * first.abs().max():
         raise ModelError(f"{what}: not causal: a token changes the logits of tokens before it")
 
 
-def _check_embedded(what: str, model: PreTrainedModel) -> None:
+def _check_embedded(
+    what: str, model: PreTrainedModel, ids_BT: torch.Tensor, expected: torch.Tensor
+) -> None:
     """Raise `ModelError` unless the embeddings of tokens are all that a model reads of them."""
-    ids_BT = _trial(model)
     try:
         embedded = _logits(model, inputs_embeds=model.get_input_embeddings()(ids_BT))
-        expected = _logits(model, input_ids=ids_BT)
         other = (embedded - expected).abs().max() > 0.02 * expected.abs().max()
         problem = "gives other logits for their embeddings" if other else None
     except Exception as error:  # a model may raise anything
