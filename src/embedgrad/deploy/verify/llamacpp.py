@@ -57,6 +57,7 @@ class LlamaCppEngine(Engine):
         decode, ids = job.model.tokenizer.decode, range(len(job.model.tokenizer))
         bias = [[next((i for i in ids if decode([i]).strip().isalnum()), 0), 1e4]]
         self._one_token = {**_GREEDY, "logit_bias": bias}
+        self._choices = Choices.of(exported)
         self._seen: dict[tuple[tuple[tuple[str, str], ...], ...], Tensor] = {}
 
     def __enter__(self) -> LlamaCppEngine:
@@ -90,7 +91,7 @@ class LlamaCppEngine(Engine):
         return answers
 
     def choose(self, query: Query) -> int | None:
-        choices = Choices.of(self._exported)
+        choices = self._choices
         assert choices is not None
         body = {"messages": [dict(message) for message in query.messages], "temperature": 0}
         body |= {"grammar": choices.grammar, "cache_prompt": False}
