@@ -31,14 +31,19 @@ def wrap(text: str, stream: TextIO) -> str:
     for i, line in enumerate(lines):
         if len(line) > width:
             indent = line[: len(line) - len(line.lstrip())]
-            lines[i] = textwrap.fill(
-                line,
-                width,
-                subsequent_indent=indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+            lines[i] = "\n".join(break_line(line, width, indent))
     return "\n".join(lines)
+
+
+def break_line(line: str, width: int, indent: str = "") -> list[str]:
+    """A line broken between words; a path or command longer than `width` stays whole."""
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]
 
 
 def encodable(text: str, encoding: str) -> str:

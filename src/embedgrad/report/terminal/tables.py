@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO, final
 
@@ -12,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import duration, encodable, percent, size, visible
+from embedgrad.formatting import break_line, duration, encodable, percent, size, visible
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
@@ -268,11 +267,8 @@ class _Sentence(NamedTuple):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = [self.text]
-        if console.is_terminal:  # a path or command longer than a line stays whole
-            width = max(1, options.max_width - self.indent)
-            lines = textwrap.wrap(
-                self.text, width, break_long_words=False, break_on_hyphens=False
-            ) or [""]
+        if console.is_terminal:
+            lines = break_line(self.text, max(1, options.max_width - self.indent))
         for line in lines:
             yield Text(f"{' ' * self.indent}{line}", self.style, no_wrap=True, overflow="ignore")
 
