@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import Objective
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms import Gradients
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -51,7 +52,7 @@ class Loss:
         prompt = self.parts.parameterization.prompt(theta, self.start)
         choices = self.parts.objective.needs_choices(available=bool(self.target.choices))
         normalize = self.target.normalize
-        if not (choices and self.parts.objective.needs_end and all(s.end for s in batch)):
+        if not reads_end(self.parts.objective, self.target, batch):
             return self.model.outcome(prompt, batch, choices=choices, normalize=normalize)
         rows = [sequence.with_end() for sequence in batch]
         outcome = self.model.outcome(prompt, rows, choices=choices, normalize=normalize)
@@ -103,6 +104,12 @@ class Loss:
         outcome, losses_B = join_outcomes(outcomes), torch.cat(losses)
         loss = objective.reduce(losses_B, outcome)
         return Gradient(loss.item(), dict(zip(theta, sums, strict=True)), losses_B, outcome)
+
+
+def reads_end(objective: Objective, target: Target, batch: Sequence[TokenSequence]) -> bool:
+    """Whether the loss of a batch reads the end of the turn behind the right choices."""
+    choices = objective.needs_choices(available=bool(target.choices))
+    return choices and objective.needs_end and all(sequence.end for sequence in batch)
 
 
 def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:

@@ -16,6 +16,7 @@ from embedgrad.model.packing import PASS_COST
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.loss import reads_end
 
 Examples = Sequence[TokenSequence]
 
@@ -158,8 +159,8 @@ def count(
 
 def as_trained(recipe: Recipe, train: Examples) -> Examples:
     """The training examples as the loss reads them."""
-    ended = over_choices(recipe) and recipe.parts.objective.needs_end
-    return [s.with_end() if ended and s.end else s for s in train]
+    ended = reads_end(recipe.parts.objective, recipe.target, train)
+    return [s.with_end() for s in train] if ended else train
 
 
 def over_choices(recipe: Recipe) -> bool:
