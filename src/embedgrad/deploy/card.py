@@ -211,9 +211,9 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     ]
 
 
-ASKED = {  # the servers of a destination that takes plain messages
-    "gguf": {"llamacpp": "llama-server, http://127.0.0.1:8080/v1"},
-    "vocabulary": {"vllm": "vLLM, http://127.0.0.1:8000/v1"},
+ASKED = {  # of destinations that take plain messages: the engine, its server, and its address
+    "gguf": ("llamacpp", "llama-server", "http://127.0.0.1:8080/v1"),
+    "vocabulary": ("vllm", "vLLM", "http://127.0.0.1:8000/v1"),
 }
 _LIMITED = {
     "gguf": "The grammar allows the tokens of one choice, cut as in training, which takes a "
@@ -226,9 +226,9 @@ _LIMITED = {
 def _requests(title: str, prompts: Sequence[ExportedPrompt], destination: str) -> str:
     """How to ask the first prompt, and what agrees with `evaluate`."""
     choices, parts = Choices.of(prompts[0]), []
-    for engine, where in ASKED.get(destination, {}).items():
-        url = where.rpartition(" ")[2]
-        parts.append(f"To {where}:")
+    if destination in ASKED:
+        engine, server, url = ASKED[destination]
+        parts.append(f"To {server}, {url}:")
         parts += [_fenced(code) for code in example_requests(engine, url, title, choices)]
     if choices and parts:
         parts += [

@@ -10,13 +10,13 @@ from typing import Any
 
 from embedgrad.deploy.card import (
     AGREEMENTS,
-    ENOUGH,
     agreement,
     agreements,
     low_agreement,
     score_lines,
 )
 from embedgrad.deploy.folder import REPORT
+from embedgrad.report.terminal.tables import FREE_ENOUGH
 
 
 def describe(
@@ -55,7 +55,7 @@ def _unlimited(entries: Mapping[str, Any]) -> list[str]:
     names = []
     for name, entry in entries["prompts"].items():
         refined = (entry.get("scores") or {}).get("refined", {})
-        if entry.get("choices") and (refined.get("greedy_is_choice") or 0) < ENOUGH:
+        if entry.get("choices") and (refined.get("greedy_is_choice") or 0) < FREE_ENOUGH:
             names.append(name)
     return [
         f"{name}: this server cannot limit replies to the choices, so they may be any text; serve "
