@@ -246,7 +246,7 @@ class Evaluator:
     ) -> list[str]:
         """What the model writes to rows with choices when nothing holds it to them.
 
-        Decoding ends one token behind the longest choice, which shows whether the reply goes on.
+        Decoding takes one token more than the longest choice, to see whether the reply ends there.
         """
         longest = max((len(ids) for s in sequences for ids in s.targets), default=0)
         replies = self.model.generate(

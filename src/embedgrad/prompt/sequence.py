@@ -46,7 +46,7 @@ class Target:
             )
 
     def text_before(self, text: str, *, opened: bool) -> str:
-        """What goes between `text` and the answer; `opened`: the answer goes on from that text."""
+        """What goes between `text` and the answer; `opened`: the answer continues that text."""
         if self.answer_prefix is not None:
             return self.answer_prefix
         return " " if opened and not text[-1:].isspace() else ""
