@@ -4,6 +4,7 @@ RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact
 RUN/checkpoint/        the training at its last evaluation, from which a run resumes
 RUN/events.jsonl       what happened, one JSON object a line
+RUN/places.json        the trials of the prompt's place, if the run chose it
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/check_rows.jsonl   rows by which exports are checked
 RUN/predictions.jsonl  the test rows with both prompts' answers
@@ -30,6 +31,7 @@ from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.choose_place import Places, choose_place, read_places, with_choice
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -40,7 +42,7 @@ from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.paths import moved
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
@@ -70,6 +72,7 @@ class RunResult(TypedDict):
     tokens: list[dict[str, Any]]
     train: TrainFacts
     artifact: str
+    place: NotRequired[Places]
     solutions: dict[str, Any]
     interrupted: bool
     prefix_cache: dict[str, Any]
@@ -100,6 +103,8 @@ def run(
     `training.epochs` and `training.steps`, which may grow: the longer schedule then holds from the
     step where it resumes. The result of a run that has finished is returned as it is.
 
+    With `template.place = "auto"` the run first chooses a place; see `choose_place`.
+
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
     or model) or cannot be written, and whatever the recipe's data, template and model raise. A new
     run that fails before it trains leaves no folder behind, unless it holds solutions.
@@ -125,6 +130,7 @@ def _run(
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
     if resume:
+        recipe = with_choice(recipe, out)
         finished = read_finished(recipe, out)
         if finished is not None:
             return finished
@@ -150,8 +156,12 @@ def _run(
         return start_events()
 
     try:
-        day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
         report = quiet if checkpoint else begin()  # a resume that is refused changes no file
+        if recipe.place == AUTO:
+            recipe, model = choose_place(recipe, out, report, model=model, should_stop=should_stop)
+            write_file(out / "recipe.toml", recipe.as_toml(out).encode())
+        places = read_places(out)
+        day = datetime.date.fromisoformat(made_from.get("date", places["date"]))
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
@@ -181,7 +191,7 @@ def _run(
         say(report, notes)
     except BaseException as error:
         sampled = (out / "solutions.jsonl").exists() and not isinstance(error, EmbedgradError)
-        if not (resume or sampled):
+        if not (resume or sampled or read_places(out)["trials"]):
             # Nothing is learned yet, and the folder is our own; samples are in the cache too.
             shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # another run may have moved in
@@ -224,6 +234,8 @@ def _run(
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
     result = training_facts(prompt, model, refinement)
+    if "chosen" in places:
+        result["place"] = places
     result["solutions"] = dict(ready.solutions)
     if "file" in ready.solutions:
         result["solutions"]["file"] = "solutions.jsonl"

@@ -11,7 +11,7 @@ from typing import Any, final
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, TemplateError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
@@ -67,14 +67,19 @@ def prepare(
     stage(report, f"loading {recipe.model.name}")
     model = model or open_model(recipe, report)
     say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
-    sequencer = model.sequencer(
-        recipe.template,
-        recipe.target,
-        splits.train,
-        date=date,
-        merges=recipe.merges,
-        truncate=recipe.data.truncate,
-    )
+    try:
+        sequencer = model.sequencer(
+            recipe.template,
+            recipe.target,
+            splits.train,
+            date=date,
+            merges=recipe.merges,
+            truncate=recipe.data.truncate,
+        )
+    except TemplateError as error:
+        if recipe.place != "system":
+            raise
+        raise TemplateError(f"template.place: 'system', but {error}") from error
     written, solutions = training_examples(
         model,
         sequencer,

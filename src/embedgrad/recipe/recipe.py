@@ -28,8 +28,9 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
+from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.template import ROLES, Message, Template
+from embedgrad.prompt.template import ROLES, Message, Template, only
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.overrides import check_values, override
 from embedgrad.recipe.paths import anchor, relocate
@@ -63,6 +64,7 @@ class Recipe:
     compare: CompareSettings = CompareSettings()
     export: ExportSettings = ExportSettings()
     merges: str = "report"
+    place: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -104,9 +106,9 @@ class Recipe:
             for name, kind in SECTIONS.items()
             if kind is not None and (name in values or name not in REQUIRED)
         }
-        sections["template"], merges = None, "report"
+        sections["template"], prompt = None, dict[str, Any]()
         if "template" in values:
-            sections["template"], merges = _template(values["template"], problems)
+            sections["template"], prompt = _template(values["template"], problems)
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -123,7 +125,7 @@ class Recipe:
         if problems:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
-        return cls(**sections, parts=Parts(**parts), merges=merges)
+        return cls(**sections, parts=Parts(**parts), **prompt)
 
     def with_data(self, folder: str | Path, **splits: Source) -> Recipe:
         """The recipe with data frames or `Dataset`s as its train, dev and test.
@@ -156,7 +158,8 @@ class Recipe:
         for name, kind in SECTIONS.items():
             part = built[name]
             if name == "template":
-                values[name] = {**self.template.as_dict(), "merges": self.merges}
+                own = {"merges": self.merges, "place": self.place}
+                values[name] = {**self.template.as_dict(), **own}
             elif kind is not None:
                 values[name] = values_of(part)
             elif isinstance(part, list | tuple):
@@ -172,6 +175,7 @@ class Recipe:
         return tomli_w.dumps(self.as_dict(folder))
 
 
+AUTO = "auto"  # a place that a run chooses on dev
 VERSION = 2  # of a resolved recipe; version 1 had no such field
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
@@ -241,17 +245,25 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
     problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
 
 
-def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
-    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
+def _template(values: object, problems: list[str]) -> tuple[Template | None, dict[str, Any]]:
+    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`; and two settings.
+
+    A span that is to stand elsewhere is moved there.
+    """
     if not isinstance(values, Mapping):
         problems.append(f"template: {values!r}; expected a table of options")
-        return None, "report"
-    known = {*ROLES, "text", "messages", "options", "merges"}
+        return None, {}
+    known = {*ROLES, "text", "messages", "options", "merges", "place"}
     unknown = [name for name in values if name not in known]
     problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
     merges = values.get("merges", "report")
     if merges not in ("report", "refuse"):
         problems.append(f"template.merges: {merges!r}; expected 'report' or 'refuse'")
+    place = values.get("place")
+    if place not in (None, AUTO, *PLACES):
+        problems.append(f"template.place: {place!r}; expected one of {', '.join((AUTO, *PLACES))}")
+        place = None
+    settings = {"merges": merges, "place": place}
     texts = {name: values[name] for name in (*ROLES, "text") if name in values}
     wrong = [name for name, text in texts.items() if not isinstance(text, str)]
     problems += [f"template.{name}: {texts[name]!r}; expected text" for name in wrong]
@@ -264,18 +276,22 @@ def _template(values: object, problems: list[str]) -> tuple[Template | None, str
         wrong.append("options")
     if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
         problems.append("template: give either text, or messages, or system/user/assistant")
-        return None, merges
+        return None, settings
     try:
         if wrong:
-            return None, merges
+            return None, settings
         if "text" in texts:
-            return Template.plain(texts["text"]), merges
-        if messages is not None:
-            return Template(messages=_messages(messages), options=dict(options)), merges
-        return Template.chat(**texts, options=options), merges
+            template = Template.plain(texts["text"])
+        elif messages is not None:
+            template = Template(messages=_messages(messages), options=dict(options))
+        else:
+            template = Template.chat(**texts, options=options)
+        if place == AUTO:
+            only(template.spans)
+        return template if place in (None, AUTO) else place_span(template, place), settings
     except EmbedgradError as error:
         problems.append(str(error))
-    return None, merges
+    return None, settings
 
 
 def _messages(messages: object) -> tuple[Message, ...]:

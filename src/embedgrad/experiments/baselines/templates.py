@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from embedgrad.data.markup import fill, literal, parse
+from embedgrad.data.markup import Piece, fill, literal, parse, write
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Message, Template
 
@@ -55,10 +55,5 @@ def _fill(text: str, columns: Mapping[str, str]) -> str:
 
 def _replace_span(text: str, span: str) -> str:
     """The text with another span, and its columns still marked."""
-    written = []
-    for piece in parse(text, "template"):
-        if piece.kind == "span":
-            written.append(f"[[{literal(span)}]]")
-        else:
-            written.append(f"{{{piece.text}}}" if piece.kind == "column" else literal(piece.text))
-    return "".join(written)
+    pieces = parse(text, "template")
+    return write(Piece("span", span) if piece.kind == "span" else piece for piece in pieces)
