@@ -169,7 +169,7 @@ def _try(
             ready.train,
             ready.dev,
             training=replace(ready.training, steps=steps, evaluate_every=steps, patience=None),
-            parts=recipe.parts,
+            parts=ready.parts,
             evaluation=recipe.evaluation,
             report=watch,
             should_stop=should_stop,

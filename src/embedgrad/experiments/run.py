@@ -73,6 +73,7 @@ class RunResult(TypedDict):
     train: TrainFacts
     artifact: str
     place: NotRequired[Places]
+    demonstrations: NotRequired[dict[str, Any]]
     solutions: dict[str, Any]
     interrupted: bool
     prefix_cache: dict[str, Any]
@@ -223,7 +224,7 @@ def _run(
             ready.train,
             ready.dev,
             training=ready.training,
-            parts=recipe.parts,
+            parts=ready.parts,
             evaluation=recipe.evaluation,
             warm_start=warm_start,
             checkpoint=checkpoint,
@@ -240,6 +241,9 @@ def _run(
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
     result = training_facts(prompt, model, refinement)
+    if ready.demonstrations:
+        sources_shown = [example.source for example in ready.demonstrations]
+        result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
     if "chosen" in places:
         result["place"] = places
     result["solutions"] = dict(ready.solutions)

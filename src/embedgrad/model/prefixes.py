@@ -142,7 +142,9 @@ def _shared_spans(sequences: Sequence[TokenSequence]) -> tuple[int, int]:
     """Tokens of the suffix up to the last further span that all share, and the rows among them."""
     one, rest = sequences[0], sequences[1:]
     # The last token stays each sequence's own: there its answer is read.
-    shared = min([len(s.suffix) - 1 for s in sequences] + [alike(one.suffix, s.suffix) for s in rest])
+    shared = min(
+        [len(s.suffix) - 1 for s in sequences] + [alike(one.suffix, s.suffix) for s in rest]
+    )
     rows = min([len(one.later)] + [alike(one.later, s.later) for s in rest])
     while rows and one.later[rows - 1] >= shared:
         rows -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,8 +26,9 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.self_training import training_examples, training_for
-from embedgrad.training.settings import Training
+from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
+from embedgrad.training.self_training import source_of, training_examples, training_for
+from embedgrad.training.settings import Parts, Training
 
 
 @final
@@ -37,6 +38,7 @@ class Prepared:
 
     `written` are the training examples with the texts that the model is trained to write, and
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
+    `demonstrations` are shown before every query; `parts` leave a row's own out of its training.
     """
 
     splits: Splits
@@ -48,6 +50,8 @@ class Prepared:
     dev: Sequence[TokenSequence]
     test: Sequence[TokenSequence]
     training: Training
+    parts: Parts
+    demonstrations: Sequence[Example] = ()
 
 
 def prepare(
@@ -72,9 +76,10 @@ def prepare(
     stage(report, f"loading {recipe.model.name}")
     model = model or open_model(recipe, report)
     say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
+    shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
     try:
         sequencer = model.sequencer(
-            recipe.template,
+            shown.template,
             recipe.target,
             splits.train,
             date=date,
@@ -85,6 +90,13 @@ def prepare(
         if recipe.place != "system":
             raise
         raise TemplateError(f"template.place: 'system', but {error}") from error
+    check_length(shown, sequencer)
+    sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
+    if shown.examples and source_of(*sources_for) == "self-written":
+        raise DataError(
+            "demonstrations.k: the model would write its own solutions with the demonstrations' "
+            "answers in view; set solutions.source to 'answer' or 'column'"
+        )
     written, solutions = training_examples(
         model,
         sequencer,
@@ -99,8 +111,12 @@ def prepare(
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    training = training_for(recipe.training, solutions["source"])
-    return Prepared(splits, model, sequencer, written, solutions, train, dev, test, training)
+    training, parts = training_for(recipe.training, solutions["source"]), recipe.parts
+    if shown.examples:
+        own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
+        parts = replace(parts, augmentations=(own, *parts.augmentations))
+    ready = (splits, model, sequencer, written, solutions, train, dev, test)
+    return Prepared(*ready, training, parts, shown.examples)
 
 
 def _short_of_room(

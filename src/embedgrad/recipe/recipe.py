@@ -42,6 +42,7 @@ from embedgrad.recipe.settings import (
     PrefixCacheSettings,
     ReportSettings,
 )
+from embedgrad.training.demonstrations import Demonstrations
 from embedgrad.training.self_training import Solutions, source_problems
 from embedgrad.training.settings import Parts, Training
 
@@ -58,6 +59,7 @@ class Recipe:
     training: Training = Training()
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
+    demonstrations: Demonstrations = Demonstrations()
     solutions: Solutions = Solutions()
     prefix_cache: PrefixCacheSettings = PrefixCacheSettings()
     report: ReportSettings = ReportSettings()
@@ -184,6 +186,7 @@ SECTIONS: dict[str, Any] = {
     "data": DataSettings,
     "template": None,
     "target": Target,
+    "demonstrations": Demonstrations,
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,

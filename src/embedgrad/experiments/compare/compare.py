@@ -165,7 +165,7 @@ def _set_up(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
         texts = json.dumps(solutions).encode()
         shared["set of solutions"] = f"sha256:{hashlib.sha256(texts).hexdigest()}"
     folder.agree(recipe, shared)
-    recipe = replace(recipe, training=ready.training)
+    recipe = replace(recipe, training=ready.training, parts=ready.parts)
     task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
     del shared["day"]
     facts = {"data": data, "solutions": ready.solutions, "shared": shared}
