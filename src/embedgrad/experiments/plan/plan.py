@@ -17,6 +17,7 @@ from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, stage
+from embedgrad.experiments.choose_place import SHARE
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
@@ -29,8 +30,9 @@ from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.terminal.bars import show
+from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
 
 
@@ -106,8 +108,9 @@ def plan(
     stage(report, "tokenizing")
     began = time.time()
     try:
+        shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
         sequencer = Sequencer(
-            Renderer(recipe.template, tokenizer, date=datetime.date.today()),
+            Renderer(shown.template, tokenizer, date=datetime.date.today()),
             tokenizer,
             recipe.target,
             rows=splits.train,
@@ -115,6 +118,8 @@ def plan(
             vocabulary=info.vocabulary,
             truncate=recipe.data.truncate,
         )
+        check_length(shown, sequencer)
+        recipe = replace(recipe, template=shown.template)
         train, dev, test = (problems.each(sequencer, getattr(splits, name)) for name in NAMES)
     except EmbedgradError as error:  # the template: nothing can be tokenized
         problems.add([str(error)])
@@ -138,7 +143,7 @@ def plan(
     repeats = shared_texts(rows, recipe.template.columns)
     values |= {
         "data": {**data, "context": info.context, "duplicates": repeats},
-        "notes": [*splits.notes, *sequencer.notes(tokens.all)],
+        "notes": [*splits.notes, *sequencer.notes(tokens.all), *_trials(recipe)],
         "spans": [asdict(span) for span in sequencer.spans],
         "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
@@ -175,6 +180,17 @@ def plan(
             "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
         }
     return values
+
+
+def _trials(recipe: Recipe) -> list[str]:
+    """A note on what is not in the plan: the trials of the prompt's place."""
+    if recipe.place != AUTO:
+        return []
+    return [
+        "template.place = 'auto' comes first: a trial in each of four places, of 1/"
+        f"{SHARE} of the steps and two evaluations; the plan is of a run with the span where it "
+        "is written"
+    ]
 
 
 def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:

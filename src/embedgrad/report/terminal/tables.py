@@ -222,7 +222,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = describe_place(result)
+    lines = [*describe_place(result), *describe_demonstrations(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
@@ -266,6 +266,17 @@ def describe_place(result: Row) -> list[str]:
         for name, trial in trials.items()
     ]
     return [*lines, *(f"  {name}: {why}" for name, why in place.get("left_out", {}).items())]
+
+
+def describe_demonstrations(result: Row) -> list[str]:
+    """Which rows of train the prompt shows, and with which text prompt it is compared."""
+    sources = (result.get("demonstrations") or {}).get("sources")
+    if not sources:
+        return []
+    return [
+        f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
+        "the few-shot prompt with the same"
+    ]
 
 
 def _drift_line(part: Row) -> str:
