@@ -14,6 +14,8 @@ from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.events import quiet
 from embedgrad.experiments import choose_place as module
 from embedgrad.experiments.choose_place import choose_place, describe_trial, read_places
+from embedgrad.experiments.compare.compare import plan_parts
+from embedgrad.experiments.plan import plan
 from embedgrad.prompt.place import PLACES, place_of, place_span
 from embedgrad.recipe.open_run import open_run
 from run_kit import Command, save_model, values
@@ -156,7 +158,10 @@ def test_a_run_takes_the_best_place_and_is_a_run_of_that_template(
     again = run(auto(), tmp_path / "run", quiet, resume=True)
     assert again["refined"] == result["refined"]
     told = embedgrad("resume", tmp_path / "run")
-    assert f"place {places['chosen']}" in told.out
+    assert f"place {places['chosen']}, chosen on dev after 3 steps in each:" in told.out
+    assert embedgrad("report", tmp_path / "run", "--no-model").code == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"place {places['chosen']}, chosen on dev" in page
 
 
 def test_killed_trials_resume_to_the_same_choice(
@@ -232,3 +237,10 @@ def test_another_place_is_another_run(auto: Callable[..., Recipe], tmp_path: Pat
     other = next(place for place in PLACES if place != chosen)
     with pytest.raises(RunError, match=r"template\."):
         run(auto(template={"place": other}), tmp_path / "run", quiet, resume=True)
+
+
+def test_a_plan_and_a_comparison_say_what_they_make_of_auto(auto: Callable[..., Recipe]) -> None:
+    notes = plan(auto(), measure=False, report=quiet)["notes"]
+    assert any(note.startswith("template.place = 'auto' comes first") for note in notes)
+    with pytest.raises(RecipeError, match=r"template\.place: 'auto' is for `optimize`"):
+        plan_parts(auto())

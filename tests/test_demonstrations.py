@@ -15,11 +15,18 @@ from embedgrad import Recipe, run
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.events import quiet
 from embedgrad.experiments.compare.compare import plan_parts
+from embedgrad.experiments.plan import plan
 from embedgrad.prompt import artifact
 from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.build import prepare
 from embedgrad.recipe.open_run import open_run
-from embedgrad.training.demonstrations import Demonstrations, check_length, demonstrate, draw
+from embedgrad.training.demonstrations import (
+    Demonstrations,
+    LeaveOut,
+    check_length,
+    demonstrate,
+    draw,
+)
 from kit import LABELS, PLACEMENTS, kit
 from run_kit import Command, values
 
@@ -46,6 +53,9 @@ def test_a_run_refines_its_demonstrations_and_compares_with_few_shot(
     assert {example.answer for example in drawn} == {"negative", "positive"}
     assert result["demonstrations"]["sources"] == [example.source for example in drawn]
     prompt = artifact.load(folder)
+    (out,) = ready.parts.augmentations
+    assert isinstance(out, LeaveOut)
+    assert sorted(source for source, _ in out.own) == sorted(e.source for e in drawn)
     # A user's message and the answer for each, then the instruction.
     assert len(prompt.spans) == len(result["spans"]) == 5
     for number, example in enumerate(drawn):
@@ -61,7 +71,10 @@ def test_a_run_refines_its_demonstrations_and_compares_with_few_shot(
     assert opened.recipe.template == prompt.template
     told = embedgrad("evaluate", folder)
     assert told.code == 0
-    assert embedgrad("resume", folder).out.count("few-shot") == 1
+    assert embedgrad("resume", folder).out.count("the few-shot prompt with the same") == 1
+    assert embedgrad("report", folder, "--no-model").code == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "the few-shot prompt with the same" in page
 
 
 def test_an_interrupted_run_resumes_to_the_same_rows(
@@ -81,8 +94,13 @@ def test_an_interrupted_run_resumes_to_the_same_rows(
 
     assert run(recipe, tmp_path / "cut", quiet, should_stop=should_stop)["interrupted"]
     run(recipe, tmp_path / "cut", quiet, resume=True)
-    whole, cut = (artifact.load(tmp_path / name) for name in ("whole", "cut"))
+    undropped = dataclasses.replace(recipe, demonstrations=Demonstrations(k=2, drop=0.0))
+    run(undropped, tmp_path / "undropped", quiet)
+    folders = [tmp_path / name for name in ("whole", "cut", "undropped")]
+    whole, cut, other = map(artifact.load, folders)
     assert torch.equal(whole.rows, cut.rows)
+    assert not torch.equal(whole.rows, other.rows)
+    assert torch.equal(whole.start_rows, other.start_rows)
     assert not torch.equal(whole.rows, whole.start_rows)
     with pytest.raises(RunError, match="template of the recipe is not the one"):
         open_run(tmp_path / "cut", ['template.user="{review} [[Good?]]"', "template.messages="])
@@ -110,6 +128,14 @@ def test_demonstrations_longer_than_the_context_say_so() -> None:
     message = rf"demonstrations\.k: 2 demonstrations take {length} tokens, \d+ of them reviews"
     with pytest.raises(DataError, match=message):
         check_length(made, sequencer)
+
+
+def test_a_plan_counts_the_demonstrations(shown: Callable[..., Recipe]) -> None:
+    found = plan(shown(), measure=False, report=quiet)
+    assert found["problems"] == []
+    assert len(found["spans"]) == 5
+    alone = plan(shown(demonstrations={"k": 0}), measure=False, report=quiet)
+    assert found["tokens"]["prompt"] > 2 * alone["tokens"]["prompt"]
 
 
 def test_a_comparison_leaves_out_what_has_no_meaning_then(shown: Callable[..., Recipe]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
-from embedgrad.atomic_files import finite, write_json
+from embedgrad.atomic_files import write_json
 from embedgrad.errors import DataError, DivergenceError, TemplateError
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.formatting import percent
@@ -91,7 +91,9 @@ def choose_place(
     best = Best(found["metric"], {})
     tried = [place for place in places if place in found["trials"]]
     for i, place in enumerate(tried):
-        best.add({**found["trials"][place]["refined"], "step": i}, {})
+        # JSON has no infinite log-loss.
+        score = found["trials"][place]["refined"].items()
+        best.add({**{n: math.inf if v is None else v for n, v in score}, "step": i}, {})
     found["chosen"] = tried[best.step]
     write_json(out / FILE, found)
     say(report, [f"template.place: {found['chosen']}, of {len(tried)} that were tried on dev"])
@@ -185,15 +187,14 @@ def _try(
             say(report, [f"{kept}; `embedgrad resume {out}` continues"])
         raise KeyboardInterrupt
     best = refinement.best
-    trial = Trial(
+    return Trial(
         rows=len(ready.sequencer.prompt_ids),
         steps=refinement.steps,
         text=_score(best.history[0]),
         refined=_score(best.score),
         seconds=refinement.seconds,
         seconds_per_step=statistics.median(seconds[1:] or seconds or [0.0]),
-    )
-    return cast(Trial, finite(trial)), best.metric
+    ), best.metric
 
 
 def _score(score: Mapping[str, float]) -> dict[str, float]:
