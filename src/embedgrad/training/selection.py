@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import final
 
@@ -9,11 +10,20 @@ from embedgrad.model.backbone import Prompt
 
 
 def score_of(
-    step: int, accuracy: float, log_loss: float, macro_f1: float | None
+    step: int,
+    accuracy: float,
+    log_loss: float,
+    macro_f1: float | None,
+    answer_loss: float | None = None,
 ) -> dict[str, float]:
-    """A step's scores on dev, as they are kept; free text has no macro-F1."""
+    """A step's scores on dev, as they are kept.
+
+    Free text has no macro-F1, and the answer's loss is there where training lowers it beside the
+    ranking of the choices.
+    """
     score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
-    return score if macro_f1 is None else {**score, "macro_f1": macro_f1}
+    more = {"macro_f1": macro_f1, "answer_loss": answer_loss}
+    return score | {name: value for name, value in more.items() if value is not None}
 
 
 @final
@@ -22,17 +32,23 @@ class Best:
     """Keeps the best prompt that it sees.
 
     `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
-    `history` holds the scores in order, each with its `step`.
+    `history` holds the scores in order, each with its `step`. Scores with an "answer_loss" are
+    equal within one standard error of the best of `rows` dev rows, as few rows cannot tell them
+    apart, though never below the first score, the text prompt's; the sum of both losses decides
+    between them (the one-standard-error rule: Breiman et al. 1984, Classification and Regression
+    Trees, section 3.4.3). Only the kept prompt and the new one are compared, so what is kept is a
+    function of the scores up to now.
     """
 
     metric: str
     prompt: Prompt
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    rows: int = 0
 
     def add(self, score: dict[str, float], prompt: Prompt) -> None:
-        """Note a score, and keep its prompt if none before was as good."""
-        better = not self.history or self._worth(score) > max(map(self._worth, self.history))
+        """Note a score, and keep its prompt if it is better than the one that is kept."""
+        better = not self.history or self._is_better(score)
         self.history.append(score)
         if better:
             self.take(prompt, int(score["step"]))
@@ -53,6 +69,19 @@ class Best:
             return False
         return len(self.history) - 1 - self.history.index(self.score) >= patience
 
-    def _worth(self, score: dict[str, float]) -> tuple[float, float]:
-        first = -score["log_loss"] if self.metric == "log_loss" else score[self.metric]
-        return first, -score["log_loss"]
+    def _is_better(self, score: dict[str, float]) -> bool:
+        kept = self.score
+        best = lowest = max(map(self._worth, [*self.history, score]))
+        if self.metric != "log_loss" and "answer_loss" in score:
+            error = math.sqrt(best * (1 - best) / self.rows)
+            lowest = max(best - error, self._worth(self.history[0]))
+        if self._worth(score) < lowest or self._worth(kept) < lowest:
+            return self._worth(score) >= lowest
+        return _loss(score) < _loss(kept)
+
+    def _worth(self, score: dict[str, float]) -> float:
+        return -score["log_loss"] if self.metric == "log_loss" else score[self.metric]
+
+
+def _loss(score: dict[str, float]) -> float:
+    return score["log_loss"] + score.get("answer_loss", 0.0)
