@@ -296,18 +296,7 @@ class _Loop:
         scores = summary.accuracy, summary.log_loss, summary.macro_f1, answer_loss
         score = score_of(self.step, *scores)
         self.best.add(score, prompt)
-        self.report(
-            {
-                "event": "evaluation",
-                **score,
-                "interval": list(summary.interval),
-                "metric": self.best.metric,
-                "best": self.best.score,
-                "text": self.best.history[0],
-                "total": self.total,
-                "every": self.every,
-            }
-        )
+        self.report({**self.best.event(), "total": self.total, "every": self.every})
 
     @torch.no_grad()
     def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:

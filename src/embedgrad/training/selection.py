@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
+from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.model.backbone import Prompt
 
 
@@ -24,6 +25,11 @@ def score_of(
     score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
     more = {"macro_f1": macro_f1, "answer_loss": answer_loss}
     return score | {name: value for name, value in more.items() if value is not None}
+
+
+def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
+    """95 % interval of an accuracy (Wilson); of graded scores, a little too wide."""
+    return wilson_interval(round(accuracy * rows), rows)
 
 
 @final
@@ -62,6 +68,14 @@ class Best:
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
         return next(score for score in self.history if score["step"] == self.step)
+
+    def event(self) -> dict[str, Any]:
+        """The last score beside the best and the first, the text prompt's, each with interval."""
+        now, best, text = (
+            {**score, "interval": accuracy_interval(score["accuracy"], self.rows)}
+            for score in (self.history[-1], self.score, self.history[0])
+        )
+        return {"event": "evaluation", **now, "metric": self.metric, "best": best, "text": text}
 
     def stops_early(self, patience: int | None) -> bool:
         """Early stopping: whether the last `patience` scores brought nothing better."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO, final
 
-from embedgrad.formatting import encodable, percent, visible
-from embedgrad.report.terminal.progress import Progress
+from embedgrad.formatting import encodable, visible
+from embedgrad.report.terminal.progress import Progress, dev_score
 
 STEPS = "steps"
 DELAY = 1.0  # seconds; what is done sooner shows no bar
@@ -48,8 +48,7 @@ class Bars:
                 self._move(_training(event), event["step"], event["total"])
             case "evaluation":
                 metric = event["metric"]
-                form = percent if metric == "accuracy" else "{:.3f}".format
-                now, best = (form(score[metric]) for score in (event, event["best"]))
+                now, best = (dev_score(metric, score) for score in (event, event["best"]))
                 self._figures |= {"dev": now, "best": best}
                 self._move(_training(event), event["step"], event["total"])
             case "scoring":

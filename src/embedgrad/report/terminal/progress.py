@@ -1,7 +1,7 @@
 """Live progress of a run.
 
     ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
-    dev accuracy 81.3 %, best 84.4 %, +12.5 points against the text prompt, 41 % done, 52 s left
+    dev accuracy 81.2 % (71 to 88), best 84.4 % (75 to 91), 41 % done, 52 s left
 
 Two lines in a terminal, renewed in place and gone at the end; elsewhere plain lines.
 """
@@ -16,9 +16,17 @@ from typing import Any, TextIO, final
 
 from rich.console import Console
 
-from embedgrad.formatting import duration, encodable, eta, join_nonempty, percent, size, visible
+from embedgrad.formatting import (
+    duration,
+    encodable,
+    eta,
+    join_nonempty,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import METRICS
-from embedgrad.report.terminal.display import OVER_TEXT, Display, View
+from embedgrad.report.terminal.display import OF_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
 
 QUIET_SECONDS = 10.0  # between two plain lines about scoring
@@ -160,17 +168,16 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _score(event: dict[str, Any]) -> str:
-    """Dev score now, the best one, and its difference; at step 0 the text prompt's score."""
+    """Dev score now, the best one and the text prompt's, with intervals where there are any."""
     metric: str = event["metric"]
-    best, text = event["best"][metric], event["text"][metric]
-    now = f"dev {METRICS[metric]} {_form(metric, event[metric])}"
+    now, best, text = (dev_score(metric, score) for score in (event, event["best"], event["text"]))
     if event["step"] == 0:
-        return f"{now} with the text prompt"
-    difference = f"{100 * (best - text):+.1f} points"
-    if metric == "log_loss":
-        difference = f"{best - text:+.3f} nats"
-    return f"{now}, best {_form(metric, best)}, {difference}{OVER_TEXT}"
+        return f"dev {METRICS[metric]} {now} with the text prompt"
+    return f"dev {METRICS[metric]} {now}, best {best}{OF_TEXT}{text}"
 
 
-def _form(metric: str, value: float) -> str:
-    return percent(value) if metric == "accuracy" else f"{value:.3f}"
+def dev_score(metric: str, score: dict[str, Any]) -> str:
+    """One score, an accuracy with its interval."""
+    if metric != "accuracy":
+        return f"{score[metric]:.3f}"
+    return with_interval(score[metric], score.get("interval"), digits=0)
