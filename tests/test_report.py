@@ -140,6 +140,16 @@ def test_without_dev_rows_a_line_per_tenth() -> None:
     assert lines[-1].startswith("step 64/64")
 
 
+def test_a_download_shows_its_bytes() -> None:
+    event = {"event": "download", "which": "owner/tiny", "done": 27_000_000, "total": 270_000_000}
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(stream=stream, clock=clock)
+    for seconds in (0.0, 20.0):
+        clock.now += seconds
+        progress(event)
+    assert stream.getvalue() == "fetching owner/tiny 27 MB of 270 MB, 3.0 min left\n"
+
+
 def test_scoring_says_little_when_piped() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Progress(stream=stream, clock=clock)

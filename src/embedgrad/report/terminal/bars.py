@@ -53,11 +53,16 @@ class Bars:
                 self._move(_training(event), event["step"], event["total"])
             case "scoring":
                 self._move(event["which"], event["done"], event["total"])
+            case "download":
+                self._move(event["which"], event["done"], event["total"], grows=True)
             case "end":
                 self._close()
 
-    def _move(self, name: str, done: int, total: int) -> None:
+    def _move(self, name: str, done: int, total: int, *, grows: bool = False) -> None:
+        """Move the bar of this name and total; one of bytes grows, as their number is not known."""
         training = name.endswith(STEPS)
+        if self._bar is not None and grows and self._bar.name == name:
+            self._bar.total = total
         if self._bar is None or (self._bar.name, self._bar.total) != (name, total):
             self._close()
             from tqdm.auto import tqdm
@@ -69,6 +74,7 @@ class Bars:
                 leave=training,
                 delay=0 if training else DELAY,
                 bar_format=FORMAT,
+                unit_scale=grows,
             )
             self._bar.name = name
         self._bar.n = done

@@ -97,7 +97,11 @@ class Progress(AbstractContextManager["Progress"]):
             case "evaluation":
                 self._evaluation(event, now)
             case "scoring":
-                self._show_score(event, now)
+                done = f"{event['done']}/{event['total']}"
+                self._show_done(event, f"scoring {event['which']} {done}", now)
+            case "download":
+                done = f"{size(event['done'])} of {size(event['total'])}"
+                self._show_done(event, f"fetching {event['which']} {done}", now)
             case "end":
                 ending, took = ENDINGS[event["ended"]], duration(event["seconds"])
                 self._say(f"{ending}: {event['steps']} steps in {took}")
@@ -128,13 +132,12 @@ class Progress(AbstractContextManager["Progress"]):
         place = f"step {step}/{total}"
         self._say_plainly(join_nonempty(place, self._score, share, eta(seconds), self._status))
 
-    def _show_score(self, event: dict[str, Any], now: float) -> None:
+    def _show_done(self, event: dict[str, Any], text: str, now: float) -> None:
         which, done, total = event["which"], event["done"], event["total"]
         if which != self._scoring[0] or done < self._scoring[1]:
             self._scoring_since = self._scoring_said = self._last
         self._scoring = (which, done)
         seconds = (now - self._scoring_since) * (total - done) / done if done else None
-        text = f"scoring {which} {done}/{total}"
         self._show_share(text, done, total, now, seconds)
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
