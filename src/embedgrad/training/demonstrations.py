@@ -1,4 +1,4 @@
-"""Demonstrations as the span: worked examples whose rows are refined with the instruction.
+"""Demonstrations as the span: worked examples, refined with its words.
 
 After Context Tuning (Lu et al. 2025, https://arxiv.org/abs/2507.04221): rows begin as those of k
 worked examples; while a demonstration's own question is trained on, it is left out (leave one
