@@ -37,6 +37,7 @@ class Trial(TypedDict):
 
     rows: int
     steps: int
+    dev_rows: int
     text: dict[str, float]
     refined: dict[str, float]
     seconds: float
@@ -64,8 +65,8 @@ def choose_place(
 ) -> tuple[Recipe, LanguageModel | None]:
     """The recipe with its span in the place that does best on dev, and the model if it was loaded.
 
-    Every place is trained with the recipe's seed for a quarter of its steps; the run's metric
-    decides, then the log-loss, then the order of `PLACES`, the template's own place first. Trials
+    Every place is trained with the recipe's seed for a quarter of its steps; what decides between
+    the steps of a run decides here (`Best`), and of equal places the template's own. Trials
     that `out` has are not repeated. A place that the model's chat template does not take is left
     out with a note. Raises `DataError` without dev rows, and what the recipe's data, template and
     model raise; Ctrl-C, or `should_stop`, ends it with the finished trials kept.
@@ -88,8 +89,8 @@ def choose_place(
             found["trials"][place], found["metric"] = trial, metric
             say(report, [f"place {place}: {describe_trial(trial)}"])
         write_json(out / FILE, found)
-    best = Best(found["metric"], {})
     tried = [place for place in places if place in found["trials"]]
+    best = Best(found["metric"], {}, rows=found["trials"][tried[0]]["dev_rows"])
     for i, place in enumerate(tried):
         # JSON has no infinite log-loss.
         score = found["trials"][place]["refined"].items()
@@ -190,6 +191,7 @@ def _try(
     return Trial(
         rows=len(ready.sequencer.prompt_ids),
         steps=refinement.steps,
+        dev_rows=len(ready.dev),
         text=_score(best.history[0]),
         refined=_score(best.score),
         seconds=refinement.seconds,
