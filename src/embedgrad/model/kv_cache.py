@@ -210,7 +210,10 @@ class GrowingKVCache(KVCache):
         Each cache comes with the indices [N] of its rows.
         """
         layouts = [
-            [torch.cat([p.index_select(0, rows) for p in fields], dim=1) for fields in zip(*layout)]
+            [
+                torch.cat([p.index_select(0, rows) for p in fields], dim=1)
+                for fields in zip(*layout, strict=True)
+            ]
             for layout, rows in ((cache._layouts, rows) for cache, rows in parts)
         ]
         reals = [enter >= 0 for _, enter, _ in layouts]
