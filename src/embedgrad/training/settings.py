@@ -122,8 +122,9 @@ class Parts:
 class Refinement:
     """Result of a training run: the best prompt, and the checkpoint to resume from.
 
-    `ended` is "finished", "patience" (early stopping), "stopped" (asked to), "interrupted" (Ctrl-C),
-    "diverged" or "failed" (another error). `best` holds the scores on dev and the best prompt as named tensors.
+    `ended` is "finished", "patience" (early stopping), "stopped" (asked to), "interrupted"
+    (Ctrl-C), "diverged" or "failed" (another error). `best` holds the scores on dev and the best
+    prompt as named tensors.
     """
 
     prompt: PromptEmbedding
