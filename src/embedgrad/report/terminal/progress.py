@@ -21,6 +21,7 @@ from embedgrad.formatting import (
     encodable,
     eta,
     join_nonempty,
+    percent,
     size,
     visible,
     with_interval,
