@@ -81,6 +81,8 @@ class Template:
     """Extra variables for the model's chat template, such as `enable_thinking = false`.
 
     `chat_template` names the one to use where the model has several."""
+    frozen: bool = False
+    """Whether nothing of it is refined, as of a teacher's: it then needs no span."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.messages):
@@ -95,7 +97,7 @@ class Template:
                 "template: the last message is a system message; add a user message, "
                 "or an assistant message that opens the answer"
             )
-        if not self.spans:
+        if not (self.spans or self.frozen):
             raise TemplateError("template: no span; mark some text as [[the words to refine]]")
 
     @classmethod

@@ -2,9 +2,11 @@
 
 from embedgrad.parts.objectives.base import Objective
 from embedgrad.parts.objectives.cross_entropy import CrossEntropy
+from embedgrad.parts.objectives.distill import Distill
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_entropy": CrossEntropy,
+    "distill": Distill,
 }
 
-__all__ = ["OBJECTIVES", "CrossEntropy", "Objective"]
+__all__ = ["OBJECTIVES", "CrossEntropy", "Distill", "Objective"]
