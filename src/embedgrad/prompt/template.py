@@ -110,9 +110,8 @@ class Template:
         options: Mapping[str, Any] | None = None,
     ) -> Template:
         """One system, one user and one opening assistant message, each of them optional."""
-        given = (("system", system), ("user", user), ("assistant", assistant))
-        messages = tuple(Message(role, content) for role, content in given if content is not None)
-        return cls(messages=messages, options=dict(options or {}))
+        texts = {"system": system, "user": user, "assistant": assistant}
+        return cls(by_role(texts), options=dict(options or {}))
 
     @classmethod
     def plain(cls, text: str) -> Template:
@@ -291,6 +290,11 @@ def _find(written: str, text: str) -> slice | None:
         return slice(start, start + len(written))
     found = re.search(r"\s+".join(map(re.escape, written.split())), text)
     return slice(*found.span()) if found else None
+
+
+def by_role(texts: Mapping[str, str | None]) -> tuple[Message, ...]:
+    """Messages of a text for each role, in the order of a chat; None: there is none."""
+    return tuple(Message(role, text) for role in ROLES if (text := texts.get(role)) is not None)
 
 
 def span_mark(number: int) -> str:

@@ -29,7 +29,7 @@ from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.template import ROLES, Message, Template
+from embedgrad.prompt.template import ROLES, Message, Template, by_role
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.overrides import check_values, override
 from embedgrad.recipe.paths import anchor, relocate
@@ -43,6 +43,7 @@ from embedgrad.recipe.settings import (
 )
 from embedgrad.training.self_training import Solutions, source_problems
 from embedgrad.training.settings import Parts, Training
+from embedgrad.training.teacher import Teaching
 
 
 @final
@@ -58,6 +59,7 @@ class Recipe:
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
     solutions: Solutions = Solutions()
+    teacher: Teaching | None = None
     prefix_cache: PrefixCacheSettings = PrefixCacheSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
@@ -102,8 +104,9 @@ class Recipe:
         sections: dict[str, Any] = {
             name: build(kind, values.get(name, {}), name, problems)
             for name, kind in SECTIONS.items()
-            if kind is not None and (name in values or name not in REQUIRED)
+            if kind is not None and (name in values or name not in REQUIRED) and name != "teacher"
         }
+        sections["teacher"] = _teacher(values["teacher"], problems) if "teacher" in values else None
         sections["template"], merges = None, "report"
         if "template" in values:
             sections["template"], merges = _template(values["template"], problems)
@@ -157,13 +160,17 @@ class Recipe:
             part = built[name]
             if name == "template":
                 values[name] = {**self.template.as_dict(), "merges": self.merges}
-            elif kind is not None:
+            elif kind is not None and part is not None:
                 values[name] = values_of(part)
+            elif part is None:
+                continue
             elif isinstance(part, list | tuple):
                 values[name] = [part_values(name, one) for one in part]
             else:
                 values[name] = part_values(name, part)
         values["evaluation"]["scorer"] = part_values("scorer", self.evaluation.scorer)
+        if self.teacher and self.teacher.template:
+            values["teacher"]["template"] = self.teacher.template.as_dict()
         resolved: dict[str, Any] = _plain(values)
         return resolved if folder is None else relocate(resolved, folder)
 
@@ -189,6 +196,7 @@ SECTIONS: dict[str, Any] = {
     "schedule": Schedule,
     "training": Training,
     "solutions": Solutions,
+    "teacher": Teaching,
     "evaluation": Evaluation,
     "prefix_cache": PrefixCacheSettings,
     "report": ReportSettings,
@@ -241,12 +249,32 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
     problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
 
 
-def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
+def _teacher(values: object, problems: list[str]) -> Teaching | None:
+    """A teacher's settings, and its template or the place of its prompt."""
+    if not isinstance(values, Mapping):
+        problems.append(f"teacher: {values!r}; expected a table of options")
+        return None
+    rest = {name: value for name, value in values.items() if name != "template"}
+    teaching = build(Teaching, rest, "teacher", problems)
+    if ("template" in values) + ("prompt" in values) != 1:
+        problems.append("teacher: give either a template, as [teacher.template], or a prompt")
+        return None
+    if "template" not in values or teaching is None:
+        return teaching
+    own: list[str] = []
+    template, _ = _template(values["template"], own, frozen=True)
+    problems += [f"teacher.{problem}" for problem in own]
+    return dataclasses.replace(teaching, template=template)
+
+
+def _template(
+    values: object, problems: list[str], *, frozen: bool = False
+) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
         problems.append(f"template: {values!r}; expected a table of options")
         return None, "report"
-    known = {*ROLES, "text", "messages", "options", "merges"}
+    known = {*ROLES, "text", "messages", "options", *(() if frozen else ("merges",))}
     unknown = [name for name in values if name not in known]
     problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
     merges = values.get("merges", "report")
@@ -269,10 +297,9 @@ def _template(values: object, problems: list[str]) -> tuple[Template | None, str
         if wrong:
             return None, merges
         if "text" in texts:
-            return Template.plain(texts["text"]), merges
-        if messages is not None:
-            return Template(messages=_messages(messages), options=dict(options)), merges
-        return Template.chat(**texts, options=options), merges
+            return Template(text=texts["text"], frozen=frozen), merges
+        read = _messages(messages) if messages is not None else by_role(texts)
+        return Template(read, options=dict(options), frozen=frozen), merges
     except EmbedgradError as error:
         problems.append(str(error))
     return None, merges
@@ -310,12 +337,26 @@ def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
+    _check_teacher(sections, objective, problems)
     if solutions and target and data:
         problems += source_problems(solutions, target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)
     if sections["prefix_cache"]:
         _check_prefixes(sections["prefix_cache"], problems)
+
+
+def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
+    teacher, solutions = sections["teacher"], sections["solutions"]
+    if not (teacher or objective is None or objective.needs_labels):
+        problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if teacher and objective and objective.needs_labels:
+        problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
+    if teacher and solutions and solutions.source != "auto":
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
+            "or [teacher] out"
+        )
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:

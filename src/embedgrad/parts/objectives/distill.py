@@ -77,8 +77,9 @@ class Distill(Objective):
     def _loss(self, outcome: Outcome, b: int, taught: Taught) -> Tensor:
         assert outcome.token_logprobs_BTK is not None
         student_TK = outcome.token_logprobs_BTK[b, : len(taught.ids)]
-        sum_, tokens = bucketed_kl(taught.logprobs_TK.to(student_TK), student_TK).sum(), len(
-            taught.ids
+        sum_, tokens = (
+            bucketed_kl(taught.logprobs_TK.to(student_TK), student_TK).sum(),
+            len(taught.ids),
         )
         if taught.end is not None and outcome.end_logprobs_B is not None:
             student_11 = outcome.end_logprobs_B[b].view(1, 1)
