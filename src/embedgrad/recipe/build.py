@@ -86,6 +86,8 @@ def prepare(
     teacher = open_teacher(recipe, model, sequencer, report)
     if teacher:
         written, solutions = teacher.answer_train(splits.train, keep_at)
+        labelled = {"dev": splits.dev, "test": splits.test}
+        solutions["labelled"] = {n: all(e.answer for e in part) for n, part in labelled.items()}
         splits = with_answers(splits, teacher)
     else:
         written, solutions = training_examples(
@@ -134,9 +136,11 @@ def open_teacher(
 
 def with_answers(splits: Splits, teacher: Teacher) -> Splits:
     """The rows of dev and test, those without an answer with the teacher's."""
-    parts = {"dev": splits.dev, "test": splits.test}
-    bare = {name: not all(e.answer for e in part) for name, part in parts.items()}
-    return replace(splits, **{n: tuple(teacher.label(parts[n])) for n in parts if bare[n]})
+    dev, test = (
+        part if all(example.answer for example in part) else tuple(teacher.label(part))
+        for part in (splits.dev, splits.test)
+    )
+    return replace(splits, dev=dev, test=test)
 
 
 def _refined(recipe: Recipe) -> PromptEmbedding | None:
