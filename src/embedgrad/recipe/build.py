@@ -101,12 +101,17 @@ def prepare(
         )
     stage(report, "tokenizing")
     train, dev, test = (sequencer.build(part) for part in (written, splits.dev, splits.test))
+    source = solutions["source"]
     if teacher:
         train = teacher.teach(train)
+        if solutions["labelled"]["dev"]:
+            source = "answer"
+        else:
+            dev = teacher.teach(dev)
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    training = training_for(recipe.training, solutions["source"])
+    training = training_for(recipe.training, source)
     return Prepared(
         splits, model, sequencer, written, solutions, train, dev, test, training, teacher
     )
