@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_more_tokens_tell_more_and_never_more_than_all() -> None:
         bucketed_kl(teacher.gather(1, ids[:, :k]), student.gather(1, ids[:, :k]))
         for k in (1, 3, 10, 40)
     ]
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in itertools.pairwise(found):
         assert (fewer < more).all()
     assert (found[0] > 0).all()
 
