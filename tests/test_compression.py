@@ -88,7 +88,7 @@ def test_a_long_prompt_becomes_a_few_rows(
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "with the teacher&#39;s prompt" in html
     assert "not inferior to the teacher" in html
-    assert load(out).generate([{"query": "warm"}], max_new_tokens=2)
+    assert load(out).generate([{"query": "warm"}])[0] in CHOICES
 
 
 def test_the_terminal_says_what_was_saved(
