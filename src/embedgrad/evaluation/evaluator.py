@@ -38,7 +38,8 @@ class ScoredAnswer:
     in nats: per choice for choices (over a teacher's shares where it has said them), else per token
     of the answer. `probabilities` are those of the
     choices among themselves, or None for free text. `reply` is what the model writes to a row with
-    choices by itself, decoded greedily, where it was asked.
+    choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
+    the right choice, among all that the model could write.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ScoredAnswer:
     cut: bool = False
     unread: bool = False
     reply: str | None = None
+    answer_loss: float | None = None
 
 
 @final
@@ -237,7 +239,7 @@ class Evaluator:
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
                 if choices:
-                    answers[i] = self._choice(sequences[i], shares_BC[b])
+                    answers[i] = self._choice(sequences[i], shares_BC[b], losses[b].item())
                 else:
                     answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
             report(scoring("rows", len(answers), len(sequences)))
@@ -272,7 +274,9 @@ class Evaluator:
         written = dict(zip(some, replies, strict=True))
         return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
 
-    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
+    def _choice(
+        self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float
+    ) -> ScoredAnswer:
         best = int(shares_C.argmax())
         taught = sequence.example.extra.get(TAUGHT)
         loss = -math.log(max(shares_C[sequence.gold].item(), 1e-12))
@@ -285,6 +289,7 @@ class Evaluator:
             correct=float(best == sequence.gold),
             loss=loss,
             probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
+            answer_loss=answer_loss,
         )
 
     def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:
