@@ -111,6 +111,9 @@ def test_what_cannot_be_shown_is_one_line(shown: Callable[..., Recipe], tmp_path
         run(shown(demonstrations={"k": 99}), tmp_path / "run", quiet)
     with pytest.raises(RecipeError, match=r"demonstrations\.drop"):
         shown(demonstrations={"k": 2, "drop": 1.0})
+    sampled = {"objective": {"name": "reward"}, "target": {"choices": []}}
+    with pytest.raises(RecipeError, match=r"demonstrations\.k: the objective samples answers"):
+        shown(**sampled)
     free = {"target": {"choices": []}, "solutions": {"source": "self-written"}}
     with pytest.raises(DataError, match=r"demonstrations\.k: .* answers in view"):
         run(shown(**free), tmp_path / "run", quiet)

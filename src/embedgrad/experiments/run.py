@@ -28,9 +28,10 @@ import torch
 
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
-from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places, choose_place, read_places, with_choice
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
@@ -63,6 +64,7 @@ class RunResult(TypedDict):
 
     text: NotRequired[Scores]
     refined: NotRequired[Scores]
+    teacher: NotRequired[Agreement]
     difference: NotRequired[Difference]
     test_rows: NotRequired[int]
     drift: dict[str, float]
@@ -233,10 +235,10 @@ def _run(
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
             should_stop=should_stop,
         )
-    except DivergenceError as error:
+    except EmbedgradError as error:
         if error.refinement is not None:
             save(error.refinement)
-        error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+            error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
     # From here on only what was saved counts.
@@ -257,6 +259,8 @@ def _run(
             comparison = evaluate(evaluator, prompt, test, report)
             scores = finite(comparison.as_dict())
             result = {**scores, **result}
+            if ready.teacher:
+                result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))
             rows = predictions(ready.splits.test, comparison)
             lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
             write_file(out / "predictions.jsonl", lines.encode())

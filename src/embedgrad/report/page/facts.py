@@ -21,6 +21,7 @@ from embedgrad.report.terminal.tables import (
     describe_demonstrations,
     describe_greedy,
     describe_place,
+    describe_teacher,
     kept_text,
     verdict,
     verdict_word,
@@ -50,6 +51,7 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
         "greedy": "",
+        "teacher": describe_teacher(result.get("teacher") or {}),
         "nothing_better": NOTHING_BETTER if kept_text(result) else "",
     }
     free = result["refined"].get("greedy_is_choice")
