@@ -21,7 +21,7 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
     shown = sections["demonstrations"]
     if shown and shown.k and objective and objective.sampling:
         problems.append(
-            "demonstrations.k: the objective samples answers, with the demonstrations' own answers in "
+            "demonstrations.k: the objective samples answers, with those of the demonstrations in "
             "view; leave them out"
         )
     free = target and not target.choices
