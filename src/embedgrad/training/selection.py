@@ -67,7 +67,8 @@ class Best:
     @property
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
-        return next(score for score in self.history if score["step"] == self.step)
+        # Of two at step 0, the second is a warm start's, and kept only where it is better.
+        return next(s for s in reversed(self.history) if s["step"] == self.step)
 
     def event(self) -> dict[str, Any]:
         """The last score beside the best and the first, the text prompt's, each with interval."""

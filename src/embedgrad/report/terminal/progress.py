@@ -174,7 +174,7 @@ def _score(event: dict[str, Any]) -> str:
     """Dev score now, the best one and the text prompt's, with intervals where there are any."""
     metric: str = event["metric"]
     now, best, text = (dev_score(metric, score) for score in (event, event["best"], event["text"]))
-    if event["step"] == 0:
+    if event["step"] == 0 and not event.get("warm_start"):
         return f"dev {METRICS[metric]} {now} with the text prompt"
     return f"dev {METRICS[metric]} {now}, best {best}{OF_TEXT}{text}"
 
