@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from threading import Lock
-from typing import Any
+from typing import Any, final
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ def bytes_bar(name: str, report: Report) -> Any:
     """
     lock, told = Lock(), [0, 0]
 
+    @final
     class Bytes(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
         """A bar that is not drawn."""
 
