@@ -260,6 +260,30 @@ def test_answers_that_are_over_are_left_out_of_the_passes(
     assert decoded[-1] < 8
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding", "gpt2"])
+def test_answers_that_wait_take_the_rows_of_those_that_are_over(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_of(architecture, 9)
+    ends = tuple(range(0, made.model.info.vocabulary, 6))
+    decoding = Decoding(16, temperature=1.0, samples=2, seed=5)
+    alone = answers(made, decoding, end_ids=ends, batch_size=1)
+    sizes: list[tuple[int, ...]] = []
+    plain = made.model.forward.logits
+
+    def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(tuple(embeds.shape[:2]))
+        return plain(embeds, *rest)
+
+    monkeypatch.setattr(made.model.forward, "logits", logits)
+    assert answers(made, decoding, end_ids=ends, batch_size=6) == alone
+    read = [i for i, (_, tokens) in enumerate(sizes) if tokens > 1]
+    decoded = [rows for rows, tokens in sizes if tokens == 1]
+    assert len(read) > 3  # batches of three questions, then others one or two at a time
+    assert max(decoded) == 6
+    assert any(sizes[i + 1][0] > 2 * sizes[i][0] for i in read[1:-1])  # beside those that go on
+
+
 # -- stop strings ----------------------------------------------------------------------------------
 
 
