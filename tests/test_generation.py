@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 import tiny
 from embedgrad.errors import EmbedgradError, ModelError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.answer_batch import choose
 from embedgrad.model.decoding import Decoding, Generation, GrowingText, draw
-from embedgrad.model.generation import Reply, _choose, replies, stream
+from embedgrad.model.generation import Reply, replies, stream
 from embedgrad.parts.registry import build
 from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
@@ -636,9 +637,9 @@ def test_a_stream_can_be_left(
     expected = made.model.outcome(rows, made.sequences).logprobs_BC
     greedy = answers(made, Decoding(6))
     steps = []
-    monkeypatch.setattr(
-        "embedgrad.model.generation._choose", lambda *a: steps.append(1) or _choose(*a)
-    )
+    for module in ("answer_batch", "generation"):
+        where = f"embedgrad.model.{module}.choose"
+        monkeypatch.setattr(where, lambda *a: steps.append(1) or choose(*a))
     pieces = stream(made.model, rows, made.sequences[0], Decoding(300), end_ids=())
     next(pieces)
     # The consumer's own modes are untouched while the stream waits.
@@ -666,7 +667,7 @@ def test_what_goes_wrong_in_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ModelError("no more")
 
-    monkeypatch.setattr("embedgrad.model.generation._choose", fail)
+    monkeypatch.setattr("embedgrad.model.generation.choose", fail)
     with pytest.raises(ModelError, match="no more"):
         streamed(made, Decoding(5))
 
