@@ -30,6 +30,7 @@ from embedgrad.environment import peak_memory
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -61,6 +62,7 @@ class RunResult(TypedDict):
 
     text: NotRequired[Scores]
     refined: NotRequired[Scores]
+    teacher: NotRequired[Agreement]
     difference: NotRequired[Difference]
     test_rows: NotRequired[int]
     drift: dict[str, float]
@@ -241,6 +243,8 @@ def _run(
             comparison = evaluate(evaluator, prompt, test, report)
             scores = finite(comparison.as_dict())
             result = {**scores, **result}
+            if ready.teacher:
+                result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))
             rows = predictions(ready.splits.test, comparison)
             lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
             write_file(out / "predictions.jsonl", lines.encode())

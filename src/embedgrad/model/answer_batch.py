@@ -83,7 +83,13 @@ class AnswerBatch:
         self._choose(model.forward.logits(embeds, layout, self.cache, last))
         return self.over - before
 
-    def read(
+    def _choose(self, logits_NV: Tensor) -> None:
+        self.token_N = choose(logits_NV, self.generations)
+        for generation, new in zip(self.generations, self.token_N.tolist(), strict=True):
+            generation.add(new)
+
+
+def read(
     model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
 ) -> tuple[Tensor, Tensor, GrowingKVCache]:
     """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind."""
@@ -100,12 +106,6 @@ class AnswerBatch:
     return logits, batch.layout.positions[:, -1:], cache
 
 
-def choose(self, logits_NV: Tensor) -> None:
-        self.token_N = _choose(logits_NV, self.generations)
-        for generation, new in zip(self.generations, self.token_N.tolist(), strict=True):
-            generation.add(new)
-
-
 def choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
     """The next token [N] of every generation; any where one is over."""
     running = [i for i, generation in enumerate(generations) if not generation.over]
@@ -120,5 +120,3 @@ def choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
     return drawn_R.new_zeros(len(generations)).index_copy(
         0, torch.tensor(running, device=drawn_R.device), drawn_R
     )
-
-

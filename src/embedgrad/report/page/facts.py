@@ -19,6 +19,7 @@ from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
     describe_greedy,
+    describe_teacher,
     kept_text,
     verdict,
     verdict_word,
@@ -48,6 +49,7 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
         "greedy": "",
+        "teacher": describe_teacher(result.get("teacher") or {}),
         "nothing_better": NOTHING_BETTER if kept_text(result) else "",
     }
     free = result["refined"].get("greedy_is_choice")

@@ -62,6 +62,26 @@ def describe_greedy(share: float) -> str:
     )
 
 
+def describe_teacher(found: Row) -> list[str]:
+    """What a distilled prompt saves, how far it agrees with its teacher, and if it is as good."""
+    if not found:
+        return []
+    tokens, same, far = found["tokens"], found["agreement"], found["divergence"]
+    judged = found["non_inferiority"]
+    margin, difference, lower = (100 * judged[n] for n in ("margin", "difference", "lower"))
+    word = "not inferior" if judged["holds"] else "not shown to be not inferior"
+    return [
+        f"{tokens['refined']:.0f} tokens per query instead of {tokens['teacher']:.0f} with the "
+        f"teacher's prompt: {tokens['saved']:.0f} saved",
+        f"the teacher's own answer in {percent(same['refined'])} of rows (text prompt: "
+        f"{percent(same['text'])}); KL to the teacher {far['refined']:.3f} nats (text prompt: "
+        f"{far['text']:.3f})",
+        f"{word} to the teacher ({percent(found['scores']['accuracy'])}) by a margin of "
+        f"{margin:.3g} points: {difference:+.1f} points, one-sided 95 % limit {lower:+.1f} "
+        f"({judged['test']})",
+    ]
+
+
 def verdict(difference: Row) -> str:
     """The verdict's word and the numbers that it rests on.
 
@@ -234,6 +254,7 @@ def _facts(result: Row) -> list[str]:
             for kind, failure in failures.items()
             if scores.get(kind)
         ]
+    lines += describe_teacher(result.get("teacher") or {})
     if "drift" in result:
         lines.append(_drift_line(result))
         spans = enumerate(result.get("spans", ()), 1)
