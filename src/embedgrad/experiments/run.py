@@ -27,7 +27,7 @@ import torch
 
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
-from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.agreement import Agreement, agree
@@ -224,10 +224,10 @@ def _run(
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
             should_stop=should_stop,
         )
-    except DivergenceError as error:
+    except EmbedgradError as error:
         if error.refinement is not None:
             save(error.refinement)
-        error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+            error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
     # From here on only what was saved counts.

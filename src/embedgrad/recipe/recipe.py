@@ -123,6 +123,9 @@ class Recipe:
             },
         }
         _check_together(sections, parts["objective"], problems)
+        if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
+            # It trains on answers that the model writes, so no others are read or written.
+            sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
@@ -180,6 +183,7 @@ class Recipe:
 
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field
+TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train on
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
@@ -262,13 +266,13 @@ def _teacher(values: object, problems: list[str]) -> Teaching | None:
     if "template" not in values or teaching is None:
         return teaching
     own: list[str] = []
-    template, _ = _template(values["template"], own, frozen=True)
+    teaching = dataclasses.replace(teaching, template=_template(values["template"], own, True)[0])
     problems += [f"teacher.{problem}" for problem in own]
-    return dataclasses.replace(teaching, template=template)
+    return teaching
 
 
 def _template(
-    values: object, problems: list[str], *, frozen: bool = False
+    values: object, problems: list[str], frozen: bool = False
 ) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):
@@ -338,7 +342,13 @@ def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
     _check_teacher(sections, objective, problems)
-    if solutions and target and data:
+    if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
+            "model samples; take solutions.source out, or train on solutions first, in a run of "
+            "their own"
+        )
+    elif solutions and target and data:
         problems += source_problems(solutions, target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)
@@ -353,10 +363,8 @@ def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[s
     if teacher and objective and objective.needs_labels:
         problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
     if teacher and solutions and solutions.source != "auto":
-        problems.append(
-            f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
-            "or [teacher] out"
-        )
+        given = f"solutions.source: {solutions.source!r}"
+        problems.append(f"{given}, but the teacher writes the answers; take it or [teacher] out")
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
