@@ -1,4 +1,4 @@
-"""Compare a refined prompt with its teacher: tokens saved, agreement, non-inferiority"""
+"""Compare a refined prompt with its teacher: tokens, agreement, scores"""
 
 from __future__ import annotations
 

@@ -264,13 +264,13 @@ def _teacher(values: object, problems: list[str]) -> Teaching | None:
     if "template" not in values or teaching is None:
         return teaching
     own: list[str] = []
-    template, _ = _template(values["template"], own, frozen=True)
+    teaching = dataclasses.replace(teaching, template=_template(values["template"], own, True)[0])
     problems += [f"teacher.{problem}" for problem in own]
-    return dataclasses.replace(teaching, template=template)
+    return teaching
 
 
 def _template(
-    values: object, problems: list[str], *, frozen: bool = False
+    values: object, problems: list[str], frozen: bool = False
 ) -> tuple[Template | None, str]:
     """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
     if not isinstance(values, Mapping):

@@ -24,6 +24,7 @@ from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_re
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.loading.device import choose_device
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
@@ -32,6 +33,8 @@ from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.self_training import source_of
+
+TEACHER = "the teacher's own passes over the queries are not counted"
 
 
 @final
@@ -102,6 +105,9 @@ def plan(
     }
     if splits is None:
         return values
+    if recipe.teacher:  # cross-entropy reads the same places and choices, and needs no teacher
+        recipe = replace(recipe, parts=replace(recipe.parts, objective=CrossEntropy()))
+        values["notes"].append(TEACHER)
     splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
     began = time.time()
@@ -141,7 +147,7 @@ def plan(
     repeats = shared_texts(rows, recipe.template.columns)
     values |= {
         "data": {**data, "context": info.context, "duplicates": repeats},
-        "notes": [*splits.notes, *sequencer.notes(tokens.all)],
+        "notes": [*values["notes"], *splits.notes, *sequencer.notes(tokens.all)],
         "spans": [asdict(span) for span in sequencer.spans],
         "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
@@ -195,7 +201,10 @@ def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tu
     (source,) = problems.each(
         lambda rows: source_of(recipe.solutions, rows, target, scorer), [train]
     ) or ("answer",)
+    if recipe.teacher:
+        source = "answer" if target.choices else "self-written"
     answered = (*splits.dev, *splits.test, *(train if source == "self-written" else ()))
+    answered = tuple(example for example in answered if example.answer or not recipe.teacher)
     problems.each(lambda example: check_answers([example], target, scorer), answered)
     if source != "column":  # there may be one that is not used
         splits = replace(splits, train=tuple(replace(row, solution=None) for row in train))
