@@ -28,7 +28,8 @@ import torch
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
-from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
+from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model

@@ -103,8 +103,13 @@ class PrefixCacheSettings:
 
 COMPARED = (
     "text",
+    "no-template",
     "best-of-n",
     "few-shot",
+    "batch-calibration",
+    "threshold",
+    "linear-probe",
+    "knn",
     "embedgrad",
     "embedgrad-no-region",
     "random-init",

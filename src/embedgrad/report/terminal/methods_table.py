@@ -75,6 +75,11 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
     return gained, f"improved: {improved}" if gained else "no method has a reliable gain"
 
 
+def _with_interval(scores: Entry) -> str:
+    low, high = (f"{100 * edge:.1f}" for edge in scores["interval"])
+    return f"{percent(scores['accuracy'])} ({low} to {high})"
+
+
 def _cells(entry: Entry) -> dict[str, str]:
     """A method's cells by column."""
     cells = {
@@ -122,6 +127,12 @@ def _sentences(results: Entry) -> list[str]:
             lines.append(
                 "wrong answers that did not end or held no answer (form), and that said another "
                 "one (content): " + "; ".join(counts)
+            )
+        sampled = [(e["method"], e["sampled"]) for e in results["methods"] if e.get("sampled")]
+        if sampled:
+            lines.append(
+                f"mean over {sampled[0][1]['samples']} sampled answers a row: "
+                + "; ".join(f"{name} {_with_interval(s)}" for name, s in sampled)
             )
         names = [entry["method"] for entry in results["methods"]]
         firsts = [n for n in names if n.startswith("peft-") and n != "peft-lora"]

@@ -51,6 +51,15 @@ def comparison_table(result: Row) -> RenderableType:
     return Group(*parts)
 
 
+def describe_sampled(sampled: Row) -> str:
+    """Avg@k with its interval, and pass@k."""
+    k, (low, high) = sampled["samples"], (100 * edge for edge in sampled["interval"])
+    mean, passed = percent(sampled["accuracy"]), percent(sampled["pass_at"][str(k)])
+    return (
+        f"mean over {k} sampled answers a row {mean} ({low:.1f} to {high:.1f}), pass@{k} {passed}"
+    )
+
+
 def describe_greedy(share: float) -> str:
     """How often a client that asks for free text gets a choice, and what to do if it is rare."""
     line = f"the refined prompt's greedy reply is a choice in {percent(share)} of rows"
@@ -228,6 +237,8 @@ def _facts(result: Row) -> list[str]:
             for kind, failure in failures.items()
             if scores.get(kind)
         ]
+        if scores.get("sampled"):
+            lines.append(f"{name} prompt: {describe_sampled(scores['sampled'])}")
     if "drift" in result:
         lines.append(_drift_line(result))
         spans = enumerate(result.get("spans", ()), 1)
