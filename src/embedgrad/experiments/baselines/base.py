@@ -133,10 +133,10 @@ def facts_of(
     stored: int,
     score: dict[str, float] | None,
     seconds: float = 0.0,
+    settings: Mapping[str, Any] = {},
     *,
     numbers: int = 0,
     seen: int = 0,
-    **settings: Any,
 ) -> dict[str, Any]:
     """Facts of a method that makes no steps: `numbers` it fitted, on `seen` rows."""
     return {
@@ -145,7 +145,7 @@ def facts_of(
         "examples_seen": seen,
         "train_seconds": seconds,
         "dev": score,
-        "settings": settings,
+        "settings": dict(settings),
     }
 
 

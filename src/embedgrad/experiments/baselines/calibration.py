@@ -56,10 +56,9 @@ class Calibration(Method):
             bias_C.nbytes,
             score,
             seconds,
+            {"rows": "train", "biases": dict(zip(choices, bias_C.tolist(), strict=True))},
             numbers=len(bias_C),
             seen=len(task.train),
-            rows="train",
-            biases=dict(zip(choices, bias_C.tolist(), strict=True)),
         )
         return Trained(trained.tensors, facts)
 

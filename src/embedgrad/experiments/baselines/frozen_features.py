@@ -87,10 +87,9 @@ class FrozenFeatures(Method):
             sum(tensor.nbytes for tensor in tensors.values()),
             score,
             seconds,
+            {**settings, "cross_validated": accuracy},
             numbers=tensors["weights"].numel() if "weights" in tensors else 0,
             seen=len(task.train),
-            cross_validated=accuracy,
-            **settings,
         )
         return Trained(tensors, facts)
 

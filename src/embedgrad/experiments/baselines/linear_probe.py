@@ -54,11 +54,11 @@ class LinearProbe(FrozenFeatures):
             scores_NC = features_NF @ weights[:-1] + weights[-1]
             loss: Tensor = functional.cross_entropy(scores_NC, gold_N, reduction="sum")
             loss = (loss + setting / 2 * weights[:-1].square().sum()) / len(gold_N)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         with torch.enable_grad():
-            optimizer.step(closure)
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
         return {"weights": weights.detach()}
 
     def predict(self, fitted: Mapping[str, Tensor], features_NF: Tensor) -> Tensor:

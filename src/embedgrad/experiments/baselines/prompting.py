@@ -76,7 +76,7 @@ class BestOfN(Method):
             for text, score in zip(texts, best.history, strict=True)
         ]
         chosen = {"prompt": texts[best.step], "candidates": scores}
-        return Trained({}, facts_of(len(texts[best.step].encode()), best.score, seconds, **chosen))
+        return Trained({}, facts_of(len(texts[best.step].encode()), best.score, seconds, chosen))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         text = trained.facts["settings"]["prompt"]
@@ -103,7 +103,7 @@ class FewShot(Method):
         )
         text = template.text or "".join(message.content for message in template.messages)
         seconds = time.perf_counter() - began
-        return Trained({}, facts_of(len(text.encode()), score, seconds, **settings))
+        return Trained({}, facts_of(len(text.encode()), score, seconds, settings))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         shots = trained.facts["settings"]["rows"]
