@@ -63,7 +63,10 @@ class FrozenFeatures(Method):
         gold_N = torch.tensor([sequence.gold for sequence in task.train])
         groups = [s.example.group or f"row {i}" for i, s in enumerate(task.train)]
         if len(set(groups)) < 2:
-            raise DataError(f"{self.name}: cross-validation needs training rows of two groups")
+            raise DataError(
+                f"{self.name}: all training rows are of one group, and cross-validation needs two; "
+                "give rows of more groups, or leave it out"
+            )
         states_LNF = hidden_states(task, task.train)
         found: list[tuple[tuple[float, float], int, float]] = []
         for layer, states_NF in enumerate(states_LNF):
