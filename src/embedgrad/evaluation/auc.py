@@ -1,4 +1,4 @@
-"""AUC of the choices' scores: do they rank right answers above wrong ones, whatever the bias?"""
+"""AUC of the choices' scores: right answers above wrong ones?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of sampled answers: Avg@k and pass@k, with intervals over the rows."""
+"""Scores of sampled answers: Avg@k and pass@k, with intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to expect of training, in one sentence, from what a model does before it.
+"""What to expect of training, in one sentence.
 
     rows < 10, or one answer only       unclear
     accuracy >= 95 %                    saturated

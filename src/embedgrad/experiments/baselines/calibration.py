@@ -1,4 +1,4 @@
-"""Calibration baselines: a number per choice added to the text prompt's scores.
+"""Calibration baselines: a number per choice added to its score.
 
     prediction = argmax_c (log p(c | row) + bias_c)
 

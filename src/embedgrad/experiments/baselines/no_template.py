@@ -1,4 +1,4 @@
-"""No-template baseline: the bare question, without chat template or instruction.
+"""No-template baseline: the bare question, no chat template.
 
 A model may answer better without its chat template than with a poor one: Liu et al. 2025,
 https://arxiv.org/abs/2503.20783, table 1.

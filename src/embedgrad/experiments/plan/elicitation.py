@@ -1,4 +1,4 @@
-"""Is there anything to elicit? What the model does on a recipe's dev rows before any training.
+"""Is there anything to elicit? The model's answers before training.
 
 A prompt brings out what a model can do and does not show. Scores of choices that rank no better
 than chance, or samples that are never right, leave nothing to bring out.
