@@ -3,8 +3,8 @@
     python -m benchmarks.elicit [NAME ...] [--data FOLDER]
 
 A row is what `embedgrad plan --elicit` measures on dev rows, of the recipe and settings of one
-comparison of `benchmarks/measurements.py`; docs/results.md draws it against the gain of that
-comparison on test. Test is not read. Rows that the results hold already are kept; a comparison
+comparison of `benchmarks/measurements.py`; docs/results.md draws it against the gains on test that
+"gains" names. Test is not read. Rows that the results hold already are kept; a comparison
 whose data or model is not there is left out. One thread.
 """
 
@@ -33,7 +33,16 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.terminal.progress import Progress
 
 RESULT = RESULTS / "elicit.json"
-FEW = {"compare-imdb-smollm2-135m": 60}  # dev rows that are long
+FEW = {  # dev rows, where a recipe has more
+    "compare-sst2-smollm2-135m": 100,
+    "compare-sst2-after-smollm2-135m": 100,
+    "compare-imdb-smollm2-135m": 40,
+}
+# The same model, prompt and task, trained otherwise: one reading serves all.
+SAME = {
+    f"compare-svamp-{how}-smollm2-135m": "compare-svamp-smollm2-135m"
+    for how in ("equations", "self-written")
+}
 
 
 def main() -> None:
@@ -46,8 +55,7 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(COMPARISONS)}")
     torch.set_num_threads(1)
     for name in arguments.names or COMPARISONS:
-        results = stored()
-        if name in results["rows"]:
+        if name in SAME or name in stored()["rows"]:
             continue
         compared, data = COMPARISONS[name], arguments.data
         problem = data_problem(compared, data)
@@ -68,6 +76,7 @@ def main() -> None:
         results = stored()  # another process may have measured another row meanwhile
         results["rows"][name] = {
             **row,
+            "gains": [name, *(other for other, same in SAME.items() if same == name)],
             "recipe": f"recipes/{compared.recipe}",
             "settings": [*settings, *placeless(local, data)],
             "seconds": time.perf_counter() - began,

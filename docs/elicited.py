@@ -34,7 +34,8 @@ class Point(NamedTuple):
 def points(root: Path) -> tuple[list[Point], list[Point]]:
     """Comparisons of choices by AUC, and of free text by pass@k less pass@1."""
     choices, free = [], []
-    for name, row in ((measured.read(root, NAME) or {}).get("rows") or {}).items():
+    rows = ((measured.read(root, NAME) or {}).get("rows") or {}).values()
+    for name, row in ((name, row) for row in rows for name in row["gains"]):
         path = root / measured.FOLDER / f"{name}.json"
         methods = json.loads(path.read_text("utf-8"))["methods"] if path.exists() else []
         gain = next((m for m in methods if m["method"] == "embedgrad"), None)

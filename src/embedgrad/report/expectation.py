@@ -1,11 +1,12 @@
 """What to expect of training, in one sentence.
 
-    rows < 10, or one answer only       unclear
-    accuracy >= 95 %                    saturated
-    choices: AUC's interval holds 0.5   no signal; unclear if it reaches 0.75 as well
+    rows < 10                                  unclear
+    accuracy >= 95 %                           saturated
+    choices: rows of one answer                unclear
+    choices: AUC's interval holds 0.5          no signal; unclear if it reaches 0.75 as well
     free text: form >= 25 %, pass@k >= 50 %    form
     free text: pass@k - pass@1 < 5 points      no signal
-    else                                signal
+    else                                       signal
 
 `form` is the share of answers that are cut or hold no answer.
 """

@@ -38,6 +38,8 @@ class FrozenFeatures(Method):
     """A classifier of the choices on hidden states; the language model itself is not changed."""
 
     seeded = False
+    setting: str
+    """The name of what `validated` varies."""
 
     def why_not(self, recipe: Recipe) -> str | None:
         return why_not_choices(recipe)
@@ -70,17 +72,16 @@ class FrozenFeatures(Method):
         states_LNF = hidden_states(task, task.train)
         found: list[tuple[tuple[float, float], int, float]] = []
         for layer, states_NF in enumerate(states_LNF):
-            for setting, shares_NC in self.validated(
-                standardize(states_NF, states_NF), gold_N, groups, choices
-            ):
+            features_NF = (states_NF - states_NF.mean(dim=0)) / deviation(states_NF)
+            for setting, shares_NC in self.validated(features_NF, gold_N, groups, choices):
                 right = (shares_NC.argmax(dim=1) == gold_N).double().mean().item()
                 loss = -shares_NC[torch.arange(len(gold_N)), gold_N].clamp(min=1e-12).log().mean()
                 found.append(((right, -loss.item()), layer, setting))
             task.report(scoring("layers", layer + 1, len(states_LNF)))
         (accuracy, _), layer, setting = max(found, key=lambda entry: entry[0])
-        rows_NF = states_LNF[layer]
-        tensors = self.fit(standardize(rows_NF, rows_NF), gold_N, setting, choices)
-        tensors |= {"mean": rows_NF.mean(dim=0), "deviation": deviation(rows_NF)}
+        scale = {"mean": states_LNF[layer].mean(dim=0), "deviation": deviation(states_LNF[layer])}
+        features_NF = (states_LNF[layer] - scale["mean"]) / scale["deviation"]
+        tensors = self.fit(features_NF, gold_N, setting, choices) | scale
         seconds, score = time.perf_counter() - began, None
         settings: dict[str, Any] = {"layer": layer, self.setting: setting}
         trained = Trained(tensors, {"settings": settings})
@@ -96,9 +97,6 @@ class FrozenFeatures(Method):
         )
         return Trained(tensors, facts)
 
-    setting: str
-    """The name of what `validated` varies."""
-
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         layer = trained.facts["settings"]["layer"]
         features_NF = hidden_states(task, sequences, layer)[0]
@@ -109,11 +107,6 @@ class FrozenFeatures(Method):
             [choose(s, p_C) for s, p_C in zip(sequences, shares_NC, strict=True)],
             [question_tokens(s, count, as_text=True) for s in sequences],
         )
-
-
-def standardize(features_NF: Tensor, of_NF: Tensor) -> Tensor:
-    """Features with the mean 0 and the deviation 1 of other rows."""
-    return (features_NF - of_NF.mean(dim=0)) / deviation(of_NF)
 
 
 def deviation(features_NF: Tensor) -> Tensor:
