@@ -34,8 +34,8 @@ class Point(NamedTuple):
 def points(root: Path) -> tuple[list[Point], list[Point]]:
     """Comparisons of choices by AUC, and of free text by pass@k less pass@1."""
     choices, free = [], []
-    rows = ((measured.read(root, NAME) or {}).get("rows") or {}).values()
-    for name, row in ((name, row) for row in rows for name in row["gains"]):
+    readings = ((measured.read(root, NAME) or {}).get("rows") or {}).values()
+    for name, row in [(name, reading) for reading in readings for name in reading["gains"]]:
         path = root / measured.FOLDER / f"{name}.json"
         methods = json.loads(path.read_text("utf-8"))["methods"] if path.exists() else []
         gain = next((m for m in methods if m["method"] == "embedgrad"), None)
