@@ -64,7 +64,14 @@ class RecipeError(EmbedgradError):
 
 @final
 class DataError(EmbedgradError):
-    """A data file, a column, a label or a split that cannot be used."""
+    """A data file, a column, a label or a split that cannot be used.
+
+    `about` says what it is about where callers tell apart: "missing file" or "choices".
+    """
+
+    def __init__(self, text: str, about: str = ""):
+        super().__init__(text)
+        self.about = about
 
 
 @final

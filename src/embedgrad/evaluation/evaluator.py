@@ -41,7 +41,8 @@ class ScoredAnswer:
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
     choices among themselves, or None for free text. `reply` is what the model writes to a row with
-    choices by itself, decoded greedily, where it was asked. `samples` are further answers, sampled,
+    choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
+    the right choice, among all that the model could write. `samples` are further answers, sampled,
     with their `sample_scores`.
     """
 
@@ -54,6 +55,7 @@ class ScoredAnswer:
     cut: bool = False
     unread: bool = False
     reply: str | None = None
+    answer_loss: float | None = None
     samples: tuple[str, ...] = ()
     sample_scores: tuple[float, ...] = ()
 
@@ -215,7 +217,7 @@ class Evaluator:
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
                 if choices:
-                    answers[i] = self.choose(sequences[i], shares_BC[b])
+                    answers[i] = self.choose(sequences[i], shares_BC[b], losses[b].item())
                 else:
                     answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
             report(scoring("rows", len(answers), len(sequences)))
@@ -250,7 +252,9 @@ class Evaluator:
         written = dict(zip(some, replies, strict=True))
         return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
 
-    def choose(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
+    def choose(
+        self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float | None = None
+    ) -> ScoredAnswer:
         """The answer of a row with choices by the choices' probabilities."""
         best = int(shares_C.argmax())
         return ScoredAnswer(
@@ -260,6 +264,7 @@ class Evaluator:
             correct=float(best == sequence.gold),
             loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
             probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
+            answer_loss=answer_loss,
         )
 
     def _write(

@@ -110,6 +110,11 @@ def run(
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
+    refuse_inside(recipe.solutions, out)
+    if resume and (finished := read_finished(recipe, out)) is not None:
+        steps = finished["train"]["steps"]
+        say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
+        return finished
     with ExitStack() as stack:
         events = write_events(report, out, tensorboard=recipe.report.tensorboard)
         start_events = partial(stack.enter_context, events)
@@ -125,13 +130,9 @@ def _run(
     resume: bool,
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
     if resume:
-        finished = read_finished(recipe, out)
-        if finished is not None:
-            return finished
         checkpoint = Checkpoint.find(out / "checkpoint")
     else:
         try:

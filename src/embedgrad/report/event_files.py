@@ -22,7 +22,7 @@ SCALARS = {
         "train",
         ("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
     ),
-    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss")),
+    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss")),
 }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from embedgrad.formatting import percent
+from embedgrad.formatting import percent, with_interval
 
 FEWEST_ROWS = 10
 SATURATED = 0.95
@@ -82,8 +82,7 @@ def describe(values: Values) -> Iterator[str]:
             continue
         if "shots" in prompted:
             name = f"{prompted['shots']} {name}"
-        low, high = (f"{100 * edge:.1f}" for edge in prompted["interval"])
-        line = f"{name}: {percent(prompted['accuracy'])} right ({low} to {high})"
+        line = f"{name}: {with_interval(prompted['accuracy'], prompted['interval'])} right"
         if prompted.get("auc") is not None:
             low, high = (f"{edge:.2f}" for edge in prompted["auc_interval"])
             line += f", AUC {prompted['auc']:.2f} ({low} to {high})"
@@ -94,7 +93,8 @@ def describe(values: Values) -> Iterator[str]:
         yield line
     if values["sampled"]:
         sampled = values["sampled"]
-        passed = ", ".join(f"pass@{k} {percent(p)}" for k, p in sampled["pass_at"].items())
-        low, high = (f"{100 * edge:.1f}" for edge in sampled["pass_interval"])
-        yield f"{sampled['samples']} samples a row: {passed} (the last: {low} to {high})"
+        *some, (k, most) = sampled["pass_at"].items()
+        passed = [*(f"pass@{few} {percent(share)}" for few, share in some)]
+        passed.append(f"pass@{k} {with_interval(most, sampled['pass_interval'])}")
+        yield f"{sampled['samples']} samples a row: {', '.join(passed)}"
     yield f"on {values['rows']} {values['split']} rows"

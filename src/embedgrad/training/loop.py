@@ -3,7 +3,9 @@
     sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* -> prompt
 
 Only the prompt's rows move. They are scored on dev before the first step and at every evaluation,
-and the best ones come out: a run never ends with a prompt that dev scores below the text.
+and the best ones come out: a run never ends with a prompt that dev scores below the text. Where
+training also makes the model write the choice, scores within one standard error count as equal, and
+the lower loss decides.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from typing import Any, final
 
 import torch
@@ -121,7 +124,7 @@ class _Loop:
         self.total = training.steps_in_all(len(self.units))
         self.every = training.steps_between_evaluations(len(self.units))
         metric = training.metric_for(choices=bool(sequencer.target.choices))
-        self.best = Best(metric, self.start_prompt)
+        self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0
         self.began, self.seconds_before = time.perf_counter(), 0.0
@@ -204,7 +207,7 @@ class _Loop:
         ]
         best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
         history = list(checkpoint.history)
-        self.best = Best(self.best.metric, best, checkpoint.best_step, history)
+        self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
@@ -299,16 +302,15 @@ class _Loop:
             why = f"step {self.step}: {error}, or a smaller optimizer.learning_rate"
             raise DivergenceError(why) from error
         summary = summarize(answers, self.sequencer.target.choices)
-        score = score_of(self.step, summary.accuracy, summary.log_loss, summary.macro_f1)
+        answer_losses = [a.answer_loss for a in answers if a.answer_loss is not None]
+        teaches_answer = answer_losses and self.parts.objective.needs_end
+        answer_loss = fmean(answer_losses) if teaches_answer else None
+        scores = summary.accuracy, summary.log_loss, summary.macro_f1, answer_loss
+        score = score_of(self.step, *scores)
         self.best.add(score, prompt)
         self.report(
             {
-                "event": "evaluation",
-                **score,
-                "interval": list(summary.interval),
-                "metric": self.best.metric,
-                "best": self.best.score,
-                "text": self.best.history[0],
+                **self.best.event(),
                 "total": self.total,
                 "every": self.every,
                 "warm_start": warm,

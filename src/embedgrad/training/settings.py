@@ -42,7 +42,8 @@ class Training:
     """Steps between evaluations on dev; unset: once per epoch."""
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
     """What decides which rows are best; auto: accuracy for choices and where the model is trained
-    on its own solutions, log_loss for other free text. Between equal accuracies log_loss decides.
+    on its own solutions, log_loss for other free text. Between equal scores log_loss decides; where
+    the loss is over both, the sum of both losses, and scores within one standard error are equal.
     """
     patience: Annotated[int, Gt(0)] | None = None
     """Early stopping: evaluations without a better score after which to stop; unset: never."""

@@ -11,7 +11,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import break_line, duration, encodable, percent, size, visible
+from embedgrad.formatting import (
+    break_line,
+    duration,
+    encodable,
+    percent,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
@@ -53,11 +61,9 @@ def comparison_table(result: Row) -> RenderableType:
 
 def describe_sampled(sampled: Row) -> str:
     """Avg@k with its interval, and pass@k."""
-    k, (low, high) = sampled["samples"], (100 * edge for edge in sampled["interval"])
-    mean, passed = percent(sampled["accuracy"]), percent(sampled["pass_at"][str(k)])
-    return (
-        f"mean over {k} sampled answers a row {mean} ({low:.1f} to {high:.1f}), pass@{k} {passed}"
-    )
+    k, mean = sampled["samples"], with_interval(sampled["accuracy"], sampled["interval"])
+    passed = percent(sampled["pass_at"][str(k)])
+    return f"mean over {k} sampled answers a row {mean}, pass@{k} {passed}"
 
 
 def describe_greedy(share: float) -> str:
