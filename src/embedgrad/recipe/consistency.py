@@ -24,6 +24,12 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
         problems.append(f"objective.over: {over!r}, but target.choices lists none")
     if free and sections["training"] and sections["training"].metric == "macro_f1":
         problems.append("training.metric: 'macro_f1', but target.choices lists none")
+    evaluation = sections["evaluation"]
+    if evaluation and evaluation.samples and target and target.choices:
+        problems.append(
+            f"evaluation.samples: {evaluation.samples}, but answers are chosen, not written; leave "
+            "it at 0, or take target.choices away"
+        )
     if template and data and data.truncate and data.truncate not in template.columns:
         problems.append(
             f"data.truncate: {data.truncate!r} is not a column of the template; "

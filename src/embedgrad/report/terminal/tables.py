@@ -11,7 +11,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import break_line, duration, encodable, percent, size, visible
+from embedgrad.formatting import (
+    break_line,
+    duration,
+    encodable,
+    percent,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
@@ -50,6 +58,13 @@ def comparison_table(result: Row) -> RenderableType:
     elif "train" in result:
         parts.append(sentence("no test rows were scored", "bold"))
     return Group(*parts)
+
+
+def describe_sampled(sampled: Row) -> str:
+    """Avg@k with its interval, and pass@k."""
+    k, mean = sampled["samples"], with_interval(sampled["accuracy"], sampled["interval"])
+    passed = percent(sampled["pass_at"][str(k)])
+    return f"mean over {k} sampled answers a row {mean}, pass@{k} {passed}"
 
 
 def describe_greedy(share: float) -> str:
@@ -257,6 +272,8 @@ def _facts(result: Row) -> list[str]:
             for kind, failure in failures.items()
             if scores.get(kind)
         ]
+        if scores.get("sampled"):
+            lines.append(f"{name} prompt: {describe_sampled(scores['sampled'])}")
     lines += describe_teacher(result.get("teacher") or {})
     if "drift" in result:
         lines.append(_drift_line(result))
