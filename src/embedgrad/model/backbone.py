@@ -56,8 +56,12 @@ class Backbone(Protocol):
         *,
         choices: bool = True,
         normalize: bool = False,
+        read: Sequence[Sequence[Ids]] | None = None,
     ) -> Outcome:
-        """Log-probabilities of the batch's answers, differentiable in the prompt."""
+        """Log-probabilities of the batch's answers, differentiable in the prompt.
+
+        `read`: further tokens to read at each token of each right answer.
+        """
 
     def generate(
         self,

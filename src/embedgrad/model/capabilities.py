@@ -69,7 +69,7 @@ def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
         TokenSequence(a, b, (c, (some[10],)), 0, None, nobody),
         TokenSequence(d, e, ((some[15],), (some[0], some[1])), 0, None, nobody),
     ]
-    scored = [(s, s.targets) for s in sequences]
+    scored = [(s, s.targets, ()) for s in sequences]
     prompt_PD = forward.embed(torch.tensor(some[2:5], device=forward.device))
 
     def on_prefixes() -> Tensor:

@@ -18,13 +18,21 @@ from embedgrad.model.attention import attend_to
 from embedgrad.model.capabilities import attention_windows, rope_limit, why_not_reusable
 from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
-from embedgrad.model.packing import PackedBatch, Packing, full_context, group_by_length, table
+from embedgrad.model.packing import (
+    PackedBatch,
+    Packing,
+    cells_of,
+    full_context,
+    group_by_length,
+    table,
+)
 from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
-Scored = Sequence[tuple[TokenSequence, Sequence[Ids]]]
-"""Sequences with the targets to score behind each."""
+Scored = Sequence[tuple[TokenSequence, Sequence[Ids], Sequence[Ids]]]
+"""Sequences with the targets to score behind each, and the tokens to read for themselves at each
+place of the right one."""
 
 
 @final
@@ -81,11 +89,16 @@ class ForwardPass:
         rows = prompt_PD.to(embeds).repeat(len(ids_BT), 1)
         return embeds.flatten(0, 1).index_copy(0, prompt_at, rows).view_as(embeds)
 
-    def on_prefixes(self, context: CachedContext, scored: Scored, width: int) -> Tensor:
-        """Summed log-probabilities [B, width] of the targets, on stored keys and values."""
-        packing = Packing(len(context.prompt_PD), width)
-        for before, (sequence, targets) in zip(context.before, scored, strict=True):
-            packing.add(before, sequence, targets)
+    def on_prefixes(
+        self, context: CachedContext, scored: Scored, width: int, more: int = 0
+    ) -> Tensor:
+        """Log-probabilities [B, width + more], on stored keys and values.
+
+        Those of targets are sums; behind them are up to `more` tokens that are read for themselves.
+        """
+        packing = Packing(len(context.prompt_PD), width, more)
+        for before, sequence in zip(context.before, scored, strict=True):
+            packing.add(before, *sequence)
         groups = group_by_length(packing.lengths)
         parts = []
         for group in groups:
@@ -140,24 +153,23 @@ class ForwardPass:
             raise NotImplementedError("a layer with an attention of its own")
         return output
 
-    def in_full(self, prompt_PD: Tensor, scored: Scored, width: int) -> Tensor:
-        """Summed log-probabilities [B, width] of the targets, each in a pass over the whole.
+    def in_full(self, prompt_PD: Tensor, scored: Scored, width: int, more: int = 0) -> Tensor:
+        """As `on_prefixes`, each target in a pass over the whole.
 
         A target that begins another is read in the other's pass.
         """
         if self.longest_reuse is not None and (len(scored), width) != (1, 1):
             # Rotary scaling by length sees the longest line of a batch, so each goes alone.
-            alone = [
-                [self.in_full(prompt_PD, [(s, (ids,))], 1)[0, 0] for ids in targets]
-                for s, targets in scored
-            ]
-            nothing = prompt_PD.new_zeros(())
-            return torch.stack([torch.stack(a + [nothing] * (width - len(a))) for a in alone])
+            return torch.cat([self._alone(prompt_PD, *one, width, more) for one in scored])
         lines = [
             (*full_context(s, len(prompt_PD)), ids, s.inputs_of(ids), begun)
-            for b, (s, targets) in enumerate(scored)
-            for ids, begun in _join_begun(s, targets, b * width)
+            for b, (s, targets, _) in enumerate(scored)
+            for ids, begun in _join_begun(s, targets, b * (width + more))
         ]
+        wanted = {
+            b * (width + more) + (s.gold if len(targets) > 1 else 0): (b, read)
+            for b, (s, targets, read) in enumerate(scored)
+        }
         longest = max(len(context) + len(ids) - 1 for context, _, ids, *_ in lines)
         ids_BT = torch.zeros(len(lines), longest, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
@@ -174,11 +186,36 @@ class ForwardPass:
                 tokens += ids[:length]
                 cells += [cell] * length
                 read_at += range(kept, kept + length)
+                b, read = wanted.get(cell, (0, ()))
+                for place, token, behind in cells_of(read, b * (width + more) + width):
+                    read_at.append(kept + place)
+                    tokens.append(token)
+                    cells.append(behind)
             kept += len(ids)
         embeds = self.splice(ids_BT.to(self.device), self._indices(prompt_at), prompt_PD)
         logits = self.full_pass(embeds, mask_BT.to(self.device), keep_BT.to(self.device))
         logprobs_W = token_logprobs(logits, self._indices(read_at), self._indices(tokens))
-        return table(logprobs_W, self._indices(cells), (len(scored), width))
+        return table(logprobs_W, self._indices(cells), (len(scored), width + more))
+
+    def _alone(
+        self,
+        prompt_PD: Tensor,
+        sequence: TokenSequence,
+        targets: Sequence[Ids],
+        read: Sequence[Ids],
+        width: int,
+        more: int,
+    ) -> Tensor:
+        """As `in_full` for one sequence [1, width + more], each target in a pass of its own."""
+        right = sequence.gold if len(targets) > 1 else 0
+        sums, behind = [], prompt_PD.new_zeros(more)
+        for c, ids in enumerate(targets):
+            wanted = read if c == right else ()
+            row = self.in_full(prompt_PD, [(sequence, (ids,), wanted)], 1, more)[0]
+            sums.append(row[:1])
+            behind = row[1:] if c == right else behind
+        missing = prompt_PD.new_zeros(width - len(sums))
+        return torch.cat([*sums, missing, behind])[None]
 
     def embed_in_full(self, prompt_PD: Tensor, sequence: TokenSequence) -> Tensor:
         """Embeddings [1, T, D] of prefix, prompt and suffix."""

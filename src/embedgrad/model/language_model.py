@@ -155,30 +155,38 @@ class LanguageModel:
         *,
         choices: bool = True,
         normalize: bool = False,
+        read: Sequence[Sequence[Ids]] | None = None,
     ) -> Outcome:
         """Log-probabilities of the answers, differentiable in the prompt's rows.
 
         Twice differentiable with stored prefixes; in full passes only with eager attention.
 
         `choices=False` computes the right answer only: the outcome has one target per example.
-        A pure function: the same rows and sequences give the same outcome.
+        `read` gives K token ids for each token of each right answer; the outcome then has their
+        log-probabilities in that token's place. A pure function: the same rows and sequences give
+        the same outcome.
         """
         prompt_PD = join_spans(prompt)
         targets = [s.targets if choices else (s.targets[s.gold],) for s in batch]
         width = max(len(t) for t in targets)
         counts = [[len(ids) for ids in t] + [0] * (width - len(t)) for t in targets]
         tokens_BC = torch.tensor(counts, device=self.device)
-        scored = list(zip(batch, targets, strict=True))
-        can_reuse = [self.forward.can_reuse(s, len(prompt_PD), ids) for s, ids in scored]
+        scored = list(zip(batch, targets, [()] * len(batch) if read is None else read, strict=True))
+        more = max(sum(map(len, ids)) for *_, ids in scored)
+        can_reuse = [self.forward.can_reuse(s, len(prompt_PD), ids) for s, ids, _ in scored]
         reused = [i for i, can in enumerate(can_reuse) if can]
         others = [i for i, can in enumerate(can_reuse) if not can]
         parts = []
         if reused:
             context = self.prefixes.context_of(prompt_PD, [batch[i] for i in reused])
-            parts.append(self.forward.on_prefixes(context, [scored[i] for i in reused], width))
+            some = [scored[i] for i in reused]
+            parts.append(self.forward.on_prefixes(context, some, width, more))
         if others:
-            parts.append(self.forward.in_full(prompt_PD, [scored[i] for i in others], width))
-        logprobs_BC = in_order(parts, reused + others).masked_fill(tokens_BC == 0, -torch.inf)
+            some = [scored[i] for i in others]
+            parts.append(self.forward.in_full(prompt_PD, some, width, more))
+        logprobs = in_order(parts, reused + others)
+        logprobs_BC = logprobs[:, :width].masked_fill(tokens_BC == 0, -torch.inf)
+        per_place = next((len(ids[0]) for *_, ids in scored if ids), 0)
         examples = [s.example for s in batch]
         columns = dict.fromkeys(chain(*(example.extra for example in examples)))
         return Outcome(
@@ -190,6 +198,9 @@ class LanguageModel:
             tuple(example.task or None for example in examples),
             {name: [example.extra.get(name) for example in examples] for name in columns},
             tuple(s.reasoning for s in batch),
+            token_logprobs_BTK=(
+                logprobs[:, width:].reshape(len(batch), -1, per_place) if per_place else None
+            ),
         )
 
     def generate(

@@ -19,7 +19,8 @@ class Outcome:
     `normalize` compares choices per token. `groups`, `tasks` and the columns of `extra` have one
     entry per example, as have `reasoning_tokens`: how many tokens of the right answer are a worked
     solution up to its final answer. `end_logprobs_B` is the log-probability of ending the turn
-    after the right choice, where the objective asks for it.
+    after the right choice, where the objective asks for it; so is `token_logprobs_BTK`, in the
+    places of the right answer's tokens: log-probabilities of K tokens each, 0 behind the answer.
     """
 
     logprobs_BC: Tensor
@@ -31,6 +32,7 @@ class Outcome:
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     reasoning_tokens: tuple[int, ...] = ()
     end_logprobs_B: Tensor | None = None
+    token_logprobs_BTK: Tensor | None = None
 
     @property
     def answer_logprobs_B(self) -> Tensor:

@@ -7,7 +7,7 @@ that begin alike share their beginning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -47,19 +47,31 @@ class PackedBatch(NamedTuple):
 
 @final
 class Packing:
-    """Collects sequences, each with `prompt` rows of its own and up to `width` targets."""
+    """Collects sequences, each with `prompt` rows of its own and up to `width` targets.
 
-    def __init__(self, prompt: int, width: int):
+    Up to `more` tokens of a sequence are read for themselves, into the cells behind its targets'.
+    """
+
+    def __init__(self, prompt: int, width: int, more: int = 0):
         self.prompt = prompt
         self.width = width
+        self.more = more
         self._packed: list[_Packed] = []
 
-    def add(self, before: int, sequence: TokenSequence, targets: Sequence[Ids]) -> None:
-        """Add a sequence's own tokens, which follow `before` others."""
+    def add(
+        self, before: int, sequence: TokenSequence, targets: Sequence[Ids], read: Sequence[Ids] = ()
+    ) -> None:
+        """Add a sequence's own tokens, which follow `before` others.
+
+        `read` are the tokens to read for themselves at each place of the right answer.
+        """
         first = self.prompt - len(sequence.later)
         packed = _Packed(before, [0] * first + list(sequence.suffix))
         packed.prompt_at = [*range(first), *(first + at for at in sequence.later)]
         packed.branch([(ids, sequence.inputs_of(ids)) for ids in targets])
+        right = sequence.gold if len(targets) > 1 else 0
+        places = [at for at, _, c in packed.reads if c == right]
+        packed.reads += [(places[t], token, cell) for t, token, cell in cells_of(read, self.width)]
         self._packed.append(packed)
 
     @property
@@ -81,7 +93,7 @@ class Packing:
             return torch.tensor(values, dtype=torch.long, device=device)
 
         reads = [
-            (b, pad + at, token, b * self.width + c)
+            (b, pad + at, token, b * (self.width + self.more) + c)
             for b, (pad, packed) in enumerate(padded)
             for at, token, c in packed.reads
         ]
@@ -101,7 +113,7 @@ class Packing:
             places=indices([number[b, at] for b, at, _, _ in reads]),
             tokens=indices([token for _, _, token, _ in reads]),
             cells=indices([cell for *_, cell in reads]),
-            shape=(len(batch), self.width),
+            shape=(len(batch), self.width + self.more),
         )
 
 
@@ -142,6 +154,12 @@ class _Packed:
                     if depth + 1 < len(ids):
                         following.setdefault(inputs[depth], {})[c] = ids, inputs
             waiting += [(at, depth + 1, more) for more in reversed(following.values())]
+
+
+def cells_of(read: Sequence[Ids], first: int) -> Iterator[tuple[int, int, int]]:
+    """Place, token and cell of every token to read for itself, from the cell `first` on."""
+    tokens = ((place, token) for place, ids in enumerate(read) for token in ids)
+    return ((place, token, first + n) for n, (place, token) in enumerate(tokens))
 
 
 def table(logprobs_W: Tensor, cells_W: Tensor, shape: tuple[int, int]) -> Tensor:

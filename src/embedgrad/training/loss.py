@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -50,12 +50,18 @@ class Loss:
     def outcome(self, theta: Theta, batch: Sequence[TokenSequence]) -> Outcome:
         """What the model says of the batch with the prompt of theta."""
         prompt = self.parts.parameterization.prompt(theta, self.start)
-        choices = self.parts.objective.needs_choices(available=bool(self.target.choices))
-        normalize = self.target.normalize
-        if not reads_end(self.parts.objective, self.target, batch):
-            return self.model.outcome(prompt, batch, choices=choices, normalize=normalize)
+        objective = self.parts.objective
+        options: dict[str, Any] = {
+            "choices": objective.needs_choices(available=bool(self.target.choices)),
+            "normalize": self.target.normalize,
+        }
+        read = [ids for s in batch if (ids := objective.tokens_to_read(s)) is not None]
+        if read:
+            options["read"] = read
+        if not reads_end(objective, self.target, batch):
+            return self.model.outcome(prompt, batch, **options)
         rows = [sequence.with_end() for sequence in batch]
-        outcome = self.model.outcome(prompt, rows, choices=choices, normalize=normalize)
+        outcome = self.model.outcome(prompt, rows, **options)
         last_B1 = torch.tensor([[len(s.targets)] for s in batch], device=outcome.gold_B.device)
         ended_B = outcome.logprobs_BC.gather(1, last_B1).squeeze(1)
         return dataclasses.replace(
@@ -120,13 +126,20 @@ def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
         missing = width - values_BC.shape[1]
         return torch.nn.functional.pad(values_BC.detach(), (0, missing), value=fill)
 
+    def join_tokens(parts: Sequence[Tensor]) -> Tensor:
+        longest = max(part.shape[1] for part in parts)
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(p.detach(), (0, 0, 0, longest - p.shape[1])) for p in parts])
+
     first, *_ = outcomes
+    tokens = [o.token_logprobs_BTK for o in outcomes if o.token_logprobs_BTK is not None]
     ends = [o.end_logprobs_B.detach() for o in outcomes if o.end_logprobs_B is not None]
     return dataclasses.replace(
         first,
         logprobs_BC=torch.cat([pad(o.logprobs_BC, -math.inf) for o in outcomes]),
         tokens_BC=torch.cat([pad(o.tokens_BC, 0) for o in outcomes]),
         end_logprobs_B=torch.cat(ends) if ends else None,
+        token_logprobs_BTK=join_tokens(tokens) if tokens else None,
         gold_B=torch.cat([o.gold_B for o in outcomes]),
         groups=tuple(group for o in outcomes for group in o.groups),
         tasks=tuple(task for o in outcomes for task in o.tasks),

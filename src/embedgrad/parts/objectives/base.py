@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
 from embedgrad.model.outcome import Outcome
+from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.sequence import TokenSequence
 
 
 class Objective(ABC):
@@ -29,6 +32,14 @@ class Objective(ABC):
     def needs_end(self) -> bool:
         """Whether it reads `outcome.end_logprobs_B`."""
         return False
+
+    def tokens_to_read(self, sequence: TokenSequence) -> Sequence[Ids] | None:
+        """Tokens whose log-probabilities it reads as `outcome.token_logprobs_BTK`.
+
+        K ids, the same number everywhere, for each token of the sequence's right answer; None: it
+        reads none.
+        """
+        return None
 
     @abstractmethod
     def needs_choices(self, *, available: bool) -> bool:
