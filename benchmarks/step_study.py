@@ -4,9 +4,9 @@
         --optimizers adamw:0.1,muon:0.3 --schedules cosine --batches 16 --epochs 2 --seeds 0
 
 Every row is one training on at most 256 rows, scored on at most 150 dev rows while it runs; test is
-not read. A point of its curve has the examples seen, the seconds of training (without those of the
-evaluations; stored prefixes are there before the first step), and the dev scores of the rows as
-they are ("last") and of their exponential average ("average"). `--data` is a folder with sst2/,
+not read. A point of its curve has the examples seen, the processor seconds of training on one
+thread (without those of the evaluations; prefixes are stored before the first step), and the dev
+scores of the rows as they are ("last") and of their exponential average ("average"). `--data` is a folder with sst2/,
 imdb/ and amazon_multidomain/; the movie snippets are the demo's. Rows in
 `benchmarks/results/step-study.json` are not measured again; delete the file to do so.
 """
@@ -48,19 +48,19 @@ DEMO = ROOT / "data" / "reviews"
 SENTIMENT = "Is this review positive or negative? Answer with one word:"
 DOMAIN = "Is this review about books, dvd, electronics or kitchen? Answer with one word:"
 REVIEW = ["negative", "positive"]
-# The instruction, the answer's column, the choices, the longest text, and rows to train on.
-SETS: dict[str, tuple[str, str, list[str], int, int]] = {
-    "movies": (SENTIMENT, "label", REVIEW, 400, 256),
-    "sst2": (SENTIMENT, "label_text", REVIEW, 400, 256),
-    "imdb": (SENTIMENT, "label_text", REVIEW, 700, 256),
-    "amazon_multidomain": (DOMAIN, "domain", ["books", "dvd", "electronics", "kitchen"], 400, 256),
+# The instruction, the answer's column, the choices, and the longest text; movies as in the demo.
+SETS: dict[str, tuple[str, str, list[str], int | None]] = {
+    "movies": (SENTIMENT, "label", REVIEW, None),
+    "sst2": (SENTIMENT, "label_text", REVIEW, None),
+    "imdb": (SENTIMENT, "label_text", REVIEW, 600),
+    "amazon_multidomain": (DOMAIN, "domain", ["books", "dvd", "electronics", "kitchen"], 400),
 }
 PLACES: dict[str, dict[str, str]] = {
     "after": {"user": "{text}\n\n[[WORDS]]"},
     "before": {"user": "[[WORDS]]\n\n{text}"},
     "system": {"system": "[[WORDS]]", "user": "{text}"},
 }
-DEV_ROWS = 150
+TRAIN_ROWS, DEV_ROWS = 256, 150
 DECAY = 0.9
 
 
@@ -145,7 +145,7 @@ class Cell:
 
 def recipe_of(name: str, place: str, data: Path | None, model: str) -> eg.Recipe:
     """The recipe of a data set, with its rows in files."""
-    words, answer, choices, _, _ = SETS[name]
+    words, answer, choices, longest = SETS[name]
     if name != "movies" and data is None:
         raise SystemExit(f"{name}: needs --data FOLDER")
     folder = DEMO if name == "movies" or data is None else data / name
@@ -159,6 +159,7 @@ def recipe_of(name: str, place: str, data: Path | None, model: str) -> eg.Recipe
                 "dev": str(folder / "dev.jsonl"),
                 "answer": answer,
                 "drop_duplicates": True,
+                **({} if longest else {"limit": {"train": TRAIN_ROWS, "dev": DEV_ROWS}}),
                 **where,
             },
             "template": template,
@@ -171,11 +172,11 @@ def recipe_of(name: str, place: str, data: Path | None, model: str) -> eg.Recipe
 class Task:
     """A data set with the span in one place: the rows that all cells share."""
 
-    def __init__(self, model: eg.LanguageModel, recipe: eg.Recipe, longest: int, rows: int):
+    def __init__(self, model: eg.LanguageModel, recipe: eg.Recipe, longest: int | None):
         splits = read_data(recipe)
         short = [
-            [e for e in part if len(e.columns["text"]) <= longest][:most]
-            for part, most in ((splits.train, rows), (splits.dev, DEV_ROWS))
+            [e for e in part if longest is None or len(e.columns["text"]) <= longest][:most]
+            for part, most in ((splits.train, TRAIN_ROWS), (splits.dev, DEV_ROWS))
         ]
         self.model = model
         self.sequencer: Sequencer = model.sequencer(recipe.template, recipe.target, short[0])
@@ -193,7 +194,7 @@ class Task:
 
 def points(total: int, batch: int) -> set[int]:
     """The steps at which dev is scored: seldom, as that takes as long as some steps."""
-    examples = (128, 256, 384, 512, 768, 1024, 1536, 2048)
+    examples = (256, 512, 1024, 2048)
     return {total, *(seen // batch for seen in examples if seen // batch <= total)}
 
 
@@ -222,7 +223,7 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
     seconds, seen, losses = 0.0, 0, []
     calls = 0
     for step, batch in enumerate(training.batches(units, total), start=1):
-        began = time.perf_counter()
+        began = time.process_time()
         rows = [task.train[i] for i in batch]
 
         def closure(rows: Sequence[TokenSequence] = rows, step: int = step) -> float:
@@ -250,7 +251,7 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
                 leaf.copy_(fitted[name])
                 share = min(DECAY, step / (step + 9))
                 average[name].lerp_(fitted[name], 1 - share)
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         seen += len(batch)
         if step not in points(total, cell.batch):
             continue
@@ -259,14 +260,16 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
         with torch.no_grad():
             last = make.prompt(make.fit(theta, origin, task.start, region), task.start)
             drift = drift_P(all_rows(last), all_rows(task.start))
+            average_score = task.score(make.prompt(average, task.start)) if step == total else None
             curve.append(
                 {
                     **{"step": step, "examples": seen, "seconds": seconds, "calls": calls},
-                    "train_loss": sum(losses[-len(losses) // 2 :]) / len(losses[-len(losses) // 2 :]),
+                    "train_loss": sum(losses[-len(losses) // 2 :])
+                    / len(losses[-len(losses) // 2 :]),
                     "drift_mean": drift.mean().item(),
                     "at_the_edge": (drift > 0.99 * cell.radius).float().mean().item(),
                     "last": task.score(last),
-                    "average": task.score(make.prompt(average, task.start)),
+                    **({"average": average_score} if average_score else {}),
                 }
             )
     return {**dataclasses.asdict(cell), "train_rows": len(task.train), "curve": curve}
@@ -276,8 +279,12 @@ def line_of(row: dict[str, Any]) -> str:
     """A row for people: dev scores along the curve."""
     return "  ".join(
         f"{p['examples']}: {100 * p['last']['accuracy']:.1f} {p['last']['log_loss']:.3f} "
-        f"({100 * p['average']['accuracy']:.1f} {p['average']['log_loss']:.3f}) "
-        f"e{p['at_the_edge']:.2f} {p['seconds']:.0f}s"
+        + (
+            f"({100 * p['average']['accuracy']:.1f} {p['average']['log_loss']:.3f}) "
+            if "average" in p
+            else ""
+        )
+        + f"e{p['at_the_edge']:.2f} {p['seconds']:.0f}s"
         for p in row["curve"]
     )
 
@@ -313,7 +320,9 @@ def main() -> None:
                 *(data, place, name, float(rate), schedule),
                 *(int(batch), float(epochs), float(radius), int(seed)),
             )
-            of_model = "" if model_is_default(arguments.model) else f"{Path(arguments.model).stem}, "
+            of_model = (
+                "" if model_is_default(arguments.model) else f"{Path(arguments.model).stem}, "
+            )
             key = of_model + cell.name
             if key in results["rows"]:
                 continue
@@ -321,8 +330,8 @@ def main() -> None:
                 arguments.model, dtype="float32", prefix_cache_budget="4 GiB"
             )
             if task is None:
-                _, _, _, longest, rows = SETS[data]
-                task = Task(model, recipe_of(data, place, arguments.data, arguments.model), longest, rows)
+                recipe = recipe_of(data, place, arguments.data, arguments.model)
+                task = Task(model, recipe, SETS[data][-1])
                 model.prepare(task.train)
                 text = task.score(task.start)
                 results.setdefault("text", {})[f"{of_model}{data}, {place}"] = text
