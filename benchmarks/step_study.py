@@ -6,8 +6,8 @@
 Every row is one training on at most 256 rows, scored on at most 150 dev rows while it runs; test is
 not read. A point of its curve has the examples seen, the processor seconds of training on one
 thread (without those of the evaluations; prefixes are stored before the first step), and the dev
-scores of the rows as they are ("last") and of their exponential average ("average"). `--data` is a folder with sst2/,
-imdb/ and amazon_multidomain/; the movie snippets are the demo's. Rows in
+scores of the rows as they are ("last") and of their exponential average ("average"). `--data` is
+a folder with sst2/, imdb/, amazon_multidomain/ and svamp/; the movie snippets are the demo's. Rows in
 `benchmarks/results/step-study.json` are not measured again; delete the file to do so.
 """
 
@@ -30,7 +30,7 @@ import embedgrad as eg
 from benchmarks.run import placeless
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
-from embedgrad.evaluation.evaluator import Evaluator, summarize
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.optimizers import SGD, AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import all_rows
@@ -48,12 +48,16 @@ DEMO = ROOT / "data" / "reviews"
 SENTIMENT = "Is this review positive or negative? Answer with one word:"
 DOMAIN = "Is this review about books, dvd, electronics or kitchen? Answer with one word:"
 REVIEW = ["negative", "positive"]
-# The instruction, the answer's column, the choices, and the longest text; movies as in the demo.
-SETS: dict[str, tuple[str, str, list[str], int | None]] = {
-    "movies": (SENTIMENT, "label", REVIEW, None),
-    "sst2": (SENTIMENT, "label_text", REVIEW, None),
-    "imdb": (SENTIMENT, "label_text", REVIEW, 600),
-    "amazon_multidomain": (DOMAIN, "domain", ["books", "dvd", "electronics", "kitchen"], 400),
+GROUPS = ["books", "dvd", "electronics", "kitchen"]
+EQUATION = "Write the equation that answers the question:"
+# The instruction, the columns of text and answer, the choices, and the longest text; movies are
+# those of the demo, svamp is free text.
+SETS: dict[str, tuple[str, str, str, list[str], int | None]] = {
+    "movies": (SENTIMENT, "text", "label", REVIEW, None),
+    "sst2": (SENTIMENT, "text", "label_text", REVIEW, None),
+    "imdb": (SENTIMENT, "text", "label_text", REVIEW, 600),
+    "amazon_multidomain": (DOMAIN, "text", "domain", GROUPS, 400),
+    "svamp": (EQUATION, "question", "equation", [], None),
 }
 PLACES: dict[str, dict[str, str]] = {
     "after": {"user": "{text}\n\n[[WORDS]]"},
@@ -145,12 +149,15 @@ class Cell:
 
 def recipe_of(name: str, place: str, data: Path | None, model: str) -> eg.Recipe:
     """The recipe of a data set, with its rows in files."""
-    words, answer, choices, longest = SETS[name]
+    words, column, answer, choices, longest = SETS[name]
     if name != "movies" and data is None:
         raise SystemExit(f"{name}: needs --data FOLDER")
     folder = DEMO if name == "movies" or data is None else data / name
     where = {"where": {"domain": "movies"}} if name == "movies" else {}
-    template = {role: text.replace("WORDS", words) for role, text in PLACES[place].items()}
+    template = {
+        role: text.replace("WORDS", words).replace("{text}", "{" + column + "}")
+        for role, text in PLACES[place].items()
+    }
     return eg.Recipe.from_dict(
         {
             "model": {"name": model, "dtype": "float32"},
@@ -181,7 +188,8 @@ class Task:
         self.model = model
         self.sequencer: Sequencer = model.sequencer(recipe.template, recipe.target, short[0])
         self.train, self.dev = (self.sequencer.build(part) for part in short)
-        self.evaluator = Evaluator(model, self.sequencer)
+        # Of free text the log-loss counts, which takes no reply.
+        self.evaluator = Evaluator(model, self.sequencer, Evaluation(max_new_tokens=1))
         text_PD = model.embed(self.sequencer.prompt_ids)
         places = span_places(self.sequencer.spans)
         self.start: Prompt = {name: text_PD[place] for name, place in places.items()}

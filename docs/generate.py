@@ -2,9 +2,10 @@
 
     python docs/generate.py [--check]
 
-    docs/cli.md      the help of every verb
-    docs/parts.md    every setting and every part that a recipe may name
-    docs/gains.svg   the README's picture of measured gains
+    docs/cli.md       the help of every verb
+    docs/parts.md     every setting and every part that a recipe may name
+    docs/gains.svg    the README's picture of measured gains
+    docs/quality.svg  the picture of training time to a dev score
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
 Measured numbers come from `benchmarks/results/*.json` and from nowhere else.
@@ -24,6 +25,7 @@ from typing import Any
 
 import gains
 import measured
+import quality
 import served
 import speeds
 import tomli_w
@@ -72,9 +74,10 @@ def stale_files(root: Path) -> dict[Path, str]:
         if path not in pages:
             up = "" if path.parent == root else "../"
             pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
-    picture = gains.drawing(root)
-    if picture is not None:
-        pages[root / gains.PLACE] = picture
+    for figure in (gains, quality):
+        picture = figure.drawing(root)
+        if picture is not None:
+            pages[root / figure.PLACE] = picture
     return {
         path: text
         for path, text in pages.items()
@@ -249,6 +252,8 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "parity": lambda root, up, _: served.parity(root, up),
     "compared": lambda root, up, _: measured.compared(root, up),
     "compared-short": lambda root, up, _: measured.compared_short(root, up),
+    "quality": lambda root, _up, _: quality.table(root),
+    "step-study": lambda root, _up, _: quality.study(root),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),
     "speed-reached": lambda root, _up, _: speeds.reached(root),
