@@ -33,9 +33,9 @@ from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.loading.info import weights_digest
+from embedgrad.model.loading.info import embedding_digest, weights_digest
 from embedgrad.prompt import artifact
-from embedgrad.recipe.build import prepare, sources
+from embedgrad.recipe.build import prepare, read_warm_start, sources
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.paths import moved
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
@@ -165,6 +165,11 @@ def _run(
             "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
             "solutions": {"kept": ready.solutions.get("kept")},
         }
+        warm_start = read_warm_start(recipe, model, sequencer)
+        if warm_start is not None:
+            found["warm_start"] = {
+                name: embedding_digest(rows) for name, rows in warm_start.items()
+            }
         if checkpoint:
             changes = differences(flatten(made_from), flatten(found))
             units = ready.training.units([s.example.group for s in ready.train])
@@ -210,6 +215,7 @@ def _run(
             training=ready.training,
             parts=recipe.parts,
             evaluation=recipe.evaluation,
+            warm_start=warm_start,
             checkpoint=checkpoint,
             report=report,
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
@@ -313,7 +319,7 @@ def describe_interruption(result: Mapping[str, Any]) -> str:
     if train["best_step"]:
         rows = f"the best rows so far, of step {train['best_step']}"
     else:
-        rows = "the text prompt's own rows, as no others scored better on dev"
+        rows = "the rows that it began with, as no others scored better on dev"
     return (
         f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}; "
         f"`embedgrad resume {Path(artifact_folder).parent}` continues the run"

@@ -8,18 +8,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+from torch import Tensor
+
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, RunError
 from embedgrad.events import Report, say, stage
+from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
 from embedgrad.model.prefix_cache import PrefixCache, Spill
 from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt import artifact
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.recipe.paths import is_missing, name_source
+from embedgrad.prompt.span import span_places
+from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.self_training import training_examples, training_for
 from embedgrad.training.settings import Training
@@ -145,6 +150,26 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     """The recipe's model with the recipe's prefix cache."""
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
+
+
+def read_warm_start(
+    recipe: Recipe, model: LanguageModel, sequencer: Sequencer
+) -> dict[str, Tensor] | None:
+    """The rows to begin at, by span; None: those of the words.
+
+    Raises `RunError` for a prompt of other words, and `ArtifactError` for one of another model.
+    """
+    if recipe.training.warm_start is None:
+        return None
+    folder = Path(recipe.training.warm_start)
+    prompt = fit_to_model(artifact.load(prompt_folder(folder)), model.info, model.embed)
+    theirs, ours = ([span.text for span in spans] for spans in (prompt.spans, sequencer.spans))
+    if theirs != ours:
+        raise RunError(
+            f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
+            "both must be the same"
+        )
+    return {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
 
 
 def load_parts(

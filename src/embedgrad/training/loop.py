@@ -45,6 +45,7 @@ def optimize(
     parts: Parts = Parts(),
     evaluation: Evaluation = Evaluation(),
     start: Prompt | None = None,
+    warm_start: Prompt | None = None,
     checkpoint: Checkpoint | None = None,
     report: Report = show,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -52,16 +53,18 @@ def optimize(
 ) -> Refinement:
     """Refine the rows of the span on `train`, and keep those that score best on `dev`.
 
-    `start` replaces the text's own rows. Without dev examples the last rows are kept. `report` gets
-    one event (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after
-    every evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step;
-    then, as after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step
-    whose loss or gradient is not finite; its `refinement` holds the best rows so far.
+    `start` replaces the text's own rows. `warm_start` are rows of an earlier training to go on
+    from; the trust region stays around the text's. Without dev examples the last rows are kept.
+    `report` gets one event (plain JSON values) per step, evaluation and note. `keep` gets a
+    checkpoint after every evaluation, and `checkpoint` resumes from one. `should_stop` is asked
+    after every step; then, as after Ctrl-C, the best rows so far are returned. Raises
+    `DivergenceError` before a step whose loss or gradient is not finite; its `refinement` holds the
+    best rows so far.
     """
     loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start)
     failure: DivergenceError | None = None
     try:
-        loop.start(checkpoint)
+        loop.start(checkpoint, warm_start)
         ended = loop.run(keep, should_stop)
     except KeyboardInterrupt:
         ended = "interrupted"
@@ -124,8 +127,8 @@ class _Loop:
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.checkpoint = self._checkpoint()
 
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Begin at the text prompt, scored on dev; or resume from a checkpoint."""
+    def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
+        """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
         if checkpoint is not None:
             self._restore(checkpoint)
         left, new = self.total - self.step, not self.best.history
@@ -136,6 +139,15 @@ class _Loop:
             )
         if self.dev and new:
             self._evaluate()
+        if checkpoint is None and warm_start is not None:
+            rows = {
+                name: warm_start[name].to(self.start_prompt[name]) for name in self.start_prompt
+            }
+            self._set_theta(self.parts.parameterization.reach(rows, self.start_prompt))
+            self._into_region()
+            self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
+            if self.dev:
+                self._evaluate(warm=True)
         self.checkpoint = self._checkpoint()
 
     def run(self, keep: Callable[[Checkpoint], None], should_stop: Callable[[], bool]) -> str:
@@ -278,8 +290,8 @@ class _Loop:
             self.theta[name].copy_(value)
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
-        prompt, plain = self.prompt(), self.is_text and not self.step
+    def _evaluate(self, *, warm: bool = False) -> None:
+        prompt, plain = self.prompt(), self.is_text and not (self.step or warm)
         score_prompt = self.evaluator.score_text_prompt if plain else self.evaluator.score
         try:
             answers = score_prompt(prompt, self.dev)
@@ -299,6 +311,7 @@ class _Loop:
                 "text": self.best.history[0],
                 "total": self.total,
                 "every": self.every,
+                "warm_start": warm,
             }
         )
 

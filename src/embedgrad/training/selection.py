@@ -45,7 +45,8 @@ class Best:
     @property
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
-        return next(score for score in self.history if score["step"] == self.step)
+        # Of two at step 0, the second is a warm start's, and kept only where it is better.
+        return next(s for s in reversed(self.history) if s["step"] == self.step)
 
     def stops_early(self, patience: int | None) -> bool:
         """Early stopping: whether the last `patience` scores brought nothing better."""

@@ -48,6 +48,9 @@ class Training:
     """Early stopping: evaluations without a better score after which to stop; unset: never."""
     seed: Annotated[int, Ge(0)] = 0
     """Decides the order of the examples, and any random start."""
+    warm_start: str | None = None
+    """A run or prompt with the same words, from whose rows training goes on; the trust region stays
+    around the words' own rows. Unset: from the words."""
 
     def units(self, groups: Sequence[str | None]) -> list[list[int]]:
         """Indices of the examples that stay together in a batch, given the group of each example.

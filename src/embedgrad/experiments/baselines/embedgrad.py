@@ -22,6 +22,7 @@ from embedgrad.experiments.baselines.base import (
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.build import read_warm_start
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts
@@ -62,6 +63,7 @@ class EmbedGrad(Method):
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)
         training, parts = replace(recipe.training, seed=seed), self._parts(recipe.parts)
         start = None if self._start is None else {"span": self._start(task.model, count, seed)}
+        warm_start = None if start else read_warm_start(recipe, task.model, task.sequencer)
         try:
             refinement = optimize(
                 task.model,
@@ -72,6 +74,7 @@ class EmbedGrad(Method):
                 parts=parts,
                 evaluation=recipe.evaluation,
                 start=start,
+                warm_start=warm_start,
                 checkpoint=task.load_checkpoint(),
                 report=task.report,
                 keep=task.keep,

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from embedgrad.errors import RecipeError
 from embedgrad.model.backbone import Prompt
 from embedgrad.prompt.trust_region import TrustRegion, shrink_into
 
@@ -28,6 +29,14 @@ class Parameterization(ABC):
     @abstractmethod
     def prompt(self, theta: Theta, start: Prompt) -> Prompt:
         """The prompt, with the names and shapes of the start, differentiable in theta."""
+
+    def reach(self, prompt: Prompt, start: Prompt) -> Theta:
+        """The theta of a prompt near its start, for a warm start. Raises `RecipeError`."""
+        name = type(self).__name__
+        raise RecipeError(
+            "parameterization",
+            [f"{name} cannot begin at given rows; take training.warm_start out"],
+        )
 
     def fit(self, theta: Theta, origin: Theta, start: Prompt, region: TrustRegion) -> Theta:
         """Theta whose rows are all in the trust region; theta itself where they are already.

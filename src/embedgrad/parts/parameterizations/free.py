@@ -30,15 +30,21 @@ class Free(Parameterization):
     def prompt(self, theta: Theta, start: Prompt) -> Prompt:
         return {name: rows + _size(rows) * theta[name] for name, rows in start.items()}
 
+    def reach(self, prompt: Prompt, start: Prompt) -> Theta:
+        return {name: _change(rows, start[name]) for name, rows in prompt.items()}
+
     def fit(self, theta: Theta, origin: Theta, start: Prompt, region: TrustRegion) -> Theta:
         fitted: Theta = {}
         for name, rows in self.prompt(theta, start).items():
             first = start[name]
             inside = region.project(rows.flatten(0, -2), first.flatten(0, -2)).view_as(rows)
             moved = not torch.equal(inside, rows)
-            change = (inside - first) / _size(first).clamp(min=1e-12)
-            fitted[name] = change if moved else theta[name]
+            fitted[name] = _change(inside, first) if moved else theta[name]
         return fitted
+
+
+def _change(rows: Tensor, start: Tensor) -> Tensor:
+    return (rows - start) / _size(start).clamp(min=1e-12)
 
 
 def _size(start: Tensor) -> Tensor:

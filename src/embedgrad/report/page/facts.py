@@ -18,6 +18,7 @@ from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
     describe_greedy,
+    kept_text,
     verdict,
     verdict_word,
 )
@@ -38,7 +39,6 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
     if "difference" not in result:
         return None
     difference = result["difference"]
-    nothing = (result.get("train") or {}).get("best_step") == 0
     values = {
         "text": result["text"],
         "refined": result["refined"],
@@ -47,7 +47,7 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
         "greedy": "",
-        "nothing_better": NOTHING_BETTER if nothing else "",
+        "nothing_better": NOTHING_BETTER if kept_text(result) else "",
     }
     free = result["refined"].get("greedy_is_choice")
     if is_number(free) and free < FREE_ENOUGH:

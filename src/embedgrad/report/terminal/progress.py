@@ -160,11 +160,11 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _score(event: dict[str, Any]) -> str:
-    """Dev score now, the best one, and its difference; at step 0 the text prompt's score."""
+    """Dev score now, the best one, and its difference; first the text prompt's score."""
     metric: str = event["metric"]
     best, text = event["best"][metric], event["text"][metric]
     now = f"dev {METRICS[metric]} {_form(metric, event[metric])}"
-    if event["step"] == 0:
+    if event["step"] == 0 and not event.get("warm_start"):
         return f"{now} with the text prompt"
     difference = f"{100 * (best - text):+.1f} points"
     if metric == "log_loss":

@@ -39,7 +39,7 @@ def comparison_table(result: Row) -> RenderableType:
     if "difference" in result:
         parts += [_scores(result), ""]
     parts += [sentence(line) for line in _facts(result)]
-    if "train" in result and not result["train"].get("best_step", 1):
+    if kept_text(result):
         parts.append(sentence(NOTHING_BETTER, "bold"))
     share = result.get("refined", {}).get("greedy_is_choice")
     if is_number(share):
@@ -194,6 +194,12 @@ def show(renderable: RenderableType, file: TextIO | None = None) -> None:
 
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+def kept_text(result: Row) -> bool:
+    """Whether a run kept the text prompt's own rows; a warm start's have moved at step 0 too."""
+    best_step = (result.get("train") or {}).get("best_step")
+    return best_step == 0 and not (result.get("drift") or {}).get("max")
 
 
 def _scores(result: Row) -> Table:
