@@ -7,8 +7,8 @@ Every row is one training on at most 256 rows, scored on at most 150 dev rows wh
 not read. A point of its curve has the examples seen, the processor seconds of training on one
 thread (without those of the evaluations; prefixes are stored before the first step), and the dev
 scores of the rows as they are ("last") and of their exponential average ("average"). `--data` is
-a folder with sst2/, imdb/, amazon_multidomain/ and svamp/; the movie snippets are the demo's. Rows in
-`benchmarks/results/step-study.json` are not measured again; delete the file to do so.
+a folder with sst2/, imdb/, amazon_multidomain/ and svamp/; the movie snippets are the demo's.
+Rows in `benchmarks/results/step-study.json` are not measured again; delete the file to do so.
 """
 
 from __future__ import annotations

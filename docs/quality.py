@@ -86,10 +86,8 @@ def _results(root: Path) -> Row:
 def study(root: Path) -> str:
     """Dev scores by optimizer, rate and length, and the seconds of training."""
     rows = (measured.read(root, "step-study") or {"rows": {}})["rows"].values()
-    lines = [
-        ("data", "place", "optimizer", "rate", "steps", "batch", "seconds", "accuracy", "log-loss")
-        + ("rows at the edge",)
-    ]
+    names = ("data", "place", "optimizer", "rate", "steps", "batch", "seconds", "accuracy")
+    lines = [(*names, "log-loss", "rows at the edge")]
     for row in sorted(rows, key=lambda row: (row["data"], row["place"])):
         end = row["curve"][-1]
         lines.append(
