@@ -30,9 +30,9 @@ from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.deploy.export import export
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.environment import versions
 from embedgrad.evaluation.significance import wilson_interval
+from embedgrad.model.llamacpp.server import LlamaCppServer
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run

@@ -25,9 +25,9 @@ from typing import Any
 from embedgrad.atomic_files import write_json
 from embedgrad.deploy.export import export
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.environment import versions
 from embedgrad.evaluation.significance import bootstrap_mean
+from embedgrad.model.llamacpp.server import LlamaCppServer
 from embedgrad.model.loading.resolve import resolve
 from embedgrad.prompt.template import Template
 from embedgrad.recipe.build import read_data

@@ -2,10 +2,11 @@
 
     python docs/generate.py [--check]
 
-    docs/cli.md       the help of every verb
-    docs/parts.md     every setting and every part that a recipe may name
-    docs/gains.svg    the README's picture of measured gains
-    docs/quality.svg  the picture of training time to a dev score
+    docs/cli.md      the help of every verb
+    docs/parts.md    every setting and every part that a recipe may name
+    docs/gains.svg   the README's picture of measured gains
+    docs/quality.svg the picture of training time to a dev score
+    src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
 Measured numbers come from `benchmarks/results/*.json` and from nowhere else.
@@ -34,6 +35,7 @@ from typer.testing import CliRunner
 import embedgrad
 from embedgrad import errors
 from embedgrad.cli import app
+from embedgrad.parts.registry import LISTS
 from embedgrad.recipe.catalog import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +71,11 @@ def main() -> None:
 
 def stale_files(root: Path) -> dict[Path, str]:
     """Every file whose generated text is out of date, with its current text."""
-    pages = {root / "docs" / "cli.md": cli_page(), root / "docs" / "parts.md": parts_page()}
+    pages = {
+        root / "docs" / "cli.md": cli_page(),
+        root / "docs" / "parts.md": parts_page(),
+        root / "src" / "embedgrad" / "cli" / "completion.txt": completed(),
+    }
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if path not in pages:
             up = "" if path.parent == root else "../"
@@ -116,6 +122,20 @@ def cli_page() -> str:
         parts.append(f"## {f'embedgrad {verb}'.strip()}\n")
         parts.append("\n".join(["```text", *lines, "```", ""]))
     return "\n".join(parts)
+
+
+def completed() -> str:
+    """Kinds, then settings with their "=", and parts as values, a line each."""
+    found: set[str] = set()
+    for name, entry in catalog().items():
+        if name in LISTS:
+            continue
+        section = "evaluation.scorer" if name == "scorer" else name
+        parts = entry.get("parts", {})
+        found |= {f"{section}.name={part}" for part in parts}
+        for owner in (entry, *parts.values()):
+            found |= {f"{section}.{option['name']}=" for option in owner.get("options", ())}
+    return "".join(f"{line}\n" for line in (*catalog(), *sorted(found)))
 
 
 def parts_page() -> str:

@@ -23,7 +23,8 @@ EVENTS: tuple[dict[str, Any], ...] = (
         "total": 4,
         "metric": "accuracy",
         "accuracy": 0.6,
-        "best": {"accuracy": 0.6},
+        "interval": (0.31, 0.83),
+        "best": {"accuracy": 0.6, "interval": (0.31, 0.83)},
         "text": {"accuracy": 0.6},
     },
     {
@@ -64,7 +65,7 @@ def test_a_script_and_a_notebook_show_loss_score_step_and_time(
     assert "loading mod\\x1b[31mel\n" in text
     assert "a note\n" in text
     assert "1/4 [" in text
-    assert "dev 60.0 %, best 60.0 %, loss 0.412" in text
+    assert "dev 60.0 % (31 to 83), best 60.0 % (31 to 83), loss 0.412" in text
     assert "text prompt:   0%|" in text
     assert text.endswith(" \r"), "a bar of scoring is gone at the end"
 
@@ -76,7 +77,7 @@ def test_a_log_gets_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.splitlines() == [
         "loading mod\\x1b[31mel",
         "a note",
-        "step 0/4, dev accuracy 60.0 % with the text prompt, 0 % done",
+        "step 0/4, dev accuracy 60.0 % (31 to 83) with the text prompt, 0 % done",
         "stopped as asked: 1 steps in 2 s",
     ]
 

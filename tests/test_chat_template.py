@@ -181,7 +181,8 @@ def test_a_span_that_the_chat_template_trims_is_refused(text: str) -> None:
     [
         ("{{ messages[0]['content'] * 2 }}", ["2 times instead of once"]),
         ("{{ messages | length }}", ["0 times instead of once"]),
-        ("{{ messages[0]['content'] | upper }}", ["0 times"]),
+        ("{{ messages[0]['content'] | upper }}", ["changes upper and lower case"]),
+        ("{{ messages[0]['content'] | lower }}", ["changes upper and lower case"]),
         ("{{ messages[0]['content'] | replace('good', 'bad') }}", ["trims or rewrites"]),
         ("{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}", ["rewrites"]),
         ("{{ messages[0]['content'] + 1 }}", ["refuses the messages"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,8 @@ def test_the_tables_say_no_reliable_gain_in_so_many_words(
         assert verdict in line
         # Neither is cut nor wrapped in the narrowest terminal.
         assert any(row.split()[:1] == [name] and verdict in row for row in printed)
+        assert any(row.split()[:1] == [name] and line[1] in row for row in printed)
+        assert re.fullmatch(r"\d+\.\d % \(\d+\.\d to \d+\.\d\)", line[1])
     assert "no reliable gain" in table
     tables = printed[: next(i for i, row in enumerate(printed) if "test rows" in row)]
     assert max(map(len, tables)) <= NARROWEST

@@ -32,8 +32,8 @@ from embedgrad.deploy.formats.token_names import new_tag, token_names
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.query import plain_messages, query_of
 from embedgrad.deploy.rules import Facts, exportability
-from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError, ExportError
+from embedgrad.model.llamacpp.server import LlamaCppServer
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Message, Renderer, Template

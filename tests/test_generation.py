@@ -95,7 +95,7 @@ def test_a_token_is_drawn_behind_those_before_it(architecture: str) -> None:
             spoken: list[int] = []
             for _ in range(6):
                 logits_V = plain_logits(made.loaded, [*context, *spoken])[-1]
-                spoken.append(draw(logits_V, SAMPLED, numbers.random()))
+                spoken += draw(logits_V[None], SAMPLED, [numbers.random()]).tolist()
             text = made.loaded.tokenizer.decode(spoken, skip_special_tokens=True)
             assert found[i][sample] == (text, True)
 
@@ -147,7 +147,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 def drawn(logits: Sequence[float], decoding: Decoding, count: int = 4096) -> Counter[int]:
     """What evenly spread numbers draw: each token its share of them, but for one at an end."""
     logits_V = torch.tensor(logits)
-    return Counter(draw(logits_V, decoding, (n + 0.5) / count) for n in range(count))
+    uniform = [(n + 0.5) / count for n in range(count)]
+    return Counter(draw(logits_V.expand(count, -1), decoding, uniform).tolist())
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -191,14 +192,14 @@ def test_a_nucleus_of_many_tokens() -> None:
 def test_the_least_and_the_greatest_number_draw_tokens_that_can_be() -> None:
     never = torch.full((3,), -torch.inf)
     logits = torch.cat([never, torch.zeros(7), never])
-    assert draw(logits, Decoding(temperature=1.0), 0.0) == 3
-    assert draw(logits, Decoding(temperature=1.0), 1 - 2**-53) == 9
+    ends = [0.0, 1 - 2**-53]
+    assert draw(logits.expand(2, -1), Decoding(temperature=1.0), ends).tolist() == [3, 9]
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_refused(odd: float) -> None:
     with pytest.raises(ModelError, match=r"logits are not finite; set model\.dtype"):
-        draw(torch.tensor([0.0, odd, 1.0]), Decoding(temperature=1.0), 0.5)
+        draw(torch.tensor([[0.0, odd, 1.0]]), Decoding(temperature=1.0), [0.5])
 
 
 @pytest.mark.parametrize("target", [FREE, LABELS], ids=["free", "choices"])

@@ -34,11 +34,11 @@ from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine
-from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.reference import compute_reference
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.llamacpp.server import LlamaCppServer
 from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.recipe.settings import ExportSettings
 from export_kit import exported, job_of, opened, quiet, save_base

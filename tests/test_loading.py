@@ -323,19 +323,35 @@ def test_a_cached_hub_model_is_loaded_without_asking(
 
 
 def test_a_download_fetches_no_pickle_no_code_and_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked: dict[str, Any] = {}
     told: list[dict[str, Any]] = []
 
     def download(name: str, **options: Any) -> str:
         asked.update(options, name=name)
+        bar = options["tqdm_class"]
+        wire, disk = (bar(desc=what, total=0, unit="B") for what in ("Downloading", "Writing"))
+        with bar(["config.json", WEIGHTS], desc="Fetching 2 files", total=2) as files:
+            for size, _ in zip((30, 70), files, strict=True):
+                for counted in (wire, disk):
+                    counted.total += size
+                for part in (size // 2 + 5, size // 2 - 5):
+                    wire.update(part)
+                    disk.update(part)
+        wire.close()
+        disk.close()
         return str(in_hub_cache(tmp_path, name))
 
     online(monkeypatch, download)
     info = load("owner/tiny", revision="v1", device="cpu", report=told.append).info
     assert (info.revision, asked["name"], asked["revision"]) == (COMMIT, "owner/tiny", "v1")
-    assert [e["text"] for e in told] == ["fetching owner/tiny from the Hub"]
+    assert told[0]["text"] == "fetching owner/tiny from the Hub"
+    # Two files of 30 and 70 bytes, counted on the way and on disk; a bar of files tells nothing.
+    came = [(e["event"], e["which"], e["done"], e["total"]) for e in told[1:]]
+    sums = ((20, 30), (30, 30), (65, 100), (100, 100))
+    assert came == [("download", "owner/tiny", done, total) for done, total in sums]
+    assert capfd.readouterr() == ("", "")
     there = [
         *("config.json", "tokenizer.json", "vocab.json", "merges.txt", WEIGHTS, "README.md"),
         *("model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja"),

@@ -65,10 +65,22 @@ def step_event(step: int, total: int, seconds: float = 1.0, **more: Any) -> Even
     }
 
 
+OWN_ANSWERS: Event = {
+    "answers": 64,
+    "answers_cut": 0.25,
+    "answer_tokens": 96.4,
+    "answers_per_second": 1.234,
+    "reward": 0.3125,
+    "groups_alive": 0.5,
+}
+
+
 def evaluation_event(step: int, total: int, **more: Any) -> Event:
-    now = {"step": step, "accuracy": 0.8125, "log_loss": 0.41, "macro_f1": 0.8}
-    best = {"step": step, "accuracy": 0.84375, "log_loss": 0.38, "macro_f1": 0.83}
-    text = {"step": 0, "accuracy": 0.71875, "log_loss": 0.56, "macro_f1": 0.7}
+    now: Event = {"step": step, "accuracy": 0.8125, "log_loss": 0.41, "macro_f1": 0.8}
+    best: Event = {"step": step, "accuracy": 0.84375, "log_loss": 0.38, "macro_f1": 0.83}
+    text: Event = {"step": 0, "accuracy": 0.71875, "log_loss": 0.56, "macro_f1": 0.7}
+    for score, interval in ((now, (0.711, 0.883)), (best, (0.748, 0.908)), (text, (0.60, 0.81))):
+        score["interval"] = interval
     scores = {**(text if step == 0 else now), "best": text if step == 0 else best, "text": text}
     return {"event": "evaluation", **scores, "metric": "accuracy", "total": total, **more}
 
@@ -110,9 +122,10 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
     assert [re.sub(r", \S+ \S+ left", "", line) for line in lines] == [
         "the answer is in column 'label' (guessed)",
         "refining",
-        "step 0/64, dev accuracy 71.9 % with the text prompt, 0 % done",
-        "step 16/64, dev accuracy 81.2 %, best 84.4 %, +12.5 points against the text prompt, "
-        "25 % done, loss 0.412, drift 0.120, prefixes 88 MB, 512 hits",
+        "step 0/64, dev accuracy 71.9 % (60 to 81) with the text prompt, 0 % done",
+        "step 16/64, dev accuracy 81.2 % (71 to 88), best 84.4 % (75 to 91), "
+        "text prompt 71.9 % (60 to 81), 25 % done, loss 0.412, drift 0.120, "
+        "prefixes 88 MB, 512 hits",
         "stopped early, dev did not get better: 16 steps in 1.2 min",
     ]
     assert ", 48 s left," in lines[3]
@@ -121,8 +134,8 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("macro_f1", "dev macro-F1 0.800, best 0.830, +13.0 points against the text prompt"),
-        ("log_loss", "dev log-loss 0.410, best 0.380, -0.180 nats against the text prompt"),
+        ("macro_f1", "dev macro-F1 0.800, best 0.830, text prompt 0.700"),
+        ("log_loss", "dev log-loss 0.410, best 0.380, text prompt 0.560"),
     ],
 )
 def test_the_metric_that_decides_is_the_one_shown(metric: str, words: str) -> None:
@@ -130,11 +143,29 @@ def test_the_metric_that_decides_is_the_one_shown(metric: str, words: str) -> No
     assert words in line
 
 
+def test_the_models_own_answers_are_shown_beside_their_reward() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream) as progress:
+        progress(step_event(1, 10, **OWN_ANSWERS))
+    shown = "reward 0.31, 50.0 % alive, 96 tokens, 25.0 % cut, 1.2 answers/s, drift 0.120"
+    assert stream.getvalue().startswith(f"step 1/10, {shown}")
+
+
 def test_without_dev_rows_a_line_per_tenth() -> None:
     lines = lines_of(*(step_event(step, 64) for step in range(1, 65)))
     assert len(lines) == 10
     assert lines[0].startswith("step 7/64, loss 0.412, drift 0.120")
     assert lines[-1].startswith("step 64/64")
+
+
+def test_a_download_shows_its_bytes() -> None:
+    event = {"event": "download", "which": "owner/tiny", "done": 27_000_000, "total": 270_000_000}
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(stream=stream, clock=clock)
+    for seconds in (0.0, 20.0):
+        clock.now += seconds
+        progress(event)
+    assert stream.getvalue() == "fetching owner/tiny 27 MB of 270 MB, 3.0 min left\n"
 
 
 def test_scoring_says_little_when_piped() -> None:
@@ -343,10 +374,10 @@ def test_a_terminal_shows_two_lines_at_most(columns: int) -> None:
     assert screen.cursor_shown
     if columns == 120:
         assert "loss 0.412, drift 0.120, prefixes 88 MB, 512 hits" in text
-        assert "+12.5 points against the text prompt, 75 % done, 16 s left" in text
+        assert "text prompt 71.9 % (60 to 81), 75 % done, 16 s left" in text
         assert "scoring text prompt 200/500" in text
     if columns == 80:
-        assert "dev accuracy 81.2 %, best 84.4 %, +12.5 points, 75 % done, 16 s left" in text
+        assert "best 84.4 % (75 to 91), 75 % done, 16 s left" in text
 
 
 def test_ctrl_c_gives_the_terminal_back() -> None:

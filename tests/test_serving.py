@@ -418,7 +418,7 @@ def test_what_is_served_is_said_and_a_warning_names_the_remedy(
     assert precision.startswith("precision of the weights: ")
     assert precision.endswith("; in training: float32")
     assert scores.startswith(
-        "p: 37.5 % (21.2 % to 57.3 %) right on 24 test rows, its text 25.0 % (12.0 % to 44.9 %): "
+        "p: 37.5 % (21.2 to 57.3) right on 24 test rows, its text 25.0 % (12.0 to 44.9): "
     )
     assert verdict(SCORES["difference"]) in scores
     assert "greedy reply is a choice in 50.0 % of rows" in replies

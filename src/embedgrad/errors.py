@@ -24,7 +24,12 @@ from typing import Any, final
 
 
 class EmbedgradError(Exception):
-    """Base of every error that an input can cause."""
+    """Base of every error that an input can cause.
+
+    One that ends a training holds the best rows so far in `refinement`.
+    """
+
+    refinement: Any = None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -64,7 +69,14 @@ class RecipeError(EmbedgradError):
 
 @final
 class DataError(EmbedgradError):
-    """A data file, a column, a label or a split that cannot be used."""
+    """A data file, a column, a label or a split that cannot be used.
+
+    `about` says what it is about where callers tell apart: "missing file" or "choices".
+    """
+
+    def __init__(self, text: str, about: str = ""):
+        super().__init__(text)
+        self.about = about
 
 
 @final
@@ -104,9 +116,7 @@ class OptionError(EmbedgradError):
 
 @final
 class DivergenceError(EmbedgradError):
-    """The loss or its gradient stopped being finite; `refinement` holds the best rows so far."""
-
-    refinement: Any = None
+    """The loss or its gradient stopped being finite."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -62,6 +62,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def with_interval(share: float, interval: Sequence[float] | None, digits: int = 1) -> str:
+    """A share with its interval: 81.3 % (76.0 to 85.6), as far as that is known."""
+    if not interval:  # results of before have none
+        return percent(share)
+    low, high = (f"{100 * edge:.{digits}f}" for edge in interval)
+    return f"{percent(share)} ({low} to {high})"
+
+
 def duration(seconds: float) -> str:
     """45 s, 4.5 min, 62 min or 3.2 h."""
     if seconds < 60:

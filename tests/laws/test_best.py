@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Summary, summarize
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training import loop as optimization
+from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Training
 from kit import CHOICES
-from kit_loop import rows_at_evaluations, small, train
+from kit_loop import FAST, rows_at_evaluations, small, train
+
+OVER_CHOICES = dataclasses.replace(FAST, objective=CrossEntropy(over="choices"))
 
 
 def reversed_answers(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
@@ -34,7 +38,7 @@ def test_the_best_rows_on_dev_come_out(metric: Any, contrary: bool) -> None:
     training = Training(steps=6, batch_size=3, evaluate_every=1, metric=metric)
     dev = made.sequences[4:8]
     dev = reversed_answers(dev) if contrary else dev
-    refined, rows = rows_at_evaluations(made, training=training, dev=dev)
+    refined, rows = rows_at_evaluations(made, training=training, dev=dev, parts=OVER_CHOICES)
     history = refined.checkpoint.history
     assert [score["step"] for score in history] == list(range(7))
     name = "accuracy" if metric == "auto" else metric
@@ -81,7 +85,7 @@ def test_scores_decide_what_is_kept_and_when_to_stop(
 
     monkeypatch.setattr(optimization, "summarize", summary)
     training = Training(6, 6, 3, evaluate_every=1, metric=metric, patience=patience)
-    refined, rows = rows_at_evaluations(small(), training=training)
+    refined, rows = rows_at_evaluations(small(), training=training, parts=OVER_CHOICES)
     assert (refined.checkpoint.best_step, refined.steps) == (best, last)
     assert refined.ended == ("finished" if last == 6 and patience is None else "patience")
     assert torch.equal(refined.prompt.rows, rows[best])
@@ -106,5 +110,50 @@ def test_the_first_score_is_the_text_prompts() -> None:
 
 def test_a_score_has_a_macro_f1_only_where_there_is_one() -> None:
     score = {"step": 3, "accuracy": 0.5, "log_loss": 0.7}
-    assert optimization.score_of(3, 0.5, 0.7, None) == score
-    assert optimization.score_of(3, 0.5, 0.7, 0.4) == {**score, "macro_f1": 0.4}
+    assert score_of(3, 0.5, 0.7, None) == score
+    assert score_of(3, 0.5, 0.7, 0.4) == {**score, "macro_f1": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "kept"),
+    [
+        # Of 24 rows, 10 right are 41.7 % with a standard error of 10.1: 8 right are as good, not 7.
+        ([6, 8, 10, 8, 7], [8, 4, 3, 2, 1], [0, 1, 2, 3, 3]),
+        ([6, 8, 8, 8, 7], [8, 4, 3, 5, 3], [0, 1, 2, 2, 2]),
+        # Better by more than a standard error: kept in spite of its loss.
+        ([6, 8, 16, 13, 14], [8, 1, 9, 8, 8], [0, 1, 2, 2, 4]),
+        # Never below the text prompt, which only rows of its own score replace.
+        ([6, 5, 5, 6, 5], [8, 1, 1, 7, 1], [0, 0, 0, 3, 3]),
+        ([24, 23, 24], [8, 1, 9], [0, 0, 0]),
+    ],
+)
+def test_within_a_standard_error_the_loss_decides(
+    accuracies: list[int], losses: list[int], kept: list[int]
+) -> None:
+    best = Best("accuracy", {}, rows=24)
+    for step, (right, loss) in enumerate(zip(accuracies, losses, strict=True)):
+        # As resumed: the scores and the kept step alone decide.
+        best = Best("accuracy", {}, best.step, list(best.history), rows=24)
+        best.add(score_of(step, right / 24, 1.0, 0.5, loss / 10), {})
+        assert best.step == kept[step]
+        assert best.stops_early(2) == (step - kept[step] >= 2)
+    by_loss, over_choices = (Best(metric, {}, rows=24) for metric in ("log_loss", "accuracy"))
+    for step, (right, loss) in enumerate(zip(accuracies, losses, strict=True)):
+        by_loss.add(score_of(step, right / 24, 1.0 + step, 0.5, loss / 10), {})
+        over_choices.add(score_of(step, right / 24, 1.0 + step, 0.5), {})
+    assert (by_loss.step, over_choices.step) == (0, accuracies.index(max(accuracies)))
+
+
+@pytest.mark.parametrize("over", ["auto", "both", "answer", "choices"])
+def test_the_answer_counts_where_it_is_trained_beside_the_choices(over: Any) -> None:
+    made, objective = small(), CrossEntropy(over=over)
+    parts = dataclasses.replace(FAST, objective=objective)
+    refined, rows = rows_at_evaluations(made, parts=parts)
+    history = refined.checkpoint.history
+    for score in history:
+        if over in ("answer", "choices"):
+            assert "answer_loss" not in score
+            continue
+        outcome = made.model.outcome({"span": rows[int(score["step"])]}, made.sequences[8:])
+        expected = CrossEntropy(over="answer").losses(outcome).mean().item()
+        assert score["answer_loss"] == pytest.approx(expected, abs=1e-6)

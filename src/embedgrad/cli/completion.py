@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 # Repeated here, as the tables that they come from need PyTorch; a test compares them.
 DESTINATIONS = ("safetensors", "vocabulary", "gguf", "peft", "vllm", "sglang")
@@ -28,23 +29,15 @@ def methods(incomplete: str) -> list[str]:
 
 def kinds(incomplete: str) -> list[str]:
     """Completes a kind of part or a section of a recipe."""
-    from embedgrad.recipe.catalog import catalog
-
-    return [name for name in catalog() if name.startswith(incomplete)]
+    return [name for name in _known(incomplete) if "=" not in name]
 
 
 def settings(incomplete: str) -> list[str]:
     """Completes NAME=VALUE: the names of settings, and of parts as values."""
-    from embedgrad.parts.registry import LISTS
-    from embedgrad.recipe.catalog import catalog
+    return [name for name in _known(incomplete) if "=" in name]
 
-    found: set[str] = set()
-    for name, entry in catalog().items():
-        if name in LISTS:
-            continue
-        section = "evaluation.scorer" if name == "scorer" else name
-        parts = entry.get("parts", {})
-        found |= {f"{section}.name={part}" for part in parts}
-        for owner in (entry, *parts.values()):
-            found |= {f"{section}.{option['name']}=" for option in owner.get("options", ())}
-    return sorted(setting for setting in found if setting.startswith(incomplete))
+
+def _known(incomplete: str) -> list[str]:
+    """Lines of `completion.txt`, which `docs/generate.py` writes."""
+    lines = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith(incomplete)]

@@ -151,17 +151,12 @@ def inspect(
 def _run(
     recipe: Recipe, out: Path, *, resume: bool, require_gain: bool, as_json: bool, quiet: bool
 ) -> None:
-    from embedgrad.events import say
-    from embedgrad.experiments.run import describe_interruption, read_finished, run
+    from embedgrad.experiments.run import describe_interruption, run
     from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        finished = read_finished(recipe, out) if resume else None
-        if finished:
-            steps = finished["train"]["steps"]
-            say(progress, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
-        result = finished or run(recipe, out, fan_out(progress), resume=resume)
+        result = run(recipe, out, fan_out(progress), resume=resume)
     print_values(result, as_json, _show_result)
     if result["interrupted"]:
         raise Interruption(describe_interruption(result))

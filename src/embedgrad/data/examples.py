@@ -156,6 +156,7 @@ def examples_from(
             source,
             f"label {quote(raw)}{mapped} in column {answer!r} is not among the choices {known}; "
             f"{_advise(target, unknown, allowed, table.class_labels(answer))}{more}",
+            "choices",
         )
     return examples
 

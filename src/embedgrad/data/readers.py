@@ -65,7 +65,8 @@ def _read_file(
             problem = f"no such file{hint or _listing(path.parent)}"
         else:
             problem = f"no such file, and no folder {str(path.parent)!r}"
-        raise data_error(text, f"{problem} (a Hub data set is written {HUB_FORM})")
+        problem = f"{problem} (a Hub data set is written {HUB_FORM})"
+        raise data_error(text, problem, "missing file")
     if split is not None or revision is not None:
         raise data_error(
             text, f"a split or a revision needs a Hub data set ({HUB_FORM}), this is a file"

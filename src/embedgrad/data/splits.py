@@ -92,7 +92,7 @@ def read_splits(
             rows = () if table is None else _single_rows(table, where or {})
             alone = Problems()
             good = [example for (example,) in alone.each(lambda row: examples(row, None), rows)]
-            if "is not among the choices" in str(error) or not alone.lines:
+            if error.about == "choices" or not alone.lines:
                 problems.add([str(error)])  # which counts its rows, or is of no row
             else:
                 problems.lines += [line for line in alone.lines if line not in problems.lines]

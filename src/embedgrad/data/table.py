@@ -57,10 +57,10 @@ class Table:
         return {str(number): name for number, name in enumerate(self.class_names.get(column, ()))}
 
 
-def data_error(where: str, problem: str) -> DataError:
+def data_error(where: str, problem: str, about: str = "") -> DataError:
     """Build a DataError of one line; what does not print becomes an escape."""
     line = f"{where}: {problem}"
-    return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+    return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), about)
 
 
 def quote(value: object, width: int = 60) -> str:

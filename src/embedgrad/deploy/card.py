@@ -12,7 +12,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.rules import TOKENS_OF_A_CHAT
 from embedgrad.evaluation.significance import wilson_interval
-from embedgrad.formatting import percent, size, visible
+from embedgrad.formatting import percent, size, visible, with_interval
 from embedgrad.report.terminal.tables import describe_greedy, verdict
 
 CHECK = "What was checked"
@@ -152,8 +152,7 @@ def check_figures(checked: Mapping[str, Any]) -> list[tuple[str, str]]:
 def score_lines(scores: Mapping[str, Any]) -> list[str]:
     """A prompt's test scores with intervals and verdict, and how free its greedy replies are."""
     refined, text = (
-        "{} ({} to {})".format(*map(percent, (s["accuracy"], *s["interval"])))
-        for s in (scores["refined"], scores["text"])
+        with_interval(s["accuracy"], s["interval"]) for s in (scores["refined"], scores["text"])
     )
     free = scores["refined"].get("greedy_is_choice")
     return [
@@ -165,8 +164,7 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
 
 def agreement(share: float, rows: int) -> str:
     """A share of a check's rows with its interval (95 %, Wilson)."""
-    low, high = wilson_interval(round(share * rows), rows)
-    return f"{percent(share)} ({percent(low)} to {percent(high)})"
+    return with_interval(share, wilson_interval(round(share * rows), rows))
 
 
 def agreements(checked: Mapping[str, Any]) -> dict[str, float]:

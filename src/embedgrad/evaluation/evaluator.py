@@ -36,7 +36,8 @@ class ScoredAnswer:
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
     choices among themselves, or None for free text. `reply` is what the model writes to a row with
-    choices by itself, decoded greedily, where it was asked.
+    choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
+    the right choice, among all that the model could write.
     """
 
     source: str
@@ -48,6 +49,7 @@ class ScoredAnswer:
     cut: bool = False
     unread: bool = False
     reply: str | None = None
+    answer_loss: float | None = None
 
 
 @final
@@ -235,7 +237,7 @@ class Evaluator:
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
                 if choices:
-                    answers[i] = self._choice(sequences[i], shares_BC[b])
+                    answers[i] = self._choice(sequences[i], shares_BC[b], losses[b].item())
                 else:
                     answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
             report(scoring("rows", len(answers), len(sequences)))
@@ -270,7 +272,9 @@ class Evaluator:
         written = dict(zip(some, replies, strict=True))
         return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
 
-    def _choice(self, sequence: TokenSequence, shares_C: Tensor) -> ScoredAnswer:
+    def _choice(
+        self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float
+    ) -> ScoredAnswer:
         best = int(shares_C.argmax())
         return ScoredAnswer(
             source=sequence.example.source,
@@ -279,6 +283,7 @@ class Evaluator:
             correct=float(best == sequence.gold),
             loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
             probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
+            answer_loss=answer_loss,
         )
 
     def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:

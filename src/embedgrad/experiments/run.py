@@ -27,7 +27,7 @@ import torch
 
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
-from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
@@ -106,6 +106,11 @@ def run(
     """
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
+    refuse_inside(recipe.solutions, out)
+    if resume and (finished := read_finished(recipe, out)) is not None:
+        steps = finished["train"]["steps"]
+        say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
+        return finished
     with ExitStack() as stack:
         events = write_events(report, out, tensorboard=recipe.report.tensorboard)
         start_events = partial(stack.enter_context, events)
@@ -121,13 +126,9 @@ def _run(
     resume: bool,
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    refuse_inside(recipe.solutions, out)
     checkpoint: Checkpoint | None = None
     parents = [parent for parent in out.parents if not parent.exists()]
     if resume:
-        finished = read_finished(recipe, out)
-        if finished is not None:
-            return finished
         checkpoint = Checkpoint.find(out / "checkpoint")
     else:
         try:
@@ -221,10 +222,10 @@ def _run(
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
             should_stop=should_stop,
         )
-    except DivergenceError as error:
+    except EmbedgradError as error:
         if error.refinement is not None:
             save(error.refinement)
-        error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+            error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
     # From here on only what was saved counts.

@@ -185,6 +185,12 @@ class Renderer:
         pieces: list[str] = []
         for mark, span in zip(marks, spans, strict=True):
             if (count := marked.count(mark)) != 1:
+                if mark.casefold() in marked.casefold():
+                    raise TemplateError(
+                        "template: the chat template changes upper and lower case in the text of a "
+                        "message that holds a span, so no words come out as they are written; use "
+                        "another chat template, or `text` instead of messages"
+                    )
                 raise TemplateError(
                     f"template: the chat template shows the span {span!r} {count} times instead of "
                     "once; put the span into another message"

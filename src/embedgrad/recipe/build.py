@@ -141,7 +141,7 @@ def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
         )
     except DataError as error:
         gone = [name for name in NAMES if is_missing(getattr(data, name))]
-        if not gone or "no such file" not in str(error):
+        if not gone or error.about != "missing file":
             raise
         raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.examples import Example
@@ -49,14 +50,18 @@ def read_rows(folder: Path) -> list[Example] | None:
     if not path.is_file():
         return None
     for number, line in json_lines(path):
-        try:
-            assert line is not None
-            columns, answer, source = line["columns"], line["answer"], line["source"]
-            assert all(isinstance(text, str) for text in (answer, source, *columns.values()))
-        except (AssertionError, KeyError, AttributeError):
+        line = line or {}
+        columns: Any = line.get("columns")
+        answer, source = line.get("answer"), line.get("source")
+        cells = columns.values() if isinstance(columns, dict) else [None]
+        if not (
+            isinstance(answer, str)
+            and isinstance(source, str)
+            and all(isinstance(cell, str) for cell in cells)
+        ):
             raise RunError(
                 f"{path}:{number}: is damaged; remove the file, and rows of the data are used"
-            ) from None
+            )
         rows.append(Example(columns, answer, source))
     return rows
 

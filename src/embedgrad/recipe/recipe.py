@@ -120,6 +120,9 @@ class Recipe:
             },
         }
         _check_together(sections, parts["objective"], problems)
+        if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
+            # It trains on answers that the model writes, so no others are read or written.
+            sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
@@ -173,6 +176,7 @@ class Recipe:
 
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field
+TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train on
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
@@ -310,7 +314,13 @@ def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
-    if solutions and target and data:
+    if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
+            "model samples; take solutions.source out, or train on solutions first, in a run of "
+            "their own"
+        )
+    elif solutions and target and data:
         problems += source_problems(solutions, target, column=data.solution is not None)
     if data:
         _check_splits(data, problems)

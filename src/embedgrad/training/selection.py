@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
+from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.model.backbone import Prompt
 
 
 def score_of(
-    step: int, accuracy: float, log_loss: float, macro_f1: float | None
+    step: int,
+    accuracy: float,
+    log_loss: float,
+    macro_f1: float | None,
+    answer_loss: float | None = None,
 ) -> dict[str, float]:
-    """A step's scores on dev, as they are kept; free text has no macro-F1."""
+    """A step's scores on dev, as they are kept.
+
+    Free text has no macro-F1, and the answer's loss is there where training lowers it beside the
+    ranking of the choices.
+    """
     score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
-    return score if macro_f1 is None else {**score, "macro_f1": macro_f1}
+    more = {"macro_f1": macro_f1, "answer_loss": answer_loss}
+    return score | {name: value for name, value in more.items() if value is not None}
+
+
+def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
+    """95 % interval of an accuracy (Wilson); of graded scores, a little too wide."""
+    return wilson_interval(round(accuracy * rows), rows)
 
 
 @final
@@ -22,17 +38,23 @@ class Best:
     """Keeps the best prompt that it sees.
 
     `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
-    `history` holds the scores in order, each with its `step`.
+    `history` holds the scores in order, each with its `step`. Scores with an "answer_loss" are
+    equal within one standard error of the best of `rows` dev rows, as few rows cannot tell them
+    apart, though never below the first score, the text prompt's; the sum of both losses decides
+    between them (the one-standard-error rule: Breiman et al. 1984, Classification and Regression
+    Trees, section 3.4.3). Only the kept prompt and the new one are compared, so what is kept is a
+    function of the scores up to now.
     """
 
     metric: str
     prompt: Prompt
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    rows: int = 0
 
     def add(self, score: dict[str, float], prompt: Prompt) -> None:
-        """Note a score, and keep its prompt if none before was as good."""
-        better = not self.history or self._worth(score) > max(map(self._worth, self.history))
+        """Note a score, and keep its prompt if it is better than the one that is kept."""
+        better = not self.history or self._is_better(score)
         self.history.append(score)
         if better:
             self.take(prompt, int(score["step"]))
@@ -48,12 +70,33 @@ class Best:
         # Of two at step 0, the second is a warm start's, and kept only where it is better.
         return next(s for s in reversed(self.history) if s["step"] == self.step)
 
+    def event(self) -> dict[str, Any]:
+        """The last score beside the best and the first, the text prompt's, each with interval."""
+        now, best, text = (
+            {**score, "interval": accuracy_interval(score["accuracy"], self.rows)}
+            for score in (self.history[-1], self.score, self.history[0])
+        )
+        return {"event": "evaluation", **now, "metric": self.metric, "best": best, "text": text}
+
     def stops_early(self, patience: int | None) -> bool:
         """Early stopping: whether the last `patience` scores brought nothing better."""
         if patience is None or not self.history:
             return False
         return len(self.history) - 1 - self.history.index(self.score) >= patience
 
-    def _worth(self, score: dict[str, float]) -> tuple[float, float]:
-        first = -score["log_loss"] if self.metric == "log_loss" else score[self.metric]
-        return first, -score["log_loss"]
+    def _is_better(self, score: dict[str, float]) -> bool:
+        kept = self.score
+        best = lowest = max(map(self._worth, [*self.history, score]))
+        if self.metric != "log_loss" and "answer_loss" in score:
+            error = math.sqrt(best * (1 - best) / self.rows)
+            lowest = max(best - error, self._worth(self.history[0]))
+        if self._worth(score) < lowest or self._worth(kept) < lowest:
+            return self._worth(score) >= lowest
+        return _loss(score) < _loss(kept)
+
+    def _worth(self, score: dict[str, float]) -> float:
+        return -score["log_loss"] if self.metric == "log_loss" else score[self.metric]
+
+
+def _loss(score: dict[str, float]) -> float:
+    return score["log_loss"] + score.get("answer_loss", 0.0)

@@ -60,7 +60,7 @@ def _llamacpp(export: Path, name: str, host: str, port: int) -> list[str]:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():  # as in PyTorch
         options["threads"] = int(threads)
-    module = "embedgrad.deploy.verify.llamacpp_child"
+    module = "embedgrad.model.llamacpp.child"
     return [sys.executable, "-m", module, json.dumps(options)]
 
 

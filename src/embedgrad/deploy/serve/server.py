@@ -10,12 +10,12 @@ from typing import final
 
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.folder import read_export
-from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.serve.cached_export import export_once
 from embedgrad.deploy.serve.describe import describe
 from embedgrad.deploy.serve.engines import find_engine
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.model.llamacpp.process import ServerProcess, free_port
 
 LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
 LOOPBACK = ("127.", "localhost", "::1")

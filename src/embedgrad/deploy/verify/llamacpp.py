@@ -17,9 +17,9 @@ from embedgrad.deploy.formats.gguf_reader import replace_rows
 from embedgrad.deploy.formats.gguf_writer import table_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine, Query
-from embedgrad.deploy.verify.llamacpp_server import LlamaCppServer
 from embedgrad.errors import EngineError
 from embedgrad.model.decoding import before_end
+from embedgrad.model.llamacpp.server import LlamaCppServer
 from embedgrad.prompt.boundaries import Ids
 
 # With f32 weights and caches. There is none for quantized weights, nor for GELU, which llama.cpp

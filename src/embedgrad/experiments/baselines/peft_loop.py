@@ -113,7 +113,8 @@ class PeftMethod(Method):
         leaves = [value for value in model.parameters() if value.requires_grad]
         rate = self.learning_rate(recipe)
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
-        best, kept, ended, step = Best(task.metric, {}), self.copy_trained(model), "finished", 0
+        best = Best(task.metric, {}, rows=len(task.dev))
+        kept, ended, step = self.copy_trained(model), "finished", 0
         plan, before, saved = {"total": total, "every": every}, 0.0, task.load_checkpoint()
         if saved is not None:
             with torch.no_grad():
@@ -122,15 +123,14 @@ class PeftMethod(Method):
             optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
             of_best = (name for name in saved.theta if name.startswith("kept."))
             kept = {name.removeprefix("kept."): saved.theta[name] for name in of_best}
-            best = Best(task.metric, {}, saved.best_step, saved.history)
+            best = Best(task.metric, {}, saved.best_step, saved.history, len(task.dev))
             step, before = saved.step, saved.seconds
 
         def evaluate() -> None:
             nonlocal kept
             if task.dev:
                 best.add(task.dev_score(self.dev_answers(task, model), step), best.prompt)
-                scores = {"metric": best.metric, "best": best.score, "text": best.history[0]}
-                task.report({"event": "evaluation", **best.history[-1], **scores, **plan})
+                task.report({**best.event(), **plan})
             if not task.dev or best.step == step:
                 kept = self.copy_trained(model)
 

@@ -35,7 +35,7 @@ from embedgrad.experiments.compare.results import (
     results_of,
     scores_of,
 )
-from embedgrad.formatting import duration
+from embedgrad.formatting import duration, with_interval
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt.sequence import TokenSequence
@@ -44,6 +44,7 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
+from embedgrad.training.selection import accuracy_interval
 from embedgrad.training.self_training import refuse_inside
 
 BLOCK = 256  # test rows with choices that are answered before they are saved
@@ -187,7 +188,10 @@ def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part,
             continue
         folder.save_training(part, trained)
         took, dev = duration(trained.facts["train_seconds"]), trained.facts["dev"]
-        score = "" if dev is None else f", dev accuracy {100 * dev['accuracy']:.1f} %"
+        score = ""
+        if dev is not None:
+            interval = accuracy_interval(dev["accuracy"], len(task.dev))
+            score = f", dev accuracy {with_interval(dev['accuracy'], interval)}"
         say(task.report, [f"{part}: ready after {took}{score}"])
 
 

@@ -121,7 +121,10 @@ def plan(
         return values
     fixed["tokenize"] = time.time() - began
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
-    if writes:
+    sampling, choices = recipe.parts.objective.sampling, recipe.target.choices
+    if sampling is not None and not choices:
+        limit = sampling.max_new_tokens or limit
+    if writes or (sampling is not None and not choices):
         train = [*_with_solutions(train, min(limit, UPTO))]
     longest_reuse = 0 if reason else rope_limit(config) or math.inf
     tokens = TokenizedSplits(train, dev, test, prompt, longest_reuse, writes)
@@ -156,6 +159,15 @@ def plan(
         values["notes"].append(
             "the model writes its own solutions first: the plan assumes that it solves every "
             f"question, in {length} tokens, and that no solutions are stored yet"
+        )
+    if sampling is not None:
+        length = max(round(rates.mean), 1) if rates.mean else max(map(len, train[0].targets)) + 1
+        tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
+        asked = min(recipe.training.batch_size, len(train))
+        values["notes"].append(
+            f"a step samples {asked * sampling.samples} answers of about {length} tokens, to "
+            f"{asked} questions, and up to {sampling.tries} times as many where answers to a "
+            "question are all right or all wrong, which the plan does not count"
         )
     token = key_value_bytes(config, itemsize)
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
@@ -195,12 +207,21 @@ def _with_solutions(train: Examples, length: int) -> Examples:
     return [replace(s, targets=((0,) * length,), gold=0) for s in train]
 
 
+def _answers(recipe: Recipe, rows: int) -> int:
+    """How many answers a run samples from itself, without those that replace others."""
+    sampling = recipe.parts.objective.sampling
+    assert sampling is not None
+    asked = min(recipe.training.batch_size, rows)
+    return recipe.training.steps_in_all(rows) * asked * sampling.samples
+
+
 def _count(
     recipe: Recipe, estimator: Estimator, parts: LoadedModel, now: Estimate
 ) -> dict[str, Any]:
     """What a recipe takes without any measurement, and where its prompt could be exported."""
     workload, splits, (network, _, info) = now.workload, estimator.splits, parts
     train, choices = as_trained(recipe, splits.train), over_choices(recipe)
+    sampling = recipe.parts.objective.sampling
     step = workload.step_tokens
     full = sum(splits.tokens_in_full(s, choices=choices) for s in train) / workload.steps_per_epoch
     weights = sum(p.numel() for p in network.parameters())
@@ -216,7 +237,8 @@ def _count(
             "per_step": step,
             "per_step_without_reuse": full,
         },
-        "course": {name: getattr(workload, name) for name in counts},
+        "course": {name: getattr(workload, name) for name in counts}
+        | ({} if sampling is None else {"answers": _answers(recipe, len(splits.train))}),
         "flops": {"per_step": flops * step, "per_step_without_reuse": flops * full},
         "prefixes": {
             "token_bytes": estimator.token_bytes,

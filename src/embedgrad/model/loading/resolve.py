@@ -14,6 +14,7 @@ from huggingface_hub import constants, errors
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
+from embedgrad.model.loading.download import bytes_bar
 from embedgrad.model.loading.quiet import one_line, silence_libraries
 
 PACKAGE = "package:"
@@ -127,7 +128,11 @@ def _hub_folder(name: str, revision: str | None, local_files_only: bool, report:
     try:
         with silence_libraries():
             snapshot = huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_SUBFOLDERS
+                name,
+                revision=revision,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_SUBFOLDERS,
+                tqdm_class=bytes_bar(name, report),
             )
     except Exception as error:  # the Hub client passes the network stack's own types on
         raise _HubMiss(f"{tried}; {_download_problem(error, name, revision)}") from error

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 from operator import itemgetter
+from pathlib import PureWindowsPath
 from typing import Any
 
 from embedgrad.report.figures.comparison import TEXT, rank_methods
@@ -166,6 +167,9 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
 def provenance(run: RunFiles) -> dict[str, Any]:
     """Model, data, licenses, versions and seeds, as far as the saved prompt has them."""
     entries = {name: run.prompt[name] for name in OF_PROVENANCE if name in run.prompt}
+    model = entries.get("model")
+    if isinstance(model, dict) and model.get("kind") in ("folder", "gguf"):
+        entries["model"] = {**model, "name": PureWindowsPath(str(model.get("name"))).name}
     recipe = run.prompt.get("recipe") or {}
     seeds = {
         name: recipe[name]["seed"]

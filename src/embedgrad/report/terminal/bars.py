@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO, final
 
-from embedgrad.formatting import encodable, percent, visible
-from embedgrad.report.terminal.progress import Progress
+from embedgrad.formatting import encodable, visible
+from embedgrad.report.terminal.progress import Progress, dev_score
 
 STEPS = "steps"
 DELAY = 1.0  # seconds; what is done sooner shows no bar
@@ -48,17 +48,21 @@ class Bars:
                 self._move(_training(event), event["step"], event["total"])
             case "evaluation":
                 metric = event["metric"]
-                form = percent if metric == "accuracy" else "{:.3f}".format
-                now, best = (form(score[metric]) for score in (event, event["best"]))
+                now, best = (dev_score(metric, score) for score in (event, event["best"]))
                 self._figures |= {"dev": now, "best": best}
                 self._move(_training(event), event["step"], event["total"])
             case "scoring":
                 self._move(event["which"], event["done"], event["total"])
+            case "download":
+                self._move(event["which"], event["done"], event["total"], grows=True)
             case "end":
                 self._close()
 
-    def _move(self, name: str, done: int, total: int) -> None:
+    def _move(self, name: str, done: int, total: int, *, grows: bool = False) -> None:
+        """Move the bar of this name and total; one of bytes grows, as their number is not known."""
         training = name.endswith(STEPS)
+        if self._bar is not None and grows and self._bar.name == name:
+            self._bar.total = total
         if self._bar is None or (self._bar.name, self._bar.total) != (name, total):
             self._close()
             from tqdm.auto import tqdm
@@ -70,6 +74,7 @@ class Bars:
                 leave=training,
                 delay=0 if training else DELAY,
                 bar_format=FORMAT,
+                unit_scale=grows,
             )
             self._bar.name = name
         self._bar.n = done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from embedgrad.formatting import duration, encodable, eta, join_nonempty, visibl
 
 REFRESHES = 4  # per second
 WIDEST_BAR = 40  # columns
-OVER_TEXT = " against the text prompt"  # left out where the line would be too long
+OF_TEXT = ", text prompt "  # left out with the score behind it where the line would be too long
 
 
 @final
@@ -97,7 +98,7 @@ class Display:
         first = self._safe(join_nonempty(view.first, since))
         second = join_nonempty(view.second, eta(None if view.until is None else view.until - now))
         if cell_len(second) > width:
-            second = second.replace(OVER_TEXT, "")
+            second = re.sub(f"{OF_TEXT}[^,]*", "", second)
         bar_width = max(4, min(WIDEST_BAR, width - cell_len(first) - 1))
         bar = [ProgressBar(view.total, view.done, width=bar_width)] if view.total else []
         grid = Table.grid(padding=(0, 1))

@@ -10,19 +10,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import duration, percent, size, visible
+from embedgrad.formatting import duration, size, visible, with_interval
 from embedgrad.report.terminal.tables import sentence
 
 Entry = Mapping[str, Any]
-_GAINS = ("method", "accuracy", "difference (95 %)", "verdict")
-_COSTS = ("method", "over seeds", "p (Holm)", "numbers", "training", "tokens")
+# Together they are too wide for a terminal.
+_SCORES = ("method", "accuracy (95 %)", "over seeds")
+_GAINS = ("method", "difference (95 %)", "p (Holm)", "verdict")
+_COSTS = ("method", "numbers", "training", "tokens")
 
 
 def methods_table(results: Entry) -> RenderableType:
     """A line per method, what is missing and why, and the verdict in words."""
     cells = [_cells(entry) for entry in results["methods"]]
     parts: list[RenderableType] = []
-    for columns in (_GAINS, _COSTS) if cells else ():
+    for columns in (_SCORES, _GAINS, _COSTS) if cells else ():
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name in columns:
             left = name in ("method", "verdict")
@@ -40,8 +42,7 @@ def methods_table(results: Entry) -> RenderableType:
 def methods_markdown(results: Entry) -> str:
     """The same for a file."""
     rows = [_cells(entry) for entry in results["methods"]]
-    columns = [*_GAINS, *_COSTS[1:], "stored"]
-    columns[1] = "accuracy (95 %)"  # too wide for a narrow terminal
+    columns = [*_SCORES, *_GAINS[1:], *_COSTS[1:], "stored"]
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
     sentences = "".join(f"\n{visible(text)}\n" for text in _sentences(results))
@@ -79,17 +80,13 @@ def _cells(entry: Entry) -> dict[str, str]:
     """A method's cells by column."""
     cells = {
         "method": entry["method"],
-        "accuracy": percent(entry["accuracy"]),
-        "accuracy (95 %)": percent(entry["accuracy"]),
+        "accuracy (95 %)": with_interval(entry["accuracy"], entry.get("interval")),
         "numbers": f"{entry['trained_numbers']:,}",
         "stored": size(entry["stored_bytes"]),
         "training": duration(entry["train_seconds"]),
         "tokens": f"{entry['extra_tokens']:+.0f}",
         **dict.fromkeys(("over seeds", "difference (95 %)", "p (Holm)", "verdict"), "-"),
     }
-    if entry.get("interval"):  # results of before have none
-        low, high = (f"{100 * edge:.1f}" for edge in entry["interval"])
-        cells["accuracy (95 %)"] += f" ({low} to {high})"
     if entry["runs"] > 1:
         cells["over seeds"] = f"{100 * entry['min']:.1f} to {100 * entry['max']:.1f}"
     if entry["verdict"] is not None:

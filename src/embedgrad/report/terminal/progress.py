@@ -1,7 +1,7 @@
 """Live progress of a run.
 
     ━━━━━━━━━━╺━━━━━━━━━━━━━━━ 26/64  loss 0.412  drift 0.120  prefixes 88 MB, 512 hits
-    dev accuracy 81.3 %, best 84.4 %, +12.5 points against the text prompt, 41 % done, 52 s left
+    dev accuracy 81.2 % (71 to 88), best 84.4 % (75 to 91), 41 % done, 52 s left
 
 Two lines in a terminal, renewed in place and gone at the end; elsewhere plain lines.
 """
@@ -16,9 +16,18 @@ from typing import Any, TextIO, final
 
 from rich.console import Console
 
-from embedgrad.formatting import duration, encodable, eta, join_nonempty, percent, size, visible
+from embedgrad.formatting import (
+    duration,
+    encodable,
+    eta,
+    join_nonempty,
+    percent,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import METRICS
-from embedgrad.report.terminal.display import OVER_TEXT, Display, View
+from embedgrad.report.terminal.display import OF_TEXT, Display, View
 from embedgrad.report.terminal.time_left import TimeLeft
 
 QUIET_SECONDS = 10.0  # between two plain lines about scoring
@@ -28,6 +37,7 @@ ENDINGS = {
     "stopped": "stopped as asked",
     "interrupted": "interrupted",
     "diverged": "stopped, the loss was not finite",
+    "failed": "stopped by an error",
 }
 
 
@@ -89,7 +99,11 @@ class Progress(AbstractContextManager["Progress"]):
             case "evaluation":
                 self._evaluation(event, now)
             case "scoring":
-                self._show_score(event, now)
+                done = f"{event['done']}/{event['total']}"
+                self._show_done(event, f"scoring {event['which']} {done}", now)
+            case "download":
+                done = f"{size(event['done'])} of {size(event['total'])}"
+                self._show_done(event, f"fetching {event['which']} {done}", now)
             case "end":
                 ending, took = ENDINGS[event["ended"]], duration(event["seconds"])
                 self._say(f"{ending}: {event['steps']} steps in {took}")
@@ -97,7 +111,10 @@ class Progress(AbstractContextManager["Progress"]):
 
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
-        self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
+        learned = f"loss {event['loss']:.3f}"
+        if "answers" in event:  # sampled by the model itself
+            learned = _answers(event)
+        self._status = join_nonempty(learned, drift)
         if event.get("prefix_cache_bytes") or event.get("prefix_cache_hits"):
             held, hits = size(event["prefix_cache_bytes"]), event["prefix_cache_hits"]
             spilled = event.get("prefix_cache_spilled_bytes", 0)
@@ -120,13 +137,12 @@ class Progress(AbstractContextManager["Progress"]):
         place = f"step {step}/{total}"
         self._say_plainly(join_nonempty(place, self._score, share, eta(seconds), self._status))
 
-    def _show_score(self, event: dict[str, Any], now: float) -> None:
+    def _show_done(self, event: dict[str, Any], text: str, now: float) -> None:
         which, done, total = event["which"], event["done"], event["total"]
         if which != self._scoring[0] or done < self._scoring[1]:
             self._scoring_since = self._scoring_said = self._last
         self._scoring = (which, done)
         seconds = (now - self._scoring_since) * (total - done) / done if done else None
-        text = f"scoring {which} {done}/{total}"
         self._show_share(text, done, total, now, seconds)
         if now - self._scoring_said >= QUIET_SECONDS:
             self._scoring_said = now
@@ -160,17 +176,28 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def _score(event: dict[str, Any]) -> str:
-    """Dev score now, the best one, and its difference; first the text prompt's score."""
+    """Dev score now, the best one and the text prompt's, with intervals where there are any."""
     metric: str = event["metric"]
-    best, text = event["best"][metric], event["text"][metric]
-    now = f"dev {METRICS[metric]} {_form(metric, event[metric])}"
+    now, best, text = (dev_score(metric, score) for score in (event, event["best"], event["text"]))
     if event["step"] == 0 and not event.get("warm_start"):
-        return f"{now} with the text prompt"
-    difference = f"{100 * (best - text):+.1f} points"
-    if metric == "log_loss":
-        difference = f"{best - text:+.3f} nats"
-    return f"{now}, best {_form(metric, best)}, {difference}{OVER_TEXT}"
+        return f"dev {METRICS[metric]} {now} with the text prompt"
+    return f"dev {METRICS[metric]} {now}, best {best}{OF_TEXT}{text}"
 
 
-def _form(metric: str, value: float) -> str:
-    return percent(value) if metric == "accuracy" else f"{value:.3f}"
+def _answers(event: dict[str, Any]) -> str:
+    """What the model's own answers of a step were like."""
+    reward = f"reward {event['reward']:.2f}" if "reward" in event else f"loss {event['loss']:.3f}"
+    alive = f"{percent(event['groups_alive'])} alive" if "groups_alive" in event else ""
+    return join_nonempty(
+        reward,
+        alive,
+        f"{event['answer_tokens']:.0f} tokens, {percent(event['answers_cut'])} cut",
+        f"{event['answers_per_second']:.1f} answers/s",
+    )
+
+
+def dev_score(metric: str, score: dict[str, Any]) -> str:
+    """One score, an accuracy with its interval."""
+    if metric != "accuracy":
+        return f"{score[metric]:.3f}"
+    return with_interval(score[metric], score.get("interval"), digits=0)

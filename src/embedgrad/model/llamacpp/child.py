@@ -1,6 +1,6 @@
 """llama.cpp's server process, for `verify` and `serve`.
 
-    python -m embedgrad.deploy.verify.llamacpp_child '{"model": "model.gguf", "port": 8080}'
+    python -m embedgrad.model.llamacpp.child '{"model": "model.gguf", "port": 8080}'
 
 A process, because a file that llama.cpp cannot use may abort it. It ends when standard input does,
 so it never outlives its parent.

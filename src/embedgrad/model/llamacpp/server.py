@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.deploy.process import ServerProcess, free_port
 from embedgrad.errors import EngineError
+from embedgrad.model.llamacpp.process import ServerProcess, free_port
 
 
 @final
 class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
-    """A running llama.cpp server on a loopback port; `options` are those of `llamacpp_child`.
+    """A running llama.cpp server on a loopback port; `options` are those of `child`.
 
     Raises `EngineError` if xllamacpp is not installed, if the file does not load within `patience`
     seconds, and if the server refuses a request or stops.
@@ -33,7 +33,7 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
         self._folder = tempfile.TemporaryDirectory(prefix="embedgrad-llamacpp-")
         port = free_port("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{port}"
-        module = "embedgrad.deploy.verify.llamacpp_child"
+        module = "embedgrad.model.llamacpp.child"
         options = {"model": str(model), "port": port, **options}
         command = [sys.executable, "-m", module, json.dumps(options)]
         self._process = ServerProcess("llama.cpp", command, Path(self._folder.name) / "log")

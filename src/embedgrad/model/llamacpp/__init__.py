@@ -1,0 +1,1 @@
+"""llama.cpp as a server in a process of its own."""
