@@ -32,7 +32,7 @@ from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.model.backbone import Prompt
-from embedgrad.parts.optimizers import SGD, AdamW, Optimizer, Schedule
+from embedgrad.parts.optimizers import SGD, AdamW, Muon, Optimizer, Schedule
 from embedgrad.parts.parameterizations import all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -70,26 +70,8 @@ DECAY = 0.9
 
 @final
 @dataclass(frozen=True)
-class Muon(Optimizer):
-    """A prototype: `torch.optim.Muon`, at rates that compare with AdamW's."""
-
-    learning_rate: float = 0.3
-    momentum: float = 0.95
-
-    def build(self, theta: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Muon(
-            list(theta),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=0.0,
-            adjust_lr_fn="match_rms_adamw",
-        )
-
-
-@final
-@dataclass(frozen=True)
 class ScheduleFree(Optimizer):
-    """A prototype: schedule-free AdamW; what is scored are the averaged rows."""
+    """A prototype: schedule-free AdamW (package schedulefree); the averaged rows are scored."""
 
     learning_rate: float = 0.1
     beta1: float = 0.9
@@ -97,7 +79,11 @@ class ScheduleFree(Optimizer):
     def build(self, theta: Sequence[Tensor]) -> torch.optim.Optimizer:
         from schedulefree import AdamWScheduleFree
 
-        return AdamWScheduleFree(list(theta), lr=self.learning_rate, betas=(self.beta1, 0.999))
+        betas = self.beta1, 0.999
+        optimizer: torch.optim.Optimizer = AdamWScheduleFree(
+            list(theta), lr=self.learning_rate, betas=betas
+        )
+        return optimizer
 
 
 @final

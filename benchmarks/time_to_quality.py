@@ -151,7 +151,8 @@ def train(task: Task, method: str, rate: float | None, seed: int) -> dict[str, A
     watch = Watch()
     recipe = task.recipe
     if rate is not None:
-        recipe = replace(recipe, compare=replace(recipe.compare, **{RATES[method][0]: rate}))
+        settings: dict[str, Any] = {RATES[method][0]: rate}
+        recipe = replace(recipe, compare=replace(recipe.compare, **settings))
     else:
         task.model.prefix_cache.clear()  # prefixes are built in our time
     trained = METHODS[method].train(replace(task, recipe=recipe, report=watch), seed)
