@@ -176,10 +176,10 @@ def plan(
     if sampling is not None:
         length = max(round(rates.mean), 1) if rates.mean else max(map(len, train[0].targets)) + 1
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
-        asked = min(recipe.training.batch_size, len(train))
+        questions = min(recipe.training.batch_size, len(train))
         values["notes"].append(
-            f"a step samples {asked * sampling.samples} answers of about {length} tokens, to "
-            f"{asked} questions, and up to {sampling.tries} times as many where answers to a "
+            f"a step samples {questions * sampling.samples} answers of about {length} tokens, to "
+            f"{questions} questions, and up to {sampling.tries} times as many where answers to a "
             "question are all right or all wrong, which the plan does not count"
         )
     token = key_value_bytes(config, itemsize)
