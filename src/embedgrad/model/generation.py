@@ -260,7 +260,7 @@ def _decode_in_full(
 ) -> None:
     """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
 
-    def choose(_: Tensor, scores: Tensor) -> Tensor:
+    def pick(_: Tensor, scores: Tensor) -> Tensor:
         if generation.over:
             return scores
         token = choose(scores, [generation])
@@ -281,7 +281,7 @@ def _decode_in_full(
             do_sample=False,
             eos_token_id=list(generation.end_ids) or None,
             pad_token_id=0,
-            logits_processor=LogitsProcessorList([choose]),
+            logits_processor=LogitsProcessorList([pick]),
             stopping_criteria=StoppingCriteriaList([over]),
         )
 
