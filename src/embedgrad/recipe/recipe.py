@@ -363,8 +363,8 @@ def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[s
     if teacher and objective and objective.needs_labels:
         problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
     if teacher and solutions and solutions.source != "auto":
-        given = f"solutions.source: {solutions.source!r}"
-        problems.append(f"{given}, but the teacher writes the answers; take it or [teacher] out")
+        source = solutions.source
+        problems.append(f"solutions.source: {source!r}, but the teacher writes the answers")
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
