@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from embedgrad.errors import (
     nearest,
 )
 from embedgrad.evaluation.evaluator import Evaluation
-from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template, by_role
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.consistency import check_together
 from embedgrad.recipe.overrides import check_values, override
 from embedgrad.recipe.paths import anchor, relocate
 from embedgrad.recipe.settings import (
@@ -41,7 +40,7 @@ from embedgrad.recipe.settings import (
     PrefixCacheSettings,
     ReportSettings,
 )
-from embedgrad.training.self_training import Solutions, source_problems
+from embedgrad.training.self_training import Solutions
 from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teaching
 
@@ -122,7 +121,7 @@ class Recipe:
                 for kind in ("parameterization", "objective", "optimizer")
             },
         }
-        _check_together(sections, parts["objective"], problems)
+        check_together(sections, parts["objective"], problems)
         if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
             sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
@@ -183,7 +182,6 @@ class Recipe:
 
 
 VERSION = 2  # of a resolved recipe; version 1 had no such field
-TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train on
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
@@ -322,74 +320,6 @@ def _messages(messages: object) -> tuple[Message, ...]:
             'as in { role = "user", content = "..." }'
         )
     return tuple(Message(message["role"], message["content"]) for message in messages)
-
-
-def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
-    """What no section can check alone; a section with a problem is None."""
-    template, data, target = sections["template"], sections.get("data"), sections["target"]
-    free = target and not target.choices
-    if free and objective and objective.needs_choices(available=False):
-        over = getattr(objective, "over", objective)
-        problems.append(f"objective.over: {over!r}, but target.choices lists none")
-    if free and sections["training"] and sections["training"].metric == "macro_f1":
-        problems.append("training.metric: 'macro_f1', but target.choices lists none")
-    if template and data and data.truncate and data.truncate not in template.columns:
-        problems.append(
-            f"data.truncate: {data.truncate!r} is not a column of the template; "
-            f"{nearest(data.truncate, template.columns)}"
-        )
-    training, solutions = sections["training"], sections["solutions"]
-    if training and training.batch_by == "groups" and data and data.group is None:
-        problems.append("training.batch_by: 'groups', but data.group names no column")
-    _check_teacher(sections, objective, problems)
-    if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
-        problems.append(
-            f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
-            "model samples; take solutions.source out, or train on solutions first, in a run of "
-            "their own"
-        )
-    elif solutions and target and data:
-        problems += source_problems(solutions, target, column=data.solution is not None)
-    if data:
-        _check_splits(data, problems)
-    if sections["prefix_cache"]:
-        _check_prefixes(sections["prefix_cache"], problems)
-
-
-def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
-    teacher, solutions = sections["teacher"], sections["solutions"]
-    if not (teacher or objective is None or objective.needs_labels):
-        problems.append("objective: 'distill' needs a [teacher]; add the section")
-    if teacher and objective and objective.needs_labels:
-        problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
-    if teacher and solutions and solutions.source != "auto":
-        source = solutions.source
-        problems.append(f"solutions.source: {source!r}, but the teacher writes the answers")
-
-
-def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
-    for name, budget in (("budget", prefixes.budget), ("spill_budget", prefixes.spill_budget)):
-        if isinstance(budget, float) and not math.isfinite(budget):
-            continue  # `check_values` reports it
-        try:
-            budget_bytes(budget, name)
-        except RecipeError as error:
-            problems += [f"prefix_cache.{name}: {problem}" for problem in error.problems]
-    if prefixes.spill is not None and not prefixes.spill.strip():
-        problems.append("prefix_cache.spill: ''; expected a folder, or leave the option out")
-
-
-def _check_splits(data: DataSettings, problems: list[str]) -> None:
-    for name, rows in data.limit.items():
-        if name not in SPLITS:
-            problems.append(f"data.limit.{name}: unknown split; {nearest(name, SPLITS)}")
-        elif rows < 1:
-            problems.append(f"data.limit.{name}: {rows}; expected at least 1")
-    shares = {"dev": data.dev_share, "test": data.test_share}
-    taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
-    if sum(taken.values()) >= 1:
-        settings = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
-        problems.append(f"data: {settings} leave nothing to train on")
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,9 @@ from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, stage
+from embedgrad.experiments.baselines import Task
+from embedgrad.experiments.plan.elicitation import Elicitation
+from embedgrad.experiments.plan.elicitation import elicit as measure_elicitation
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
@@ -57,6 +60,7 @@ class PlanResult(TypedDict, total=False):
     memory: dict[str, Any]
     replies: dict[str, Any]
     budget: dict[str, Any]
+    elicitation: Elicitation
 
 
 def plan(
@@ -64,14 +68,16 @@ def plan(
     *,
     budget: Budget = Budget(),
     measure: bool = True,
+    elicit: bool = False,
     report: Report = show,
     started: float | None = None,
 ) -> PlanResult:
     """What a recipe takes before it runs, as plain JSON values.
 
     With `measure` the model is loaded and a few batches are timed; without, memory and time are
-    left out. `started` is when the process began, by `time.time`. "problems" lists what would keep
-    a run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
+    left out. With `elicit` too the model answers dev rows, to say whether there is anything to
+    elicit. `started` is when the process began, by `time.time`. "problems" lists what would keep a
+    run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
     a model that cannot be used.
     """
     began = time.time()
@@ -127,6 +133,7 @@ def plan(
         return values
     fixed["tokenize"] = time.time() - began
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
+    asked = train
     sampling, choices = recipe.parts.objective.sampling, recipe.target.choices
     if sampling is not None and not choices:
         limit = sampling.max_new_tokens or limit
@@ -169,10 +176,10 @@ def plan(
     if sampling is not None:
         length = max(round(rates.mean), 1) if rates.mean else max(map(len, train[0].targets)) + 1
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
-        asked = min(recipe.training.batch_size, len(train))
+        questions = min(recipe.training.batch_size, len(train))
         values["notes"].append(
-            f"a step samples {asked * sampling.samples} answers of about {length} tokens, to "
-            f"{asked} questions, and up to {sampling.tries} times as many where answers to a "
+            f"a step samples {questions * sampling.samples} answers of about {length} tokens, to "
+            f"{questions} questions, and up to {sampling.tries} times as many where answers to a "
             "question are all right or all wrong, which the plan does not count"
         )
     token = key_value_bytes(config, itemsize)
@@ -192,6 +199,11 @@ def plan(
             "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
             "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
         }
+    if elicit and model is not None and not problems.lines:
+        own = model.with_prefix_cache(cache)
+        values["elicitation"] = measure_elicitation(
+            Task(recipe, own, sequencer, asked, dev, report), report
+        )
     return values
 
 
