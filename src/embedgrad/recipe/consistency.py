@@ -45,6 +45,7 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
     _check_teacher(sections, objective, problems)
+    _check_teacher(sections["teacher"], solutions, objective, problems)
     if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
         problems.append(
             f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
@@ -70,6 +71,16 @@ def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[s
             f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
             "or [teacher] out"
         )
+
+
+def _check_teacher(teacher: Any, solutions: Any, objective: Any, problems: list[str]) -> None:
+    if not (teacher or objective is None or objective.needs_labels):
+        problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if teacher and objective and objective.needs_labels:
+        problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
+    if teacher and solutions and solutions.source != "auto":
+        source = solutions.source
+        problems.append(f"solutions.source: {source!r}, but the teacher writes the answers")
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
