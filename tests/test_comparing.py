@@ -35,7 +35,7 @@ from embedgrad.recipe.settings import COMPARED
 from embedgrad.report.page.page import comparison_page
 from embedgrad.report.page.run_files import compared_rows
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
-from embedgrad.report.terminal.tables import NARROWEST, show
+from embedgrad.report.terminal.tables import OF_FILES, show
 from embedgrad.training.checkpoint import Checkpoint
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values
@@ -215,13 +215,13 @@ def test_the_tables_say_no_reliable_gain_in_so_many_words(
     for line, (name, told) in zip(lines[2:], told_of(results).items(), strict=True):
         verdict = told["verdict"] or "-"
         assert verdict in line
-        # Neither is cut nor wrapped in the narrowest terminal.
+        # Neither is cut nor wrapped in a terminal of 80 columns.
         assert any(row.split()[:1] == [name] and verdict in row for row in printed)
         assert any(row.split()[:1] == [name] and line[1] in row for row in printed)
         assert re.fullmatch(r"\d+\.\d % \(\d+\.\d to \d+\.\d\)", line[1])
     assert "no reliable gain" in table
     tables = printed[: next(i for i, row in enumerate(printed) if "test rows" in row)]
-    assert max(map(len, tables)) <= NARROWEST
+    assert max(map(len, tables)) <= OF_FILES
 
 
 def test_the_figure_is_drawn(whole: tuple[Path, dict[str, Any]]) -> None:

@@ -365,6 +365,23 @@ def test_free_answers_are_read_to_their_end(
         assert replies["refined"] <= 4  # two digits and the end of the turn
 
 
+def test_sampled_answers_are_counted(model_folder: Path, tmp_path: Path) -> None:
+    sections = {"training": {"steps": 5, "batch_size": 3}, "data": sums(tmp_path), **SUMS}
+    plain = plan(Recipe.from_dict(values(model_folder, tmp_path, **sections)), measure=False)
+    objective = {"name": "reward", "samples": 4, "updates": 2}
+    recipe = Recipe.from_dict(values(model_folder, tmp_path, objective=objective, **sections))
+    assert recipe.solutions.source == "answer"
+    found = plan(recipe, measure=True)
+    assert found["problems"] == []
+    assert found["course"]["answers"] == 5 * 3 * 4
+    assert found["seconds"]["sampling"] > 0
+    assert found["seconds"]["train"] >= found["seconds"]["sampling"] + found["seconds"]["steps"]
+    (note,) = [note for note in found["notes"] if note.startswith("a step samples 12 answers")]
+    assert "up to 4 times as many" in note
+    assert "answers" not in plain["course"]
+    assert found["tokens"]["per_step"] > 3 * plain["tokens"]["per_step"]
+
+
 SUMS: dict[str, dict[str, Any]] = {
     "template": {"user": "{question}\n\n[[Give the answer only:]]"},
     "target": {"choices": []},

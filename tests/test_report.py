@@ -26,6 +26,7 @@ from embedgrad.evaluation import verdict as evaluation
 from embedgrad.formatting import duration, encodable, size, visible
 from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
 from embedgrad.report.terminal import tables
+from embedgrad.report.terminal.methods_table import methods_table
 from embedgrad.report.terminal.progress import Progress
 from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -63,6 +64,16 @@ def step_event(step: int, total: int, seconds: float = 1.0, **more: Any) -> Even
         "prefix_cache_hits": 512,
         **more,
     }
+
+
+OWN_ANSWERS: Event = {
+    "answers": 64,
+    "answers_cut": 0.25,
+    "answer_tokens": 96.4,
+    "answers_per_second": 1.234,
+    "reward": 0.3125,
+    "groups_alive": 0.5,
+}
 
 
 def evaluation_event(step: int, total: int, **more: Any) -> Event:
@@ -131,6 +142,14 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
 def test_the_metric_that_decides_is_the_one_shown(metric: str, words: str) -> None:
     (line,) = lines_of(evaluation_event(16, 64, metric=metric))
     assert words in line
+
+
+def test_the_models_own_answers_are_shown_beside_their_reward() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream) as progress:
+        progress(step_event(1, 10, **OWN_ANSWERS))
+    shown = "reward 0.31, 50.0 % alive, 96 tokens, 25.0 % cut, 1.2 answers/s, drift 0.120"
+    assert stream.getvalue().startswith(f"step 1/10, {shown}")
 
 
 def test_without_dev_rows_a_line_per_tenth() -> None:
@@ -563,6 +582,36 @@ def result(**difference: Any) -> dict[str, Any]:
         "prefix_cache": {"hits": 1024, "misses": 512, "bytes": 88_000_000},
         "artifact": "runs/demo/prompt",
     }
+
+
+class Narrow(io.StringIO):
+    """A terminal of few columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 60, 79, 80])
+def test_a_narrow_terminal_wraps_cells_and_cuts_none(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    entry = {
+        **{"method": "peft-prompt-tuning-random", "accuracy": 0.812, "interval": (0.711, 0.883)},
+        **{"trained_numbers": 460_800, "stored_bytes": 2e6, "train_seconds": 3600, "runs": 2},
+        **{"extra_tokens": 12, "min": 0.801, "max": 0.822, "verdict": "no reliable gain"},
+        **{"difference": -0.125, "difference_interval": (-0.201, -0.101), "p_holm": 0.31},
+    }
+    shown = {"methods": [entry], "rows": [], "seeds": [0, 1], "test_rows": 80, "failed": {}}
+    for table in (comparison_table(result()), methods_table(shown)):
+        file = Narrow()
+        show(table, file)
+        lines = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).splitlines()
+        assert max(map(len, lines)) <= columns
+        wide = re.sub(r"[\s\u2500]", "", printed(table, columns=400))
+        narrow = re.sub(r"[\s\u2500]", "", "".join(lines))
+        assert sorted(narrow) == sorted(wide), "nothing is cut"
 
 
 def cells(line: str) -> list[str]:

@@ -24,6 +24,7 @@ from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives.distill import TAUGHT, Taught
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
@@ -39,7 +40,8 @@ class ScoredAnswer:
 
     `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
-    in nats: per choice for choices, else per token of the answer. `probabilities` are those of the
+    in nats: per choice for choices (over a teacher's shares where it has said them), else per token
+    of the answer. `probabilities` are those of the
     choices among themselves, or None for free text. `reply` is what the model writes to a row with
     choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
     the right choice, among all that the model could write. `samples` are further answers, sampled,
@@ -257,12 +259,16 @@ class Evaluator:
     ) -> ScoredAnswer:
         """The answer of a row with choices by the choices' probabilities."""
         best = int(shares_C.argmax())
+        taught = sequence.example.extra.get(TAUGHT)
+        loss = -math.log(max(shares_C[sequence.gold].item(), 1e-12))
+        if isinstance(taught, Taught) and taught.shares_C is not None:
+            loss = -(taught.shares_C.exp().to(shares_C) @ shares_C.clamp(min=1e-12).log()).item()
         return ScoredAnswer(
             source=sequence.example.source,
             answer=sequence.example.answer,
             predicted=self.target.choices[best],
             correct=float(best == sequence.gold),
-            loss=-math.log(max(shares_C[sequence.gold].item(), 1e-12)),
+            loss=loss,
             probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
             answer_loss=answer_loss,
         )

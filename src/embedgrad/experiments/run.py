@@ -28,10 +28,11 @@ import torch
 
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
-from embedgrad.errors import DivergenceError, EmbedgradError, RecipeError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.experiments.plan.elicitation import elicit
@@ -65,6 +66,7 @@ class RunResult(TypedDict):
 
     text: NotRequired[Scores]
     refined: NotRequired[Scores]
+    teacher: NotRequired[Agreement]
     difference: NotRequired[Difference]
     test_rows: NotRequired[int]
     drift: dict[str, float]
@@ -229,10 +231,10 @@ def _run(
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
             should_stop=should_stop,
         )
-    except DivergenceError as error:
+    except EmbedgradError as error:
         if error.refinement is not None:
             save(error.refinement)
-        error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+            error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
     save(refinement)
     # From here on only what was saved counts.
@@ -248,6 +250,8 @@ def _run(
             comparison = evaluate(evaluator, prompt, test, report)
             scores = finite(comparison.as_dict())
             result = {**scores, **result}
+            if ready.teacher:
+                result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))
             rows = predictions(ready.splits.test, comparison)
             lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
             write_file(out / "predictions.jsonl", lines.encode())

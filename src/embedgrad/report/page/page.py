@@ -33,6 +33,7 @@ from embedgrad.report.page.facts import (
     provenance,
     recipe_columns,
     subject,
+    without_path,
 )
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
@@ -139,7 +140,7 @@ def comparison_page(
         )
     text = [entry for entry in results["methods"] if entry["method"] == TEXT]
     methods = [*text, *comparison_figures.rank_methods(results)]
-    facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
+    facts = without_path({k: v for k, v in results.items() if k not in NOT_PROVENANCE})
     recipe = results.get("recipe")
     parts = [
         page.part("verdict", lambda: describe_verdict(results)),
