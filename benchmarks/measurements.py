@@ -213,6 +213,7 @@ MEASUREMENTS = {
 OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
+    "elicit": ("benchmarks.elicit", "--data FOLDER"),
     "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),

@@ -6,6 +6,7 @@
     docs/parts.md    every setting and every part that a recipe may name
     docs/gains.svg   the README's picture of measured gains
     docs/quality.svg the picture of training time to a dev score
+    docs/elicit.svg  what there was to elicit against what was gained
     src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import elicited
 import gains
 import measured
 import quality
@@ -80,10 +82,10 @@ def stale_files(root: Path) -> dict[Path, str]:
         if path not in pages:
             up = "" if path.parent == root else "../"
             pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
-    for figure in (gains, quality):
-        picture = figure.drawing(root)
+    for drawn in (gains, elicited, quality):
+        picture = drawn.drawing(root)
         if picture is not None:
-            pages[root / figure.PLACE] = picture
+            pages[root / drawn.PLACE] = picture
     return {
         path: text
         for path, text in pages.items()
@@ -267,6 +269,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),
+    "elicited": lambda root, up, _: elicited.table(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),
     "parity": lambda root, up, _: served.parity(root, up),

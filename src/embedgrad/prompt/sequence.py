@@ -281,9 +281,9 @@ class Sequencer:
             worked, found, _ = solution.rpartition(example.answer)
             if found and worked:
                 begun = self._answer_ids(after, opening + worked)[1]
-                reasoning = _alike(begun, targets[0])
+                reasoning = alike(begun, targets[0])
         plain = self._cutting.plain(rendered.text)
-        shared = _alike(prefix, self._opening)
+        shared = alike(prefix, self._opening)
         sequence = TokenSequence(
             prefix,
             tuple(suffix),
@@ -307,7 +307,7 @@ class Sequencer:
         for filling in "ab":
             rendered = self.renderer(dict.fromkeys(columns, filling))
             prefixes.append(self._cutting.prefix(self._outer(rendered)[0], rendered.text))
-        opening = prefixes[0][: _alike(*prefixes)]
+        opening = prefixes[0][: alike(*prefixes)]
         return opening if len(opening) < len(prefixes[0]) else ()
 
     def _ends(self, targets: Sequence[Ids]) -> bool:
@@ -394,7 +394,7 @@ class Sequencer:
         return sequence
 
 
-def _alike(one: Ids, other: Ids) -> int:
+def alike(one: Ids, other: Ids) -> int:
     """Ids by which both begin."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -2,11 +2,13 @@
 
 from embedgrad.parts.objectives.base import Objective, Sampling
 from embedgrad.parts.objectives.cross_entropy import CrossEntropy
+from embedgrad.parts.objectives.distill import Distill
 from embedgrad.parts.objectives.reward import Reward
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_entropy": CrossEntropy,
+    "distill": Distill,
     "reward": Reward,
 }
 
-__all__ = ["OBJECTIVES", "CrossEntropy", "Objective", "Reward", "Sampling"]
+__all__ = ["OBJECTIVES", "CrossEntropy", "Distill", "Objective", "Reward", "Sampling"]

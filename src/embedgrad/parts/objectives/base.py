@@ -47,6 +47,9 @@ class Objective(ABC):
     """Whether `reduce` is the mean of the losses, so that a batch computed in parts needs no pass
     over the whole of it first."""
 
+    needs_labels: ClassVar[bool] = True
+    """Whether training rows need answers of their own; else a teacher gives them."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the data that it reads as `outcome.extra`, besides those of the template."""
