@@ -143,7 +143,7 @@ RECIPES: dict[str, Case] = {
     ),
     "one answer to compare": (
         lambda p: p.optimize("objective.name=reward", "objective.samples=1"),
-        ("objective.samples: 1; expected 2 or more",),
+        ("objective.samples: Input should be greater than or equal to 2 (given: 1)",),
     ),
     "no span": (
         template(user="{review}"),

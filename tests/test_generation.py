@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 import tiny
 from embedgrad.errors import EmbedgradError, ModelError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.answer_batch import choose
 from embedgrad.model.decoding import Decoding, Generation, GrowingText, draw
-from embedgrad.model.generation import Reply, _choose, replies, stream
+from embedgrad.model.generation import Reply, replies, stream
 from embedgrad.parts.registry import build
 from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
@@ -258,6 +259,30 @@ def test_answers_that_are_over_are_left_out_of_the_passes(
     assert decoded == sorted(decoded, reverse=True)
     assert len(set(decoded)) > 3
     assert decoded[-1] < 8
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding", "gpt2"])
+def test_answers_that_wait_take_the_rows_of_those_that_are_over(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_of(architecture, 9)
+    ends = tuple(range(0, made.model.info.vocabulary, 6))
+    decoding = Decoding(16, temperature=1.0, samples=2, seed=5)
+    alone = answers(made, decoding, end_ids=ends, batch_size=1)
+    sizes: list[tuple[int, ...]] = []
+    plain = made.model.forward.logits
+
+    def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(tuple(embeds.shape[:2]))
+        return plain(embeds, *rest)
+
+    monkeypatch.setattr(made.model.forward, "logits", logits)
+    assert answers(made, decoding, end_ids=ends, batch_size=6) == alone
+    read = [i for i, (_, tokens) in enumerate(sizes) if tokens > 1]
+    decoded = [rows for rows, tokens in sizes if tokens == 1]
+    assert len(read) > 3  # batches of three questions, then others one or two at a time
+    assert max(decoded) == 6
+    assert any(sizes[i + 1][0] > 2 * sizes[i][0] for i in read[1:-1])  # beside those that go on
 
 
 # -- stop strings ----------------------------------------------------------------------------------
@@ -612,9 +637,9 @@ def test_a_stream_can_be_left(
     expected = made.model.outcome(rows, made.sequences).logprobs_BC
     greedy = answers(made, Decoding(6))
     steps = []
-    monkeypatch.setattr(
-        "embedgrad.model.generation._choose", lambda *a: steps.append(1) or _choose(*a)
-    )
+    for module in ("answer_batch", "generation"):
+        where = f"embedgrad.model.{module}.choose"
+        monkeypatch.setattr(where, lambda *a: steps.append(1) or choose(*a))
     pieces = stream(made.model, rows, made.sequences[0], Decoding(300), end_ids=())
     next(pieces)
     # The consumer's own modes are untouched while the stream waits.
@@ -642,7 +667,7 @@ def test_what_goes_wrong_in_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ModelError("no more")
 
-    monkeypatch.setattr("embedgrad.model.generation._choose", fail)
+    monkeypatch.setattr("embedgrad.model.generation.choose", fail)
     with pytest.raises(ModelError, match="no more"):
         streamed(made, Decoding(5))
 

@@ -304,7 +304,7 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, method = task_of(small(), training={"patience": 1}), METHODS[name]
-    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    monkeypatch.setattr(Best, "_is_better", lambda best, score: False)
     whole = method.train(replace(task, state=tmp_path / "state"), 3)
     assert whole.facts["ended"] == "patience"
     events: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ RUN/checkpoint/        the training at its last evaluation, from which a run res
 RUN/events.jsonl       what happened, one JSON object a line
 RUN/places.json        the trials of the prompt's place, if the run chose it
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
+RUN/elicitation.json   what there was to elicit before the training, if the recipe asks
 RUN/check_rows.jsonl   rows by which exports are checked
 RUN/predictions.jsonl  the test rows with both prompts' answers
 RUN/result.json        the scores
@@ -29,11 +30,14 @@ import torch
 from embedgrad.atomic_files import finite, is_leftover, remove_leftovers, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
-from embedgrad.evaluation.evaluator import Difference, Evaluator, Scores, evaluate
+from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.agreement import Agreement, agree
+from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.choose_place import Places, choose_place, read_places, with_choice
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
+from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import embedding_digest, weights_digest
@@ -46,7 +50,7 @@ from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, 
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
-from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
+from embedgrad.report.page.run_files import ELICITATION, RESULT_VERSION, json_lines
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
@@ -196,6 +200,9 @@ def _run(
                 )
             report = begin()
         keep_rows(out, sequencer, ready.splits)
+        if recipe.report.elicit and not (out / ELICITATION).exists():
+            before = Task(recipe, model, sequencer, ready.train, ready.dev, report)
+            write_json(out / ELICITATION, finite(elicit(before, report)))
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
     except BaseException as error:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, scoring
+from embedgrad.model.answer_batch import AnswerBatch, choose, read
 from embedgrad.model.backbone import Prompt, join_spans
-from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation, draw
-from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
-from embedgrad.model.packing import Packing
+from embedgrad.model.decoding import Decoding, Generation
+from embedgrad.model.kv_cache import CachedContext
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.report.terminal.bars import show
@@ -165,7 +164,7 @@ def next_logits(
 ) -> Tensor:
     """Logits [B, V] of the first token of each answer."""
     if not model.forward.one_by_one:
-        return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
+        return read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
     logits = []
     for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
         mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
@@ -191,23 +190,6 @@ def _begin(
     return Generation(
         model.tokenizer, decoding, end_ids=end_ids, most=most, number=number, watched=watched
     )
-
-
-def _read(
-    model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
-) -> tuple[Tensor, Tensor, GrowingKVCache]:
-    """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind it."""
-    packing = Packing(len(context.prompt_PD), 0, begun=context.begun)
-    for before, sequence in zip(context.before, sequences, strict=True):
-        packing.add(before, sequence, ())
-    everyone = range(len(sequences))
-    batch = packing.tensors(everyone, model.device)
-    cache = GrowingKVCache(context.collect(everyone), len(sequences))
-    embeds = model.forward.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
-    last = torch.zeros_like(batch.keep_BT)
-    last[:, -1] = True
-    logits = model.forward.logits(embeds, batch.layout, cache, last)
-    return logits, batch.layout.positions[:, -1:], cache
 
 
 def _ends(model: LanguageModel, prompt_PD: Tensor, waiting: Waiting, rows: int) -> Iterator[int]:
@@ -236,7 +218,7 @@ def _steps(
         for sequence, generations in waiting
         for first in range(0, len(generations), rows)
     )
-    batch: _Batch | None = None
+    batch: AnswerBatch | None = None
     context: CachedContext | None = None
     sequences: list[TokenSequence] = []
     while queue or batch is not None:
@@ -251,7 +233,7 @@ def _steps(
                 # Not in inference mode: training goes through stored prefixes.
                 with torch.inference_mode(False), torch.no_grad():
                     context = model.prefixes.context_of(prompt_PD, sequences)
-            new = _Batch.enter(model, context, entering)
+            new = AnswerBatch.enter(model, context, entering)
             running = [new] if batch is None else [batch, new]
             yield new.over
         else:
@@ -263,96 +245,9 @@ def _steps(
         if over == everyone:
             batch = None
         elif len(running) > 1 or over >= LEFT_OUT * everyone:
-            batch = _Batch.join(running)
+            batch = AnswerBatch.join(running)
         else:
             (batch,) = running
-
-
-@final
-class _Batch:
-    """Answers that are decoded together, each with its last token, its position and its keys."""
-
-    def __init__(
-        self,
-        generations: Sequence[Generation],
-        token_N: Tensor,
-        positions_N1: Tensor,
-        cache: GrowingKVCache,
-    ):
-        self.generations = generations
-        self.token_N, self.positions_N1, self.cache = token_N, positions_N1, cache
-
-    @classmethod
-    def enter(
-        cls,
-        model: LanguageModel,
-        context: CachedContext,
-        entering: Sequence[tuple[TokenSequence, Sequence[Generation]]],
-    ) -> _Batch:
-        """Read sequences and choose the first token of each of their answers."""
-        logits, positions, cache = _read(model, context, [sequence for sequence, _ in entering])
-        counts = torch.tensor([len(some) for _, some in entering], device=model.device)
-        if counts.max() > 1:
-            kept = torch.arange(len(entering), device=model.device).repeat_interleave(counts)
-            cache = GrowingKVCache.join([(cache, kept)])
-            logits, positions = logits[kept], positions[kept]
-        generations = [generation for _, some in entering for generation in some]
-        batch = cls(generations, torch.zeros_like(positions[:, 0]), positions, cache)
-        batch._choose(logits)
-        return batch
-
-    @classmethod
-    def join(cls, parts: Sequence[_Batch]) -> _Batch:
-        """The answers of several batches that are not over."""
-        left = [[i for i, g in enumerate(p.generations) if not g.over] for p in parts]
-        kept = [
-            torch.tensor(own, device=part.token_N.device, dtype=torch.long)
-            for own, part in zip(left, parts, strict=True)
-        ]
-        pairs = list(zip(parts, kept, strict=True))
-        return cls(
-            [part.generations[i] for own, part in zip(left, parts, strict=True) for i in own],
-            torch.cat([part.token_N[rows] for part, rows in pairs]),
-            torch.cat([part.positions_N1[rows] for part, rows in pairs]),
-            GrowingKVCache.join([(part.cache, rows) for part, rows in pairs if len(rows)]),
-        )
-
-    @property
-    def over(self) -> int:
-        """How many answers are over."""
-        return sum(generation.over for generation in self.generations)
-
-    def step(self, model: LanguageModel) -> int:
-        """Choose the next token of every answer; returns how many ended with it."""
-        moving = torch.tensor([not g.over for g in self.generations], device=model.device)
-        # A finished one stays where it is: there may be no position behind it.
-        self.positions_N1 = self.positions_N1 + moving[:, None].long()
-        embeds = model.forward.embed(self.token_N[:, None])
-        layout, last = TokenLayout.trunk(self.positions_N1), torch.ones_like(moving)[:, None]
-        before = self.over
-        self._choose(model.forward.logits(embeds, layout, self.cache, last))
-        return self.over - before
-
-    def _choose(self, logits_NV: Tensor) -> None:
-        self.token_N = _choose(logits_NV, self.generations)
-        for generation, new in zip(self.generations, self.token_N.tolist(), strict=True):
-            generation.add(new)
-
-
-def _choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
-    """The next token [N] of every generation; any where one is over."""
-    running = [i for i, generation in enumerate(generations) if not generation.over]
-    if not generations[0].decoding.temperature:
-        highest_N, chosen_N = logits_NV.max(dim=1)  # NaN where any logit is
-        if not highest_N[running].isfinite().all():
-            raise ModelError(NOT_FINITE)
-        return chosen_N
-    uniform = [generations[i].next_uniform() for i in running]
-    some = logits_NV if len(running) == len(generations) else logits_NV[running]
-    drawn_R = draw(some, generations[0].decoding, uniform)
-    return drawn_R.new_zeros(len(generations)).index_copy(
-        0, torch.tensor(running, device=drawn_R.device), drawn_R
-    )
 
 
 @torch.no_grad()
@@ -365,10 +260,10 @@ def _decode_in_full(
 ) -> None:
     """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
 
-    def choose(_: Tensor, scores: Tensor) -> Tensor:
+    def pick(_: Tensor, scores: Tensor) -> Tensor:
         if generation.over:
             return scores
-        token = _choose(scores, [generation])
+        token = choose(scores, [generation])
         generation.add(int(token))
         after_token()
         return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
@@ -386,7 +281,7 @@ def _decode_in_full(
             do_sample=False,
             eos_token_id=list(generation.end_ids) or None,
             pad_token_id=0,
-            logits_processor=LogitsProcessorList([choose]),
+            logits_processor=LogitsProcessorList([pick]),
             stopping_criteria=StoppingCriteriaList([over]),
         )
 

@@ -271,9 +271,11 @@ def _teacher(values: object, problems: list[str]) -> Teaching | None:
     if "template" not in values or teaching is None:
         return teaching
     own: list[str] = []
-    template, _ = _template(values["template"], own, frozen=True)
+    teaching = dataclasses.replace(
+        teaching, template=_template(values["template"], own, frozen=True)[0]
+    )
     problems += [f"teacher.{problem}" for problem in own]
-    return dataclasses.replace(teaching, template=template)
+    return teaching
 
 
 def _template(

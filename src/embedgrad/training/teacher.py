@@ -1,4 +1,4 @@
-"""Teachers: the frozen model with another prompt, whose answers are learned
+"""Teachers: the frozen model with another prompt, which a student learns
 
 query -> teacher's prompt -> its answer, and what it finds likely in each place -> training
 """

@@ -14,6 +14,7 @@ from embedgrad.experiments.baselines.base import (
     Method,
     Task,
     Trained,
+    facts_of,
     question_tokens,
     why_not_one_span,
 )
@@ -36,10 +37,11 @@ class Text(Method):
         score = None
         if task.dev:
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
-        return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
+        text = " ".join(task.recipe.template.spans)
+        return Trained({}, facts_of(len(text.encode()), score))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
-        return _as_text(task, task.sequencer, sequences)
+        return answer_as_text(task, task.sequencer, sequences)
 
 
 @final
@@ -67,20 +69,20 @@ class BestOfN(Method):
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
                 raise DataError(f"best-of-n: with the prompt {quote(text, 40)}: {error}") from error
-            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), {})
+            best.add(task.dev_score(answer_as_text(task, sequencer, rows).answered, i), {})
         seconds = time.perf_counter() - began
         scores = [
             {"prompt": text, **{k: v for k, v in score.items() if k != "step"}}
             for text, score in zip(texts, best.history, strict=True)
         ]
         chosen = {"prompt": texts[best.step], "candidates": scores}
-        return Trained({}, _facts(texts[best.step], best.score, chosen, seconds))
+        return Trained({}, facts_of(len(texts[best.step].encode()), best.score, seconds, chosen))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in sequences)
-        return _as_text(task, sequencer, rows)
+        return answer_as_text(task, sequencer, rows)
 
 
 @final
@@ -100,15 +102,18 @@ class FewShot(Method):
         template = _template(task, shots)
         sequencer = task.sequencer_of(template)
         rows = _build(task, sequencer, task.dev or task.train[:1], len(shots))
-        score = task.dev_score(_as_text(task, sequencer, rows).answered, 0) if task.dev else None
+        score = (
+            task.dev_score(answer_as_text(task, sequencer, rows).answered, 0) if task.dev else None
+        )
         text = template.text or "".join(message.content for message in template.messages)
-        return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        return Trained({}, facts_of(len(text.encode()), score, seconds, settings))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         shots = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_template(task, shots))
         rows = _build(task, sequencer, sequences, len(shots))
-        return _as_text(task, sequencer, rows)
+        return answer_as_text(task, sequencer, rows)
 
 
 def _template(task: Task, rows: Iterable[int]) -> Template:
@@ -155,20 +160,8 @@ def _build(
     return rows
 
 
-def _as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
+def answer_as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
+    """The answers to a text prompt."""
     start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, task.report)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
-
-
-def _facts(
-    text: str, score: dict[str, float] | None, settings: dict[str, Any], seconds: float = 0.0
-) -> dict[str, Any]:
-    return {
-        "trained_numbers": 0,
-        "stored_bytes": len(text.encode()),
-        "examples_seen": 0,
-        "train_seconds": seconds,
-        "dev": score,
-        "settings": settings,
-    }

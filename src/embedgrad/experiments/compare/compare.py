@@ -180,6 +180,8 @@ def _set_up(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
 
 
 def _train(task: Task, folder: Folder, parts: Sequence[Part], failed: dict[Part, str]) -> None:
+    greedy = replace(task.recipe.evaluation, samples=0)
+    task = replace(task, recipe=replace(task.recipe, evaluation=greedy))
     for number, part in enumerate(parts, 1):
         if folder.is_trained(part):
             continue
