@@ -132,6 +132,19 @@ RECIPES: dict[str, Case] = {
         lambda p: p.optimize("objective.over=choices", "target.choices=[]"),
         ("objective.over: 'choices', but target.choices lists none",),
     ),
+    "solutions beside the model's own answers": (
+        lambda p: p.optimize(
+            "objective.name=reward", "target.choices=[]", "solutions.source=self-written"
+        ),
+        (
+            "solutions.source: 'self-written', but objective trains on answers that the model "
+            "samples; take solutions.source out",
+        ),
+    ),
+    "one answer to compare": (
+        lambda p: p.optimize("objective.name=reward", "objective.samples=1"),
+        ("objective.samples: Input should be greater than or equal to 2 (given: 1)",),
+    ),
     "no span": (
         template(user="{review}"),
         ("template: no span; mark some text as [[the words to refine]]",),

@@ -68,6 +68,20 @@ def test_curves_of_half_a_run_and_of_nothing() -> None:
         figures.curves([{"event": "note", "text": "hello"}])
 
 
+def test_rewards_are_drawn_with_the_form_of_the_answers() -> None:
+    told = events(8)
+    for e in (e for e in told if e["event"] == "step"):
+        e |= {"reward": e["step"] / 8, "groups_alive": 0.5, "answers_cut": 0.25}
+        e["answer_tokens"] = 100 + e["step"]
+    figure = figures.curves(told)
+    rewards, shares, lengths, scores = (lines(figure, i) for i in range(4))
+    assert rewards[0] == (list(range(1, 9)), [step / 8 for step in range(1, 9)])
+    assert [y for _, y in shares[::2]] == [[50] * 8, [25] * 8]
+    assert lengths[0][1] == list(range(101, 109))
+    assert figure.axes[3].get_title("left").startswith("dev accuracy")
+    assert scores
+
+
 def test_a_long_run_is_a_short_line() -> None:
     told = events(100_000)
     figure = figures.curves(told)

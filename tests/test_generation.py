@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 import tiny
 from embedgrad.errors import EmbedgradError, ModelError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.answer_batch import choose
 from embedgrad.model.decoding import Decoding, Generation, GrowingText, draw
-from embedgrad.model.generation import Reply, _choose, replies, stream
+from embedgrad.model.generation import Reply, replies, stream
 from embedgrad.parts.registry import build
 from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
@@ -95,7 +96,7 @@ def test_a_token_is_drawn_behind_those_before_it(architecture: str) -> None:
             spoken: list[int] = []
             for _ in range(6):
                 logits_V = plain_logits(made.loaded, [*context, *spoken])[-1]
-                spoken.append(draw(logits_V, SAMPLED, numbers.random()))
+                spoken += draw(logits_V[None], SAMPLED, [numbers.random()]).tolist()
             text = made.loaded.tokenizer.decode(spoken, skip_special_tokens=True)
             assert found[i][sample] == (text, True)
 
@@ -147,7 +148,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 def drawn(logits: Sequence[float], decoding: Decoding, count: int = 4096) -> Counter[int]:
     """What evenly spread numbers draw: each token its share of them, but for one at an end."""
     logits_V = torch.tensor(logits)
-    return Counter(draw(logits_V, decoding, (n + 0.5) / count) for n in range(count))
+    uniform = [(n + 0.5) / count for n in range(count)]
+    return Counter(draw(logits_V.expand(count, -1), decoding, uniform).tolist())
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -191,14 +193,14 @@ def test_a_nucleus_of_many_tokens() -> None:
 def test_the_least_and_the_greatest_number_draw_tokens_that_can_be() -> None:
     never = torch.full((3,), -torch.inf)
     logits = torch.cat([never, torch.zeros(7), never])
-    assert draw(logits, Decoding(temperature=1.0), 0.0) == 3
-    assert draw(logits, Decoding(temperature=1.0), 1 - 2**-53) == 9
+    ends = [0.0, 1 - 2**-53]
+    assert draw(logits.expand(2, -1), Decoding(temperature=1.0), ends).tolist() == [3, 9]
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_refused(odd: float) -> None:
     with pytest.raises(ModelError, match=r"logits are not finite; set model\.dtype"):
-        draw(torch.tensor([0.0, odd, 1.0]), Decoding(temperature=1.0), 0.5)
+        draw(torch.tensor([[0.0, odd, 1.0]]), Decoding(temperature=1.0), [0.5])
 
 
 @pytest.mark.parametrize("target", [FREE, LABELS], ids=["free", "choices"])
@@ -257,6 +259,30 @@ def test_answers_that_are_over_are_left_out_of_the_passes(
     assert decoded == sorted(decoded, reverse=True)
     assert len(set(decoded)) > 3
     assert decoded[-1] < 8
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding", "gpt2"])
+def test_answers_that_wait_take_the_rows_of_those_that_are_over(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = made_of(architecture, 9)
+    ends = tuple(range(0, made.model.info.vocabulary, 6))
+    decoding = Decoding(16, temperature=1.0, samples=2, seed=5)
+    alone = answers(made, decoding, end_ids=ends, batch_size=1)
+    sizes: list[tuple[int, ...]] = []
+    plain = made.model.forward.logits
+
+    def logits(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(tuple(embeds.shape[:2]))
+        return plain(embeds, *rest)
+
+    monkeypatch.setattr(made.model.forward, "logits", logits)
+    assert answers(made, decoding, end_ids=ends, batch_size=6) == alone
+    read = [i for i, (_, tokens) in enumerate(sizes) if tokens > 1]
+    decoded = [rows for rows, tokens in sizes if tokens == 1]
+    assert len(read) > 3  # batches of three questions, then others one or two at a time
+    assert max(decoded) == 6
+    assert any(sizes[i + 1][0] > 2 * sizes[i][0] for i in read[1:-1])  # beside those that go on
 
 
 # -- stop strings ----------------------------------------------------------------------------------
@@ -611,9 +637,9 @@ def test_a_stream_can_be_left(
     expected = made.model.outcome(rows, made.sequences).logprobs_BC
     greedy = answers(made, Decoding(6))
     steps = []
-    monkeypatch.setattr(
-        "embedgrad.model.generation._choose", lambda *a: steps.append(1) or _choose(*a)
-    )
+    for module in ("answer_batch", "generation"):
+        where = f"embedgrad.model.{module}.choose"
+        monkeypatch.setattr(where, lambda *a: steps.append(1) or choose(*a))
     pieces = stream(made.model, rows, made.sequences[0], Decoding(300), end_ids=())
     next(pieces)
     # The consumer's own modes are untouched while the stream waits.
@@ -641,7 +667,7 @@ def test_what_goes_wrong_in_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object) -> None:
         raise ModelError("no more")
 
-    monkeypatch.setattr("embedgrad.model.generation._choose", fail)
+    monkeypatch.setattr("embedgrad.model.generation.choose", fail)
     with pytest.raises(ModelError, match="no more"):
         streamed(made, Decoding(5))
 

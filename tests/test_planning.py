@@ -147,6 +147,12 @@ def test_free_answers_are_decoded_and_scored() -> None:
     work, twice = (count(recipe, splits, 1.0, n, n).effort for n in (LONGEST, 2 * LONGEST - 1))
     assert twice["test", "answers"] == 2 * work["test", "answers"] > 0
     assert twice["test", "scoring"] == work["test", "scoring"]
+    sampling = recipe_of(
+        FREE, evaluation={"max_new_tokens": LONGEST, "samples": 3, "batch_size": 5}
+    )
+    sampled = count(sampling, splits, 1.0, LONGEST, LONGEST).effort
+    assert sampled["dev", "answers"] == work["dev", "answers"]  # only test rows are sampled
+    assert sampled["test", "answers"] > 3.5 * work["test", "answers"]
     once = sum(splits.tokens(s, choices=False) for s in splits.test)
     assert work["test", "scoring"] == 2 * 2 * once
 
@@ -357,6 +363,23 @@ def test_free_answers_are_read_to_their_end(
         assert found["tokens"]["target"] == 18 * round(replies["mean"])
     else:
         assert replies["refined"] <= 4  # two digits and the end of the turn
+
+
+def test_sampled_answers_are_counted(model_folder: Path, tmp_path: Path) -> None:
+    sections = {"training": {"steps": 5, "batch_size": 3}, "data": sums(tmp_path), **SUMS}
+    plain = plan(Recipe.from_dict(values(model_folder, tmp_path, **sections)), measure=False)
+    objective = {"name": "reward", "samples": 4, "updates": 2}
+    recipe = Recipe.from_dict(values(model_folder, tmp_path, objective=objective, **sections))
+    assert recipe.solutions.source == "answer"
+    found = plan(recipe, measure=True)
+    assert found["problems"] == []
+    assert found["course"]["answers"] == 5 * 3 * 4
+    assert found["seconds"]["sampling"] > 0
+    assert found["seconds"]["train"] >= found["seconds"]["sampling"] + found["seconds"]["steps"]
+    (note,) = [note for note in found["notes"] if note.startswith("a step samples 12 answers")]
+    assert "up to 4 times as many" in note
+    assert "answers" not in plain["course"]
+    assert found["tokens"]["per_step"] > 3 * plain["tokens"]["per_step"]
 
 
 SUMS: dict[str, dict[str, Any]] = {

@@ -66,6 +66,16 @@ def step_event(step: int, total: int, seconds: float = 1.0, **more: Any) -> Even
     }
 
 
+OWN_ANSWERS: Event = {
+    "answers": 64,
+    "answers_cut": 0.25,
+    "answer_tokens": 96.4,
+    "answers_per_second": 1.234,
+    "reward": 0.3125,
+    "groups_alive": 0.5,
+}
+
+
 def evaluation_event(step: int, total: int, **more: Any) -> Event:
     now: Event = {"step": step, "accuracy": 0.8125, "log_loss": 0.41, "macro_f1": 0.8}
     best: Event = {"step": step, "accuracy": 0.84375, "log_loss": 0.38, "macro_f1": 0.83}
@@ -132,6 +142,14 @@ def test_a_pipe_gets_a_plain_line_per_note_stage_and_evaluation() -> None:
 def test_the_metric_that_decides_is_the_one_shown(metric: str, words: str) -> None:
     (line,) = lines_of(evaluation_event(16, 64, metric=metric))
     assert words in line
+
+
+def test_the_models_own_answers_are_shown_beside_their_reward() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream) as progress:
+        progress(step_event(1, 10, **OWN_ANSWERS))
+    shown = "reward 0.31, 50.0 % alive, 96 tokens, 25.0 % cut, 1.2 answers/s, drift 0.120"
+    assert stream.getvalue().startswith(f"step 1/10, {shown}")
 
 
 def test_without_dev_rows_a_line_per_tenth() -> None:

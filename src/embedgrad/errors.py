@@ -24,7 +24,12 @@ from typing import Any, final
 
 
 class EmbedgradError(Exception):
-    """Base of every error that an input can cause."""
+    """Base of every error that an input can cause.
+
+    One that ends a training holds the best rows so far in `refinement`.
+    """
+
+    refinement: Any = None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -111,9 +116,7 @@ class OptionError(EmbedgradError):
 
 @final
 class DivergenceError(EmbedgradError):
-    """The loss or its gradient stopped being finite; `refinement` holds the best rows so far."""
-
-    refinement: Any = None
+    """The loss or its gradient stopped being finite."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Objective
+from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Distill, Objective
 from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts
 from kit import LONG_CHOICES, Kit, full_logprobs, kit, noisy
+from kit_teacher import teacher_of
 from seam_parts import SEAM_OBJECTIVES
 
 LONG = Target(choices=LONG_CHOICES)
@@ -37,7 +38,13 @@ def objective(request: pytest.FixtureRequest) -> Objective:
 
 @pytest.fixture(params=sorted(TARGETS))
 def made(request: pytest.FixtureRequest) -> Kit:
-    return kit(target=TARGETS[request.param], rows=6, tie=False)
+    return with_teacher(kit(target=TARGETS[request.param], rows=6, tie=False))
+
+
+def with_teacher(made: Kit) -> Kit:
+    """The kit with what a teacher says of its rows, for the objectives that ask for it."""
+    taught = teacher_of(made, Distill(top=5)).teach(made.sequences)
+    return dataclasses.replace(made, sequences=taught)
 
 
 def outcome_of(
@@ -45,7 +52,10 @@ def outcome_of(
 ) -> Outcome:
     target = made.sequencer.target
     choices = objective.needs_choices(available=bool(target.choices))
-    return made.model.outcome(rows_PD, sequences, choices=choices, normalize=target.normalize)
+    read = [ids for s in sequences if (ids := objective.tokens_to_read(s)) is not None]
+    return made.model.outcome(
+        rows_PD, sequences, choices=choices, normalize=target.normalize, read=read or None
+    )
 
 
 def losses_of(
@@ -122,8 +132,9 @@ def test_a_smaller_loss_is_a_likelier_answer(objective: Objective, made: Kit) ->
 def test_rows_with_fewer_choices_stay_finite(objective: Objective) -> None:
     made = kit(target=LONG, rows=2, tie=False)
     fewer = dataclasses.replace(made.sequences[0], targets=made.sequences[0].targets[:2])
+    made = with_teacher(dataclasses.replace(made, sequences=[fewer, made.sequences[1]]))
     rows = noisy(made.start).requires_grad_(True)
-    losses = losses_of(objective, made, rows, [fewer, made.sequences[1]])
+    losses = losses_of(objective, made, rows, made.sequences)
     (gradient,) = torch.autograd.grad(losses.sum(), rows)
     assert torch.isfinite(losses).all()
     assert torch.isfinite(gradient).all()

@@ -17,7 +17,7 @@ import typer
 
 # In the order of `embedgrad --help`.
 # isort: off
-from embedgrad.cli import plan, run, compare, report, generate, export, serve, recipe
+from embedgrad.cli import plan, run, compress, compare, report, generate, export, serve, recipe
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn
@@ -26,6 +26,7 @@ from embedgrad.errors import EmbedgradError, is_out_of_memory, one_line
 __all__ = [
     "app",
     "compare",
+    "compress",
     "export",
     "generate",
     "main",

@@ -51,7 +51,7 @@ def optimize(
     flags = {"device": device, "dtype": dtype, "attention": attention}
     short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
     checked = Recipe.read(recipe, [*with_model(overrides, model), *short])
-    _run(checked, out, resume=False, require_gain=require_gain, as_json=as_json, quiet=quiet)
+    execute(checked, out, resume=False, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
 @app.command(epilog="Example:  embedgrad resume runs/first")
@@ -70,7 +70,7 @@ def resume(
     from embedgrad.experiments.run import read_resumable
 
     recipe = read_resumable(run, overrides or ())
-    _run(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
+    execute(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
@@ -148,9 +148,10 @@ def inspect(
     print_values(values, as_json, _show_tokens)
 
 
-def _run(
+def execute(
     recipe: Recipe, out: Path, *, resume: bool, require_gain: bool, as_json: bool, quiet: bool
 ) -> None:
+    """Run a recipe with its progress, and print the result. Raises `Interruption`, `NoGain`."""
     from embedgrad.experiments.run import describe_interruption, run
     from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress

@@ -89,6 +89,7 @@ def examples_from(
     group: str | None = None,
     task: str | None = None,
     extra: Sequence[str] = (),
+    teacher: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Check every row of a table and turn it into an example.
@@ -96,12 +97,14 @@ def examples_from(
     `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
     a choice; without `choices` the mapped texts are the choices. `solution` is the column with
     what the model is trained to write, if that is more than the answer, or a text with `{columns}`.
-    `extra` names columns whose cells, of any kind, go to the objective. `where` keeps the rows
+    `extra` names columns whose cells, of any kind, go to the objective, `teacher` those of a
+    teacher's template. `where` keeps the rows
     whose columns have these texts. Raises DataError for a column that is missing, a needed cell
     that is empty or (but for `extra`) no scalar, an answer that is not among the choices, and a
     `where` that keeps nothing.
     """
     needed = [("template", name) for name in columns]
+    needed += [("the teacher's template", name) for name in teacher]
     written = solution_pieces(solution) if solution is not None else ()
     needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
     single = {"answer": answer, "group": group, "task": task}

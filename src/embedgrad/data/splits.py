@@ -52,6 +52,8 @@ def read_splits(
     group: str | None = None,
     task: str | None = None,
     extra: Sequence[str] = (),
+    teacher: Sequence[str] = (),
+    labelled: bool = True,
     where: Mapping[str, str] | None = None,
     dev_share: float = 0.2,
     test_share: float = 0.2,
@@ -63,7 +65,8 @@ def read_splits(
 ) -> Splits:
     """Read files, Hub data sets, data frames or `Dataset`s, and split their examples.
 
-    The arguments are those of `read_table`, `examples_from` and `make_splits`.
+    The arguments are those of `read_table`, `examples_from` and `make_splits`. Without `labelled` a
+    file may lack the column `answer`; the answers of its examples are then "".
 
     `problems` gets what would else be raised, where the rows or the check that failed can be left
     out; without it the first problem is raised.
@@ -72,7 +75,7 @@ def read_splits(
     written = solution_pieces(solution) if solution is not None else ()
     single = [name for name in (answer, group, task) if name is not None]
     of_solution = [piece.text for piece in written if piece.kind == "column"]
-    used = {*columns, *of_solution, *single, *extra, *(where or ())}
+    used = {*columns, *of_solution, *single, *extra, *teacher, *(where or ())}
     notes: dict[str, None] = {}
 
     def read(source: Source | None) -> list[Example] | None:
@@ -102,22 +105,25 @@ def read_splits(
         return examples_from(
             table,
             columns=columns,
-            answer=answer,
+            answer=answer if labelled or answer in table.columns else None,
             choices=choices or None,
             labels=labels or None,
             solution=solution,
             group=group,
             task=task,
             extra=extra,
+            teacher=teacher,
             where=where,
         )
 
+    rows = read(train) or []
+    balanced = labelled or any(example.answer for example in rows)
     splits = make_splits(
-        read(train) or [],
+        rows,
         read(dev),
         read(test),
         columns=columns,
-        choices=choices or None,
+        choices=(choices or None) if balanced else None,
         # A split that is named is never carved, not even if none of its rows can be read.
         fractions=(0.0 if dev else dev_share, 0.0 if test else test_share),
         seed=seed,

@@ -85,21 +85,24 @@ class Generation:
         )
         self.most = most
         self.ids: list[int] = []
+        self.end: Ids = ()  # the token that ended it
         self.ended = self.over = False
         self._tokenizer = tokenizer
         self._text = GrowingText(tokenizer) if watched or decoding.stop else None
         self._random = random.Random(":".join(map(str, (decoding.seed, *number))))
 
-    def choose(self, logits_V: Tensor) -> int:
-        """Draw the next token by its logits."""
-        return draw(logits_V, self.decoding, self._random.random())
+    def next_uniform(self) -> float:
+        """The number in [0, 1) by which its next token is drawn."""
+        return self._random.random()
 
     def add(self, token: int) -> None:
         """Append a token; it is dropped once the answer is over."""
         if self.over:
             return
         self.ended = token in self.end_ids
-        if not self.ended:
+        if self.ended:
+            self.end = (token,)
+        else:
             self.ids.append(token)
             self.ended = self._text is not None and self._stops(self._text, token)
         if self.ended or len(self.ids) >= self.most:
@@ -176,29 +179,33 @@ class GrowingText:
         return bool(self._tokenizer.clean_up_tokenization_spaces) and " " in self.text[-4:]
 
 
-def draw(logits_V: Tensor, decoding: Decoding, uniform: float) -> int:
-    """Draw a token by nucleus sampling (Holtzman et al. 2020, section 3.1) by a number in [0, 1).
+def draw(logits_NV: Tensor, decoding: Decoding, uniform: Sequence[float]) -> Tensor:
+    """Draw tokens [N] by nucleus sampling (Holtzman et al. 2020, section 3.1), each by a number.
 
-    Tokens keep the order of their ids, so that rounding seldom changes which one it is.
-    Raises `ModelError`.
+    The numbers are in [0, 1). Tokens keep the order of their ids, so that rounding seldom changes
+    which one it is. Raises `ModelError`.
     """
     import torch
 
-    logits_V = logits_V.cpu().double()
-    highest = logits_V.max()
-    if not torch.isfinite(highest):
+    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    highest_N1 = wide.amax(dim=1, keepdim=True)
+    if not torch.isfinite(highest_N1).all():
         raise ModelError(NOT_FINITE)
-    shares_V = torch.softmax((logits_V - highest) / decoding.temperature, dim=0)
+    temperature = max(decoding.temperature, torch.finfo(wide.dtype).tiny)
+    shares_NV = wide.sub(highest_N1).div_(temperature).exp_()
     if decoding.top_p < 1:
-        for most in (FEW, len(shares_V)):
-            top = shares_V.topk(min(most, len(shares_V)))
-            size = int((top.values.cumsum(0) < decoding.top_p).sum()) + 1
-            if size <= len(top.values):
+        enough_N1 = decoding.top_p * shares_NV.sum(dim=1, keepdim=True, dtype=torch.float64)
+        for most in (FEW, shares_NV.shape[1]):
+            top = shares_NV.topk(min(most, shares_NV.shape[1]))
+            outside = top.values.cumsum(1, dtype=torch.float64) >= enough_N1
+            if outside[:, -1].all():
                 break
-        inside = top.indices[:size]
-        shares_V = torch.zeros_like(shares_V).index_copy(0, inside, top.values[:size])
-    ends_V = shares_V.cumsum(0)
-    return int(torch.searchsorted(ends_V, uniform * ends_V[-1], right=True))
+        # The one that reaches the share is inside.
+        inside = torch.nn.functional.pad(~outside[:, :-1], (1, 0), value=True)
+        shares_NV = torch.zeros_like(shares_NV).scatter(1, top.indices, top.values * inside)
+    ends_NV = shares_NV.cumsum(1, dtype=torch.float64)
+    at_N1 = torch.tensor(uniform, dtype=torch.float64)[:, None].to(ends_NV) * ends_NV[:, -1:]
+    return torch.searchsorted(ends_NV, at_N1, right=True).squeeze(1)
 
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Steps
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
@@ -14,18 +16,20 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from embedgrad.errors import ModelError
-from embedgrad.events import Report, scoring
+from embedgrad.events import Report, quiet, scoring
+from embedgrad.model.answer_batch import AnswerBatch, choose, read
 from embedgrad.model.backbone import Prompt, join_spans
-from embedgrad.model.decoding import NOT_FINITE, Decoding, Generation
-from embedgrad.model.kv_cache import CachedContext, GrowingKVCache, TokenLayout
-from embedgrad.model.packing import Packing
+from embedgrad.model.decoding import Decoding, Generation
+from embedgrad.model.kv_cache import CachedContext
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.report.terminal.bars import show
 
 if TYPE_CHECKING:
     from embedgrad.model.language_model import LanguageModel
+
+Waiting = Sequence[tuple[TokenSequence, Sequence[Generation]]]
+"""Sequences with the answers that are to be written to each."""
 
 LEFT_OUT = 0.25  # share of a batch's answers that must be over before the others' keys are copied
 
@@ -66,38 +70,61 @@ def replies(
 ) -> list[tuple[Reply, ...]]:
     """Answers, `decoding.samples` per sequence, without the end token and other special tokens.
 
-    Sequences of a batch may have any lengths: padding changes nothing. Greedy answers have the
-    tokens that greedy `transformers` `generate` gives for each sequence alone. What is drawn for a
+    See `generate`; greedy answers have the tokens that greedy `transformers` `generate` gives for
+    each sequence alone.
+    """
+    if not decoding.temperature:  # all samples are alike
+        decoding, copies = replace(decoding, samples=1), decoding.samples
+    else:
+        copies = 1
+    found = generate(
+        model,
+        prompt,
+        sequences,
+        decoding,
+        end_ids=end_ids,
+        batch_size=batch_size,
+        numbers=numbers,
+        report=report,
+    )
+    return [tuple(Reply(g.text, cut=not g.ended) for g in samples) * copies for samples in found]
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompt: Prompt | Tensor,
+    sequences: Sequence[TokenSequence],
+    decoding: Decoding,
+    *,
+    end_ids: Ids,
+    batch_size: int = 16,
+    numbers: Sequence[int] | None = None,
+    report: Report = quiet,
+) -> list[list[Generation]]:
+    """The tokens of `decoding.samples` free answers per sequence.
+
+    Sequences of a batch may have any lengths: padding changes nothing. What is drawn for a
     sample depends on the seed, the sequence's number (unset: its place) and the sample's, and on
-    nothing else. `batch_size` counts answers; `report` gets the number of sequences done.
+    nothing else. `batch_size` counts answers that are decoded together: where some are over, the
+    next take their places. `report` gets the number of sequences done.
     """
     prompt_PD = join_spans(prompt)
     begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
-    answers: dict[int, tuple[Reply, ...]] = {}
+    made = [
+        [begin(s, (i if numbers is None else numbers[i], n)) for n in range(decoding.samples)]
+        for i, s in enumerate(sequences)
+    ]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
-    samples = decoding.samples if decoding.temperature else 1  # greedy ones are all alike
-    size = max(1, batch_size // samples)
-    for start in range(0, len(order), size):
-        batch = {i: sequences[i] for i in order[start : start + size]}
-        generations = {
-            i: [begin(s, (i if numbers is None else numbers[i], n)) for n in range(samples)]
-            for i, s in batch.items()
-        }
-        if model.forward.one_by_one:
-            for i, sequence in batch.items():
-                for generation in generations[i]:
-                    _decode_in_full(model, prompt_PD, sequence, generation)
-        else:
-            context = model.prefixes.context_of(prompt_PD, list(batch.values()))
-            for first in range(0, samples, batch_size):
-                some = [g for i in batch for g in generations[i][first : first + batch_size]]
-                for _ in _steps(model, context, list(batch.values()), some):
-                    pass
-        for i in batch:
-            drawn = tuple(Reply(g.text, cut=not g.ended) for g in generations[i])
-            answers[i] = drawn * (decoding.samples // samples)
-        report(scoring("replies", len(answers), len(sequences)))
-    return [answers[i] for i in range(len(sequences))]
+    waiting = [(sequences[i], made[i]) for i in order]
+    reported = ended = 0
+    for new in _ends(model, prompt_PD, waiting, batch_size):
+        ended += new
+        done = ended // decoding.samples
+        if done > reported:
+            reported = done
+            report(scoring("replies", done, len(sequences)))
+    return made
 
 
 @torch.no_grad()
@@ -116,10 +143,9 @@ def stream(
     prompt_PD = join_spans(prompt)
     generation = _begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
     if model.forward.one_by_one:
-        steps = _steps_in_full(model, prompt_PD, sequence, generation)
+        steps: Steps[int, None, None] = _steps_in_full(model, prompt_PD, sequence, generation)
     else:
-        context = model.prefixes.context_of(prompt_PD, [sequence])
-        steps = _steps(model, context, [sequence], [generation])
+        steps = _steps(model, prompt_PD, [(sequence, [generation])], 1)
     sent = 0
     with closing(steps):
         for _ in steps:
@@ -138,7 +164,7 @@ def next_logits(
 ) -> Tensor:
     """Logits [B, V] of the first token of each answer."""
     if not model.forward.one_by_one:
-        return _read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
+        return read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
     logits = []
     for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
         mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
@@ -166,74 +192,62 @@ def _begin(
     )
 
 
-def _read(
-    model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
-) -> tuple[Tensor, Tensor, GrowingKVCache]:
-    """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind it."""
-    packing = Packing(len(context.prompt_PD), 0)
-    for before, sequence in zip(context.before, sequences, strict=True):
-        packing.add(before, sequence, ())
-    everyone = range(len(sequences))
-    batch = packing.tensors(everyone, model.device)
-    cache = GrowingKVCache(context.collect(everyone), len(sequences))
-    embeds = model.forward.splice(batch.ids_BT, batch.prompt_at, context.prompt_PD)
-    last = torch.zeros_like(batch.keep_BT)
-    last[:, -1] = True
-    logits = model.forward.logits(embeds, batch.layout, cache, last)
-    return logits, batch.layout.positions[:, -1:], cache
+def _ends(model: LanguageModel, prompt_PD: Tensor, waiting: Waiting, rows: int) -> Iterator[int]:
+    """Decode everything; yields how many answers are over, whenever some are."""
+    if not model.forward.one_by_one:
+        yield from _steps(model, prompt_PD, waiting, rows)
+        return
+    for sequence, generations in waiting:
+        for generation in generations:
+            _decode_in_full(model, prompt_PD, sequence, generation)
+            yield 1
 
 
 @torch.inference_mode()
 def _steps(
-    model: LanguageModel,
-    context: CachedContext,
-    sequences: Sequence[TokenSequence],
-    generations: Sequence[Generation],
-) -> Steps[None, None, None]:
-    """Decode a batch, a token at a time; the generations of a sequence are next to each other.
+    model: LanguageModel, prompt_PD: Tensor, waiting: Waiting, rows: int
+) -> Steps[int, None, None]:
+    """Decode answers, up to `rows` at a time, a token of each; yields how many that ended.
 
-    Finished answers are left out of the passes once they are many enough to be worth a copy.
-    `context` is made outside, not in inference mode: training goes through stored prefixes.
+    Answers that are over are left out once they are many enough to be worth a copy of the others'
+    keys, and those that wait take their rows (continuous batching: Yu et al. 2022, Orca). Samples
+    of a sequence share the pass over what is before them.
     """
-    logits, positions, cache = _read(model, context, sequences)
-    samples = len(generations) // len(sequences)
-    kept = torch.arange(len(sequences), device=model.device).repeat_interleave(samples)
-    if samples > 1:
-        cache, logits, positions = cache.select(kept), logits[kept], positions[kept]
-    last = torch.ones_like(positions, dtype=torch.bool)
-    while True:
-        token = _choose(logits, generations)
-        for generation, new in zip(generations, token.tolist(), strict=True):
-            generation.add(new)
-        yield
-        left = [i for i, generation in enumerate(generations) if not generation.over]
-        if not left:
-            return
-        if len(generations) - len(left) >= LEFT_OUT * len(generations):
-            generations = [generations[i] for i in left]
-            kept = torch.tensor(left, device=model.device)
-            cache, token = cache.select(kept), token[kept]
-            positions, last = positions[kept], last[kept]
-        # A finished one stays where it is: there may be no position behind it.
-        moving = torch.tensor([not g.over for g in generations], device=model.device)
-        positions = positions + moving[:, None].long()
-        embeds = model.forward.embed(token[:, None])
-        logits = model.forward.logits(embeds, TokenLayout.trunk(positions), cache, last)
-
-
-def _choose(logits_NV: Tensor, generations: Sequence[Generation]) -> Tensor:
-    """The next token [N] of every generation; any where one is over."""
-    if not generations[0].decoding.temperature:
-        highest_N, chosen_N = logits_NV.max(dim=1)  # NaN where any logit is
-        finite = highest_N.isfinite().tolist()
-        if not all(g.over or is_finite for g, is_finite in zip(generations, finite, strict=True)):
-            raise ModelError(NOT_FINITE)
-        return chosen_N
-    chosen = [
-        0 if generation.over else generation.choose(logits_V)
-        for generation, logits_V in zip(generations, logits_NV.cpu(), strict=True)
-    ]
-    return torch.tensor(chosen, device=logits_NV.device)
+    queue = deque(
+        (sequence, generations[first : first + rows])
+        for sequence, generations in waiting
+        for first in range(0, len(generations), rows)
+    )
+    batch: AnswerBatch | None = None
+    context: CachedContext | None = None
+    sequences: list[TokenSequence] = []
+    while queue or batch is not None:
+        entering = list[tuple[TokenSequence, Sequence[Generation]]]()
+        free = rows - (0 if batch is None else len(batch.generations))
+        while queue and len(queue[0][1]) <= free:
+            entering.append(queue.popleft())
+            free -= len(entering[-1][1])
+        if entering:
+            before, sequences = sequences, [sequence for sequence, _ in entering]
+            if context is None or len(sequences) > 1 or sequences[0] is not before[0]:
+                # Not in inference mode: training goes through stored prefixes.
+                with torch.inference_mode(False), torch.no_grad():
+                    context = model.prefixes.context_of(prompt_PD, sequences)
+            new = AnswerBatch.enter(model, context, entering)
+            running = [new] if batch is None else [batch, new]
+            yield new.over
+        else:
+            assert batch is not None
+            yield batch.step(model)
+            running = [batch]
+        everyone = sum(len(part.generations) for part in running)
+        over = sum(part.over for part in running)
+        if over == everyone:
+            batch = None
+        elif len(running) > 1 or over >= LEFT_OUT * everyone:
+            batch = AnswerBatch.join(running)
+        else:
+            (batch,) = running
 
 
 @torch.no_grad()
@@ -246,10 +260,10 @@ def _decode_in_full(
 ) -> None:
     """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
 
-    def choose(_: Tensor, scores: Tensor) -> Tensor:
+    def pick(_: Tensor, scores: Tensor) -> Tensor:
         if generation.over:
             return scores
-        token = _choose(scores, [generation])
+        token = choose(scores, [generation])
         generation.add(int(token))
         after_token()
         return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
@@ -267,14 +281,14 @@ def _decode_in_full(
             do_sample=False,
             eos_token_id=list(generation.end_ids) or None,
             pad_token_id=0,
-            logits_processor=LogitsProcessorList([choose]),
+            logits_processor=LogitsProcessorList([pick]),
             stopping_criteria=StoppingCriteriaList([over]),
         )
 
 
 def _steps_in_full(
     model: LanguageModel, prompt_PD: Tensor, sequence: TokenSequence, generation: Generation
-) -> Steps[None, None, None]:
+) -> Steps[int, None, None]:
     """The same, a token at a time: `generate` runs in a thread, as it has no other way to yield."""
     added: SimpleQueue[bool] = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
@@ -283,7 +297,7 @@ def _steps_in_full(
         work.add_done_callback(lambda _: added.put(False))
         try:
             while added.get():
-                yield
+                yield 0
             work.result()
         finally:
             generation.over = True  # nobody may read the rest

@@ -69,13 +69,14 @@ class CachedContext(NamedTuple):
     """What a batch's own tokens attend to: each sequence's prefix, and a prompt run once for all.
 
     `before` counts the tokens before each sequence's own; `prompt_PD` are the refined rows still to
-    be placed among those.
+    be placed among those. `begun` counts the tokens of every suffix that the prompt holds.
     """
 
     prefixes: list[CachedPrefix]
     prompt: CachedKV | None
     before: list[int]
     prompt_PD: Tensor
+    begun: int = 0
 
     def collect(self, group: Sequence[int]) -> list[CachedKV]:
         """Keys and values for the given sequences of the batch."""
@@ -203,15 +204,50 @@ class GrowingKVCache(KVCache):
         key, value = grown
         return key, value
 
-    def select(self, indices_N: Tensor) -> GrowingKVCache:
-        """A copy for these sequences of the batch, in their order, also repeated."""
-        copy = GrowingKVCache((), 0)
-        copy._layouts = [
-            TokenLayout(*(part.index_select(0, indices_N) for part in layout))
-            for layout in self._layouts
+    @classmethod
+    def join(cls, parts: Sequence[tuple[GrowingKVCache, Tensor]]) -> GrowingKVCache:
+        """A copy of rows of several caches, also repeated, without padding that all of them have.
+
+        Each cache comes with the indices [N] of its rows.
+        """
+        layouts = [
+            [
+                torch.cat([p.index_select(0, rows) for p in fields], dim=1)
+                for fields in zip(*layout, strict=True)
+            ]
+            for layout, rows in ((cache._layouts, rows) for cache, rows in parts)
         ]
-        copy.own_keys = [keys.index_select(0, indices_N) for keys in self.own_keys]
-        copy.own_values = [values.index_select(0, indices_N) for values in self.own_values]
+        reals = [enter >= 0 for _, enter, _ in layouts]
+        longest = max(int(real.sum(dim=1).max()) for real in reals)
+        columns = [real.long().argsort(dim=1, stable=True)[:, -longest:] for real in reals]
+        copy = cls((), 0)
+        fields = zip(*layouts, strict=True)
+        pads = [longest - at.shape[1] for at in columns]
+        copy._layouts = [
+            TokenLayout(
+                *(
+                    torch.cat(
+                        [
+                            torch.nn.functional.pad(own.gather(1, at), (pad, 0), value=fill)
+                            for own, at, pad in zip(field, columns, pads, strict=True)
+                        ]
+                    )
+                    for field, fill in zip(fields, (0, -1, -1), strict=True)
+                )
+            )
+        ]
+        for name in ("own_keys", "own_values"):
+            for stored in zip(*(getattr(cache, name) for cache, _ in parts), strict=True):
+                total, first = sum(len(rows) for _, rows in parts), stored[0]
+                room = first.new_empty(total, first.shape[1], 2 * longest, first.shape[3])
+                start = 0
+                for own, (_, rows), at, pad in zip(stored, parts, columns, pads, strict=True):
+                    place = room[start : start + len(rows)]
+                    place[:, :, :pad] = 0
+                    index = at[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
+                    place[:, :, pad:longest] = own.index_select(0, rows).gather(2, index)
+                    start += len(rows)
+                getattr(copy, name).append(room)
         return copy
 
 

@@ -81,6 +81,8 @@ class Template:
     """Extra variables for the model's chat template, such as `enable_thinking = false`.
 
     `chat_template` names the one to use where the model has several."""
+    frozen: bool = False
+    """Whether nothing of it is refined, as of a teacher's: it then needs no span."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.messages):
@@ -95,7 +97,7 @@ class Template:
                 "template: the last message is a system message; add a user message, "
                 "or an assistant message that opens the answer"
             )
-        if not self.spans:
+        if not (self.spans or self.frozen):
             raise TemplateError("template: no span; mark some text as [[the words to refine]]")
 
     @classmethod
@@ -108,9 +110,8 @@ class Template:
         options: Mapping[str, Any] | None = None,
     ) -> Template:
         """One system, one user and one opening assistant message, each of them optional."""
-        given = (("system", system), ("user", user), ("assistant", assistant))
-        messages = tuple(Message(role, content) for role, content in given if content is not None)
-        return cls(messages=messages, options=dict(options or {}))
+        texts = {"system": system, "user": user, "assistant": assistant}
+        return cls(by_role(texts), options=dict(options or {}))
 
     @classmethod
     def plain(cls, text: str) -> Template:
@@ -295,6 +296,11 @@ def _find(written: str, text: str) -> slice | None:
         return slice(start, start + len(written))
     found = re.search(r"\s+".join(map(re.escape, written.split())), text)
     return slice(*found.span()) if found else None
+
+
+def by_role(texts: Mapping[str, str | None]) -> tuple[Message, ...]:
+    """Messages of a text for each role, in the order of a chat; None: there is none."""
+    return tuple(Message(role, text) for role in ROLES if (text := texts.get(role)) is not None)
 
 
 def span_mark(number: int) -> str:

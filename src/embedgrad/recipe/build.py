@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,21 +13,25 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
-from embedgrad.errors import DataError, RunError
+from embedgrad.errors import DataError, RunError, TemplateError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
 from embedgrad.model.prefix_cache import PrefixCache, Spill
+from embedgrad.parts.objectives import Distill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
+from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.self_training import training_examples, training_for
-from embedgrad.training.settings import Training
+from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
+from embedgrad.training.self_training import source_of, training_examples, training_for
+from embedgrad.training.settings import Parts, Training
+from embedgrad.training.teacher import Teacher
 
 
 @final
@@ -37,6 +41,8 @@ class Prepared:
 
     `written` are the training examples with the texts that the model is trained to write, and
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
+    `demonstrations` are shown before every query; `parts` leave a row's own out of its training.
+    With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
     splits: Splits
@@ -48,6 +54,9 @@ class Prepared:
     dev: Sequence[TokenSequence]
     test: Sequence[TokenSequence]
     training: Training
+    parts: Parts
+    teacher: Teacher | None = None
+    demonstrations: Sequence[Example] = ()
 
 
 def prepare(
@@ -67,35 +76,105 @@ def prepare(
     splits = read_data(recipe)
     if tested and not splits.test:
         raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
-    check_answers([*splits.dev, *splits.test], recipe.target, recipe.evaluation.scorer)
+    answered = [e for e in (*splits.dev, *splits.test) if e.answer or not recipe.teacher]
+    check_answers(answered, recipe.target, recipe.evaluation.scorer)
     say(report, [*splits.notes, _counts(splits)])
     stage(report, f"loading {recipe.model.name}")
     model = model or open_model(recipe, report)
     say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
-    sequencer = model.sequencer(
-        recipe.template,
-        recipe.target,
-        splits.train,
-        date=date,
-        merges=recipe.merges,
-        truncate=recipe.data.truncate,
-    )
-    written, solutions = training_examples(
-        model,
-        sequencer,
-        splits.train,
-        recipe.solutions,
-        evaluation=recipe.evaluation,
-        report=report,
-        keep_at=keep_at,
-    )
+    shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
+    try:
+        sequencer = model.sequencer(
+            shown.template,
+            recipe.target,
+            splits.train,
+            date=date,
+            merges=recipe.merges,
+            truncate=recipe.data.truncate,
+        )
+    except TemplateError as error:
+        if recipe.place != "system":
+            raise
+        raise TemplateError(f"template.place: 'system', but {error}") from error
+    check_length(shown, sequencer)
+    sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
+    if shown.examples and source_of(*sources_for) == "self-written":
+        raise DataError(
+            "demonstrations.k: the model would write its own solutions with the demonstrations' "
+            "answers in view; set solutions.source to 'answer' or 'column'"
+        )
+    teacher = open_teacher(recipe, model, sequencer, report)
+    if teacher:
+        written, solutions = teacher.answer_train(splits.train, keep_at)
+        labelled = {"dev": splits.dev, "test": splits.test}
+        solutions["labelled"] = {n: all(e.answer for e in part) for n, part in labelled.items()}
+        splits = with_answers(splits, teacher)
+    else:
+        written, solutions = training_examples(
+            model,
+            sequencer,
+            splits.train,
+            recipe.solutions,
+            evaluation=recipe.evaluation,
+            report=report,
+            keep_at=keep_at,
+        )
     stage(report, "tokenizing")
     train, dev, test = (sequencer.build(part) for part in (written, splits.dev, splits.test))
+    source = solutions["source"]
+    if teacher:
+        train = teacher.teach(train)
+        if solutions["labelled"]["dev"]:
+            source = "answer"
+        else:
+            dev = teacher.teach(dev)
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    training = training_for(recipe.training, solutions["source"])
-    return Prepared(splits, model, sequencer, written, solutions, train, dev, test, training)
+    training, parts = training_for(recipe.training, source), recipe.parts
+    if shown.examples:
+        own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
+        parts = replace(parts, augmentations=(own, *parts.augmentations))
+    ready = (splits, model, sequencer, written, solutions, train, dev, test)
+    return Prepared(*ready, training, parts, teacher, shown.examples)
+
+
+def open_teacher(
+    recipe: Recipe, model: LanguageModel, student: Sequencer, report: Report
+) -> Teacher | None:
+    """The recipe's teacher, if it has one. Raises `ArtifactError` for a prompt of another model."""
+    teaching, objective = recipe.teacher, recipe.parts.objective
+    if teaching is None:
+        return None
+    assert isinstance(objective, Distill)
+    refined = _refined(recipe)
+    if refined is not None:
+        refined = fit_to_model(refined, model.info, model.embed)
+    return Teacher(
+        model,
+        student,
+        teaching,
+        objective,
+        refined=refined,
+        evaluation=recipe.evaluation,
+        report=report,
+    )
+
+
+def with_answers(splits: Splits, teacher: Teacher) -> Splits:
+    """The rows of dev and test, those without an answer with the teacher's."""
+    dev, test = (
+        part if all(example.answer for example in part) else tuple(teacher.label(part))
+        for part in (splits.dev, splits.test)
+    )
+    return replace(splits, dev=dev, test=test)
+
+
+def _refined(recipe: Recipe) -> PromptEmbedding | None:
+    """The prompt that is the recipe's teacher, if it is one."""
+    if recipe.teacher is None or recipe.teacher.prompt is None:
+        return None
+    return artifact.load(prompt_folder(Path(recipe.teacher.prompt)))
 
 
 def _short_of_room(
@@ -117,6 +196,8 @@ def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
     """The recipe's examples, checked and split; see `read_splits`."""
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
+    refined = _refined(recipe)
+    taught = refined.template if refined else recipe.teacher and recipe.teacher.template
     try:
         return read_splits(
             data.train,
@@ -130,6 +211,8 @@ def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
             group=data.group,
             task=data.task,
             extra=recipe.parts.objective.columns,
+            teacher=taught.columns if taught else (),
+            labelled=recipe.parts.objective.needs_labels,
             where=data.where,
             dev_share=data.dev_share,
             test_share=data.test_share,
@@ -208,6 +291,6 @@ def _counts(splits: Splits) -> str:
         rows = getattr(splits, name)
         balance = label_balance(rows)
         listed = ", ".join(f"{n} {label}" for label, n in balance.items())
-        few = 0 < len(balance) <= 5
+        few = 0 < len(balance) <= 5 and "" not in balance
         parts.append(f"{len(rows)} {name} rows" + (f" ({listed})" if few else ""))
     return "; ".join(parts)

@@ -18,7 +18,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer
-from embedgrad.recipe.build import open_model, read_data
+from embedgrad.recipe.build import open_model, open_teacher, read_data, with_answers
 from embedgrad.recipe.check_rows import read_rows, rows_to_check
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.paths import find_run, is_path
@@ -63,7 +63,9 @@ class OpenRun:
             raise RunError(
                 f"{self.folder}: is a prompt without its run, which knows the rows; give the run"
             )
-        return read_data(self.recipe)
+        splits = read_data(self.recipe)
+        teacher = open_teacher(self.recipe, self.model, self.sequencer, quiet)
+        return with_answers(splits, teacher) if teacher else splits
 
     def check_rows(self) -> list[Example]:
         """The rows that it kept for checks, else those of its data; none for a prompt alone."""
@@ -136,6 +138,9 @@ def open_run(
         prompt = load_prompt(folder)
         if model is None and _is_gone(recipe.model.name):
             recipe = _with_recorded_model(recipe, prompt, run)
+    recorded = prompt.provenance.get("recipe") or {}
+    if recipe.demonstrations.k and recorded.get("template") == recipe.as_dict()["template"]:
+        recipe = replace(recipe, template=prompt.template)  # with its demonstrations
     for name in ("template", "target"):
         if getattr(recipe, name) != getattr(prompt, name):
             raise RunError(

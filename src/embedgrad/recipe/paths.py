@@ -19,7 +19,15 @@ PROMPT = "prompt"  # its artifact's folder
 DATA = ("data.train", "data.dev", "data.test")
 MODEL = "model.name"
 SCORER = "evaluation.scorer.folder"
-PATHS = (*DATA, MODEL, SCORER, "solutions.file", "training.warm_start", "prefix_cache.spill")
+PATHS = (
+    *DATA,
+    MODEL,
+    SCORER,
+    "solutions.file",
+    "training.warm_start",
+    "teacher.prompt",
+    "prefix_cache.spill",
+)
 
 
 def anchor(values: dict[str, Any], folder: Path) -> None:

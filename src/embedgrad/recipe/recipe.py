@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from embedgrad.errors import (
     nearest,
 )
 from embedgrad.evaluation.evaluator import Evaluation
-from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
+from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.template import ROLES, Message, Template
+from embedgrad.prompt.template import ROLES, Message, Template, by_role, only
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.consistency import check_together
 from embedgrad.recipe.overrides import check_values, override
 from embedgrad.recipe.paths import anchor, relocate
 from embedgrad.recipe.settings import (
@@ -41,8 +41,10 @@ from embedgrad.recipe.settings import (
     PrefixCacheSettings,
     ReportSettings,
 )
-from embedgrad.training.self_training import Solutions, source_problems
+from embedgrad.training.demonstrations import Demonstrations
+from embedgrad.training.self_training import Solutions
 from embedgrad.training.settings import Parts, Training
+from embedgrad.training.teacher import Teaching
 
 
 @final
@@ -57,12 +59,15 @@ class Recipe:
     training: Training = Training()
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
+    demonstrations: Demonstrations = Demonstrations()
     solutions: Solutions = Solutions()
+    teacher: Teaching | None = None
     prefix_cache: PrefixCacheSettings = PrefixCacheSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
     export: ExportSettings = ExportSettings()
     merges: str = "report"
+    place: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -102,11 +107,12 @@ class Recipe:
         sections: dict[str, Any] = {
             name: build(kind, values.get(name, {}), name, problems)
             for name, kind in SECTIONS.items()
-            if kind is not None and (name in values or name not in REQUIRED)
+            if kind is not None and (name in values or name not in REQUIRED) and name != "teacher"
         }
-        sections["template"], merges = None, "report"
+        sections["teacher"] = _teacher(values["teacher"], problems) if "teacher" in values else None
+        sections["template"], prompt = None, dict[str, Any]()
         if "template" in values:
-            sections["template"], merges = _template(values["template"], problems)
+            sections["template"], prompt = _template(values["template"], problems)
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -119,11 +125,14 @@ class Recipe:
                 for kind in ("parameterization", "objective", "optimizer")
             },
         }
-        _check_together(sections, parts["objective"], problems)
+        check_together(sections, parts["objective"], problems)
+        if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
+            # It trains on answers that the model writes, so no others are read or written.
+            sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
-        return cls(**sections, parts=Parts(**parts), merges=merges)
+        return cls(**sections, parts=Parts(**parts), **prompt)
 
     def with_data(self, folder: str | Path, **splits: Source) -> Recipe:
         """The recipe with data frames or `Dataset`s as its train, dev and test.
@@ -156,14 +165,19 @@ class Recipe:
         for name, kind in SECTIONS.items():
             part = built[name]
             if name == "template":
-                values[name] = {**self.template.as_dict(), "merges": self.merges}
-            elif kind is not None:
+                own = {"merges": self.merges, "place": self.place}
+                values[name] = {**self.template.as_dict(), **own}
+            elif kind is not None and part is not None:
                 values[name] = values_of(part)
+            elif part is None:
+                continue
             elif isinstance(part, list | tuple):
                 values[name] = [part_values(name, one) for one in part]
             else:
                 values[name] = part_values(name, part)
         values["evaluation"]["scorer"] = part_values("scorer", self.evaluation.scorer)
+        if self.teacher and self.teacher.template:
+            values["teacher"]["template"] = self.teacher.template.as_dict()
         resolved: dict[str, Any] = _plain(values)
         return resolved if folder is None else relocate(resolved, folder)
 
@@ -172,6 +186,7 @@ class Recipe:
         return tomli_w.dumps(self.as_dict(folder))
 
 
+AUTO = "auto"  # a place that a run chooses on dev
 VERSION = 2  # of a resolved recipe; version 1 had no such field
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
@@ -180,6 +195,7 @@ SECTIONS: dict[str, Any] = {
     "data": DataSettings,
     "template": None,
     "target": Target,
+    "demonstrations": Demonstrations,
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
@@ -189,6 +205,7 @@ SECTIONS: dict[str, Any] = {
     "schedule": Schedule,
     "training": Training,
     "solutions": Solutions,
+    "teacher": Teaching,
     "evaluation": Evaluation,
     "prefix_cache": PrefixCacheSettings,
     "report": ReportSettings,
@@ -241,17 +258,47 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
     problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
 
 
-def _template(values: object, problems: list[str]) -> tuple[Template | None, str]:
-    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
+def _teacher(values: object, problems: list[str]) -> Teaching | None:
+    """A teacher's settings, and its template or the place of its prompt."""
+    if not isinstance(values, Mapping):
+        problems.append(f"teacher: {values!r}; expected a table of options")
+        return None
+    rest = {name: value for name, value in values.items() if name != "template"}
+    teaching = build(Teaching, rest, "teacher", problems)
+    if ("template" in values) + ("prompt" in values) != 1:
+        problems.append("teacher: give either a template, as [teacher.template], or a prompt")
+        return None
+    if "template" not in values or teaching is None:
+        return teaching
+    own: list[str] = []
+    teaching = dataclasses.replace(
+        teaching, template=_template(values["template"], own, frozen=True)[0]
+    )
+    problems += [f"teacher.{problem}" for problem in own]
+    return teaching
+
+
+def _template(
+    values: object, problems: list[str], *, frozen: bool = False
+) -> tuple[Template | None, dict[str, Any]]:
+    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`; and two settings.
+
+    A span that is to stand elsewhere is moved there.
+    """
     if not isinstance(values, Mapping):
         problems.append(f"template: {values!r}; expected a table of options")
-        return None, "report"
-    known = {*ROLES, "text", "messages", "options", "merges"}
+        return None, {}
+    known = {*ROLES, "text", "messages", "options", *(() if frozen else ("merges", "place"))}
     unknown = [name for name in values if name not in known]
     problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
     merges = values.get("merges", "report")
     if merges not in ("report", "refuse"):
         problems.append(f"template.merges: {merges!r}; expected 'report' or 'refuse'")
+    place = values.get("place")
+    if place not in (None, AUTO, *PLACES):
+        problems.append(f"template.place: {place!r}; expected one of {', '.join((AUTO, *PLACES))}")
+        place = None
+    settings = {"merges": merges, "place": place}
     texts = {name: values[name] for name in (*ROLES, "text") if name in values}
     wrong = [name for name, text in texts.items() if not isinstance(text, str)]
     problems += [f"template.{name}: {texts[name]!r}; expected text" for name in wrong]
@@ -264,18 +311,21 @@ def _template(values: object, problems: list[str]) -> tuple[Template | None, str
         wrong.append("options")
     if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
         problems.append("template: give either text, or messages, or system/user/assistant")
-        return None, merges
+        return None, settings
     try:
         if wrong:
-            return None, merges
+            return None, settings
         if "text" in texts:
-            return Template.plain(texts["text"]), merges
-        if messages is not None:
-            return Template(messages=_messages(messages), options=dict(options)), merges
-        return Template.chat(**texts, options=options), merges
+            template = Template(text=texts["text"], frozen=frozen)
+        else:
+            read = _messages(messages) if messages is not None else by_role(texts)
+            template = Template(read, options=dict(options), frozen=frozen)
+        if place == AUTO and not frozen:
+            only(template.spans)
+        return template if place in (None, AUTO) else place_span(template, place), settings
     except EmbedgradError as error:
         problems.append(str(error))
-    return None, merges
+    return None, settings
 
 
 def _messages(messages: object) -> tuple[Message, ...]:
@@ -291,56 +341,6 @@ def _messages(messages: object) -> tuple[Message, ...]:
             'as in { role = "user", content = "..." }'
         )
     return tuple(Message(message["role"], message["content"]) for message in messages)
-
-
-def _check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
-    """What no section can check alone; a section with a problem is None."""
-    template, data, target = sections["template"], sections.get("data"), sections["target"]
-    free = target and not target.choices
-    if free and objective and objective.needs_choices(available=False):
-        over = getattr(objective, "over", objective)
-        problems.append(f"objective.over: {over!r}, but target.choices lists none")
-    if free and sections["training"] and sections["training"].metric == "macro_f1":
-        problems.append("training.metric: 'macro_f1', but target.choices lists none")
-    if template and data and data.truncate and data.truncate not in template.columns:
-        problems.append(
-            f"data.truncate: {data.truncate!r} is not a column of the template; "
-            f"{nearest(data.truncate, template.columns)}"
-        )
-    training, solutions = sections["training"], sections["solutions"]
-    if training and training.batch_by == "groups" and data and data.group is None:
-        problems.append("training.batch_by: 'groups', but data.group names no column")
-    if solutions and target and data:
-        problems += source_problems(solutions, target, column=data.solution is not None)
-    if data:
-        _check_splits(data, problems)
-    if sections["prefix_cache"]:
-        _check_prefixes(sections["prefix_cache"], problems)
-
-
-def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
-    for name, budget in (("budget", prefixes.budget), ("spill_budget", prefixes.spill_budget)):
-        if isinstance(budget, float) and not math.isfinite(budget):
-            continue  # `check_values` reports it
-        try:
-            budget_bytes(budget, name)
-        except RecipeError as error:
-            problems += [f"prefix_cache.{name}: {problem}" for problem in error.problems]
-    if prefixes.spill is not None and not prefixes.spill.strip():
-        problems.append("prefix_cache.spill: ''; expected a folder, or leave the option out")
-
-
-def _check_splits(data: DataSettings, problems: list[str]) -> None:
-    for name, rows in data.limit.items():
-        if name not in SPLITS:
-            problems.append(f"data.limit.{name}: unknown split; {nearest(name, SPLITS)}")
-        elif rows < 1:
-            problems.append(f"data.limit.{name}: {rows}; expected at least 1")
-    shares = {"dev": data.dev_share, "test": data.test_share}
-    taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
-    if sum(taken.values()) >= 1:
-        settings = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
-        problems.append(f"data: {settings} leave nothing to train on")
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,10 @@ from embedgrad.formatting import visible
 SCALARS = {
     "step": (
         "train",
-        ("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
+        (
+            *("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
+            *("reward", "groups_alive", "answers_cut", "answer_tokens", "answers_per_second"),
+        ),
     ),
     "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss")),
 }

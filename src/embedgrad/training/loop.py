@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError, DivergenceError, ModelError, RunError
+from embedgrad.errors import DataError, DivergenceError, EmbedgradError, ModelError, RunError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
@@ -34,6 +34,7 @@ from embedgrad.prompt.trust_region import distances
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
+from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Parts, Refinement, Training
 
@@ -61,18 +62,21 @@ def optimize(
     `report` gets one event (plain JSON values) per step, evaluation and note. `keep` gets a
     checkpoint after every evaluation, and `checkpoint` resumes from one. `should_stop` is asked
     after every step; then, as after Ctrl-C, the best rows so far are returned. Raises
-    `DivergenceError` before a step whose loss or gradient is not finite; its `refinement` holds the
-    best rows so far.
+    `DivergenceError` before a step whose loss or gradient is not finite, and what a scorer raises;
+    the error's `refinement` holds the best rows so far.
     """
     loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start)
-    failure: DivergenceError | None = None
+    failure: EmbedgradError | None = None
     try:
         loop.start(checkpoint, warm_start)
         ended = loop.run(keep, should_stop)
     except KeyboardInterrupt:
         ended = "interrupted"
-    except DivergenceError as error:
-        ended, failure = "diverged", error
+    except RunError:  # the checkpoint does not fit: nothing was trained
+        raise
+    except EmbedgradError as error:  # a user's scorer may fail at any answer
+        ended = "diverged" if isinstance(error, DivergenceError) else "failed"
+        failure = error
     if not dev:  # nothing decides which rows are best: take the last whose loss was finite
         loop.best.take(loop.prompt() if failure is None else loop.proven, loop.step)
     refinement = loop.result(ended)
@@ -105,7 +109,7 @@ class _Loop:
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report = training, parts, report
         self.language_model = model if isinstance(model, LanguageModel) else None
-        self.evaluator = Evaluator(model, sequencer, evaluation)
+        self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text = start is None
         text_PD = model.embed(sequencer.prompt_ids)
         places = span_places(sequencer.spans)
@@ -123,7 +127,17 @@ class _Loop:
         self.steps_per_epoch = training.steps_per_epoch(len(self.units))
         self.total = training.steps_in_all(len(self.units))
         self.every = training.steps_between_evaluations(len(self.units))
-        metric = training.metric_for(choices=bool(sequencer.target.choices))
+        sampling = parts.objective.sampling
+        self.updates = 1 if sampling is None else sampling.updates
+        self.rollouts: Rollouts | None = None
+        if sampling is not None:
+            self.rollouts = Rollouts(
+                *(model, self.evaluator, train, sampling),
+                seed=training.seed,
+                start=self.start_prompt,
+            )
+        scored = sampling is not None and sampling.scored
+        metric = training.metric_for(choices=scored or bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0
@@ -159,9 +173,13 @@ class _Loop:
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
-            loss, norm = self._step(step, batch)
+            loss, norm, figures = 0.0, 0.0, dict[str, float]()
+            if self.rollouts is not None:
+                batch, figures = self.rollouts.draw(self.prompt(), batch, step)
+            for _ in range(self.updates if batch else 0):  # without answers to learn from no step
+                loss, norm = self._step(step, batch)
             self.step = step + 1
-            self._report_step(loss, norm, len(batch), time.perf_counter() - began)
+            self._report_step(loss, norm, len(batch), time.perf_counter() - began, figures)
             evaluate = self.step % self.every == 0 or self.step == self.total
             if evaluate and self.dev:
                 self._evaluate()
@@ -318,7 +336,9 @@ class _Loop:
         )
 
     @torch.no_grad()
-    def _report_step(self, loss: float, norm: float, examples: int, seconds: float) -> None:
+    def _report_step(
+        self, loss: float, norm: float, examples: int, seconds: float, figures: dict[str, float]
+    ) -> None:
         cache: dict[str, Any] = {}
         if self.language_model is not None:
             cache = self.language_model.prefix_cache.progress
@@ -333,6 +353,7 @@ class _Loop:
                 **distances(all_rows(self.prompt()), all_rows(self.start_prompt)),
                 "examples": examples,
                 "seconds": seconds,
+                **figures,
                 **cache,
             }
         )

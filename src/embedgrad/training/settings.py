@@ -41,10 +41,10 @@ class Training:
     evaluate_every: Annotated[int, Gt(0)] | None = None
     """Steps between evaluations on dev; unset: once per epoch."""
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
-    """What decides which rows are best; auto: accuracy for choices and where the model is trained
-    on its own solutions, log_loss for other free text. Between equal scores log_loss decides; where
-    the loss is over both, the sum of both losses, and scores within one standard error are equal.
-    """
+    """What decides which rows are best; auto: accuracy for choices, by rewards and where the model
+    is trained on its own solutions, log_loss for other free text. Between equal scores log_loss
+    decides; where the loss is over both, the sum of both losses, and scores within one standard
+    error are equal."""
     patience: Annotated[int, Gt(0)] | None = None
     """Early stopping: evaluations without a better score after which to stop; unset: never."""
     seed: Annotated[int, Ge(0)] = 0
@@ -126,8 +126,9 @@ class Parts:
 class Refinement:
     """Result of a training run: the best prompt, and the checkpoint to resume from.
 
-    `ended` is "finished", "patience" (early stopping), "stopped" (asked to), "interrupted" (Ctrl-C)
-    or "diverged". `best` holds the scores on dev and the best prompt as named tensors.
+    `ended` is "finished", "patience" (early stopping), "stopped" (asked to), "interrupted"
+    (Ctrl-C), "diverged" or "failed" (another error). `best` holds the scores on dev and the best
+    prompt as named tensors.
     """
 
     prompt: PromptEmbedding

@@ -61,16 +61,20 @@ class Estimator:
         stored = min(1.0, (self.room + self.slower_room) / max(everything, 1))
         replies = min(rates.text, most), min(rates.refined, most)
         workload = count(recipe, splits, stored, *replies)
-        parts = ("solutions", "prefixes", "steps", "dev", "test")
+        parts = ("solutions", "prefixes", "sampling", "steps", "dev", "test")
         seconds = {**self.fixed, **dict.fromkeys(parts, 0.0)}
         for (part, kind), effort in workload.effort.items():
             seconds[part] += rates.seconds.get(kind, 0.0) * effort
-        totals = {"train": sum(seconds[n] for n in parts[1:4]), "all": sum(seconds.values())}
+        totals = {"train": sum(seconds[n] for n in parts[1:5]), "all": sum(seconds.values())}
         before = token * sum(map(len, splits.prefixes(workload.trained_on, splits.dev)))
         prefixes = min(self.room, everything)
         size, batch = recipe.evaluation.batch_size, recipe.training.batch_size
+        sampling = recipe.parts.objective.sampling
+        answers = 1 if sampling is None else sampling.samples
         examples = {
-            "steps": math.ceil(min(batch, len(splits.train)) / recipe.training.accumulate),
+            "steps": math.ceil(
+                answers * min(batch, len(splits.train)) / recipe.training.accumulate
+            ),
             "scoring": min(size, max(len(splits.dev), len(splits.test))),
         }
         # Prefixes not stored as they are used are in memory while their batch is computed.

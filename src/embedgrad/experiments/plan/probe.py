@@ -22,6 +22,7 @@ from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_tr
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import PASS_COST
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loop import optimize
@@ -135,6 +136,8 @@ class Probe:
     def _train(self, batch: Examples) -> None:
         own = replace(self.recipe.training, steps=1, batch_size=len(batch), evaluate_every=None)
         parts = self.recipe.parts
+        if parts.objective.sampling is not None:  # which is measured apart
+            parts = replace(parts, objective=CrossEntropy(over="answer"))
         refinement = optimize(
             self.model, self.sequencer, batch, training=own, parts=parts, report=quiet
         )
@@ -154,7 +157,7 @@ class Probe:
 
         def answer(tokens: int) -> None:
             evaluation = replace(self.recipe.evaluation, max_new_tokens=tokens)
-            evaluator = Evaluator(self.model, self.sequencer, evaluation)
+            evaluator = Evaluator(self.model, self.sequencer, evaluation).greedy
             answers[:] = evaluator.score(self.start_PD, batch)
 
         _, short, long = (self._time(answer, tokens) for tokens in (1, 1, rates.upto))

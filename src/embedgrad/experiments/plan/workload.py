@@ -135,7 +135,15 @@ def count(
     trained = [train[i] for i in order]
     epoch = training.steps_per_epoch(len(trained))
     step_tokens = read(trained, over_choices(recipe)) / epoch
-    effort = {("steps", "steps"): step_tokens * steps}
+    sampling, effort = recipe.parts.objective.sampling, dict[tuple[str, str], float]()
+    if sampling is not None:  # every question is a step's once for each answer
+        step_tokens *= sampling.samples
+        length = max((len(s.targets[0]) for s in trained), default=1)
+        answers = write(trained, length - 1, sampling.samples)
+        effort["sampling", "answers"] = answers * steps / epoch
+        effort["sampling", "scoring"] = read(trained, choices=False) * steps / epoch
+    updates = 1 if sampling is None else sampling.updates
+    effort["steps", "steps"] = step_tokens * steps * updates
     effort["prefixes", "prefixes"] = build(trained, steps / epoch)
     effort["prefixes", "prefixes"] += build(splits.dev, evaluations * reads)
     effort["test", "prefixes"] = build(splits.test, 2 * reads)
@@ -149,6 +157,8 @@ def count(
             effort[name, "scoring"] += sum(splits.tokens_before(s) + longest for s in some)
         if free:
             effort[name, "answers"] = write(part, text - 1 + (times - 1) * (refined - 1))
+            if name == "test" and (samples := recipe.evaluation.samples):
+                effort[name, "answers"] += write(part, text + refined - 2, samples)
     if splits.writes:
         limit = min(text, recipe.solutions.max_new_tokens or text)
         effort["solutions", "answers"] = write(splits.train, limit - 1, recipe.solutions.samples)

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from torch import Tensor
 
 from embedgrad.model.outcome import Outcome
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
+
+
+@final
+@dataclass(frozen=True)
+class Sampling:
+    """How the model's own answers are drawn, where an objective trains on these.
+
+    `samples` answers to every question of a batch, with the rows as they are then. `max_new_tokens`
+    None: as in evaluation. `scored`: they get rewards, and questions whose answers are all as good
+    are replaced by others, until `tries` times the batch's questions were asked. `drop_cut`: what
+    hits the token limit is left out; else its reward is 0. `kl` is the weight of the distance to
+    the starting rows in a reward. `updates` are steps per batch; of more than one, each answer has
+    the log-probabilities of its tokens when it was drawn as `old_logprobs` in `Example.extra`.
+    """
+
+    samples: int
+    temperature: float = 1.0
+    max_new_tokens: int | None = None
+    scored: bool = False
+    tries: int = 1
+    drop_cut: bool = False
+    kl: float = 0.0
+    updates: int = 1
 
 
 class Objective(ABC):
@@ -23,6 +47,9 @@ class Objective(ABC):
     """Whether `reduce` is the mean of the losses, so that a batch computed in parts needs no pass
     over the whole of it first."""
 
+    needs_labels: ClassVar[bool] = True
+    """Whether training rows need answers of their own; else a teacher gives them."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the data that it reads as `outcome.extra`, besides those of the template."""
@@ -32,6 +59,11 @@ class Objective(ABC):
     def needs_end(self) -> bool:
         """Whether it reads `outcome.end_logprobs_B`."""
         return False
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How the answers of the model itself are drawn that it trains on; None: it does not."""
+        return None
 
     def tokens_to_read(self, sequence: TokenSequence) -> Sequence[Ids] | None:
         """Tokens whose log-probabilities it reads as `outcome.token_logprobs_BTK`.

@@ -41,25 +41,36 @@ MOST_TOKENS = 600  # of a strip
 def curves(events: Sequence[Row]) -> Figure:
     """Training loss by step, and the dev score by step beside the text prompt's.
 
+    Where the model learns from its own answers, their rewards take the place of the loss, and their
+    form is below.
+
     Raises `RunError` where the events hold neither.
     """
-    losses = [(e.get("step"), e.get("loss")) for e in events if e.get("event") == "step"]
-    steps = [(step, loss) for step, loss in losses if is_number(step) and is_number(loss)]
+    rows = [e for e in events if e.get("event") == "step" and is_number(e.get("step"))]
+    sampled = [e for e in rows if is_number(e.get("reward"))]
+    name = "reward" if sampled else "loss"
+    steps = [(e["step"], e[name]) for e in rows if is_number(e.get(name))]
     scores = [e for e in events if e.get("event") == "evaluation"]
     metric = str(scores[0].get("metric", "accuracy")) if scores else ""
     scores = [e for e in scores if is_number(e.get(metric)) and is_number(e.get("step"))]
-    count = bool(steps) + bool(scores)
+    count = bool(steps) + bool(scores) + 2 * bool(sampled)
     if not count:
         raise RunError("curves: the events hold no step and no evaluation to draw")
     with style():
         figure = new_figure(WIDTH, 190 * count + 20)
         axes = figure.subplots(count, squeeze=False, sharex=True)[:, 0]
         if steps:
-            places, values = thin([s for s, _ in steps]), [loss for _, loss in steps]
-            window = max(4, round(len(steps) * SMOOTHED_OVER))
-            axes[0].plot(places, thin(values), color=LIGHT["refined"], alpha=0.3, linewidth=1)
-            axes[0].plot(places, thin(smooth(values, window)), color=LIGHT["refined"])
-            axes[0].set_title("training loss, nats")
+            _by_step(axes[0], steps, "refined")
+            axes[0].set_title(
+                "mean reward of sampled answers" if sampled else "training loss, nats"
+            )
+        if sampled:
+            shares = (("groups_alive", "refined"), ("answers_cut", "text"))
+            for share, color in shares:
+                _by_step(axes[1], [(e["step"], 100 * number(e.get(share))) for e in sampled], color)
+            axes[1].set_title("questions to learn from (orange) and answers cut, %")
+            _by_step(axes[2], [(e["step"], number(e["answer_tokens"])) for e in sampled], "refined")
+            axes[2].set_title("tokens of an answer")
         if scores:
             _dev(axes[-1], scores, metric)
         axes[-1].set_xlabel("step")
@@ -147,6 +158,14 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
             _token(axes, word, d / most, x, y, width)
         _scale(figure, most, radius)
     return figure
+
+
+def _by_step(axes: Axes, points: Sequence[tuple[float, float]], color: str) -> None:
+    """A line by step and, stronger, its moving mean."""
+    places, values = thin([step for step, _ in points]), [value for _, value in points]
+    window = max(4, round(len(points) * SMOOTHED_OVER))
+    axes.plot(places, thin(values), color=LIGHT[color], alpha=0.3, linewidth=1)
+    axes.plot(places, thin(smooth(values, window)), color=LIGHT[color])
 
 
 def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:

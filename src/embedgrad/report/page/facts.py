@@ -18,7 +18,10 @@ from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
+    describe_demonstrations,
     describe_greedy,
+    describe_place,
+    describe_teacher,
     kept_text,
     verdict,
     verdict_word,
@@ -48,6 +51,7 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
         "greedy": "",
+        "teacher": describe_teacher(result.get("teacher") or {}),
         "nothing_better": NOTHING_BETTER if kept_text(result) else "",
     }
     free = result["refined"].get("greedy_is_choice")
@@ -161,6 +165,7 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
         "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
+        "notes": [*describe_place(run.result), *describe_demonstrations(run.result)],
     }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.formatting import duration, percent, size
+from embedgrad.report.expectation import describe
 from embedgrad.report.figures import comparison as comparison_figures
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.calibration import calibration, confidences
@@ -92,7 +93,9 @@ def run_page(
     difference = run.result.get("difference")
     word = page.value("verdict", lambda: verdict_word(difference) if difference else "", "")
     top = page.part("run_top", lambda: facts)
+    before = run.elicitation
     parts = [
+        page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),

@@ -121,6 +121,14 @@ def _sentences(results: Entry) -> list[str]:
                 "wrong answers that did not end or held no answer (form), and that said another "
                 "one (content): " + "; ".join(counts)
             )
+        sampled = [(e["method"], e["sampled"]) for e in results["methods"] if e.get("sampled")]
+        if sampled:
+            lines.append(
+                f"mean over {sampled[0][1]['samples']} sampled answers a row: "
+                + "; ".join(
+                    f"{name} {with_interval(s['accuracy'], s['interval'])}" for name, s in sampled
+                )
+            )
         names = [entry["method"] for entry in results["methods"]]
         firsts = [n for n in names if n.startswith("peft-") and n != "peft-lora"]
         if firsts:

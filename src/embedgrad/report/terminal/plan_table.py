@@ -9,11 +9,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from embedgrad.formatting import duration, operations, size
+from embedgrad.report.expectation import describe
 from embedgrad.report.terminal.tables import sentence
 
 Values = Mapping[str, Any]
 
-PARTS = ("start", "load", "tokenize", "solutions", "prefixes", "steps", "dev", "test")
+PARTS = ("start", "load", "tokenize", "solutions", "prefixes", "sampling", "steps", "dev", "test")
 MANY = 6  # answers that are listed with their counts
 
 
@@ -70,7 +71,8 @@ def _work(plan: Values) -> Iterator[str]:
     )
     yield f"a step computes {step}; without prefix reuse {without}"
     steps = f"{course['steps']} steps ({course['steps_per_epoch']} an epoch)"
-    yield f"{steps}, {course['evaluations']} evaluations"
+    sampled = f", {course['answers']:,} answers sampled" if "answers" in course else ""
+    yield f"{steps}, {course['evaluations']} evaluations{sampled}"
     if prefixes["reason"]:
         yield f"prefixes are not reused: {prefixes['reason']}"
         return
@@ -125,6 +127,7 @@ def _line(text: str) -> RenderableType:
 
 # What must be there, a title, and the lines.
 SECTIONS = (
+    ("elicitation", "what there is to elicit", lambda plan: describe(plan["elicitation"])),
     ("model", "model", _model),
     ("data", "data", _data),
     ("spans", "span", _spans),

@@ -21,6 +21,7 @@ from embedgrad.formatting import (
     encodable,
     eta,
     join_nonempty,
+    percent,
     size,
     visible,
     with_interval,
@@ -36,6 +37,7 @@ ENDINGS = {
     "stopped": "stopped as asked",
     "interrupted": "interrupted",
     "diverged": "stopped, the loss was not finite",
+    "failed": "stopped by an error",
 }
 
 
@@ -109,7 +111,10 @@ class Progress(AbstractContextManager["Progress"]):
 
     def _step(self, event: dict[str, Any], now: float) -> None:
         drift = f"drift {event['drift_mean']:.3f}" if "drift_mean" in event else ""
-        self._status = join_nonempty(f"loss {event['loss']:.3f}", drift)
+        learned = f"loss {event['loss']:.3f}"
+        if "answers" in event:  # sampled by the model itself
+            learned = _answers(event)
+        self._status = join_nonempty(learned, drift)
         if event.get("prefix_cache_bytes") or event.get("prefix_cache_hits"):
             held, hits = size(event["prefix_cache_bytes"]), event["prefix_cache_hits"]
             spilled = event.get("prefix_cache_spilled_bytes", 0)
@@ -177,6 +182,18 @@ def _score(event: dict[str, Any]) -> str:
     if event["step"] == 0 and not event.get("warm_start"):
         return f"dev {METRICS[metric]} {now} with the text prompt"
     return f"dev {METRICS[metric]} {now}, best {best}{OF_TEXT}{text}"
+
+
+def _answers(event: dict[str, Any]) -> str:
+    """What the model's own answers of a step were like."""
+    reward = f"reward {event['reward']:.2f}" if "reward" in event else f"loss {event['loss']:.3f}"
+    alive = f"{percent(event['groups_alive'])} alive" if "groups_alive" in event else ""
+    return join_nonempty(
+        reward,
+        alive,
+        f"{event['answer_tokens']:.0f} tokens, {percent(event['answers_cut'])} cut",
+        f"{event['answers_per_second']:.1f} answers/s",
+    )
 
 
 def dev_score(metric: str, score: dict[str, Any]) -> str:

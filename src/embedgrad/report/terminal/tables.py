@@ -11,7 +11,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import break_line, duration, encodable, percent, size, visible
+from embedgrad.formatting import (
+    break_line,
+    duration,
+    encodable,
+    percent,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
@@ -52,6 +60,13 @@ def comparison_table(result: Row) -> RenderableType:
     return Group(*parts)
 
 
+def describe_sampled(sampled: Row) -> str:
+    """Avg@k with its interval, and pass@k."""
+    k, mean = sampled["samples"], with_interval(sampled["accuracy"], sampled["interval"])
+    passed = percent(sampled["pass_at"][str(k)])
+    return f"mean over {k} sampled answers a row {mean}, pass@{k} {passed}"
+
+
 def describe_greedy(share: float) -> str:
     """How often a client that asks for free text gets a choice, and what to do if it is rare."""
     line = f"the refined prompt's greedy reply is a choice in {percent(share)} of rows"
@@ -61,6 +76,26 @@ def describe_greedy(share: float) -> str:
         f"warning: {line}; train longer with objective.over = 'both', or hold the engine to the "
         "choices, as `embedgrad serve` shows"
     )
+
+
+def describe_teacher(found: Row) -> list[str]:
+    """What a distilled prompt saves, how far it agrees with its teacher, and if it is as good."""
+    if not found:
+        return []
+    tokens, same, far = found["tokens"], found["agreement"], found["divergence"]
+    judged = found["non_inferiority"]
+    margin, difference, lower = (100 * judged[n] for n in ("margin", "difference", "lower"))
+    word = "not inferior" if judged["holds"] else "not shown to be not inferior"
+    return [
+        f"{tokens['refined']:.0f} tokens per query instead of {tokens['teacher']:.0f} with the "
+        f"teacher's prompt: {tokens['saved']:.0f} saved",
+        f"the teacher's own answer in {percent(same['refined'])} of rows (text prompt: "
+        f"{percent(same['text'])}); KL to the teacher {far['refined']:.3f} nats (text prompt: "
+        f"{far['text']:.3f})",
+        f"{word} to the teacher ({percent(found['scores']['accuracy'])}) by a margin of "
+        f"{margin:.3g} points: {difference:+.1f} points, one-sided 95 % limit {lower:+.1f} "
+        f"({judged['test']})",
+    ]
 
 
 def verdict(difference: Row) -> str:
@@ -225,7 +260,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = []
+    lines = [*describe_place(result), *describe_demonstrations(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
@@ -237,6 +272,9 @@ def _facts(result: Row) -> list[str]:
             for kind, failure in failures.items()
             if scores.get(kind)
         ]
+        if scores.get("sampled"):
+            lines.append(f"{name} prompt: {describe_sampled(scores['sampled'])}")
+    lines += describe_teacher(result.get("teacher") or {})
     if "drift" in result:
         lines.append(_drift_line(result))
         spans = enumerate(result.get("spans", ()), 1)
@@ -252,6 +290,34 @@ def _facts(result: Row) -> list[str]:
     if "artifact" in result:
         lines.append(f"refined prompt saved in {result['artifact']}")
     return lines
+
+
+def describe_place(result: Row) -> list[str]:
+    """Which place of the prompt was chosen on dev, what each one scored there, and its cost."""
+    place = result.get("place") or {}
+    trials = place.get("trials", {})
+    if place.get("chosen") not in trials:
+        return []
+    steps = trials[place["chosen"]]["steps"]
+    lines = [f"place {place['chosen']}, chosen on dev after {steps} steps in each:"]
+    lines += [
+        f"  {name}: {percent(trial['refined']['accuracy'])}, log-loss "
+        f"{trial['refined']['log_loss']:.3f}; {trial['rows']} rows, "
+        f"{trial['seconds_per_step']:.2f} s a step"
+        for name, trial in trials.items()
+    ]
+    return [*lines, *(f"  {name}: {why}" for name, why in place.get("left_out", {}).items())]
+
+
+def describe_demonstrations(result: Row) -> list[str]:
+    """Which rows of train the prompt shows, and with which text prompt it is compared."""
+    sources = (result.get("demonstrations") or {}).get("sources")
+    if not sources:
+        return []
+    return [
+        f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
+        "the few-shot prompt with the same"
+    ]
 
 
 def _drift_line(part: Row) -> str:

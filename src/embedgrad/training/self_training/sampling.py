@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
@@ -34,6 +34,7 @@ from embedgrad.prompt.sequence import Sequencer
 from embedgrad.training.self_training.settings import Solutions, source_of
 from embedgrad.training.self_training.store import FORMAT, SampledQuestion, Store
 
+_WHAT = "self-written solutions"
 _SAMPLE = 200  # characters of a reply to show
 _LIMIT_MATTERS = 0.25  # share of replies cut from which a longer limit is worth trying
 _COUNTS = ("tried", "right", "verified", "cut")
@@ -102,14 +103,13 @@ class _Sampler:
 
     def examples(self, keep_at: Path | None) -> tuple[list[Example], dict[str, Any]]:
         """Sample the questions that no file holds yet, and choose what to train on."""
-        conditions = self._conditions()
-        if self.solutions.file is not None:
-            path = Path(self.solutions.file)
-        else:
-            key = hashlib.sha256(json.dumps({**FORMAT, **conditions}, sort_keys=True).encode())
-            path = cache_folder() / "solutions" / f"{key.hexdigest()[:16]}.jsonl"
-        store = Store.open(path, conditions)
-        sampled = self._sample(store)
+        store = store_at(self.solutions.file, self._conditions())
+        missing = [digest for digest in self.questions if digest not in store.questions]
+        if missing:
+            stage(self.report, "sampling solutions with the text prompt")
+        size = max(1, self.evaluation.batch_size // self.decoding.samples)
+        each = f"{self.decoding.samples} solutions"
+        ask_missing(store, list(self.questions), self._answer, size, each, _WHAT, self.report)
         if keep_at is not None:
             write_file(keep_at, store.content())
         questions = {digest: store.questions[digest] for digest in self.questions}
@@ -144,37 +144,17 @@ class _Sampler:
             "too_long": too_long,
             "mean_tokens": tokens / len(examples),
             **counts,
-            "sampled_questions": sampled,
-            "file": str(path),
+            "sampled_questions": len(missing),
+            "file": str(store.path),
             "sha256": hashlib.sha256(store.content()).hexdigest(),
         }
         self._say(_describe(summary))
         return examples, summary
 
-    def _sample(self, store: Store) -> int:
-        """Sample solutions of the questions that the store lacks; returns their number."""
-        samples, total = self.decoding.samples, len(self.questions)
-        missing = [digest for digest in self.questions if digest not in store.questions]
-        if not missing:
-            self._say(f"solutions of all {total} questions are taken from {store.path}")
-            return 0
-        stage(self.report, "sampling solutions with the text prompt")
-        known = f"; {store.path} holds those of the others" * (len(missing) < total)
-        self._say(f"{samples} solutions for each of {len(missing)} questions{known}")
+    def _answer(self, batch: Sequence[str]) -> Iterator[SampledQuestion]:
         start_PD = self.model.embed(self.sequencer.prompt_ids)
-        size = max(1, self.evaluation.batch_size // samples)
-        try:
-            for first in range(0, len(missing), size):
-                batch = missing[first : first + size]
-                sampled = self._reply(start_PD, batch)
-                store.add(self._verify(digest, sampled[digest]) for digest in batch)
-                done = total - len(missing) + first + len(batch)
-                self.report(scoring("self-written solutions", done, total))
-        except KeyboardInterrupt:
-            held = f"{len(store.questions)} of {total} questions"
-            self._say(f"{store.path} keeps the solutions of {held} for the next run")
-            raise
-        return len(missing)
+        sampled = self._reply(start_PD, batch)
+        return (self._verify(digest, sampled[digest]) for digest in batch)
 
     def _reply(self, start_PD: Tensor, batch: Sequence[str]) -> dict[str, tuple[Reply, ...]]:
         """Sample the text prompt: by plain tokens where a question's text merges with the span."""
@@ -244,14 +224,10 @@ class _Sampler:
 
     def _conditions(self) -> dict[str, Any]:
         """Everything that decides what is sampled and kept, as plain JSON values."""
-        info, sequencer, scorer = self.model.info, self.sequencer, self.evaluation.scorer
-        names = ("name", "revision", "architecture", "dtype", "embedding_digest", "gguf_sha256")
+        sequencer, scorer = self.sequencer, self.evaluation.scorer
         questions = hashlib.sha256("".join(self.questions).encode()).hexdigest()
         return {
-            "model": {
-                **{name: getattr(info, name) for name in names},
-                "weights": weights_digest(self.model.model),
-            },
+            "model": model_conditions(self.model),
             "prompt": {
                 "spans": [span.text for span in sequencer.spans],
                 "template": sequencer.renderer.template.as_dict(),
@@ -265,6 +241,52 @@ class _Sampler:
                 "truncate": sequencer.truncate,
             },
         }
+
+
+def model_conditions(model: LanguageModel) -> dict[str, Any]:
+    """What of a model decides its replies, as plain JSON values."""
+    names = ("name", "revision", "architecture", "dtype", "embedding_digest", "gguf_sha256")
+    known = {name: getattr(model.info, name) for name in names}
+    return {**known, "weights": weights_digest(model.model)}
+
+
+def store_at(file: str | None, conditions: Mapping[str, Any]) -> Store:
+    """The store of replies made under these conditions; unless named, it is in the cache folder."""
+    key = hashlib.sha256(json.dumps({**FORMAT, **conditions}, sort_keys=True).encode())
+    name = f"{key.hexdigest()[:16]}.jsonl"
+    path = cache_folder() / "solutions" / name if file is None else Path(file)
+    return Store.open(path, conditions)
+
+
+def ask_missing(
+    store: Store,
+    questions: Sequence[str],
+    answer: Callable[[Sequence[str]], Iterable[SampledQuestion]],
+    size: int,
+    each: str,
+    which: str,
+    report: Report,
+) -> None:
+    """Ask the questions that a store lacks, `size` at a time; an interruption keeps the others.
+
+    `each` is what every question gets, and `which` the name of it all, for the progress.
+    """
+    total, what = len(questions), which.split()[-1]
+    missing = [digest for digest in questions if digest not in store.questions]
+    if not missing:
+        say(report, [f"{what} of all {total} questions are taken from {store.path}"])
+        return
+    known = f"; {store.path} holds those of the others" * (len(missing) < total)
+    say(report, [f"{each} for each of {len(missing)} questions{known}"])
+    try:
+        for first in range(0, len(missing), size):
+            batch = missing[first : first + size]
+            store.add(answer(batch))
+            report(scoring(which, total - len(missing) + first + len(batch), total))
+    except KeyboardInterrupt:
+        held = f"{len(store.questions)} of {total} questions"
+        say(report, [f"{store.path} keeps the {what} of {held} for the next run"])
+        raise
 
 
 def _describe(summary: Mapping[str, Any]) -> str:

