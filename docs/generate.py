@@ -5,6 +5,8 @@
     docs/cli.md      the help of every verb
     docs/parts.md    every setting and every part that a recipe may name
     docs/gains.svg   the README's picture of measured gains
+    docs/elicit.svg  what there was to elicit against what was gained
+    docs/quality.svg the picture of training time to a dev score
     src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
@@ -23,8 +25,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import elicited
 import gains
 import measured
+import quality
 import served
 import speeds
 import tomli_w
@@ -78,9 +82,10 @@ def stale_files(root: Path) -> dict[Path, str]:
         if path not in pages:
             up = "" if path.parent == root else "../"
             pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
-    picture = gains.drawing(root)
-    if picture is not None:
-        pages[root / gains.PLACE] = picture
+    for drawn in (gains, elicited, quality):
+        picture = drawn.drawing(root)
+        if picture is not None:
+            pages[root / drawn.PLACE] = picture
     return {
         path: text
         for path, text in pages.items()
@@ -264,11 +269,14 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),
+    "elicited": lambda root, up, _: elicited.table(root, up),
     "planned": lambda root, up, _: measured.planned(root, up),
     "serving": lambda root, up, _: served.cost(root, up),
     "parity": lambda root, up, _: served.parity(root, up),
     "compared": lambda root, up, _: measured.compared(root, up),
     "compared-short": lambda root, up, _: measured.compared_short(root, up),
+    "quality": lambda root, _up, _: quality.table(root),
+    "step-study": lambda root, _up, _: quality.study(root),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),
     "speed-reached": lambda root, _up, _: speeds.reached(root),

@@ -35,7 +35,7 @@ from embedgrad.recipe.settings import COMPARED
 from embedgrad.report.page.page import comparison_page
 from embedgrad.report.page.run_files import compared_rows
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
-from embedgrad.report.terminal.tables import NARROWEST, show
+from embedgrad.report.terminal.tables import OF_FILES, show
 from embedgrad.training.checkpoint import Checkpoint
 from refusals import refused
 from run_kit import ROWS, Command, save_model, values
@@ -45,7 +45,8 @@ pytest_plugins = ["tiny_runs"]
 Write = Callable[..., Path]
 OWN = {"prompts": ["Cold or warm?", "Is it great or terrible?"], "shots": 2}
 SEEDS = (0, 1)
-UNSEEDED = {"text", "best-of-n"}
+FITTED = {"batch-calibration", "threshold", "linear-probe", "knn"}  # without steps
+UNSEEDED = {"text", "no-template", "best-of-n", *FITTED}
 SMALL = {"training": {"epochs": 1, "batch_size": 8}, "compare": {**OWN, "seeds": list(SEEDS)}}
 PARTS = len(UNSEEDED) + len(SEEDS) * (len(COMPARED) - len(UNSEEDED))
 
@@ -54,7 +55,7 @@ PARTS = len(UNSEEDED) + len(SEEDS) * (len(COMPARED) - len(UNSEEDED))
 def whole(
     model_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """All ten methods with two seeds, that tests must not change: the folder and the results."""
+    """All methods with two seeds, that tests must not change: the folder and the results."""
     folder = tmp_path_factory.mktemp("comparisons") / "whole"
     return folder, compare(Recipe.from_dict(values(model_folder, data, **SMALL)), folder)
 
@@ -152,19 +153,23 @@ def test_costs_are_those_of_the_methods(whole: tuple[Path, dict[str, Any]]) -> N
         name for name in COMPARED if name.startswith("peft-") and name != "peft-lora"
     }
     for (name, _), row in rows.items():
-        trained = name in prompts or name == "peft-lora"
+        trained = name in prompts or name == "peft-lora" or name in FITTED
         assert row["examples_seen"] == (ROWS["train"] if trained else 0), name
-        assert row["extra_tokens"] == pytest.approx(0, abs=1) or name in ("few-shot", "best-of-n")
+        other = ("few-shot", "best-of-n", "no-template")
+        assert row["extra_tokens"] == pytest.approx(0, abs=1) or name in other
         if name in prompts:
             assert row["trained_numbers"] == width * span
             assert row["stored_bytes"] == 4 * width * span
-        assert (row["train_seconds"] > 0) == (name != "text")
+        assert (row["train_seconds"] > 0) == (name not in ("text", "no-template"))
         assert row["threads"] == torch.get_num_threads()
         assert row["scoring_seconds"] > 0
         assert row["dev"]["log_loss"] > 0
     # Rank 8 on the query and value projections of 3 layers: 32 to 32, and 32 to 2 prefixes of 8.
     assert rows["peft-lora", 0]["trained_numbers"] == 3 * 8 * (32 + 32 + 32 + 16)
     assert rows["few-shot", 0]["extra_tokens"] > 20
+    assert rows["no-template", None]["extra_tokens"] < -20
+    assert rows["linear-probe", None]["trained_numbers"] == (width + 1) * 2
+    assert rows["threshold", None]["trained_numbers"] == 2
     assert rows["few-shot", 0]["settings"] != rows["few-shot", 1]["settings"]
     assert "first" in rows["peft-cpt", 0]["settings"]["order"]
 
@@ -210,13 +215,13 @@ def test_the_tables_say_no_reliable_gain_in_so_many_words(
     for line, (name, told) in zip(lines[2:], told_of(results).items(), strict=True):
         verdict = told["verdict"] or "-"
         assert verdict in line
-        # Neither is cut nor wrapped in the narrowest terminal.
+        # Neither is cut nor wrapped in a terminal of 80 columns.
         assert any(row.split()[:1] == [name] and verdict in row for row in printed)
         assert any(row.split()[:1] == [name] and line[1] in row for row in printed)
         assert re.fullmatch(r"\d+\.\d % \(\d+\.\d to \d+\.\d\)", line[1])
     assert "no reliable gain" in table
     tables = printed[: next(i for i, row in enumerate(printed) if "test rows" in row)]
-    assert max(map(len, tables)) <= NARROWEST
+    assert max(map(len, tables)) <= OF_FILES
 
 
 def test_the_figure_is_drawn(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -250,10 +255,11 @@ def test_no_test_row_is_answered_before_every_training_is_finished(
     trainings = [i for i, what in enumerate(happened) if what == "trained"]
     tests = [i for i, what in enumerate(happened) if what == "test.jsonl"]
     assert len(trainings) == len(COMPARED)
-    assert len(tests) >= len(COMPARED)
+    assert len(tests) >= len(COMPARED) - 2  # the probe and kNN ask for no scores
     assert max(trainings) < min(tests)
     assert "dev.jsonl" in happened[: trainings[0]]
-    assert "train.jsonl" not in happened  # no method scores what it learns from
+    # Of the rows that they learn from, the calibrations alone ask for scores.
+    assert happened.count("train.jsonl") == 2
     firsts = [what for what, *_ in calls]
     assert firsts[-len(COMPARED) :] == ["answer"] * len(COMPARED)
 
@@ -695,7 +701,8 @@ def test_free_answers_are_compared_too(model_folder: Path, tmp_path: Path) -> No
     del sections["data"]["dev"], sections["data"]["test"]
     results = compare(Recipe.from_dict(sections), tmp_path / "out")
     assert results["failed"] == {}
-    assert list(told_of(results)) == list(COMPARED)
+    assert list(told_of(results)) == [name for name in COMPARED if name not in FITTED]
+    assert set(results["skipped"]) == FITTED  # they need choices
     for row in results["rows"]:
         assert row["macro_f1"] is None
         assert row["log_loss"] > 0

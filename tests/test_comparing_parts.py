@@ -302,6 +302,9 @@ def test_two_spans_are_compared_by_the_methods_that_can_train_them(
         reason,
     )
     rows = {row["method"]: row for row in results["rows"]}
-    assert rows.keys() == {"text", "few-shot", "embedgrad", "embedgrad-no-region", "peft-lora"}
+    assert rows.keys() == {
+        *("text", "no-template", "few-shot", "batch-calibration", "threshold", "linear-probe"),
+        *("knn", "embedgrad", "embedgrad-no-region", "peft-lora"),
+    }
     assert rows["embedgrad"]["extra_tokens"] == 0
     assert rows["few-shot"]["extra_tokens"] > 0

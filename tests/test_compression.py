@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from embedgrad import Recipe, load, run
+from embedgrad import Recipe, load, plan, run
 from embedgrad.errors import RecipeError
 from embedgrad.prompt import artifact
 from refusals import refused
@@ -233,3 +233,18 @@ def test_a_prompt_that_is_no_file_and_a_recipe_of_another_run(
     assert done.code == 2
     assert "short.toml: holds another recipe" in done.err
     assert (tmp_path / "runs" / "short.toml").read_text() == "mine = 1"
+
+
+@pytest.mark.parametrize("choices", [CHOICES, []])
+def test_a_run_with_a_teacher_can_be_planned(
+    choices: list[str], model_folder: Path, queries: Path
+) -> None:
+    recipe = taught(model_folder, queries.parent, target={"choices": choices})
+    recipe["data"] = {"train": str(queries)}
+    recipe["template"] = {"user": "{query}\n\n[[Positive or negative?]]"}
+    recipe["teacher"] = {"template": {"user": "{query} Say it."}}
+    recipe["evaluation"] = {"max_new_tokens": 2}
+    found = plan(Recipe.from_dict(recipe))
+    assert found["problems"] == []
+    assert "the teacher's own passes over the queries are not counted" in found["notes"]
+    assert found["seconds"]["all"] > 0

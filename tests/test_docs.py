@@ -118,6 +118,7 @@ def repository(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).symlink_to(workspace / name)
     regions = [
         *("results", "demo-output", "objective", "compared", "compared-short", "planned"),
+        "elicited",
         "spans",
         *("names", "errors", "tree", "rooms"),
         *("defaults training", "file recipes/demo.toml"),
@@ -293,6 +294,41 @@ def test_the_picture_puts_the_largest_gain_first(repository: Path) -> None:
     ]
     names = [text for text in texts if text in ("kept", "better", "worse")]
     assert names == ["better", "kept", "worse"]
+
+
+def test_readings_before_training_stand_against_gains(repository: Path) -> None:
+    folder = repository / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    assert generate.elicited.drawing(repository) is None
+    rows: dict[str, Any] = {}
+    for name, auc, gain in (("a", 0.9, 0.3), ("b", 0.7, 0.2), ("c", 0.5, -0.1)):
+        text = {"auc": auc, "auc_interval": [auc - 0.1, auc + 0.1]}
+        said = {"rows": 20, "expect": "signal", "sentence": f"because of {name}"}
+        rows[name] = {"text": text, "sampled": None, "gains": [f"compare-{name}"], **said}
+        verdict = "improved" if gain > 0 else "worse"
+        ours = {"method": "embedgrad", "difference": gain, "verdict": verdict}
+        ours |= {"accuracy": 0.5 + gain, "difference_interval": [gain - 0.05, gain + 0.05]}
+        methods = {"methods": [{"method": "text", "accuracy": 0.5}, ours]}
+        (folder / f"compare-{name}.json").write_text(json.dumps(methods), encoding="utf-8")
+    sampled = {"pass_at": {"1": 0.1, "8": 0.4}, "pass_interval": [0.3, 0.5]}
+    rows["c"] |= {"sampled": sampled}
+    rows["a"]["gains"].append("compare-gone")  # which was never measured
+    (folder / "elicit.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    choices, free = generate.elicited.points(repository)
+    assert [(p.task, p.reading, p.low) for p in choices] == [("a", 0.9, 0.8), ("b", 0.7, 0.6)]
+    assert [(p.task, round(p.reading, 6)) for p in free] == [("c", 0.3)]
+    lines = generate.elicited.table(repository, "../").splitlines()
+    assert lines[2:5] == [
+        "| a | 20 | signal | because of a | +30.0 (+25.0 to +35.0) | improved |",
+        "| b | 20 | signal | because of b | +20.0 (+15.0 to +25.0) | improved |",
+        "| c | 20 | signal | because of c | -10.0 (-15.0 to -5.0) | worse |",
+    ]
+    assert not any("correlate" in line for line in lines)  # two points say nothing
+    rows["c"] |= {"sampled": None}
+    (folder / "elicit.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    told = generate.elicited.table(repository, "../")
+    assert "Over the 3 comparisons with choices, AUC and gain correlate with r = 0.96." in told
+    assert ">c</text>" in generate.elicited.drawing(repository)
 
 
 def test_a_comparison_is_kept_without_the_place_of_its_data(

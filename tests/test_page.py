@@ -20,10 +20,11 @@ from embedgrad.evaluation.significance import macro_f1, wilson_interval
 from embedgrad.report.figures.calibration import calibration
 from embedgrad.report.figures.theme import COLORS
 from embedgrad.report.page import page as page_module
+from embedgrad.report.page.facts import provenance
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import run_rows
+from embedgrad.report.page.run_files import RunFiles, read_comparison, read_run
 from embedgrad.report.page.run_files import compared_rows as compared_rows_of
-from embedgrad.report.page.run_files import read_comparison, read_run
 from embedgrad.report.page.safe_text import readable, script_json, shorten
 from made_runs import (
     HOSTILE,
@@ -914,3 +915,16 @@ def test_what_is_no_run_is_one_line(kind: str, embedgrad: Command, tmp_path: Pat
     assert (done.code, done.out, len(done.lines)) == (2, "", 1)
     assert str(path) in done.err
     assert "`embedgrad compare` wrote" in done.err or "run it again" in done.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shown"),
+    [
+        ("folder", "/home/someone/models/tiny", "tiny"),
+        ("gguf", "C:\\Users\\someone\\tiny.gguf", "tiny.gguf"),
+        ("hub", "owner/tiny", "owner/tiny"),
+    ],
+)
+def test_a_local_model_is_shown_by_its_name(kind: str, name: str, shown: str) -> None:
+    run = RunFiles(Path("run"), prompt={"model": {"kind": kind, "name": name, "layers": 2}})
+    assert provenance(run) == {"model": {"kind": kind, "name": shown, "layers": 2}}

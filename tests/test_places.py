@@ -18,6 +18,7 @@ import export_kit
 import tiny
 from embedgrad.deploy.rules import DESTINATIONS
 from embedgrad.deploy.verify import parity
+from embedgrad.errors import RunError
 from embedgrad.recipe.check_rows import FILE, read_rows
 from embedgrad.recipe.open_run import open_run
 from embedgrad.recipe.paths import share_folder
@@ -240,6 +241,21 @@ def test_damaged_rows_are_named(project: Project, embedgrad: Command) -> None:
     done = embedgrad("export", project.run, "--to", "safetensors", "--out", "out", "--quiet")
     assert (done.code, len(done.lines)) == (2, 1)
     assert f"{FILE}:{sum(ROWS.values()) + 1}: is damaged" in done.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[]", "{}", "{", '{"columns": [], "answer": "x", "source": "y"}'),
+        '{"columns": {"review": "x"}, "answer": 1, "source": "y"}',
+        '{"columns": {"review": "x"}, "answer": "x"}',
+    ],
+)
+def test_a_damaged_row_is_one_line(line: str, tmp_path: Path) -> None:
+    good = '{"columns": {"review": "x"}, "answer": "x", "source": "y"}'
+    (tmp_path / FILE).write_text(f"{good}\n{line}\n")
+    with pytest.raises(RunError, match=f"{FILE}:2: is damaged"):
+        read_rows(tmp_path)
 
 
 # -- a prompt alone --------------------------------------------------------------------------------

@@ -147,6 +147,12 @@ def test_free_answers_are_decoded_and_scored() -> None:
     work, twice = (count(recipe, splits, 1.0, n, n).effort for n in (LONGEST, 2 * LONGEST - 1))
     assert twice["test", "answers"] == 2 * work["test", "answers"] > 0
     assert twice["test", "scoring"] == work["test", "scoring"]
+    sampling = recipe_of(
+        FREE, evaluation={"max_new_tokens": LONGEST, "samples": 3, "batch_size": 5}
+    )
+    sampled = count(sampling, splits, 1.0, LONGEST, LONGEST).effort
+    assert sampled["dev", "answers"] == work["dev", "answers"]  # only test rows are sampled
+    assert sampled["test", "answers"] > 3.5 * work["test", "answers"]
     once = sum(splits.tokens(s, choices=False) for s in splits.test)
     assert work["test", "scoring"] == 2 * 2 * once
 

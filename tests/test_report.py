@@ -26,6 +26,7 @@ from embedgrad.evaluation import verdict as evaluation
 from embedgrad.formatting import duration, encodable, size, visible
 from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
 from embedgrad.report.terminal import tables
+from embedgrad.report.terminal.methods_table import methods_table
 from embedgrad.report.terminal.progress import Progress
 from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 from embedgrad.report.terminal.time_left import TimeLeft
@@ -581,6 +582,36 @@ def result(**difference: Any) -> dict[str, Any]:
         "prefix_cache": {"hits": 1024, "misses": 512, "bytes": 88_000_000},
         "artifact": "runs/demo/prompt",
     }
+
+
+class Narrow(io.StringIO):
+    """A terminal of few columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 60, 79, 80])
+def test_a_narrow_terminal_wraps_cells_and_cuts_none(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    entry = {
+        **{"method": "peft-prompt-tuning-random", "accuracy": 0.812, "interval": (0.711, 0.883)},
+        **{"trained_numbers": 460_800, "stored_bytes": 2e6, "train_seconds": 3600, "runs": 2},
+        **{"extra_tokens": 12, "min": 0.801, "max": 0.822, "verdict": "no reliable gain"},
+        **{"difference": -0.125, "difference_interval": (-0.201, -0.101), "p_holm": 0.31},
+    }
+    shown = {"methods": [entry], "rows": [], "seeds": [0, 1], "test_rows": 80, "failed": {}}
+    for table in (comparison_table(result()), methods_table(shown)):
+        file = Narrow()
+        show(table, file)
+        lines = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).splitlines()
+        assert max(map(len, lines)) <= columns
+        wide = re.sub(r"[\s\u2500]", "", printed(table, columns=400))
+        narrow = re.sub(r"[\s\u2500]", "", "".join(lines))
+        assert sorted(narrow) == sorted(wide), "nothing is cut"
 
 
 def cells(line: str) -> list[str]:

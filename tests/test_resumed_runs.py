@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
+from embedgrad.experiments.run import read_finished
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import write_events
 from embedgrad.training.checkpoint import Checkpoint
@@ -160,15 +161,25 @@ def json_of(run: tuple[Path, Any]) -> tuple[Path, Any]:
 
 
 def test_a_finished_run_says_so_and_changes_nothing(
-    whole: tuple[Path, Any], embedgrad: Command, tmp_path: Path
+    whole: tuple[Path, Any],
+    embedgrad: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
-    before = contents(out)
+    before, calls = contents(out), []
+
+    def count(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return read_finished(*arguments)
+
+    monkeypatch.setattr("embedgrad.experiments.run.read_finished", count)
     done = embedgrad("resume", out, "--json")
     assert done.code == 0
     assert done.json == {**json_of(whole)[1], "artifact": str(out / "prompt")}
     assert f"{out}: finished already, at step 12; nothing is left to resume" in done.err
+    assert len(calls) == 1, "it is read once"
     assert contents(out) == before
 
 
@@ -381,7 +392,7 @@ def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
 def test_early_stopping_is_said_when_a_run_resumes(
     model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    monkeypatch.setattr(Best, "_is_better", lambda best, score: False)
     out, events = tmp_path / "run", list[Event]()
 
     def recipe(**training: Any) -> Recipe:

@@ -28,13 +28,13 @@ import tiny
 from embedgrad import Recipe
 from embedgrad import run as embedgrad_run
 from embedgrad.data.examples import Example
-from embedgrad.deploy import process
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.serve import Served, cached_export, engines, serve
 from embedgrad.deploy.serve import server as served
 from embedgrad.deploy.serve.engines import ENGINES, ServingEngine
 from embedgrad.deploy.verify.reference import next_logprobs
 from embedgrad.errors import EmbedgradError, EngineError, ExportError, RunError
+from embedgrad.model.llamacpp import process
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.open_run import OpenRun, open_run

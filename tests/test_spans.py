@@ -21,6 +21,7 @@ from embedgrad.prompt.artifact import load, save
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
+from embedgrad.prompt.truncation import longest_fit
 from embedgrad.recipe.open_run import Answering
 from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Training
@@ -242,3 +243,25 @@ def test_free_answers_to_several_spans_are_streamed(tmp_path: Path) -> None:
     ):
         streamed = "".join(stream_answer(run, sequence.example, refined=True))
         assert streamed == as_text({"answer": answered.predicted, "cut": answered.cut})
+
+
+class Characters:
+    """A tokenizer without offsets, so that a text may be cut behind any character."""
+
+    is_fast = False
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("abcdefgh", "abcde"),
+        ("ab\U0001f468\u200d\U0001f469\u200d\U0001f467cd", "ab"),  # a family of one emoji
+        ("abc\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", "abc\U0001f1e9\U0001f1ea"),  # flags
+        ("abcde\u0301\u0323fg", "abcd"),  # a letter with two marks
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466cd", ""),
+    ],
+)
+def test_a_text_is_cut_between_what_reads_as_characters(text: str, kept: str) -> None:
+    for excess in range(1, 8):
+        end = longest_fit(Characters(), text, excess, lambda end: end <= 5)
+        assert text[:end] == kept

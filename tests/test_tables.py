@@ -400,8 +400,27 @@ def test_two_lines_of_which_nothing_says_that_they_are_one_row_are_noted(tmp_pat
     table = read_table(put(tmp_path, "a.csv", 'q,a\n"What is 2, plus\n3",5\nWhat,6\n'))
     assert table.rows[0] == {"q": "What is 2, plus\n3", "a": "5"}
     (note,) = table.notes
-    assert note.startswith("a.csv: in 1 rows a quote joins two lines")
+    assert note.startswith("a.csv: in 1 rows a quote joins lines that might")
     assert "line 2" in note
+
+
+@pytest.mark.parametrize(
+    ("header", "swallowed"),
+    [
+        ("id,text,label", ['1,"Great,good', '2,so, so",bad']),
+        ("label,id,text", ['good,1,"so, so', 'bad,2,Dull"']),
+        ("id,text,label", ['1,"well', "x,so,bad", 'it is",bad']),
+    ],
+)
+def test_rows_that_a_quote_may_have_swallowed_with_others_are_noted(
+    tmp_path: Path, header: str, swallowed: list[str]
+) -> None:
+    """The others have too many cells, or too few, to be rows by themselves."""
+    plain = [{"id": f"{i}", "text": f"film {i}", "label": ("good", "bad")[i % 2]} for i in range(8)]
+    lines = [",".join(row[name] for name in header.split(",")) for row in plain]
+    table = read_table(put(tmp_path, "a.csv", "\n".join([header, *lines, *swallowed, ""])))
+    (note,) = table.notes
+    assert "might be rows by themselves (first: line 10)" in note
 
 
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "sep=|"])

@@ -27,7 +27,7 @@ import tiny
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import CrossEntropy
-from embedgrad.parts.optimizers import SGD, AdamW, Schedule
+from embedgrad.parts.optimizers import SGD, AdamW, Muon, Schedule
 from embedgrad.parts.scorers import Contains, Exact
 from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.sequence import Sequencer, Target
@@ -51,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "objective over the choices": {"objective": CHOICES},
     "objective over both": {"objective": CrossEntropy(over="both")},
     "optimizer adamw": {"optimizer": AdamW(learning_rate=0.1, beta2=0.9, weight_decay=0.1)},
+    "optimizer muon": {"optimizer": Muon(learning_rate=0.1)},
     "optimizer sgd": {"optimizer": SGD(learning_rate=0.5)},
     "schedule linear": {"schedule": Schedule(warmup=0.5, shape="linear")},
     "schedule constant": {"schedule": Schedule(warmup=0.0, shape="constant")},

@@ -341,10 +341,9 @@ def test_clipping_shortens_the_whole_gradient(seed: int, scale: float, most: flo
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_an_optimizer_halves_the_way_and_calls_its_closure(name: str) -> None:
-    options = {"learning_rate": 0.03}
     theta = torch.zeros(4, 8, requires_grad=True)
     target = random_rows(0) / random_rows(0).norm() * 2
-    optimizer = OPTIMIZERS[name](**options).build([theta])
+    optimizer = OPTIMIZERS[name]().build([theta])
     calls = 0
 
     def closure() -> float:

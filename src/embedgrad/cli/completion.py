@@ -10,7 +10,8 @@ DESTINATIONS = ("safetensors", "vocabulary", "gguf", "peft", "vllm", "sglang")
 ENGINES = ("llamacpp", "transformers", "vllm")
 FIGURES = ("curves", "drift", "reliability", "interpolation", "cost", "forest")
 METHODS = (
-    *("text", "best-of-n", "few-shot", "embedgrad", "embedgrad-no-region", "random-init"),
+    *("text", "no-template", "best-of-n", "few-shot", "batch-calibration", "threshold"),
+    *("linear-probe", "knn", "embedgrad", "embedgrad-no-region", "random-init"),
     *("peft-prompt-tuning-text", "peft-prompt-tuning-random", "peft-cpt", "peft-lora"),
 )
 SPLITS = ("train", "dev", "test")

@@ -30,6 +30,12 @@ def plan(
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Load no weights and time nothing; count only.")
     ] = False,
+    elicit: Annotated[
+        bool,
+        typer.Option(
+            "--elicit", help="Answer dev rows as well: is there anything to elicit by training?"
+        ),
+    ] = False,
     overrides: Set = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -47,6 +53,8 @@ def plan(
     from embedgrad.report.terminal.tables import show
 
     checked = Recipe.read(recipe, with_model(overrides, model))
+    if no_probe and elicit:
+        raise RecipeError("--no-probe", ["--elicit needs the weights; leave one of them out"])
     if no_probe and (memory is not None or minutes is not None):
         raise RecipeError("--no-probe", ["a budget needs the measurement; leave one of them out"])
     budget = planning.Budget(
@@ -58,6 +66,7 @@ def plan(
             checked,
             budget=budget,
             measure=not no_probe,
+            elicit=elicit,
             report=progress,
             started=psutil.Process().create_time(),
         )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from embedgrad.data.table import Row, Table, data_error
 
 COLUMNS = ("text", "answer", "system", "history")
-TURNS = ("user", "assistant")
 
 
 def add_chat_columns(table: Table, used: Collection[str] | None) -> Table:

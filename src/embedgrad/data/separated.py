@@ -119,6 +119,8 @@ def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[
         if max(familiar) < 2 or 2 * max(familiar) <= len(split):
             strange = any(2 * familiar[i] <= len(split) for i in telling)
             if strange or len(full) < len(split):
+                if _may_hold_rows(record, split, telling, values):
+                    unsure.append(record.line)
                 continue
             if len(split) == 2 and delimiter != "\t":
                 unsure.append(record.line)
@@ -133,9 +135,33 @@ def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[
     if not unsure:
         return []
     return [
-        f"in {len(unsure)} rows a quote joins two lines that might be rows by themselves (first: "
-        f"line {unsure[0]}); if so, close the quote"
+        f"in {len(unsure)} rows a quote joins lines that might be rows by themselves (first: line "
+        f"{unsure[0]}); if so, close the quote"
     ]
+
+
+def _may_hold_rows(
+    record: Record,
+    split: Sequence[Sequence[str]],
+    telling: Sequence[int],
+    values: Sequence[set[str]],
+) -> bool:
+    """Whether a line is a row by columns on the far side of the quote, if some other is none.
+
+    That is a known label, as in a row whose text follows a quote opened by mistake; where no column
+    has labels, as many cells as the header.
+    """
+    width = len(record.cells)
+    broken = [i for i, cell in enumerate(record.cells) if "\n" in cell or "\r" in cell]
+    beyond = [range(width)] * len(split)  # the columns that a text with line breaks has not
+    beyond[0], beyond[-1] = range(broken[0] + 1, width), range(broken[-1])
+    return any(
+        len(cells) == width
+        and (
+            any(cells[i] in values[i] for i in telling if i in places) if telling else bool(places)
+        )
+        for cells, places in zip(split, beyond, strict=True)
+    )
 
 
 def _bare(cell: str) -> str:

@@ -107,7 +107,7 @@ def row_worth(
     Per row: `accuracy` and `log_loss` (nats) lost; positive means that the refined row helps.
     Measured one row at a time, so the numbers do not add up to the whole gain.
     """
-    choices = evaluator.target.choices
+    evaluator, choices = evaluator.greedy, evaluator.target.choices
     whole = summarize(evaluator.score(prompt.rows, sequences), choices)
     worth = []
     for p in range(len(prompt.rows)):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, TypedDict, cast, final
+from functools import partial
+from typing import Annotated, cast, final
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
+from embedgrad.evaluation.plain_scores import ComparisonScores, Scores
+from embedgrad.evaluation.sampled import Sampled, summarize_samples
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
 from embedgrad.events import Report, part_of, quiet, scoring
 from embedgrad.model.backbone import Backbone, Prompt, join_spans
@@ -39,7 +44,8 @@ class ScoredAnswer:
     of the answer. `probabilities` are those of the
     choices among themselves, or None for free text. `reply` is what the model writes to a row with
     choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
-    the right choice, among all that the model could write.
+    the right choice, among all that the model could write. `samples` are further answers, sampled,
+    with their `sample_scores`.
     """
 
     source: str
@@ -52,6 +58,8 @@ class ScoredAnswer:
     unread: bool = False
     reply: str | None = None
     answer_loss: float | None = None
+    samples: tuple[str, ...] = ()
+    sample_scores: tuple[float, ...] = ()
 
 
 @final
@@ -62,7 +70,8 @@ class Summary:
     `accuracy` is the mean of `ScoredAnswer.correct`, `log_loss` the mean loss in nats.
     `cut` counts the free answers that did not end by themselves, `unread` those in which the scorer
     finds no answer: failures of form, not of reasoning. `greedy_is_choice` is the share of replies
-    to rows with choices that are one of the choices; None where the model was not asked.
+    to rows with choices that are one of the choices; None where the model was not asked. `sampled`
+    sums up sampled answers, where `evaluation.samples` asks for them.
     """
 
     rows: int
@@ -73,42 +82,7 @@ class Summary:
     cut: int
     unread: int = 0
     greedy_is_choice: float | None = None
-
-
-@final
-class Scores(TypedDict):
-    """A `Summary` as plain values."""
-
-    rows: int
-    accuracy: float
-    interval: Sequence[float]
-    macro_f1: float | None
-    log_loss: float
-    cut: int
-    unread: int
-    greedy_is_choice: float | None
-
-
-@final
-class Difference(TypedDict):
-    """Refined minus text, as in `Comparison`; `fixed` and `broken` are numbers of rows."""
-
-    accuracy: float
-    interval: Sequence[float]
-    test: str
-    p_value: float
-    fixed: int
-    broken: int
-
-
-@final
-class ComparisonScores(TypedDict):
-    """The part of `result.json` that holds scores."""
-
-    text: Scores
-    refined: Scores
-    difference: Difference
-    test_rows: int
+    sampled: Sampled | None = None
 
 
 @final
@@ -162,6 +136,10 @@ class Evaluation:
     """Texts that end a free answer, which is cut before the first of them."""
     batch_size: Annotated[int, Gt(0)] = 32
     """Rows per pass."""
+    samples: Annotated[int, Ge(0)] = 0
+    """Sampled answers to each test row, scored beside the greedy one (Avg@k); free text only."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """What logits are divided by for these."""
 
     def __post_init__(self) -> None:
         check_stop(self.stop, "evaluation.stop")
@@ -186,6 +164,13 @@ class Evaluator:
         )
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
+
+    @property
+    def greedy(self) -> Evaluator:
+        """The same without sampled answers, as for dev rows."""
+        other = copy.copy(self)
+        other.evaluation = replace(self.evaluation, samples=0)
+        return other
 
     def score_text_prompt(
         self,
@@ -224,12 +209,7 @@ class Evaluator:
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
             rows = [sequences[i] for i in batch]
-            replies: list[tuple[Reply, ...]] = []
-            if not choices:
-                decoding, size = self.evaluation.decoding, self.evaluation.batch_size
-                replies = self.model.generate(
-                    prompt, rows, decoding, end_ids=self.end_ids, batch_size=size
-                )
+            replies = [] if choices else self._write(prompt, rows)
             outcome = self.model.outcome(
                 prompt, rows, choices=choices, normalize=self.target.normalize
             )
@@ -239,9 +219,9 @@ class Evaluator:
             losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
             for b, i in enumerate(batch):
                 if choices:
-                    answers[i] = self._choice(sequences[i], shares_BC[b], losses[b].item())
+                    answers[i] = self.choose(sequences[i], shares_BC[b], losses[b].item())
                 else:
-                    answers[i] = self._free(sequences[i].example, replies[b][0], losses[b].item())
+                    answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
             report(scoring("rows", len(answers), len(sequences)))
         return [answers[i] for i in range(len(sequences))]
 
@@ -274,9 +254,10 @@ class Evaluator:
         written = dict(zip(some, replies, strict=True))
         return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
 
-    def _choice(
-        self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float
+    def choose(
+        self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float | None = None
     ) -> ScoredAnswer:
+        """The answer of a row with choices by the choices' probabilities."""
         best = int(shares_C.argmax())
         taught = sequence.example.extra.get(TAUGHT)
         loss = -math.log(max(shares_C[sequence.gold].item(), 1e-12))
@@ -292,8 +273,33 @@ class Evaluator:
             answer_loss=answer_loss,
         )
 
-    def _free(self, example: Example, reply: Reply, loss: float) -> ScoredAnswer:
-        scored = ScoredAnswer(example.source, example.answer, reply.text, 0, loss, None, reply.cut)
+    def _write(
+        self, prompt: Prompt | Tensor, rows: Sequence[TokenSequence]
+    ) -> list[tuple[Reply, ...]]:
+        """The greedy answer to each row, and behind it the sampled ones."""
+        decoding, samples = self.evaluation.decoding, self.evaluation.samples
+        generate = partial(
+            self.model.generate,
+            prompt,
+            rows,
+            end_ids=self.end_ids,
+            batch_size=self.evaluation.batch_size,
+        )
+        replies = generate(decoding)
+        if not samples:
+            return replies
+        decoding = replace(decoding, samples=samples, temperature=self.evaluation.temperature)
+        # By source, so that a row's draws do not depend on the rows beside it.
+        numbers = [zlib.crc32(row.example.source.encode()) for row in rows]
+        drawn = generate(decoding, numbers=numbers)
+        return [first + more for first, more in zip(replies, drawn, strict=True)]
+
+    def _free(self, example: Example, replies: Sequence[Reply], loss: float) -> ScoredAnswer:
+        first, *more = replies
+        texts = tuple(reply.text for reply in more)
+        scored = ScoredAnswer(
+            example.source, example.answer, first.text, 0, loss, None, first.cut, samples=texts
+        )
         return score_answer(scored, self.evaluation.scorer)
 
 
@@ -306,7 +312,8 @@ def score_answer(answered: ScoredAnswer, scorer: Scorer) -> ScoredAnswer:
     """A free answer with its score. Raises what the scorer raises."""
     correct = scorer.score(answered.predicted, answered.answer)
     unread = not correct and scorer.is_unread(answered.predicted)
-    return replace(answered, correct=correct, unread=unread)
+    samples = tuple(scorer.score(text, answered.answer) for text in answered.samples)
+    return replace(answered, correct=correct, unread=unread, sample_scores=samples)
 
 
 def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summary:
@@ -324,6 +331,7 @@ def summarize(answered: Sequence[ScoredAnswer], choices: Sequence[str]) -> Summa
         cut=sum(a.cut for a in answered),
         unread=sum(a.unread for a in answered),
         greedy_is_choice=sum(written) / len(written) if written else None,
+        sampled=summarize_samples([a.sample_scores for a in answered]),
     )
 
 

@@ -84,7 +84,7 @@ def score_points(
     """
     if not sequences:
         raise DataError("the interpolation: no rows to score; give at least one example")
-    evaluator, points = run.evaluator, []
+    evaluator, points = run.evaluator.greedy, []
     prefixes = [sequence.prefix for sequence in sequences]
     run.model.prefix_cache.expect((prefixes, len(PLACES) * evaluator.lookups))
     for i, place in enumerate(PLACES):

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import regex
+
 
 def longest_fit(tokenizer: Any, text: str, excess: int, fits: Callable[[int], bool]) -> int:
     """How many characters of a text that is `excess` tokens too long may stay.
 
-    `fits` says whether that many do; 0 may be returned though it does not.
+    `fits` says whether that many do; 0 may be returned though it does not. What reads as one
+    character, as an emoji of several or a letter with its accents, stays or goes as a whole.
     """
-    ends = _token_ends(tokenizer, text)
+    whole = {0, *(match.end() for match in regex.finditer(r"\X", text))}  # Unicode's UAX 29
+    ends = [end for end in _token_ends(tokenizer, text) if end in whole]
     low, high = 0, len(ends) - 1  # the whole does not fit
     likely = max(0, high - excess)
     while high - low > 1:
@@ -21,7 +25,7 @@ def longest_fit(tokenizer: Any, text: str, excess: int, fits: Callable[[int], bo
         low, high = (i, high) if fits(ends[i]) else (low, i)
     # Tokens change with what follows them, so a little more may fit.
     further = range(ends[min(low + 2, len(ends) - 1)] - 1, ends[low], -1)
-    return next((end for end in further if fits(end)), ends[low])
+    return next((end for end in further if end in whole and fits(end)), ends[low])
 
 
 def _token_ends(tokenizer: Any, text: str) -> list[int]:

@@ -103,8 +103,13 @@ class PrefixCacheSettings:
 
 COMPARED = (
     "text",
+    "no-template",
     "best-of-n",
     "few-shot",
+    "batch-calibration",
+    "threshold",
+    "linear-probe",
+    "knn",
     "embedgrad",
     "embedgrad-no-region",
     "random-init",
@@ -185,7 +190,10 @@ class ExportSettings:
 @final
 @dataclass(frozen=True)
 class ReportSettings:
-    """Where progress is written besides the terminal and events.jsonl."""
+    """What a run writes besides its events.jsonl and its result."""
 
     tensorboard: bool = False
     """Write TensorBoard files into the run folder (needs the extra tensorboard)."""
+    elicit: bool = False
+    """Measure before the training whether there is anything to elicit, as `plan --elicit` does, and
+    keep it in the run folder: the report page then begins with it."""

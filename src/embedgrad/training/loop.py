@@ -109,7 +109,7 @@ class _Loop:
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report = training, parts, report
         self.language_model = model if isinstance(model, LanguageModel) else None
-        self.evaluator = Evaluator(model, sequencer, evaluation)
+        self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text = start is None
         text_PD = model.embed(sequencer.prompt_ids)
         places = span_places(sequencer.spans)

@@ -120,8 +120,35 @@ class Method(ABC):
 
 def why_not_one_span(recipe: Recipe) -> str | None:
     """Why a method that replaces or moves the only span cannot run; None if it can."""
+    if recipe.demonstrations.k:
+        return "it needs a single [[span]], and demonstrations are spans too"
     count = len(recipe.template.spans)
     return None if count == 1 else f"it needs a single [[span]], and the template has {count}"
+
+
+def why_not_choices(recipe: Recipe) -> str | None:
+    """Why a method that reads the choices' scores cannot run; None if it can."""
+    return None if recipe.target.choices else "it needs target.choices, and answers are free text"
+
+
+def facts_of(
+    stored: int,
+    score: dict[str, float] | None,
+    seconds: float = 0.0,
+    settings: Mapping[str, Any] = {},
+    *,
+    numbers: int = 0,
+    seen: int = 0,
+) -> dict[str, Any]:
+    """Facts of a method that makes no steps: `numbers` it fitted, on `seen` rows."""
+    return {
+        "trained_numbers": numbers,
+        "stored_bytes": stored,
+        "examples_seen": seen,
+        "train_seconds": seconds,
+        "dev": score,
+        "settings": dict(settings),
+    }
 
 
 def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = False) -> int:

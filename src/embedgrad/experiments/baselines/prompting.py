@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
-from embedgrad.data.examples import Example
 from embedgrad.data.table import quote
 from embedgrad.errors import DataError
 from embedgrad.events import say, stage
@@ -16,13 +14,16 @@ from embedgrad.experiments.baselines.base import (
     Method,
     Task,
     Trained,
+    facts_of,
     question_tokens,
     why_not_one_span,
 )
-from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.experiments.baselines.templates import with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
+from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.demonstrations import answer_of, draw
 from embedgrad.training.selection import Best
 
 
@@ -36,10 +37,11 @@ class Text(Method):
         score = None
         if task.dev:
             score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
-        return Trained({}, _facts(" ".join(task.recipe.template.spans), score, {}))
+        text = " ".join(task.recipe.template.spans)
+        return Trained({}, facts_of(len(text.encode()), score))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
-        return _as_text(task, task.sequencer, sequences)
+        return answer_as_text(task, task.sequencer, sequences)
 
 
 @final
@@ -67,25 +69,29 @@ class BestOfN(Method):
                 rows = sequencer.build(s.example for s in task.dev)
             except DataError as error:
                 raise DataError(f"best-of-n: with the prompt {quote(text, 40)}: {error}") from error
-            best.add(task.dev_score(_as_text(task, sequencer, rows).answered, i), {})
+            best.add(task.dev_score(answer_as_text(task, sequencer, rows).answered, i), {})
         seconds = time.perf_counter() - began
         scores = [
             {"prompt": text, **{k: v for k, v in score.items() if k != "step"}}
             for text, score in zip(texts, best.history, strict=True)
         ]
         chosen = {"prompt": texts[best.step], "candidates": scores}
-        return Trained({}, _facts(texts[best.step], best.score, chosen, seconds))
+        return Trained({}, facts_of(len(texts[best.step].encode()), best.score, seconds, chosen))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         text = trained.facts["settings"]["prompt"]
         sequencer = task.sequencer_of(with_span(task.sequencer.renderer.template, text))
         rows = sequencer.build(s.example for s in sequences)
-        return _as_text(task, sequencer, rows)
+        return answer_as_text(task, sequencer, rows)
 
 
 @final
 class FewShot(Method):
     """The text prompt after k training examples with their answers, drawn by seed."""
+
+    def why_not(self, recipe: Recipe) -> str | None:
+        shown = recipe.demonstrations.k
+        return f"the text prompt shows {shown} demonstrations already" if shown else None
 
     def train(self, task: Task, seed: int) -> Trained:
         began = time.perf_counter()
@@ -96,47 +102,24 @@ class FewShot(Method):
         template = _template(task, shots)
         sequencer = task.sequencer_of(template)
         rows = _build(task, sequencer, task.dev or task.train[:1], len(shots))
-        score = task.dev_score(_as_text(task, sequencer, rows).answered, 0) if task.dev else None
+        score = (
+            task.dev_score(answer_as_text(task, sequencer, rows).answered, 0) if task.dev else None
+        )
         text = template.text or "".join(message.content for message in template.messages)
-        return Trained({}, _facts(text, score, settings, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        return Trained({}, facts_of(len(text.encode()), score, seconds, settings))
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         shots = trained.facts["settings"]["rows"]
         sequencer = task.sequencer_of(_template(task, shots))
         rows = _build(task, sequencer, sequences, len(shots))
-        return _as_text(task, sequencer, rows)
-
-
-def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
-    """Draw the indices of `count` examples, balanced over the answers if these repeat.
-
-    A question with several solutions is drawn once.
-    """
-    generator = random.Random(f"{seed}/few-shot")
-    order = list(range(len(examples)))
-    generator.shuffle(order)
-    first: dict[tuple[tuple[str, str], ...], int] = {}
-    for i in order:
-        first.setdefault(tuple(examples[i].columns.items()), i)
-    order = list(first.values())
-    pools: dict[str, list[int]] = {}
-    if len({example.answer for example in examples}) <= len(examples) // 2:
-        for i in order:
-            pools.setdefault(examples[i].answer, []).append(i)
-    else:
-        pools[""] = order
-    drawn: list[int] = []
-    while len(drawn) < min(count, len(order)):
-        for pool in pools.values():
-            drawn += [pool.pop()] if pool and len(drawn) < count else []
-    generator.shuffle(drawn)
-    return drawn
+        return answer_as_text(task, sequencer, rows)
 
 
 def _template(task: Task, rows: Iterable[int]) -> Template:
     """The recipe's template after these training rows, with their answers."""
     examples = [task.train[i].example for i in rows]
-    shots = [(e.columns, e.answer if e.solution is None else e.solution) for e in examples]
+    shots = [(e.columns, answer_of(e)) for e in examples]
     return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
 
 
@@ -177,20 +160,8 @@ def _build(
     return rows
 
 
-def _as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
+def answer_as_text(task: Task, sequencer: Sequencer, sequences: Sequence[TokenSequence]) -> Answers:
+    """The answers to a text prompt."""
     start_PD = task.model.embed(sequencer.prompt_ids)
     answered = task.evaluator().score_text_prompt(start_PD, sequences, task.report)
     return Answers(answered, [question_tokens(s, len(start_PD), as_text=True) for s in sequences])
-
-
-def _facts(
-    text: str, score: dict[str, float] | None, settings: dict[str, Any], seconds: float = 0.0
-) -> dict[str, Any]:
-    return {
-        "trained_numbers": 0,
-        "stored_bytes": len(text.encode()),
-        "examples_seen": 0,
-        "train_seconds": seconds,
-        "dev": score,
-        "settings": settings,
-    }

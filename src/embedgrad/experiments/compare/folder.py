@@ -293,7 +293,8 @@ def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
     Raises `KeyError` or `TypeError` for anything else.
     """
     loss = values["loss"]
-    return ScoredAnswer(**{**values, "loss": math.inf if loss is None else loss})
+    tuples = {name: tuple(values.get(name) or ()) for name in ("samples", "sample_scores")}
+    return ScoredAnswer(**{**values, **tuples, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

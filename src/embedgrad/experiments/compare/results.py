@@ -15,6 +15,7 @@ from embedgrad.data.examples import Example
 from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
+from embedgrad.evaluation.sampled import Sampled
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.evaluation.verdict import row_differences, verdicts
 from embedgrad.experiments.baselines import Answers
@@ -26,8 +27,8 @@ from embedgrad.report.page.run_files import RESULT_VERSION
 
 TEXT = Part("text", None)
 OF_SCORES = (
-    *("accuracy", "interval", "macro_f1", "log_loss", "cut", "unread"),
-    *("scoring_seconds", "correct", "scores"),
+    *("accuracy", "interval", "macro_f1", "log_loss", "cut", "unread", "sampled"),
+    *("scoring_seconds", "correct", "scores", "sampled_scores"),
 )
 OF_TRAINING = (*sorted(FACTS), "threads", "ended")
 
@@ -36,7 +37,8 @@ OF_TRAINING = (*sorted(FACTS), "threads", "ended")
 class MethodRun(TypedDict):
     """One method with one seed, and its difference to the text prompt on the same rows.
 
-    `correct` has a digit per test row; `scores` has numbers per row where a scorer grades.
+    `correct` has a digit per test row; `scores` has numbers per row where a scorer grades;
+    `sampled_scores` has the mean score of each row's sampled answers, where there are any.
     """
 
     method: str
@@ -49,8 +51,10 @@ class MethodRun(TypedDict):
     unread: int | None
     wrong_in_form: NotRequired[int]
     wrong_in_content: NotRequired[int]
+    sampled: Sampled | None
     correct: str
     scores: list[float] | None
+    sampled_scores: list[float] | None
     difference: float
     difference_interval: list[float]
     p_value: float
@@ -85,6 +89,7 @@ class MethodResult(TypedDict):
     log_loss: float | None
     wrong_in_form: NotRequired[float]
     wrong_in_content: NotRequired[float]
+    sampled: NotRequired[dict[str, Any]]
     difference: float | None
     difference_interval: list[float] | None
     p_value: float | None
@@ -138,6 +143,9 @@ def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[
         "scoring_seconds": seconds,
         "correct": "".join(str(round(score)) for score in scores),
         "scores": scores if any(score not in (0, 1) for score in scores) else None,
+        "sampled_scores": [fmean(answer.sample_scores) for answer in answers.answered]
+        if summary["sampled"]
+        else None,
     }
 
 
@@ -247,9 +255,34 @@ def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ("difference", "difference_interval", "p_value", "p_holm", "verdict")
     )
     return [
-        {"method": name, **_entry(rows), "interval": _interval(rows), **tests[name]}
+        {
+            "method": name,
+            **_entry(rows),
+            "interval": _interval(rows),
+            **tests[name],
+            **_sampled(rows, runs[TEXT.method][0]),
+        }
         for name, rows in runs.items()
     ]
+
+
+def _sampled(rows: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's Avg@k over its seeds, and its difference to the text prompt's, by rows."""
+    every = [row.get("sampled_scores") for row in (text, *rows)]
+    if not all(every):
+        return {}
+    before, *runs = [scores for scores in every if scores]
+    means = [fmean(scores) for scores in zip(*runs, strict=True)]
+    differences = row_differences(before, runs)
+    return {
+        "sampled": {
+            "samples": rows[0]["sampled"]["samples"],
+            "accuracy": fmean(means),
+            "interval": list(bootstrap_mean(means)),
+            "difference": fmean(differences),
+            "difference_interval": list(bootstrap_mean(differences)),
+        }
+    }
 
 
 def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from embedgrad.deploy.rules import GGUF_KINDS, Facts, exportability
 from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, stage
+from embedgrad.experiments.baselines import Task
+from embedgrad.experiments.choose_place import SHARE
+from embedgrad.experiments.plan.elicitation import Elicitation
+from embedgrad.experiments.plan.elicitation import elicit as measure_elicitation
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
 from embedgrad.experiments.plan.probe import UPTO, Probe, Rates
 from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_trained, over_choices
@@ -24,14 +28,18 @@ from embedgrad.model.capabilities import key_value_bytes, rope_limit, why_not_re
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.loading.device import choose_device
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.terminal.bars import show
+from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
+
+TEACHER = "the teacher's own passes over the queries are not counted"
 
 
 @final
@@ -54,6 +62,7 @@ class PlanResult(TypedDict, total=False):
     memory: dict[str, Any]
     replies: dict[str, Any]
     budget: dict[str, Any]
+    elicitation: Elicitation
 
 
 def plan(
@@ -61,14 +70,16 @@ def plan(
     *,
     budget: Budget = Budget(),
     measure: bool = True,
+    elicit: bool = False,
     report: Report = show,
     started: float | None = None,
 ) -> PlanResult:
     """What a recipe takes before it runs, as plain JSON values.
 
     With `measure` the model is loaded and a few batches are timed; without, memory and time are
-    left out. `started` is when the process began, by `time.time`. "problems" lists what would keep
-    a run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
+    left out. With `elicit` too the model answers dev rows, to say whether there is anything to
+    elicit. `started` is when the process began, by `time.time`. "problems" lists what would keep a
+    run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
     a model that cannot be used.
     """
     began = time.time()
@@ -102,12 +113,16 @@ def plan(
     }
     if splits is None:
         return values
+    if recipe.teacher:  # cross-entropy reads the same places and choices, and needs no teacher
+        recipe = replace(recipe, parts=replace(recipe.parts, objective=CrossEntropy()))
+        values["notes"].append(TEACHER)
     splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
     began = time.time()
     try:
+        shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
         sequencer = Sequencer(
-            Renderer(recipe.template, tokenizer, date=datetime.date.today()),
+            Renderer(shown.template, tokenizer, date=datetime.date.today()),
             tokenizer,
             recipe.target,
             rows=splits.train,
@@ -115,12 +130,15 @@ def plan(
             vocabulary=info.vocabulary,
             truncate=recipe.data.truncate,
         )
+        check_length(shown, sequencer)
+        recipe = replace(recipe, template=shown.template)
         train, dev, test = (problems.each(sequencer, getattr(splits, name)) for name in NAMES)
     except EmbedgradError as error:  # the template: nothing can be tokenized
         problems.add([str(error)])
         return values
     fixed["tokenize"] = time.time() - began
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
+    asked = train
     sampling, choices = recipe.parts.objective.sampling, recipe.target.choices
     if sampling is not None and not choices:
         limit = sampling.max_new_tokens or limit
@@ -141,7 +159,12 @@ def plan(
     repeats = shared_texts(rows, recipe.template.columns)
     values |= {
         "data": {**data, "context": info.context, "duplicates": repeats},
-        "notes": [*splits.notes, *sequencer.notes(tokens.all)],
+        "notes": [
+            *values["notes"],
+            *splits.notes,
+            *sequencer.notes(tokens.all),
+            *_trials(recipe),
+        ],
         "spans": [asdict(span) for span in sequencer.spans],
         "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
@@ -163,10 +186,10 @@ def plan(
     if sampling is not None:
         length = max(round(rates.mean), 1) if rates.mean else max(map(len, train[0].targets)) + 1
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
-        asked = min(recipe.training.batch_size, len(train))
+        questions = min(recipe.training.batch_size, len(train))
         values["notes"].append(
-            f"a step samples {asked * sampling.samples} answers of about {length} tokens, to "
-            f"{asked} questions, and up to {sampling.tries} times as many where answers to a "
+            f"a step samples {questions * sampling.samples} answers of about {length} tokens, to "
+            f"{questions} questions, and up to {sampling.tries} times as many where answers to a "
             "question are all right or all wrong, which the plan does not count"
         )
     token = key_value_bytes(config, itemsize)
@@ -186,7 +209,23 @@ def plan(
             "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
             "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
         }
+    if elicit and model is not None and not problems.lines:
+        own = model.with_prefix_cache(cache)
+        values["elicitation"] = measure_elicitation(
+            Task(recipe, own, sequencer, asked, dev, report), report
+        )
     return values
+
+
+def _trials(recipe: Recipe) -> list[str]:
+    """A note on what is not in the plan: the trials of the prompt's place."""
+    if recipe.place != AUTO:
+        return []
+    return [
+        "template.place = 'auto' comes first: a trial in each of four places, of 1/"
+        f"{SHARE} of the steps and two evaluations; the plan is of a run with the span where it "
+        "is written"
+    ]
 
 
 def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:
@@ -195,7 +234,10 @@ def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tu
     (source,) = problems.each(
         lambda rows: source_of(recipe.solutions, rows, target, scorer), [train]
     ) or ("answer",)
+    if recipe.teacher:
+        source = "answer" if target.choices else "self-written"
     answered = (*splits.dev, *splits.test, *(train if source == "self-written" else ()))
+    answered = tuple(example for example in answered if example.answer or not recipe.teacher)
     problems.each(lambda example: check_answers([example], target, scorer), answered)
     if source != "column":  # there may be one that is not used
         splits = replace(splits, train=tuple(replace(row, solution=None) for row in train))

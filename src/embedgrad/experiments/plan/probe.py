@@ -157,7 +157,7 @@ class Probe:
 
         def answer(tokens: int) -> None:
             evaluation = replace(self.recipe.evaluation, max_new_tokens=tokens)
-            evaluator = Evaluator(self.model, self.sequencer, evaluation)
+            evaluator = Evaluator(self.model, self.sequencer, evaluation).greedy
             answers[:] = evaluator.score(self.start_PD, batch)
 
         _, short, long = (self._time(answer, tokens) for tokens in (1, 1, rates.upto))

@@ -157,6 +157,8 @@ def count(
             effort[name, "scoring"] += sum(splits.tokens_before(s) + longest for s in some)
         if free:
             effort[name, "answers"] = write(part, text - 1 + (times - 1) * (refined - 1))
+            if name == "test" and (samples := recipe.evaluation.samples):
+                effort[name, "answers"] += write(part, text + refined - 2, samples)
     if splits.writes:
         limit = min(text, recipe.solutions.max_new_tokens or text)
         effort["solutions", "answers"] = write(splits.train, limit - 1, recipe.solutions.samples)

@@ -2,12 +2,14 @@
 
 from embedgrad.parts.optimizers.adamw import AdamW
 from embedgrad.parts.optimizers.base import Optimizer
+from embedgrad.parts.optimizers.muon import Muon
 from embedgrad.parts.optimizers.schedule import Schedule
 from embedgrad.parts.optimizers.sgd import SGD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamW,
+    "muon": Muon,
     "sgd": SGD,
 }
 
-__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Optimizer", "Schedule"]
+__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Muon", "Optimizer", "Schedule"]

@@ -21,7 +21,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101; torch.optim.AdamW.
     """
 
-    learning_rate: Annotated[float, Gt(0)] = 0.03
+    learning_rate: Annotated[float, Gt(0)] = 0.1
     """Step size in row sizes: the share of its norm that a row moves at most in one step."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Memory of the gradient's mean."""

@@ -18,7 +18,9 @@ from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
+    describe_demonstrations,
     describe_greedy,
+    describe_place,
     describe_teacher,
     kept_text,
     verdict,
@@ -163,15 +165,23 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
         "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
+        "notes": [*describe_place(run.result), *describe_demonstrations(run.result)],
     }
+
+
+def without_path(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts with the name of a local model instead of its path."""
+    model = entries.get("model")
+    if not (isinstance(model, dict) and model.get("kind") in ("folder", "gguf")):
+        return dict(entries)
+    name = PureWindowsPath(str(model.get("name"))).name  # it knows both kinds of slashes
+    return {**entries, "model": {**model, "name": name}}
 
 
 def provenance(run: RunFiles) -> dict[str, Any]:
     """Model, data, licenses, versions and seeds, as far as the saved prompt has them."""
     entries = {name: run.prompt[name] for name in OF_PROVENANCE if name in run.prompt}
-    model = entries.get("model")
-    if isinstance(model, dict) and model.get("kind") in ("folder", "gguf"):
-        entries["model"] = {**model, "name": PureWindowsPath(str(model.get("name"))).name}
+    entries = without_path(entries)
     recipe = run.prompt.get("recipe") or {}
     seeds = {
         name: recipe[name]["seed"]

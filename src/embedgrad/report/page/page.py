@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.formatting import duration, percent, size
+from embedgrad.report.expectation import describe
 from embedgrad.report.figures import comparison as comparison_figures
 from embedgrad.report.figures import run as figures
 from embedgrad.report.figures.calibration import calibration, confidences
@@ -32,6 +33,7 @@ from embedgrad.report.page.facts import (
     provenance,
     recipe_columns,
     subject,
+    without_path,
 )
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
@@ -91,7 +93,9 @@ def run_page(
     difference = run.result.get("difference")
     word = page.value("verdict", lambda: verdict_word(difference) if difference else "", "")
     top = page.part("run_top", lambda: facts)
+    before = run.elicitation
     parts = [
+        page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),
@@ -136,7 +140,7 @@ def comparison_page(
         )
     text = [entry for entry in results["methods"] if entry["method"] == TEXT]
     methods = [*text, *comparison_figures.rank_methods(results)]
-    facts = {k: v for k, v in results.items() if k not in NOT_PROVENANCE}
+    facts = without_path({k: v for k, v in results.items() if k not in NOT_PROVENANCE})
     recipe = results.get("recipe")
     parts = [
         page.part("verdict", lambda: describe_verdict(results)),

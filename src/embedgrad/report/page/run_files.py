@@ -15,6 +15,7 @@ from embedgrad.report.figures.series import is_number
 EVENTS = "events.jsonl"
 PREDICTIONS = "predictions.jsonl"
 INTERPOLATION = "interpolation.json"
+ELICITATION = "elicitation.json"
 RESULTS = "results.json"  # of a comparison
 UNFINISHED = Path("work", "comparison.json")  # of one, from its beginning on
 PROMPT_FILE = "prompt.json"
@@ -35,6 +36,7 @@ class RunFiles:
     recipe: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     interpolation: dict[str, Any] = field(default_factory=dict)
+    elicitation: dict[str, Any] = field(default_factory=dict)
     survey: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """Line number and scores of every row of the predictions, without its texts."""
     notes: list[str] = field(default_factory=list)
@@ -79,6 +81,8 @@ def read_run(folder: Path) -> RunFiles:
     _note_damage(run, PREDICTIONS, "the rows are left out", damaged, rows)
     if (folder / INTERPOLATION).is_file():
         run.interpolation = _read(run, INTERPOLATION, "it is left out")
+    if (folder / ELICITATION).is_file():
+        run.elicitation = _read(run, ELICITATION, "it is left out")
     return run
 
 

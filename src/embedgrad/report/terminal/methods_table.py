@@ -28,7 +28,7 @@ def methods_table(results: Entry) -> RenderableType:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name in columns:
             left = name in ("method", "verdict")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+            table.add_column(name, justify="left" if left else "right", overflow="fold")
         for row in cells:
             style = "bold" if row["verdict"] == "improved" else ""
             table.add_row(*(Text(row[name]) for name in columns), style=style)
@@ -42,7 +42,8 @@ def methods_table(results: Entry) -> RenderableType:
 def methods_markdown(results: Entry) -> str:
     """The same for a file."""
     rows = [_cells(entry) for entry in results["methods"]]
-    columns = [*_SCORES, *_GAINS[1:], *_COSTS[1:], "stored"]
+    columns = [*_SCORES[:2], "difference (95 %)", "verdict", "over seeds", "p (Holm)"]
+    columns += [*_COSTS[1:], "stored"]
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
     sentences = "".join(f"\n{visible(text)}\n" for text in _sentences(results))
@@ -119,6 +120,14 @@ def _sentences(results: Entry) -> list[str]:
             lines.append(
                 "wrong answers that did not end or held no answer (form), and that said another "
                 "one (content): " + "; ".join(counts)
+            )
+        sampled = [(e["method"], e["sampled"]) for e in results["methods"] if e.get("sampled")]
+        if sampled:
+            lines.append(
+                f"mean over {sampled[0][1]['samples']} sampled answers a row: "
+                + "; ".join(
+                    f"{name} {with_interval(s['accuracy'], s['interval'])}" for name, s in sampled
+                )
             )
         names = [entry["method"] for entry in results["methods"]]
         firsts = [n for n in names if n.startswith("peft-") and n != "peft-lora"]

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from embedgrad.formatting import duration, operations, size
+from embedgrad.report.expectation import describe
 from embedgrad.report.terminal.tables import sentence
 
 Values = Mapping[str, Any]
@@ -126,6 +127,7 @@ def _line(text: str) -> RenderableType:
 
 # What must be there, a title, and the lines.
 SECTIONS = (
+    ("elicitation", "what there is to elicit", lambda plan: describe(plan["elicitation"])),
     ("model", "model", _model),
     ("data", "data", _data),
     ("spans", "span", _spans),

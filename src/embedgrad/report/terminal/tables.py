@@ -11,7 +11,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from embedgrad.formatting import break_line, duration, encodable, percent, size, visible
+from embedgrad.formatting import (
+    break_line,
+    duration,
+    encodable,
+    percent,
+    size,
+    visible,
+    with_interval,
+)
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.progress import ENDINGS
@@ -23,7 +31,8 @@ LEVEL = 0.05  # the p-value below which a difference counts
 # Norm over the vocabulary's mean norm. Of SmolLM2's 49,152 embeddings 99.97 % lie between.
 TYPICAL = (0.5, 2.0)
 FREE_ENOUGH = 0.9  # share of greedy replies that are a choice, below which a warning is due
-NARROWEST = 80  # columns; a smaller terminal wraps lines, which loses less than cutting cells
+NARROWEST = 40  # columns of a terminal; a smaller one wraps lines, where cells would be cut
+OF_FILES = 80  # columns at least where the output is no terminal
 LONGEST_CELL = 1000  # characters; more than any terminal is wide
 
 Row = Mapping[str, Any]
@@ -49,6 +58,13 @@ def comparison_table(result: Row) -> RenderableType:
     elif "train" in result:
         parts.append(sentence("no test rows were scored", "bold"))
     return Group(*parts)
+
+
+def describe_sampled(sampled: Row) -> str:
+    """Avg@k with its interval, and pass@k."""
+    k, mean = sampled["samples"], with_interval(sampled["accuracy"], sampled["interval"])
+    passed = percent(sampled["pass_at"][str(k)])
+    return f"mean over {k} sampled answers a row {mean}, pass@{k} {passed}"
 
 
 def describe_greedy(share: float) -> str:
@@ -154,7 +170,7 @@ def _drift_of_span(rows: Sequence[tuple[int, Row]], *, measured: bool) -> Table:
     table.add_column("row", justify="right")
     table.add_column("token", min_width=10)
     for name in ("distance", "cosine", "norm", *(["points", "log-loss"] * measured)):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("nearest tokens", min_width=12)
     for number, row in rows:
         numbers = [f"{row['distance']:.3f}", f"{row['cosine']:.3f}", f"{row['typical']:.2f}"]
@@ -205,7 +221,7 @@ def show(renderable: RenderableType, file: TextIO | None = None) -> None:
     """Print to a file (default: stdout), in ASCII where its encoding has no more."""
     file = sys.stdout if file is None else file
     console = Console(file=file, markup=False, emoji=False, highlight=False, force_jupyter=False)
-    console.width = max(console.width, NARROWEST)
+    console.width = max(console.width, NARROWEST if file.isatty() else OF_FILES)
     with console.capture() as capture:
         console.print(renderable, crop=False)
     file.write(encodable(capture.get(), console.encoding))
@@ -224,9 +240,11 @@ def kept_text(result: Row) -> bool:
 
 def _scores(result: Row) -> Table:
     table = _table()
-    table.add_column(f"on {result['test_rows']} {result.get('split', 'test')} rows")
+    table.add_column(
+        f"on {result['test_rows']} {result.get('split', 'test')} rows", overflow="fold"
+    )
     for name in ("accuracy", "95 % interval", "macro-F1", "log-loss"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for name in ("text", "refined"):
         scores = result[name]
         low, high = scores["interval"]
@@ -242,7 +260,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = []
+    lines = [*describe_place(result), *describe_demonstrations(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
@@ -254,6 +272,8 @@ def _facts(result: Row) -> list[str]:
             for kind, failure in failures.items()
             if scores.get(kind)
         ]
+        if scores.get("sampled"):
+            lines.append(f"{name} prompt: {describe_sampled(scores['sampled'])}")
     lines += describe_teacher(result.get("teacher") or {})
     if "drift" in result:
         lines.append(_drift_line(result))
@@ -270,6 +290,34 @@ def _facts(result: Row) -> list[str]:
     if "artifact" in result:
         lines.append(f"refined prompt saved in {result['artifact']}")
     return lines
+
+
+def describe_place(result: Row) -> list[str]:
+    """Which place of the prompt was chosen on dev, what each one scored there, and its cost."""
+    place = result.get("place") or {}
+    trials = place.get("trials", {})
+    if place.get("chosen") not in trials:
+        return []
+    steps = trials[place["chosen"]]["steps"]
+    lines = [f"place {place['chosen']}, chosen on dev after {steps} steps in each:"]
+    lines += [
+        f"  {name}: {percent(trial['refined']['accuracy'])}, log-loss "
+        f"{trial['refined']['log_loss']:.3f}; {trial['rows']} rows, "
+        f"{trial['seconds_per_step']:.2f} s a step"
+        for name, trial in trials.items()
+    ]
+    return [*lines, *(f"  {name}: {why}" for name, why in place.get("left_out", {}).items())]
+
+
+def describe_demonstrations(result: Row) -> list[str]:
+    """Which rows of train the prompt shows, and with which text prompt it is compared."""
+    sources = (result.get("demonstrations") or {}).get("sources")
+    if not sources:
+        return []
+    return [
+        f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
+        "the few-shot prompt with the same"
+    ]
 
 
 def _drift_line(part: Row) -> str:
