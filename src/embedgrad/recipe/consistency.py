@@ -18,6 +18,12 @@ TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train 
 def check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
     """What no section can check alone; a section with a problem is None."""
     template, data, target = sections["template"], sections.get("data"), sections["target"]
+    shown = sections["demonstrations"]
+    if shown and shown.k and objective and objective.sampling:
+        problems.append(
+            "demonstrations.k: the objective samples answers, with the demonstrations' own answers "
+            "in view; leave them out"
+        )
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
         over = getattr(objective, "over", objective)
