@@ -41,7 +41,8 @@ def points(root: Path) -> tuple[list[Point], list[Point]]:
         gain = next((m for m in methods if m["method"] == "embedgrad"), None)
         if gain is None:
             continue
-        task = ", ".join(filter(None, gains.TASKS.get(name.removeprefix("compare-"), (name, ""))))
+        name = name.removeprefix("compare-")
+        task = ", ".join(filter(None, gains.TASKS.get(name, (name, ""))))
         if row["sampled"] is None:
             if row["text"]["auc"] is not None:
                 choices.append(

@@ -5,8 +5,8 @@
     docs/cli.md      the help of every verb
     docs/parts.md    every setting and every part that a recipe may name
     docs/gains.svg   the README's picture of measured gains
-    docs/quality.svg the picture of training time to a dev score
     docs/elicit.svg  what there was to elicit against what was gained
+    docs/quality.svg the picture of training time to a dev score
     src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 

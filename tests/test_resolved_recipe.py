@@ -172,6 +172,7 @@ RECIPES = st.builds(
         Evaluation,
         scorer=parts("scorer"),
         stop=st.lists(TEXT.filter(bool), max_size=2).map(tuple),
+        samples=st.sampled_from([0, 0, 0, 8]),
     ),
     prefix_cache=st.builds(
         PrefixCacheSettings,
@@ -189,6 +190,8 @@ RECIPES = st.builds(
 def fits_together(recipe: Recipe) -> bool:
     free = not recipe.target.choices
     if recipe.training.batch_by == "groups" and recipe.data.group is None:
+        return False
+    if recipe.evaluation.samples and not free:
         return False
     wants_choices = recipe.parts.objective.needs_choices(available=False)
     if source_problems(recipe.solutions, recipe.target, column=recipe.data.solution is not None):

@@ -22,7 +22,8 @@ def differences(value: object, kind: Any, where: str = "result") -> list[str]:
     if kind is Any:
         return []
     if typing.is_typeddict(kind):
-        assert isinstance(value, dict)
+        if not isinstance(value, dict):
+            return [f"{where}: {value!r} is no dict"]
         hints = get_type_hints(kind, include_extras=True)
         needed = {
             name

@@ -8,8 +8,9 @@ from typing import TypedDict, cast, final
 
 from torch import Tensor
 
-from embedgrad.evaluation.evaluator import Comparison, Scores, summarize
+from embedgrad.evaluation.evaluator import Comparison, summarize
 from embedgrad.evaluation.noninferiority import non_inferiority
+from embedgrad.evaluation.plain_scores import Scores
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.teacher import Teacher

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from embedgrad.events import Report, quiet, scoring
-from embedgrad.model.answer_batch import AnswerBatch, read
+from embedgrad.model.answer_batch import AnswerBatch, choose, read
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext
