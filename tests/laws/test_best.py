@@ -157,3 +157,18 @@ def test_the_answer_counts_where_it_is_trained_beside_the_choices(over: Any) -> 
         outcome = made.model.outcome({"span": rows[int(score["step"])]}, made.sequences[8:])
         expected = CrossEntropy(over="answer").losses(outcome).mean().item()
         assert score["answer_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_warm_start_that_is_worse_than_the_text_is_not_what_is_kept() -> None:
+    best = Best("accuracy", {}, rows=10)
+    for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.4, 0.9, None)):
+        best.add(score, {})
+    assert best.score["accuracy"] == 0.6
+    assert not best.stops_early(1)  # it is no step that brought nothing
+    best.add(score_of(1, 0.6, 0.8, None), {})  # as accurate, but likelier wrong than the text
+    assert (best.step, best.score["log_loss"]) == (0, 0.5)
+    assert best.stops_early(1)
+    better = Best("accuracy", {}, rows=10)
+    for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.7, 0.9, None)):
+        better.add(score, {})
+    assert better.score["accuracy"] == 0.7

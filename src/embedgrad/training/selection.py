@@ -67,8 +67,13 @@ class Best:
     @property
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
-        # Of two at step 0, the second is a warm start's, and kept only where it is better.
-        return next(s for s in reversed(self.history) if s["step"] == self.step)
+        own = [score for score in self.history if score["step"] == self.step]
+        if len(own) == 1:
+            return own[0]
+        # Two at step 0: the text prompt's, and a warm start's, which is kept where it is better.
+        text, warm = own
+        began = Best(self.metric, {}, history=[text], rows=self.rows)
+        return warm if began._is_better(warm) else text
 
     def event(self) -> dict[str, Any]:
         """The last score beside the best and the first, the text prompt's, each with interval."""
@@ -79,10 +84,10 @@ class Best:
         return {"event": "evaluation", **now, "metric": self.metric, "best": best, "text": text}
 
     def stops_early(self, patience: int | None) -> bool:
-        """Early stopping: whether the last `patience` scores brought nothing better."""
+        """Early stopping: whether the last `patience` scores of steps brought nothing better."""
         if patience is None or not self.history:
             return False
-        return len(self.history) - 1 - self.history.index(self.score) >= patience
+        return sum(score["step"] > self.step for score in self.history) >= patience
 
     def _is_better(self, score: dict[str, float]) -> bool:
         kept = self.score
