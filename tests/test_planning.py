@@ -464,6 +464,8 @@ def test_rows_that_a_run_would_begin_at_are_looked_for(
     lost = Recipe.read(recipe(training={"warm_start": str(tmp_path / "nowhere")}))
     (problem,) = plan(lost, report=lambda event: None)["problems"]
     assert "nowhere" in problem
+    cold, warm = (plan(r, measure=False)["course"] for r in (Recipe.read(recipe()), lost))
+    assert warm["evaluations"] == cold["evaluations"] + 1  # its rows are scored as well
 
 
 def test_room_on_a_disk_is_reported_beside_that_in_memory(

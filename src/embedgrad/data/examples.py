@@ -42,6 +42,11 @@ class Example:
     solution: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def written(self) -> str:
+        """What the model is to write: the solution, or the answer where there is none."""
+        return self.answer if self.solution is None else self.solution
+
 
 def cell_text(value: object) -> str | None:
     """Text of a scalar: 3 and 3.0 are "3", True is "true"; None if empty (None, NaN) or no scalar.

@@ -51,6 +51,10 @@ class Target:
             return self.answer_prefix
         return " " if opened and not text[-1:].isspace() else ""
 
+    def without_prefix(self, reply: str) -> str:
+        """A reply without blanks around it and the prefix, which comes before every answer."""
+        return reply.strip().removeprefix((self.answer_prefix or "").strip()).strip()
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -254,8 +258,7 @@ class Sequencer:
         suffix += self._answer_ids(after, "")[0]
         opening = self._answer_prefix(rendered)
         self._in_thought = open_thought(rendered.text)
-        solution = example.answer if example.solution is None else example.solution
-        answers = self.target.choices or (solution,)
+        answers = self.target.choices or (example.written,)
         targets = tuple(self._answer_ids(after, opening + answer)[1] for answer in answers)
         if self.target.choices and (() in targets or len(set(targets)) < len(targets)):
             twins = map_twins(dict.fromkeys(answers, 0))
@@ -280,7 +283,7 @@ class Sequencer:
             gold = self.target.choices.index(example.answer)
         reasoning = 0
         if not self.target.choices and example.answer:
-            worked, found, _ = solution.rpartition(example.answer)
+            worked, found, _ = example.written.rpartition(example.answer)
             if found and worked:
                 begun = self._answer_ids(after, opening + worked)[1]
                 reasoning = alike(begun, targets[0])

@@ -76,7 +76,7 @@ def demonstrate(
     """The template with k demonstrations as spans. Raises `DataError` where train has too few."""
     if not settings.k:
         return Shown(template, template)
-    without = next((example.source for example in train if not answer_of(example)), None)
+    without = next((example.source for example in train if not example.written), None)
     if without is not None:
         raise DataError(
             f"demonstrations.k: {settings.k}, but {without} has no answer to show; name the column "
@@ -200,15 +200,10 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
 
 
 def _fill(template: Template, target: Target, examples: Sequence[Example]) -> Template:
-    shots = [(example.columns, answer_of(example)) for example in examples]
+    shots = [(example.columns, example.written) for example in examples]
     return with_examples(template, target, shots, refine=True)
 
 
 def _key(example: Example) -> tuple[str, str]:
     """One of the texts that a row of the data is to be answered with."""
-    return example.source, answer_of(example)
-
-
-def answer_of(example: Example) -> str:
-    """What a demonstration shows as the answer."""
-    return example.answer if example.solution is None else example.solution
+    return example.source, example.written

@@ -89,7 +89,6 @@ class Rollouts:
             stop=evaluation.stop,
             seed=seed,
         )
-        self.prefix = (evaluator.target.answer_prefix or "").strip()
         self.dead = list[Group]()  # of the steps since the last with a group alive
         self.dead_steps = 0
 
@@ -184,8 +183,9 @@ class Rollouts:
         if not (self.sampling.scored and answer.ended):
             return 0.0
         right = question.example.answer
-        if self.evaluator.target.choices:
-            return float(answer.text.strip().removeprefix(self.prefix).strip() == right.strip())
+        target = self.evaluator.target
+        if target.choices:
+            return float(target.without_prefix(answer.text) == right.strip())
         return self.evaluator.evaluation.scorer.score(answer.text, right)
 
     def _note_dead(self, groups: Sequence[Group], step: int) -> None:

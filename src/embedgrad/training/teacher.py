@@ -249,9 +249,8 @@ class Teacher:
                 numbers=[int(digest, 16) for digest in batch],
                 report=quiet,
             )
-            prefix = (self.student.target.answer_prefix or "").strip()
             for digest, (reply,) in zip(batch, written, strict=True):
-                text = reply.text.strip().removeprefix(prefix).strip()
+                text = self.student.target.without_prefix(reply.text)
                 yield SampledQuestion(
                     question=digest,
                     source=contexts[digest].example.source,

@@ -39,13 +39,12 @@ def _bare(task: Task, cutting: CuttingTokenizer, sequence: TokenSequence) -> Tok
     """A row's columns, its answers behind them; answers that end the turn still end it."""
     sequencer, example = task.sequencer, sequence.example
     text = "\n\n".join(example.columns[name] for name in sequencer.renderer.template.columns)
-    solution = example.answer if example.solution is None else example.solution
     opening = sequencer.target.text_before(text, opened=True)
     end = sequencer.end_ids
     targets = tuple(
         cutting.suffix(opening + answer) + (end if end and before[-len(end) :] == end else ())
         for answer, before in zip(
-            sequencer.target.choices or (solution,), sequence.targets, strict=True
+            sequencer.target.choices or (example.written,), sequence.targets, strict=True
         )
     )
     ids = cutting.plain(text)

@@ -23,7 +23,7 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.demonstrations import answer_of, draw
+from embedgrad.training.demonstrations import draw
 from embedgrad.training.selection import Best
 
 
@@ -119,7 +119,7 @@ class FewShot(Method):
 def _template(task: Task, rows: Iterable[int]) -> Template:
     """The recipe's template after these training rows, with their answers."""
     examples = [task.train[i].example for i in rows]
-    shots = [(e.columns, answer_of(e)) for e in examples]
+    shots = [(e.columns, e.written) for e in examples]
     return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
 
 

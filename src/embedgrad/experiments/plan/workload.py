@@ -113,7 +113,8 @@ def count(
     """
     training, rows, free = recipe.training, len(splits.train), not recipe.target.choices
     steps, size = training.steps_in_all(rows), recipe.evaluation.batch_size
-    evaluations = 1 + math.ceil(steps / training.steps_between_evaluations(rows))
+    begun = 1 if training.warm_start is None else 2  # the text's rows, and those of a warm start
+    evaluations = begun + math.ceil(steps / training.steps_between_evaluations(rows))
     reads = 2 if free else 1  # passes over an example: a free answer is decoded, then scored
 
     def read(part: Examples, choices: bool) -> int:

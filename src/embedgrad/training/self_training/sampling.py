@@ -184,8 +184,8 @@ class _Sampler:
         example, scorer = self.questions[digest].example, self.evaluation.scorer
         right = [reply for reply in sampled if scorer.score(reply.text, example.answer) >= 1]
         # The sequencer puts the prefix before every answer again.
-        prefix = (self.sequencer.target.answer_prefix or "").strip()
-        texts = [r.text.strip().removeprefix(prefix).strip() for r in right if not r.cut]
+        bare = self.sequencer.target.without_prefix
+        texts = [bare(reply.text) for reply in right if not reply.cut]
         verified = [text for text in texts if text]
         return SampledQuestion(
             question=digest,
