@@ -75,8 +75,8 @@ TASKS = {
 class Measurements:
     """The rows of the results file, each written as it is done."""
 
-    def __init__(self, model: str, rows: Mapping[str, int]):
-        self.key = {"model": model, "rows": dict(rows)}
+    def __init__(self, model: str, sizes: Mapping[str, int]):
+        self.key = {"model": model, "sizes": dict(sizes)}
         self.entries: list[dict[str, Any]] = []
         if RESULT.exists():
             self.entries = json.loads(RESULT.read_text(encoding="utf-8"))["entries"]

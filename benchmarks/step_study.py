@@ -165,20 +165,30 @@ def recipe_of(name: str, place: str, data: Path | None, model: str) -> eg.Recipe
 class Task:
     """A data set with the span in one place: the rows that all cells share."""
 
-    def __init__(self, model: eg.LanguageModel, recipe: eg.Recipe, longest: int | None):
+    def __init__(
+        self,
+        model: eg.LanguageModel,
+        sequencer: Sequencer,
+        train: Sequence[TokenSequence],
+        dev: Sequence[TokenSequence],
+    ):
+        self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
+        # Of free text the log-loss counts, which takes no reply.
+        self.evaluator = Evaluator(model, sequencer, Evaluation(max_new_tokens=1))
+        text_PD = model.embed(sequencer.prompt_ids)
+        places = span_places(sequencer.spans)
+        self.start: Prompt = {name: text_PD[place] for name, place in places.items()}
+
+    @classmethod
+    def read(cls, model: eg.LanguageModel, recipe: eg.Recipe, longest: int | None) -> Task:
+        """The rows of a recipe that are no longer than that."""
         splits = read_data(recipe)
         short = [
             [e for e in part if longest is None or len(e.columns["text"]) <= longest][:most]
             for part, most in ((splits.train, TRAIN_ROWS), (splits.dev, DEV_ROWS))
         ]
-        self.model = model
-        self.sequencer: Sequencer = model.sequencer(recipe.template, recipe.target, short[0])
-        self.train, self.dev = (self.sequencer.build(part) for part in short)
-        # Of free text the log-loss counts, which takes no reply.
-        self.evaluator = Evaluator(model, self.sequencer, Evaluation(max_new_tokens=1))
-        text_PD = model.embed(self.sequencer.prompt_ids)
-        places = span_places(self.sequencer.spans)
-        self.start: Prompt = {name: text_PD[place] for name, place in places.items()}
+        sequencer = model.sequencer(recipe.template, recipe.target, short[0])
+        return cls(model, sequencer, *(sequencer.build(part) for part in short))
 
     def score(self, prompt: Prompt) -> dict[str, float]:
         answers = self.evaluator.score(prompt, self.dev)
@@ -252,7 +262,9 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
         if switches:
             optimizer.eval()
         with torch.no_grad():
-            last = make.prompt(make.fit(theta, origin, task.start, region), task.start)
+            # The rows that schedule-free averages are not those that were kept in the region.
+            scored = make.fit(theta, origin, task.start, region) if switches else theta
+            last = make.prompt(scored, task.start)
             drift = drift_P(all_rows(last), all_rows(task.start))
             average_score = task.score(make.prompt(average, task.start)) if step == total else None
             curve.append(
@@ -325,7 +337,7 @@ def main() -> None:
             )
             if task is None:
                 recipe = recipe_of(data, place, arguments.data, arguments.model)
-                task = Task(model, recipe, SETS[data][-1])
+                task = Task.read(model, recipe, SETS[data][-1])
                 model.prepare(task.train)
                 text = task.score(task.start)
                 results.setdefault("text", {})[f"{of_model}{data}, {place}"] = text

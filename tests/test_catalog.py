@@ -17,7 +17,7 @@ from embedgrad.recipe.recipe import SECTIONS
 from small_recipe import changed
 
 FOUND = catalog()
-TEMPLATE = {"text", "system", "user", "assistant", "messages", "options", "merges"}
+TEMPLATE = {"text", "system", "user", "assistant", "messages", "options", "merges", "place"}
 
 
 def described() -> list[tuple[str, dict[str, str]]]:

@@ -22,15 +22,16 @@ from embedgrad.experiments.baselines import METHODS, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import random_rows
 from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
-from embedgrad.experiments.baselines.prompting import draw
-from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.experiments.baselines.templates import with_span
 from embedgrad.model.backbone import join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
+from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.settings import COMPARED, CompareSettings
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.demonstrations import draw
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.settings import Training
@@ -303,7 +304,7 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, method = task_of(small(), training={"patience": 1}), METHODS[name]
-    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    monkeypatch.setattr(Best, "_is_better", lambda best, score: False)
     whole = method.train(replace(task, state=tmp_path / "state"), 3)
     assert whole.facts["ended"] == "patience"
     events: list[dict[str, Any]] = []

@@ -392,7 +392,7 @@ def test_a_longer_run_that_is_killed_is_not_taken_for_finished(
 def test_early_stopping_is_said_when_a_run_resumes(
     model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Best, "_worth", lambda best, score: (-score["step"], 0.0))
+    monkeypatch.setattr(Best, "_is_better", lambda best, score: False)
     out, events = tmp_path / "run", list[Event]()
 
     def recipe(**training: Any) -> Recipe:

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from embedgrad import Recipe
+from embedgrad.experiments.baselines import Task
+from kit import kit
+from run_kit import values
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m` has it
 
@@ -56,3 +62,28 @@ def test_seconds_of_evaluations_do_not_count(monkeypatch: pytest.MonkeyPatch) ->
     watch({"event": "step", "step": 2})
     assert watch.seconds == 3 + 4
     assert [point["seconds"] for point in watch.curve] == [0, 3]
+
+
+def small_task(**training: int) -> Task:
+    """Eight rows to train on, six to choose by."""
+    made = kit(rows=14, dtype=torch.float32)
+    settings = values(Path("tiny"), Path("data"), training={"batch_size": 3, **training})
+    recipe, rows = Recipe.from_dict(settings), made.sequences
+    return Task(recipe, made.model, made.sequencer, rows[:8], rows[8:], lambda event: None)
+
+
+@pytest.mark.parametrize("method", [measured.OURS, measured.TUNED, measured.LORA])
+def test_a_training_is_a_curve(method: str) -> None:
+    task = small_task(steps=5, evaluate_every=2)
+    found = measured.train(task, method, None if method == measured.OURS else 0.05, 0)
+    assert [point["step"] for point in found["curve"]] == [0, 2, 4, 5]
+    seconds = [point["seconds"] for point in found["curve"]]
+    assert seconds[0] == 0
+    assert seconds == sorted(seconds)
+    assert (found["steps"], found["train_rows"]) == (5, 8)
+
+
+def test_a_rate_is_that_of_the_training() -> None:
+    task = small_task(steps=2)
+    ends = [measured.train(task, measured.TUNED, rate, 0)["curve"][-1] for rate in (1e-4, 0.1)]
+    assert ends[0]["log_loss"] != ends[1]["log_loss"]

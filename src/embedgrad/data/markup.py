@@ -85,6 +85,16 @@ def fill(pieces: Iterable[Piece], columns: Mapping[str, str]) -> str:
     return "".join(columns[p.text] if p.kind == "column" else p.text for p in pieces)
 
 
+def write(pieces: Iterable[Piece]) -> str:
+    """The text that `parse` cuts into these pieces."""
+    marks = {"text": ("", ""), "column": ("{", "}"), "span": ("[[", "]]")}
+    parts = []
+    for piece in pieces:
+        text = piece.text if piece.kind == "column" else literal(piece.text)
+        parts.append(text.join(marks[piece.kind]))
+    return "".join(parts)
+
+
 def literal(text: str) -> str:
     """The text as `parse` gives it back: braces and double brackets are doubled."""
     for mark in ("{", "}", "[[", "]]"):

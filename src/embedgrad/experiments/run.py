@@ -4,6 +4,7 @@ RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact
 RUN/checkpoint/        the training at its last evaluation, from which a run resumes
 RUN/events.jsonl       what happened, one JSON object a line
+RUN/places.json        the trials of the prompt's place, if the run chose it
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/elicitation.json   what there was to elicit before the training, if the recipe asks
 RUN/check_rows.jsonl   rows by which exports are checked
@@ -34,6 +35,7 @@ from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.baselines import Task
+from embedgrad.experiments.choose_place import Places, choose_place, read_places, with_choice
 from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
 from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.model.compatibility import fit_to_model
@@ -45,7 +47,7 @@ from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.paths import moved
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import ELICITATION, RESULT_VERSION, json_lines
@@ -76,6 +78,8 @@ class RunResult(TypedDict):
     tokens: list[dict[str, Any]]
     train: TrainFacts
     artifact: str
+    place: NotRequired[Places]
+    demonstrations: NotRequired[dict[str, Any]]
     solutions: dict[str, Any]
     interrupted: bool
     prefix_cache: dict[str, Any]
@@ -106,6 +110,8 @@ def run(
     `training.epochs` and `training.steps`, which may grow: the longer schedule then holds from the
     step where it resumes. The result of a run that has finished is returned as it is.
 
+    With `template.place = "auto"` the run first chooses a place; see `choose_place`.
+
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
     or model) or cannot be written, and whatever the recipe's data, template and model raise. A new
     run that fails before it trains leaves no folder behind, unless it holds solutions.
@@ -113,6 +119,7 @@ def run(
     out = Path(out)
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     refuse_inside(recipe.solutions, out)
+    recipe = with_choice(recipe, out) if resume else recipe
     if resume and (finished := read_finished(recipe, out)) is not None:
         steps = finished["train"]["steps"]
         say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
@@ -157,8 +164,12 @@ def _run(
         return start_events()
 
     try:
-        day = datetime.date.fromisoformat(made_from.get("date", datetime.date.today().isoformat()))
         report = quiet if checkpoint else begin()  # a resume that is refused changes no file
+        if recipe.place == AUTO:
+            recipe, model = choose_place(recipe, out, report, model=model, should_stop=should_stop)
+            write_file(out / "recipe.toml", recipe.as_toml(out).encode())
+        places = read_places(out)
+        day = datetime.date.fromisoformat(made_from.get("date", places["date"]))
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer, test = ready.model, ready.sequencer, ready.test
@@ -196,7 +207,7 @@ def _run(
         say(report, notes)
     except BaseException as error:
         sampled = (out / "solutions.jsonl").exists() and not isinstance(error, EmbedgradError)
-        if not (resume or sampled):
+        if not (resume or sampled or read_places(out)["trials"]):
             # Nothing is learned yet, and the folder is our own; samples are in the cache too.
             shutil.rmtree(out, ignore_errors=True)
             with suppress(OSError):  # another run may have moved in
@@ -223,7 +234,7 @@ def _run(
             ready.train,
             ready.dev,
             training=ready.training,
-            parts=recipe.parts,
+            parts=ready.parts,
             evaluation=recipe.evaluation,
             warm_start=warm_start,
             checkpoint=checkpoint,
@@ -240,6 +251,11 @@ def _run(
     # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
     result = training_facts(prompt, model, refinement)
+    if ready.demonstrations:
+        sources_shown = [example.source for example in ready.demonstrations]
+        result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
+    if "chosen" in places:
+        result["place"] = places
     result["solutions"] = dict(ready.solutions)
     if "file" in ready.solutions:
         result["solutions"]["file"] = "solutions.jsonl"

@@ -93,7 +93,7 @@ def read(
     model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
 ) -> tuple[Tensor, Tensor, GrowingKVCache]:
     """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind."""
-    packing = Packing(len(context.prompt_PD), 0)
+    packing = Packing(len(context.prompt_PD), 0, begun=context.begun)
     for before, sequence in zip(context.before, sequences, strict=True):
         packing.add(before, sequence, ())
     everyone = range(len(sequences))

@@ -96,7 +96,7 @@ class ForwardPass:
 
         Those of targets are sums; behind them are up to `more` tokens that are read for themselves.
         """
-        packing = Packing(len(context.prompt_PD), width, more)
+        packing = Packing(len(context.prompt_PD), width, more, context.begun)
         for before, sequence in zip(context.before, scored, strict=True):
             packing.add(before, *sequence)
         groups = group_by_length(packing.lengths)

@@ -69,13 +69,14 @@ class CachedContext(NamedTuple):
     """What a batch's own tokens attend to: each sequence's prefix, and a prompt run once for all.
 
     `before` counts the tokens before each sequence's own; `prompt_PD` are the refined rows still to
-    be placed among those.
+    be placed among those. `begun` counts the tokens of every suffix that the prompt holds.
     """
 
     prefixes: list[CachedPrefix]
     prompt: CachedKV | None
     before: list[int]
     prompt_PD: Tensor
+    begun: int = 0
 
     def collect(self, group: Sequence[int]) -> list[CachedKV]:
         """Keys and values for the given sequences of the batch."""

@@ -173,18 +173,23 @@ class LanguageModel:
         tokens_BC = torch.tensor(counts, device=self.device)
         scored = list(zip(batch, targets, [()] * len(batch) if read is None else read, strict=True))
         more = max(sum(map(len, ids)) for *_, ids in scored)
-        can_reuse = [self.forward.can_reuse(s, len(prompt_PD), ids) for s, ids, _ in scored]
-        reused = [i for i, can in enumerate(can_reuse) if can]
-        others = [i for i, can in enumerate(can_reuse) if not can]
-        parts = []
-        if reused:
-            context = self.prefixes.context_of(prompt_PD, [batch[i] for i in reused])
-            some = [scored[i] for i in reused]
-            parts.append(self.forward.on_prefixes(context, some, width, more))
-        if others:
-            some = [scored[i] for i in others]
-            parts.append(self.forward.in_full(prompt_PD, some, width, more))
-        logprobs = in_order(parts, reused + others)
+        parts, order = list[Tensor](), list[int]()
+        for rows in dict.fromkeys(s.rows for s in batch):
+            own_PD = prompt_PD if rows is None else prompt_PD[list(rows)]
+            reused, others = list[int](), list[int]()
+            for i, (sequence, ids, _) in enumerate(scored):
+                if sequence.rows == rows:
+                    can_reuse = self.forward.can_reuse(sequence, len(own_PD), ids)
+                    (reused if can_reuse else others).append(i)
+            if reused:
+                context = self.prefixes.context_of(own_PD, [batch[i] for i in reused])
+                some = [scored[i] for i in reused]
+                parts.append(self.forward.on_prefixes(context, some, width, more))
+            if others:
+                some = [scored[i] for i in others]
+                parts.append(self.forward.in_full(own_PD, some, width, more))
+            order += reused + others
+        logprobs = in_order(parts, order)
         logprobs_BC = logprobs[:, :width].masked_fill(tokens_BC == 0, -torch.inf)
         per_place = next((len(ids[0]) for *_, ids in scored if ids), 0)
         examples = [s.example for s in batch]

@@ -50,10 +50,12 @@ class Packing:
     """Collects sequences, each with `prompt` rows of its own and up to `width` targets.
 
     Up to `more` tokens of a sequence are read for themselves, into the cells behind its targets'.
+    The first `begun` tokens of every suffix are left out.
     """
 
-    def __init__(self, prompt: int, width: int, more: int = 0):
+    def __init__(self, prompt: int, width: int, more: int = 0, begun: int = 0):
         self.prompt = prompt
+        self.begun = begun
         self.width = width
         self.more = more
         self._packed: list[_Packed] = []
@@ -65,9 +67,10 @@ class Packing:
 
         `read` are the tokens to read for themselves at each place of the right answer.
         """
-        first = self.prompt - len(sequence.later)
-        packed = _Packed(before, [0] * first + list(sequence.suffix))
-        packed.prompt_at = [*range(first), *(first + at for at in sequence.later)]
+        later = [at - self.begun for at in sequence.later if at >= self.begun]
+        first = self.prompt - len(later)
+        packed = _Packed(before, [0] * first + list(sequence.suffix[self.begun :]))
+        packed.prompt_at = [*range(first), *(first + at for at in later)]
         packed.branch([(ids, sequence.inputs_of(ids)) for ids in targets])
         right = sequence.gold if len(targets) > 1 else 0
         places = [at for at, _, c in packed.reads if c == right]

@@ -1,7 +1,8 @@
 """Compute what precedes the refined rows once, and share it.
 
-Where all sequences of a batch have the same prefix, the first span is run once per batch too, and
-its keys and values, with their gradients, serve every sequence.
+Where all sequences of a batch have the same prefix, the first span is run once per batch too, with
+the further ones that nothing of a sequence's own precedes, and their keys and values, with their
+gradients, serve every sequence.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from embedgrad.model.kv_cache import (
     stack_prefixes,
 )
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
-from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.boundaries import Ids, alike
 from embedgrad.prompt.sequence import TokenSequence
 
 PASS_TOKENS = 2048  # of prefixes built at a time; a matrix product gains nothing from more
@@ -41,22 +42,31 @@ class PrefixStore:
     def context_of(self, prompt_PD: Tensor, sequences: Sequence[TokenSequence]) -> CachedContext:
         """What the own tokens of these sequences attend to.
 
-        A first span that they share is run here, and its rows are left out of the context's.
+        Spans that they share, with what lies between, are run here; their rows are left out of the
+        context's.
         """
         prefixes = self.prefixes_of([s.prefix for s in sequences], [s.shared for s in sequences])
         before = [prefix.length for prefix in prefixes]
-        prefix, later = sequences[0].prefix, len(sequences[0].later)
-        first = len(prompt_PD) - later
-        alike = all(s.suffix and s.prefix == prefix and len(s.later) == later for s in sequences)
-        if len(sequences) == 1 or not first or not alike:
+        one = sequences[0]
+        first = len(prompt_PD) - len(one.later)
+        same = all(
+            s.suffix and s.prefix == one.prefix and len(s.later) == len(one.later)
+            for s in sequences
+        )
+        if len(sequences) == 1 or not first or not same:
             return CachedContext(prefixes, None, before, prompt_PD)
+        begun, more = _shared_spans(sequences)
+        count, rows_PD = first + begun, prompt_PD[: first + more]
         device = self.forward.device
-        positions = torch.arange(len(prefix), len(prefix) + first, device=device)[None]
+        ids = torch.tensor([(0,) * first + one.suffix[:begun]], device=device)
+        at = torch.tensor([*range(first), *(first + i for i in one.later[:more])], device=device)
+        positions = torch.arange(len(one.prefix), len(one.prefix) + count, device=device)[None]
         cache = FixedKVCache(stack_prefixes(prefixes[:1], device))
         layout = TokenLayout.trunk(positions)
-        self.forward.fill(prompt_PD[None, :first].to(self.forward.dtype), layout, cache)
+        self.forward.fill(self.forward.splice(ids, at, rows_PD), layout, cache)
         prompt = CachedKV(cache.own_keys, cache.own_values, layout, plain=True)
-        return CachedContext(prefixes, prompt, [n + first for n in before], prompt_PD[first:])
+        left_PD = prompt_PD[len(rows_PD) :]
+        return CachedContext(prefixes, prompt, [n + count for n in before], left_PD, begun)
 
     @torch.no_grad()
     def prefixes_of(self, ids: Sequence[Ids], shared: Sequence[int] = ()) -> list[CachedPrefix]:
@@ -126,6 +136,19 @@ class PrefixStore:
                 self._openings.pop(next(iter(self._openings)))
             (self._openings[ids],) = self._build((), [ids])
         return self._openings[ids]
+
+
+def _shared_spans(sequences: Sequence[TokenSequence]) -> tuple[int, int]:
+    """Tokens of the suffix up to the last further span that all share, and the rows among them."""
+    one, rest = sequences[0], sequences[1:]
+    # The last token stays each sequence's own: there its answer is read.
+    shared = min(
+        [len(s.suffix) - 1 for s in sequences] + [alike(one.suffix, s.suffix) for s in rest]
+    )
+    rows = min([len(one.later)] + [alike(one.later, s.later) for s in rest])
+    while rows and one.later[rows - 1] >= shared:
+        rows -= 1
+    return (one.later[rows - 1] + 1 if rows else 0), rows
 
 
 def _passes(prefixes: Sequence[tuple[Ids, int]]) -> Iterator[tuple[Ids, list[Ids]]]:

@@ -66,6 +66,12 @@ class CuttingTokenizer:
         return self._bos
 
 
+def alike(one: Ids, other: Ids) -> int:
+    """Ids by which both begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _bos_ids(tokenizer: Any) -> Ids:
     """The ids that the tokenizer puts before plain text by itself (a BOS, or nothing)."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -16,7 +16,7 @@ from typing import Any, final
 from embedgrad.data.examples import Example
 from embedgrad.data.labels import advise_mapping, closest, escape, map_twins
 from embedgrad.errors import DataError, TemplateError
-from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
+from embedgrad.prompt.boundaries import CuttingTokenizer, Ids, alike
 from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
@@ -66,7 +66,8 @@ class TokenSequence:
     `inputs` is what the model reads instead of each target, of the same length; None: the
     targets themselves, which are the labels. `reasoning` counts the first tokens of the right
     target that are a worked solution up to its final answer. `end` is what the model is to write
-    behind a choice, though it does not count in comparing them.
+    behind a choice, though it does not count in comparing them. `rows` are those of the prompt that
+    the row has, in order, where others are left out of it; None: all.
     """
 
     prefix: Ids
@@ -80,6 +81,7 @@ class TokenSequence:
     reasoning: int = 0
     inputs: tuple[Ids, ...] | None = None
     end: Ids = ()
+    rows: tuple[int, ...] | None = None
 
     def inputs_of(self, target: Ids) -> Ids:
         """What the model reads instead of one of the targets."""
@@ -392,9 +394,3 @@ class Sequencer:
         self.truncated += 1
         self.emptied += end == 0
         return sequence
-
-
-def alike(one: Ids, other: Ids) -> int:
-    """Ids by which both begin."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

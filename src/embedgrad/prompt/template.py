@@ -186,7 +186,7 @@ class Renderer:
         pieces: list[str] = []
         for mark, span in zip(marks, spans, strict=True):
             if (count := marked.count(mark)) != 1:
-                if mark.casefold() in marked.casefold():
+                if not count and mark.casefold() in marked.casefold():
                     raise TemplateError(
                         "template: the chat template changes upper and lower case in the text of a "
                         "message that holds a span, so no words come out as they are written; use "

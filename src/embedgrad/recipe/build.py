@@ -13,7 +13,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
-from embedgrad.errors import DataError, RunError
+from embedgrad.errors import DataError, RunError, TemplateError
 from embedgrad.events import Report, say, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -28,8 +28,9 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.self_training import training_examples, training_for
-from embedgrad.training.settings import Training
+from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
+from embedgrad.training.self_training import source_of, training_examples, training_for
+from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teacher
 
 
@@ -40,6 +41,7 @@ class Prepared:
 
     `written` are the training examples with the texts that the model is trained to write, and
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
+    `demonstrations` are shown before every query; `parts` leave a row's own out of its training.
     With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
@@ -52,7 +54,9 @@ class Prepared:
     dev: Sequence[TokenSequence]
     test: Sequence[TokenSequence]
     training: Training
+    parts: Parts
     teacher: Teacher | None = None
+    demonstrations: Sequence[Example] = ()
 
 
 def prepare(
@@ -78,14 +82,27 @@ def prepare(
     stage(report, f"loading {recipe.model.name}")
     model = model or open_model(recipe, report)
     say(report, [f"{model.info.architecture} in {model.info.dtype} on {model.device}"])
-    sequencer = model.sequencer(
-        recipe.template,
-        recipe.target,
-        splits.train,
-        date=date,
-        merges=recipe.merges,
-        truncate=recipe.data.truncate,
-    )
+    shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
+    try:
+        sequencer = model.sequencer(
+            shown.template,
+            recipe.target,
+            splits.train,
+            date=date,
+            merges=recipe.merges,
+            truncate=recipe.data.truncate,
+        )
+    except TemplateError as error:
+        if recipe.place != "system":
+            raise
+        raise TemplateError(f"template.place: 'system', but {error}") from error
+    check_length(shown, sequencer)
+    sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
+    if shown.examples and source_of(*sources_for) == "self-written":
+        raise DataError(
+            "demonstrations.k: the model would write its own solutions with the demonstrations' "
+            "answers in view; set solutions.source to 'answer' or 'column'"
+        )
     teacher = open_teacher(recipe, model, sequencer, report)
     if teacher:
         written, solutions = teacher.answer_train(splits.train, keep_at)
@@ -114,10 +131,12 @@ def prepare(
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    training = training_for(recipe.training, source)
-    return Prepared(
-        splits, model, sequencer, written, solutions, train, dev, test, training, teacher
-    )
+    training, parts = training_for(recipe.training, source), recipe.parts
+    if shown.examples:
+        own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
+        parts = replace(parts, augmentations=(own, *parts.augmentations))
+    ready = (splits, model, sequencer, written, solutions, train, dev, test)
+    return Prepared(*ready, training, parts, teacher, shown.examples)
 
 
 def open_teacher(

@@ -8,18 +8,21 @@ from typing import Any
 
 from embedgrad.errors import RecipeError, nearest
 from embedgrad.parts.registry import DEFAULTS, KINDS, LISTS, Option, options_of, summary_of
-from embedgrad.recipe.recipe import SECTIONS
+from embedgrad.prompt.place import PLACES
+from embedgrad.recipe.recipe import AUTO, SECTIONS
 
 _ROLES = {"system": "system message", "user": "user message", "assistant": "opening of the answer"}
 _PLAIN = "Plain text with {columns} and one [[span]], for a model without a chat template."
 _MESSAGES = "A list of { role, content } instead of these three."
 _MERGES = "What to do if a row's own text merges with the span."
+_PLACE = "Where the span is to stand; auto: where it does best on dev. Unset: where it is written."
 _TEMPLATE = (
     Option("text", "str", "unset", _PLAIN),
     *(Option(role, "str", "unset", f"The {what}.") for role, what in _ROLES.items()),
     Option("messages", "list of tables", "unset", _MESSAGES),
     Option("options", "table", "{}", "Extra variables for the model's chat template."),
     Option("merges", "'report' | 'refuse'", '"report"', _MERGES),
+    Option("place", " | ".join(map(repr, (AUTO, *PLACES))), "unset", _PLACE),
 )
 _SUMMARY = "The prompt: one text, chat messages by role, or a list of messages."
 # How a part is written if it is not a section.

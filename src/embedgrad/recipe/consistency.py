@@ -18,6 +18,12 @@ TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train 
 def check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
     """What no section can check alone; a section with a problem is None."""
     template, data, target = sections["template"], sections.get("data"), sections["target"]
+    shown = sections["demonstrations"]
+    if shown and shown.k and objective and objective.sampling:
+        problems.append(
+            "demonstrations.k: the objective samples answers, with the demonstrations' own answers "
+            "in view; leave them out"
+        )
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
         over = getattr(objective, "over", objective)
@@ -38,7 +44,7 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
-    _check_teacher(sections, objective, problems)
+    _check_teacher(sections["teacher"], solutions, objective, problems)
     if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
         problems.append(
             f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
@@ -53,17 +59,14 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
         _check_prefixes(sections["prefix_cache"], problems)
 
 
-def _check_teacher(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
-    teacher, solutions = sections["teacher"], sections["solutions"]
+def _check_teacher(teacher: Any, solutions: Any, objective: Any, problems: list[str]) -> None:
     if not (teacher or objective is None or objective.needs_labels):
         problems.append("objective: 'distill' needs a [teacher]; add the section")
     if teacher and objective and objective.needs_labels:
         problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
     if teacher and solutions and solutions.source != "auto":
-        problems.append(
-            f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
-            "or [teacher] out"
-        )
+        given = f"solutions.source: {solutions.source!r}"
+        problems.append(f"{given}, but the teacher writes the answers; take it or [teacher] out")
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:

@@ -138,6 +138,9 @@ def open_run(
         prompt = load_prompt(folder)
         if model is None and _is_gone(recipe.model.name):
             recipe = _with_recorded_model(recipe, prompt, run)
+    recorded = prompt.provenance.get("recipe") or {}
+    if recipe.demonstrations.k and recorded.get("template") == recipe.as_dict()["template"]:
+        recipe = replace(recipe, template=prompt.template)  # with its demonstrations
     for name in ("template", "target"):
         if getattr(recipe, name) != getattr(prompt, name):
             raise RunError(

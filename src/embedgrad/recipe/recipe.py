@@ -26,8 +26,9 @@ from embedgrad.errors import (
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
+from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
-from embedgrad.prompt.template import ROLES, Message, Template, by_role
+from embedgrad.prompt.template import ROLES, Message, Template, by_role, only
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.consistency import check_together
 from embedgrad.recipe.overrides import check_values, override
@@ -40,6 +41,7 @@ from embedgrad.recipe.settings import (
     PrefixCacheSettings,
     ReportSettings,
 )
+from embedgrad.training.demonstrations import Demonstrations
 from embedgrad.training.self_training import Solutions
 from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teaching
@@ -57,6 +59,7 @@ class Recipe:
     training: Training = Training()
     parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
+    demonstrations: Demonstrations = Demonstrations()
     solutions: Solutions = Solutions()
     teacher: Teaching | None = None
     prefix_cache: PrefixCacheSettings = PrefixCacheSettings()
@@ -64,6 +67,7 @@ class Recipe:
     compare: CompareSettings = CompareSettings()
     export: ExportSettings = ExportSettings()
     merges: str = "report"
+    place: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -106,9 +110,9 @@ class Recipe:
             if kind is not None and (name in values or name not in REQUIRED) and name != "teacher"
         }
         sections["teacher"] = _teacher(values["teacher"], problems) if "teacher" in values else None
-        sections["template"], merges = None, "report"
+        sections["template"], prompt = None, dict[str, Any]()
         if "template" in values:
-            sections["template"], merges = _template(values["template"], problems)
+            sections["template"], prompt = _template(values["template"], problems)
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -128,7 +132,7 @@ class Recipe:
         if problems:
             raise RecipeError(source, problems)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
-        return cls(**sections, parts=Parts(**parts), merges=merges)
+        return cls(**sections, parts=Parts(**parts), **prompt)
 
     def with_data(self, folder: str | Path, **splits: Source) -> Recipe:
         """The recipe with data frames or `Dataset`s as its train, dev and test.
@@ -161,7 +165,8 @@ class Recipe:
         for name, kind in SECTIONS.items():
             part = built[name]
             if name == "template":
-                values[name] = {**self.template.as_dict(), "merges": self.merges}
+                own = {"merges": self.merges, "place": self.place}
+                values[name] = {**self.template.as_dict(), **own}
             elif kind is not None and part is not None:
                 values[name] = values_of(part)
             elif part is None:
@@ -181,6 +186,7 @@ class Recipe:
         return tomli_w.dumps(self.as_dict(folder))
 
 
+AUTO = "auto"  # a place that a run chooses on dev
 VERSION = 2  # of a resolved recipe; version 1 had no such field
 REQUIRED = ("model", "data", "template")
 # Every section with its type; None for the template and the parts, which are built elsewhere.
@@ -189,6 +195,7 @@ SECTIONS: dict[str, Any] = {
     "data": DataSettings,
     "template": None,
     "target": Target,
+    "demonstrations": Demonstrations,
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
@@ -264,24 +271,34 @@ def _teacher(values: object, problems: list[str]) -> Teaching | None:
     if "template" not in values or teaching is None:
         return teaching
     own: list[str] = []
-    teaching = dataclasses.replace(teaching, template=_template(values["template"], own, True)[0])
+    teaching = dataclasses.replace(
+        teaching, template=_template(values["template"], own, frozen=True)[0]
+    )
     problems += [f"teacher.{problem}" for problem in own]
     return teaching
 
 
 def _template(
-    values: object, problems: list[str], frozen: bool = False
-) -> tuple[Template | None, str]:
-    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`."""
+    values: object, problems: list[str], *, frozen: bool = False
+) -> tuple[Template | None, dict[str, Any]]:
+    """`text`, or any of `system`, `user`, `assistant`, or a list of `messages`; and two settings.
+
+    A span that is to stand elsewhere is moved there.
+    """
     if not isinstance(values, Mapping):
         problems.append(f"template: {values!r}; expected a table of options")
-        return None, "report"
-    known = {*ROLES, "text", "messages", "options", *(() if frozen else ("merges",))}
+        return None, {}
+    known = {*ROLES, "text", "messages", "options", *(() if frozen else ("merges", "place"))}
     unknown = [name for name in values if name not in known]
     problems += [f"template.{n}: unknown option; {nearest(str(n), known)}" for n in unknown]
     merges = values.get("merges", "report")
     if merges not in ("report", "refuse"):
         problems.append(f"template.merges: {merges!r}; expected 'report' or 'refuse'")
+    place = values.get("place")
+    if place not in (None, AUTO, *PLACES):
+        problems.append(f"template.place: {place!r}; expected one of {', '.join((AUTO, *PLACES))}")
+        place = None
+    settings = {"merges": merges, "place": place}
     texts = {name: values[name] for name in (*ROLES, "text") if name in values}
     wrong = [name for name, text in texts.items() if not isinstance(text, str)]
     problems += [f"template.{name}: {texts[name]!r}; expected text" for name in wrong]
@@ -294,17 +311,21 @@ def _template(
         wrong.append("options")
     if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
         problems.append("template: give either text, or messages, or system/user/assistant")
-        return None, merges
+        return None, settings
     try:
         if wrong:
-            return None, merges
+            return None, settings
         if "text" in texts:
-            return Template(text=texts["text"], frozen=frozen), merges
-        read = _messages(messages) if messages is not None else by_role(texts)
-        return Template(read, options=dict(options), frozen=frozen), merges
+            template = Template(text=texts["text"], frozen=frozen)
+        else:
+            read = _messages(messages) if messages is not None else by_role(texts)
+            template = Template(read, options=dict(options), frozen=frozen)
+        if place == AUTO and not frozen:
+            only(template.spans)
+        return template if place in (None, AUTO) else place_span(template, place), settings
     except EmbedgradError as error:
         problems.append(str(error))
-    return None, merges
+    return None, settings
 
 
 def _messages(messages: object) -> tuple[Message, ...]:

@@ -86,6 +86,7 @@ answer = {_toml(guess.answer or "answer")}        # the column with the right an
 # You may add system = "..." and assistant = "..." (the opening of the answer).
 # For a model without a chat template, write text = "..." instead.
 user = {_toml(user)}
+# place = "auto"        # try the words as system message, before, after and around the query
 
 [target]
 {target}

@@ -28,9 +28,9 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.likeliest import likeliest_tokens
 from embedgrad.parts.objectives.distill import TAUGHT, Distill, Taught
 from embedgrad.parts.parameterizations import Free
-from embedgrad.prompt.boundaries import CuttingTokenizer
+from embedgrad.prompt.boundaries import CuttingTokenizer, alike
 from embedgrad.prompt.embedding import PromptEmbedding
-from embedgrad.prompt.sequence import Sequencer, TokenSequence, alike
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 from embedgrad.training.loss import Loss
 from embedgrad.training.self_training.sampling import ask_missing, model_conditions, store_at

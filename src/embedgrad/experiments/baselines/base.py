@@ -120,6 +120,8 @@ class Method(ABC):
 
 def why_not_one_span(recipe: Recipe) -> str | None:
     """Why a method that replaces or moves the only span cannot run; None if it can."""
+    if recipe.demonstrations.k:
+        return "it needs a single [[span]], and demonstrations are spans too"
     count = len(recipe.template.spans)
     return None if count == 1 else f"it needs a single [[span]], and the template has {count}"
 

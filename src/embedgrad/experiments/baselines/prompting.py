@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
-from embedgrad.data.examples import Example
 from embedgrad.data.table import quote
 from embedgrad.errors import DataError
 from embedgrad.events import say, stage
@@ -20,10 +18,12 @@ from embedgrad.experiments.baselines.base import (
     question_tokens,
     why_not_one_span,
 )
-from embedgrad.experiments.baselines.templates import with_examples, with_span
+from embedgrad.experiments.baselines.templates import with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
+from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.training.demonstrations import answer_of, draw
 from embedgrad.training.selection import Best
 
 
@@ -89,6 +89,10 @@ class BestOfN(Method):
 class FewShot(Method):
     """The text prompt after k training examples with their answers, drawn by seed."""
 
+    def why_not(self, recipe: Recipe) -> str | None:
+        shown = recipe.demonstrations.k
+        return f"the text prompt shows {shown} demonstrations already" if shown else None
+
     def train(self, task: Task, seed: int) -> Trained:
         began = time.perf_counter()
         examples = [sequence.example for sequence in task.train]
@@ -112,36 +116,10 @@ class FewShot(Method):
         return answer_as_text(task, sequencer, rows)
 
 
-def draw(examples: Sequence[Example], count: int, seed: int) -> list[int]:
-    """Draw the indices of `count` examples, balanced over the answers if these repeat.
-
-    A question with several solutions is drawn once.
-    """
-    generator = random.Random(f"{seed}/few-shot")
-    order = list(range(len(examples)))
-    generator.shuffle(order)
-    first: dict[tuple[tuple[str, str], ...], int] = {}
-    for i in order:
-        first.setdefault(tuple(examples[i].columns.items()), i)
-    order = list(first.values())
-    pools: dict[str, list[int]] = {}
-    if len({example.answer for example in examples}) <= len(examples) // 2:
-        for i in order:
-            pools.setdefault(examples[i].answer, []).append(i)
-    else:
-        pools[""] = order
-    drawn: list[int] = []
-    while len(drawn) < min(count, len(order)):
-        for pool in pools.values():
-            drawn += [pool.pop()] if pool and len(drawn) < count else []
-    generator.shuffle(drawn)
-    return drawn
-
-
 def _template(task: Task, rows: Iterable[int]) -> Template:
     """The recipe's template after these training rows, with their answers."""
     examples = [task.train[i].example for i in rows]
-    shots = [(e.columns, e.answer if e.solution is None else e.solution) for e in examples]
+    shots = [(e.columns, answer_of(e)) for e in examples]
     return with_examples(task.sequencer.renderer.template, task.sequencer.target, shots)
 
 

@@ -40,7 +40,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import prepare, sources
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
@@ -120,8 +120,14 @@ def compare(
 def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
     """The parts to train, seed by seed, and why other methods cannot run.
 
-    Raises `RecipeError` if one of those is named in the recipe.
+    Raises `RecipeError` if one of those is named in the recipe, or its place is not decided.
     """
+    if recipe.place == AUTO:
+        problem = (
+            "template.place: 'auto' is for `optimize`, whose recipe.toml then names the place; "
+            "name one here"
+        )
+        raise RecipeError("recipe", [problem])
     names = set(recipe.compare.methods)
     asked = [m for n, m in METHODS.items() if not names or n in names or n == TEXT.method]
     reasons = {method.name: method.why_not(recipe) for method in asked}
@@ -166,7 +172,7 @@ def _set_up(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel
         texts = json.dumps(solutions).encode()
         shared["set of solutions"] = f"sha256:{hashlib.sha256(texts).hexdigest()}"
     folder.agree(recipe, shared)
-    recipe = replace(recipe, training=ready.training)
+    recipe = replace(recipe, training=ready.training, parts=ready.parts)
     task = Task(recipe, ready.model, ready.sequencer, ready.train, ready.dev, report)
     del shared["day"]
     facts = {"data": data, "solutions": ready.solutions, "shared": shared}

@@ -18,6 +18,7 @@ from embedgrad.environment import memory_in_use, peak_memory
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.events import Report, stage
 from embedgrad.experiments.baselines import Task
+from embedgrad.experiments.choose_place import SHARE
 from embedgrad.experiments.plan.elicitation import Elicitation
 from embedgrad.experiments.plan.elicitation import elicit as measure_elicitation
 from embedgrad.experiments.plan.estimate import Budget, Estimate, Estimator, suggest
@@ -33,8 +34,9 @@ from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
 from embedgrad.recipe.build import load_parts, read_data
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.terminal.bars import show
+from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
 
 TEACHER = "the teacher's own passes over the queries are not counted"
@@ -118,8 +120,9 @@ def plan(
     stage(report, "tokenizing")
     began = time.time()
     try:
+        shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
         sequencer = Sequencer(
-            Renderer(recipe.template, tokenizer, date=datetime.date.today()),
+            Renderer(shown.template, tokenizer, date=datetime.date.today()),
             tokenizer,
             recipe.target,
             rows=splits.train,
@@ -127,6 +130,8 @@ def plan(
             vocabulary=info.vocabulary,
             truncate=recipe.data.truncate,
         )
+        check_length(shown, sequencer)
+        recipe = replace(recipe, template=shown.template)
         train, dev, test = (problems.each(sequencer, getattr(splits, name)) for name in NAMES)
     except EmbedgradError as error:  # the template: nothing can be tokenized
         problems.add([str(error)])
@@ -154,7 +159,12 @@ def plan(
     repeats = shared_texts(rows, recipe.template.columns)
     values |= {
         "data": {**data, "context": info.context, "duplicates": repeats},
-        "notes": [*values["notes"], *splits.notes, *sequencer.notes(tokens.all)],
+        "notes": [
+            *values["notes"],
+            *splits.notes,
+            *sequencer.notes(tokens.all),
+            *_trials(recipe),
+        ],
         "spans": [asdict(span) for span in sequencer.spans],
         "merged": {"rows": len(merged), "first": next(iter(merged), None)},
     }
@@ -205,6 +215,17 @@ def plan(
             Task(recipe, own, sequencer, asked, dev, report), report
         )
     return values
+
+
+def _trials(recipe: Recipe) -> list[str]:
+    """A note on what is not in the plan: the trials of the prompt's place."""
+    if recipe.place != AUTO:
+        return []
+    return [
+        "template.place = 'auto' comes first: a trial in each of four places, of 1/"
+        f"{SHARE} of the steps and two evaluations; the plan is of a run with the span where it "
+        "is written"
+    ]
 
 
 def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tuple[Splits, bool]:

@@ -18,7 +18,9 @@ from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
+    describe_demonstrations,
     describe_greedy,
+    describe_place,
     describe_teacher,
     kept_text,
     verdict,
@@ -163,6 +165,7 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
         "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
+        "notes": [*describe_place(run.result), *describe_demonstrations(run.result)],
     }
 
 

@@ -260,7 +260,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = []
+    lines = [*describe_place(result), *describe_demonstrations(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
@@ -290,6 +290,34 @@ def _facts(result: Row) -> list[str]:
     if "artifact" in result:
         lines.append(f"refined prompt saved in {result['artifact']}")
     return lines
+
+
+def describe_place(result: Row) -> list[str]:
+    """Which place of the prompt was chosen on dev, what each one scored there, and its cost."""
+    place = result.get("place") or {}
+    trials = place.get("trials", {})
+    if place.get("chosen") not in trials:
+        return []
+    steps = trials[place["chosen"]]["steps"]
+    lines = [f"place {place['chosen']}, chosen on dev after {steps} steps in each:"]
+    lines += [
+        f"  {name}: {percent(trial['refined']['accuracy'])}, log-loss "
+        f"{trial['refined']['log_loss']:.3f}; {trial['rows']} rows, "
+        f"{trial['seconds_per_step']:.2f} s a step"
+        for name, trial in trials.items()
+    ]
+    return [*lines, *(f"  {name}: {why}" for name, why in place.get("left_out", {}).items())]
+
+
+def describe_demonstrations(result: Row) -> list[str]:
+    """Which rows of train the prompt shows, and with which text prompt it is compared."""
+    sources = (result.get("demonstrations") or {}).get("sources")
+    if not sources:
+        return []
+    return [
+        f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
+        "the few-shot prompt with the same"
+    ]
 
 
 def _drift_line(part: Row) -> str:
