@@ -74,11 +74,10 @@ def main() -> None:
 
 def stale_files(root: Path) -> dict[Path, str]:
     """Every file whose generated text is out of date, with its current text."""
-    pages = {
-        root / "docs" / "cli.md": cli_page(),
-        root / "docs" / "parts.md": parts_page(),
-        root / "src" / "embedgrad" / "cli" / "completion.txt": completed(),
-    }
+    pages = {root / "docs" / "cli.md": cli_page(), root / "docs" / "parts.md": parts_page()}
+    completion = root / "src" / "embedgrad" / "cli" / "completion.txt"
+    if completion.parent.is_dir():
+        pages[completion] = completed()
     for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if path not in pages:
             up = "" if path.parent == root else "../"

@@ -65,8 +65,10 @@ def _check_teacher(teacher: Any, solutions: Any, objective: Any, problems: list[
     if teacher and objective and objective.needs_labels:
         problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
     if teacher and solutions and solutions.source != "auto":
-        given = f"solutions.source: {solutions.source!r}"
-        problems.append(f"{given}, but the teacher writes the answers; take it or [teacher] out")
+        problems.append(
+            f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
+            "or [teacher] out"
+        )
 
 
 def _check_prefixes(prefixes: PrefixCacheSettings, problems: list[str]) -> None:
