@@ -626,7 +626,7 @@ def test_without_peft_its_methods_are_left_out_or_refused_by_name(
     assert done.code == 0
     kept = [n for n in COMPARED if not n.startswith("peft-") and n != "best-of-n"]
     assert list(told_of(done.json)) == kept
-    assert set(done.json["skipped"]) == set(COMPARED) - set(kept)
+    assert set(done.json["skipped"]) == set(ALL) - set(kept)
     assert "peft-lora is left out: PEFT is not installed" in done.err
 
 
