@@ -45,6 +45,8 @@ class Objective(ABC):
     Its options are the fields of a frozen dataclass.
     """
 
+    step_share: ClassVar[float] = 1.0
+    """Share of an optimizer's default step size to take where a recipe gives none."""
     is_mean: ClassVar[bool] = False
     """Whether `reduce` is the mean of the losses, so that a batch computed in parts needs no pass
     over the whole of it first."""

@@ -49,6 +49,8 @@ class Reward(Objective):
     https://arxiv.org/abs/2503.20783.
     """
 
+    # Most of a gradient from a few dozen answers is noise, which large steps add up.
+    step_share: ClassVar[float] = 0.05
     is_mean: ClassVar[bool] = True
 
     samples: Annotated[int, Ge(2)] = 8
