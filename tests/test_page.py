@@ -920,7 +920,7 @@ def test_what_is_no_run_is_one_line(kind: str, embedgrad: Command, tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "name", "shown"),
     [
-        ("folder", "/models/tiny", "tiny"),
+        ("folder", "/a/tiny", "tiny"),
         ("gguf", "C:\\models\\tiny.gguf", "tiny.gguf"),
         ("hub", "owner/tiny", "owner/tiny"),
     ],

@@ -57,7 +57,7 @@ class Distill(Objective):
     needs_labels: ClassVar[bool] = False
 
     top: Annotated[int, Gt(0)] = 32
-    """k: how many of the teacher's likeliest tokens are told apart at each place."""
+    """How many of the teacher's likeliest tokens are told apart at each place (k)."""
 
     @property
     def needs_end(self) -> bool:
