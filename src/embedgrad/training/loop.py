@@ -60,12 +60,12 @@ def optimize(
     """Refine the rows of the span on `train`, and keep those that score best on `dev`.
 
     `start` replaces the text's own rows. `warm_start` are rows of an earlier training to go on
-    from; the trust region stays around the text's. `teacher` says what it finds likely in answers that
-    the objective samples. Without dev examples the last rows are kept.
-    `report` gets one event (plain JSON values) per step, evaluation and note. `keep` gets a
-    checkpoint after every evaluation, and `checkpoint` resumes from one. `should_stop` is asked
-    after every step; then, as after Ctrl-C, the best rows so far are returned. Raises
-    `DivergenceError` before a step whose loss or gradient is not finite, and what a scorer raises;
+    from; the trust region stays around the text's. `teacher` says what it finds likely in answers
+    that the objective samples. Without dev examples the last rows are kept. `report` gets one event
+    (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after every
+    evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step; then, as
+    after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step whose
+    loss or gradient is not finite, and what a scorer raises;
     the error's `refinement` holds the best rows so far.
     """
     loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start, teacher)

@@ -25,9 +25,10 @@ _LEAST = 1e-9  # share of all other tokens, below which it is rounding
 class Taught:
     """What a teacher says of one row, in nats.
 
-    `ids` are K tokens in each of the T places of the right answer, the likeliest ones for it or for
-    its student, `logprobs_TK` their log-probabilities. Of choices `shares_C` are the log-probabilities among themselves and
-    `end` is that of ending the turn behind the right one; None where there is none.
+    `ids` are K tokens in each of the T places of the right answer, the likeliest ones for it or
+    for its student; `logprobs_TK` are their log-probabilities. Of choices `shares_C` are the
+    log-probabilities among themselves and `end` is that of ending the turn behind the right one;
+    None where there is none.
     """
 
     ids: tuple[Ids, ...]
