@@ -225,7 +225,7 @@ def test_a_student_is_corrected_in_a_whole_run(
     assert found["course"]["answers"] == 3 * 4 * 2
     (note,) = [note for note in found["notes"] if note.startswith("a step samples")]
     assert note.endswith("to 4 questions")
-    with refused("'reverse' is for `optimize`"):
+    with refused("'reverse' is for optimize"):
         compare(recipe, tmp_path / "compared")
 
 
@@ -235,7 +235,7 @@ def reverse(model_folder: Path, queries: Path) -> dict[str, Any]:
         model_folder,
         queries.parent,
         objective={"name": "distill", "direction": "reverse", "samples": 2, "max_new_tokens": 3},
-        target={},
+        target={"choices": []},
         training={"steps": 3, "batch_size": 4},
         evaluation={"max_new_tokens": 4},
     )

@@ -131,7 +131,7 @@ def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
         raise RecipeError("recipe", [problem])
     if recipe.teacher and recipe.parts.objective.sampling:
         problem = (
-            "objective.direction: 'reverse' is for `optimize`, as no other method can train on "
+            "objective.direction: 'reverse' is for optimize, as no other method can train on "
             "answers that a student samples; take it out here"
         )
         raise RecipeError("recipe", [problem])
