@@ -157,3 +157,16 @@ def test_the_answer_counts_where_it_is_trained_beside_the_choices(over: Any) -> 
         outcome = made.model.outcome({"span": rows[int(score["step"])]}, made.sequences[8:])
         expected = CrossEntropy(over="answer").losses(outcome).mean().item()
         assert score["answer_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("warm", "warm_loss", "kept"), [(9, 5, 1), (5, 1, 0), (6, 7, 0), (6, 2, 1)]
+)
+def test_a_warm_start_has_the_text_prompts_step_and_its_own_score(
+    warm: int, warm_loss: int, kept: int
+) -> None:
+    best = Best("accuracy", {}, rows=24)
+    for right, loss in ((6, 6), (warm, warm_loss)):
+        best.add(score_of(0, right / 24, 1.0, 0.5, loss / 10), {"span": torch.ones(1) * right})
+    assert best.score == best.history[kept]
+    assert best.prompt["span"].item() == (6, warm)[kept]

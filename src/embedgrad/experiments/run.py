@@ -222,7 +222,9 @@ def _run(
     stage(report, "refining")
     if checkpoint:
         say(report, [f"resuming at step {checkpoint.step}"])
-        best = Best("", checkpoint.best, checkpoint.best_step, checkpoint.history)
+        metric = ready.training.metric_for(choices=bool(recipe.target.choices))
+        step, history = checkpoint.best_step, checkpoint.history
+        best = Best(metric, checkpoint.best, step, history, len(ready.dev))
         if best.stops_early(ready.training.patience):
             say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
     elif resume:

@@ -132,6 +132,10 @@ class Recipe:
             sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
             raise RecipeError(source, problems)
+        optimizer, given = parts["optimizer"], values.get("optimizer", {})
+        if "learning_rate" not in given:
+            rate = optimizer.learning_rate * parts["objective"].step_share
+            parts["optimizer"] = dataclasses.replace(optimizer, learning_rate=rate)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
         return cls(**sections, parts=Parts(**parts), **prompt)
 

@@ -68,7 +68,8 @@ class Best:
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
         # Of two at step 0, the second is a warm start's, and kept only where it is better.
-        return next(s for s in reversed(self.history) if s["step"] == self.step)
+        first, *warm = [score for score in self.history if score["step"] == self.step]
+        return warm[0] if warm and self._beats(warm[0], first, [first, *warm]) else first
 
     def event(self) -> dict[str, Any]:
         """The last score beside the best and the first, the text prompt's, each with interval."""
@@ -85,11 +86,15 @@ class Best:
         return len(self.history) - 1 - self.history.index(self.score) >= patience
 
     def _is_better(self, score: dict[str, float]) -> bool:
-        kept = self.score
-        best = lowest = max(map(self._worth, [*self.history, score]))
+        return self._beats(score, self.score, [*self.history, score])
+
+    def _beats(
+        self, score: dict[str, float], kept: dict[str, float], known: list[dict[str, float]]
+    ) -> bool:
+        best = lowest = max(map(self._worth, known))
         if self.metric != "log_loss" and "answer_loss" in score:
             error = math.sqrt(best * (1 - best) / self.rows)
-            lowest = max(best - error, self._worth(self.history[0]))
+            lowest = max(best - error, self._worth(known[0]))
         if self._worth(score) < lowest or self._worth(kept) < lowest:
             return self._worth(score) >= lowest
         return _loss(score) < _loss(kept)
