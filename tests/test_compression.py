@@ -225,7 +225,7 @@ def test_a_student_is_corrected_in_a_whole_run(
     assert found["course"]["answers"] == 3 * 4 * 2
     (note,) = [note for note in found["notes"] if note.startswith("a step samples")]
     assert note.endswith("to 4 questions")
-    with refused("'reverse' is for optimize"):
+    with refused("'reverse' is for optimize", error=RecipeError):
         compare(recipe, tmp_path / "compared")
 
 

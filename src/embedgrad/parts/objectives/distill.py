@@ -68,16 +68,16 @@ class Distill(Objective):
     needs_labels: ClassVar[bool] = False
 
     top: Annotated[int, Gt(0)] = 32
-    """k: how many of the likeliest tokens are told apart at each place, the teacher's; of reverse,
+    """k: how many of the teacher's likeliest tokens are told apart at each place; with reverse, of
     the student's."""
     direction: Literal["forward", "reverse"] = "forward"
     """Whether the teacher or the student writes the answers, and comes first in the KL."""
     samples: Annotated[int, Gt(0)] = 1
-    """Of reverse: answers per query and step."""
+    """With reverse: answers per query and step."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """Of reverse: with which the student samples; 1: what it would say itself."""
+    """With reverse: how boldly the student samples; 1: from its own distribution."""
     max_new_tokens: Annotated[int, Gt(0)] | None = None
-    """Of reverse: where an answer is cut, in tokens; unset: evaluation.max_new_tokens."""
+    """With reverse: where an answer is cut, in tokens; unset: evaluation.max_new_tokens."""
 
     @property
     def sampling(self) -> Sampling | None:
