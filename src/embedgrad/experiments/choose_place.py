@@ -174,6 +174,7 @@ def _try(
             training=replace(ready.training, steps=steps, evaluate_every=steps, patience=None),
             parts=ready.parts,
             evaluation=recipe.evaluation,
+            teacher=ready.teacher,
             report=watch,
             should_stop=should_stop,
         )

@@ -239,6 +239,7 @@ def _run(
             parts=ready.parts,
             evaluation=recipe.evaluation,
             warm_start=warm_start,
+            teacher=ready.teacher,
             checkpoint=checkpoint,
             report=report,
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),

@@ -126,7 +126,8 @@ class Recipe:
             },
         }
         check_together(sections, parts["objective"], problems)
-        if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
+        sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
+        if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
             sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
