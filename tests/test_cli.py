@@ -157,7 +157,7 @@ def examples(
         "resume": ("resume", run),
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
-            *("--set", "training.steps=2", "--set", "evaluation.max_new_tokens=4"),
+            *("--set", "training.steps=2", "--set", 'target.choices=["no", "yes"]'),
         ),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),
