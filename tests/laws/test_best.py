@@ -170,3 +170,25 @@ def test_a_warm_start_has_the_text_prompts_step_and_its_own_score(
         best.add(score_of(0, right / 24, 1.0, 0.5, loss / 10), {"span": torch.ones(1) * right})
     assert best.score == best.history[kept]
     assert best.prompt["span"].item() == (6, warm)[kept]
+
+
+def test_a_warm_start_that_is_worse_than_the_text_is_not_what_is_kept() -> None:
+    best = Best("accuracy", {}, rows=10)
+    for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.4, 0.9, None)):
+        best.add(score, {})
+    assert best.score["accuracy"] == 0.6
+    assert not best.stops_early(1)  # it is no step that brought nothing
+    best.add(score_of(1, 0.6, 0.8, None), {})  # as accurate, but likelier wrong than the text
+    assert (best.step, best.score["log_loss"]) == (0, 0.5)
+    assert best.stops_early(1)
+    better = Best("accuracy", {}, rows=10)
+    for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.7, 0.9, None)):
+        better.add(score, {})
+    assert better.score["accuracy"] == 0.7
+
+
+def test_no_loss_keeps_the_text_prompt_from_rows_that_score_higher() -> None:
+    best = Best("accuracy", {}, rows=24)
+    for step, right, loss in ((0, 12, 0.1), (1, 13, 0.9), (2, 12, 0.2)):
+        best.add(score_of(step, right / 24, 1.0, 0.5, loss), {})
+    assert best.step == 2  # equal to the best step within an error, and to the text

@@ -40,10 +40,10 @@ class Best:
     `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
     `history` holds the scores in order, each with its `step`. Scores with an "answer_loss" are
     equal within one standard error of the best of `rows` dev rows, as few rows cannot tell them
-    apart, though never below the first score, the text prompt's; the sum of both losses decides
-    between them (the one-standard-error rule: Breiman et al. 1984, Classification and Regression
-    Trees, section 3.4.3). Only the kept prompt and the new one are compared, so what is kept is a
-    function of the scores up to now.
+    apart, and the sum of both losses decides between them (the one-standard-error rule: Breiman et
+    al. 1984, Classification and Regression Trees, section 3.4.3). Nothing below the first score,
+    the text prompt's, is kept, and anything above it is better. Only the kept prompt and the new
+    one are compared, so what is kept is a function of the scores up to now.
     """
 
     metric: str
@@ -80,10 +80,10 @@ class Best:
         return {"event": "evaluation", **now, "metric": self.metric, "best": best, "text": text}
 
     def stops_early(self, patience: int | None) -> bool:
-        """Early stopping: whether the last `patience` scores brought nothing better."""
+        """Early stopping: whether the last `patience` scores of steps brought nothing better."""
         if patience is None or not self.history:
             return False
-        return len(self.history) - 1 - self.history.index(self.score) >= patience
+        return sum(score["step"] > self.step for score in self.history) >= patience
 
     def _is_better(self, score: dict[str, float]) -> bool:
         return self._beats(score, self.score, [*self.history, score])
@@ -91,6 +91,8 @@ class Best:
     def _beats(
         self, score: dict[str, float], kept: dict[str, float], known: list[dict[str, float]]
     ) -> bool:
+        if kept is known[0] and self._worth(score) > self._worth(kept):
+            return True
         best = lowest = max(map(self._worth, known))
         if self.metric != "log_loss" and "answer_loss" in score:
             error = math.sqrt(best * (1 - best) / self.rows)
