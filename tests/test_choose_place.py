@@ -244,3 +244,21 @@ def test_a_plan_and_a_comparison_say_what_they_make_of_auto(auto: Callable[..., 
     assert any(note.startswith("template.place = 'auto' comes first") for note in notes)
     with pytest.raises(RecipeError, match=r"template\.place: 'auto' is for `optimize`"):
         plan_parts(auto())
+
+
+def test_trials_begin_at_a_warm_start_and_leave_out_where_its_words_are_parted(
+    auto: Callable[..., Recipe], data: Path, tmp_path: Path
+) -> None:
+    on_dev = {"train": str(data / "dev.jsonl"), "dev": None, "dev_share": 0.0}
+    long = auto(template={"place": "after"}, data=on_dev, training={"steps": 30})
+    run(long, tmp_path / "earlier", quiet)
+    events: list[dict[str, Any]] = []
+    warm = {"epochs": 4, "warm_start": str(tmp_path / "earlier")}
+    cold, chosen = (
+        run(auto(training=training), tmp_path / name, events.append)["place"]
+        for name, training in (("cold", {"epochs": 4}), ("warm", warm))
+    )
+    assert {"after", "system"} <= chosen["trials"].keys()
+    assert "the words of both must be the same" in chosen["left_out"]["around"]
+    assert cold["trials"]["after"]["text"] == chosen["trials"]["after"]["text"]
+    assert cold["trials"]["after"]["refined"] != chosen["trials"]["after"]["refined"]

@@ -88,7 +88,7 @@ def test_a_long_prompt_becomes_a_few_rows(
     assert page.code == 0, page.err
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "with the teacher&#39;s prompt" in html
-    assert "not inferior to the teacher" in html
+    assert "inferior to the teacher" in html
     assert load(out).generate([{"query": "warm"}])[0] in CHOICES
 
 
@@ -272,6 +272,7 @@ def test_a_compression_that_cannot_be_done(
     done = compress(text, *arguments)
     assert done.code == 2
     assert problem in done.err
+    assert "needs a [teacher]" not in done.err  # there is one
     assert "Traceback" not in done.err
 
 

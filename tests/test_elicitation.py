@@ -27,7 +27,7 @@ from embedgrad.report.expectation import describe, expect
 from embedgrad.report.page.page import run_page
 from embedgrad.report.page.run_files import read_run
 from kit import LONG_CHOICES, kit
-from run_kit import Command, values
+from run_kit import Command, values, write_jsonl
 from test_methods import small, task_of
 
 pytest_plugins = ["tiny_runs"]
@@ -251,6 +251,22 @@ def test_a_plan_says_it_where_asked(recipe: Write, embedgrad: Command) -> None:
     done = embedgrad("plan", path, "--elicit", "--no-probe")
     assert done.code == 2
     assert "--no-probe: --elicit needs the weights" in done.lines[-1]
+
+
+def test_a_plan_measures_nothing_on_rows_without_answers(
+    recipe: Write, data: Path, tmp_path: Path, embedgrad: Command
+) -> None:
+    splits = {}
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+        bare = [{"review": row["review"]} for row in rows]
+        splits[split] = str(write_jsonl(tmp_path / f"{split}.jsonl", bare))
+    teacher = {"template": {"user": "Judge this review, and judge it well: {review}"}}
+    path = recipe(data=splits, objective={"name": "distill"}, teacher=teacher)
+    done = embedgrad("plan", path, "--elicit", "--json", "--quiet")
+    assert done.code == 0
+    assert "elicitation" not in done.json
+    assert any(note.startswith("--elicit: not measured") for note in done.json["notes"])
 
 
 def test_a_run_keeps_it_and_its_page_begins_with_it(

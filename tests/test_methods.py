@@ -54,6 +54,13 @@ def task_of(made: Kit, **sections: Any) -> Task:
     return Task(recipe, made.model, made.sequencer, rows[:8], rows[8:], lambda event: None)
 
 
+def test_all_methods_choose_by_the_metric_of_the_recipes_own_training() -> None:
+    made = small(target=Target())
+    for objective, metric in (("reward", "accuracy"), ("cross_entropy", "log_loss")):
+        task = task_of(made, target={"choices": []}, objective={"name": objective})
+        assert task.metric == metric
+
+
 def peft(name: str) -> PeftMethod:
     method = METHODS[name]
     assert isinstance(method, PeftMethod)

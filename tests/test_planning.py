@@ -454,6 +454,16 @@ def test_where_no_row_reuses_its_prefix_reuse_saves_nothing(
     assert found["tokens"]["per_step"] == found["tokens"]["per_step_without_reuse"] > 0
     assert found["flops"]["per_step"] == found["flops"]["per_step_without_reuse"] > 0
     assert found["prefixes"]["bytes"] == 0
+    measured = plan(Recipe.read(recipe(model={"name": str(model)})), report=lambda event: None)
+    assert measured["seconds"]["all"] > 0
+
+
+def test_rows_that_a_run_would_begin_at_are_looked_for(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    lost = Recipe.read(recipe(training={"warm_start": str(tmp_path / "nowhere")}))
+    (problem,) = plan(lost, report=lambda event: None)["problems"]
+    assert "nowhere" in problem
 
 
 def test_room_on_a_disk_is_reported_beside_that_in_memory(

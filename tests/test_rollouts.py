@@ -88,6 +88,7 @@ def test_where_all_answers_are_as_good_no_step_is_made(reward: float, told: str)
     message = str(caught.value)
     assert message.startswith("step 3: none of 12 questions in 3 steps has answers that differ")
     assert told in message
+    assert (reward > 0) != ("larger objective.max_new_tokens if answers are cut" in message)
     assert "\n" not in message
     steps = [event for event in events if event["event"] == "step"]
     assert [(e["loss"], e["gradient_norm"], e["examples"]) for e in steps] == [(0, 0, 0)] * 2

@@ -118,6 +118,9 @@ def test_what_cannot_be_shown_is_one_line(shown: Callable[..., Recipe], tmp_path
     with pytest.raises(DataError, match=r"demonstrations\.k: .* answers in view"):
         run(shown(**free), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
+    unlabelled = [dataclasses.replace(example, answer="") for example in tiny.reviews(6)]
+    with pytest.raises(DataError, match=r"demonstrations\.k: 2, but .* has no answer to show"):
+        demonstrate(PLACEMENTS["user-after"], LABELS, unlabelled, Demonstrations(k=2))
 
 
 def test_demonstrations_longer_than_the_context_say_so() -> None:

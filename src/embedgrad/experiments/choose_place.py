@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 from embedgrad.atomic_files import write_json
-from embedgrad.errors import DataError, DivergenceError, TemplateError
+from embedgrad.errors import DataError, DivergenceError, RunError, TemplateError
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.formatting import percent
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.place import PLACES, place_of, place_span
-from embedgrad.recipe.build import open_model, prepare
+from embedgrad.recipe.build import open_model, prepare, read_warm_start
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
@@ -66,10 +66,11 @@ def choose_place(
     """The recipe with its span in the place that does best on dev, and the model if it was loaded.
 
     Every place is trained with the recipe's seed for a quarter of its steps; what decides between
-    the steps of a run decides here (`Best`), and of equal places the template's own. Trials
-    that `out` has are not repeated. A place that the model's chat template does not take is left
-    out with a note. Raises `DataError` without dev rows, and what the recipe's data, template and
-    model raise; Ctrl-C, or `should_stop`, ends it with the finished trials kept.
+    the steps of a run decides here (`Best`), and of equal places the template's own. Trials that
+    `out` has are not repeated. A place that the model's chat template does not take is left out
+    with a note, and so is one that parts the words of `training.warm_start`. Raises `DataError`
+    without dev rows, and what the recipe's data, template and model raise; Ctrl-C, or
+    `should_stop`, ends it with the finished trials kept.
     """
     found = read_places(out)
     own = place_of(recipe.template)
@@ -80,7 +81,7 @@ def choose_place(
         model = model or open_model(recipe, report)
         try:
             trial, metric = _try(recipe, place, found, out, model, report, should_stop)
-        except TemplateError as error:
+        except (TemplateError, RunError) as error:  # RunError: the words of a warm start are others
             found["left_out"][place] = str(error)
             say(report, [f"place {place} is left out: {error}"])
             if len(found["left_out"]) == len(PLACES):
@@ -175,6 +176,7 @@ def _try(
             parts=ready.parts,
             evaluation=recipe.evaluation,
             teacher=ready.teacher,
+            warm_start=read_warm_start(recipe, ready.model, ready.sequencer),
             report=watch,
             should_stop=should_stop,
         )

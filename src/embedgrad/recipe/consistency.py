@@ -16,8 +16,13 @@ from embedgrad.training.self_training import source_problems
 TARGETLESS = ("auto", "answer")  # solutions.source that names no text to train on
 
 
-def check_together(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
-    """What no section can check alone; a section with a problem is None."""
+def check_together(
+    sections: Mapping[str, Any], objective: Any, problems: list[str], *, taught: bool
+) -> None:
+    """What no section can check alone; a section with a problem is None.
+
+    `taught`: there is a section [teacher], which may have a problem.
+    """
     template, data, target = sections["template"], sections.get("data"), sections["target"]
     shown = sections["demonstrations"]
     if shown and shown.k and objective and objective.sampling:
@@ -47,7 +52,10 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
-    _check_teacher(sections["teacher"], solutions, objective, problems)
+    if not (taught or objective is None or objective.needs_labels):
+        problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if sections["teacher"]:
+        _check_teacher(solutions, objective, problems)
     if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
         problems.append(
             f"solutions.source: {solutions.source!r}, but objective trains on answers that the "
@@ -62,12 +70,10 @@ def check_together(sections: Mapping[str, Any], objective: Any, problems: list[s
         _check_prefixes(sections["prefix_cache"], problems)
 
 
-def _check_teacher(teacher: Any, solutions: Any, objective: Any, problems: list[str]) -> None:
-    if not (teacher or objective is None or objective.needs_labels):
-        problems.append("objective: 'distill' needs a [teacher]; add the section")
-    if teacher and objective and objective.needs_labels:
+def _check_teacher(solutions: Any, objective: Any, problems: list[str]) -> None:
+    if objective and objective.needs_labels:
         problems.append("teacher: is for objective = 'distill'; set it, or take the section out")
-    if teacher and solutions and solutions.source != "auto":
+    if solutions and solutions.source != "auto":
         problems.append(
             f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
             "or [teacher] out"

@@ -125,7 +125,7 @@ class Recipe:
                 for kind in ("parameterization", "objective", "optimizer")
             },
         }
-        check_together(sections, parts["objective"], problems)
+        check_together(sections, parts["objective"], problems, taught="teacher" in values)
         sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
         if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.

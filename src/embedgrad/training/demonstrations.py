@@ -76,6 +76,12 @@ def demonstrate(
     """The template with k demonstrations as spans. Raises `DataError` where train has too few."""
     if not settings.k:
         return Shown(template, template)
+    without = next((example.source for example in train if not answer_of(example)), None)
+    if without is not None:
+        raise DataError(
+            f"demonstrations.k: {settings.k}, but {without} has no answer to show; name the column "
+            "of the answers in data.answer, or leave demonstrations out"
+        )
     drawn = draw(train, settings.k, settings.seed)
     if len(drawn) < settings.k:
         raise DataError(

@@ -140,8 +140,8 @@ class _Loop:
                 seed=training.seed,
                 start=self.start_prompt,
             )
-        scored = sampling is not None and sampling.scored
-        metric = training.metric_for(choices=scored or bool(sequencer.target.choices))
+        choices = bool(sequencer.target.choices)
+        metric = training.metric_for(parts.objective, choices=choices)
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0

@@ -205,7 +205,7 @@ class Rollouts:
             "the questions are too easy: take harder ones, or a stricter evaluation.scorer"
             if right > len(answers) / 2
             else "try more objective.samples, a higher objective.temperature or objective.tries, a "
-            "larger evaluation.max_new_tokens if answers are cut, an easier evaluation.scorer, or "
+            "larger objective.max_new_tokens if answers are cut, an easier evaluation.scorer, or "
             "start from rows that were trained on solutions"
         )
         raise DataError(

@@ -101,10 +101,13 @@ class Training:
         """Steps from one evaluation on dev to the next."""
         return self.evaluate_every or min(self.steps_per_epoch(rows), self.steps_in_all(rows))
 
-    def metric_for(self, *, choices: bool) -> str:
+    def metric_for(self, objective: Objective, *, choices: bool) -> str:
         """What decides which rows are best, where the answers are choices or free text."""
-        auto = "accuracy" if choices else "log_loss"
-        return auto if self.metric == "auto" else self.metric
+        if self.metric != "auto":
+            return self.metric
+        sampling = objective.sampling
+        by_reward = sampling is not None and sampling.scored
+        return "accuracy" if choices or by_reward else "log_loss"
 
 
 @final

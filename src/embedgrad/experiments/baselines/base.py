@@ -53,7 +53,8 @@ class Task:
     @property
     def metric(self) -> str:
         """The metric that picks the best on dev; the log-loss breaks ties."""
-        return self.recipe.training.metric_for(choices=bool(self.sequencer.target.choices))
+        choices = bool(self.sequencer.target.choices)
+        return self.recipe.training.metric_for(self.recipe.parts.objective, choices=choices)
 
     def evaluator(self, model: LanguageModel | None = None) -> Evaluator:
         """The evaluator of all methods, for the recipe's model or another."""

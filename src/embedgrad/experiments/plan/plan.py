@@ -32,7 +32,7 @@ from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
-from embedgrad.recipe.build import load_parts, read_data
+from embedgrad.recipe.build import load_parts, read_data, read_warm_start
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.terminal.bars import show
@@ -40,6 +40,9 @@ from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
 
 TEACHER = "the teacher's own passes over the queries are not counted"
+UNANSWERED = (
+    "--elicit: not measured, as rows lack answers; report.elicit asks for the teacher's first"
+)
 
 
 @final
@@ -139,6 +142,11 @@ def plan(
         problems.add([str(error)])
         return values
     fixed["tokenize"] = time.time() - began
+    if model is not None and recipe.place != AUTO:  # which leaves out a place of other words
+        try:
+            read_warm_start(recipe, model, sequencer)
+        except EmbedgradError as error:
+            problems.add([str(error)])
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     asked = train
     sampling, choices = recipe.parts.objective.sampling, recipe.target.choices
@@ -176,8 +184,9 @@ def plan(
     if model is not None:
         stage(report, "measuring a few batches")
         rates = Probe(model, recipe, sequencer, tokens).run()
-        lack = lack_of_room(model.with_prefix_cache(cache), train, recipe.training.batch_size)
-        values["notes"] += [lack] if lack and not reason else []
+        if reason is None:
+            lack = lack_of_room(model.with_prefix_cache(cache), train, recipe.training.batch_size)
+            values["notes"] += [lack] if lack else []
     if writes:
         length = max(round(rates.mean), 1)
         tokens, rates.refined = replace(tokens, train=_with_solutions(train, length)), rates.text
@@ -212,7 +221,9 @@ def plan(
             "replies": {n: replies[n] for n in ("text", "refined", "read", "cut", "upto", "mean")},
             "budget": {**asdict(budget), "fits": not over, "over": over, "knobs": knobs},
         }
-    if elicit and model is not None and not problems.lines:
+    if elicit and not all(s.example.answer for s in (*asked, *dev)):
+        values["notes"].append(UNANSWERED)
+    elif elicit and model is not None and not problems.lines:
         own = model.with_prefix_cache(cache)
         values["elicitation"] = measure_elicitation(
             Task(recipe, own, sequencer, asked, dev, report), report

@@ -85,7 +85,7 @@ def describe_teacher(found: Row) -> list[str]:
     tokens, same, far = found["tokens"], found["agreement"], found["divergence"]
     judged = found["non_inferiority"]
     margin, difference, lower = (100 * judged[n] for n in ("margin", "difference", "lower"))
-    word = "not inferior" if judged["holds"] else "not shown to be not inferior"
+    word = "not inferior" if judged["holds"] else "may be inferior"
     return [
         f"{tokens['refined']:.0f} tokens per query instead of {tokens['teacher']:.0f} with the "
         f"teacher's prompt: {tokens['saved']:.0f} saved",
