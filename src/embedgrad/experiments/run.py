@@ -222,7 +222,8 @@ def _run(
     stage(report, "refining")
     if checkpoint:
         say(report, [f"resuming at step {checkpoint.step}"])
-        metric = ready.training.metric_for(choices=bool(recipe.target.choices))
+        choices = bool(recipe.target.choices)
+        metric = ready.training.metric_for(recipe.parts.objective, choices=choices)
         step, history = checkpoint.best_step, checkpoint.history
         best = Best(metric, checkpoint.best, step, history, len(ready.dev))
         if best.stops_early(ready.training.patience):
