@@ -190,10 +190,11 @@ class Task:
         sequencer = model.sequencer(recipe.template, recipe.target, short[0])
         return cls(model, sequencer, *(sequencer.build(part) for part in short))
 
-    def score(self, prompt: Prompt) -> dict[str, float]:
+    def score(self, prompt: Prompt) -> dict[str, float | None]:
         answers = self.evaluator.score(prompt, self.dev)
         summary = summarize(answers, self.sequencer.target.choices)
-        return {"accuracy": summary.accuracy, "log_loss": summary.log_loss}
+        accuracy = summary.accuracy if self.sequencer.target.choices else None
+        return {"accuracy": accuracy, "log_loss": summary.log_loss}
 
 
 def points(total: int, batch: int) -> set[int]:
@@ -284,9 +285,9 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
 def line_of(row: dict[str, Any]) -> str:
     """A row for people: dev scores along the curve."""
     return "  ".join(
-        f"{p['examples']}: {100 * p['last']['accuracy']:.1f} {p['last']['log_loss']:.3f} "
+        f"{p['examples']}: {100 * (p['last']['accuracy'] or 0):.1f} {p['last']['log_loss']:.3f} "
         + (
-            f"({100 * p['average']['accuracy']:.1f} {p['average']['log_loss']:.3f}) "
+            f"({100 * (p['average']['accuracy'] or 0):.1f} {p['average']['log_loss']:.3f}) "
             if "average" in p
             else ""
         )

@@ -67,6 +67,7 @@ def main() -> None:
     for path, text in stale.items():
         print(f"{path.relative_to(ROOT)}: {'stale; run `make docs`' if check else 'written'}")
         if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     sys.exit(1 if check and stale else 0)
 

@@ -86,15 +86,17 @@ def _results(root: Path) -> Row:
 def study(root: Path) -> str:
     """Dev scores by optimizer, rate and length, and the seconds of training."""
     rows = (measured.read(root, "step-study") or {"rows": {}})["rows"].values()
-    names = ("data", "place", "optimizer", "rate", "steps", "batch", "seconds", "accuracy")
-    lines = [(*names, "log-loss", "rows at the edge")]
+    names = ("data", "place", "optimizer", "rate", "seed", "steps", "batch", "seconds")
+    lines = [(*names, "accuracy", "log-loss", "rows at the edge")]
     for row in sorted(rows, key=lambda row: (row["data"], row["place"])):
         end = row["curve"][-1]
+        accuracy = end["last"]["accuracy"]  # of free text only the log-loss is measured
         lines.append(
             (
                 *(row["data"], row["place"], row["optimizer"], f"{row['rate']:g}"),
-                *(str(end["step"]), str(row["batch"]), f"{end['seconds']:.0f}"),
-                *(f"{100 * end['last']['accuracy']:.1f} %", f"{end['last']['log_loss']:.3f}"),
+                *(str(row["seed"]), str(end["step"]), str(row["batch"]), f"{end['seconds']:.0f}"),
+                "" if accuracy is None else f"{100 * accuracy:.1f} %",
+                f"{end['last']['log_loss']:.3f}",
                 f"{100 * end['at_the_edge']:.0f} %",
             )
         )

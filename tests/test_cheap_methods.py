@@ -19,6 +19,7 @@ from embedgrad.experiments.baselines.calibration import BatchCalibration, Thresh
 from embedgrad.experiments.baselines.frozen_features import folds, hidden_states
 from embedgrad.experiments.baselines.linear_probe import LinearProbe
 from embedgrad.prompt.sequence import Target
+from embedgrad.training.rollouts import Rollouts
 from kit import LONG_CHOICES, kit, plain_logprobs
 from test_methods import small, task_of
 
@@ -286,3 +287,37 @@ def test_three_choices_are_classified() -> None:
         answered = METHODS[name].answer(task, METHODS[name].train(task, 0), task.dev).answered
         assert {len(a.probabilities or {}) for a in answered} == {3}
         assert all(sum((a.probabilities or {}).values()) == pytest.approx(1) for a in answered)
+
+
+# -- rewards by a coin -----------------------------------------------------------------------------
+
+
+def test_random_rewards_know_nothing_of_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = {"name": "reward", "samples": 4}
+    task = task_of(small(), objective=objective, training={"steps": 2, "batch_size": 4})
+    method = METHODS["random-reward"]
+    assert method.why_not(task.recipe) is None
+    rewards: list[float] = []
+    plain = Rollouts._answer
+
+    def spy(self: Rollouts, *arguments: Any) -> Any:
+        groups = plain(self, *arguments)
+        rewards.extend(reward for group in groups for reward in group.rewards)
+        return groups
+
+    monkeypatch.setattr(Rollouts, "_answer", spy)
+    first = method.train(task, 0)
+    drawn, rewards[:] = list(rewards), []
+    assert set(drawn) == {0.0, 1.0}
+    # The same coin where every answer is right, and where none is.
+    for right in (True, False):
+        monkeypatch.setattr(Rollouts, "_reward", lambda *_, right=right: float(right))
+        again = method.train(task, 0)
+        assert rewards == drawn
+        assert torch.equal(first.tensors["rows"], again.tensors["rows"])
+        rewards[:] = []
+    method.train(task, 1)
+    assert rewards != drawn
+    text = method.why_not(task_of(small()).recipe)
+    assert text is not None
+    assert "objective is another" in text

@@ -31,6 +31,7 @@ OPTIONS = {
         "--memory",
         "--minutes",
         "--no-probe",
+        "--elicit",
         "--set",
         "--model",
         "--json",
@@ -51,6 +52,10 @@ OPTIONS = {
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
+    "compress": {
+        *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
+        *("--set", "--json", "--quiet"),
+    },
     "compare": {
         "RECIPE.toml",
         "--out",
@@ -134,15 +139,26 @@ def exported(finished: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def examples(
-    finished: tuple[Path, Any], exported: Path, recipe: Any, tmp_path: Path, data: Path
+    finished: tuple[Path, Any],
+    exported: Path,
+    recipe: Any,
+    tmp_path: Path,
+    data: Path,
+    model_folder: Path,
 ) -> dict[str, Any]:
     """A call of every verb that works and ends."""
-    run = finished[0]
+    run, long = finished[0], tmp_path / "long.txt"
+    long.write_text("Say of each review whether its writer liked the film, and why.\n")
+    compress = ("compress", long, "--queries", data / "train.jsonl", "--column", "review")
     return {
         "plan": ("plan", recipe(), "--no-probe"),
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
+        "compress": (
+            *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
+            *("--set", "training.steps=2", "--set", 'target.choices=["no", "yes"]'),
+        ),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),
         "inspect": ("inspect", run, "--rows", "4"),

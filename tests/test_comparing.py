@@ -31,7 +31,7 @@ from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.compare.folder import Folder
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
-from embedgrad.recipe.settings import COMPARED
+from embedgrad.recipe.settings import COMPARED as ALL
 from embedgrad.report.page.page import comparison_page
 from embedgrad.report.page.run_files import compared_rows
 from embedgrad.report.terminal.methods_table import methods_markdown, methods_table, reliable_gain
@@ -45,6 +45,7 @@ pytest_plugins = ["tiny_runs"]
 Write = Callable[..., Path]
 OWN = {"prompts": ["Cold or warm?", "Is it great or terrible?"], "shots": 2}
 SEEDS = (0, 1)
+COMPARED = tuple(name for name in ALL if name != "random-reward")  # that needs rewards
 FITTED = {"batch-calibration", "threshold", "linear-probe", "knn"}  # without steps
 UNSEEDED = {"text", "no-template", "best-of-n", *FITTED}
 SMALL = {"training": {"epochs": 1, "batch_size": 8}, "compare": {**OWN, "seeds": list(SEEDS)}}
@@ -99,7 +100,8 @@ def test_every_method_has_its_rows(whole: tuple[Path, dict[str, Any]]) -> None:
     found = [(row["method"], row["seed"]) for row in results["rows"]]
     assert sorted(found, key=str) == sorted(expected + seeded, key=str)
     assert list(told_of(results)) == list(COMPARED)
-    assert results["skipped"] == results["failed"] == {}
+    assert list(results["skipped"]) == ["random-reward"]
+    assert results["failed"] == {}
     assert (results["trained"], results["scored"], results["planned"]) == (PARTS, PARTS, PARTS)
     assert results["interrupted"] is False
     assert results["test_rows"] == ROWS["test"]
@@ -624,7 +626,7 @@ def test_without_peft_its_methods_are_left_out_or_refused_by_name(
     assert done.code == 0
     kept = [n for n in COMPARED if not n.startswith("peft-") and n != "best-of-n"]
     assert list(told_of(done.json)) == kept
-    assert set(done.json["skipped"]) == set(COMPARED) - set(kept)
+    assert set(done.json["skipped"]) == set(ALL) - set(kept)
     assert "peft-lora is left out: PEFT is not installed" in done.err
 
 
@@ -702,7 +704,7 @@ def test_free_answers_are_compared_too(model_folder: Path, tmp_path: Path) -> No
     results = compare(Recipe.from_dict(sections), tmp_path / "out")
     assert results["failed"] == {}
     assert list(told_of(results)) == [name for name in COMPARED if name not in FITTED]
-    assert set(results["skipped"]) == FITTED  # they need choices
+    assert set(results["skipped"]) == FITTED | {"random-reward"}  # they need choices, or rewards
     for row in results["rows"]:
         assert row["macro_f1"] is None
         assert row["log_loss"] > 0

@@ -294,6 +294,7 @@ def test_two_spans_are_compared_by_the_methods_that_can_train_them(
     assert results["text"] == "Read this review. Good or bad?"
     assert results["failed"] == {}
     reason = "it needs a single [[span]], and the template has 2"
+    assert "the objective is another" in results["skipped"].pop("random-reward")
     assert results["skipped"] == dict.fromkeys(
         (
             *("best-of-n", "random-init", "peft-prompt-tuning-text"),

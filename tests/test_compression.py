@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from embedgrad import Recipe, load, plan, run
+from embedgrad import Recipe, compare, load, plan, run
 from embedgrad.errors import RecipeError
 from embedgrad.prompt import artifact
 from refusals import refused
@@ -23,6 +23,7 @@ LONG = (
     "Judge every review with care. A warm {film} is [[positive]]. A dull film is negative. "
     "Say positive or negative."
 )
+QUERY = {"template": {"user": "{text}"}}
 SMALL = [
     f"target.choices={json.dumps(CHOICES)}",
     "training.epochs=2",
@@ -177,6 +178,18 @@ def test_a_refined_prompt_can_teach(
             {"objective": {"name": "distill"}, "teacher": "long"},
             "teacher: 'long'; expected a table",
         ),
+        (
+            {"objective": {"name": "distill", "samples": 4}, "teacher": QUERY},
+            "objective: samples, temperature and max_new_tokens are for direction = 'reverse'",
+        ),
+        (
+            {
+                "objective": {"name": "distill", "direction": "reverse"},
+                "teacher": QUERY,
+                "target": {"choices": ["a", "b"]},
+            },
+            "objective.direction: 'reverse' samples free answers, but target.choices lists all",
+        ),
     ],
 )
 def test_a_recipe_whose_teacher_cannot_be_used(sections: dict[str, Any], problem: str) -> None:
@@ -189,6 +202,47 @@ def test_a_recipe_with_a_teacher_is_read_as_it_is_written() -> None:
     teacher = {"template": {"system": "Long {text}.", "user": "{text}"}, "margin": 0.1}
     recipe = Recipe.from_dict(changed(objective="distill", teacher=teacher))
     assert Recipe.from_dict(recipe.as_dict()) == recipe
+    own = {"name": "distill", "direction": "reverse", "samples": 2}
+    recipe = Recipe.from_dict(changed(objective=own, teacher=teacher, target={}))
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+
+
+def test_a_student_is_corrected_in_a_whole_run(
+    model_folder: Path, queries: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.from_dict(reverse(model_folder, queries))
+    asked = iter(range(100))
+    whole = run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "parts", should_stop=lambda: next(asked) == 1)
+    resumed = run(recipe, tmp_path / "parts", resume=True)
+    rows = [artifact.load(tmp_path / name / "prompt").rows for name in ("whole", "parts")]
+    assert torch.equal(*rows)
+    assert resumed["teacher"] == whole["teacher"]
+    assert whole["solutions"]["source"] == "student"
+    assert not (tmp_path / "whole" / "solutions.jsonl").exists()
+    found = plan(recipe)
+    assert found["problems"] == []
+    assert found["course"]["answers"] == 3 * 4 * 2
+    (note,) = [note for note in found["notes"] if note.startswith("a step samples")]
+    assert note.endswith("to 4 questions")
+    with refused("'reverse' is for optimize", error=RecipeError):
+        compare(recipe, tmp_path / "compared")
+
+
+def reverse(model_folder: Path, queries: Path) -> dict[str, Any]:
+    """A recipe without labels whose student writes its own answers."""
+    recipe = taught(
+        model_folder,
+        queries.parent,
+        objective={"name": "distill", "direction": "reverse", "samples": 2, "max_new_tokens": 3},
+        target={"choices": []},
+        training={"steps": 3, "batch_size": 4},
+        evaluation={"max_new_tokens": 4},
+    )
+    recipe["data"] = {"train": str(queries)}
+    recipe["template"] = {"user": "{query}\n\n[[Positive or negative?]]"}
+    recipe["teacher"] = {"template": {"user": "{query} Say it."}}
+    return recipe
 
 
 def test_a_column_that_only_the_teacher_reads_must_be_there(

@@ -13,17 +13,25 @@ import torch
 
 from embedgrad.data.examples import Example
 from embedgrad.data.splits import Splits
+from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.model.generation import Reply
 from embedgrad.model.likeliest import likeliest_tokens
 from embedgrad.parts.objectives import Distill
 from embedgrad.parts.objectives.distill import TAUGHT, Taught, bucketed_kl
+from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import with_answers
+from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.loop import optimize
+from embedgrad.training.loss import Loss
+from embedgrad.training.rollouts import Rollouts
+from embedgrad.training.settings import Parts, Refinement, Training
 from embedgrad.training.teacher import Teacher, Teaching
-from kit import LABELS, LONG_CHOICES, kit, noisy, plain_logits, plain_logprobs
+from kit import LABELS, LONG_CHOICES, Kit, kit, noisy, plain_logits, plain_logprobs
 from kit_teacher import LONG, teacher_of
 from refusals import refused
 
@@ -282,3 +290,146 @@ def test_the_taught_shares_are_what_dev_rows_are_scored_by() -> None:
         assert answer.probabilities is not None
         own = torch.tensor([answer.probabilities[c] for c in LONG_CHOICES]).log()
         assert answer.loss == pytest.approx(-(shares_C.exp() @ own.double()).item(), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------- reverse
+
+REVERSE = Distill(direction="reverse", samples=2, top=6, max_new_tokens=5)
+
+
+def drawn_by(made: Kit, rows: torch.Tensor, objective: Distill = REVERSE) -> list[TokenSequence]:
+    """Answers that a student samples with its rows; a quarter of the vocabulary ends one."""
+    evaluator = Evaluator(made.model, made.sequencer)
+    evaluator.end_ids = tuple(range(0, made.model.info.vocabulary, 4))
+    assert objective.sampling is not None
+    start = {"span": made.start}
+    sampled = Rollouts(
+        made.model, evaluator, made.sequences, objective.sampling, seed=1, start=start
+    )
+    found, figures = sampled.draw({"span": rows}, made.sequences, 0)
+    assert figures["answers"] == len(found) == objective.samples * len(made.sequences)
+    assert len({len(s.targets[0]) for s in found}) > 1
+    return found
+
+
+def as_teacher(made: Kit, rows: torch.Tensor, objective: Distill) -> Teacher:
+    """A teacher with the student's own words and other rows."""
+    refined = PromptEmbedding(
+        template=made.sequencer.renderer.template,
+        target=made.sequencer.target,
+        spans=made.sequencer.spans,
+        date=made.sequencer.renderer.date,
+        start_rows=made.start,
+        rows=rows,
+    )
+    teaching = Teaching(prompt="somewhere")
+    return Teacher(made.model, made.sequencer, teaching, objective, refined=refined)
+
+
+def reverse_loss(
+    made: Kit, rows: torch.Tensor, sequences: list[TokenSequence], objective: Distill = REVERSE
+) -> Any:
+    loss = Loss(made.model, Parts(objective=objective), FREE, {"span": rows})
+    theta = {"span": torch.zeros_like(rows, requires_grad=True)}
+    return loss.gradient(theta, sequences)
+
+
+def test_the_reverse_divergence_is_zero_where_the_student_is_the_teacher() -> None:
+    made = kit(target=FREE, rows=4, tie=False)
+    rows = noisy(made.start)
+    sampled = drawn_by(made, rows)
+    same, other = (
+        reverse_loss(made, rows, as_teacher(made, r, REVERSE).teach(sampled, {"span": rows}))
+        for r in (rows, made.start)
+    )
+    assert same.loss == 0.0
+    assert same.gradients["span"].abs().max().item() < 1e-9
+    assert other.loss > 1e-4
+    assert other.gradients["span"].norm().item() > 1e-4
+
+
+@pytest.mark.parametrize("top", [3, None])
+def test_the_reverse_divergence_is_that_of_full_passes(top: int | None) -> None:
+    """At k = V the whole KL(student || teacher), with its gradient; below that, less."""
+    made = kit(target=FREE, rows=3, tie=False)
+    vocabulary = made.loaded.info.vocabulary
+    objective = dataclasses.replace(REVERSE, top=top or vocabulary)
+    teacher = teacher_of(made, objective)
+    taught = teacher.teach(drawn_by(made, made.start, objective), {"span": made.start})
+    found = reverse_loss(made, made.start, taught, objective)
+    theta, expected = {"span": torch.zeros_like(made.start, requires_grad=True)}, []
+    rows = Free().prompt(theta, {"span": made.start})
+    for sequence in taught:
+        answer, read = sequence.targets[0], teacher.context(sequence)
+        ids = (*read.prefix, *read.suffix)
+        logits = plain_logits(made.loaded, [*ids, *answer[:-1]])[len(ids) - 1 :]
+        teacher_TV = torch.log_softmax(logits, dim=1)
+        everything = [tuple(range(vocabulary))] * len(answer)
+        outcome = made.model.outcome(rows, [sequence], choices=False, read=[everything])
+        assert outcome.token_logprobs_BTK is not None
+        student_TV = outcome.token_logprobs_BTK[0]
+        assert said(sequence).ids[0] == tuple(student_TV[0].topk(objective.top).indices.tolist())
+        expected.append((student_TV.exp() * (student_TV - teacher_TV)).sum(1).mean())
+    whole = torch.stack(expected).mean()
+    (gradient,) = torch.autograd.grad(whole, theta["span"])
+    if top:
+        assert 1e-4 < found.loss < whole.item() - 1e-4
+    else:
+        assert found.loss == pytest.approx(whole.item(), abs=1e-6)
+        assert (found.gradients["span"] - gradient).norm() < 1e-4 * gradient.norm()
+
+
+def trained(made: Kit, steps: int = 4, **options: Any) -> tuple[Refinement, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        ends = tuple(range(0, made.model.info.vocabulary, 4))
+        patch.setattr(type(made.model), "ends_of", lambda *_: ends)
+        refined = optimize(
+            made.model,
+            made.sequencer,
+            made.sequences,
+            training=Training(steps=steps, batch_size=4, evaluate_every=2, seed=3),
+            parts=Parts(objective=REVERSE, optimizer=AdamW(learning_rate=0.1)),
+            **{"teacher": teacher_of(made, REVERSE), "report": events.append, **options},
+        )
+    return refined, [event for event in events if event["event"] == "step"]
+
+
+def test_reverse_distillation_lowers_the_divergence_and_resumes_to_the_bit() -> None:
+    def fresh() -> Kit:
+        return kit(target=FREE, rows=8, tie=False, dtype=torch.float32)
+
+    kept: list[Checkpoint] = []
+    whole, steps = trained(fresh(), keep=kept.append)
+    again, _ = trained(fresh(), checkpoint=kept[0])
+    assert kept[0].step == 2
+    assert torch.equal(whole.checkpoint.theta["span"], again.checkpoint.theta["span"])
+    assert not torch.equal(whole.checkpoint.theta["span"], kept[0].theta["span"])
+    for event in steps:
+        assert event["answers"] == event["examples"] == 8
+        assert 1 <= event["answer_tokens"] <= 5
+        assert "reward" not in event
+    made = fresh()
+    refined, _ = trained(made, 24)
+    before, after = (
+        reverse_loss(
+            made,
+            rows,
+            teacher_of(made, REVERSE).teach(drawn_by(made, rows), {"span": rows}),
+        ).loss
+        for rows in (made.start, refined.prompt.rows)
+    )
+    assert after < 0.8 * before
+
+
+def test_reverse_distillation_needs_a_teacher_and_room_for_the_answers() -> None:
+    made = kit(target=FREE, rows=2, tie=False)
+    with refused("'distill' needs a [teacher]", error=RecipeError):
+        trained(made, teacher=None)
+    teacher = teacher_of(made, dataclasses.replace(REVERSE, max_new_tokens=400))
+    bare = unlabelled("warm film")
+    assert teacher.answer_train(bare) == (bare, {"source": "student", "questions": 1})
+    teacher.model = copy.copy(made.model)
+    teacher.model.info = dataclasses.replace(made.model.info, context=300)
+    with refused("q.jsonl:1", "the model takes 300", "objective.max_new_tokens below 400"):
+        teacher.answer_train(bare)

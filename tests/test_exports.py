@@ -201,7 +201,7 @@ def test_a_card_shows_scores_with_interval_and_verdict(runs: Runs, tmp_path: Pat
         for line in (tmp_path / "out" / "README.md").read_text("utf-8").splitlines()
         if line.startswith("- `after`: ")
     )
-    assert re.search(r"[\d.]+ % \([\d.]+ % to [\d.]+ %\) right on \d+ test rows, its text", line)
+    assert re.search(r"[\d.]+ % \([\d.]+ to [\d.]+\) right on \d+ test rows, its text", line)
     result = json.loads((runs.of("gguf") / "result.json").read_text("utf-8"))
     assert verdict(result["difference"]) in line
     assert "greedy reply is a choice in" in line

@@ -349,7 +349,7 @@ def test_a_download_fetches_no_pickle_no_code_and_nothing_twice(
     assert told[0]["text"] == "fetching owner/tiny from the Hub"
     # Two files of 30 and 70 bytes, counted on the way and on disk; a bar of files tells nothing.
     came = [(e["event"], e["which"], e["done"], e["total"]) for e in told[1:]]
-    sums = ((20, 30), (30, 30), (65, 100), (100, 100))
+    sums = ((20, 30), (30, 30), (70, 100), (100, 100))
     assert came == [("download", "owner/tiny", done, total) for done, total in sums]
     assert capfd.readouterr() == ("", "")
     there = [

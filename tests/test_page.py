@@ -920,8 +920,8 @@ def test_what_is_no_run_is_one_line(kind: str, embedgrad: Command, tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "name", "shown"),
     [
-        ("folder", "/srv/someone/models/tiny", "tiny"),
-        ("gguf", "C:\\Users\\someone\\tiny.gguf", "tiny.gguf"),
+        ("folder", "/a/tiny", "tiny"),
+        ("gguf", "C:\\models\\tiny.gguf", "tiny.gguf"),
         ("hub", "owner/tiny", "owner/tiny"),
     ],
 )

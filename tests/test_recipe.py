@@ -48,6 +48,17 @@ def test_the_smallest_recipe_has_the_defaults_of_the_parts_themselves() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [({}, 0.005), ({"name": "muon"}, 0.015), ({"learning_rate": 0.1}, 0.1), ("adamw", 0.005)],
+)
+def test_sampled_answers_are_learned_from_in_small_steps(optimizer: Any, rate: float) -> None:
+    values = {**SMALLEST, "objective": {"name": "reward"}, "optimizer": optimizer}
+    recipe = Recipe.from_dict(values)
+    assert recipe.parts.optimizer.learning_rate == pytest.approx(rate)
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+
+
 def test_every_default_part_is_a_known_one() -> None:
     assert DEFAULTS.keys() == KINDS.keys() - {"augmentations"}  # a list, by default empty
     for kind, name in DEFAULTS.items():

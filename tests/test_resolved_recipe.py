@@ -188,7 +188,11 @@ RECIPES = st.builds(
 
 
 def fits_together(recipe: Recipe) -> bool:
-    free = not recipe.target.choices
+    free, objective = not recipe.target.choices, recipe.parts.objective
+    if not objective.needs_labels:  # without its teacher
+        return False
+    if objective.sampling and (recipe.solutions.source != "answer" or recipe.demonstrations.k):
+        return False
     if recipe.training.batch_by == "groups" and recipe.data.group is None:
         return False
     if recipe.evaluation.samples and not free:

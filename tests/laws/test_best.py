@@ -159,6 +159,19 @@ def test_the_answer_counts_where_it_is_trained_beside_the_choices(over: Any) -> 
         assert score["answer_loss"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("warm", "warm_loss", "kept"), [(9, 5, 1), (5, 1, 0), (6, 7, 0), (6, 2, 1)]
+)
+def test_a_warm_start_has_the_text_prompts_step_and_its_own_score(
+    warm: int, warm_loss: int, kept: int
+) -> None:
+    best = Best("accuracy", {}, rows=24)
+    for right, loss in ((6, 6), (warm, warm_loss)):
+        best.add(score_of(0, right / 24, 1.0, 0.5, loss / 10), {"span": torch.ones(1) * right})
+    assert best.score == best.history[kept]
+    assert best.prompt["span"].item() == (6, warm)[kept]
+
+
 def test_a_warm_start_that_is_worse_than_the_text_is_not_what_is_kept() -> None:
     best = Best("accuracy", {}, rows=10)
     for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.4, 0.9, None)):
@@ -172,3 +185,10 @@ def test_a_warm_start_that_is_worse_than_the_text_is_not_what_is_kept() -> None:
     for score in (score_of(0, 0.6, 0.5, None), score_of(0, 0.7, 0.9, None)):
         better.add(score, {})
     assert better.score["accuracy"] == 0.7
+
+
+def test_no_loss_keeps_the_text_prompt_from_rows_that_score_higher() -> None:
+    best = Best("accuracy", {}, rows=24)
+    for step, right, loss in ((0, 12, 0.1), (1, 13, 0.9), (2, 12, 0.2)):
+        best.add(score_of(step, right / 24, 1.0, 0.5, loss), {})
+    assert best.step == 2  # equal to the best step within an error, and to the text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import pytest
@@ -28,7 +29,11 @@ TARGETS = {
 }
 
 
-ALL = {**OBJECTIVES, **SEAM_OBJECTIVES}
+ALL = {
+    **OBJECTIVES,
+    **SEAM_OBJECTIVES,
+    "distill-reverse": functools.partial(Distill, direction="reverse"),
+}
 
 
 @pytest.fixture(params=sorted(ALL))

@@ -11,7 +11,7 @@ ENGINES = ("llamacpp", "transformers", "vllm")
 FIGURES = ("curves", "drift", "reliability", "interpolation", "cost", "forest")
 METHODS = (
     *("text", "no-template", "best-of-n", "few-shot", "batch-calibration", "threshold"),
-    *("linear-probe", "knn", "embedgrad", "embedgrad-no-region", "random-init"),
+    *("linear-probe", "knn", "embedgrad", "embedgrad-no-region", "random-init", "random-reward"),
     *("peft-prompt-tuning-text", "peft-prompt-tuning-random", "peft-cpt", "peft-lora"),
 )
 SPLITS = ("train", "dev", "test")

@@ -36,7 +36,7 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a long system prompt into a few rows, without any labels.
+    """Compress a long system prompt into a few rows.
 
     Writes a recipe, OUT.toml, and runs it. The few rows start at the prompt's first tokens and
     learn what the model says when it reads the whole prompt.

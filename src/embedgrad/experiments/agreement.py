@@ -22,7 +22,7 @@ class Agreement(TypedDict):
 
     `tokens` are the means per query before the answer, of the teacher's prompt, the refined one,
     and what is saved. `agreement` is the share of rows with the teacher's answer, `divergence` the
-    mean loss of the objective. `scores` are the teacher's own.
+    mean KL(teacher || prompt) on these. `scores` are the teacher's own.
     """
 
     tokens: dict[str, float]

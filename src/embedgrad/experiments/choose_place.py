@@ -175,6 +175,7 @@ def _try(
             training=replace(ready.training, steps=steps, evaluate_every=steps, patience=None),
             parts=ready.parts,
             evaluation=recipe.evaluation,
+            teacher=ready.teacher,
             warm_start=read_warm_start(recipe, ready.model, ready.sequencer),
             report=watch,
             should_stop=should_stop,

@@ -222,7 +222,10 @@ def _run(
     stage(report, "refining")
     if checkpoint:
         say(report, [f"resuming at step {checkpoint.step}"])
-        best = Best("", checkpoint.best, checkpoint.best_step, checkpoint.history)
+        choices = bool(recipe.target.choices)
+        metric = ready.training.metric_for(recipe.parts.objective, choices=choices)
+        step, history = checkpoint.best_step, checkpoint.history
+        best = Best(metric, checkpoint.best, step, history, len(ready.dev))
         if best.stops_early(ready.training.patience):
             say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
     elif resume:
@@ -237,6 +240,7 @@ def _run(
             parts=ready.parts,
             evaluation=recipe.evaluation,
             warm_start=warm_start,
+            teacher=ready.teacher,
             checkpoint=checkpoint,
             report=report,
             keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),

@@ -123,7 +123,8 @@ def prepare(
     train, dev, test = (sequencer.build(part) for part in (written, splits.dev, splits.test))
     source = solutions["source"]
     if teacher:
-        train = teacher.teach(train)
+        if recipe.parts.objective.sampling is None:
+            train = teacher.teach(train)
         if solutions["labelled"]["dev"]:
             source = "answer"
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from embedgrad.data.splits import NAMES as SPLITS
 from embedgrad.errors import RecipeError, nearest
 from embedgrad.model.prefix_cache import budget_bytes
+from embedgrad.parts.objectives import Distill
 from embedgrad.recipe.settings import DataSettings, PrefixCacheSettings
 from embedgrad.training.self_training import source_problems
 
@@ -46,6 +47,8 @@ def check_together(
             f"data.truncate: {data.truncate!r} is not a column of the template; "
             f"{nearest(data.truncate, template.columns)}"
         )
+    if isinstance(objective, Distill):
+        _check_direction(objective, target, problems)
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
@@ -74,6 +77,19 @@ def _check_teacher(solutions: Any, objective: Any, problems: list[str]) -> None:
         problems.append(
             f"solutions.source: {solutions.source!r}, but the teacher writes the answers; take it "
             "or [teacher] out"
+        )
+
+
+def _check_direction(objective: Distill, target: Any, problems: list[str]) -> None:
+    if objective.direction == "forward" and objective != Distill(top=objective.top):
+        problems.append(
+            "objective: samples, temperature and max_new_tokens are for direction = 'reverse'; set "
+            "it, or take them out"
+        )
+    if objective.direction == "reverse" and target and target.choices:
+        problems.append(
+            "objective.direction: 'reverse' samples free answers, but target.choices lists all "
+            "there are; take one of them out ('forward' compares the choices exactly)"
         )
 
 

@@ -126,11 +126,16 @@ class Recipe:
             },
         }
         check_together(sections, parts["objective"], problems, taught="teacher" in values)
-        if parts["objective"] and parts["objective"].sampling and sections["solutions"]:
+        sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
+        if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
             sections["solutions"] = dataclasses.replace(sections["solutions"], source="answer")
         if problems:
             raise RecipeError(source, problems)
+        optimizer, given = parts["optimizer"], values.get("optimizer", {})
+        if "learning_rate" not in given:
+            rate = optimizer.learning_rate * parts["objective"].step_share
+            parts["optimizer"] = dataclasses.replace(optimizer, learning_rate=rate)
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
         return cls(**sections, parts=Parts(**parts), **prompt)
 

@@ -113,6 +113,7 @@ COMPARED = (
     "embedgrad",
     "embedgrad-no-region",
     "random-init",
+    "random-reward",
     "peft-prompt-tuning-text",
     "peft-prompt-tuning-random",
     "peft-cpt",

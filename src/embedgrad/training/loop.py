@@ -37,6 +37,7 @@ from embedgrad.training.loss import Loss
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Parts, Refinement, Training
+from embedgrad.training.teacher import Teacher
 
 
 def optimize(
@@ -50,6 +51,7 @@ def optimize(
     evaluation: Evaluation = Evaluation(),
     start: Prompt | None = None,
     warm_start: Prompt | None = None,
+    teacher: Teacher | None = None,
     checkpoint: Checkpoint | None = None,
     report: Report = show,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -58,14 +60,15 @@ def optimize(
     """Refine the rows of the span on `train`, and keep those that score best on `dev`.
 
     `start` replaces the text's own rows. `warm_start` are rows of an earlier training to go on
-    from; the trust region stays around the text's. Without dev examples the last rows are kept.
-    `report` gets one event (plain JSON values) per step, evaluation and note. `keep` gets a
-    checkpoint after every evaluation, and `checkpoint` resumes from one. `should_stop` is asked
-    after every step; then, as after Ctrl-C, the best rows so far are returned. Raises
-    `DivergenceError` before a step whose loss or gradient is not finite, and what a scorer raises;
+    from; the trust region stays around the text's. `teacher` says what it finds likely in answers
+    that the objective samples. Without dev examples the last rows are kept. `report` gets one event
+    (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after every
+    evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step; then, as
+    after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step whose
+    loss or gradient is not finite, and what a scorer raises;
     the error's `refinement` holds the best rows so far.
     """
-    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start)
+    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start, teacher)
     failure: EmbedgradError | None = None
     try:
         loop.start(checkpoint, warm_start)
@@ -103,11 +106,12 @@ class _Loop:
         evaluation: Evaluation,
         report: Report,
         start: Prompt | None,
+        teacher: Teacher | None,
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
-        self.training, self.parts, self.report = training, parts, report
+        self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text = start is None
@@ -176,6 +180,8 @@ class _Loop:
             loss, norm, figures = 0.0, 0.0, dict[str, float]()
             if self.rollouts is not None:
                 batch, figures = self.rollouts.draw(self.prompt(), batch, step)
+                if self.teacher is not None:
+                    batch = self.teacher.teach(batch, self.prompt())
             for _ in range(self.updates if batch else 0):  # without answers to learn from no step
                 loss, norm = self._step(step, batch)
             self.step = step + 1

@@ -176,6 +176,10 @@ class Rollouts:
         for question, answers in zip(questions, drawn, strict=True):
             kept = [a for a in answers if a.ended or not self.sampling.drop_cut]
             rewards = [self._reward(question, answer) for answer in kept]
+            if self.sampling.random:
+                number = self.numbers[id(question.example)]
+                coin = random.Random(f"{self.seed}:{step}:{number}:coin")
+                rewards = [float(coin.random() < 0.5) for _ in kept]
             groups.append(Group(question, answers, kept, rewards))
         return groups
 

@@ -40,10 +40,10 @@ class Best:
     `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
     `history` holds the scores in order, each with its `step`. Scores with an "answer_loss" are
     equal within one standard error of the best of `rows` dev rows, as few rows cannot tell them
-    apart, though never below the first score, the text prompt's; the sum of both losses decides
-    between them (the one-standard-error rule: Breiman et al. 1984, Classification and Regression
-    Trees, section 3.4.3). Only the kept prompt and the new one are compared, so what is kept is a
-    function of the scores up to now.
+    apart, and the sum of both losses decides between them (the one-standard-error rule: Breiman et
+    al. 1984, Classification and Regression Trees, section 3.4.3). Nothing below the first score,
+    the text prompt's, is kept, and anything above it is better. Only the kept prompt and the new
+    one are compared, so what is kept is a function of the scores up to now.
     """
 
     metric: str
@@ -67,13 +67,9 @@ class Best:
     @property
     def score(self) -> dict[str, float]:
         """The score of the prompt that is kept."""
-        own = [score for score in self.history if score["step"] == self.step]
-        if len(own) == 1:
-            return own[0]
-        # Two at step 0: the text prompt's, and a warm start's, which is kept where it is better.
-        text, warm = own
-        began = Best(self.metric, {}, history=[text], rows=self.rows)
-        return warm if began._is_better(warm) else text
+        # Of two at step 0, the second is a warm start's, and kept only where it is better.
+        first, *warm = [score for score in self.history if score["step"] == self.step]
+        return warm[0] if warm and self._beats(warm[0], first, [first, *warm]) else first
 
     def event(self) -> dict[str, Any]:
         """The last score beside the best and the first, the text prompt's, each with interval."""
@@ -90,11 +86,17 @@ class Best:
         return sum(score["step"] > self.step for score in self.history) >= patience
 
     def _is_better(self, score: dict[str, float]) -> bool:
-        kept = self.score
-        best = lowest = max(map(self._worth, [*self.history, score]))
+        return self._beats(score, self.score, [*self.history, score])
+
+    def _beats(
+        self, score: dict[str, float], kept: dict[str, float], known: list[dict[str, float]]
+    ) -> bool:
+        if kept is known[0] and self._worth(score) > self._worth(kept):
+            return True
+        best = lowest = max(map(self._worth, known))
         if self.metric != "log_loss" and "answer_loss" in score:
             error = math.sqrt(best * (1 - best) / self.rows)
-            lowest = max(best - error, self._worth(self.history[0]))
+            lowest = max(best - error, self._worth(known[0]))
         if self._worth(score) < lowest or self._worth(kept) < lowest:
             return self._worth(score) >= lowest
         return _loss(score) < _loss(kept)

@@ -22,6 +22,7 @@ from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, TemplateError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, ScoredAnswer, score_answer
 from embedgrad.events import Report, part_of, quiet, scoring, stage
+from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
@@ -98,8 +99,11 @@ class Teacher:
                 refined.template, student.target, spans=refined.spans, date=refined.date
             )
 
-    def context(self, student: TokenSequence) -> TokenSequence:
-        """What the teacher reads instead of a student's row, with the same answers behind it."""
+    def context(self, student: TokenSequence, room: int = 0) -> TokenSequence:
+        """What the teacher reads instead of a student's row, with the same answers behind it.
+
+        Raises `DataError` where these, or others of up to `room` tokens, do not fit the context.
+        """
         example = student.example
         try:
             own = self._read(replace(example, solution=None))
@@ -107,12 +111,14 @@ class Teacher:
             raise TemplateError(f"teacher.template: {error}") from None
         own = replace(own, example=example, plain=None, reasoning=student.reasoning)
         own = replace(own, targets=student.targets, gold=student.gold, end=student.end)
-        longest = max(map(len, student.targets))
+        longest = max(room, *map(len, student.targets))
         length, context = own.length(len(self.rows_PD)) + longest, self.model.info.context
         if context and length > context:
             raise DataError(
                 f"{example.source}: {length} tokens with the teacher's prompt, but the model takes "
                 f"{context}; shorten the teacher's prompt or the row, or drop the row"
+                + f", or set objective.max_new_tokens below {room}"
+                * bool(room)
             )
         return own
 
@@ -123,9 +129,15 @@ class Teacher:
 
         Free answers are read from a file where an earlier run wrote them under the same conditions,
         and `keep_at` gets a copy. Answers that were cut are left out. Raises `DataError` where
-        nothing is left.
+        nothing is left. Where the student is to write the answers itself, there are none.
         """
         summary: dict[str, Any] = {"source": "teacher", "questions": len(examples)}
+        if sampling := self._objective.sampling:
+            bare = [replace(example, answer="", solution=None) for example in examples]
+            room = sampling.max_new_tokens or self.evaluation.max_new_tokens
+            for example in bare:
+                self.context(self.student(example), room)
+            return bare, {**summary, "source": "student"}
         if self.student.target.choices:
             answered = self.label(examples)
             return answered, {**summary, "kept": len(answered)}
@@ -174,10 +186,17 @@ class Teacher:
             for e, w in zip(examples, written, strict=True)
         ]
 
-    def teach(self, students: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """The rows with what the teacher finds likely in the places of their answers."""
+    @torch.no_grad()
+    def teach(
+        self, students: Sequence[TokenSequence], prompt: Prompt | None = None
+    ) -> list[TokenSequence]:
+        """The rows with what the teacher finds likely in the places of their answers.
+
+        Its likeliest tokens are told apart, or with the student's `prompt` the student's.
+        """
         contexts = [self.context(student) for student in students]
-        likeliest = likeliest_tokens(self.model, self.rows_PD, contexts, self._objective.top)
+        asked = (self.rows_PD, contexts) if prompt is None else (join_spans(prompt), students)
+        likeliest = likeliest_tokens(self.model, *asked, self._objective.top)
         with_ids = [
             _with(context, Taught(ids, torch.empty(0)))
             for context, ids in zip(contexts, likeliest, strict=True)
@@ -188,8 +207,7 @@ class Teacher:
         size = self.evaluation.batch_size
         for first in range(0, len(with_ids), size):
             batch = with_ids[first : first + size]
-            with torch.no_grad():
-                outcome = loss.outcome(theta, batch)
+            outcome = loss.outcome(theta, batch)
             assert outcome.token_logprobs_BTK is not None
             for b, context in enumerate(batch):
                 ids = self._objective.tokens_to_read(context)
@@ -201,13 +219,18 @@ class Teacher:
                 end = None if ends is None else ends[b].item()
                 logprobs_TK = outcome.token_logprobs_BTK[b, : len(ids)]
                 taught.append(Taught(tuple(ids), logprobs_TK, shares_C, end))
-            self.report(scoring("what the teacher finds likely", len(taught), len(students)))
+            if prompt is None:  # else it is a part of a step
+                self.report(scoring("what the teacher finds likely", len(taught), len(students)))
         return [_with(student, said) for student, said in zip(students, taught, strict=True)]
 
     @torch.no_grad()
     def divergence(self, prompt_PD: Tensor, taught: Sequence[TokenSequence]) -> float:
-        """The mean loss of a prompt on rows that `teach` gave: nats per token, and per choice."""
-        loss, theta = _loss_at(self.model, self.student, self._objective, prompt_PD)
+        """The mean KL(teacher || student) of a prompt on rows that `teach` gave.
+
+        In nats per token, and per choice.
+        """
+        forward = replace(self._objective, direction="forward")
+        loss, theta = _loss_at(self.model, self.student, forward, prompt_PD)
         size, total = self.evaluation.batch_size, 0.0
         for first in range(0, len(taught), size):
             total += loss(theta, taught[first : first + size]).sum().item()

@@ -1,8 +1,20 @@
 """Comparison methods (baselines), all scored the same way."""
 
-from embedgrad.experiments.baselines.base import Answers, Method, Task, Trained
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Method,
+    Task,
+    Trained,
+    why_not_one_span,
+)
 from embedgrad.experiments.baselines.calibration import BatchCalibration, Threshold
-from embedgrad.experiments.baselines.embedgrad import EmbedGrad, random_rows, without_region
+from embedgrad.experiments.baselines.embedgrad import (
+    EmbedGrad,
+    random_rows,
+    why_not_reward,
+    with_random_rewards,
+    without_region,
+)
 from embedgrad.experiments.baselines.knn import NearestNeighbors
 from embedgrad.experiments.baselines.linear_probe import LinearProbe
 from embedgrad.experiments.baselines.lora import Lora
@@ -24,7 +36,8 @@ METHODS: dict[str, Method] = {
         NearestNeighbors("knn"),
         EmbedGrad("embedgrad"),
         EmbedGrad("embedgrad-no-region", parts=without_region),
-        EmbedGrad("random-init", start=random_rows),
+        EmbedGrad("random-init", start=random_rows, why_not=why_not_one_span),
+        EmbedGrad("random-reward", parts=with_random_rewards, why_not=why_not_reward),
         PromptTuning("peft-prompt-tuning-text", from_text=True),
         PromptTuning("peft-prompt-tuning-random", from_text=False),
         CPT("peft-cpt"),

@@ -17,9 +17,9 @@ from embedgrad.experiments.baselines.base import (
     Task,
     Trained,
     question_tokens,
-    why_not_one_span,
 )
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import Reward
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.build import read_warm_start
@@ -33,6 +33,19 @@ Start = Callable[[LanguageModel, int, int], Tensor]
 def without_region(parts: Parts) -> Parts:
     """The same parts without a trust region."""
     return replace(parts, trust_region=TrustRegion(radius=None))
+
+
+def with_random_rewards(parts: Parts) -> Parts:
+    """The same parts with rewards drawn by a coin."""
+    assert isinstance(parts.objective, Reward)
+    return replace(parts, objective=replace(parts.objective, random=True))
+
+
+def why_not_reward(recipe: Recipe) -> str | None:
+    """Why there are no rewards to draw at random; None if there are."""
+    if isinstance(recipe.parts.objective, Reward):
+        return None
+    return 'it is the control of objective = "reward", and the objective is another'
 
 
 def random_rows(model: LanguageModel, count: int, seed: int) -> Tensor:
@@ -52,12 +65,13 @@ class EmbedGrad(Method):
         name: str,
         parts: Callable[[Parts], Parts] = lambda parts: parts,
         start: Start | None = None,
+        why_not: Callable[[Recipe], str | None] = lambda recipe: None,
     ):
         super().__init__(name)
-        self._parts, self._start = parts, start
+        self._parts, self._start, self._why_not = parts, start, why_not
 
     def why_not(self, recipe: Recipe) -> str | None:
-        return None if self._start is None else why_not_one_span(recipe)
+        return self._why_not(recipe)
 
     def train(self, task: Task, seed: int) -> Trained:
         recipe, count = task.recipe, len(task.sequencer.prompt_ids)

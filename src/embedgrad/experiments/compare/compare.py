@@ -120,12 +120,19 @@ def compare(
 def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:
     """The parts to train, seed by seed, and why other methods cannot run.
 
-    Raises `RecipeError` if one of those is named in the recipe, or its place is not decided.
+    Raises `RecipeError` if one of those is named in the recipe, or its place is not decided,
+    and for training rows that are to have no answers.
     """
     if recipe.place == AUTO:
         problem = (
             "template.place: 'auto' is for `optimize`, whose recipe.toml then names the place; "
             "name one here"
+        )
+        raise RecipeError("recipe", [problem])
+    if recipe.teacher and recipe.parts.objective.sampling:
+        problem = (
+            "objective.direction: 'reverse' is for optimize, as no other method can train on "
+            "answers that a student samples; take it out here"
         )
         raise RecipeError("recipe", [problem])
     names = set(recipe.compare.methods)

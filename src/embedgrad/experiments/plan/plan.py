@@ -116,8 +116,10 @@ def plan(
     }
     if splits is None:
         return values
-    if recipe.teacher:  # cross-entropy reads the same places and choices, and needs no teacher
-        recipe = replace(recipe, parts=replace(recipe.parts, objective=CrossEntropy()))
+    if recipe.teacher:
+        if not recipe.parts.objective.sampling:
+            # Cross-entropy reads the same places and choices, and needs no teacher.
+            recipe = replace(recipe, parts=replace(recipe.parts, objective=CrossEntropy()))
         values["notes"].append(TEACHER)
     splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
@@ -198,8 +200,9 @@ def plan(
         questions = min(recipe.training.batch_size, len(train))
         values["notes"].append(
             f"a step samples {questions * sampling.samples} answers of about {length} tokens, to "
-            f"{questions} questions, and up to {sampling.tries} times as many where answers to a "
-            "question are all right or all wrong, which the plan does not count"
+            f"{questions} questions"
+            + f", and up to {sampling.tries} times as many where answers to a question are all "
+            "right or all wrong, which the plan does not count" * sampling.scored
         )
     token = key_value_bytes(config, itemsize)
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
@@ -246,7 +249,8 @@ def _resolve_solutions(recipe: Recipe, splits: Splits, problems: Problems) -> tu
         lambda rows: source_of(recipe.solutions, rows, target, scorer), [train]
     ) or ("answer",)
     if recipe.teacher:
-        source = "answer" if target.choices else "self-written"
+        given = target.choices or recipe.parts.objective.sampling
+        source = "answer" if given else "self-written"
     answered = (*splits.dev, *splits.test, *(train if source == "self-written" else ()))
     answered = tuple(example for example in answered if example.answer or not recipe.teacher)
     problems.each(lambda example: check_answers([example], target, scorer), answered)

@@ -25,6 +25,7 @@ class Sampling:
     hits the token limit is left out; else its reward is 0. `kl` is the weight of the distance to
     the starting rows in a reward. `updates` are steps per batch; of more than one, each answer has
     the log-probabilities of its tokens when it was drawn as `old_logprobs` in `Example.extra`.
+    `random` rewards are drawn by a coin, whatever the answer.
     """
 
     samples: int
@@ -35,6 +36,7 @@ class Sampling:
     drop_cut: bool = False
     kl: float = 0.0
     updates: int = 1
+    random: bool = False
 
 
 class Objective(ABC):
@@ -43,6 +45,8 @@ class Objective(ABC):
     Its options are the fields of a frozen dataclass.
     """
 
+    step_share: ClassVar[float] = 1.0
+    """Share of an optimizer's default step size to take where a recipe gives none."""
     is_mean: ClassVar[bool] = False
     """Whether `reduce` is the mean of the losses, so that a batch computed in parts needs no pass
     over the whole of it first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from annotated_types import Gt
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedgrad.errors import RecipeError
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.objectives.base import Objective
+from embedgrad.parts.objectives.base import Objective, Sampling
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -25,9 +25,10 @@ _LEAST = 1e-9  # share of all other tokens, below which it is rounding
 class Taught:
     """What a teacher says of one row, in nats.
 
-    `ids` are its K likeliest tokens in each of the T places of the right answer, `logprobs_TK`
-    their log-probabilities. Of choices `shares_C` are the log-probabilities among themselves and
-    `end` is that of ending the turn behind the right one; None where there is none.
+    `ids` are K tokens in each of the T places of the right answer, the likeliest ones for it or
+    for its student; `logprobs_TK` are their log-probabilities. Of choices `shares_C` are the
+    log-probabilities among themselves and `end` is that of ending the turn behind the right one;
+    None where there is none.
     """
 
     ids: tuple[Ids, ...]
@@ -49,15 +50,40 @@ class Distill(Objective):
     loss += KL(teacher || student) over the choices                       nats per choice
     as the tokens of one choice say little about the ranking of the others, and the ranking does not
     teach to answer with a choice at all. Labels are not read.
+
+    direction = "reverse" learns from answers that the student samples with the rows as they are at
+    each step, so that it is corrected where it goes itself:
+    loss = (1/n) sum_t KL(student || teacher)                             nats per token
+    with the student's k likeliest tokens told apart. Each place's divergence is exact up to the
+    bucket, not an estimate from the token that was drawn. What was drawn is taken as given: the
+    gradient through the sampling itself is left out, as in the source. It is for free answers:
+    there is nothing to sample where all choices are known.
     Source: context distillation, Askell et al. 2021, https://arxiv.org/abs/2112.00861, section 3,
-    and Snell et al. 2022, https://arxiv.org/abs/2209.15189.
+    and Snell et al. 2022, https://arxiv.org/abs/2209.15189; reverse: on-policy GKD, Agarwal et al.
+    2023, https://arxiv.org/abs/2306.13649, section 3.1, with a teacher that reads more:
+    https://arxiv.org/abs/2602.12275.
     """
 
     is_mean: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 
     top: Annotated[int, Gt(0)] = 32
-    """k: how many of the teacher's likeliest tokens are told apart at each place."""
+    """How many of the teacher's likeliest tokens are told apart at each place (k); with reverse, of
+    the student's."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """Whether the teacher or the student writes the answers, and comes first in the KL."""
+    samples: Annotated[int, Gt(0)] = 1
+    """With reverse: answers per query and step."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """With reverse: how boldly the student samples; 1: from its own distribution."""
+    max_new_tokens: Annotated[int, Gt(0)] | None = None
+    """With reverse: where an answer is cut, in tokens; unset: evaluation.max_new_tokens."""
+
+    @property
+    def sampling(self) -> Sampling | None:
+        if self.direction == "forward":
+            return None
+        return Sampling(self.samples, self.temperature, self.max_new_tokens)
 
     @property
     def needs_end(self) -> bool:
@@ -76,34 +102,35 @@ class Distill(Objective):
 
     def _loss(self, outcome: Outcome, b: int, taught: Taught) -> Tensor:
         assert outcome.token_logprobs_BTK is not None
-        student_TK = outcome.token_logprobs_BTK[b, : len(taught.ids)]
-        sum_, tokens = (
-            bucketed_kl(taught.logprobs_TK.to(student_TK), student_TK).sum(),
-            len(taught.ids),
-        )
+        tokens, student_TK = len(taught.ids), outcome.token_logprobs_BTK[b, : len(taught.ids)]
+        sum_ = bucketed_kl(*self._order(taught.logprobs_TK.to(student_TK), student_TK)).sum()
         if taught.end is not None and outcome.end_logprobs_B is not None:
             student_11 = outcome.end_logprobs_B[b].view(1, 1)
             teacher_11 = torch.full_like(student_11, taught.end)
-            sum_, tokens = sum_ + bucketed_kl(teacher_11, student_11).sum(), tokens + 1
+            sum_ = sum_ + bucketed_kl(*self._order(teacher_11, student_11)).sum()
+            tokens += 1
         loss = sum_ / tokens
         if taught.shares_C is None:
             return loss
         scores_C = outcome.scores_BC[b, : len(taught.shares_C)]
-        teacher_C = taught.shares_C.to(scores_C)
-        return loss + (teacher_C.exp() * (teacher_C - torch.log_softmax(scores_C, 0))).sum()
+        p_C, q_C = self._order(taught.shares_C.to(scores_C), torch.log_softmax(scores_C, 0))
+        return loss + (p_C.exp() * (p_C - q_C)).sum()
+
+    def _order(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        return (teacher, student) if self.direction == "forward" else (student, teacher)
 
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
         return losses_B.mean()
 
 
-def bucketed_kl(teacher_TK: Tensor, student_TK: Tensor) -> Tensor:
-    """KL(teacher || student) [T] in nats between the shares of K tokens and of all others."""
-    rest_T, student_rest_T = (
+def bucketed_kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
+    """KL(p || q) [T] in nats between the shares of K tokens and of all others."""
+    p_rest_T, q_rest_T = (
         (1 - logprobs.double().exp().sum(1)).clamp(min=_LEAST).to(logprobs)
-        for logprobs in (teacher_TK, student_TK)
+        for logprobs in (p_TK, q_TK)
     )
-    told_T = (teacher_TK.exp() * (teacher_TK - student_TK)).sum(1)
-    return told_T + rest_T * (rest_T.log() - student_rest_T.log())
+    told_T = (p_TK.exp() * (p_TK - q_TK)).sum(1)
+    return told_T + p_rest_T * (p_rest_T.log() - q_rest_T.log())
 
 
 def _taught(cell: object) -> Taught:

