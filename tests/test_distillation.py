@@ -31,7 +31,7 @@ from embedgrad.training.loss import Loss
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts, Refinement, Training
 from embedgrad.training.teacher import Teacher, Teaching
-from kit import LABELS, LONG_CHOICES, Kit, kit, noisy, plain_logits, plain_logprobs
+from kit import LABELS, LONG_CHOICES, PLACEMENTS, Kit, kit, noisy, plain_logits, plain_logprobs
 from kit_teacher import LONG, teacher_of
 from refusals import refused
 
@@ -86,9 +86,14 @@ def test_a_student_without_a_likely_token_is_far_away_and_finite() -> None:
 # ---------------------------------------------------------------------------------- the teacher
 
 
+# Two spans that all rows share, and one behind what they do not.
+SPANS = Template.chat(system="[[Be fair.]]", user="[[Read this:]] {review}\n\n[[Is it good?]]")
+
+
+@pytest.mark.parametrize("template", [PLACEMENTS["user-after"], SPANS], ids=["one", "several"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba", "llama-dynamic"])
-def test_likeliest_tokens_are_those_of_the_full_pass(architecture: str) -> None:
-    made = kit(architecture, target=CHOICES, rows=4, tie=False)
+def test_likeliest_tokens_are_those_of_the_full_pass(architecture: str, template: Template) -> None:
+    made = kit(architecture, template=template, target=CHOICES, rows=4, tie=False)
     rows = made.start
     found = list(likeliest_tokens(made.model, rows, made.sequences, 3))
     for ids, sequence in zip(found, made.sequences, strict=True):

@@ -42,7 +42,7 @@ def _logits(
             for sequence, answer in zip(batch, answers, strict=True)
         ]
     context = model.prefixes.context_of(prompt_PD, batch)
-    packing = Packing(len(context.prompt_PD), 1)
+    packing = Packing(len(context.prompt_PD), 1, begun=context.begun)
     for before, sequence, answer in zip(context.before, batch, answers, strict=True):
         packing.add(before, sequence, (answer,))
     everyone = range(len(batch))
