@@ -157,7 +157,7 @@ def examples(
         "resume": ("resume", run),
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
-            *("--set", "training.steps=2", "--set", 'target.choices=["no", "yes"]'),
+            *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),
         ),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),

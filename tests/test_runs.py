@@ -312,6 +312,7 @@ def test_python_does_the_same_in_a_few_lines(
         sequencer.build(splits.train),
         sequencer.build(splits.dev),
         training=package.Training(epochs=2, batch_size=8),
+        parts=recipe.parts,
     )
     assert torch.equal(refinement.prompt.rows, rows_of(finished[0]))
     loaded = package.load(finished[0])

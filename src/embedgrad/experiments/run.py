@@ -52,6 +52,7 @@ from embedgrad.report.event_files import write_events
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import ELICITATION, RESULT_VERSION, json_lines
 from embedgrad.report.terminal.bars import show
+from embedgrad.report.terminal.tables import kept_text
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
@@ -351,7 +352,8 @@ def describe_interruption(result: Mapping[str, Any]) -> str:
     if train["best_step"]:
         rows = f"the best rows so far, of step {train['best_step']}"
     else:
-        rows = "the rows that it began with, as no others scored better on dev"
+        began = "the text prompt's own rows" if kept_text(result) else "the rows of its warm start"
+        rows = f"{began}, as no others scored better on dev"
     return (
         f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}; "
         f"`embedgrad resume {Path(artifact_folder).parent}` continues the run"
