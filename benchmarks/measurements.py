@@ -177,7 +177,7 @@ COMPARISONS = {
     ),
 }
 MEASUREMENTS = {
-    "demo": Measurement("demo.toml", seeds(0, 1, 2, settings=(SMALL_STEPS, "training.epochs=4"))),
+    "demo": Measurement("demo.toml", seeds(0, 1, 2)),
     "sst2": Measurement("sst2.toml", seeds(0, settings=FORMER), files("sst2")),
     "sst2-radius-0.3": Measurement(
         "sst2.toml",
