@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 import embedgrad as eg
+from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
@@ -77,9 +78,7 @@ class Measurements:
 
     def __init__(self, model: str, sizes: Mapping[str, int]):
         self.key = {"model": model, "sizes": dict(sizes)}
-        self.entries: list[dict[str, Any]] = []
-        if RESULT.exists():
-            self.entries = json.loads(RESULT.read_text(encoding="utf-8"))["entries"]
+        self.entries: list[dict[str, Any]] = read_results(RESULT, {"entries": []})["entries"]
 
     def get(self, task: str, name: str) -> dict[str, Any] | None:
         """What was measured."""

@@ -21,6 +21,7 @@ import torch
 import embedgrad as eg
 from benchmarks.measurements import ROOT
 from benchmarks.places import TASKS
+from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 
@@ -58,11 +59,9 @@ def main() -> None:
 
 def stored() -> dict[str, Any]:
     """The results so far."""
-    if RESULT.exists():
-        found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-        return found
     command = "python -m benchmarks.demonstrations --data DATA"
-    return {"command": command, "settings": SETTINGS, "versions": versions(), "rows": []}
+    beginning = {"command": command, "settings": SETTINGS, "versions": versions(), "rows": []}
+    return read_results(RESULT, beginning)
 
 
 def measure(task: str, data: Path, model: str, draw: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ whose data or model is not there is left out. One thread.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.measurements import COMPARISONS
-from benchmarks.run import RESULTS, data_problem, local_settings, placeless, read
+from benchmarks.run import RESULTS, data_problem, local_settings, placeless, read, read_results
 from embedgrad import EmbedgradError
 from embedgrad.atomic_files import finite, write_json
 from embedgrad.environment import versions
@@ -88,10 +87,8 @@ def main() -> None:
 
 def stored() -> dict[str, Any]:
     """The content of the results file."""
-    if RESULT.exists():
-        results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-        return results
-    return {"rows": {}, "machine": {"cores": os.cpu_count(), "machine": platform.machine()}}
+    machine = {"cores": os.cpu_count(), "machine": platform.machine()}
+    return read_results(RESULT, {"rows": {}, "machine": machine})
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:

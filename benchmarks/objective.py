@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import embedgrad as eg
-from benchmarks.run import placeless
+from benchmarks.run import placeless, read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import summarize
@@ -158,9 +158,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of local data")
     parser.add_argument("--seeds", default="0,1")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "rows": {}}
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    results = read_results(RESULT, {"versions": versions(), "rows": {}})
     torch.set_num_threads(1)
     model: eg.LanguageModel | None = None
     for seed in map(int, arguments.seeds.split(",")):

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.quantized import MIXTURES, quantize
+from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.deploy.export import export
@@ -93,9 +94,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp")
     parser.add_argument("--out", type=Path, default=RESULT, help="the results file")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"rows": arguments.rows, "tasks": {}}
-    if arguments.out.exists():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))
+    results = read_results(arguments.out, {"rows": arguments.rows, "tasks": {}})
     for given in arguments.runs:
         name, _, folder = given.partition("=")
         task, on_served, _ = name.partition(ON_SERVED)

@@ -23,6 +23,7 @@ import torch
 
 import embedgrad as eg
 from benchmarks.measurements import ROOT, files
+from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.events import quiet
@@ -89,12 +90,9 @@ def main() -> None:
 
 def stored() -> dict[str, Any]:
     """The results so far."""
-    if RESULT.exists():
-        found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-        return found
     command = "python -m benchmarks.places --data DATA"
     facts = {"threads": 1, "cores": os.cpu_count(), "versions": versions()}
-    return {"command": command, "settings": SETTINGS, **facts, "rows": []}
+    return read_results(RESULT, {"command": command, "settings": SETTINGS, **facts, "rows": []})
 
 
 def recipe_of(task: str, data: Path, seed: int) -> eg.Recipe:

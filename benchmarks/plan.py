@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 
@@ -72,9 +73,7 @@ def main() -> None:
     unknown = sorted(set(arguments.names) - set(PAIRS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(PAIRS)}")
-    results: dict[str, Any] = {"rows": {}}
-    if arguments.out.exists():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))
+    results = read_results(arguments.out, {"rows": {}})
     for name in arguments.names or PAIRS:
         if name in results["rows"]:
             continue

@@ -21,7 +21,7 @@ import torch
 
 import embedgrad as eg
 from benchmarks.measurements import svamp_equations
-from benchmarks.run import ROOT, placeless
+from benchmarks.run import ROOT, placeless, read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import summarize
@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="score what is trained on test")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"versions": versions(), "rows": {}, "test": {}}
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    results = read_results(RESULT, {"versions": versions(), "rows": {}, "test": {}})
 
     def keep(part: str, row: str, values: dict[str, Any]) -> None:
         print(row, json.dumps(values), flush=True)

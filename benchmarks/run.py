@@ -100,9 +100,7 @@ def measure(
 ) -> None:
     """Measure the rows that a results file lacks; with `again`, that row only, measured or not."""
     path = RESULTS / f"{name}.json"
-    results: dict[str, Any] = {"recipe": f"recipes/{measurement.recipe}", "rows": {}}
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_results(path, {"recipe": f"recipes/{measurement.recipe}", "rows": {}})
     local = local_settings(measurement, data) if data else []
     shown = placeless(local, data)
     model: LanguageModel | None = None
@@ -150,6 +148,14 @@ def measure_comparison(
             )
         results = merge_results(before, results)
     write_json(path, results)
+
+
+def read_results(path: Path, beginning: dict[str, Any]) -> dict[str, Any]:
+    """What a results file holds, or how a new one begins."""
+    if not path.exists():
+        return beginning
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
 
 
 def placeless(value: Any, data: Path | None) -> Any:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 import embedgrad as eg
-from benchmarks.run import placeless
+from benchmarks.run import placeless, read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
@@ -309,9 +308,7 @@ def main() -> None:
     parser.add_argument("--radii", default="0.3")
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "rows": {}}
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    results = read_results(RESULT, {"versions": versions(), "rows": {}})
     torch.set_num_threads(1)
     model: eg.LanguageModel | None = None
     for data, place in itertools.product(arguments.sets.split(","), arguments.places.split(",")):

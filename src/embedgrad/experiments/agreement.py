@@ -1,4 +1,4 @@
-"""Compare a refined prompt with its teacher: tokens, agreement, scores"""
+"""Compare a refined prompt with its teacher."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
 
 FILE = "places.json"
-SHARE = 4  # a trial takes one step for so many of the run's
+SHARE = 4  # a trial is this many times shorter than the run
 
 
 @final

@@ -93,9 +93,7 @@ def read(
     model: LanguageModel, context: CachedContext, sequences: Sequence[TokenSequence]
 ) -> tuple[Tensor, Tensor, GrowingKVCache]:
     """Logits [B, V] and positions [B, 1] of each sequence's last token, and the cache behind."""
-    packing = Packing(len(context.prompt_PD), 0, begun=context.begun)
-    for before, sequence in zip(context.before, sequences, strict=True):
-        packing.add(before, sequence, ())
+    packing = Packing.behind(context, [(sequence, (), ()) for sequence in sequences], 0)
     everyone = range(len(sequences))
     batch = packing.tensors(everyone, model.device)
     cache = GrowingKVCache(context.collect(everyone), len(sequences))

@@ -21,6 +21,7 @@ from embedgrad.model.loading import LoadedModel
 from embedgrad.model.packing import (
     PackedBatch,
     Packing,
+    Scored,
     cells_of,
     full_context,
     group_by_length,
@@ -29,10 +30,6 @@ from embedgrad.model.packing import (
 from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
-
-Scored = Sequence[tuple[TokenSequence, Sequence[Ids], Sequence[Ids]]]
-"""Sequences with the targets to score behind each, and the tokens to read for themselves at each
-place of the right one."""
 
 
 @final
@@ -96,9 +93,7 @@ class ForwardPass:
 
         Those of targets are sums; behind them are up to `more` tokens that are read for themselves.
         """
-        packing = Packing(len(context.prompt_PD), width, more, context.begun)
-        for before, sequence in zip(context.before, scored, strict=True):
-            packing.add(before, *sequence)
+        packing = Packing.behind(context, scored, width, more)
         groups = group_by_length(packing.lengths)
         parts = []
         for group in groups:

@@ -1,4 +1,4 @@
-"""The likeliest tokens in every place of given answers"""
+"""Find the likeliest tokens in every place of given answers."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ def _logits(
             for sequence, answer in zip(batch, answers, strict=True)
         ]
     context = model.prefixes.context_of(prompt_PD, batch)
-    packing = Packing(len(context.prompt_PD), 1, begun=context.begun)
-    for before, sequence, answer in zip(context.before, batch, answers, strict=True):
-        packing.add(before, sequence, (answer,))
+    scored = [(s, (answer,), ()) for s, answer in zip(batch, answers, strict=True)]
+    packing = Packing.behind(context, scored, 1)
     everyone = range(len(batch))
     packed = packing.tensors(everyone, model.device)
     embeds = model.forward.splice(packed.ids_BT, packed.prompt_at, context.prompt_PD)

@@ -13,9 +13,13 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from embedgrad.model.kv_cache import TRUNK, TokenLayout
+from embedgrad.model.kv_cache import TRUNK, CachedContext, TokenLayout
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
+
+Scored = Sequence[tuple[TokenSequence, Sequence[Ids], Sequence[Ids]]]
+"""Sequences with the targets to score behind each, and the tokens to read for themselves at each
+place of the right one."""
 
 PASS_COST = 64  # tokens that could be computed in the time that one more pass costs
 
@@ -59,6 +63,14 @@ class Packing:
         self.width = width
         self.more = more
         self._packed: list[_Packed] = []
+
+    @classmethod
+    def behind(cls, context: CachedContext, scored: Scored, width: int, more: int = 0) -> Packing:
+        """The sequences of a context, each with its targets and what else to read."""
+        packing = cls(len(context.prompt_PD), width, more, context.begun)
+        for before, sequence in zip(context.before, scored, strict=True):
+            packing.add(before, *sequence)
+        return packing
 
     def add(
         self, before: int, sequence: TokenSequence, targets: Sequence[Ids], read: Sequence[Ids] = ()

@@ -1,4 +1,4 @@
-"""Write the recipe of `embedgrad compress`: a long prompt into a few rows"""
+"""Write the recipe that `embedgrad compress` runs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_compression(
 
 
 def first_tokens(text: str, tokens: int, model: dict[str, Any], report: Report) -> str:
-    """The longest beginning of a text that has at most so many tokens as a span."""
+    """The longest beginning of a text that is at most `tokens` tokens long as a span."""
     settings = {name: model[name] for name in ("name", "revision") if name in model}
     tokenizer = load(**settings, weights=False, report=report).tokenizer
     cutting = CuttingTokenizer(tokenizer, adds_bos=False)

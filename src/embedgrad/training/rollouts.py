@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, final
@@ -139,7 +139,10 @@ class Rollouts:
                 for advantage in leave_one_out(list(islice(left, len(group.kept))))
             ]
             extras = [{**e, "advantage": a} for e, a in zip(extras, advantages, strict=True)]
-        return [_with(sequence, extra) for sequence, extra in zip(sequences, extras, strict=True)]
+        return [
+            replace(sequence, example=sequence.example.with_extra(**extra))
+            for sequence, extra in zip(sequences, extras, strict=True)
+        ]
 
     def _token_logprobs(
         self, prompt: Prompt, sequences: Sequence[TokenSequence]
@@ -235,8 +238,3 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
     """Each reward minus the mean of the others (RLOO)."""
     total, others = sum(rewards), len(rewards) - 1
     return [reward - (total - reward) / others for reward in rewards]
-
-
-def _with(sequence: TokenSequence, extra: Mapping[str, Any]) -> TokenSequence:
-    example = sequence.example
-    return replace(sequence, example=replace(example, extra={**example.extra, **extra}))

@@ -50,8 +50,8 @@ class Training:
     seed: Annotated[int, Ge(0)] = 0
     """Decides the order of the examples, and any random start."""
     warm_start: str | None = None
-    """A run or prompt with the same words, from whose rows training goes on; the trust region stays
-    around the words' own rows. Unset: from the words."""
+    """A run or prompt of the same words: training continues from its rows. The trust region stays
+    around the rows of the words. Unset: training starts from the words."""
 
     def units(self, groups: Sequence[str | None]) -> list[list[int]]:
         """Indices of the examples that stay together in a batch, given the group of each example.

@@ -1,4 +1,4 @@
-"""Teachers: the frozen model with another prompt, which a student learns
+"""Teachers: the frozen model with another prompt, for a student.
 
 query -> teacher's prompt -> its answer, and what it finds likely in each place -> training
 """
@@ -192,7 +192,7 @@ class Teacher:
     ) -> list[TokenSequence]:
         """The rows with what the teacher finds likely in the places of their answers.
 
-        Its likeliest tokens are told apart, or with the student's `prompt` the student's.
+        The teacher's likeliest tokens are told apart; given the student's `prompt`, the student's.
         """
         contexts = [self.context(student) for student in students]
         asked = (self.rows_PD, contexts) if prompt is None else (join_spans(prompt), students)
@@ -325,5 +325,4 @@ def _loss_at(
 
 
 def _with(sequence: TokenSequence, taught: Taught) -> TokenSequence:
-    example = sequence.example
-    return replace(sequence, example=replace(example, extra={**example.extra, TAUGHT: taught}))
+    return replace(sequence, example=sequence.example.with_extra(**{TAUGHT: taught}))

@@ -1,4 +1,4 @@
-"""Distillation: the next-token distributions of a teacher, no labels"""
+"""Distillation: learn a teacher's next-token distributions."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Distill(Objective):
     needs_labels: ClassVar[bool] = False
 
     top: Annotated[int, Gt(0)] = 32
-    """How many of the teacher's likeliest tokens are told apart at each place (k); with reverse, of
-    the student's."""
+    """Number k of likely tokens compared one by one in each place: the teacher's likeliest, or with
+    reverse the student's. All others count as one."""
     direction: Literal["forward", "reverse"] = "forward"
     """Whether the teacher or the student writes the answers, and comes first in the KL."""
     samples: Annotated[int, Gt(0)] = 1
