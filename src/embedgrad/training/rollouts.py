@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, final
@@ -62,7 +63,11 @@ class Group:
 
 @final
 class Rollouts:
-    """Draws answers to the questions of each batch."""
+    """Draws answers to the questions of each batch.
+
+    Within `reference` the model is the one that `start` is a prompt of: the same, where training
+    moves nothing but the prompt.
+    """
 
     def __init__(
         self,
@@ -73,11 +78,12 @@ class Rollouts:
         *,
         seed: int,
         start: Prompt,
+        reference: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         if not isinstance(model, LanguageModel):
             raise ModelError("objective: sampled answers need a causal language model")
         self.model, self.evaluator, self.sampling = model, evaluator, sampling
-        self.train, self.seed, self.start = train, seed, start
+        self.train, self.seed, self.start, self.reference = train, seed, start, reference
         self.numbers = {id(s.example): i for i, s in enumerate(train)}
         evaluation, limit = evaluator.evaluation, sampling.max_new_tokens
         if limit is None and evaluator.target.choices:
@@ -128,7 +134,8 @@ class Rollouts:
             old = self._token_logprobs(prompt, sequences)
             extras = [{"old_logprobs": line} for line in old]
             if sampling.kl:
-                start = self._token_logprobs(self.start, sequences)
+                with self.reference():
+                    start = self._token_logprobs(self.start, sequences)
                 for i, (now, then) in enumerate(zip(old, start, strict=True)):
                     rewards[i] -= sampling.kl * (sum(now) - sum(then))
         if sampling.scored:
