@@ -21,7 +21,7 @@ from embedgrad.errors import RunError
 
 FORMAT = 2
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
-_PLAIN = ("step", "best_step", "history", "seconds", "made_from")
+_PLAIN = ("step", "best_step", "history", "seconds", "made_from", "dead")
 
 
 @final
@@ -32,7 +32,8 @@ class Checkpoint:
     The order of examples is a function of seed and epoch, so `step` alone gives the next batch.
     `transforms` holds the state of each gradient transform, `best` the prompt that scored best on
     dev at `best_step`, `history` the dev scores in order, and `seconds` the training time so far.
-    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
+    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests;
+    `dead` counts what was sampled in the last steps, if there was nothing to learn from it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
@@ -46,6 +47,7 @@ class Checkpoint:
     history: list[dict[str, StrictInt | StrictFloat]] = field(default_factory=list)
     seconds: Annotated[StrictFloat | StrictInt, Ge(0)] = 0.0
     made_from: dict[str, Any] = field(default_factory=dict)
+    dead: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""

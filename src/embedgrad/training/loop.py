@@ -212,6 +212,7 @@ class _Loop:
             best_step=self.best.step,
             history=list(self.best.history),
             seconds=self._seconds(),
+            dead=self.rollouts.dead if self.rollouts else {},
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -233,6 +234,8 @@ class _Loop:
         history = list(checkpoint.history)
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
+        if self.rollouts is not None:
+            self.rollouts.dead = checkpoint.dead
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""

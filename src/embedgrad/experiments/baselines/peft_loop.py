@@ -159,6 +159,8 @@ class PeftMethod(Method):
             kept = {name.removeprefix("kept."): saved.theta[name] for name in of_best}
             best = Best(task.metric, {}, saved.best_step, saved.history, len(task.dev))
             step, before = saved.step, saved.seconds
+            if policy is not None:
+                policy.rollouts.dead = saved.dead
 
         def evaluate() -> None:
             nonlocal kept
@@ -221,8 +223,10 @@ class PeftMethod(Method):
                 seconds = before + time.perf_counter() - began
                 theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
                 theta |= {f"kept.{name}": value for name, value in kept.items()}
-                state = optimizer.state_dict()
-                task.keep(Checkpoint(step, theta, state, {}, [], best.step, best.history, seconds))
+                state = Checkpoint(step, theta, optimizer.state_dict(), {}, seconds=seconds)
+                state.best_step, state.history = best.step, best.history
+                state.dead = {} if policy is None else policy.rollouts.dead
+                task.keep(state)
                 if best.stops_early(training.patience):
                     ended = "patience"
                     break
