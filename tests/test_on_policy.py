@@ -16,18 +16,22 @@ from embedgrad.experiments.baselines import METHODS, Task, Trained
 from embedgrad.experiments.baselines.lora import Lora
 from embedgrad.experiments.baselines.on_policy import OnPolicy, without_prefixes
 from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.model.generation import next_logits
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.scorers.function import scorer
 from embedgrad.prompt import artifact
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Template
+from embedgrad.report.terminal.methods_table import methods_markdown
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loop import optimize
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts, Training
 from kit import Kit, kit
 from run_kit import values
+
+pytest_plugins = ["tiny_runs"]
 
 LEARNERS = ("peft-lora", "peft-prompt-tuning-text", "peft-cpt")
 GPT2 = {"architecture": "gpt2"}
@@ -124,7 +128,7 @@ def test_loss_and_gradient_are_those_of_pefts_own_forward_at_every_step(
     monkeypatch.setattr(type(method), "rows", keep)
     monkeypatch.setattr(OnPolicy, "gradients", gradients)
     facts = method.train(task, 0).facts
-    assert facts["settings"]["learns"] == "the objective's rewards of its own answers"
+    assert facts["settings"]["learns"] == "its own answers, by the recipe's objective"
     assert len(set(losses)) == len(losses) >= 3
 
 
@@ -310,3 +314,24 @@ def test_lora_begins_at_the_rows_of_a_warm_start(tmp_path: Path) -> None:
     assert rows.context(made.sequencer.prompt_ids) == task.train[0].context(
         made.sequencer.prompt_ids
     )
+
+
+def test_a_comparison_says_what_peft_learned_from_and_samples_its_answers(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    sections = {
+        "objective": {"name": "reward", "samples": 2, "tries": 1},
+        "target": {"choices": []},
+        "training": {"steps": 1, "batch_size": 2},
+        "evaluation": {"scorer": "contains", "max_new_tokens": 2, "samples": 2},
+        "compare": {"methods": ["peft-lora"], "seeds": [0]},
+    }
+    recipe = Recipe.from_dict(values(model_folder, data, **sections))
+    results = compare(recipe, tmp_path / "out", lambda event: None)
+    assert results["failed"] == {}
+    (lora,) = (row for row in results["rows"] if row["method"] == "peft-lora")
+    assert lora["sampled"] is not None
+    assert lora["sampled"]["samples"] == 2
+    assert lora["settings"]["dropout"] == 0
+    said = "peft-lora: trained on its own answers, by the recipe's objective"
+    assert said in methods_markdown(results)

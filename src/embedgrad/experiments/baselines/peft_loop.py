@@ -71,11 +71,11 @@ def samples_answers(recipe: Recipe) -> bool:
     return recipe.parts.objective.sampling is not None
 
 
-def learns(recipe: Recipe) -> str:
-    """What PEFT's weights learn from, for the results."""
+def learns(recipe: Recipe) -> dict[str, str]:
+    """For the results, what PEFT's weights learn from, if not from the right answers."""
     if samples_answers(recipe):
-        return "the objective's rewards of its own answers"
-    return "the teacher's answers" if recipe.teacher else "the right answers"
+        return {"learns": "its own answers, by the recipe's objective"}
+    return {"learns": "the teacher's answers, not its probabilities"} if recipe.teacher else {}
 
 
 class PeftMethod(Method):
@@ -245,7 +245,7 @@ class PeftMethod(Method):
                 "settings": {
                     "learning_rate": rate,
                     "steps": step,
-                    "learns": learns(recipe),
+                    **learns(recipe),
                     **self.settings(recipe),
                 },
             },
