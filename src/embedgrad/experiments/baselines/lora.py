@@ -16,7 +16,13 @@ from torch import Tensor
 
 from embedgrad.errors import ModelError
 from embedgrad.evaluation.evaluator import ScoredAnswer
-from embedgrad.experiments.baselines.base import Answers, Task, Trained, question_tokens
+from embedgrad.experiments.baselines.base import (
+    Answers,
+    Task,
+    Trained,
+    question_ids,
+    question_tokens,
+)
 from embedgrad.experiments.baselines.on_policy import without_prefixes
 from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod, samples_answers
 from embedgrad.model.backbone import join_spans
@@ -79,8 +85,7 @@ class Lora(PeftMethod):
             base.eval().requires_grad_(False)
 
     def line(self, task: Task, sequence: TokenSequence) -> Line:
-        question = sequence.plain or sequence.context(task.sequencer.prompt_ids)
-        return question, sequence.targets[sequence.gold]
+        return question_ids(task, sequence), sequence.targets[sequence.gold]
 
     def question(self, task: Task, sequence: TokenSequence) -> TokenSequence:
         ids, places = self.line(task, sequence)[0], list[int]()

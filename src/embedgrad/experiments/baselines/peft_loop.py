@@ -144,7 +144,7 @@ class PeftMethod(Method):
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
         best = Best(task.metric, {}, rows=len(task.dev))
         kept, ended, step = self.copy_trained(model), "finished", 0
-        policy: OnPolicy | None = None
+        learned, policy = task.learned, None
         if samples_answers(recipe):
             questions = [self.question(task, sequence) for sequence in task.train]
             rows, reference = partial(self.rows, task, model), partial(self.reference, model)
@@ -182,7 +182,7 @@ class PeftMethod(Method):
                 group["lr"] = rate * recipe.parts.schedule.factor(step, total)
             loss, norm, figures = 0.0, 0.0, dict[str, float]()
             if policy is None:
-                lines = [self.line(task, task.train[i]) for i in batch]
+                lines = [self.line(task, learned[i]) for i in batch]
                 model.train()
                 gradients = partial(self._gradients, task, model, lines, training.accumulate)
                 examples, updates = len(batch), 1
