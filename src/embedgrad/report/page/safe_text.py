@@ -1,4 +1,4 @@
-"""Escape unprintable and bidi characters; JSON for `<script>`; no home directory."""
+"""Safe text for a page: escapes, JSON for `<script>`, no home directory."""
 
 from __future__ import annotations
 
