@@ -141,8 +141,13 @@ class FakeServer:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # the library's name
+                self.tell(b"{}")
+
             def do_POST(self) -> None:  # the library's name
-                content = self.rfile.read(int(self.headers["Content-Length"]))
+                self.tell(self.rfile.read(int(self.headers["Content-Length"])))
+
+            def tell(self, content: bytes) -> None:
                 status, answer = fake._answer(self.path, content)
                 told = json.dumps(answer).encode()
                 self.send_response(status)

@@ -36,7 +36,12 @@ from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.choose_place import Places, choose_place, read_places, with_choice
-from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
+from embedgrad.experiments.compare.recipe_diff import (
+    MAY_CHANGE,
+    differences,
+    flatten,
+    other_engine,
+)
 from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -54,6 +59,7 @@ from embedgrad.report.page.run_files import ELICITATION, RESULT_VERSION, json_li
 from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.tables import kept_text
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.engine import summarize
 from embedgrad.training.loop import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.self_training import refuse_inside
@@ -80,6 +86,7 @@ class RunResult(TypedDict):
     train: TrainFacts
     artifact: str
     place: NotRequired[Places]
+    sampling: NotRequired[dict[str, float]]
     demonstrations: NotRequired[dict[str, Any]]
     solutions: dict[str, Any]
     interrupted: bool
@@ -261,6 +268,8 @@ def _run(
         result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
     if "chosen" in places:
         result["place"] = places
+    if mismatch := summarize(event for _, event in json_lines(out / "events.jsonl")):
+        result["sampling"] = mismatch
     result["solutions"] = dict(ready.solutions)
     if "file" in ready.solutions:
         result["solutions"]["file"] = "solutions.jsonl"
@@ -306,7 +315,8 @@ def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
     longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
-    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now)))
+    may = (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now), *other_engine(then, now))
+    changes = differences(then, now, may)
     if changes:
         raise RunError(
             f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "

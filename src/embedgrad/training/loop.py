@@ -20,7 +20,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError, DivergenceError, EmbedgradError, ModelError, RunError
+from embedgrad.errors import (
+    DataError,
+    DivergenceError,
+    EmbedgradError,
+    EngineError,
+    ModelError,
+    RunError,
+)
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
@@ -80,6 +87,9 @@ def optimize(
     except EmbedgradError as error:  # a user's scorer may fail at any answer
         ended = "diverged" if isinstance(error, DivergenceError) else "failed"
         failure = error
+        if isinstance(error, EngineError):  # before a step: the engine may come back
+            loop.checkpoint = loop.state()
+            keep(loop.checkpoint)
     if not dev:  # nothing decides which rows are best: take the last whose loss was finite
         loop.best.take(loop.prompt() if failure is None else loop.proven, loop.step)
     refinement = loop.result(ended)
@@ -135,10 +145,9 @@ class _Loop:
         self.updates = 1 if sampling is None else sampling.updates
         self.rollouts: Rollouts | None = None
         if sampling is not None:
+            own = (model, self.evaluator, train, sampling, parts.sampling)
             self.rollouts = Rollouts(
-                *(model, self.evaluator, train, sampling),
-                seed=training.seed,
-                start=self.start_prompt,
+                *own, seed=training.seed, start=self.start_prompt, report=report
             )
         choices = bool(sequencer.target.choices)
         metric = training.metric_for(parts.objective, choices=choices)
@@ -146,7 +155,7 @@ class _Loop:
         self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0
         self.began, self.seconds_before = time.perf_counter(), 0.0
-        self.checkpoint = self._checkpoint()
+        self.checkpoint = self.state()
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
@@ -169,7 +178,7 @@ class _Loop:
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
             if self.dev:
                 self._evaluate(warm=True)
-        self.checkpoint = self._checkpoint()
+        self.checkpoint = self.state()
 
     def run(self, keep: Callable[[Checkpoint], None], should_stop: Callable[[], bool]) -> str:
         """All steps; returns why it ended."""
@@ -193,7 +202,7 @@ class _Loop:
                 self.best.take(self.prompt(), self.step)
             stop = self.step < self.total and should_stop()
             if evaluate or stop:
-                self.checkpoint = self._checkpoint()
+                self.checkpoint = self.state()
                 keep(self.checkpoint)
             if evaluate and self.best.stops_early(self.training.patience):
                 return "patience"
@@ -201,7 +210,7 @@ class _Loop:
                 return "stopped"
         return "finished"
 
-    def _checkpoint(self) -> Checkpoint:
+    def state(self) -> Checkpoint:
         """The state of the loop, copied so that the next step cannot change it."""
         return Checkpoint(
             step=self.step,
