@@ -1,4 +1,4 @@
-"""A fake of vLLM that samples, for training: prompt embeddings in, tokens of several answers out."""
+"""A fake of vLLM that samples, for training: prompt embeddings in, tokens of answers out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FakeSampler(FakeServer):
         super().__init__(model, torch.float32)
         self.change, self.names = change, [NAME]
         self.asked: list[Body] = []
-        self.takes_embeds = True
+        self.takes_embeds, self.width = True, model.info.width
         self.routes = {"/v1/models": self._models, "/v1/completions": self._sample}
 
     @property
@@ -54,27 +54,46 @@ class FakeSampler(FakeServer):
             raise Refused("this fake names tokens by id and stops at stop_token_ids")
         try:
             content = base64.b64decode(body["prompt_embeds"], validate=True)
-            embeds_TD = read_saved(content, self.model.info.width)
+            embeds_TD = read_saved(content, self.width)
         except ValueError as error:
             raise Refused(f"`prompt_embeds` {error}") from error
-        choices = [self._choice(i, body, embeds_TD) for i in range(body["n"])]
+        with self._one_at_a_time:
+            choices = self._choices(body, embeds_TD)
         return self.change({"object": "text_completion", "model": NAME, "choices": choices})
 
-    def _choice(self, index: int, body: Body, embeds_TD: torch.Tensor) -> dict[str, Any]:
+    def _choices(self, body: Body, embeds_TD: torch.Tensor) -> list[dict[str, Any]]:
         network: Any = self.model.model
-        generator = torch.Generator().manual_seed(body["seed"] + index)
-        ids, logprobs, finished = list[int](), list[float](), "length"
-        while len(ids) < body["max_tokens"] and finished == "length":
-            before = torch.cat([embeds_TD, self.embed(ids)]).to(network.dtype)
-            logits_V = network(inputs_embeds=before[None]).logits[0, -1].float()
-            shares_V = (logits_V / body["temperature"]).softmax(0)
-            ids.append(int(torch.multinomial(shares_V, 1, generator=generator)))
-            logprobs.append(float(logits_V.log_softmax(0)[ids[-1]]))
-            text = self.text(ids)
-            if ids[-1] in body["stop_token_ids"] or any(stop in text for stop in body["stop"]):
-                finished = "stop"
-        told = {"tokens": list(map(token_name, ids)), "token_logprobs": logprobs}
-        return {"index": index, "text": "", "finish_reason": finished, "logprobs": told}
+        dice = [torch.Generator().manual_seed(body["seed"] + i) for i in range(body["n"])]
+        ids: list[list[int]] = [[] for _ in dice]
+        logprobs: list[list[float]] = [[] for _ in dice]
+        running = list(range(len(dice)))
+        for _ in range(body["max_tokens"]):
+            before = [torch.cat([embeds_TD, self.embed(ids[i])]) for i in running]
+            logits_NV = network(inputs_embeds=torch.stack(before).to(network.dtype)).logits[:, -1]
+            shares_NV = (logits_NV.float() / body["temperature"]).softmax(1)
+            told_NV = logits_NV.float().log_softmax(1)
+            for i, shares_V, told_V in zip(running, shares_NV, told_NV, strict=True):
+                ids[i].append(int(torch.multinomial(shares_V, 1, generator=dice[i])))
+                logprobs[i].append(float(told_V[ids[i][-1]]))
+            running = [i for i in running if not self._ends(ids[i], body)]
+            if not running:
+                break
+        return [
+            {
+                "index": i,
+                "text": "",
+                "finish_reason": "length" if i in running else "stop",
+                "logprobs": {
+                    "tokens": list(map(token_name, ids[i])),
+                    "token_logprobs": logprobs[i],
+                },
+            }
+            for i in range(len(dice))
+        ]
+
+    def _ends(self, ids: list[int], body: Body) -> bool:
+        text = self.text(ids) if body["stop"] else ""
+        return ids[-1] in body["stop_token_ids"] or any(stop in text for stop in body["stop"])
 
 
 def perturbed(model: LanguageModel, scale: float) -> LanguageModel:
