@@ -19,10 +19,13 @@ from embedgrad.errors import EngineError, OptionError, RecipeError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.experiments.plan import plan
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.objectives import Reward
+from embedgrad.parts.objectives import Distill, Objective, Reward
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.prompt.sequence import Target
 from embedgrad.recipe.paths import anonymize
+from embedgrad.report.page.facts import describe_learning
+from embedgrad.report.page.run_files import read_run
+from embedgrad.report.terminal.tables import describe_engine
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import KEY, Engine, SamplingEngine, mismatch, summarize
 from embedgrad.training.loop import optimize
@@ -76,7 +79,7 @@ def train(made: Kit, by: SamplingEngine, objective: Reward | None = None, **opti
     return optimize(made.model, made.sequencer, made.sequences[:8], made.sequences[8:], **arguments)
 
 
-def drawing(made: Kit, by: SamplingEngine, objective: Reward, **options: Any) -> Rollouts:
+def drawing(made: Kit, by: SamplingEngine, objective: Objective, **options: Any) -> Rollouts:
     evaluation = Evaluation(scorer=short, max_new_tokens=5, batch_size=6, **options)
     evaluator = Evaluator(made.model, made.sequencer, evaluation)
     assert objective.sampling
@@ -153,6 +156,16 @@ def test_the_gradient_is_that_of_the_same_answers_sampled_here(
         for s in batch
     ]
     torch.testing.assert_close(gradient(twice), 2 * gradient(here), rtol=1e-3, atol=1e-6)
+
+
+def test_answers_to_learn_a_teacher_from_are_measured_too(made: Kit, engine: FakeSampler) -> None:
+    objective = Distill(direction="reverse", samples=2, top=6, max_new_tokens=5)
+    batch, figures = drawing(made, at(engine.address), objective).draw(
+        {"span": made.start}, made.sequences[:2], 0
+    )
+    assert len(batch) == figures["answers"] == 4
+    assert figures["mismatch"] < 1e-5
+    assert "reward" not in figures
 
 
 def test_weights_are_ratios_up_to_a_limit() -> None:
@@ -365,6 +378,11 @@ def test_a_run_says_how_far_the_engine_was(
     assert result["sampling"]["mismatch"] < 1e-4
     kept = json.loads((tmp_path / "run" / "result.json").read_text())
     assert kept["sampling"] == result["sampling"]
+    (line,) = describe_engine({"sampling": {**kept["sampling"], "mismatch": 0.25}})
+    assert "differ from ours by 0.250 nats a token" in line
+    assert describe_engine({}) == []
+    shown = [str(note) for note in describe_learning(read_run(tmp_path / "run"))["notes"]]
+    assert line.replace("0.250", "0.000") in shown
     # An address is nobody else's business.
     assert "engine" not in anonymize(recipe.as_dict(), "model")["sampling"]
 

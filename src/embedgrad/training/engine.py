@@ -1,4 +1,4 @@
-"""An engine that samples answers for us: vLLM, asked with prompt embeddings.
+"""An engine that samples answers: vLLM, asked with prompt embeddings.
 
     rows + questions -> embeddings -> engine -> token ids and their log-probabilities -> answers
 
@@ -212,8 +212,8 @@ class Engine:
         if answer.status != http.client.OK:
             raise EngineError(
                 f"sampling.engine: {self.url} refused a request ({answer.status}: "
-                f"{_reason(content)}); it must be vLLM with the same model, started with "
-                "--enable-prompt-embeds"
+                f"{_reason(content)}); it must be vLLM with the same model and context length, "
+                "started with --enable-prompt-embeds"
             )
         if not isinstance(content, dict):
             raise self._strange(f"it says {_reason(content)!r}")
