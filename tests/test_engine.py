@@ -17,6 +17,7 @@ import torch
 from embedgrad import Recipe, run
 from embedgrad.errors import EngineError, OptionError, RecipeError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.experiments.compare.recipe_diff import recipe_differences
 from embedgrad.experiments.plan import plan
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import Distill, Objective, Reward
@@ -416,6 +417,15 @@ def test_a_run_goes_on_with_the_engine_elsewhere(
     result = run(recipe, out, lambda event: None, resume=True)
     assert result["tokens"] == whole["tokens"]
     assert result["sampling"]["steps"] == 6
+
+
+def test_an_engine_may_move_but_not_come_or_go(model_folder: Path, data: Path) -> None:
+    one, other = (recipe_of(model_folder, data, f"http://{host}/v1") for host in "ab")
+    none = Recipe.from_dict({**one.as_dict(), "sampling": {}})
+    assert recipe_differences(one.as_dict(), other) == []
+    assert recipe_differences(one.as_dict(), none) == [
+        'sampling.engine is "http://a/v1" there and unset here'
+    ]
 
 
 def test_what_a_recipe_refuses(model_folder: Path, data: Path, tmp_path: Path) -> None:
