@@ -29,8 +29,8 @@ from embedgrad.report.page.run_files import read_run
 from embedgrad.report.terminal.tables import describe_engine
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import KEY, Engine, SamplingEngine, mismatch, summarize
-from embedgrad.training.loop import optimize
 from embedgrad.training.loss import Loss
+from embedgrad.training.optimize import optimize
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts, Training
 from fake_sampler import NAME, FakeSampler, perturbed
