@@ -20,7 +20,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError, DivergenceError, EmbedgradError, ModelError, RunError
+from embedgrad.errors import (
+    DataError,
+    DivergenceError,
+    EmbedgradError,
+    EngineError,
+    ModelError,
+    RunError,
+)
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
@@ -84,10 +91,9 @@ class Loop:
         self.updates = 1 if sampling is None else sampling.updates
         self.rollouts: Rollouts | None = None
         if sampling is not None:
+            own = (model, self.evaluator, train, sampling, parts.sampling)
             self.rollouts = Rollouts(
-                *(model, self.evaluator, train, sampling),
-                seed=training.seed,
-                start=self.start_prompt,
+                *own, seed=training.seed, start=self.start_prompt, report=report
             )
         choices = bool(sequencer.target.choices)
         metric = training.metric_for(parts.objective, choices=choices)
@@ -120,6 +126,9 @@ class Loop:
         except EmbedgradError as error:  # a user's scorer may fail at any answer
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
+            if isinstance(error, EngineError):  # before a step: the engine may come back
+                self.checkpoint = self._checkpoint()
+                keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()

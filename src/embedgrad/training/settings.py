@@ -20,6 +20,7 @@ from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.selection import Best
 
 
@@ -131,6 +132,7 @@ class Parts:
     transforms: tuple[Transform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
+    sampling: SamplingEngine = SamplingEngine()
 
 
 @final

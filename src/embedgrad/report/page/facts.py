@@ -19,6 +19,7 @@ from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
     describe_demonstrations,
+    describe_engine,
     describe_greedy,
     describe_place,
     describe_teacher,
@@ -165,7 +166,11 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
         "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
-        "notes": [*describe_place(run.result), *describe_demonstrations(run.result)],
+        "notes": [
+            *describe_place(run.result),
+            *describe_demonstrations(run.result),
+            *describe_engine(run.result),
+        ],
     }
 
 

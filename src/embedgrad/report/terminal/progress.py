@@ -193,6 +193,7 @@ def _answers(event: dict[str, Any]) -> str:
         alive,
         f"{event['answer_tokens']:.0f} tokens, {percent(event['answers_cut'])} cut",
         f"{event['answers_per_second']:.1f} answers/s",
+        f"engine off by {event['mismatch']:.3f}" if "mismatch" in event else "",
     )
 
 

@@ -294,7 +294,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = [*describe_place(result), *describe_demonstrations(result)]
+    lines = [*describe_place(result), *describe_demonstrations(result), *describe_engine(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
@@ -351,6 +351,18 @@ def describe_demonstrations(result: Row) -> list[str]:
     return [
         f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
         "the few-shot prompt with the same"
+    ]
+
+
+def describe_engine(result: Row) -> list[str]:
+    """How far the engine that sampled answers was from the model that learned from them."""
+    found = result.get("sampling")
+    if not found:
+        return []
+    return [
+        "answers were sampled by another engine, whose log-probabilities differ from ours by "
+        f"{found['mismatch']:.3f} nats a token, {found['mismatch_max']:.3f} in the worst step; "
+        f"{percent(found['mismatch_cut'])} of their tokens had their weight cut"
     ]
 
 
