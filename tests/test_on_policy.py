@@ -25,7 +25,7 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Template
 from embedgrad.report.terminal.methods_table import methods_markdown
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts, Training
 from kit import Kit, kit
