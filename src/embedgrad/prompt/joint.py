@@ -1,4 +1,4 @@
-"""Several tasks as one: all their rows, of which each sequence has some."""
+"""Several tasks as one: all their rows; each sequence has its own."""
 
 from __future__ import annotations
 
