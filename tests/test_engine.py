@@ -26,7 +26,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.recipe.paths import anonymize
 from embedgrad.report.page.facts import describe_learning
 from embedgrad.report.page.run_files import read_run
-from embedgrad.report.terminal.tables import describe_engine
+from embedgrad.report.terminal.progress import describe_engine
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import KEY, Engine, SamplingEngine, mismatch, summarize
 from embedgrad.training.loss import Loss

@@ -14,12 +14,11 @@ from embedgrad.report.figures.comparison import TEXT, rank_methods
 from embedgrad.report.figures.series import MOST_POINTS, is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.page.run_files import RunFiles
-from embedgrad.report.terminal.progress import ENDINGS
+from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
     describe_demonstrations,
-    describe_engine,
     describe_greedy,
     describe_place,
     describe_teacher,

@@ -22,7 +22,7 @@ from embedgrad.formatting import (
 )
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
-from embedgrad.report.terminal.progress import ENDINGS
+from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 
 NOTHING_BETTER = (
     "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
@@ -351,18 +351,6 @@ def describe_demonstrations(result: Row) -> list[str]:
     return [
         f"the span shows {len(sources)} demonstrations ({', '.join(sources)}); the text prompt is "
         "the few-shot prompt with the same"
-    ]
-
-
-def describe_engine(result: Row) -> list[str]:
-    """How far the engine that sampled answers was from the model that learned from them."""
-    found = result.get("sampling")
-    if not found:
-        return []
-    return [
-        "answers were sampled by another engine, whose log-probabilities differ from ours by "
-        f"{found['mismatch']:.3f} nats a token, {found['mismatch_max']:.3f} in the worst step; "
-        f"{percent(found['mismatch_cut'])} of their tokens had their weight cut"
     ]
 
 
