@@ -133,6 +133,7 @@ def prepare(
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
     training, parts = training_for(recipe.training, source), recipe.parts
+    parts.check(train)
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))

@@ -110,7 +110,10 @@ class _Loop:
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
+        parts.check(train)
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
+        tokens = len(sequencer.tokenizer)
+        self.vocabulary = min(tokens, sequencer.vocabulary or tokens)
         self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
@@ -249,7 +252,11 @@ class _Loop:
                 sequences = [self.train[j] for j in batch]
                 for augmentation in self.parts.augmentations:
                     sequences = augmentation(
-                        sequences, seed=self.training.seed, step=step, total=self.total
+                        sequences,
+                        seed=self.training.seed,
+                        step=step,
+                        total=self.total,
+                        vocabulary=self.vocabulary,
                     )
                 yield step, sequences
 
