@@ -268,6 +268,8 @@ class _Loop:
 
         def closure() -> float:
             nonlocal norm, context
+            if any(not torch.equal(value, old[name]) for name, value in self.theta.items()):
+                self._into_region()  # the optimizer asks for the gradient of another point
             loss, gradients, losses_B, outcome = self.loss.gradient(
                 self.theta, batch, self.training.accumulate
             )
