@@ -30,7 +30,7 @@ from embedgrad.environment import versions
 from embedgrad.events import quiet
 from embedgrad.parts.registry import build_part
 from embedgrad.recipe.build import Prepared, prepare
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 
 RESULT = Path(__file__).resolve().parent / "results" / "large-batch.json"
 OPTIMIZERS = "adamw,adamw-past,adamw-fresh,adamw-noise,lars,lars-past"

@@ -30,7 +30,7 @@ from embedgrad.environment import versions
 from embedgrad.events import quiet
 from embedgrad.parts.registry import build_part
 from embedgrad.recipe.build import Prepared, prepare
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 
 RESULT = Path(__file__).resolve().parent / "results" / "masked-thought.json"
 WORDS = "Write the equation that answers the question, and its result:"

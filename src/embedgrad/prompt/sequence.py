@@ -147,7 +147,7 @@ class Sequencer:
         self.tokenizer = tokenizer
         self.target = target
         self.context = context
-        self.vocabulary = vocabulary
+        self.vocabulary = vocabulary or len(tokenizer)
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0

@@ -61,8 +61,6 @@ class Loop:
             raise DataError("no training rows; give at least one example")
         parts.check(train)
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
-        tokens = len(sequencer.tokenizer)
-        self.vocabulary = min(tokens, sequencer.vocabulary or tokens)
         self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
@@ -238,7 +236,7 @@ class Loop:
                         seed=self.training.seed,
                         step=step,
                         total=self.total,
-                        vocabulary=self.vocabulary,
+                        vocabulary=self.sequencer.vocabulary,
                     )
                 yield step, sequences
 
