@@ -12,6 +12,7 @@ import torch
 from embedgrad.data.examples import Example
 from embedgrad.errors import RecipeError
 from embedgrad.events import quiet
+from embedgrad.experiments.plan import plan
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.parts.augmentations import MaskedThought
 from embedgrad.prompt.sequence import DROPPED, MEAN, ZERO, Target, TokenSequence
@@ -162,3 +163,5 @@ def test_what_cannot_be_noised_is_refused(model_folder: Path, data: Path) -> Non
     choices = Recipe.from_dict(settings | {"augmentations": ["masked_thought"]})
     with pytest.raises(RecipeError, match=r"augmentations\.0: masked_thought .*take it out"):
         prepare(choices, None, quiet)
+    (told,) = plan(choices, measure=False)["problems"]
+    assert told.startswith("recipe: augmentations.0: masked_thought noises worked solutions")

@@ -45,7 +45,7 @@ class _RowwiseSGD(torch.optim.SGD):
             for group in self.param_groups:
                 for leaf in group["params"]:
                     size = leaf.grad.pow(2).mean(-1, keepdim=True).sqrt()
-                    leaf.grad = leaf.grad / size.clamp(min=torch.finfo(size.dtype).tiny)
+                    leaf.grad = leaf.grad / size.clamp(min=1e-12)
             return loss
 
         return super().step(scaled)
