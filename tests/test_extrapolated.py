@@ -13,13 +13,12 @@ from torch import Tensor
 
 from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers import LARS, OPTIMIZERS, SGD, Extrapolated, Optimizer
-from embedgrad.parts.parameterizations import Free, Parameterization
+from embedgrad.parts.parameterizations import Free, LowRank, Parameterization
 from embedgrad.prompt.trust_region import TrustRegion, drift_P
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts, Training
 from kit_loop import FAST, small, train
-from seam_parts import LowRank
 from small_recipe import read
 
 PLAIN = {"name": "sgd", "momentum": 0.0}
