@@ -107,7 +107,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     str: TEXT,
-    int: st.integers(1, 2**62),
+    int: st.integers(2, 2**62),
     float: st.floats(0.001, 0.9),
     type(None): st.none(),
     Mapping[str, str]: st.dictionaries(TEXT, TEXT, max_size=3),

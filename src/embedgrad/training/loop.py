@@ -20,7 +20,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError, DivergenceError, EmbedgradError, ModelError, RunError
+from embedgrad.errors import (
+    DataError,
+    DivergenceError,
+    EmbedgradError,
+    EngineError,
+    ModelError,
+    RunError,
+)
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
@@ -85,10 +92,9 @@ class Loop:
         self.updates = 1 if sampling is None else sampling.updates
         self.rollouts: Rollouts | None = None
         if sampling is not None:
+            own = (model, self.evaluator, train, sampling, parts.sampling)
             self.rollouts = Rollouts(
-                *(model, self.evaluator, train, sampling),
-                seed=training.seed,
-                start=self.start_prompt,
+                *own, seed=training.seed, start=self.start_prompt, report=report
             )
         choices = bool(sequencer.target.choices)
         metric = training.metric_for(parts.objective, choices=choices)
@@ -121,6 +127,9 @@ class Loop:
         except EmbedgradError as error:  # a user's scorer may fail at any answer
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
+            if isinstance(error, EngineError):  # before a step: the engine may come back
+                self.checkpoint = self._checkpoint()
+                keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()
@@ -194,6 +203,7 @@ class Loop:
             best_step=self.best.step,
             history=list(self.best.history),
             seconds=self._seconds(),
+            dead=self.rollouts.dead if self.rollouts else {},
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -216,6 +226,8 @@ class Loop:
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
         self.best_theta = checkpoint.best_theta
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
+        if self.rollouts is not None:
+            self.rollouts.dead = checkpoint.dead
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
@@ -230,14 +242,10 @@ class Loop:
                     ahead = batches[i : i + min(16, self.total - step)]
                     self.language_model.prepare([self.train[j] for next_ in ahead for j in next_])
                 sequences = [self.train[j] for j in batch]
+                now = {"seed": self.training.seed, "step": step, "total": self.total}
+                now["vocabulary"] = self.sequencer.vocabulary
                 for augmentation in self.parts.augmentations:
-                    sequences = augmentation(
-                        sequences,
-                        seed=self.training.seed,
-                        step=step,
-                        total=self.total,
-                        vocabulary=self.sequencer.vocabulary,
-                    )
+                    sequences = augmentation(sequences, **now)
                 yield step, sequences
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
