@@ -141,6 +141,7 @@ def prepare(
     parts, choices = recipe.parts, bool(recipe.target.choices)
     metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
     training = replace(recipe.training, metric=metric)
+    parts.check(train)
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))

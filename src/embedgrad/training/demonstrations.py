@@ -118,7 +118,13 @@ class LeaveOut(Augmentation):
     drop: float
 
     def __call__(
-        self, batch: Sequence[TokenSequence], *, seed: int, step: int, total: int
+        self,
+        batch: Sequence[TokenSequence],
+        *,
+        seed: int,
+        step: int,
+        total: int,
+        vocabulary: int,
     ) -> list[TokenSequence]:
         generator = random.Random(f"{seed}:{step}/drop")
         dropped = frozenset(row for row in self.rows if generator.random() < self.drop)

@@ -66,6 +66,7 @@ class Loop:
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
+        parts.check(train)
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
@@ -241,10 +242,10 @@ class Loop:
                     ahead = batches[i : i + min(16, self.total - step)]
                     self.language_model.prepare([self.train[j] for next_ in ahead for j in next_])
                 sequences = [self.train[j] for j in batch]
+                now = {"seed": self.training.seed, "step": step, "total": self.total}
+                now["vocabulary"] = self.sequencer.vocabulary
                 for augmentation in self.parts.augmentations:
-                    sequences = augmentation(
-                        sequences, seed=self.training.seed, step=step, total=self.total
-                    )
+                    sequences = augmentation(sequences, **now)
                 yield step, sequences
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
@@ -255,6 +256,8 @@ class Loop:
 
         def closure() -> float:
             nonlocal norm, context
+            if any(not torch.equal(value, old[name]) for name, value in self.theta.items()):
+                self._into_region()  # the optimizer asks for the gradient of another point
             loss, gradients, losses_B, outcome = self.loss.gradient(
                 self.theta, batch, self.training.accumulate
             )

@@ -11,13 +11,14 @@ from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt
 
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
 from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import SamplingEngine
@@ -133,6 +134,13 @@ class Parts:
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     sampling: SamplingEngine = SamplingEngine()
+
+    def check(self, train: Sequence[TokenSequence]) -> None:
+        """Raise `RecipeError` for an augmentation that can do nothing with these rows."""
+        for i, augmentation in enumerate(self.augmentations):
+            problem = augmentation.problem(train)
+            if problem:
+                raise RecipeError("recipe", [f"augmentations.{i}: {problem}"])
 
 
 @final
