@@ -140,6 +140,9 @@ class Evaluation:
     """Sampled answers to each test row, scored beside the greedy one (Avg@k); free text only."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """What logits are divided by for these."""
+    group: str | None = None
+    """A column by whose values scores are also given apart; unset: that of the objective, if it
+    compares groups."""
 
     def __post_init__(self) -> None:
         check_stop(self.stop, "evaluation.stop")

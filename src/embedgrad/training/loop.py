@@ -25,6 +25,7 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import State
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -127,7 +128,10 @@ class _Loop:
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
         self.transforms = [transform.init(self.origin) for transform in parts.transforms]
+        self.memory: State = {}  # of the objective
         self.units = training.units([s.example.group for s in train])
+        column = parts.objective.balance_by
+        self.strata = training.strata(self.units, [s.example for s in train], column)
         self.steps_per_epoch = training.steps_per_epoch(len(self.units))
         self.total = training.steps_in_all(len(self.units))
         self.every = training.steps_between_evaluations(len(self.units))
@@ -152,6 +156,8 @@ class _Loop:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
         if checkpoint is not None:
             self._restore(checkpoint)
+        else:
+            self.memory = self.parts.objective.init(self.train, self._losses)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
@@ -208,6 +214,7 @@ class _Loop:
             theta=self._theta_copy(),
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
             transforms=copy.deepcopy(self.transforms),
+            objective=dict(self.memory),
             best={name: rows.clone() for name, rows in self.best.prompt.items()},
             best_step=self.best.step,
             history=list(self.best.history),
@@ -229,6 +236,7 @@ class _Loop:
             {name: value.to(device, copy=True) for name, value in state.items()}
             for state in checkpoint.transforms
         ]
+        self.memory = dict(checkpoint.objective)
         best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
         history = list(checkpoint.history)
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
@@ -237,7 +245,7 @@ class _Loop:
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
         for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
-            batches = self.training.epoch_batches(self.units, epoch)
+            batches = self.training.epoch_batches(self.units, epoch, self.strata)
             for i, batch in enumerate(batches):
                 step = epoch * self.steps_per_epoch + i
                 if not first <= step < self.total:
@@ -262,7 +270,7 @@ class _Loop:
         def closure() -> float:
             nonlocal norm, context
             loss, gradients, losses_B, outcome = self.loss.gradient(
-                self.theta, batch, self.training.accumulate
+                self.theta, batch, self.training.accumulate, self.memory
             )
             norm = math.sqrt(sum(g.pow(2).sum().item() for g in gradients.values()))
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -286,6 +294,7 @@ class _Loop:
             group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
         loss = float(self.optimizer.step(closure))
         assert context is not None, "the optimizer did not call its closure"
+        self.memory = parts.objective.update(self.memory, context.losses_B, context.outcome)
         with torch.no_grad():
             theta = self._theta_copy()
             for i, transform in enumerate(parts.transforms):
@@ -315,6 +324,13 @@ class _Loop:
     def _set_theta(self, theta: Theta) -> None:
         for name, value in theta.items():
             self.theta[name].copy_(value)
+
+    @torch.no_grad()
+    def _losses(self, sequences: Sequence[TokenSequence]) -> Tensor:
+        """The losses of examples with the prompt as it is now."""
+        size = self.training.batch_size
+        batches = [sequences[i : i + size] for i in range(0, len(sequences), size)]
+        return torch.cat([self.loss(self.theta, batch) for batch in batches])
 
     @torch.no_grad()
     def _evaluate(self, *, warm: bool = False) -> None:
