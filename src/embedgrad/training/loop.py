@@ -14,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, final
 
@@ -157,7 +158,8 @@ class _Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         else:
-            self.memory = self.parts.objective.init(self.train, self._losses)
+            losses = partial(self.loss.measure, self.theta, self.training.batch_size)
+            self.memory = self.parts.objective.init(self.train, losses)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
@@ -324,13 +326,6 @@ class _Loop:
     def _set_theta(self, theta: Theta) -> None:
         for name, value in theta.items():
             self.theta[name].copy_(value)
-
-    @torch.no_grad()
-    def _losses(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        """The losses of examples with the prompt as it is now."""
-        size = self.training.batch_size
-        batches = [sequences[i : i + size] for i in range(0, len(sequences), size)]
-        return torch.cat([self.loss(self.theta, batch) for batch in batches])
 
     @torch.no_grad()
     def _evaluate(self, *, warm: bool = False) -> None:

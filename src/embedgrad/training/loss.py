@@ -48,6 +48,12 @@ class Loss:
     def __call__(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
         return self.parts.objective.losses(self.outcome(theta, batch))
 
+    @torch.no_grad()
+    def measure(self, theta: Theta, size: int, sequences: Sequence[TokenSequence]) -> Tensor:
+        """The losses of many examples, shape [N], in batches of a size and without a graph."""
+        batches = [sequences[i : i + size] for i in range(0, len(sequences), size)]
+        return torch.cat([self(theta, batch) for batch in batches])
+
     def outcome(self, theta: Theta, batch: Sequence[TokenSequence]) -> Outcome:
         """What the model says of the batch with the prompt of theta."""
         prompt = self.parts.parameterization.prompt(theta, self.start)

@@ -47,6 +47,8 @@ def comparison_table(result: Row) -> RenderableType:
     parts: list[RenderableType] = []
     if "difference" in result:
         parts += [_scores(result), ""]
+    if groups := result.get("groups"):
+        parts += [_groups(groups), *map(sentence, describe_worst(groups)), ""]
     parts += [sentence(line) for line in _facts(result)]
     if kept_text(result):
         parts.append(sentence(NOTHING_BETTER, "bold"))
@@ -256,6 +258,32 @@ def _scores(result: Row) -> Table:
             _number(scores["log_loss"], "{:.3f}"),
         )
     return table
+
+
+def _groups(groups: Row) -> Table:
+    table = _table()
+    table.add_column(groups["column"], overflow="fold")
+    for name in ("rows", "text prompt", "refined prompt"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("verdict")
+    lines = zip(groups["text"], groups["refined"], groups["verdicts"], strict=True)
+    for text, refined, word in lines:
+        cells = (
+            with_interval(scores["accuracy"], scores["interval"]) for scores in (text, refined)
+        )
+        table.add_row(_cell(text["group"]), str(text["rows"]), *cells, word)
+    return table
+
+
+def describe_worst(groups: Row) -> list[str]:
+    """The group that is worst off with either prompt, with its interval."""
+    worst = {name: groups["worst"][name] for name in ("text", "refined")}
+    accuracies = (
+        f"{with_interval(score['accuracy'], score['interval'])} with the {name} prompt "
+        f"({visible(score['group'])})"
+        for name, score in worst.items()
+    )
+    return [f"worst group: {', '.join(accuracies)}"]
 
 
 def _facts(result: Row) -> list[str]:
