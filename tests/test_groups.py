@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from embedgrad import Recipe
 from embedgrad.data.examples import Example
-from embedgrad.errors import DataError
+from embedgrad.data.problems import Problems
+from embedgrad.errors import DataError, RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer, compare_answers
 from embedgrad.evaluation.per_group import compare_groups, group_scores, worst
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.run import run
+from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.run_files import read_run
@@ -153,6 +157,29 @@ def test_a_comparison_says_which_group_is_worst_with_each_method(
     assert "</strong> worst" in html.partition('<section id="groups"')[2].partition("</section>")[0]
 
 
+def test_a_run_resumes_with_its_groups_and_not_with_others(
+    model_folder: Path, genres: Path, tmp_path: Path
+) -> None:
+    training = {"epochs": 2, "batch_size": 4, "evaluate_every": 3}
+    whole = run(recipe(model_folder, genres, training=training), tmp_path / "whole")
+    data = tmp_path / "data"
+    shutil.copytree(genres, data)
+    own = recipe(model_folder, data, training=training)
+    asked = iter(range(100))
+    stopped = run(own, tmp_path / "cut", should_stop=lambda: next(asked) == 4)
+    assert (stopped["interrupted"], stopped["train"]["steps"]) == (True, 5)
+    lines = (data / "train.jsonl").read_text(encoding="utf-8")
+    (data / "train.jsonl").write_text(lines.replace("farce", "drama"), encoding="utf-8")
+    with refused("cannot be resumed, as groups.sha256", error=RunError):
+        run(own, tmp_path / "cut", resume=True)
+    (data / "train.jsonl").write_text(lines, encoding="utf-8")
+    resumed = run(own, tmp_path / "cut", resume=True)
+    assert resumed["tokens"] == whole["tokens"]
+    assert resumed["groups"] == whole["groups"]
+    first, second = (artifact.load(tmp_path / n / "prompt").rows for n in ("whole", "cut"))
+    assert torch.equal(first, second)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -175,6 +202,11 @@ def test_bad_groups_are_refused_before_the_model_is_loaded(genres: Path, tmp_pat
     one = recipe(nowhere, with_rows("train", {"genre": "crime"}))
     with refused("objective.group: all 24 training rows have 'crime'", error=DataError):
         run(one, tmp_path / "one")
+    problems = Problems()
+    read_data(one, problems)  # as `plan` does, which reports every problem
+    assert [line.partition(";")[0] for line in problems.lines] == [
+        "objective.group: all 24 training rows have 'crime' in column 'genre'"
+    ]
     unknown = recipe(nowhere, with_rows("dev", {"genre": "dramas"}))
     with refused("dev.jsonl:", "group 'dramas' in column 'genre' is in no", error=DataError):
         run(unknown, tmp_path / "unknown")

@@ -15,6 +15,7 @@ RUN/result.json        the scores
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import shutil
@@ -186,6 +187,9 @@ def _run(
             "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
             "solutions": {"kept": ready.solutions.get("kept")},
         }
+        if column := recipe.parts.objective.group_column:
+            names = json.dumps([s.example.group_in(column) for s in ready.train])
+            found["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
         warm_start = read_warm_start(recipe, model, sequencer)
         if warm_start is not None:
             found["warm_start"] = {

@@ -44,7 +44,7 @@ class OWA(Objective):
     where the worst group is only the hardest: then compare excess losses. Rows are still chosen on
     dev by training.metric over all dev rows.
     Source: OWA in learning, Dinh et al. 2024, https://arxiv.org/abs/2402.07772; the smoothed
-    gradient as a projection: Do and Usunier 2022, https://arxiv.org/abs/2204.06521, section 3.
+    gradient as a projection: Do and Usunier 2022, https://arxiv.org/abs/2204.06521.
     """
 
     group: str
@@ -216,7 +216,7 @@ def project(losses: Sequence[float], weights: Sequence[float], smoothing: float)
 
     With s the sorted losses it is (s - v) / smoothing, v the nearest to s - smoothing * weights
     that does not rise (isotonic regression by pooling adjacent violators); for smoothing 0 its
-    limit, where equal losses share their weights. Do and Usunier 2022, proposition 2.
+    limit, where equal losses share their weights. Source: Do and Usunier 2022.
     """
     order = sorted(range(len(losses)), key=lambda i: -losses[i])
     blocks: list[tuple[float, int]] = []  # means of pooled values, and how many
