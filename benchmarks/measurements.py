@@ -100,6 +100,20 @@ COMPARISONS = {
     "compare-sst2-after-smollm2-135m": Compared(
         "sst2.toml", [*FORMER, AFTER, PROMPTS], files("sst2")
     ),
+    # Few rows and many, with today's step; the text prompt's place is the recipe's.
+    **{
+        f"compare-sst2-{rows}-rows-smollm2-135m": Compared(
+            "sst2.toml",
+            [
+                f"data.limit={{train={rows}, dev=200}}",
+                f"training={{steps={steps}, evaluate_every={steps // 4}}}",
+                'compare.methods=["text", "embedgrad", "peft-prompt-tuning-text", "peft-lora", '
+                '"linear-probe"]',
+            ],
+            files("sst2"),
+        )
+        for rows, steps in ((32, 32), (100, 32), (256, 64), (1000, 128))
+    },
     "compare-imdb-smollm2-135m": Compared(
         "imdb.toml",
         [

@@ -21,6 +21,10 @@ TASKS = {  # results file -> task, and what is special about it
     "demo-smollm2-135m": ("Movie snippets (demo)", ""),
     "sst2-smollm2-135m": ("SST-2", "prompt before the review"),
     "sst2-after-smollm2-135m": ("SST-2", "prompt after the review"),
+    **{
+        f"sst2-{rows}-rows-smollm2-135m": ("SST-2", f"{rows:,} training rows, larger steps")
+        for rows in (32, 100, 256, 1000)
+    },
     "imdb-smollm2-135m": ("IMDb", ""),
     "causal-judgement-smollm2-135m": ("Causal judgement", "split by story"),
     "causal-judgement-random-split-smollm2-135m": ("Causal judgement", "random split"),

@@ -7,6 +7,7 @@
     docs/gains.svg   the README's picture of measured gains
     docs/elicit.svg  what there was to elicit against what was gained
     docs/quality.svg the picture of training time to a dev score
+    docs/few-rows.svg the picture of accuracy by training rows
     src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import elicited
+import few_rows
 import gains
 import measured
 import quality
@@ -82,7 +84,7 @@ def stale_files(root: Path) -> dict[Path, str]:
         if path not in pages:
             up = "" if path.parent == root else "../"
             pages[path] = filled(path.read_text(encoding="utf-8"), path, root, up)
-    for drawn in (gains, elicited, quality):
+    for drawn in (gains, elicited, quality, few_rows):
         picture = drawn.drawing(root)
         if picture is not None:
             pages[root / drawn.PLACE] = picture
@@ -276,6 +278,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "compared": lambda root, up, _: measured.compared(root, up),
     "compared-short": lambda root, up, _: measured.compared_short(root, up),
     "quality": lambda root, _up, _: quality.table(root),
+    "few-rows": lambda root, _up, _: few_rows.table(root),
     "step-study": lambda root, _up, _: quality.study(root),
     "speed": lambda root, up, _: speeds.summary(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),

@@ -15,7 +15,7 @@ from embedgrad.model.backbone import Prompt
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
-from embedgrad.parts.parameterizations import Parameterization, Theta
+from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms import Context, Gradients, State, Transform
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -68,55 +68,6 @@ class WorstGroup(OrderedAverage):
 SEAM_OBJECTIVES: dict[str, type[Objective]] = {
     "ordered average": OrderedAverage,
     "costly": Costly,
-}
-
-# -- parameterizations --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LowRank(Parameterization):
-    """rows = start + s A B, with B from zero."""
-
-    rank: int = 2
-
-    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
-        theta = {}
-        for name, rows in start.items():
-            shape = (*rows.shape[:-1], self.rank)
-            theta[f"{name} left"] = torch.randn(shape, generator=generator).to(rows)
-            theta[f"{name} right"] = rows.new_zeros(*rows.shape[:-2], self.rank, rows.shape[-1])
-        return theta
-
-    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
-        return {
-            name: rows
-            + rows.pow(2).mean(-1, keepdim=True).sqrt()
-            * (theta[f"{name} left"] @ theta[f"{name} right"])
-            for name, rows in start.items()
-        }
-
-
-@dataclass(frozen=True)
-class ScaleShift(Parameterization):
-    """rows = start (1 + scale) + shift, the same for every row of a span."""
-
-    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
-        return {
-            f"{name} {kind}": torch.zeros_like(rows[..., :1, :])
-            for name, rows in start.items()
-            for kind in ("scale", "shift")
-        }
-
-    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
-        return {
-            name: rows * (1 + theta[f"{name} scale"]) + theta[f"{name} shift"]
-            for name, rows in start.items()
-        }
-
-
-SEAM_PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
-    "low-rank": LowRank,
-    "scale-shift": ScaleShift,
 }
 
 # -- transforms --------------------------------------------------------------------

@@ -299,6 +299,29 @@ def test_the_picture_puts_the_largest_gain_first(repository: Path) -> None:
     assert names == ["better", "kept", "worse"]
 
 
+def test_few_rows_are_a_curve_for_each_method(repository: Path) -> None:
+    folder = repository / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    assert generate.few_rows.drawing(repository) is None
+    assert generate.few_rows.table(repository) == "Not measured yet.\n"
+    for count, scores in ((1000, [0.9]), (32, [0.7, 0.8])):
+        rows = [{"method": "text", "accuracy": 0.6}]
+        rows += [{"method": "embedgrad", "accuracy": score} for score in scores]
+        rows += [{"method": "few-shot", "accuracy": 0.1}]
+        name = f"compare-sst2-{count}-rows-tiny.json"
+        (folder / name).write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    lines = generate.few_rows.table(repository).splitlines()
+    assert lines[2:] == [
+        "| training rows | 32 | 1,000 |",
+        "| --- | --- | --- |",
+        "| EmbedGrad | 75.0 % (2 seeds) | 90.0 % |",
+        "",
+        "The text prompt: 60.0 %.",
+    ]
+    svg = generate.few_rows.drawing(repository)
+    assert all(f">{text}</text>" in svg for text in ("32", "1,000", "EmbedGrad", "text prompt"))
+
+
 def test_readings_before_training_stand_against_gains(repository: Path) -> None:
     folder = repository / "benchmarks" / "results"
     folder.mkdir(parents=True)

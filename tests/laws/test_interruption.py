@@ -26,9 +26,7 @@ from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint, digest
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
-from seam_parts import SEAM_PARAMETERIZATIONS, Average
-
-MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
+from seam_parts import Average
 
 EVERY_STEP = dataclasses.replace(QUICK, evaluate_every=1)
 LONGER = Training(steps=8, batch_size=3, evaluate_every=2)
@@ -178,14 +176,14 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     ("dtype", "budget"),
     [(torch.float32, "1 GiB"), (torch.float64, "1 GiB"), (torch.float64, 60_000)],
 )
-@pytest.mark.parametrize("parameterization", sorted(MAPS))
+@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_resumed_run_gives_the_same_bits(
     tmp_path: Path, optimizer: str, parameterization: str, dtype: torch.dtype, budget: str | int
 ) -> None:
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](),
-        parameterization=MAPS[parameterization](),
+        parameterization=PARAMETERIZATIONS[parameterization](),
         transforms=(Average(), Clip()),
     )
     whole = train(

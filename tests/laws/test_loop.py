@@ -23,9 +23,6 @@ from embedgrad.training.loop import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import QUICK, small, train
-from seam_parts import SEAM_PARAMETERIZATIONS
-
-MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
 
 
 def digest(made: Kit) -> str:
@@ -64,7 +61,7 @@ def test_rows_are_kept_in_float32_for_a_model_that_is_not() -> None:
     assert not torch.equal(refined.prompt.rows, refined.prompt.rows.bfloat16().float())
 
 
-@pytest.mark.parametrize("parameterization", sorted(MAPS))
+@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize(
     "region",
@@ -76,7 +73,7 @@ def test_the_region_holds_after_every_step(
     events: list[dict[str, Any]] = []
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](learning_rate=5.0),
-        parameterization=MAPS[parameterization](),
+        parameterization=PARAMETERIZATIONS[parameterization](),
         trust_region=region,
     )
     refined = train(small(), parts=parts, report=events.append, dev=())

@@ -23,7 +23,7 @@ from embedgrad.parts.registry import build
 from embedgrad.parts.transforms import TRANSFORMS, Clip
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P, shrink_into
 from kit import noisy
-from seam_parts import SEAM_PARAMETERIZATIONS, no_context
+from seam_parts import no_context
 
 RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)
 COSINES = st.floats(0.0, 1.0)
@@ -231,12 +231,9 @@ def test_rows_that_are_not_finite_are_not_inside() -> None:
 # ------------------------------------------------------------------------------ parameterizations
 
 
-MAPS = {**PARAMETERIZATIONS, **SEAM_PARAMETERIZATIONS}
-
-
-@pytest.fixture(params=sorted(MAPS))
+@pytest.fixture(params=sorted(PARAMETERIZATIONS))
 def parameterization(request: pytest.FixtureRequest) -> Parameterization:
-    return MAPS[request.param]()
+    return PARAMETERIZATIONS[request.param]()
 
 
 def prompt_of(scale: float = 1.0) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import SGD, AdamW, Schedule
+from embedgrad.parts.parameterizations import LowRank, ScaleShift
 from embedgrad.parts.transforms import Clip, Context, Gradients, State
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.trust_region import TrustRegion, distances
@@ -29,11 +30,9 @@ from seam_parts import (
     Average,
     Costly,
     DeepToy,
-    LowRank,
     Noise,
     OrderedAverage,
     Protect,
-    ScaleShift,
     Throw,
     WorstGroup,
 )

@@ -2,9 +2,27 @@
 
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, all_rows
 from embedgrad.parts.parameterizations.free import Free
+from embedgrad.parts.parameterizations.gated import Gated
+from embedgrad.parts.parameterizations.low_rank import LowRank
+from embedgrad.parts.parameterizations.scale_shift import ScaleShift
+from embedgrad.parts.parameterizations.subspace import Subspace
 
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "free": Free,
+    "low_rank": LowRank,
+    "scale_shift": ScaleShift,
+    "gated": Gated,
+    "subspace": Subspace,
 }
 
-__all__ = ["PARAMETERIZATIONS", "Free", "Parameterization", "Theta", "all_rows"]
+__all__ = [
+    "PARAMETERIZATIONS",
+    "Free",
+    "Gated",
+    "LowRank",
+    "Parameterization",
+    "ScaleShift",
+    "Subspace",
+    "Theta",
+    "all_rows",
+]

@@ -58,3 +58,8 @@ def all_rows(prompt: Prompt) -> Tensor:
     """Every row of a prompt, shape [N, D], in the order of the names."""
     rows = [tensor.flatten(0, -2) for tensor in prompt.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def row_size(rows: Tensor) -> Tensor:
+    """The root mean square of each row, shape [..., 1]: one step size then serves all models."""
+    return rows.pow(2).mean(dim=-1, keepdim=True).sqrt()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedgrad.model.backbone import Prompt
-from embedgrad.parts.parameterizations.base import Parameterization, Theta
+from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
 from embedgrad.prompt.trust_region import TrustRegion
 
 
@@ -28,7 +28,7 @@ class Free(Parameterization):
         return {name: torch.zeros_like(rows) for name, rows in start.items()}
 
     def prompt(self, theta: Theta, start: Prompt) -> Prompt:
-        return {name: rows + _size(rows) * theta[name] for name, rows in start.items()}
+        return {name: rows + row_size(rows) * theta[name] for name, rows in start.items()}
 
     def reach(self, prompt: Prompt, start: Prompt) -> Theta:
         return {name: _change(rows, start[name]) for name, rows in prompt.items()}
@@ -44,8 +44,4 @@ class Free(Parameterization):
 
 
 def _change(rows: Tensor, start: Tensor) -> Tensor:
-    return (rows - start) / _size(start).clamp(min=1e-12)
-
-
-def _size(start: Tensor) -> Tensor:
-    return start.pow(2).mean(dim=-1, keepdim=True).sqrt()
+    return (rows - start) / row_size(start).clamp(min=1e-12)

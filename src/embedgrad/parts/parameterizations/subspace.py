@@ -1,0 +1,50 @@
+"""Shared subspace: few numbers a row in a random subspace, one scale and shift for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, final
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from embedgrad.model.backbone import Prompt
+from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
+
+
+@final
+@dataclass(frozen=True)
+class Subspace(Parameterization):
+    """Refine rows within one random subspace, R P + 2 D numbers.
+
+    rows = start + s ((Z M) scale + shift), with Z [P, R] from zero trained, M [R, D] random and
+    frozen, drawn from `seed`, scale and shift [1, D] trained and shared by all rows, and s the root
+    mean square of each start row. Rows share what they learn, which helps with few examples.
+    Source: ULPT, https://arxiv.org/abs/2502.04501, on the change of the rows.
+    """
+
+    rank: Annotated[int, Ge(1)] = 16
+    """The number R of trained numbers a row."""
+    seed: Annotated[int, Ge(0)] = 0
+    """What the frozen subspace is drawn from."""
+
+    def init(self, start: Prompt, generator: torch.Generator) -> Theta:
+        theta: Theta = {}
+        for name, rows in start.items():
+            theta[f"{name} codes"] = rows.new_zeros(*rows.shape[:-1], self.rank)
+            theta[f"{name} scale"] = torch.ones_like(rows[..., :1, :])
+            theta[f"{name} shift"] = torch.zeros_like(rows[..., :1, :])
+        return theta
+
+    def prompt(self, theta: Theta, start: Prompt) -> Prompt:
+        return {
+            name: rows + row_size(rows) * self._change(name, theta) for name, rows in start.items()
+        }
+
+    def _change(self, name: str, theta: Theta) -> Tensor:
+        codes, scale, shift = (theta[f"{name} {kind}"] for kind in ("codes", "scale", "shift"))
+        generator = torch.Generator().manual_seed(self.seed)
+        frozen = torch.randn((self.rank, scale.shape[-1]), generator=generator).to(codes)
+        change: Tensor = codes @ frozen / self.rank**0.5 * scale + shift
+        return change
