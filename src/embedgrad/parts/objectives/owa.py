@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,11 +188,11 @@ class OWA(Objective):
         estimates: dict[str, float | None] = {}
         for name in dict.fromkeys((*state, *means)):
             before, text = state[name].tolist() if name in state else (torch.nan, 0.0)
-            estimates[name] = None if before != before else before
+            estimates[name] = None if math.isnan(before) else before
             if name in means:
                 now = means[name].item() - text
-                kept = self.memory if before == before else 0.0
-                estimates[name] = now if not kept else kept * before + (1 - kept) * now
+                past = now if math.isnan(before) else before
+                estimates[name] = now + self.memory * (past - now)
         return estimates
 
     def _weights(self, groups: int) -> list[float]:
