@@ -12,7 +12,7 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit import Kit, kit
 

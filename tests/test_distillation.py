@@ -26,8 +26,8 @@ from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.build import with_answers
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.loop import optimize
 from embedgrad.training.loss import Loss
+from embedgrad.training.optimize import optimize
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts, Refinement, Training
 from embedgrad.training.teacher import Teacher, Teaching

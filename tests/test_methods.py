@@ -32,7 +32,7 @@ from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.settings import COMPARED, CompareSettings
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.demonstrations import draw
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.settings import Training
 from kit import DAY, LABELS, LONG_CHOICES, PLACEMENTS, Kit, kit

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
-from embedgrad.experiments.run import read_finished
+from embedgrad.experiments.run_folder import read_finished
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import write_events
 from embedgrad.training.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.scorers.function import scorer
 from embedgrad.prompt.sequence import Target
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.rollouts import Rollouts, leave_one_out
 from embedgrad.training.settings import Parts, Training
 from kit import LABELS, Kit, kit

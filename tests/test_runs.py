@@ -380,7 +380,7 @@ def test_a_scorer_that_fails_at_the_end_loses_nothing(
     def fails(*arguments: Any) -> None:
         raise RecipeError("recipe", ["evaluation.scorer: checks:right took longer than 5 s"])
 
-    monkeypatch.setattr("embedgrad.experiments.run.evaluate", fails)
+    monkeypatch.setattr("embedgrad.experiments.finish.evaluate", fails)
     out = tmp_path / "run"
     with refused(
         "took longer than 5 s", f"{out / 'prompt'} holds the refined prompt", error=RunError

@@ -23,7 +23,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.truncation import longest_fit
 from embedgrad.recipe.open_run import Answering
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Training
 from kit import DAY, SEVERAL, Kit, cut, kit, noisy
 from kit_text import KINDS, TEXTS, example, plain_ids, sequencer

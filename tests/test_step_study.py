@@ -11,7 +11,7 @@ import torch
 
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import AdamW
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import kit
 

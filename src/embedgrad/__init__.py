@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from embedgrad.events import quiet
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
+    from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
-    from embedgrad.experiments.run import RunResult, run
+    from embedgrad.experiments.run import run
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from embedgrad.prompt.template import Template
     from embedgrad.prompt.trust_region import TrustRegion
     from embedgrad.recipe.recipe import Recipe
-    from embedgrad.training.loop import optimize
+    from embedgrad.training.optimize import optimize, optimize_tasks
     from embedgrad.training.settings import Parts, Refinement, Training
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "load",
     "load_model",
     "optimize",
+    "optimize_tasks",
     "plan",
     "quiet",
     "read_splits",
@@ -110,7 +112,8 @@ _HOMES = {
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
     "experiments.plan": ("PlanResult", "plan"),
-    "experiments.run": ("RunResult", "run"),
+    "experiments.finish": ("RunResult",),
+    "experiments.run": ("run",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
@@ -122,7 +125,7 @@ _HOMES = {
     "prompt.template": ("Template",),
     "prompt.trust_region": ("TrustRegion",),
     "recipe.recipe": ("Recipe",),
-    "training.loop": ("optimize",),
+    "training.optimize": ("optimize", "optimize_tasks"),
     "training.settings": ("Parts", "Refinement", "Training"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -33,7 +33,7 @@ from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.sequence import Sequencer, Target
 from embedgrad.prompt.template import Renderer
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import DAY, LABELS, PLACEMENTS
 

@@ -19,7 +19,7 @@ from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion, drift_P
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import QUICK, small, train

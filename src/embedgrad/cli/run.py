@@ -47,10 +47,12 @@ def optimize(
 ) -> None:
     """Refine a prompt as a recipe says and score it on held-out rows."""
     from embedgrad.recipe.recipe import Recipe
+    from embedgrad.recipe.tasks import read_tasks
 
     flags = {"device": device, "dtype": dtype, "attention": attention}
     short = [f"model.{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    checked = Recipe.read(recipe, [*with_model(overrides, model), *short])
+    settings = [*with_model(overrides, model), *short]
+    checked = read_tasks(recipe, settings) or Recipe.read(recipe, settings)
     execute(checked, out, resume=False, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -67,9 +69,12 @@ def resume(
     It starts from the last checkpoint and gives the same rows as an uninterrupted run. To train
     longer, add --set training.epochs=8 for example.
     """
-    from embedgrad.experiments.run import read_resumable
+    from embedgrad.experiments.run_folder import read_resumable
+    from embedgrad.recipe.tasks import read_tasks
 
-    recipe = read_resumable(run, overrides or ())
+    path = run / "recipe.toml"
+    tasks = read_tasks(path, overrides or ()) if path.is_file() else None
+    recipe = tasks or read_resumable(run, overrides or ())
     execute(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -151,20 +156,36 @@ def inspect(
 
 
 def execute(
-    recipe: Recipe, out: Path, *, resume: bool, require_gain: bool, as_json: bool, quiet: bool
+    recipe: Recipe | dict[str, Recipe],
+    out: Path,
+    *,
+    resume: bool,
+    require_gain: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Run a recipe with its progress, and print the result. Raises `Interruption`, `NoGain`."""
-    from embedgrad.experiments.run import describe_interruption, run
+    from embedgrad.experiments.run import run
+    from embedgrad.experiments.run_folder import describe_interruption
+    from embedgrad.experiments.tasks import run_tasks
     from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress
 
+    result: Mapping[str, Any]
     with Progress(quiet=quiet) as progress:
-        result = run(recipe, out, fan_out(progress), resume=resume)
-    print_values(result, as_json, _show_result)
-    if result["interrupted"]:
-        raise Interruption(describe_interruption(result))
+        log = fan_out(progress)
+        if isinstance(recipe, dict):
+            result = run_tasks(recipe, out, log, resume=resume)
+            runs: list[Mapping[str, Any]] = list(result["tasks"].values())
+        else:
+            result = run(recipe, out, log, resume=resume)
+            runs = [result]
+    print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else _show_result)
+    if runs[0]["interrupted"]:
+        raise Interruption(describe_interruption(runs[0], out))
     if require_gain:
-        _refuse_no_gain(result)
+        for one in runs:
+            _refuse_no_gain(one)
 
 
 def _refuse_no_gain(result: Mapping[str, Any]) -> None:
@@ -184,6 +205,12 @@ def _show_result(result: Mapping[str, Any]) -> None:
     if "tokens" in result:
         show(drift_table(result["tokens"]))
     show(comparison_table(result))  # last, as it ends with the verdict
+
+
+def _show_tasks(result: Mapping[str, Any]) -> None:
+    from embedgrad.report.terminal.tables import show, tasks_table
+
+    show(tasks_table(result))
 
 
 def _show_tokens(values: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives.distill import TAUGHT, Taught
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
+from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
 
@@ -158,10 +159,14 @@ class Evaluator:
     """Answers rows with a prompt and scores the answers."""
 
     def __init__(
-        self, model: Backbone, sequencer: Sequencer, evaluation: Evaluation = Evaluation()
+        self,
+        model: Backbone,
+        sequencer: Sequencer | JointSequencer,
+        evaluation: Evaluation = Evaluation(),
     ):
         self.model = model
         self.target: Target = sequencer.target
+        self.targets = sequencer.targets if isinstance(sequencer, JointSequencer) else {}
         self.end_ids = (
             model.ends_of(sequencer) if isinstance(model, LanguageModel) else sequencer.end_ids
         )
@@ -261,6 +266,8 @@ class Evaluator:
         self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float | None = None
     ) -> ScoredAnswer:
         """The answer of a row with choices by the choices' probabilities."""
+        choices = self.targets.get(sequence.example.task, self.target).choices
+        shares_C = shares_C[: len(choices)]  # behind them come those of tasks with more
         best = int(shares_C.argmax())
         taught = sequence.example.extra.get(TAUGHT)
         loss = -math.log(max(shares_C[sequence.gold].item(), 1e-12))
@@ -269,10 +276,10 @@ class Evaluator:
         return ScoredAnswer(
             source=sequence.example.source,
             answer=sequence.example.answer,
-            predicted=self.target.choices[best],
+            predicted=choices[best],
             correct=float(best == sequence.gold),
             loss=loss,
-            probabilities=dict(zip(self.target.choices, shares_C.tolist(), strict=True)),
+            probabilities=dict(zip(choices, shares_C.tolist(), strict=True)),
             answer_loss=answer_loss,
         )
 

@@ -24,7 +24,7 @@ from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.place import PLACES, place_of, place_span
 from embedgrad.recipe.build import open_model, prepare, read_warm_start
 from embedgrad.recipe.recipe import AUTO, Recipe
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
 
 FILE = "places.json"

@@ -32,6 +32,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.model.prefixes import PrefixStore
 from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Renderer, Template
@@ -101,7 +102,7 @@ class LanguageModel:
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         return tuple({int(i) for i in (*ends, self.tokenizer.eos_token_id) if i is not None})
 
-    def ends_of(self, sequencer: Sequencer) -> Ids:
+    def ends_of(self, sequencer: Sequencer | JointSequencer) -> Ids:
         """Tokens that end an answer to a template: the model's own, and its end of a turn."""
         return tuple({*sequencer.end_ids, *self.end_ids})
 
@@ -219,13 +220,18 @@ class LanguageModel:
         numbers: Sequence[int] | None = None,
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
-        return replies(
-            self,
-            prompt,
-            batch,
-            decoding,
-            end_ids=end_ids,
-            batch_size=batch_size,
-            numbers=numbers,
-            report=quiet,
-        )
+        prompt_PD, answers = join_spans(prompt), dict[int, tuple[Reply, ...]]()
+        for rows in dict.fromkeys(s.rows for s in batch):
+            own = [i for i, sequence in enumerate(batch) if sequence.rows == rows]
+            written = replies(
+                self,
+                prompt_PD if rows is None else prompt_PD[list(rows)],
+                [batch[i] for i in own],
+                decoding,
+                end_ids=end_ids,
+                batch_size=batch_size,
+                numbers=own if numbers is None else [numbers[i] for i in own],
+                report=quiet,
+            )
+            answers |= zip(own, written, strict=True)
+        return [answers[i] for i in range(len(batch))]

@@ -100,9 +100,8 @@ class TokenSequence:
     def uncut(self) -> TokenSequence:
         """The row by its plain tokens, without a place for rows: how the text prompt is scored."""
         assert self.plain is not None
-        return replace(
-            self, prefix=(), suffix=self.plain, plain=None, shared=0, later=(), inputs=None
-        )
+        alone = replace(self, prefix=(), suffix=self.plain, plain=None, shared=0)
+        return replace(alone, later=(), inputs=None, rows=None)
 
     def length(self, prompt: int) -> int:
         """Tokens of the row before its answer, with `prompt` rows over all spans."""

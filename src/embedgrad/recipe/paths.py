@@ -25,6 +25,7 @@ PATHS = (
     SCORER,
     "solutions.file",
     "training.warm_start",
+    "parameterization.family",
     "teacher.prompt",
     "prefix_cache.spill",
 )

@@ -80,7 +80,7 @@ class Recipe:
 
         Its paths are relative to its folder, those of overrides to the current one.
         """
-        values = _read_toml(path)
+        values = read_toml(path)
         anchor(values, Path(path).parent)
         override(values, overrides)
         return cls.from_dict(values, str(path))
@@ -89,7 +89,7 @@ class Recipe:
     def read_run(cls, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         """Read a run's recipe.toml. Raises `RecipeError`, and `RunError` for an older version."""
         path = folder / "recipe.toml"
-        values = _read_toml(path)
+        values = read_toml(path)
         check_run_version(folder, values)
         anchor(values, folder)
         override(values, overrides)
@@ -238,7 +238,8 @@ def check_run_version(folder: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def _read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The sections of a recipe's file as they are. Raises `RecipeError`."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -261,6 +262,8 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
                 problems.append(
                     f"version: {values[name]!r}; this embedgrad reads {VERSION}, or leave it out"
                 )
+        elif name == "tasks":
+            problems.append("tasks: only `embedgrad optimize` takes a recipe of several [[tasks]]")
         elif name in RENAMED:
             problems.append(f"{name}: is now {RENAMED[name]}")
         elif name not in SECTIONS:

@@ -31,7 +31,8 @@ class Checkpoint:
 
     The order of examples is a function of seed and epoch, so `step` alone gives the next batch.
     `transforms` holds the state of each gradient transform, `best` the prompt that scored best on
-    dev at `best_step`, `history` the dev scores in order, and `seconds` the training time so far.
+    dev at `best_step`, `best_theta` its theta, `history` the dev scores in order, and `seconds` the
+    training time so far.
     `made_from` holds plain JSON values that must be the same when a run resumes, such as digests,
     `objective` what the objective remembers.
     """
@@ -47,12 +48,14 @@ class Checkpoint:
     history: list[dict[str, StrictInt | StrictFloat]] = field(default_factory=list)
     seconds: Annotated[StrictFloat | StrictInt, Ge(0)] = 0.0
     made_from: dict[str, Any] = field(default_factory=dict)
+    best_theta: dict[str, Tensor] = field(default_factory=dict)
     objective: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"best_theta.{name}": value for name, value in self.best_theta.items()}
         tensors |= {f"objective.{name}": value for name, value in self.objective.items()}
         for i, state in enumerate(self.transforms):
             tensors |= {f"transforms.{i}.{name}": value for name, value in state.items()}
@@ -113,6 +116,7 @@ class Checkpoint:
                 "theta": _below(tensors, "theta."),
                 "optimizer": {"state": optimizer, "param_groups": groups},
                 "best": _below(tensors, "best."),
+                "best_theta": _below(tensors, "best_theta."),
                 "objective": _below(tensors, "objective."),
                 "transforms": [states.get(i, {}) for i in range(values["transforms"])],
             }

@@ -30,10 +30,10 @@ from embedgrad.parts.objectives import State
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.prompt.trust_region import distances
-from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.rollouts import Rollouts
@@ -42,65 +42,14 @@ from embedgrad.training.settings import Parts, Refinement, Training
 from embedgrad.training.teacher import Teacher
 
 
-def optimize(
-    model: Backbone,
-    sequencer: Sequencer,
-    train: Sequence[TokenSequence],
-    dev: Sequence[TokenSequence] = (),
-    *,
-    training: Training = Training(),
-    parts: Parts = Parts(),
-    evaluation: Evaluation = Evaluation(),
-    start: Prompt | None = None,
-    warm_start: Prompt | None = None,
-    teacher: Teacher | None = None,
-    checkpoint: Checkpoint | None = None,
-    report: Report = show,
-    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Refinement:
-    """Refine the rows of the span on `train`, and keep those that score best on `dev`.
-
-    `start` replaces the text's own rows. `warm_start` are rows of an earlier training to go on
-    from; the trust region stays around the text's. `teacher` says what it finds likely in answers
-    that the objective samples. Without dev examples the last rows are kept. `report` gets one event
-    (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after every
-    evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step; then, as
-    after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step whose
-    loss or gradient is not finite, and what a scorer raises;
-    the error's `refinement` holds the best rows so far.
-    """
-    loop = _Loop(model, sequencer, train, dev, training, parts, evaluation, report, start, teacher)
-    failure: EmbedgradError | None = None
-    try:
-        loop.start(checkpoint, warm_start)
-        ended = loop.run(keep, should_stop)
-    except KeyboardInterrupt:
-        ended = "interrupted"
-    except RunError:  # the checkpoint does not fit: nothing was trained
-        raise
-    except EmbedgradError as error:  # a user's scorer may fail at any answer
-        ended = "diverged" if isinstance(error, DivergenceError) else "failed"
-        failure = error
-    if not dev:  # nothing decides which rows are best: take the last whose loss was finite
-        loop.best.take(loop.prompt() if failure is None else loop.proven, loop.step)
-    refinement = loop.result(ended)
-    seconds = refinement.seconds
-    report({"event": "end", "ended": ended, "steps": loop.step, "seconds": seconds})
-    if failure is not None:
-        failure.refinement = refinement
-        raise failure
-    return refinement
-
-
 @final
-class _Loop:
-    """The names that the steps of one run share."""
+class Loop:
+    """The names that the steps of one run share; `optimize` and `optimize_tasks` use it."""
 
     def __init__(
         self,
         model: Backbone,
-        sequencer: Sequencer,
+        sequencer: Sequencer | JointSequencer,
         train: Sequence[TokenSequence],
         dev: Sequence[TokenSequence],
         training: Training,
@@ -148,10 +97,40 @@ class _Loop:
         choices = bool(sequencer.target.choices)
         metric = training.metric_for(parts.objective, choices=choices)
         self.best = Best(metric, self.start_prompt, rows=len(dev))
+        self.best_theta = self._theta_copy()
         self.proven = self.start_prompt  # the last whose loss was finite
         self.step = 0
         self.began, self.seconds_before = time.perf_counter(), 0.0
         self.checkpoint = self._checkpoint()
+
+    def train_through(
+        self,
+        checkpoint: Checkpoint | None,
+        warm_start: Prompt | None,
+        keep: Callable[[Checkpoint], None],
+        should_stop: Callable[[], bool],
+    ) -> tuple[str, EmbedgradError | None]:
+        """Begin or resume, and take all steps; returns why it ended, and the error that ended it.
+
+        Raises `RunError` for a checkpoint that does not fit: nothing was trained.
+        """
+        failure: EmbedgradError | None = None
+        try:
+            self.start(checkpoint, warm_start)
+            ended = self.run(keep, should_stop)
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        except RunError:
+            raise
+        except EmbedgradError as error:  # a user's scorer may fail at any answer
+            ended = "diverged" if isinstance(error, DivergenceError) else "failed"
+            failure = error
+        if not self.dev:  # nothing decides which rows are best: take the last of finite loss
+            self.best.take(self.prompt() if failure is None else self.proven, self.step)
+            self._note_theta()
+        seconds = self._seconds()
+        self.report({"event": "end", "ended": ended, "steps": self.step, "seconds": seconds})
+        return ended, failure
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
@@ -211,6 +190,7 @@ class _Loop:
 
     def _checkpoint(self) -> Checkpoint:
         """The state of the loop, copied so that the next step cannot change it."""
+        self._note_theta()
         return Checkpoint(
             step=self.step,
             theta=self._theta_copy(),
@@ -218,6 +198,7 @@ class _Loop:
             transforms=copy.deepcopy(self.transforms),
             objective=dict(self.memory),
             best={name: rows.clone() for name, rows in self.best.prompt.items()},
+            best_theta=self.best_theta,
             best_step=self.best.step,
             history=list(self.best.history),
             seconds=self._seconds(),
@@ -242,6 +223,7 @@ class _Loop:
         best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
         history = list(checkpoint.history)
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
+        self.best_theta = checkpoint.best_theta
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
@@ -323,6 +305,12 @@ class _Loop:
         return {name: value.detach().clone() for name, value in self.theta.items()}
 
     @torch.no_grad()
+    def _note_theta(self) -> None:
+        """Keep the theta of the best prompt, if it is the present one."""
+        if torch.equal(all_rows(self.prompt()), all_rows(self.best.prompt)):
+            self.best_theta = self._theta_copy()
+
+    @torch.no_grad()
     def _set_theta(self, theta: Theta) -> None:
         for name, value in theta.items():
             self.theta[name].copy_(value)
@@ -379,16 +367,22 @@ class _Loop:
         """Seconds of training so far, those before a resume included."""
         return self.seconds_before + time.perf_counter() - self.began
 
-    def result(self, ended: str) -> Refinement:
-        """The best rows so far as a prompt."""
+    def result(
+        self, sequencer: Sequencer, ended: str, names: Sequence[str] | None = None
+    ) -> Refinement:
+        """The best rows so far as a prompt, or those of the spans of one of several tasks."""
         model = self.language_model
+        best, start = (
+            _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
+            for prompt in (self.best.prompt, self.start_prompt)
+        )
         prompt = PromptEmbedding(
-            template=self.sequencer.renderer.template,
-            target=self.sequencer.target,
-            spans=self.sequencer.spans,
-            date=self.sequencer.renderer.date,
-            start_rows=_tensor(self.start_prompt),
-            rows=_tensor(self.best.prompt),
+            template=sequencer.renderer.template,
+            target=sequencer.target,
+            spans=sequencer.spans,
+            date=sequencer.renderer.date,
+            start_rows=start,
+            rows=best,
             trust_region=self.parts.trust_region,
             provenance={} if model is None else {"model": model.info.facts()},
         )

@@ -24,7 +24,7 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.build import read_warm_start
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts
 
 Start = Callable[[LanguageModel, int, int], Tensor]

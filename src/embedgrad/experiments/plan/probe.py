@@ -25,7 +25,7 @@ from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.training.loop import optimize
+from embedgrad.training.optimize import optimize
 
 Action = Callable[[Examples], object]
 

@@ -1,6 +1,7 @@
 """How trained parameters map to a prompt's rows; register here."""
 
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, all_rows
+from embedgrad.parts.parameterizations.cp import CP
 from embedgrad.parts.parameterizations.free import Free
 from embedgrad.parts.parameterizations.gated import Gated
 from embedgrad.parts.parameterizations.low_rank import LowRank
@@ -13,9 +14,11 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "scale_shift": ScaleShift,
     "gated": Gated,
     "subspace": Subspace,
+    "cp": CP,
 }
 
 __all__ = [
+    "CP",
     "PARAMETERIZATIONS",
     "Free",
     "Gated",

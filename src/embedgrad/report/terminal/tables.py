@@ -22,6 +22,7 @@ from embedgrad.formatting import (
 )
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
+from embedgrad.report.terminal.groups_table import describe_worst, groups_table
 from embedgrad.report.terminal.progress import ENDINGS
 
 NOTHING_BETTER = (
@@ -48,7 +49,7 @@ def comparison_table(result: Row) -> RenderableType:
     if "difference" in result:
         parts += [_scores(result), ""]
     if groups := result.get("groups"):
-        parts += [_groups(groups), *map(sentence, describe_worst(groups)), ""]
+        parts += [groups_table(groups), sentence(describe_worst(groups)), ""]
     parts += [sentence(line) for line in _facts(result)]
     if kept_text(result):
         parts.append(sentence(NOTHING_BETTER, "bold"))
@@ -240,6 +241,40 @@ def kept_text(result: Row) -> bool:
     return best_step == 0 and not (result.get("drift") or {}).get("max")
 
 
+def tasks_table(result: Row) -> RenderableType:
+    """Text prompt against refined prompt for every task, their mean, and where the prompts are."""
+    table = _table()
+    for name in ("task", "rows", "text", "refined", "difference (95 %)", "verdict"):
+        table.add_column(name, justify="left" if name in ("task", "verdict") else "right")
+    for name, task in result["tasks"].items():
+        if "difference" not in task:
+            continue
+        scores = (percent(task[prompt]["accuracy"]) for prompt in ("text", "refined"))
+        found = task["difference"]
+        points = _points(found["accuracy"], found["interval"])
+        table.add_row(name, str(task["test_rows"]), *scores, points, verdict_word(found))
+    parts: list[RenderableType] = [table] if table.row_count else []
+    if mean := result["mean"]:
+        points = _points(mean["difference"], mean["interval"])
+        table.add_row("mean", "", percent(mean["text"]), percent(mean["refined"]), points, "")
+    train = result["train"]
+    line = f"{train['steps']} steps in {duration(train['seconds'])} ({ENDINGS[train['ended']]})"
+    places = ", ".join(task["artifact"] for task in result["tasks"].values())
+    for text in (
+        f"{line}, {result['trained_numbers']:,} trained numbers",
+        f"refined prompts saved in {places}",
+    ):
+        parts.append(sentence(text))
+    if not result["mean"]:
+        parts.append(sentence("no test rows were scored", "bold"))
+    return Group(*parts)
+
+
+def _points(difference: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def _scores(result: Row) -> Table:
     table = _table()
     table.add_column(
@@ -258,32 +293,6 @@ def _scores(result: Row) -> Table:
             _number(scores["log_loss"], "{:.3f}"),
         )
     return table
-
-
-def _groups(groups: Row) -> Table:
-    table = _table()
-    table.add_column(groups["column"], overflow="fold")
-    for name in ("rows", "text prompt", "refined prompt"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("verdict")
-    lines = zip(groups["text"], groups["refined"], groups["verdicts"], strict=True)
-    for text, refined, word in lines:
-        cells = (
-            with_interval(scores["accuracy"], scores["interval"]) for scores in (text, refined)
-        )
-        table.add_row(_cell(text["group"]), str(text["rows"]), *cells, word)
-    return table
-
-
-def describe_worst(groups: Row) -> list[str]:
-    """The group that is worst off with either prompt, with its interval."""
-    worst = {name: groups["worst"][name] for name in ("text", "refined")}
-    accuracies = (
-        f"{with_interval(score['accuracy'], score['interval'])} with the {name} prompt "
-        f"({visible(score['group'])})"
-        for name, score in worst.items()
-    )
-    return [f"worst group: {', '.join(accuracies)}"]
 
 
 def _facts(result: Row) -> list[str]:

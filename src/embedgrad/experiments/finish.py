@@ -1,0 +1,117 @@
+"""Save, score and describe what a training of a recipe came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast, final
+
+import torch
+
+from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.environment import peak_memory
+from embedgrad.errors import RecipeError, RunError
+from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.evaluation.per_group import GroupComparison, compare_groups
+from embedgrad.evaluation.plain_scores import Difference, Scores
+from embedgrad.events import Report
+from embedgrad.experiments.agreement import Agreement, agree
+from embedgrad.experiments.choose_place import Places
+from embedgrad.model.compatibility import fit_to_model
+from embedgrad.prompt import artifact
+from embedgrad.recipe.build import Prepared
+from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.page.run_files import RESULT_VERSION
+from embedgrad.training.settings import Refinement
+
+
+@final
+class RunResult(TypedDict):
+    """The content of `result.json`; only a run that scored test rows has scores."""
+
+    text: NotRequired[Scores]
+    refined: NotRequired[Scores]
+    teacher: NotRequired[Agreement]
+    difference: NotRequired[Difference]
+    groups: NotRequired[GroupComparison]
+    test_rows: NotRequired[int]
+    drift: dict[str, float]
+    cosine: dict[str, float]
+    nearest_tokens_unchanged: float
+    spans: NotRequired[list[dict[str, Any]]]
+    tokens: list[dict[str, Any]]
+    train: TrainFacts
+    artifact: str
+    place: NotRequired[Places]
+    demonstrations: NotRequired[dict[str, Any]]
+    solutions: dict[str, Any]
+    interrupted: bool
+    prefix_cache: dict[str, Any]
+    peak_memory_bytes: int
+    threads: int
+    version: int
+
+
+def save_prompt(recipe: Recipe, ready: Prepared, refinement: Refinement, out: Path) -> None:
+    """Write RUN/prompt. Raises `RunError`."""
+    provenance = provenance_of(recipe, ready, refinement, out)
+    artifact.save(refinement.prompt.with_provenance(**provenance), out / "prompt")
+
+
+def finish(
+    recipe: Recipe,
+    ready: Prepared,
+    refinement: Refinement,
+    out: Path,
+    report: Report,
+    *,
+    effect: Any,
+    places: Mapping[str, Any],
+) -> RunResult:
+    """Save the prompt, score it on the test rows, and write `result.json`.
+
+    `effect` is what storing prefixes in fewer bits costs, `places` the trials of the prompt's
+    place. Raises `RunError` where a file cannot be written or a scorer fails.
+    """
+    model, sequencer, test = ready.model, ready.sequencer, ready.test
+    save_prompt(recipe, ready, refinement, out)
+    # From here on only what was saved counts.
+    prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
+    result = training_facts(prompt, model, refinement)
+    if ready.demonstrations:
+        sources_shown = [example.source for example in ready.demonstrations]
+        result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
+    if "chosen" in places:
+        result["place"] = places
+    result["solutions"] = dict(ready.solutions)
+    if "file" in ready.solutions:
+        result["solutions"]["file"] = "solutions.jsonl"
+    result["interrupted"] = refinement.ended in ("interrupted", "stopped")
+    if test and not result["interrupted"]:
+        evaluator = Evaluator(model, sequencer, recipe.evaluation)
+        try:
+            comparison = evaluate(evaluator, prompt, test, report)
+            groups = compare_groups(recipe.group_column, ready.splits.test, comparison)
+            scores = finite({**comparison.as_dict(), **groups})
+            result = {**scores, **result}
+            if ready.teacher:
+                result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))
+            rows = predictions(ready.splits.test, comparison)
+            lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
+            write_file(out / "predictions.jsonl", lines.encode())
+            artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
+        except KeyboardInterrupt:
+            result["interrupted"] = True
+        except RecipeError as error:  # a user's scorer may fail at any reply
+            kept = (
+                f"{out / 'prompt'} holds the refined prompt; `embedgrad evaluate {out}` scores it"
+            )
+            raise RunError(f"{error}; {kept}") from error
+    result["prefix_cache"] = {**model.prefix_cache.figures, "precision_effect": effect}
+    result["peak_memory_bytes"] = peak_memory()
+    result["threads"] = torch.get_num_threads()
+    result["version"] = RESULT_VERSION
+    write_json(out / "result.json", result)
+    return cast(RunResult, {**result, "artifact": str(out / "prompt")})

@@ -1,0 +1,140 @@
+"""The folder of a run: made, read back, and described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from embedgrad.atomic_files import is_leftover, write_file
+from embedgrad.errors import RunError
+from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
+from embedgrad.experiments.finish import RunResult
+from embedgrad.model.loading.info import weights_digest
+from embedgrad.prompt import artifact
+from embedgrad.recipe.build import Prepared, sources
+from embedgrad.recipe.paths import moved
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.figures.series import is_number
+from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
+from embedgrad.report.terminal.tables import kept_text
+from embedgrad.training.checkpoint import Checkpoint
+
+LENGTHS = ("training.epochs", "training.steps")  # may grow when a run resumes
+PATIENCE = "training.patience"  # may change then
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of a new run. Raises `RunError` where there is one that holds anything."""
+    try:
+        with suppress(FileExistsError):
+            out.mkdir(parents=True)
+        # A run that was killed at once leaves a folder without a recipe.
+        if not (out.is_dir() and all(map(is_leftover, out.iterdir()))):
+            raise RunError(f"{out}: exists already; choose another folder for --out")
+    except OSError as error:
+        why = f"cannot be made ({error.strerror}); choose another folder"
+        raise RunError(f"{out}: {why}") from error
+
+
+def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
+    """What a training depends on besides its recipe, and a resumed one must find again."""
+    splits = sources(recipe, ready.splits)
+    groups = {}
+    if column := recipe.parts.objective.group_column:
+        names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
+        groups["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
+    return {
+        "date": ready.sequencer.renderer.date.isoformat(),
+        "model": {
+            "embedding_digest": ready.model.info.embedding_digest,
+            "weights": weights_digest(ready.model.model),
+        },
+        "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
+        "solutions": {"kept": ready.solutions.get("kept")},
+        **groups,
+    }
+
+
+def check_resumed(out: Path, checkpoint: Checkpoint, found: Mapping[str, Any], steps: int) -> None:
+    """Raise `RunError` where a run's model, data or length are not those of its checkpoint."""
+    changes = differences(flatten(checkpoint.made_from), flatten(found))
+    if checkpoint.step > steps:
+        changes.append(f"its checkpoint is of step {checkpoint.step} of {steps}")
+    if changes:
+        raise RunError(
+            f"{out}: cannot be resumed, as {changes[0]}; bring back what the run began "
+            "with, or start a new one"
+        )
+
+
+def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
+    if not (out / "recipe.toml").is_file():
+        raise RunError(
+            f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
+        )
+    return Recipe.read_run(out, overrides)
+
+
+def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
+    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
+    then = flatten(read_resumable(out).as_dict())
+    now = flatten(recipe.as_dict())
+    longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
+    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now)))
+    if changes:
+        raise RunError(
+            f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
+            f"{' and '.join(LENGTHS)} may grow and {PATIENCE} may change"
+        )
+    versions = {"result.json": RESULT_VERSION, "prompt/prompt.json": artifact.VERSION}
+    values: dict[str, Any] = {}
+    for name, known in versions.items():
+        version = None
+        with suppress(OSError, ValueError, RecursionError, AttributeError):
+            values[name] = json.loads((out / name).read_text(encoding="utf-8"))
+            version = values[name].get("version")
+        if version not in (None, known):
+            raise RunError(
+                f"{out / name}: written by another embedgrad (version {version!r}, this one reads "
+                f"{known}); resume with the one that wrote it, or start a new run"
+            )
+    try:
+        result: RunResult = values["result.json"]
+        train = result["train"]
+        more = longer or (train["ended"] == "patience" and then.get(PATIENCE) != now.get(PATIENCE))
+        done = "version" in result and "steps" in train and not (more or result["interrupted"])
+    except (KeyError, TypeError):
+        return None  # scored again, which writes it again
+    return {**result, "artifact": str(out / "prompt")} if done else None
+
+
+def drop_events(path: Path, step: int) -> None:
+    """Take the events after a step out of a log: the resumed run reports them again."""
+    if path.is_file():
+        kept = [
+            f"{json.dumps(event)}\n"
+            for _, event in json_lines(path)
+            if event and event.get("event") not in (None, "end", "scoring")
+            if not is_number(event.get("step")) or event["step"] <= step
+        ]
+        write_file(path, "".join(kept).encode())
+
+
+def describe_interruption(result: Mapping[str, Any], out: Path) -> str:
+    """What an interrupted run in `out` leaves, in one line."""
+    train, artifact_folder = result["train"], result["artifact"]
+    if train["best_step"]:
+        rows = f"the best rows so far, of step {train['best_step']}"
+    else:
+        began = "the text prompt's own rows" if kept_text(result) else "the rows of its warm start"
+        rows = f"{began}, as no others scored better on dev"
+    return (
+        f"interrupted at step {train['steps']}; {artifact_folder} holds {rows}; "
+        f"`embedgrad resume {out}` continues the run"
+    )

@@ -1,0 +1,230 @@
+"""Execute a recipe with [[tasks]]: one training, and a run folder for each task.
+
+OUT/recipe.toml            every setting of every task
+OUT/TASK/                  a run folder as `run` writes it, which every command takes
+OUT/family.safetensors     what the prompts share, if the parameterization shares anything
+OUT/checkpoint/            the training at its last evaluation
+OUT/events.jsonl           what happened
+OUT/result.json            the scores of all tasks
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, cast, final
+
+from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
+from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.finish import RunResult, finish, save_prompt
+from embedgrad.experiments.run_folder import check_resumed, drop_events, facts_of, make_folder
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.parameterizations.cp import save_family
+from embedgrad.recipe.build import Prepared, prepare
+from embedgrad.recipe.check_rows import keep_rows
+from embedgrad.recipe.prefix_cache_effect import measure_prefixes
+from embedgrad.recipe.provenance import TrainFacts
+from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.tasks import as_toml
+from embedgrad.report.event_files import write_events
+from embedgrad.report.page.run_files import RESULT_VERSION
+from embedgrad.report.terminal.bars import show
+from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.optimize import optimize_tasks
+
+
+@final
+class TasksResult(TypedDict):
+    """The content of OUT/result.json.
+
+    `tasks` holds each task's result; `mean` the mean over tasks of both prompts' accuracies and of
+    their difference, with its 95 % interval, if test rows were scored. `trained_numbers` counts
+    those of all prompts together.
+    """
+
+    tasks: dict[str, RunResult]
+    mean: dict[str, Any] | None
+    trained_numbers: int
+    train: TrainFacts
+    interrupted: bool
+    version: int
+
+
+def run_tasks(
+    recipes: Mapping[str, Recipe],
+    out: str | Path,
+    report: Report = show,
+    *,
+    model: LanguageModel | None = None,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TasksResult:
+    """Train the prompts of several recipes at once; see `read_tasks`, `optimize_tasks` and `run`.
+
+    Raises what `run` raises.
+    """
+    out = Path(out)
+    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
+    if resume and (finished := _read_finished(recipes, out, checkpoint)) is not None:
+        say(report, [f"{out}: finished already; nothing is left to resume"])
+        return finished
+    if not resume:
+        make_folder(out)
+    some = next(iter(recipes.values()))
+    with ExitStack() as stack:
+        log = write_events(report, out, tensorboard=some.report.tensorboard)
+        try:
+            # A resume that is refused changes no file.
+            report = quiet if checkpoint else stack.enter_context(log)
+            ready, found = _prepare_all(recipes, out, report, model, checkpoint)
+        except EmbedgradError:
+            if not resume:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+        if checkpoint:
+            drop_events(out / "events.jsonl", checkpoint.step)
+            (out / "result.json").unlink(missing_ok=True)
+            report = stack.enter_context(log)
+            say(report, [f"resuming at step {checkpoint.step}"])
+        remove_leftovers(out)
+        write_file(out / "recipe.toml", as_toml(recipes, out).encode())
+        return _train(recipes, ready, found, out, report, checkpoint, should_stop)
+
+
+def _prepare_all(
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    report: Report,
+    model: LanguageModel | None,
+    checkpoint: Checkpoint | None,
+) -> tuple[dict[str, Prepared], dict[str, Any]]:
+    """Every task's data and sequences for one model, and what a resumed training must find."""
+    made_from = checkpoint.made_from if checkpoint else {}
+    dates = [facts["date"] for facts in made_from.values()] or [datetime.date.today().isoformat()]
+    day = datetime.date.fromisoformat(dates[0])
+    ready: dict[str, Prepared] = {}
+    for name, recipe in recipes.items():
+        stage(report, f"task {name}")
+        solutions = None if checkpoint else out / name / "solutions.jsonl"
+        ready[name] = prepare(recipe, solutions, report, model=model, date=day)
+        model = ready[name].model
+    found = {name: facts_of(recipes[name], each) for name, each in ready.items()}
+    if checkpoint:
+        check_resumed(out, checkpoint, found, _steps(ready))
+    return ready, found
+
+
+def _steps(ready: Mapping[str, Prepared]) -> int:
+    rows = [s.example.group for each in ready.values() for s in each.train]
+    training = next(iter(ready.values())).training
+    return training.steps_in_all(len(training.units(rows)))
+
+
+def _train(
+    recipes: Mapping[str, Recipe],
+    ready: Mapping[str, Prepared],
+    found: Mapping[str, Any],
+    out: Path,
+    report: Report,
+    checkpoint: Checkpoint | None,
+    should_stop: Callable[[], bool],
+) -> TasksResult:
+    some, first = next(iter(recipes.values())), next(iter(ready.values()))
+    effects: dict[str, float | None] = {}
+    for name, each in ready.items():
+        write_file(out / name / "recipe.toml", recipes[name].as_toml(out / name).encode())
+        keep_rows(out / name, each.sequencer, each.splits)
+        effects[name], notes = measure_prefixes(
+            each.model, recipes[name], each.sequencer, each.train
+        )
+        say(report, notes)
+    stage(report, "refining")
+    try:
+        refined, theta = optimize_tasks(
+            first.model,
+            {name: each.sequencer for name, each in ready.items()},
+            {name: each.train for name, each in ready.items()},
+            {name: each.dev for name, each in ready.items()},
+            training=first.training,
+            parts=first.parts,
+            evaluation=some.evaluation,
+            checkpoint=checkpoint,
+            report=report,
+            keep=lambda state: replace(state, made_from=dict(found)).save(out / "checkpoint"),
+            should_stop=should_stop,
+        )
+    except EmbedgradError as error:
+        for name, refinement in (error.refinement or {}).items():
+            save_prompt(recipes[name], ready[name], refinement, out / name)
+        if error.refinement:
+            error.args = (f"{error}; the last good rows are in {out}/*/prompt",)
+        raise
+    save_family(theta, out)
+    tasks: dict[str, RunResult] = {}
+    for name, refinement in refined.items():
+        stage(report, f"scoring {name}")
+        tasks[name] = finish(
+            *(recipes[name], ready[name], refinement, out / name, report),
+            effect=effects[name],
+            places={},
+        )
+    result = TasksResult(
+        tasks=tasks,
+        mean=_mean(tasks),
+        trained_numbers=sum(value.numel() for value in theta.values()),
+        train=next(iter(tasks.values()))["train"],
+        interrupted=any(task["interrupted"] for task in tasks.values()),
+        version=RESULT_VERSION,
+    )
+    shown = {name: {**task, "artifact": f"{name}/prompt"} for name, task in tasks.items()}
+    write_json(out / "result.json", finite({**result, "tasks": shown}))
+    return result
+
+
+def _mean(tasks: Mapping[str, RunResult]) -> dict[str, Any] | None:
+    """Means over tasks, the interval of the difference from those of the tasks, as independent."""
+    scored = [task for task in tasks.values() if "difference" in task]
+    if not scored or len(scored) < len(tasks):
+        return None
+    edges = [task["difference"]["interval"] for task in scored]
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in edges)) / len(scored)
+    text, refined, difference = (
+        sum(values) / len(scored)
+        for values in zip(
+            *(
+                (
+                    task["text"]["accuracy"],
+                    task["refined"]["accuracy"],
+                    task["difference"]["accuracy"],
+                )
+                for task in scored
+            ),
+            strict=True,
+        )
+    )
+    interval = [difference - half, difference + half]
+    return {"text": text, "refined": refined, "difference": difference, "interval": interval}
+
+
+def _read_finished(
+    recipes: Mapping[str, Recipe], out: Path, checkpoint: Checkpoint | None
+) -> TasksResult | None:
+    """The result of a run that is as long as its recipe says. Raises `RunError`."""
+    if not (out / "recipe.toml").is_file():
+        raise RunError(
+            f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
+        )
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        known = result["version"] == RESULT_VERSION and list(result["tasks"]) == list(recipes)
+        then = (out / "recipe.toml").read_text(encoding="utf-8")
+        if known and not result["interrupted"] and then == as_toml(recipes, out):
+            return cast(TasksResult, result)
+    return None

@@ -1,0 +1,92 @@
+"""Refine a prompt, or those of several tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.events import Report
+from embedgrad.model.backbone import Backbone, Prompt
+from embedgrad.parts.parameterizations import Theta
+from embedgrad.prompt.joint import JointSequencer
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
+from embedgrad.report.terminal.bars import show
+from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.loop import Loop
+from embedgrad.training.settings import Parts, Refinement, Training
+from embedgrad.training.teacher import Teacher
+
+
+def optimize(
+    model: Backbone,
+    sequencer: Sequencer,
+    train: Sequence[TokenSequence],
+    dev: Sequence[TokenSequence] = (),
+    *,
+    training: Training = Training(),
+    parts: Parts = Parts(),
+    evaluation: Evaluation = Evaluation(),
+    start: Prompt | None = None,
+    warm_start: Prompt | None = None,
+    teacher: Teacher | None = None,
+    checkpoint: Checkpoint | None = None,
+    report: Report = show,
+    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Refinement:
+    """Refine the rows of the span on `train`, and keep those that score best on `dev`.
+
+    `start` replaces the text's own rows. `warm_start` are rows of an earlier training to go on
+    from; the trust region stays around the text's. `teacher` says what it finds likely in answers
+    that the objective samples. Without dev examples the last rows are kept. `report` gets one event
+    (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after every
+    evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step; then, as
+    after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step whose
+    loss or gradient is not finite, and what a scorer raises;
+    the error's `refinement` holds the best rows so far.
+    """
+    loop = Loop(model, sequencer, train, dev, training, parts, evaluation, report, start, teacher)
+    ended, failure = loop.train_through(checkpoint, warm_start, keep, should_stop)
+    refinement = loop.result(sequencer, ended)
+    if failure is not None:
+        failure.refinement = refinement
+        raise failure
+    return refinement
+
+
+def optimize_tasks(
+    model: Backbone,
+    tasks: Mapping[str, Sequencer],
+    train: Mapping[str, Sequence[TokenSequence]],
+    dev: Mapping[str, Sequence[TokenSequence]],
+    *,
+    training: Training = Training(),
+    parts: Parts = Parts(),
+    evaluation: Evaluation = Evaluation(),
+    checkpoint: Checkpoint | None = None,
+    report: Report = show,
+    keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Refinement], Theta]:
+    """Refine the prompts of several tasks in one training; see `optimize`.
+
+    Every batch draws from the rows of all tasks, and each row has its own task's prompt. What the
+    prompts share is the parameterization's: `cp` has them share a subspace, under the others each
+    is trained for itself. The step that does best on dev over all tasks is kept. Returns each
+    task's refinement, and the theta that they come from.
+    """
+    joint = JointSequencer(tasks)
+    loop = Loop(
+        *(model, joint, joint.join(train), joint.join(dev), training, parts, evaluation, report),
+        start=None,
+        teacher=None,
+    )
+    ended, failure = loop.train_through(checkpoint, None, keep, should_stop)
+    names, found = iter(loop.start_prompt), dict[str, Refinement]()
+    for name, sequencer in tasks.items():
+        own = [next(names) for _ in sequencer.spans]
+        found[name] = loop.result(sequencer, ended, own)
+    if failure is not None:
+        failure.refinement = found
+        raise failure
+    return found, loop.best_theta
