@@ -87,6 +87,19 @@ def test_a_group_is_judged_among_all_groups() -> None:
     assert compare_groups(None, examples, comparison) == {}
 
 
+def test_hostile_names_of_groups_stay_on_their_line() -> None:
+    examples = [Example({"g\x1b[2J": g}, "yes", "") for g in ("a\nb", "[bold]c\x07")]
+    right, wrong = (ScoredAnswer("", "yes", "", c, 0.0, None) for c in (1.0, 0.0))
+    comparison = compare_answers([wrong, right], [right, wrong], ())
+    found = compare_groups("g\x1b[2J", examples, comparison)["groups"]
+    shown = printed(comparison_table({**comparison.as_dict(), "groups": found}))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    lines = [line for line in shown.splitlines() if "0.0 % (" in line]
+    assert len(lines) == 3  # two groups, and the worst
+    assert any("[bold]c" in line for line in lines)
+
+
 # -- runs and comparisons --------------------------------------------------------------------------
 
 
