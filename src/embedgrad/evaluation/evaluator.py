@@ -142,8 +142,7 @@ class Evaluation:
     temperature: Annotated[float, Gt(0)] = 1.0
     """What logits are divided by for these."""
     group: str | None = None
-    """A column by whose values scores are also given apart; unset: that of the objective, if it
-    compares groups."""
+    """A column by whose values scores are also given apart; unset: that of the objective, if any."""
 
     def __post_init__(self) -> None:
         check_stop(self.stop, "evaluation.stop")
