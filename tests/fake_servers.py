@@ -55,6 +55,7 @@ class FakeServer:
         self.dtype = dtype
         self.ids = min(len(model.tokenizer), model.info.vocabulary)
         self.routes: dict[str, Callable[[Body], dict[str, Any]]] = {}
+        self.key = ""  # that every request must have
         self._one_at_a_time = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -141,9 +142,20 @@ class FakeServer:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # the library's name
+                self.tell(b"{}")
+
             def do_POST(self) -> None:  # the library's name
-                content = self.rfile.read(int(self.headers["Content-Length"]))
-                status, answer = fake._answer(self.path, content)
+                self.tell(self.rfile.read(int(self.headers["Content-Length"])))
+
+            def tell(self, content: bytes) -> None:
+                try:
+                    status, answer = fake._answer(self.path, content)
+                    if fake.key and self.headers["Authorization"] != f"Bearer {fake.key}":
+                        status, answer = 401, {"error": "Unauthorized"}
+                except ConnectionAbortedError:  # a server that dies
+                    self.close_connection = True
+                    return
                 told = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -20,6 +20,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OWA, CrossEntropy
 from embedgrad.parts.objectives.owa import project
 from embedgrad.parts.optimizers import AdamW
+from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.settings import Parts, Training
 from kit import Kit, kit
@@ -210,11 +211,15 @@ def examples_of(groups: str) -> list[Example]:
     return [Example({"g": g}, "yes", f"rows.csv:{i}") for i, g in enumerate(groups)]
 
 
+def sequences_of(groups: str) -> list[TokenSequence]:
+    return [TokenSequence((), (), (), 0, None, example) for example in examples_of(groups)]
+
+
 def test_batches_are_balanced_and_depend_on_the_seed_alone() -> None:
     groups = "a" * 20 + "b" * 7 + "c" * 3
     training = Training(batch_size=6)
     units = training.units([None] * len(groups))
-    strata = training.strata(units, examples_of(groups), "g")
+    strata = training.strata(units, sequences_of(groups), "g")
     epochs = [training.epoch_batches(units, epoch, strata) for epoch in range(4)]
     assert [len(batch) for batch in epochs[0]] == [6] * 5
     taken: Counter[int] = Counter()
@@ -233,10 +238,10 @@ def test_batches_are_balanced_and_depend_on_the_seed_alone() -> None:
 def test_without_a_column_batches_are_as_ever() -> None:
     training = Training(batch_size=3)
     units = training.units([None] * 8)
-    strata = training.strata(units, examples_of("aaaabbbb"), None)
+    strata = training.strata(units, sequences_of("aaaabbbb"), None)
     assert training.epoch_batches(units, 1, strata) == training.epoch_batches(units, 1)
     # A batch that holds everything is as balanced as it can be.
-    assert len(Training(batch_size=8).strata(units, examples_of("aaaabbbb"), "g")) == 1
+    assert len(Training(batch_size=8).strata(units, sequences_of("aaaabbbb"), "g")) == 1
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -150,6 +150,8 @@ def test_the_models_own_answers_are_shown_beside_their_reward() -> None:
         progress(step_event(1, 10, **OWN_ANSWERS))
     shown = "reward 0.31, 50.0 % alive, 96 tokens, 25.0 % cut, 1.2 answers/s, drift 0.120"
     assert stream.getvalue().startswith(f"step 1/10, {shown}")
+    far = {**OWN_ANSWERS, "mismatch": 0.0123}
+    assert "1.2 answers/s, engine off by 0.012, drift" in lines_of(step_event(1, 10, **far))[0]
 
 
 def test_without_dev_rows_a_line_per_tenth() -> None:

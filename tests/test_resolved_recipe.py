@@ -15,6 +15,7 @@ from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.objectives import OWA
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
 from embedgrad.recipe.settings import (
@@ -107,7 +108,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     str: TEXT,
-    int: st.integers(1, 2**62),
+    int: st.integers(2, 2**62),
     float: st.floats(0.001, 0.9),
     type(None): st.none(),
     Mapping[str, str]: st.dictionaries(TEXT, TEXT, max_size=3),
@@ -132,8 +133,14 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
     return st.builds(cls, **{n: given[n] if n in given else of_type(hints[n]) for n in names})
 
 
+# Options that must fit each other.
+OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
+    OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()}
+}
+
+
 def parts(kind: str) -> st.SearchStrategy[Any]:
-    return st.one_of([instances(cls) for cls in KINDS[kind].values()])
+    return st.one_of([instances(cls, **OF_PARTS.get(cls, {})) for cls in KINDS[kind].values()])
 
 
 SHARES = st.floats(0, 0.49)

@@ -22,6 +22,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def one_line(text: object) -> str:
+    """Foreign text, such as another program's error, on one printable line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
 def wrap(text: str, stream: TextIO) -> str:
     """The text for a terminal, broken between words; for a file its lines stay whole."""
     if not stream.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.generation import begin
 from embedgrad.parts.objectives import Reward
 from embedgrad.parts.scorers.function import scorer
 from embedgrad.prompt.sequence import Target
+from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.loss import Loss
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.settings import Parts
@@ -103,6 +106,63 @@ def test_the_mean_estimate_is_the_gradient_of_the_expected_reward(updates: int) 
     error = along.std().item() / DRAWS**0.5
     assert error < 0.1
     assert abs(along.mean().item() - 1) < 3 * error
+
+
+def test_answers_of_another_engine_count_by_their_ratio() -> None:
+    """Answers of one token, drawn from other shares: weighted, their mean is the gradient here."""
+    made, mixed = bandit(), random.Random(0)
+    ends = range(0, made.model.info.vocabulary, 4)
+    rows, objective = noisy(made.start), Reward(samples=SAMPLES, tries=1, max_new_tokens=1)
+    loss = Loss(made.model, Parts(objective=objective), FREE, {"span": rows})
+    theta = {"span": torch.zeros_like(rows, requires_grad=True)}
+    prompt = loss.parts.parameterization.prompt(theta, {"span": rows})
+    one = dataclasses.replace(made.sequences[0], targets=((0,),))
+    outcome = made.model.outcome(prompt, [one], choices=False, read=[[tuple(range(512))]])
+    assert outcome.token_logprobs_BTK is not None
+    ours_V = outcome.token_logprobs_BTK[0, 0]
+    (expected,) = torch.autograd.grad(-ours_V.exp()[list(ends)].sum(), theta["span"])
+    theirs_V = torch.log_softmax(ours_V.detach() / 2, dim=0)  # as if it were less sure
+    shares = theirs_V.exp().tolist()
+
+    class Elsewhere:
+        settings = SamplingEngine(most_weight=100.0)
+
+        def sample(self, model: Any, _: Any, questions: Any, decoding: Any, **more: Any) -> Any:
+            groups = [
+                [
+                    begin(model, rows, decoding, more["end_ids"], s, (i, n))
+                    for n in range(decoding.samples)
+                ]
+                for s, i in zip(questions, more["numbers"], strict=True)
+            ]
+            for answer in itertools.chain.from_iterable(groups):
+                (token,) = mixed.choices(range(512), shares)
+                answer.add(token)
+                answer.logprobs.append(theirs_V[token].item())
+            return groups
+
+    drawn = rollouts(made, objective, always, ends)
+    drawn.engine = Elsewhere()
+    found: dict[str, list[Tensor]] = {"weighted": [], "plain": []}
+    for step in range(DRAWS):
+        sequences, figures = drawn.draw({"span": rows}, made.sequences, step)
+        assert figures["mismatch"] > 0.1
+        plain = [s.example.with_extra(weights=[1.0]) for s in sequences]
+        batches = {
+            "weighted": sequences,
+            "plain": [
+                dataclasses.replace(s, example=e) for s, e in zip(sequences, plain, strict=True)
+            ],
+        }
+        for name, batch in batches.items():
+            gradient = loss.gradient(theta, batch).gradients["span"]
+            alive = len(batch) / (GROUPS * SAMPLES)
+            found[name].append((gradient * expected).sum() * alive / expected.pow(2).sum())
+    far = {}
+    for name, values in found.items():
+        along = torch.stack(values)
+        far[name] = abs(along.mean().item() - 1) / (along.std().item() / DRAWS**0.5)
+    assert far["weighted"] < 3 < far["plain"]
 
 
 def test_a_random_reward_teaches_nothing() -> None:

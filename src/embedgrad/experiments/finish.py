@@ -23,7 +23,8 @@ from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.report.page.run_files import RESULT_VERSION
+from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
+from embedgrad.training.engine import summarize
 from embedgrad.training.settings import Refinement
 
 
@@ -45,6 +46,7 @@ class RunResult(TypedDict):
     train: TrainFacts
     artifact: str
     place: NotRequired[Places]
+    sampling: NotRequired[dict[str, float]]
     demonstrations: NotRequired[dict[str, Any]]
     solutions: dict[str, Any]
     interrupted: bool
@@ -85,6 +87,8 @@ def finish(
         result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
     if "chosen" in places:
         result["place"] = places
+    if mismatch := summarize(event for _, event in json_lines(out / "events.jsonl")):
+        result["sampling"] = mismatch
     result["solutions"] = dict(ready.solutions)
     if "file" in ready.solutions:
         result["solutions"]["file"] = "solutions.jsonl"

@@ -12,7 +12,12 @@ from typing import Any
 
 from embedgrad.atomic_files import is_leftover, write_file
 from embedgrad.errors import RunError
-from embedgrad.experiments.compare.recipe_diff import MAY_CHANGE, differences, flatten
+from embedgrad.experiments.compare.recipe_diff import (
+    MAY_CHANGE,
+    differences,
+    flatten,
+    other_engine,
+)
 from embedgrad.experiments.finish import RunResult
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt import artifact
@@ -86,7 +91,8 @@ def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
     then = flatten(read_resumable(out).as_dict())
     now = flatten(recipe.as_dict())
     longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
-    changes = differences(then, now, (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now)))
+    may = (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now), *other_engine(then, now))
+    changes = differences(then, now, may)
     if changes:
         raise RunError(
             f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "

@@ -1,4 +1,4 @@
-"""Execute a recipe with [[tasks]]: one training, and a run folder for each task.
+"""Execute a recipe with [[tasks]]: one training, one run folder each.
 
 OUT/recipe.toml            every setting of every task
 OUT/TASK/                  a run folder as `run` writes it, which every command takes

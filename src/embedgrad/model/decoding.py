@@ -86,6 +86,7 @@ class Generation:
         self.most = most
         self.ids: list[int] = []
         self.end: Ids = ()  # the token that ended it
+        self.logprobs: list[float] = []  # of all of these, where another engine drew them
         self.ended = self.over = False
         self._tokenizer = tokenizer
         self._text = GrowingText(tokenizer) if watched or decoding.stop else None

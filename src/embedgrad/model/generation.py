@@ -110,9 +110,9 @@ def generate(
     next take their places. `report` gets the number of sequences done.
     """
     prompt_PD = join_spans(prompt)
-    begin = functools.partial(_begin, model, prompt_PD, decoding, end_ids)
+    start = functools.partial(begin, model, prompt_PD, decoding, end_ids)
     made = [
-        [begin(s, (i if numbers is None else numbers[i], n)) for n in range(decoding.samples)]
+        [start(s, (i if numbers is None else numbers[i], n)) for n in range(decoding.samples)]
         for i, s in enumerate(sequences)
     ]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prefix))
@@ -141,7 +141,7 @@ def stream(
     Joined they are the text that `replies` gives.
     """
     prompt_PD = join_spans(prompt)
-    generation = _begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
+    generation = begin(model, prompt_PD, decoding, end_ids, sequence, (0, 0), watched=True)
     if model.forward.one_by_one:
         steps: Steps[int, None, None] = _steps_in_full(model, prompt_PD, sequence, generation)
     else:
@@ -173,7 +173,7 @@ def next_logits(
     return torch.cat(logits)
 
 
-def _begin(
+def begin(
     model: LanguageModel,
     prompt_PD: Tensor,
     decoding: Decoding,
@@ -183,6 +183,7 @@ def _begin(
     *,
     watched: bool = False,
 ) -> Generation:
+    """An answer of no tokens yet, as long as the context has room for."""
     room = model.info.context - sequence.length(len(prompt_PD))
     most = decoding.max_new_tokens
     if room >= 0:  # a sequence that is too long already was let through on purpose

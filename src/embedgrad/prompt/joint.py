@@ -1,4 +1,4 @@
-"""Several tasks as one: their rows one behind the other, of which a sequence has its task's."""
+"""Several tasks as one: all their rows; each sequence has its own."""
 
 from __future__ import annotations
 

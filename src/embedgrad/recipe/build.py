@@ -14,6 +14,7 @@ from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError, RunError, TemplateError
+from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, say, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -29,6 +30,8 @@ from embedgrad.prompt.span import span_places
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
+from embedgrad.training.engine import Engine
+from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.self_training import source_of, training_examples, training_for
 from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teacher
@@ -78,6 +81,8 @@ def prepare(
         raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
     answered = [e for e in (*splits.dev, *splits.test) if e.answer or not recipe.teacher]
     check_answers(answered, recipe.target, recipe.evaluation.scorer)
+    if recipe.parts.sampling.engine:
+        Engine(recipe.parts.sampling).find_model()  # before a model is loaded, which takes long
     say(report, [*splits.notes, _counts(splits)])
     stage(report, f"loading {recipe.model.name}")
     model = model or open_model(recipe, report)
@@ -136,6 +141,12 @@ def prepare(
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))
+    sampling, by = recipe.parts.objective.sampling, recipe.parts.sampling
+    if by.engine and sampling and train:
+        evaluator = Evaluator(model, sequencer, recipe.evaluation)
+        rows = {"span": model.embed(sequencer.prompt_ids)}
+        asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=rows)
+        say(report, [asked.try_engine()])
     ready = (splits, model, sequencer, written, solutions, train, dev, test)
     return Prepared(*ready, training, parts, teacher, shown.examples)
 

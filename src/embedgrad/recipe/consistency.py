@@ -30,6 +30,16 @@ def check_together(
             "demonstrations.k: the objective samples answers, with the demonstrations' own answers "
             "in view; leave them out"
         )
+    if (
+        sections["sampling"]
+        and sections["sampling"].engine
+        and objective
+        and not objective.sampling
+    ):
+        problems.append(
+            "sampling.engine: is for answers that the objective samples, as 'reward' does; set "
+            "objective.name, or take it out"
+        )
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
         over = getattr(objective, "over", objective)

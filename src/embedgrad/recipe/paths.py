@@ -57,10 +57,15 @@ def relocate(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def anonymize(values: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A recipe's values without paths: of files the names only, and another name of the model."""
+    """A recipe's values without paths: of files the names only, and another name of the model.
+
+    Nor do they say at which address answers were sampled.
+    """
     bare = copy.deepcopy(dict(values))
     for section, option, path in _paths(bare, Path(), absolute=True):
         section[option] = os.path.basename(os.path.normpath(path))
+    if isinstance(bare.get("sampling"), dict):
+        bare["sampling"].pop("engine", None)
     if isinstance(bare.get("model"), dict):
         bare["model"]["name"] = model
     return bare

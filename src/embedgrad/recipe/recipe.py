@@ -42,6 +42,7 @@ from embedgrad.recipe.settings import (
     ReportSettings,
 )
 from embedgrad.training.demonstrations import Demonstrations
+from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.self_training import Solutions
 from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teaching
@@ -141,6 +142,7 @@ class Recipe:
         if "learning_rate" not in given:
             rate = optimizer.learning_rate * parts["objective"].step_share
             parts["optimizer"] = dataclasses.replace(optimizer, learning_rate=rate)
+        parts["sampling"] = sections.pop("sampling")
         sections["evaluation"] = dataclasses.replace(sections["evaluation"], scorer=scorer)
         return cls(**sections, parts=Parts(**parts), **prompt)
 
@@ -209,6 +211,7 @@ SECTIONS: dict[str, Any] = {
     "trust_region": TrustRegion,
     "parameterization": None,
     "objective": None,
+    "sampling": SamplingEngine,
     "augmentations": None,
     "transforms": None,
     "optimizer": None,

@@ -23,6 +23,7 @@ SCALARS = {
         (
             *("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
             *("reward", "groups_alive", "answers_cut", "answer_tokens", "answers_per_second"),
+            *("mismatch", "mismatch_ratio", "mismatch_cut"),
         ),
     ),
     "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss")),

@@ -21,12 +21,18 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DataError, DivergenceError, EmbedgradError, ModelError, RunError
+from embedgrad.errors import (
+    DataError,
+    DivergenceError,
+    EmbedgradError,
+    EngineError,
+    ModelError,
+    RunError,
+)
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.objectives import State
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -78,10 +84,9 @@ class Loop:
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
         self.transforms = [transform.init(self.origin) for transform in parts.transforms]
-        self.memory: State = {}  # of the objective
+        self.memory = dict[str, Tensor]()  # of the objective
         self.units = training.units([s.example.group for s in train])
-        column = parts.objective.balance_by
-        self.strata = training.strata(self.units, [s.example for s in train], column)
+        self.strata = training.strata(self.units, train, parts.objective.balance_by)
         self.steps_per_epoch = training.steps_per_epoch(len(self.units))
         self.total = training.steps_in_all(len(self.units))
         self.every = training.steps_between_evaluations(len(self.units))
@@ -89,10 +94,9 @@ class Loop:
         self.updates = 1 if sampling is None else sampling.updates
         self.rollouts: Rollouts | None = None
         if sampling is not None:
+            own = (model, self.evaluator, train, sampling, parts.sampling)
             self.rollouts = Rollouts(
-                *(model, self.evaluator, train, sampling),
-                seed=training.seed,
-                start=self.start_prompt,
+                *own, seed=training.seed, start=self.start_prompt, report=report
             )
         choices = bool(sequencer.target.choices)
         metric = training.metric_for(parts.objective, choices=choices)
@@ -125,6 +129,9 @@ class Loop:
         except EmbedgradError as error:  # a user's scorer may fail at any answer
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
+            if isinstance(error, EngineError):  # before a step: the engine may come back
+                self.checkpoint = self._checkpoint()
+                keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()
@@ -219,11 +226,10 @@ class Loop:
             {name: value.to(device, copy=True) for name, value in state.items()}
             for state in checkpoint.transforms
         ]
-        self.memory = dict(checkpoint.objective)
         best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
         history = list(checkpoint.history)
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
-        self.best_theta = checkpoint.best_theta
+        self.best_theta, self.memory = checkpoint.best_theta, dict(checkpoint.objective)
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:

@@ -19,12 +19,14 @@ import torch
 
 from embedgrad.errors import DataError, ModelError
 from embedgrad.evaluation.evaluator import Evaluator
+from embedgrad.events import Report, quiet, say
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.generation import generate
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import Sampling
 from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.training.engine import LARGE, Engine, SamplingEngine, mismatch
 
 PATIENCE = 3  # steps in a row that may find no question to learn from
 _SHOWN = 80  # characters of an answer in a message
@@ -70,14 +72,18 @@ class Rollouts:
         evaluator: Evaluator,
         train: Sequence[TokenSequence],
         sampling: Sampling,
+        by: SamplingEngine = SamplingEngine(),
         *,
         seed: int,
         start: Prompt,
+        report: Report = quiet,
     ):
         if not isinstance(model, LanguageModel):
             raise ModelError("objective: sampled answers need a causal language model")
         self.model, self.evaluator, self.sampling = model, evaluator, sampling
         self.train, self.seed, self.start = train, seed, start
+        self.engine = Engine(by) if by.engine else None
+        self.report, self.warned = report, False
         self.numbers = {id(s.example): i for i, s in enumerate(train)}
         evaluation, limit = evaluator.evaluation, sampling.max_new_tokens
         if limit is None and evaluator.target.choices:
@@ -116,21 +122,51 @@ class Rollouts:
             self._note_dead(groups, step)
         else:
             self.dead, self.dead_steps = [], 0
-        return self._sequences(prompt, alive), self._figures(groups, time.perf_counter() - began)
+        figures = self._figures(groups, time.perf_counter() - began)
+        sequences, differs = self._sequences(prompt, alive)
+        self._warn(differs, step)
+        return sequences, figures | differs
 
-    def _sequences(self, prompt: Prompt, groups: Sequence[Group]) -> list[TokenSequence]:
-        """The groups' answers, with what the objective wants to know of each."""
+    @torch.no_grad()
+    def try_engine(self) -> str:
+        """Let the engine write to one question, and say how far it is from us.
+
+        Raises `EngineError` where it cannot.
+        """
+        assert self.engine
+        question, decoding = self.train[0], replace(self.decoding, samples=1)
+        ((answer,),) = self.engine.sample(
+            *(self.model, self.start, [question], decoding),
+            end_ids=self.evaluator.end_ids,
+            numbers=[0],
+        )
+        ours = self._token_logprobs(self.start, Group(question, [answer], [answer], []).sequences())
+        _, differs = mismatch(ours, [answer.logprobs], self.engine.settings.most_weight)
+        return (
+            f"{self.engine.url} samples the answers; its log-probabilities differ from ours by "
+            f"{differs['mismatch']:.3f} nats a token with the words' own rows"
+        )
+
+    def _sequences(
+        self, prompt: Prompt, groups: Sequence[Group]
+    ) -> tuple[list[TokenSequence], dict[str, float]]:
+        """The groups' answers, with what the objective wants to know of each; and `mismatch`."""
         sampling = self.sampling
         sequences = [s for group in groups for s in group.sequences()]
         rewards = [reward for group in groups for reward in group.rewards]
         extras = list[dict[str, Any]]({} for _ in sequences)
-        if sampling.kl or sampling.updates > 1:
+        differs = dict[str, float]()
+        if sampling.kl or sampling.updates > 1 or self.engine:
             old = self._token_logprobs(prompt, sequences)
             extras = [{"old_logprobs": line} for line in old]
             if sampling.kl:
                 start = self._token_logprobs(self.start, sequences)
                 for i, (now, then) in enumerate(zip(old, start, strict=True)):
                     rewards[i] -= sampling.kl * (sum(now) - sum(then))
+            if self.engine and old:
+                theirs = [answer.logprobs for group in groups for answer in group.kept]
+                weights, differs = mismatch(old, theirs, self.engine.settings.most_weight)
+                extras = [{**e, "weights": w} for e, w in zip(extras, weights, strict=True)]
         if sampling.scored:
             left = iter(rewards)
             advantages = [
@@ -142,7 +178,7 @@ class Rollouts:
         return [
             replace(sequence, example=sequence.example.with_extra(**extra))
             for sequence, extra in zip(sequences, extras, strict=True)
-        ]
+        ], differs
 
     def _token_logprobs(
         self, prompt: Prompt, sequences: Sequence[TokenSequence]
@@ -166,15 +202,16 @@ class Rollouts:
         return (self.train[i] for i in order if id(self.train[i].example) not in taken)
 
     def _answer(self, prompt: Prompt, questions: Sequence[TokenSequence], step: int) -> list[Group]:
-        drawn = generate(
-            self.model,
-            prompt,
-            questions,
-            self.decoding,
-            end_ids=self.evaluator.end_ids,
-            batch_size=self.evaluator.evaluation.batch_size,
-            numbers=[step * len(self.train) + self.numbers[id(s.example)] for s in questions],
-        )
+        asked: Any = (self.model, prompt, questions, self.decoding)
+        options: dict[str, Any] = {
+            "end_ids": self.evaluator.end_ids,
+            "numbers": [step * len(self.train) + self.numbers[id(s.example)] for s in questions],
+        }
+        if self.engine:
+            drawn = self.engine.sample(*asked, **options)
+        else:
+            size = self.evaluator.evaluation.batch_size
+            drawn = generate(*asked, **options, batch_size=size)
         groups = []
         for question, answers in zip(questions, drawn, strict=True):
             kept = [a for a in answers if a.ended or not self.sampling.drop_cut]
@@ -194,6 +231,20 @@ class Rollouts:
         if target.choices:
             return float(target.without_prefix(answer.text) == right.strip())
         return self.evaluator.evaluation.scorer.score(answer.text, right)
+
+    def _warn(self, differs: dict[str, float], step: int) -> None:
+        """Tell once that the engine is far from us."""
+        if not self.warned and differs.get("mismatch", 0.0) > LARGE:
+            self.warned = True
+            say(
+                self.report,
+                [
+                    f"step {step + 1}: the engine's log-probabilities differ from ours by "
+                    f"{differs['mismatch']:.2f} nats a token: it must have the same weights in "
+                    "nearly the same precision, and report log-probabilities before temperature "
+                    "(vLLM's --logprobs-mode raw_logprobs)"
+                ],
+            )
 
     def _note_dead(self, groups: Sequence[Group], step: int) -> None:
         """Count a step without a group alive; raise `DataError` for the last of several."""

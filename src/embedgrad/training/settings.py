@@ -11,7 +11,6 @@ from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt
 
-from embedgrad.data.examples import Example
 from embedgrad.errors import DataError
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
@@ -19,8 +18,10 @@ from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
 from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.selection import Best
 
 
@@ -72,7 +73,7 @@ class Training:
         return list(units.values())
 
     def strata(
-        self, units: Sequence[Sequence[int]], examples: Sequence[Example], column: str | None
+        self, units: Sequence[Sequence[int]], train: Sequence[TokenSequence], column: str | None
     ) -> list[list[int]]:
         """Indices of the units by the value that their first example has in a column.
 
@@ -82,7 +83,7 @@ class Training:
             return [list(range(len(units)))]
         strata: dict[str, list[int]] = {}
         for i, unit in enumerate(units):
-            strata.setdefault(examples[unit[0]].group_in(column), []).append(i)
+            strata.setdefault(train[unit[0]].example.group_in(column), []).append(i)
         return list(strata.values())
 
     def epoch_batches(
@@ -163,6 +164,7 @@ class Parts:
     transforms: tuple[Transform, ...] = (Clip(),)
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
+    sampling: SamplingEngine = SamplingEngine()
 
 
 @final

@@ -108,8 +108,7 @@ class PeftMethod(Method):
         recipe, began = task.recipe, time.perf_counter()
         training = replace(recipe.training, seed=seed)
         units = training.units([sequence.example.group for sequence in task.train])
-        column = recipe.parts.objective.balance_by
-        strata = training.strata(units, [sequence.example for sequence in task.train], column)
+        strata = training.strata(units, task.train, recipe.parts.objective.balance_by)
         total = training.steps_in_all(len(units))
         every = training.steps_between_evaluations(len(units))
         leaves = [value for value in model.parameters() if value.requires_grad]

@@ -17,6 +17,9 @@ MAY_CHANGE = (
     *("prefix_cache.budget", "prefix_cache.spill", "version"),
 )
 
+# Where an engine is and how long it may take; whether there is one counts.
+ENGINE = ("sampling.engine", "sampling.model", "sampling.timeout")
+
 
 def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """How the recipe differs from earlier values, a phrase each, except in `MAY_CHANGE`.
@@ -27,7 +30,13 @@ def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     ignored = (*MAY_CHANGE, *moved(then, now))
     if now.get("evaluation.scorer.name") == "callable":
         ignored = (*ignored, "evaluation.scorer.timeout")
+    ignored = (*ignored, *other_engine(then, now))
     return differences(then, now, ignored)
+
+
+def other_engine(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings by dotted name that say which engine samples, where one does in both."""
+    return ENGINE if all(values.get("sampling.engine") for values in (then, now)) else ()
 
 
 def differences(

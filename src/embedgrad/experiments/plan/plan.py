@@ -202,7 +202,10 @@ def plan(
             f"a step samples {questions * sampling.samples} answers of about {length} tokens, to "
             f"{questions} questions"
             + f", and up to {sampling.tries} times as many where answers to a question are all "
-            "right or all wrong, which the plan does not count" * sampling.scored
+            "right or all wrong, which the plan does not count"
+            * sampling.scored
+            + f"; {recipe.parts.sampling.engine} writes them, in a time that the plan does not know"
+            * bool(recipe.parts.sampling.engine)
         )
     token = key_value_bytes(config, itemsize)
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)

@@ -141,8 +141,11 @@ def count(
         step_tokens *= sampling.samples
         length = max((len(s.targets[0]) for s in trained), default=1)
         answers = write(trained, length - 1, sampling.samples)
+        scored = read(trained, choices=False)
+        if recipe.parts.sampling.engine:  # which writes them; here they are read once more
+            answers, scored = 0, scored * sampling.samples
         effort["sampling", "answers"] = answers * steps / epoch
-        effort["sampling", "scoring"] = read(trained, choices=False) * steps / epoch
+        effort["sampling", "scoring"] = scored * steps / epoch
     updates = 1 if sampling is None else sampling.updates
     effort["steps", "steps"] = step_tokens * steps * updates
     effort["prefixes", "prefixes"] = build(trained, steps / epoch)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.errors import EngineError
+from embedgrad.formatting import one_line
 from embedgrad.model.llamacpp.process import ServerProcess, free_port
 
 
@@ -42,9 +43,7 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
         except BaseException as error:
             self.close()
             if isinstance(error, EngineError):
-                raise EngineError(
-                    f"{model}: llama.cpp cannot open it: {_one_line(error)}"
-                ) from None
+                raise EngineError(f"{model}: llama.cpp cannot open it: {one_line(error)}") from None
             raise
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
@@ -62,14 +61,14 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
             except EngineError as ended:
                 cause = ended
             raise EngineError(
-                f"{self.model}: llama.cpp did not answer {path}: {_one_line(cause)}"
+                f"{self.model}: llama.cpp did not answer {path}: {one_line(cause)}"
             ) from error
         finally:
             connection.close()
         if answer.status != http.client.OK:
             reason = content.get("error", content) if isinstance(content, dict) else content
             reason = reason.get("message", reason) if isinstance(reason, dict) else reason
-            raise EngineError(f"{self.model}: llama.cpp refused {path}: {_one_line(reason)}")
+            raise EngineError(f"{self.model}: llama.cpp refused {path}: {one_line(reason)}")
         return content
 
     def close(self) -> None:
@@ -79,7 +78,3 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _one_line(text: object) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

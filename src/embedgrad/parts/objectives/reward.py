@@ -92,7 +92,7 @@ class Reward(Objective):
         )
 
     def tokens_to_read(self, sequence: TokenSequence) -> Sequence[Ids] | None:
-        if self.updates == 1:
+        if self.updates == 1 and "weights" not in sequence.example.extra:
             return None
         return [(token,) for token in sequence.targets[sequence.gold]]
 
@@ -115,6 +115,9 @@ class Reward(Objective):
         clipped_BT = ratio_BT.clamp(1 - self.clip, 1 + self.clip)
         gain_BT = torch.minimum(ratio_BT * advantage_B[:, None], clipped_BT * advantage_B[:, None])
         places = torch.arange(old_BT.shape[1], device=new_BT.device)
+        if "weights" in outcome.extra:  # of tokens that another engine drew
+            lines = [torch.tensor(line).to(new_BT) for line in outcome.extra["weights"]]
+            gain_BT = gain_BT * pad_sequence(lines, batch_first=True)
         inside_BT = places < outcome.answer_tokens_B[:, None]
         return -weight_B * (gain_BT * inside_BT).sum(dim=1)
 

@@ -1,4 +1,4 @@
-"""Shared subspace: few numbers a row in a random subspace, one scale and shift for all."""
+"""Shared subspace: few numbers a row, one scale and shift for all."""
 
 from __future__ import annotations
 

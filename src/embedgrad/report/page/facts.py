@@ -14,7 +14,7 @@ from embedgrad.report.figures.comparison import TEXT, rank_methods
 from embedgrad.report.figures.series import MOST_POINTS, is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.page.run_files import RunFiles
-from embedgrad.report.terminal.progress import ENDINGS
+from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
     NOTHING_BETTER,
@@ -198,7 +198,11 @@ def describe_learning(run: RunFiles) -> dict[str, Any]:
         "every": every,
         "train": train,
         "ended": ENDINGS.get(str(train.get("ended")), ""),
-        "notes": [*describe_place(run.result), *describe_demonstrations(run.result)],
+        "notes": [
+            *describe_place(run.result),
+            *describe_demonstrations(run.result),
+            *describe_engine(run.result),
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TextIO, final
 
@@ -193,7 +193,20 @@ def _answers(event: dict[str, Any]) -> str:
         alive,
         f"{event['answer_tokens']:.0f} tokens, {percent(event['answers_cut'])} cut",
         f"{event['answers_per_second']:.1f} answers/s",
+        f"engine off by {event['mismatch']:.3f}" if "mismatch" in event else "",
     )
+
+
+def describe_engine(result: Mapping[str, Any]) -> list[str]:
+    """How far the engine that sampled answers was from the model that learned from them."""
+    found = result.get("sampling")
+    if not found:
+        return []
+    return [
+        "another engine sampled the answers; its log-probabilities differ from ours by "
+        f"{found['mismatch']:.3f} nats a token, {found['mismatch_max']:.3f} in the worst step; "
+        f"{percent(found['mismatch_cut'])} of the tokens had their weight cut"
+    ]
 
 
 def dev_score(metric: str, score: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from embedgrad.formatting import (
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.terminal.groups_table import describe_worst, groups_table
-from embedgrad.report.terminal.progress import ENDINGS
+from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 
 NOTHING_BETTER = (
     "no step scored better than the text prompt on dev: the saved rows are the text prompt's own"
@@ -297,7 +297,7 @@ def _scores(result: Row) -> Table:
 
 def _facts(result: Row) -> list[str]:
     """A line for each of the rest: where the rows went, what it took, where they are."""
-    lines = [*describe_place(result), *describe_demonstrations(result)]
+    lines = [*describe_place(result), *describe_demonstrations(result), *describe_engine(result)]
     failures = {
         "cut": "were cut at evaluation.max_new_tokens or the model's context",
         "unread": "hold no answer that the scorer finds",
