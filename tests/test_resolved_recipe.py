@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
-from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.objectives import OWA
+from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
 from embedgrad.recipe.settings import (
