@@ -122,8 +122,11 @@ class LeaveOut(Augmentation):
     ) -> list[TokenSequence]:
         generator = random.Random(f"{seed}:{step}/drop")
         dropped = frozenset(row for row in self.rows if generator.random() < self.drop)
-        batch = [self.own.get(_key(sequence.example), sequence) for sequence in batch]
-        return [without_rows(sequence, self.total, dropped) for sequence in batch]
+        return [without_rows(s, self.total, dropped) for s in self.without_own(batch)]
+
+    def without_own(self, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Rows of train, each without the demonstration that is its own."""
+        return [self.own.get(_key(sequence.example), sequence) for sequence in rows]
 
 
 def leave_out(

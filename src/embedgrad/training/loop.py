@@ -135,8 +135,9 @@ class Loop:
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()
-        seconds = self._seconds()
-        self.report({"event": "end", "ended": ended, "steps": self.step, "seconds": seconds})
+        self.report(
+            {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
+        )
         return ended, failure
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
@@ -209,6 +210,7 @@ class Loop:
             best_step=self.best.step,
             history=list(self.best.history),
             seconds=self._seconds(),
+            dead=self.rollouts.dead if self.rollouts else {},
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -231,6 +233,8 @@ class Loop:
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
         self.best_theta, self.memory = checkpoint.best_theta, dict(checkpoint.objective)
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
+        if self.rollouts is not None:
+            self.rollouts.dead = checkpoint.dead
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
@@ -350,9 +354,7 @@ class Loop:
     def _report_step(
         self, loss: float, norm: float, examples: int, seconds: float, figures: dict[str, float]
     ) -> None:
-        cache: dict[str, Any] = {}
-        if self.language_model is not None:
-            cache = self.language_model.prefix_cache.progress
+        cache = {} if self.language_model is None else self.language_model.prefix_cache.progress
         self.report(
             {
                 "event": "step",

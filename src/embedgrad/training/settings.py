@@ -143,13 +143,22 @@ class Training:
         """Steps from one evaluation on dev to the next."""
         return self.evaluate_every or min(self.steps_per_epoch(rows), self.steps_in_all(rows))
 
-    def metric_for(self, objective: Objective, *, choices: bool) -> str:
-        """What decides which rows are best, where the answers are choices or free text."""
+    def metric_for(
+        self, objective: Objective, *, choices: bool, source: str = "answer"
+    ) -> Literal["accuracy", "macro_f1", "log_loss"]:
+        """What decides which rows are best, given where the texts to learn come from.
+
+        Dev examples have bare answers only. How likely one is directly after the question says
+        little about a model that reasons first, so with self-written solutions accuracy decides.
+        With a teacher's answers log-loss does, which feels changes that turn no choice over.
+        """
         if self.metric != "auto":
             return self.metric
+        if source == "teacher":
+            return "log_loss"
         sampling = objective.sampling
         by_reward = sampling is not None and sampling.scored
-        return "accuracy" if choices or by_reward else "log_loss"
+        return "accuracy" if choices or by_reward or source == "self-written" else "log_loss"
 
 
 @final
