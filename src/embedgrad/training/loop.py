@@ -14,9 +14,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -135,9 +134,8 @@ class Loop:
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()
-        self.report(
-            {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
-        )
+        seconds = self._seconds()
+        self.report({"event": "end", "ended": ended, "steps": self.step, "seconds": seconds})
         return ended, failure
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
@@ -145,8 +143,7 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         else:
-            losses = partial(self.loss.measure, self.theta, self.training.batch_size)
-            self.memory = self.parts.objective.init(self.train, losses)
+            self.memory = self.parts.objective.init(self.train, self.loss.measured(self.theta))
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -48,11 +48,14 @@ class Loss:
     def __call__(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
         return self.parts.objective.losses(self.outcome(theta, batch))
 
-    @torch.no_grad()
-    def measure(self, theta: Theta, size: int, sequences: Sequence[TokenSequence]) -> Tensor:
-        """The losses of many examples, shape [N], in batches of a size and without a graph."""
-        batches = [sequences[i : i + size] for i in range(0, len(sequences), size)]
-        return torch.cat([self(theta, batch) for batch in batches])
+    def measured(self, theta: Theta) -> Callable[[Sequence[TokenSequence]], Tensor]:
+        """A function that gives the losses of examples, shape [B], without a graph."""
+
+        @torch.no_grad()
+        def losses(batch: Sequence[TokenSequence]) -> Tensor:
+            return self(theta, batch)
+
+        return losses
 
     def outcome(self, theta: Theta, batch: Sequence[TokenSequence]) -> Outcome:
         """What the model says of the batch with the prompt of theta."""
