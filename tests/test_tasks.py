@@ -173,6 +173,12 @@ def test_free_prompts_are_trained_together(tmp_path: Path) -> None:
         ({"tasks": [{"name": "a"}, {"name": "a"}]}, "tasks.1.name: 'a'; expected a name"),
         ({"tasks": [{"name": "a"}, {"name": "../b"}]}, "tasks.1.name: '../b'; expected a name"),
         ({"tasks": [{"name": "a"}, {}]}, "tasks.1.name: None; expected a name"),
+        ({"tasks": [{"name": "a"}, {"name": "A"}]}, "tasks.1.name: 'A'; expected a name"),
+        ({"tasks": [{"name": "checkpoint"}, {"name": "b"}]}, "other than 'checkpoint'"),
+        (
+            {"parameterization": {"name": "cp", "rank": 0}},
+            "task good, again: parameterization.rank",
+        ),
         (
             {"tasks": [{"name": "a"}, {"name": "b", "training": {"epochs": 9}}]},
             "tasks a and b differ in training, which they must share",

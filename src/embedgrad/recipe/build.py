@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
@@ -103,6 +104,8 @@ def prepare(
             raise
         raise TemplateError(f"template.place: 'system', but {error}") from error
     check_length(shown, sequencer)
+    start = _start_rows(model, sequencer)
+    recipe.parts.parameterization.init(start, torch.Generator())  # which may refuse it
     sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
     if shown.examples and source_of(*sources_for) == "self-written":
         raise DataError(
@@ -148,8 +151,7 @@ def prepare(
     sampling, by = recipe.parts.objective.sampling, recipe.parts.sampling
     if by.engine and sampling and train:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
-        rows = {"span": model.embed(sequencer.prompt_ids)}
-        asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=rows)
+        asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=start)
         say(report, [asked.try_engine()])
     ready = (splits, model, sequencer, written, solutions, train, dev, test)
     return Prepared(*ready, training, parts, teacher, shown.examples)
@@ -281,7 +283,8 @@ def read_warm_start(
 ) -> dict[str, Tensor] | None:
     """The rows to begin at, by span; None: those of the words.
 
-    Raises `RunError` for a prompt of other words, and `ArtifactError` for one of another model.
+    Raises `RunError` for a prompt of other words, `ArtifactError` for one of another model, and
+    `RecipeError` where the parameterization cannot begin there.
     """
     if recipe.training.warm_start is None:
         return None
@@ -293,7 +296,14 @@ def read_warm_start(
             f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
             "both must be the same"
         )
-    return {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
+    rows = {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
+    recipe.parts.parameterization.reach(rows, _start_rows(model, sequencer))
+    return rows
+
+
+def _start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
+    rows_PD = model.embed(sequencer.prompt_ids)
+    return {name: rows_PD[place] for name, place in span_places(sequencer.spans).items()}
 
 
 def load_parts(
