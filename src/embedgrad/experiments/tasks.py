@@ -14,14 +14,14 @@ import datetime
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
-from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
 from embedgrad.experiments.run_folder import (
@@ -36,6 +36,7 @@ from embedgrad.experiments.run_folder import (
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations.cp import save_family
+from embedgrad.prompt.joint import JointSequencer
 from embedgrad.recipe.build import Prepared, prepare
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
@@ -132,12 +133,26 @@ def _prepare_all(
     for name, recipe in recipes.items():
         stage(report, f"task {name}")
         solutions = None if checkpoint else out / name / "solutions.jsonl"
-        ready[name] = prepare(recipe, solutions, report, model=model, date=day)
+        ready[name] = prepare(recipe, solutions, report, model=model, date=day, part=True)
         model = ready[name].model
+    JointSequencer({name: each.sequencer for name, each in ready.items()})  # which may refuse
+    _check_rows(list(ready.values()))
     found = {name: facts_of(recipes[name], each) for name, each in ready.items()}
     if checkpoint:
         check_resumed(out, checkpoint, found, _steps(ready))
     return ready, found
+
+
+def _check_rows(ready: Sequence[Prepared]) -> None:
+    """What objective, augmentations and metric demand of the rows of all tasks together."""
+    parts = ready[0].parts
+    parts.check([s for each in ready for s in each.train])
+    train, dev = ([e for each in ready for e in getattr(each.splits, n)] for n in ("train", "dev"))
+    parts.objective.check(train, dev)
+    if len(metrics := {each.training.metric for each in ready}) > 1:
+        differ = " or ".join(sorted(metrics))
+        why = f"training.metric: 'auto' would be {differ}, by the tasks' solutions; set it"
+        raise RecipeError("tasks", [why])
 
 
 def _steps(ready: Mapping[str, Prepared]) -> int:

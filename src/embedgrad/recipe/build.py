@@ -71,14 +71,16 @@ def prepare(
     model: LanguageModel | None = None,
     date: datetime.date | None = None,
     tested: bool = False,
+    part: bool = False,
 ) -> Prepared:
     """Read, load and tokenize; solutions that the model writes are saved at `keep_at`.
 
     `date` is the date for chat templates that ask for it (default: today). `tested` requires test
-    rows. Raises the errors of the recipe's data, template and model.
+    rows. `part` is for one of several tasks, whose rows are checked together. Raises the errors of
+    the recipe's data, template and model.
     """
     refined = teaching_prompt(recipe)
-    splits = read_data(recipe, refined=refined)
+    splits = read_data(recipe, refined=refined, part=part)
     if tested and not splits.test:
         raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
     answered = [e for e in (*splits.dev, *splits.test) if e.answer or not recipe.teacher]
@@ -144,7 +146,8 @@ def prepare(
     parts, choices = recipe.parts, bool(recipe.target.choices)
     metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
     training = replace(recipe.training, metric=metric)
-    parts.check(train)
+    if not part:
+        parts.check(train)
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))
@@ -222,10 +225,12 @@ def read_data(
     problems: Problems | None = None,
     *,
     refined: PromptEmbedding | None = None,
+    part: bool = False,
 ) -> Splits:
     """The recipe's examples, checked and split; see `read_splits`.
 
-    `refined` is its `teaching_prompt`, where it was read before.
+    `refined` is its `teaching_prompt`, where it was read before. The objective checks the training
+    rows, unless they are `part` of those that are trained on, or only others are scored.
     """
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
@@ -263,7 +268,7 @@ def read_data(
             raise
         raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
     try:
-        if splits.train:
+        if splits.train and not part:
             objective.check(splits.train, splits.dev)
     except DataError as error:
         if problems is None:
