@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from safetensors.torch import load_file
 
 from embedgrad import DataError, Recipe, RecipeError, RunError, run
 from embedgrad.experiments.tasks import run_tasks
+from embedgrad.parts.parameterizations import CP as CPParameterization
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.recipe.tasks import read_tasks
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize_tasks
-from embedgrad.training.settings import Training
+from embedgrad.training.settings import Parts, Training
 from kit_loop import QUICK, small
 from refusals import refused
 from run_kit import CHOICES, PROMPT, Command, values, write_jsonl
@@ -214,6 +216,30 @@ def test_tasks_are_chosen_by_one_score(
         run_tasks(recipes_of(recipe_file()), tmp_path / "out")
 
 
+def test_an_interruption_returns_the_theta_of_its_prompts() -> None:
+    made, cp = small(), CPParameterization(rank=3)
+    tasks = {"a": made.sequencer, "b": made.sequencer}
+    rows = {"a": made.sequences[:8], "b": made.sequences[8:]}
+    bests = set()
+    for step in range(1, 5):
+
+        def interrupt(event: dict[str, Any], step: int = step) -> None:
+            if event["event"] == "evaluation" and event["step"] == step:
+                raise KeyboardInterrupt
+
+        found, theta = optimize_tasks(
+            *(made.model, tasks, rows, rows),
+            training=replace(QUICK, evaluate_every=1, metric="log_loss"),
+            parts=Parts(parameterization=cp),
+            report=interrupt,
+        )
+        start = found["a"].prompt.start_rows
+        prompts = cp.prompt(theta, {"span 1": start, "span 2": start})
+        assert torch.equal(prompts["span 2"], found["b"].prompt.rows)
+        bests.add(found["a"].best.step)
+    assert len(bests) > 1
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -222,6 +248,7 @@ def test_tasks_are_chosen_by_one_score(
         ({"tasks": "good"}, "tasks: expected a list of tables"),
         ({"tasks": [{"name": "a"}, {"name": "a"}]}, "tasks.1.name: 'a'; expected a name"),
         ({"tasks": [{"name": "a"}, {"name": "../b"}]}, "tasks.1.name: '../b'; expected a name"),
+        ({"tasks": [{"name": "a", "tasks": []}, {"name": "b"}]}, "tasks.0.tasks: a task has none"),
         ({"tasks": [{"name": "a"}, {}]}, "tasks.1.name: None; expected a name"),
         ({"tasks": [{"name": "a"}, {"name": "A"}]}, "tasks.1.name: 'A'; expected a name"),
         ({"tasks": [{"name": "checkpoint"}, {"name": "b"}]}, "other than 'checkpoint'"),

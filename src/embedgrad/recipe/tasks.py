@@ -46,6 +46,11 @@ def read_tasks(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe] |
         merged = _merge(values, {key: value for key, value in task.items() if key != "name"})
         anchor(merged, path.parent)
         override(merged, overrides)
+        if "tasks" in merged:
+            problems.append(
+                f"{where}.tasks: a task has none, and --set changes none; edit the file"
+            )
+            continue
         try:
             recipes[name] = Recipe.from_dict(merged, name)
         except RecipeError as error:

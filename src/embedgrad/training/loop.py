@@ -132,7 +132,7 @@ class Loop:
                 keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
-            self._note_theta()
+        self._note_theta()  # also of rows that Ctrl-C came after
         end = {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
         self.report(end)
         return ended, failure
