@@ -146,7 +146,8 @@ class Loop:
                 ([s.prefix for s in self.train], left / self.steps_per_epoch),
                 ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
             )
-        if self.dev and new:
+        keeps_start = any(transform.keeps_start for transform in self.parts.transforms)
+        if self.dev and new and not (keeps_start and warm_start is not None):
             self._evaluate()
         if checkpoint is None and warm_start is not None:
             rows = {

@@ -50,6 +50,10 @@ class Subspace(Transform):
     samples: Annotated[int, Gt(0)] = 256
     """Most training rows of a task whose gradients are taken."""
 
+    @property
+    def keeps_start(self) -> bool:
+        return self.memory is not None  # the text's rows know nothing of earlier tasks
+
     def init(self, theta: Theta) -> State:
         if self.memory is None:
             return {}
