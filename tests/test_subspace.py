@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +17,25 @@ from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.parameterizations import Free, LowRank, Parameterization
 from embedgrad.parts.transforms import Clip, Subspace
-from embedgrad.parts.transforms.subspace import FILE, read_memory, save_memory
+from embedgrad.parts.transforms.subspace import read_memory, save_memory
 from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.memory import margin_gradients, margins, remember
-from embedgrad.training.settings import Parts, Training
+from embedgrad.training.optimize import optimize
+from embedgrad.training.settings import Parts, Refinement, Training
 from kit import Kit
 from kit_loop import small, train
 from refusals import refused
 
 OPEN = TrustRegion(None, None)
 FAST = AdamW(learning_rate=0.05, weight_decay=0.1)
+TOY = AdamW(learning_rate=0.1, weight_decay=0.0)
+LONG = Template.chat(
+    user="Review: {review}\n\n[[Is the review positive or negative? Answer with one word. You are "
+    "a helpful assistant. Is it good or bad?]]"
+)
 
 
 def memory_of(made: Kit, rows: Tensor, sequences: list[TokenSequence], **options: object) -> Tensor:
@@ -47,9 +57,7 @@ def memory_of(made: Kit, rows: Tensor, sequences: list[TokenSequence], **options
 
 def parts_with(folder: Path | None, **options: object) -> Parts:
     memory = None if folder is None else str(folder)
-    parts = Parts(
-        transforms=(Clip(), Subspace(memory)), optimizer=FAST, trust_region=OPEN
-    )
+    parts = Parts(transforms=(Clip(), Subspace(memory)), optimizer=FAST, trust_region=OPEN)
     return dataclasses.replace(parts, **options)  # type: ignore[arg-type]
 
 
@@ -93,9 +101,13 @@ def test_what_a_step_does_to_an_earlier_task_is_of_second_order() -> None:
 
     @torch.no_grad()
     def changes(direction: Tensor, size: float) -> float:
-        rows = (Free().prompt({"span": t}, {"span": made.start}) for t in (size * direction, 0 * direction))
         there, here = (
-            margins(made.model, made.sequencer.target, r, made.sequences[8:]) for r in rows
+            margins(
+                *(made.model, made.sequencer.target),
+                Free().prompt({"span": moved}, {"span": made.start}),
+                made.sequences[8:],
+            )
+            for moved in (size * direction, 0 * direction)
         )
         return (there - here).abs().max().item()
 
@@ -165,7 +177,7 @@ def test_a_memory_keeps_the_energy_and_no_more_than_its_share() -> None:
 
 
 @pytest.mark.parametrize("source", ["update", "svd"])
-def test_other_sources_are_directions_of_every_row(source: str) -> None:
+def test_other_sources_are_directions_of_every_row(source: str, tmp_path: Path) -> None:
     made = small()
     direction = torch.nn.functional.normalize(torch.arange(32.0), dim=0)
     moved = made.start + made.start.norm(dim=1, keepdim=True) * direction
@@ -179,6 +191,14 @@ def test_other_sources_are_directions_of_every_row(source: str) -> None:
         expected = torch.kron(torch.eye(rows), v)
         assert len(memory) > rows
     assert torch.allclose(expected @ memory.T @ memory, expected, atol=1e-4)
+    save_memory(memory, tmp_path)
+    assert torch.equal(read_memory(tmp_path), memory)
+
+
+def test_a_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
+    save_memory(torch.eye(2, 5), tmp_path)
+    with refused("remembers a prompt of 5 trained numbers", error=RecipeError):
+        train(small(), parts=parts_with(tmp_path))
 
 
 def test_gradients_are_those_of_margins() -> None:
@@ -189,7 +209,9 @@ def test_gradients_are_those_of_margins() -> None:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(made.start.shape, generator=generator, dtype=torch.float64)
     there, back = (
-        margins(made.model, target, Free().prompt({"span": s * direction}, start), made.sequences[:2])
+        margins(
+            made.model, target, Free().prompt({"span": s * direction}, start), made.sequences[:2]
+        )
         for s in (1e-4, -1e-4)
     )
     assert torch.allclose(found @ direction.flatten(), (there - back) / 2e-4, rtol=1e-5)
@@ -199,10 +221,38 @@ def test_gradients_are_those_of_margins() -> None:
 
 
 def test_an_earlier_task_is_remembered(tmp_path: Path) -> None:
-    """Acceptance checks (c) and (d): two tasks of other inputs, and one prompt of one size."""
-    made = small(rows=48)
-    first, second = made.sequences[:24], made.sequences[24:]
-    found: dict[str, list[tuple[float, float]]] = {"none": [], "gradient": []}
+    """Acceptance check (c): two tasks of other inputs, compared at equal accuracy on the second."""
+    made = small("qwen2", rows=24, tie=False, template=LONG)
+    kept: dict[Path | None, list[float]] = {None: [], tmp_path: []}
     for seed in (0, 1, 2):
-        training = Training(steps=120, batch_size=8, seed=seed)
-        print(seed)
+        labels = random.Random(seed)
+        rows = [dataclasses.replace(s, gold=labels.randrange(2)) for s in made.sequences]
+        first, second = rows[:12], rows[12:]
+        training = Training(steps=30, batch_size=12, seed=seed)
+        learned = refine(made, first, training, parts_with(None, optimizer=TOY)).prompt.rows
+        assert accuracy(made, learned, first) > 0.9
+        save_memory(memory_of(made, learned, first), tmp_path)
+        for folder, found in kept.items():
+            trace: list[tuple[float, float]] = []
+
+            def note(state: Checkpoint, trace: Any = trace, parts: Any = (first, second)) -> None:
+                (now,) = Free().prompt(state.theta, {"span": made.start}).values()
+                trace.append((accuracy(made, now, parts[0]), accuracy(made, now, parts[1])))
+
+            longer = dataclasses.replace(training, steps=20, evaluate_every=4)
+            parts = parts_with(folder, optimizer=TOY)
+            refine(made, second, longer, parts, warm_start={"span": learned}, keep=note)
+            found.append(next(old for old, new in trace if new > 0.9))
+    assert fmean(kept[tmp_path]) > fmean(kept[None]) + 0.08
+
+
+def refine(
+    made: Kit, rows: Sequence[TokenSequence], training: Training, parts: Parts, **options: Any
+) -> Refinement:
+    return optimize(made.model, made.sequencer, rows, training=training, parts=parts, **options)
+
+
+@torch.no_grad()
+def accuracy(made: Kit, rows: Tensor, sequences: Sequence[TokenSequence]) -> float:
+    found = margins(made.model, made.sequencer.target, {"span": rows}, sequences)
+    return (found > 0).double().mean().item()

@@ -17,7 +17,18 @@ import typer
 
 # In the order of `embedgrad --help`.
 # isort: off
-from embedgrad.cli import plan, run, continual, compress, compare, report, generate, export, serve, recipe
+from embedgrad.cli import (
+    plan,
+    run,
+    continual,
+    compress,
+    compare,
+    report,
+    generate,
+    export,
+    serve,
+    recipe,
+)
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn

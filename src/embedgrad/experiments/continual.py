@@ -79,17 +79,13 @@ def continue_run(
     stage(report, f"remembering {out.name}")
     memory = _remembered(_subspace(recipe), after, before.prompt.rows, earlier)
     save_memory(memory, out)
-    scores = [
-        _score(after.prompt, open_run(folder, model=model), report) for folder in chain
-    ]
+    scores = [_score(after.prompt, open_run(folder, model=model), report) for folder in chain]
     own: float | None = None
     if separate:
         stage(report, f"{out.name} alone")
         place = out / SEPARATE
         again = (place / "recipe.toml").is_file()
-        found_alone = run(
-            alone, place, report, model=model, resume=again, should_stop=should_stop
-        )
+        found_alone = run(alone, place, report, model=model, resume=again, should_stop=should_stop)
         if found_alone["interrupted"]:
             return {**result, "interrupted": True}
         own = found_alone["refined"]["accuracy"]
@@ -168,10 +164,8 @@ def _continued(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:
             "parameterization",
             ["only 'free' can begin at the rows of another run; leave the section out"],
         )
-    if recipe.teacher or recipe.data.test is None and not recipe.data.test_share:
-        raise RecipeError(
-            "continue", ["expected a recipe with test rows, and without a [teacher]"]
-        )
+    if recipe.teacher or (recipe.data.test is None and not recipe.data.test_share):
+        raise RecipeError("continue", ["expected a recipe with test rows, and without a [teacher]"])
     transforms = list(recipe.parts.transforms)
     if not any(isinstance(part, Subspace) for part in transforms):
         transforms.append(Subspace())

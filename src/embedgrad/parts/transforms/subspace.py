@@ -75,7 +75,8 @@ class Subspace(Transform):
             return new, state
         directions_RN = state["directions"]
         step_N = torch.cat([(new[name] - old[name]).flatten() for name in new])
-        taken = ((directions_RN @ step_N) @ directions_RN).split([v.numel() for v in new.values()])
+        taken_N = (directions_RN @ step_N) @ directions_RN
+        taken = torch.split(taken_N, [value.numel() for value in new.values()])
         theta = {
             name: value - part.view_as(value)
             for (name, value), part in zip(new.items(), taken, strict=True)
