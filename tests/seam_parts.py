@@ -135,7 +135,13 @@ class Noise(Augmentation):
     token: int = 3
 
     def __call__(
-        self, batch: Sequence[TokenSequence], *, seed: int, step: int, total: int
+        self,
+        batch: Sequence[TokenSequence],
+        *,
+        seed: int,
+        step: int,
+        total: int,
+        vocabulary: int,
     ) -> list[TokenSequence]:
         rng = random.Random(f"{seed}:{step}")
 

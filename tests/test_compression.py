@@ -12,7 +12,9 @@ import torch
 
 from embedgrad import Recipe, compare, load, plan, run
 from embedgrad.errors import RecipeError
+from embedgrad.events import quiet
 from embedgrad.prompt import artifact
+from embedgrad.recipe.build import prepare
 from refusals import refused
 from run_kit import CHOICES, Command, values, write_jsonl
 from small_recipe import changed
@@ -303,3 +305,30 @@ def test_a_run_with_a_teacher_can_be_planned(
     assert found["problems"] == []
     assert "the teacher's own passes over the queries are not counted" in found["notes"]
     assert found["seconds"]["all"] > 0
+
+
+def test_what_no_run_began_from_leaves_no_recipe(
+    compress: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "short"
+    done = compress(LONG * 40, "--tokens", 6)
+    assert done.code == 2, done.err
+    assert not out.exists()
+    assert not out.with_name("short.toml").exists()
+    assert compress(LONG, "--tokens", 5).code == 0  # another recipe of the same name
+    # Where there is a run, its recipe stays.
+    again = compress(LONG, "--tokens", 5)
+    assert again.code == 2
+    assert out.with_name("short.toml").exists()
+
+
+def test_a_teaching_prompt_is_read_once(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(Recipe.from_dict(values(model_folder, data, training={"steps": 1})), tmp_path / "teacher")
+    sections = taught(model_folder, data)
+    sections["teacher"] = {"prompt": str(tmp_path / "teacher")}
+    read, plain = list[Path](), artifact.load
+    monkeypatch.setattr(artifact, "load", lambda folder: read.append(folder) or plain(folder))
+    prepare(Recipe.from_dict(sections), None, quiet)
+    assert len(read) == 1

@@ -14,6 +14,8 @@ import tiny
 from embedgrad import Recipe, run
 from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.events import quiet
+from embedgrad.experiments.baselines import METHODS, Task, calibration, frozen_features, lora
+from embedgrad.experiments.baselines.prompting import answer_as_text
 from embedgrad.experiments.compare.compare import plan_parts
 from embedgrad.experiments.plan import plan
 from embedgrad.prompt import artifact
@@ -71,6 +73,9 @@ def test_a_run_refines_its_demonstrations_and_compares_with_few_shot(
     assert opened.recipe.template == prompt.template
     told = embedgrad("evaluate", folder)
     assert told.code == 0
+    line = "2 rows of train are demonstrations in the prompt: these are scored with their own"
+    assert line not in told.err
+    assert line in embedgrad("evaluate", folder, "--split", "train").err
     assert embedgrad("resume", folder).out.count("the few-shot prompt with the same") == 1
     assert embedgrad("report", folder, "--no-model").code == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -149,3 +154,53 @@ def test_a_comparison_leaves_out_what_has_no_meaning_then(shown: Callable[..., R
     assert skipped["few-shot"] == "the text prompt shows 2 demonstrations already"
     assert "demonstrations are spans too" in skipped["random-init"]
     assert {"text", "embedgrad", "peft-lora"} <= {part.method for part in parts}
+
+
+def test_no_method_learns_from_a_row_with_its_own_answer_in_view(
+    shown: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = prepare(shown(), None, quiet)
+    (out,) = ready.parts.augmentations
+    assert isinstance(out, LeaveOut)
+    parts, training = ready.parts, dataclasses.replace(ready.training, steps=1, batch_size=24)
+    recipe = dataclasses.replace(shown(), training=training, parts=parts)
+    rows = (ready.sequencer, ready.train, ())
+    task = Task(recipe, ready.model, *rows, quiet)
+    assert len(task.learned) == len(task.train) == 24
+    own = [i for i, row in enumerate(task.learned) if row.rows is not None]
+    answers = {e.columns["review"]: e.answer for e in ready.demonstrations}
+    assert [task.train[i].example.columns["review"] for i in own] == [
+        s.example.columns["review"] for s in task.train if s.example.columns["review"] in answers
+    ]
+    read: dict[str, list[Any]] = {}
+    plain = frozen_features.question_ids
+
+    def ids(task: Task, sequence: Any) -> Any:
+        found = plain(task, sequence)
+        read.setdefault(sequence.example.source, []).append(found)
+        return found
+
+    for module in (frozen_features, lora):
+        monkeypatch.setattr(module, "question_ids", ids)
+    for name in ("threshold", "batch-calibration", "linear-probe", "knn", "peft-lora"):
+        METHODS[name].train(task, 0)
+    assert {len(lines) for lines in read.values()} == {3}  # the probe, knn and LoRA
+    text = ready.model.tokenizer.decode
+    for i in own:
+        example = task.train[i].example
+        review = example.columns["review"]
+        assert text(ready.sequencer(example).context(ready.sequencer.prompt_ids)).count(review) == 2
+        assert {text(line).count(review) for line in read[example.source]} == {1}
+    # The scores that calibrate are those of the text prompt without the row's own demonstration.
+    scored = answer_as_text(task, task.sequencer, task.learned).answered
+    seen = answer_as_text(task, task.sequencer, task.train).answered
+    pairs = list(zip(scored, seen, strict=True))
+    assert [i for i, (a, b) in enumerate(pairs) if abs(a.loss - b.loss) > 1e-5] == own
+    given: list[Any] = []
+    monkeypatch.setattr(
+        calibration,
+        "answer_as_text",
+        lambda t, s, rows: given.append(rows) or answer_as_text(t, s, rows),
+    )
+    METHODS["threshold"].train(task, 0)
+    assert list(given[0]) == list(task.learned)

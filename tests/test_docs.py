@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 import typer
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.registry import build_part
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.tasks import read_tasks
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"
@@ -732,13 +734,16 @@ def test_the_part_of_the_example_works(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("path", [p for p in DOCS if blocks(p, "toml")], ids=relative)
-def test_every_piece_of_a_recipe_is_accepted(path: Path) -> None:
+def test_every_piece_of_a_recipe_is_accepted(path: Path, tmp_path: Path) -> None:
     for block in blocks(path, "toml"):
         values = tomllib.loads(RECIPE)
         for section, piece in tomllib.loads(block).items():
             whole = section in ("template", "objective") or not isinstance(piece, dict)
             values[section] = piece if whole else {**values.get(section, {}), **piece}
-        assert isinstance(Recipe.from_dict(values, relative(path)), Recipe)
+        (tmp_path / "piece.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+        tasks = read_tasks(tmp_path / "piece.toml")
+        for recipe in (tasks or {"": Recipe.from_dict(values, relative(path))}).values():
+            assert isinstance(recipe, Recipe)
 
 
 # -- commands, names, links ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, LlamaForCausalLM
 
+import tiny
 from embedgrad.errors import ModelError
 from embedgrad.model.loading import gguf_check, load
 from embedgrad.model.loading.gguf_header import GgufHeader
@@ -328,3 +329,29 @@ def test_a_note_of_the_comparison_is_kept_with_the_copy(
         told: list[dict[str, Any]] = []
         load(str(tmp_path / "tiny.gguf"), device="cpu", report=told.append)
         assert [event["text"] for event in told] == [*said, "tokens differ"]
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"completion_probabilities": []}, {"completion_probabilities": [{}]}, None, "no"]
+)
+def test_an_answer_of_another_llamacpp_is_a_note(
+    answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server:
+        def __init__(self, *arguments: object, **options: object):
+            pass
+
+        def __enter__(self) -> Server:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def ask(self, path: str, body: object) -> Any:
+            return {"tokens": [1]} if path == "/tokenize" else answer
+
+    made = tiny.loaded()
+    monkeypatch.setattr(gguf_check, "LlamaCppServer", Server)
+    monkeypatch.setattr(gguf_check.importlib.util, "find_spec", lambda name: object())
+    (note,) = gguf_check.compare_with_llamacpp(Path("a.gguf"), made.model, made.tokenizer)
+    assert note.startswith("a.gguf was not compared with llama.cpp, ")

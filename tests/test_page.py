@@ -25,7 +25,7 @@ from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.predictions import run_rows
 from embedgrad.report.page.run_files import RunFiles, read_comparison, read_run
 from embedgrad.report.page.run_files import compared_rows as compared_rows_of
-from embedgrad.report.page.safe_text import readable, script_json, shorten
+from embedgrad.report.page.safe_text import readable, script_json, shorten, without_home
 from made_runs import (
     HOSTILE,
     WORDS,
@@ -561,6 +561,26 @@ def test_foreign_text_outside_the_rows_is_text(tmp_path: Path) -> None:
     assert html.count("</script>") == 2
     assert "\u202e" not in html
     assert "\x00" not in html
+
+
+@pytest.mark.parametrize("home", ["/srv/ann", "/srv/ann/"])
+def test_a_recipe_is_shown_without_the_home_directory(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    folder = made_run(tmp_path, answered_rows(2))
+    text = 'train = "/srv/ann/data/a.jsonl"\ndev = "/srv/anna/b.jsonl"\nfile = "~/c"\n'
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
+    html = run_page(read_run(folder), "run")
+    for shown in ("&#34;~/data/a.jsonl&#34;", "&#34;/srv/anna/b.jsonl&#34;", "&#34;~/c&#34;"):
+        assert shown in html
+    assert "/srv/ann/" not in html
+    results = {**made_results(), "recipe": {"data": {"train": "/srv/ann/data/a.jsonl"}}}
+    html = comparison_page(results, "comparison")
+    assert "~/data/a.jsonl" in html
+    assert "/srv/ann/" not in html
+    monkeypatch.setenv("HOME", "/")
+    assert without_home(["/a", {"b": "/"}]) == ["/a", {"b": "/"}]
 
 
 # -- what is missing or damaged --------------------------------------------------------------------

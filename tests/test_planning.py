@@ -141,6 +141,19 @@ def test_prefixes_are_counted_once_where_they_are_stored() -> None:
     assert without.effort["prefixes", "prefixes"] == 3 * train + 4 * dev  # an evaluation more
 
 
+def test_a_second_gradient_is_a_second_step() -> None:
+    splits, (once, twice) = (
+        splits_of(fresh()),
+        (
+            recipe_of(optimizer={"name": "extrapolated", "direction": direction})
+            for direction in ("past", "fresh")
+        ),
+    )
+    one, two = (count(r, splits, 1.0, LONGEST, LONGEST).effort for r in (once, twice))
+    assert two.pop(("steps", "steps")) == 2 * one.pop(("steps", "steps")) > 0
+    assert one == two
+
+
 def test_free_answers_are_decoded_and_scored() -> None:
     made = fresh(target=FREE)
     splits, recipe = splits_of(made), recipe_of(FREE)

@@ -12,15 +12,17 @@ import datasets
 import pandas
 import pytest
 import tomli_w
+import torch
 
 from embedgrad import Recipe, Template, TrustRegion
 from embedgrad.errors import DataError, RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
-from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.optimizers import AdamW, Muon
 from embedgrad.parts.registry import DEFAULTS, KINDS
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.settings import DataSettings, ModelSettings, PrefixCacheSettings
 from embedgrad.training.settings import Training
+from refusals import refused
 from small_recipe import SMALLEST, changed, read
 
 
@@ -29,6 +31,11 @@ def problems(values: Any) -> list[str]:
         Recipe.from_dict(values, "r.toml")
     assert str(caught.value).startswith("r.toml: ")
     return list(caught.value.problems)
+
+
+def test_muon_refuses_in_one_line_what_is_no_matrix() -> None:
+    with refused("muon steps matrices", "[2, 5, 16]", "take adamw", error=RecipeError):
+        Muon().build([torch.zeros(3, 4), torch.zeros(2, 5, 16)])
 
 
 def test_the_smallest_recipe_has_the_defaults_of_the_parts_themselves() -> None:

@@ -19,10 +19,11 @@ from embedgrad.errors import DataError, RecipeError, RunError
 from embedgrad.experiments import run as runs
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply
+from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers import Contains, Exact, Number, Scorer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.recipe.build import read_data
-from embedgrad.training.self_training import Solutions, source_of, training_examples, training_for
+from embedgrad.training.self_training import Solutions, source_of, training_examples
 from embedgrad.training.settings import Training
 from refusals import refused
 from run_kit import Command, values, write_jsonl
@@ -221,9 +222,14 @@ def test_settings_that_fit_together_are_accepted() -> None:
 
 
 def test_rows_are_chosen_by_accuracy_where_dev_has_bare_answers_only() -> None:
-    assert training_for(Training(), "self-written").metric == "accuracy"
-    assert training_for(Training(metric="log_loss"), "self-written").metric == "log_loss"
-    assert training_for(Training(), "column").metric == "auto"
+    def metric(source: str, choices: bool = False, **options: Any) -> str:
+        return Training(**options).metric_for(CrossEntropy(), choices=choices, source=source)
+
+    assert metric("self-written") == "accuracy"
+    assert metric("self-written", metric="log_loss") == "log_loss"
+    assert metric("column") == metric("answer") == "log_loss"
+    assert metric("answer", choices=True) == "accuracy"
+    assert metric("teacher", choices=True) == "log_loss"
 
 
 # -- rejection sampling ----------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def compress(
 ) -> None:
     """Compress a long system prompt into a few rows.
 
-    Writes a recipe, OUT.toml, and runs it. The few rows start at the prompt's first tokens and
-    learn what the model says when it reads the whole prompt.
+    Writes a recipe, OUT.toml, and runs it; where no run begins, no recipe is left. The few rows
+    start at the prompt's first tokens and learn what the model says when it reads the whole prompt.
     """
     from embedgrad.errors import RunError
     from embedgrad.events import say
@@ -50,6 +50,7 @@ def compress(
     if out.exists():
         raise RunError(f"{out}: exists already; choose another folder for --out")
     path = out.with_name(f"{out.name}.toml")
+    is_new = not path.exists()
     with Progress(quiet=quiet) as progress:
         recipe = write_compression(
             prompt,
@@ -63,4 +64,8 @@ def compress(
             report=progress,
         )
         say(progress, [f"wrote {path}"])
-    execute(recipe, out, resume=False, require_gain=False, as_json=as_json, quiet=quiet)
+    try:
+        execute(recipe, out, resume=False, require_gain=False, as_json=as_json, quiet=quiet)
+    finally:
+        if is_new and not out.exists():  # nothing was run, so the next try may be another
+            path.unlink(missing_ok=True)

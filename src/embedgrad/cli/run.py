@@ -107,6 +107,9 @@ def evaluate(
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
+        if split == "train" and (shown := opened.recipe.demonstrations.k):
+            in_view = f"{shown} rows of train are demonstrations in the prompt"
+            say(progress, [f"{in_view}: these are scored with their own answers in view"])
         comparison = score(opened.evaluator, opened.prompt, sequences, progress)
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     result = {**comparison.as_dict(), "split": split, "changed": rows}

@@ -7,6 +7,7 @@ the model's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, final
@@ -29,7 +30,7 @@ from embedgrad.model.packing import (
 )
 from embedgrad.model.token_logprobs import hidden_logprobs, token_logprobs
 from embedgrad.prompt.boundaries import Ids
-from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.sequence import DROPPED, MEAN, TokenSequence
 
 
 @final
@@ -77,10 +78,22 @@ class ForwardPass:
         embeds: Tensor = self._table(ids)
         return embeds
 
+    @functools.cached_property
+    def _mean_D(self) -> Tensor:
+        """Mean of the embedding table's rows."""
+        ids = torch.arange(self._table.num_embeddings, device=self.device)
+        precise = torch.promote_types(self.dtype, torch.float32)
+        sums = [self.embed(part).sum(0, dtype=precise) for part in torch.split(ids, 4096)]
+        mean_D: Tensor = torch.stack(sums).sum(0) / len(ids)
+        return mean_D.to(self.dtype)
+
     def splice(self, ids_BT: Tensor, prompt_at: Tensor, prompt_PD: Tensor) -> Tensor:
         """Embeddings [B, T, D] in the model's dtype, the rows at flat positions `prompt_at`."""
         with torch.no_grad():
-            embeds = self.embed(ids_BT)
+            embeds = self.embed(ids_BT.clamp(min=0))
+            if (ids_BT < 0).any():  # no tokens
+                embeds = embeds.masked_fill((ids_BT < 0)[..., None], 0)
+                embeds = torch.where((ids_BT == MEAN)[..., None], self._mean_D, embeds)
         if not len(prompt_at):
             return embeds
         rows = prompt_PD.to(embeds).repeat(len(ids_BT), 1)
@@ -174,7 +187,7 @@ class ForwardPass:
         for i, (context, places, ids, inputs, begun) in enumerate(lines):
             full = context + inputs[:-1]
             ids_BT[i, : len(full)] = torch.tensor(full)
-            mask_BT[i, : len(full)] = 1
+            mask_BT[i, : len(full)] = (ids_BT[i, : len(full)] != DROPPED).long()
             keep_BT[i, len(context) - 1 : len(full)] = True
             prompt_at += [i * longest + place for place in places]
             for cell, length in begun:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedgrad.model.kv_cache import TRUNK, CachedContext, TokenLayout
 from embedgrad.prompt.boundaries import Ids
-from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.sequence import DROPPED, TokenSequence
 
 Scored = Sequence[tuple[TokenSequence, Sequence[Ids], Sequence[Ids]]]
 """Sequences with the targets to score behind each, and the tokens to read for themselves at each
@@ -160,8 +160,9 @@ class _Packed:
                 self.ids.append(next(iter(below.values()))[1][depth - 1])
                 self.positions.append(self.positions[parent] + 1)
                 self.enter.append(at)
-                self.leave.append(TRUNK)
-                waiting.append((at, depth, None))
+                self.leave.append(at)  # an empty interval: no token sees it
+                if self.ids[at] != DROPPED:
+                    waiting.append((at, depth, None))
             following: dict[int, dict[int, tuple[Ids, Ids]]] = {}
             for c, (ids, inputs) in below.items():
                 if depth < len(ids):

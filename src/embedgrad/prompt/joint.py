@@ -1,4 +1,4 @@
-"""Several tasks as one: all their rows, of which each sequence has some."""
+"""Several tasks as one: all their rows; each sequence has its own."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class JointSequencer:
         self.target = Target(choices=tuple(choices), normalize=normalize)
         self.spans: tuple[Span, ...] = tuple(s for task in tasks.values() for s in task.spans)
         self.prompt_ids: Ids = tuple(i for task in tasks.values() for i in task.prompt_ids)
+        self.vocabulary = min(task.vocabulary for task in tasks.values())
         self.end_ids: Ids = tuple(dict.fromkeys(i for t in tasks.values() for i in t.end_ids))
 
     def rows_of(self, name: str) -> range:

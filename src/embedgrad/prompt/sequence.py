@@ -22,6 +22,8 @@ from embedgrad.prompt.span import Span, find_spans
 from embedgrad.prompt.template import Rendered, Renderer, only
 from embedgrad.prompt.truncation import longest_fit
 
+MEAN, ZERO, DROPPED = -1, -2, -3  # as `inputs`: the table's mean row, zeros, zeros none sees
+
 
 @final
 @dataclass(frozen=True)
@@ -67,11 +69,10 @@ class TokenSequence:
     `targets` holds the ids of every choice, or of the one answer; `gold` is the right one's index.
     `plain` holds the uncut ids of prefix, spans and suffix where they differ from the cut ones,
     else None. The first `shared` ids of the prefix come from the template: many rows share them.
-    `inputs` is what the model reads instead of each target, of the same length; None: the
-    targets themselves, which are the labels. `reasoning` counts the first tokens of the right
-    target that are a worked solution up to its final answer. `end` is what the model is to write
-    behind a choice, though it does not count in comparing them. `rows` are those of the prompt that
-    the row has, in order, where others are left out of it; None: all.
+    `inputs` is what the model reads instead of the targets, which are the labels; None: these.
+    `reasoning` counts the first tokens of the right target that are a worked solution up to its
+    final answer. `end` is what the model is to write behind a choice, though it does not count in
+    comparing them. `rows` are those of the prompt that the row has, in order; None: all.
     """
 
     prefix: Ids
@@ -146,7 +147,7 @@ class Sequencer:
         self.tokenizer = tokenizer
         self.target = target
         self.context = context
-        self.vocabulary = vocabulary
+        self.vocabulary = vocabulary or len(tokenizer)
         self.merges = merges
         self.truncate = truncate
         self.truncated = 0

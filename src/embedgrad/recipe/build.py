@@ -32,7 +32,7 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
 from embedgrad.training.engine import Engine
 from embedgrad.training.rollouts import Rollouts
-from embedgrad.training.self_training import source_of, training_examples, training_for
+from embedgrad.training.self_training import source_of, training_examples
 from embedgrad.training.settings import Parts, Training
 from embedgrad.training.teacher import Teacher
 
@@ -76,7 +76,8 @@ def prepare(
     `date` is the date for chat templates that ask for it (default: today). `tested` requires test
     rows. Raises the errors of the recipe's data, template and model.
     """
-    splits = read_data(recipe)
+    refined = teaching_prompt(recipe)
+    splits = read_data(recipe, refined=refined)
     if tested and not splits.test:
         raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
     answered = [e for e in (*splits.dev, *splits.test) if e.answer or not recipe.teacher]
@@ -108,7 +109,7 @@ def prepare(
             "demonstrations.k: the model would write its own solutions with the demonstrations' "
             "answers in view; set solutions.source to 'answer' or 'column'"
         )
-    teacher = open_teacher(recipe, model, sequencer, report)
+    teacher = open_teacher(recipe, model, sequencer, report, refined=refined)
     if teacher:
         written, solutions = teacher.answer_train(splits.train, keep_at)
         labelled = {"dev": splits.dev, "test": splits.test}
@@ -137,7 +138,10 @@ def prepare(
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    training, parts = training_for(recipe.training, source), recipe.parts
+    parts, choices = recipe.parts, bool(recipe.target.choices)
+    metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
+    training = replace(recipe.training, metric=metric)
+    parts.check(train)
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))
@@ -152,14 +156,21 @@ def prepare(
 
 
 def open_teacher(
-    recipe: Recipe, model: LanguageModel, student: Sequencer, report: Report
+    recipe: Recipe,
+    model: LanguageModel,
+    student: Sequencer,
+    report: Report,
+    *,
+    refined: PromptEmbedding | None,
 ) -> Teacher | None:
-    """The recipe's teacher, if it has one. Raises `ArtifactError` for a prompt of another model."""
+    """The recipe's teacher, if it has one; `refined` is its `teaching_prompt`.
+
+    Raises `ArtifactError` for a prompt of another model.
+    """
     teaching, objective = recipe.teacher, recipe.parts.objective
     if teaching is None:
         return None
     assert isinstance(objective, Distill)
-    refined = _refined(recipe)
     if refined is not None:
         refined = fit_to_model(refined, model.info, model.embed)
     return Teacher(
@@ -182,7 +193,7 @@ def with_answers(splits: Splits, teacher: Teacher) -> Splits:
     return replace(splits, dev=dev, test=test)
 
 
-def _refined(recipe: Recipe) -> PromptEmbedding | None:
+def teaching_prompt(recipe: Recipe) -> PromptEmbedding | None:
     """The prompt that is the recipe's teacher, if it is one."""
     if recipe.teacher is None or recipe.teacher.prompt is None:
         return None
@@ -204,11 +215,19 @@ def _short_of_room(
     ]
 
 
-def read_data(recipe: Recipe, problems: Problems | None = None) -> Splits:
-    """The recipe's examples, checked and split; see `read_splits`."""
+def read_data(
+    recipe: Recipe,
+    problems: Problems | None = None,
+    *,
+    refined: PromptEmbedding | None = None,
+) -> Splits:
+    """The recipe's examples, checked and split; see `read_splits`.
+
+    `refined` is its `teaching_prompt`, where it was read before.
+    """
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
-    refined = _refined(recipe)
+    refined = refined or teaching_prompt(recipe)
     taught = refined.template if refined else recipe.teacher and recipe.teacher.template
     try:
         return read_splits(

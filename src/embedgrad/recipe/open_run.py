@@ -18,7 +18,13 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer
-from embedgrad.recipe.build import open_model, open_teacher, read_data, with_answers
+from embedgrad.recipe.build import (
+    open_model,
+    open_teacher,
+    read_data,
+    teaching_prompt,
+    with_answers,
+)
 from embedgrad.recipe.check_rows import read_rows, rows_to_check
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.paths import find_run, is_path
@@ -63,8 +69,10 @@ class OpenRun:
             raise RunError(
                 f"{self.folder}: is a prompt without its run, which knows the rows; give the run"
             )
-        splits = read_data(self.recipe)
-        teacher = open_teacher(self.recipe, self.model, self.sequencer, quiet)
+        refined = teaching_prompt(self.recipe)
+        splits = read_data(self.recipe, refined=refined)
+        asked = (self.recipe, self.model, self.sequencer, quiet)
+        teacher = open_teacher(*asked, refined=refined)
         return with_answers(splits, teacher) if teacher else splits
 
     def check_rows(self) -> list[Example]:

@@ -21,7 +21,7 @@ from embedgrad.errors import RunError
 
 FORMAT = 2
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
-_PLAIN = ("step", "best_step", "history", "seconds", "made_from")
+_PLAIN = ("step", "best_step", "history", "seconds", "made_from", "dead")
 
 
 @final
@@ -33,7 +33,8 @@ class Checkpoint:
     `transforms` holds the state of each gradient transform, `best` the prompt that scored best on
     dev at `best_step`, `best_theta` its theta, `history` the dev scores in order, and `seconds` the
     training time so far.
-    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests.
+    `made_from` holds plain JSON values that must be the same when a run resumes, such as digests;
+    `dead` counts what was sampled in the last steps, if there was nothing to learn from it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
@@ -48,6 +49,7 @@ class Checkpoint:
     seconds: Annotated[StrictFloat | StrictInt, Ge(0)] = 0.0
     made_from: dict[str, Any] = field(default_factory=dict)
     best_theta: dict[str, Tensor] = field(default_factory=dict)
+    dead: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""

@@ -118,12 +118,21 @@ class LeaveOut(Augmentation):
     drop: float
 
     def __call__(
-        self, batch: Sequence[TokenSequence], *, seed: int, step: int, total: int
+        self,
+        batch: Sequence[TokenSequence],
+        *,
+        seed: int,
+        step: int,
+        total: int,
+        vocabulary: int,
     ) -> list[TokenSequence]:
         generator = random.Random(f"{seed}:{step}/drop")
         dropped = frozenset(row for row in self.rows if generator.random() < self.drop)
-        batch = [self.own.get(_key(sequence.example), sequence) for sequence in batch]
-        return [without_rows(sequence, self.total, dropped) for sequence in batch]
+        return [without_rows(s, self.total, dropped) for s in self.without_own(batch)]
+
+    def without_own(self, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Rows of train, each without the demonstration that is its own."""
+        return [self.own.get(_key(sequence.example), sequence) for sequence in rows]
 
 
 def leave_out(

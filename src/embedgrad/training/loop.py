@@ -66,6 +66,7 @@ class Loop:
     ):
         if not train:
             raise DataError("no training rows; give at least one example")
+        parts.check(train)
         self.model, self.sequencer, self.train, self.dev = model, sequencer, train, dev
         self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
@@ -203,6 +204,7 @@ class Loop:
             best_step=self.best.step,
             history=list(self.best.history),
             seconds=self._seconds(),
+            dead=self.rollouts.dead if self.rollouts else {},
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -225,6 +227,8 @@ class Loop:
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
         self.best_theta = checkpoint.best_theta
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
+        if self.rollouts is not None:
+            self.rollouts.dead = checkpoint.dead
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
@@ -239,10 +243,10 @@ class Loop:
                     ahead = batches[i : i + min(16, self.total - step)]
                     self.language_model.prepare([self.train[j] for next_ in ahead for j in next_])
                 sequences = [self.train[j] for j in batch]
+                now = {"seed": self.training.seed, "step": step, "total": self.total}
+                now["vocabulary"] = self.sequencer.vocabulary
                 for augmentation in self.parts.augmentations:
-                    sequences = augmentation(
-                        sequences, seed=self.training.seed, step=step, total=self.total
-                    )
+                    sequences = augmentation(sequences, **now)
                 yield step, sequences
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
@@ -253,6 +257,8 @@ class Loop:
 
         def closure() -> float:
             nonlocal norm, context
+            if any(not torch.equal(value, old[name]) for name, value in self.theta.items()):
+                self._into_region()  # the optimizer asks for the gradient of another point
             loss, gradients, losses_B, outcome = self.loss.gradient(
                 self.theta, batch, self.training.accumulate
             )

@@ -103,7 +103,9 @@ class Loss:
                 share = losses_B.mean() * (len(part) / len(batch))
             else:
                 share = (losses_B * weights_B[i * size : i * size + len(part)]).sum()
-            for held, new in zip(sums, torch.autograd.grad(share, leaves), strict=True):
+            # A model's own weights may have some that no text takes part in.
+            found = torch.autograd.grad(share, leaves, materialize_grads=True)
+            for held, new in zip(sums, found, strict=True):
                 held += new
             outcomes.append(outcome)
             losses.append(losses_B.detach())

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, final
@@ -64,7 +65,11 @@ class Group:
 
 @final
 class Rollouts:
-    """Draws answers to the questions of each batch."""
+    """Draws answers to the questions of each batch.
+
+    Within `reference` the model is the one that `start` is a prompt of: the same, where training
+    moves nothing but the prompt.
+    """
 
     def __init__(
         self,
@@ -76,12 +81,13 @@ class Rollouts:
         *,
         seed: int,
         start: Prompt,
+        reference: Callable[[], AbstractContextManager[Any]] = nullcontext,
         report: Report = quiet,
     ):
         if not isinstance(model, LanguageModel):
             raise ModelError("objective: sampled answers need a causal language model")
         self.model, self.evaluator, self.sampling = model, evaluator, sampling
-        self.train, self.seed, self.start = train, seed, start
+        self.train, self.seed, self.start, self.reference = train, seed, start, reference
         self.engine = Engine(by) if by.engine else None
         self.report, self.warned = report, False
         self.numbers = {id(s.example): i for i, s in enumerate(train)}
@@ -95,8 +101,7 @@ class Rollouts:
             stop=evaluation.stop,
             seed=seed,
         )
-        self.dead = list[Group]()  # of the steps since the last with a group alive
-        self.dead_steps = 0
+        self.dead = dict[str, Any]()  # counts since the last step with a group alive, plain JSON
 
     @torch.no_grad()
     def draw(
@@ -121,7 +126,7 @@ class Rollouts:
         if not alive:
             self._note_dead(groups, step)
         else:
-            self.dead, self.dead_steps = [], 0
+            self.dead = {}
         figures = self._figures(groups, time.perf_counter() - began)
         sequences, differs = self._sequences(prompt, alive)
         self._warn(differs, step)
@@ -160,7 +165,8 @@ class Rollouts:
             old = self._token_logprobs(prompt, sequences)
             extras = [{"old_logprobs": line} for line in old]
             if sampling.kl:
-                start = self._token_logprobs(self.start, sequences)
+                with self.reference():
+                    start = self._token_logprobs(self.start, sequences)
                 for i, (now, then) in enumerate(zip(old, start, strict=True)):
                     rewards[i] -= sampling.kl * (sum(now) - sum(then))
             if self.engine and old:
@@ -248,25 +254,30 @@ class Rollouts:
 
     def _note_dead(self, groups: Sequence[Group], step: int) -> None:
         """Count a step without a group alive; raise `DataError` for the last of several."""
-        self.dead += groups
-        self.dead_steps += 1
-        if self.dead_steps < PATIENCE:
+        answers = [answer for group in groups for answer in group.answers]
+        counts = {
+            "steps": 1,
+            "questions": len(groups),
+            "answers": len(answers),
+            "right": sum(reward > 0 for group in groups for reward in group.rewards),
+            "cut": sum(not answer.ended for answer in answers),
+        }
+        counts = {name: count + self.dead.get(name, 0) for name, count in counts.items()}
+        self.dead = {"begins": answers[0].text[:_SHOWN], **self.dead, **counts}
+        if self.dead["steps"] < PATIENCE:
             return
-        answers = [answer for group in self.dead for answer in group.answers]
-        right = sum(reward > 0 for group in self.dead for reward in group.rewards)
-        cut = sum(not answer.ended for answer in answers)
         advice = (
             "the questions are too easy: take harder ones, or a stricter evaluation.scorer"
-            if right > len(answers) / 2
+            if counts["right"] > counts["answers"] / 2
             else "try more objective.samples, a higher objective.temperature or objective.tries, a "
             "larger objective.max_new_tokens if answers are cut, an easier evaluation.scorer, or "
             "start from rows that were trained on solutions"
         )
         raise DataError(
-            f"step {step + 1}: none of {len(self.dead)} questions in {PATIENCE} steps has answers "
-            f"that differ in their reward ({right} of {len(answers)} are right, {cut} were cut at "
-            f"{self.decoding.max_new_tokens} tokens, one begins {answers[0].text[:_SHOWN]!r}), so "
-            f"there is nothing to learn from; {advice}"
+            f"step {step + 1}: none of {counts['questions']} questions in {PATIENCE} steps has "
+            f"answers that differ in their reward ({counts['right']} of {counts['answers']} are "
+            f"right, {counts['cut']} were cut at {self.decoding.max_new_tokens} tokens, one begins "
+            f"{self.dead['begins']!r}), so there is nothing to learn from; {advice}"
         )
 
     def _figures(self, groups: Sequence[Group], seconds: float) -> dict[str, float]:

@@ -11,13 +11,14 @@ from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt
 
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
 from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import SamplingEngine
@@ -102,13 +103,22 @@ class Training:
         """Steps from one evaluation on dev to the next."""
         return self.evaluate_every or min(self.steps_per_epoch(rows), self.steps_in_all(rows))
 
-    def metric_for(self, objective: Objective, *, choices: bool) -> str:
-        """What decides which rows are best, where the answers are choices or free text."""
+    def metric_for(
+        self, objective: Objective, *, choices: bool, source: str = "answer"
+    ) -> Literal["accuracy", "macro_f1", "log_loss"]:
+        """What decides which rows are best, given where the texts to learn come from.
+
+        Dev examples have bare answers only. How likely one is directly after the question says
+        little about a model that reasons first, so with self-written solutions accuracy decides.
+        With a teacher's answers log-loss does, which feels changes that turn no choice over.
+        """
         if self.metric != "auto":
             return self.metric
+        if source == "teacher":
+            return "log_loss"
         sampling = objective.sampling
         by_reward = sampling is not None and sampling.scored
-        return "accuracy" if choices or by_reward else "log_loss"
+        return "accuracy" if choices or by_reward or source == "self-written" else "log_loss"
 
 
 @final
@@ -124,6 +134,13 @@ class Parts:
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     sampling: SamplingEngine = SamplingEngine()
+
+    def check(self, train: Sequence[TokenSequence]) -> None:
+        """Raise `RecipeError` for an augmentation that can do nothing with these rows."""
+        for i, augmentation in enumerate(self.augmentations):
+            problem = augmentation.problem(train)
+            if problem:
+                raise RecipeError("recipe", [f"augmentations.{i}: {problem}"])
 
 
 @final

@@ -14,10 +14,12 @@ from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer, summarize
 from embedgrad.events import Report, say
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Template
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.demonstrations import LeaveOut
 from embedgrad.training.selection import score_of
 
 
@@ -36,6 +38,14 @@ class Task:
     dev: Sequence[TokenSequence]
     report: Report
     state: Path | None = None
+
+    @property
+    def learned(self) -> Sequence[TokenSequence]:
+        """The training rows, each without the demonstration that is its own."""
+        for augmentation in self.recipe.parts.augmentations:
+            if isinstance(augmentation, LeaveOut):
+                return augmentation.without_own(self.train)
+        return self.train
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""
@@ -150,6 +160,13 @@ def facts_of(
         "dev": score,
         "settings": dict(settings),
     }
+
+
+def question_ids(task: Task, sequence: TokenSequence) -> Ids:
+    """What the model reads of the text prompt before it answers."""
+    ids = task.sequencer.prompt_ids
+    own = ids if sequence.rows is None else tuple(ids[row] for row in sequence.rows)
+    return sequence.plain or sequence.context(own)
 
 
 def question_tokens(sequence: TokenSequence, prompt: int, *, as_text: bool = False) -> int:

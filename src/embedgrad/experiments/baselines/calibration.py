@@ -45,7 +45,7 @@ class Calibration(Method):
 
     def train(self, task: Task, seed: int) -> Trained:
         began = time.perf_counter()
-        logprobs_NC = _logprobs(answer_as_text(task, task.sequencer, task.train).answered)
+        logprobs_NC = _logprobs(answer_as_text(task, task.sequencer, task.learned).answered)
         gold_N = torch.tensor([sequence.gold for sequence in task.train])
         bias_C = self.biases(logprobs_NC, gold_N)
         seconds, trained, score = time.perf_counter() - began, Trained({"bias": bias_C}, {}), None

@@ -25,6 +25,7 @@ from embedgrad.experiments.baselines.base import (
     Task,
     Trained,
     facts_of,
+    question_ids,
     question_tokens,
     why_not_choices,
 )
@@ -69,7 +70,7 @@ class FrozenFeatures(Method):
                 f"{self.name}: all training rows are of one group, and cross-validation needs two; "
                 "give rows of more groups, or leave it out"
             )
-        states_LNF = hidden_states(task, task.train)
+        states_LNF = hidden_states(task, task.learned)
         found: list[tuple[tuple[float, float], int, float]] = []
         for layer, states_NF in enumerate(states_LNF):
             features_NF = (states_NF - states_NF.mean(dim=0)) / deviation(states_NF)
@@ -135,7 +136,7 @@ def hidden_states(
     Layer 0 is the embeddings. The text prompt is read by its plain tokens.
     """
     model, device = task.model, task.model.device
-    lines = [s.plain or s.context(task.sequencer.prompt_ids) for s in sequences]
+    lines = [question_ids(task, s) for s in sequences]
     order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
     states: dict[int, Tensor] = {}
     while len(states) < len(lines):

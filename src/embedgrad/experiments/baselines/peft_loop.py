@@ -1,10 +1,13 @@
 """Training loop for PEFT models, with the same batches as our own loop.
 
+Where the objective trains on answers that the model samples (`reward`), PEFT's weights are trained
+by the same objective on their own answers (`on_policy`). Else they learn the right answers' tokens:
+
     loss = model(input_ids=..., attention_mask=..., labels=...).loss
 
-as in PEFT's documentation: the batch padded on the right, labels on the answer only, AdamW, the
-gradient clipped at norm 1 as in `transformers.Trainer`. Schedule, order of examples, evaluations on
-dev and the choice of the best are the recipe's.
+as in PEFT's documentation: the batch padded on the right, labels on the answer only. Both ways:
+AdamW, the gradient clipped at norm 1 as in `transformers.Trainer`. Schedule, order of examples,
+evaluations on dev and the choice of the best are the recipe's.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -27,6 +31,7 @@ from torch import Tensor
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.events import say
 from embedgrad.experiments.baselines.base import Method, Task, Trained
+from embedgrad.experiments.baselines.on_policy import OnPolicy
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
@@ -61,6 +66,18 @@ class Padded:
         return cls(ids.to(device), mask.to(device), labels.to(device))
 
 
+def samples_answers(recipe: Recipe) -> bool:
+    """Whether the objective trains on answers that the model samples."""
+    return recipe.parts.objective.sampling is not None
+
+
+def learns(recipe: Recipe) -> dict[str, str]:
+    """For the results, what PEFT's weights learn from, if not from the right answers."""
+    if samples_answers(recipe):
+        return {"learns": "its own answers, by the recipe's objective"}
+    return {"learns": "the teacher's answers, not its probabilities"} if recipe.teacher else {}
+
+
 class PeftMethod(Method):
     """A method of the PEFT library."""
 
@@ -80,6 +97,18 @@ class PeftMethod(Method):
     @abstractmethod
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         """A row as this method's model reads it."""
+
+    @abstractmethod
+    def question(self, task: Task, sequence: TokenSequence) -> TokenSequence:
+        """A row as this method's model reads it before it answers, without a prefix."""
+
+    @abstractmethod
+    def rows(self, task: Task, model: Any) -> Tensor:
+        """The rows [P, D] that the question's places for rows take, with their graph."""
+
+    def reference(self, model: Any) -> AbstractContextManager[Any]:
+        """Within it, the model computes as before training, but for its prompt's rows."""
+        return nullcontext()
 
     @abstractmethod
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
@@ -115,6 +144,11 @@ class PeftMethod(Method):
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
         best = Best(task.metric, {}, rows=len(task.dev))
         kept, ended, step = self.copy_trained(model), "finished", 0
+        learned, policy = task.learned, None
+        if samples_answers(recipe):
+            questions = [self.question(task, sequence) for sequence in task.train]
+            rows, reference = partial(self.rows, task, model), partial(self.reference, model)
+            policy = OnPolicy(task, seed, leaves, rows, questions, reference)
         plan, before, saved = {"total": total, "every": every}, 0.0, task.load_checkpoint()
         if saved is not None:
             with torch.no_grad():
@@ -125,6 +159,8 @@ class PeftMethod(Method):
             kept = {name.removeprefix("kept."): saved.theta[name] for name in of_best}
             best = Best(task.metric, {}, saved.best_step, saved.history, len(task.dev))
             step, before = saved.step, saved.seconds
+            if policy is not None:
+                policy.rollouts.dead = saved.dead
 
         def evaluate() -> None:
             nonlocal kept
@@ -144,17 +180,28 @@ class PeftMethod(Method):
             torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))
             for group in optimizer.param_groups:
                 group["lr"] = rate * recipe.parts.schedule.factor(step, total)
-            lines = [self.line(task, task.train[i]) for i in batch]
-            model.train()
-            loss = self._gradients(task, model, lines, training.accumulate)
-            norm = torch.nn.utils.clip_grad_norm_(leaves, LONGEST_GRADIENT).item()
+            loss, norm, figures = 0.0, 0.0, dict[str, float]()
+            if policy is None:
+                lines = [self.line(task, learned[i]) for i in batch]
+                model.train()
+                gradients = partial(self._gradients, task, model, lines, training.accumulate)
+                examples, updates = len(batch), 1
+            else:
+                answers, figures = policy.draw(batch, step)
+                gradients = partial(policy.gradients, answers, training.accumulate)
+                examples, updates = len(answers), policy.updates if answers else 0
+            for _ in range(updates):
+                loss = gradients()
+                norm = torch.nn.utils.clip_grad_norm_(leaves, LONGEST_GRADIENT).item()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    break
+                optimizer.step()
+                optimizer.zero_grad()
             model.eval()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 ended, where = "diverged", f"{self.name}, seed {seed}, step {step + 1}"
                 say(task.report, [f"{where}: the loss is {loss}; stopped, the best so far is kept"])
                 break
-            optimizer.step()
-            optimizer.zero_grad()
             step += 1
             task.report(
                 {
@@ -165,8 +212,9 @@ class PeftMethod(Method):
                     "gradient_norm": norm,
                     "learning_rate": optimizer.param_groups[0]["lr"],
                     **self.distances(task, model),
-                    "examples": len(batch),
+                    "examples": examples,
                     "seconds": time.perf_counter() - since,
+                    **figures,
                     **task.model.prefix_cache.progress,
                 }
             )
@@ -175,8 +223,10 @@ class PeftMethod(Method):
                 seconds = before + time.perf_counter() - began
                 theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
                 theta |= {f"kept.{name}": value for name, value in kept.items()}
-                state = optimizer.state_dict()
-                task.keep(Checkpoint(step, theta, state, {}, [], best.step, best.history, seconds))
+                state = Checkpoint(step, theta, optimizer.state_dict(), {}, seconds=seconds)
+                state.best_step, state.history = best.step, best.history
+                state.dead = {} if policy is None else policy.rollouts.dead
+                task.keep(state)
                 if best.stops_early(training.patience):
                     ended = "patience"
                     break
@@ -192,7 +242,12 @@ class PeftMethod(Method):
                 "dev": best.score if best.history else None,
                 "history": best.history,
                 "ended": ended,
-                "settings": {"learning_rate": rate, "steps": step, **self.settings(recipe)},
+                "settings": {
+                    "learning_rate": rate,
+                    "steps": step,
+                    **learns(recipe),
+                    **self.settings(recipe),
+                },
             },
         )
 

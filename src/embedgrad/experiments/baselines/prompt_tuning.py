@@ -68,6 +68,13 @@ class PeftPrompt(PeftMethod):
     def line(self, task: Task, sequence: TokenSequence) -> Line:
         return sequence.prefix + sequence.suffix, sequence.targets[sequence.gold]
 
+    def question(self, task: Task, sequence: TokenSequence) -> TokenSequence:
+        return prompt_first(sequence)
+
+    def rows(self, task: Task, model: Any) -> Tensor:
+        rows: Tensor = model.get_prompt(batch_size=1)[0].float()
+        return rows
+
     def dev_answers(self, task: Task, model: Any) -> list[ScoredAnswer]:
         rows = [prompt_first(sequence) for sequence in task.dev]
         return task.evaluator().score(rows_of(model), rows)

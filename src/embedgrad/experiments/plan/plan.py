@@ -142,11 +142,13 @@ def plan(
         problems.add([str(error)])
         return values
     fixed["tokenize"] = time.time() - began
-    if model is not None and recipe.place != AUTO:  # which leaves out a place of other words
-        try:
+    try:
+        if train and not (writes or recipe.teacher):  # else what is trained on is not written yet
+            recipe.parts.check(train)
+        if model is not None and recipe.place != AUTO:  # which leaves out a place of other words
             read_warm_start(recipe, model, sequencer)
-        except EmbedgradError as error:
-            problems.add([str(error)])
+    except EmbedgradError as error:
+        problems.add([str(error)])
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
     asked = train
     sampling, choices = recipe.parts.objective.sampling, recipe.target.choices

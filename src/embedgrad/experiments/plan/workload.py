@@ -147,7 +147,8 @@ def count(
         effort["sampling", "answers"] = answers * steps / epoch
         effort["sampling", "scoring"] = scored * steps / epoch
     updates = 1 if sampling is None else sampling.updates
-    effort["steps", "steps"] = step_tokens * steps * updates
+    gradients = updates * recipe.parts.optimizer.gradients
+    effort["steps", "steps"] = step_tokens * steps * gradients
     effort["prefixes", "prefixes"] = build(trained, steps / epoch)
     effort["prefixes", "prefixes"] += build(splits.dev, evaluations * reads)
     effort["test", "prefixes"] = build(splits.test, 2 * reads)

@@ -16,8 +16,18 @@ class Augmentation(ABC):
     the model reads, and leaves the labels in `targets` as they are.
     """
 
+    def problem(self, train: Sequence[TokenSequence]) -> str | None:
+        """Why it can do nothing with these rows, and what to change; asked before training."""
+        return None
+
     @abstractmethod
     def __call__(
-        self, batch: Sequence[TokenSequence], *, seed: int, step: int, total: int
+        self,
+        batch: Sequence[TokenSequence],
+        *,
+        seed: int,
+        step: int,
+        total: int,
+        vocabulary: int,
     ) -> list[TokenSequence]:
-        """The batch for a step, counted from 0, of `total` steps."""
+        """The batch for a step, counted from 0, of `total` steps; ids are below `vocabulary`."""

@@ -14,6 +14,11 @@ class Optimizer(ABC):
 
     learning_rate: float
 
+    @property
+    def gradients(self) -> int:
+        """How many gradients a step takes: how often it calls its closure."""
+        return 1
+
     @abstractmethod
     def build(self, theta: Sequence[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer over these leaves."""

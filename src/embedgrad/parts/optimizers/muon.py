@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers.base import Optimizer
 
 
@@ -30,6 +31,12 @@ class Muon(Optimizer):
     """Memory of the gradient's mean."""
 
     def build(self, theta: Sequence[Tensor]) -> torch.optim.Optimizer:
+        other = next((list(tensor.shape) for tensor in theta if tensor.ndim != 2), None)
+        if other is not None:
+            raise RecipeError(
+                "optimizer",
+                [f"muon steps matrices, but the parameterization trains {other}; take adamw"],
+            )
         return torch.optim.Muon(
             list(theta),
             lr=self.learning_rate,

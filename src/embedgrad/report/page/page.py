@@ -37,7 +37,7 @@ from embedgrad.report.page.facts import (
 )
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
-from embedgrad.report.page.safe_text import readable
+from embedgrad.report.page.safe_text import readable, without_home
 from embedgrad.report.terminal.continual_table import rows_of
 from embedgrad.report.terminal.tables import verdict_word
 
@@ -115,7 +115,7 @@ def run_page(
         page.part("interpolation", lambda: interpolation() if run.interpolation else None),
         page.part("reliability", lambda: reliability() if sure else None),
         "</div>",
-        page.part("provenance", lambda: {"provenance": origin, "recipe": run.recipe}),
+        page.part("provenance", lambda: without_home({"provenance": origin, "recipe": run.recipe})),
     ]
     return page.with_rows(
         name,
@@ -162,7 +162,7 @@ def comparison_page(
         ),
         "</div>",
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
-        page.part("provenance", lambda: {"provenance": facts, "recipe": recipe}),
+        page.part("provenance", lambda: without_home({"provenance": facts, "recipe": recipe})),
     ]
     top = page.render("comparison_top", {"name": name, "methods": methods})
     about = page.value("subject", lambda: subject(results), TEXT)

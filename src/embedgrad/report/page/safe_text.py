@@ -1,8 +1,9 @@
-"""Escape unprintable and bidi characters; JSON for `<script>`."""
+"""Safe text for a page: escapes, JSON for `<script>`, no home directory."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from bisect import bisect_right
@@ -23,6 +24,18 @@ def readable(text: str) -> str:
     every width, and the joiners that scripts and emoji are written with.
     """
     return _UNSURE.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def without_home(value: Any) -> Any:
+    """A text with ~ for the user's home directory; the same for the texts in lists and objects."""
+    if isinstance(value, dict):
+        return {name: without_home(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_home(inner) for inner in value]
+    home = os.path.expanduser("~")
+    if not isinstance(value, str) or home in ("~", os.path.dirname(home)):
+        return value
+    return re.sub(rf"(?<![\w./~-]){re.escape(home)}(?![\w.-])", "~", value)
 
 
 def script_json(value: Any) -> str:

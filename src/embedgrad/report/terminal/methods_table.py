@@ -129,6 +129,14 @@ def _sentences(results: Entry) -> list[str]:
                     f"{name} {with_interval(s['accuracy'], s['interval'])}" for name, s in sampled
                 )
             )
+        learned: dict[str, list[str]] = {}
+        for row in results["rows"]:
+            if said := row["settings"].get("learns"):
+                learned.setdefault(said, []).append(row["method"])
+        lines += [
+            f"{', '.join(dict.fromkeys(names))}: trained on {said}"
+            for said, names in learned.items()
+        ]
         names = [entry["method"] for entry in results["methods"]]
         firsts = [n for n in names if n.startswith("peft-") and n != "peft-lora"]
         if firsts:

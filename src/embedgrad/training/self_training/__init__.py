@@ -8,7 +8,6 @@ from embedgrad.training.self_training.settings import (
     refuse_inside,
     source_of,
     source_problems,
-    training_for,
 )
 from embedgrad.training.self_training.store import SampledQuestion, Store
 
@@ -20,5 +19,4 @@ __all__ = [
     "source_of",
     "source_problems",
     "training_examples",
-    "training_for",
 ]

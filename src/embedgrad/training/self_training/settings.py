@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, final
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le
 
@@ -13,7 +13,6 @@ from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, RunError
 from embedgrad.parts.scorers import Scorer
 from embedgrad.prompt.sequence import Target
-from embedgrad.training.settings import Training
 
 # Ends of a worked solution; a scorer that finds an answer there accepts worked solutions.
 _ENDINGS = ("So the answer is {}.", r"So it is \boxed{{{}}}", "It follows.\n#### {}")
@@ -101,16 +100,3 @@ def source_of(
     if problems:
         raise DataError("; ".join(problems))
     return solutions.source
-
-
-def training_for(training: Training, source: str) -> Training:
-    """Choose the metric that fits the source, where it is "auto".
-
-    Dev examples have bare answers only. How likely one is directly after the question says little
-    about a model that reasons first, so with self-written solutions accuracy decides. With a
-    teacher's answers log-loss does, which feels changes that turn no choice over.
-    """
-    fitting = {"self-written": "accuracy", "teacher": "log_loss"}
-    if training.metric != "auto" or source not in fitting:
-        return training
-    return replace(training, metric=cast(Any, fitting[source]))
