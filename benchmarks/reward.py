@@ -58,6 +58,7 @@ def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
             "train": str(folder / "train.jsonl"),
             "dev": str(folder / "dev.jsonl"),
             "answer": "answer",
+            "test_share": 0,
         },
         "template": {"user": USER},
         "evaluation": {"scorer": "number", "max_new_tokens": 64},
@@ -69,6 +70,7 @@ def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
         values["optimizer"] = {"learning_rate": 0.03}
         return eg.Recipe.from_dict(values)
     values["objective"] = {"name": "reward", "tries": 2, "random": stage == "random-reward"}
+    values["optimizer"] = {"learning_rate": 0.01}
     values["trust_region"] = {"radius": 0.6}  # the start is at the edge of the default one
     values["training"] = {
         "steps": steps,

@@ -273,6 +273,7 @@ def _about(path: Path) -> str:
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "objective": lambda root, up, _: measured.objectives(root, up),
+    "fairness": lambda root, up, _: measured.fairness(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),

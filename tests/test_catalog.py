@@ -108,6 +108,7 @@ def test_the_text_shows_how_a_part_is_written(kind: str) -> None:
         written: dict[str, Any] = {
             "scorer": f"{section.replace('] ', ']@')} {one}".replace("@", "\n"),
         }
-        toml = written.get(kind, f'{section}\nname = "{name}"')
+        rest = "".join(f'\n{o["name"]} = "x"' for o in options if o["default"] == "required")
+        toml = written.get(kind, f'{section}\nname = "{name}"{rest}')
         teacher = {"teacher": {"prompt": "run"}} if name == "distill" else {}
         Recipe.from_dict(changed(**tomllib.loads(toml), **teacher))

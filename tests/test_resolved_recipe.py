@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
+from embedgrad.parts.objectives import OWA
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
@@ -132,8 +133,14 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
     return st.builds(cls, **{n: given[n] if n in given else of_type(hints[n]) for n in names})
 
 
+# Options that must fit each other.
+OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
+    OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()}
+}
+
+
 def parts(kind: str) -> st.SearchStrategy[Any]:
-    return st.one_of([instances(cls) for cls in KINDS[kind].values()])
+    return st.one_of([instances(cls, **OF_PARTS.get(cls, {})) for cls in KINDS[kind].values()])
 
 
 SHARES = st.floats(0, 0.49)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedgrad.errors import EmbedgradError
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.objectives import OBJECTIVES, CrossEntropy, Distill, Objective
+from embedgrad.parts.objectives import OBJECTIVES, OWA, CrossEntropy, Distill, Objective
 from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.training.loss import Loss
@@ -33,6 +33,8 @@ ALL = {
     **OBJECTIVES,
     **SEAM_OBJECTIVES,
     "distill-reverse": functools.partial(Distill, direction="reverse"),
+    "owa": functools.partial(OWA, "third"),
+    "owa-worst": functools.partial(OWA, "third", weights="worst", smoothing=0.0),
 }
 
 
@@ -43,7 +45,16 @@ def objective(request: pytest.FixtureRequest) -> Objective:
 
 @pytest.fixture(params=sorted(TARGETS))
 def made(request: pytest.FixtureRequest) -> Kit:
-    return with_teacher(kit(target=TARGETS[request.param], rows=6, tie=False))
+    return in_thirds(with_teacher(kit(target=TARGETS[request.param], rows=6, tie=False)))
+
+
+def in_thirds(made: Kit) -> Kit:
+    """The kit with a column of groups, for the objectives that compare them."""
+    sequences = [
+        dataclasses.replace(s, example=s.example.with_extra(third=str(i % 3)))
+        for i, s in enumerate(made.sequences)
+    ]
+    return dataclasses.replace(made, sequences=sequences)
 
 
 def with_teacher(made: Kit) -> Kit:
@@ -137,7 +148,8 @@ def test_a_smaller_loss_is_a_likelier_answer(objective: Objective, made: Kit) ->
 def test_rows_with_fewer_choices_stay_finite(objective: Objective) -> None:
     made = kit(target=LONG, rows=2, tie=False)
     fewer = dataclasses.replace(made.sequences[0], targets=made.sequences[0].targets[:2])
-    made = with_teacher(dataclasses.replace(made, sequences=[fewer, made.sequences[1]]))
+    both = dataclasses.replace(made, sequences=[fewer, made.sequences[1]])
+    made = in_thirds(with_teacher(both))
     rows = noisy(made.start).requires_grad_(True)
     losses = losses_of(objective, made, rows, made.sequences)
     (gradient,) = torch.autograd.grad(losses.sum(), rows)

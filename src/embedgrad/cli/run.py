@@ -93,6 +93,7 @@ def evaluate(
     from embedgrad.data.splits import NAMES
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
+    from embedgrad.evaluation.per_group import compare_groups
     from embedgrad.events import say
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
@@ -112,7 +113,8 @@ def evaluate(
             say(progress, [f"{in_view}: these are scored with their own answers in view"])
         comparison = score(opened.evaluator, opened.prompt, sequences, progress)
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
-    result = {**comparison.as_dict(), "split": split, "changed": rows}
+    groups = compare_groups(opened.recipe.group_column, examples, comparison)
+    result = {**comparison.as_dict(), **groups, "split": split, "changed": rows}
     print_values(result, as_json, show_result)
     if require_gain:
         _refuse_no_gain(result)

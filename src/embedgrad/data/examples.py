@@ -47,6 +47,16 @@ class Example:
         """What the model is to write: the solution, or the answer where there is none."""
         return self.answer if self.solution is None else self.solution
 
+    def group_in(self, column: str) -> str:
+        """The text of a column's cell, by which examples are compared. Raises `DataError`."""
+        cell = self.extra.get(column, self.columns.get(column))
+        text = cell_text(cell)
+        if text is None or not text.strip():
+            held = "no value" if cell is None or text is not None else f"a {type(cell).__name__}"
+            problem = f"column {column!r} holds {held}; expected the name of a group"
+            raise data_error(self.source, problem)
+        return text
+
     def with_extra(self, **values: Any) -> Example:
         """The same with further entries of `extra`, for an objective that reads them."""
         return replace(self, extra={**self.extra, **values})
@@ -98,6 +108,7 @@ def examples_from(
     group: str | None = None,
     task: str | None = None,
     extra: Sequence[str] = (),
+    compared: str | None = None,
     teacher: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
 ) -> list[Example]:
@@ -106,8 +117,8 @@ def examples_from(
     `columns` are those that the template uses. `labels` maps raw answers, as text, to the text of
     a choice; without `choices` the mapped texts are the choices. `solution` is the column with
     what the model is trained to write, if that is more than the answer, or a text with `{columns}`.
-    `extra` names columns whose cells, of any kind, go to the objective, `teacher` those of a
-    teacher's template. `where` keeps the rows
+    `extra` names columns whose cells, of any kind, go to the objective, `compared` the one by which
+    scores are reported, `teacher` those of a teacher's template. `where` keeps the rows
     whose columns have these texts. Raises DataError for a column that is missing, a needed cell
     that is empty or (but for `extra`) no scalar, an answer that is not among the choices, and a
     `where` that keeps nothing.
@@ -116,7 +127,7 @@ def examples_from(
     needed += [("the teacher's template", name) for name in teacher]
     written = solution_pieces(solution) if solution is not None else ()
     needed += [("solution", piece.text) for piece in written if piece.kind == "column"]
-    single = {"answer": answer, "group": group, "task": task}
+    single = {"answer": answer, "group": group, "task": task, "evaluation.group": compared}
     needed += [(role, name) for role, name in single.items() if name is not None]
     unchecked = [("where", name) for name in where or ()]
     unchecked += [("the objective", name) for name in extra]

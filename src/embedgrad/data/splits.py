@@ -52,6 +52,7 @@ def read_splits(
     group: str | None = None,
     task: str | None = None,
     extra: Sequence[str] = (),
+    compared: str | None = None,
     teacher: Sequence[str] = (),
     labelled: bool = True,
     where: Mapping[str, str] | None = None,
@@ -73,7 +74,7 @@ def read_splits(
     """
 
     written = solution_pieces(solution) if solution is not None else ()
-    single = [name for name in (answer, group, task) if name is not None]
+    single = [name for name in (answer, group, task, compared) if name is not None]
     of_solution = [piece.text for piece in written if piece.kind == "column"]
     used = {*columns, *of_solution, *single, *extra, *teacher, *(where or ())}
     notes: dict[str, None] = {}
@@ -112,6 +113,7 @@ def read_splits(
             group=group,
             task=task,
             extra=extra,
+            compared=compared,
             teacher=teacher,
             where=where,
         )

@@ -42,11 +42,10 @@ class ScoredAnswer:
     `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
     did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
     in nats: per choice for choices (over a teacher's shares where it has said them), else per token
-    of the answer. `probabilities` are those of the
-    choices among themselves, or None for free text. `reply` is what the model writes to a row with
-    choices by itself, decoded greedily, where it was asked. `answer_loss` is in nats per token of
-    the right choice, among all that the model could write. `samples` are further answers, sampled,
-    with their `sample_scores`.
+    of the answer. `probabilities` are those of the choices among themselves, or None for free text.
+    `reply` is what the model writes to a row with choices by itself, decoded greedily, where it was
+    asked. `answer_loss` is in nats per token of the right choice, among all that the model could
+    write. `samples` are further answers, sampled, with their `sample_scores`.
     """
 
     source: str
@@ -141,6 +140,8 @@ class Evaluation:
     """Sampled answers to each test row, scored beside the greedy one (Avg@k); free text only."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """What logits are divided by for these."""
+    group: str | None = None
+    """A column by whose values scores are also given apart; unset: that of an objective."""
 
     def __post_init__(self) -> None:
         check_stop(self.stop, "evaluation.stop")

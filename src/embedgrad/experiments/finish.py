@@ -13,6 +13,7 @@ from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
+from embedgrad.evaluation.per_group import GroupComparison, compare_groups
 from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.events import Report
 from embedgrad.experiments.agreement import Agreement, agree
@@ -55,6 +56,7 @@ class RunResult(TypedDict):
     teacher: NotRequired[Agreement]
     continual: NotRequired[Continual]
     difference: NotRequired[Difference]
+    groups: NotRequired[GroupComparison]
     test_rows: NotRequired[int]
     drift: dict[str, float]
     cosine: dict[str, float]
@@ -115,7 +117,8 @@ def finish(
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
         try:
             comparison = evaluate(evaluator, prompt, test, report)
-            scores = finite(comparison.as_dict())
+            groups = compare_groups(recipe.group_column, ready.splits.test, comparison)
+            scores = finite({**comparison.as_dict(), **groups})
             result = {**scores, **result}
             if ready.teacher:
                 result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,10 @@ def make_folder(out: Path) -> None:
 def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     """What a training depends on besides its recipe, and a resumed one must find again."""
     splits = sources(recipe, ready.splits)
+    groups = {}
+    if column := recipe.parts.objective.group_column:
+        names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
+        groups["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
     return {
         "date": ready.sequencer.renderer.date.isoformat(),
         "model": {
@@ -56,6 +61,7 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
         },
         "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
         "solutions": {"kept": ready.solutions.get("kept")},
+        **groups,
     }
 
 

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -199,11 +200,9 @@ def _describe_type(annotation: object) -> str:
     """`Annotated[int, Gt(0)] | None` reads as "int > 0 or none"."""
     text = str(annotation).replace(" | None", " or none")
     text = text.replace("Mapping[str, ", "table[").replace("tuple[str, ...]", "list[str]")
-    text = text.replace("tuple[int, ...]", "list[int]")
+    text = re.sub(r"tuple\[(int|float), \.\.\.\]", r"list[\1]", text)
     for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
         text = text.replace(f"{name}(", f"{sign} ")
     if text.startswith("Annotated["):
         text = text.removeprefix("Annotated[").replace(")", "").replace("]", "").replace(",", "")
-    if text.startswith("Literal["):
-        text = text.removeprefix("Literal[").removesuffix("]").replace(", ", " | ")
-    return text
+    return re.sub(r"Literal\[(.*?)\]", lambda names: names[1].replace(", ", " | "), text)

@@ -229,8 +229,9 @@ def read_data(
     with_solutions = recipe.solutions.source in ("auto", "column")
     refined = refined or teaching_prompt(recipe)
     taught = refined.template if refined else recipe.teacher and recipe.teacher.template
+    objective = recipe.parts.objective
     try:
-        return read_splits(
+        splits = read_splits(
             data.train,
             data.dev,
             data.test,
@@ -241,9 +242,10 @@ def read_data(
             solution=data.solution if with_solutions else None,
             group=data.group,
             task=data.task,
-            extra=recipe.parts.objective.columns,
+            extra=objective.columns,
+            compared=recipe.evaluation.group,
             teacher=taught.columns if taught else (),
-            labelled=recipe.parts.objective.needs_labels,
+            labelled=objective.needs_labels,
             where=data.where,
             dev_share=data.dev_share,
             test_share=data.test_share,
@@ -258,6 +260,14 @@ def read_data(
         if not gone or error.about != "missing file":
             raise
         raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
+    try:
+        if splits.train:
+            objective.check(splits.train, splits.dev)
+    except DataError as error:
+        if problems is None:
+            raise
+        problems.add([str(error)])
+    return splits
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:

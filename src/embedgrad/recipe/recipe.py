@@ -70,6 +70,11 @@ class Recipe:
     merges: str = "report"
     place: str | None = None
 
+    @property
+    def group_column(self) -> str | None:
+        """The column by whose values scores are also given apart, if any."""
+        return self.evaluation.group or self.parts.objective.group_column
+
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Read a TOML file; overrides look like "training.epochs=2". Raises `RecipeError`.

@@ -34,7 +34,8 @@ class Checkpoint:
     dev at `best_step`, `best_theta` its theta, `history` the dev scores in order, and `seconds` the
     training time so far.
     `made_from` holds plain JSON values that must be the same when a run resumes, such as digests;
-    `dead` counts what was sampled in the last steps, if there was nothing to learn from it.
+    `dead` counts what was sampled in the last steps, if there was nothing to learn from it, and
+    `objective` is what the objective remembers.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
@@ -50,12 +51,14 @@ class Checkpoint:
     made_from: dict[str, Any] = field(default_factory=dict)
     best_theta: dict[str, Tensor] = field(default_factory=dict)
     dead: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"best_theta.{name}": value for name, value in self.best_theta.items()}
+        tensors |= {f"objective.{name}": value for name, value in self.objective.items()}
         for i, state in enumerate(self.transforms):
             tensors |= {f"transforms.{i}.{name}": value for name, value in state.items()}
         numbers: dict[str, dict[str, Any]] = {}
@@ -116,6 +119,7 @@ class Checkpoint:
                 "optimizer": {"state": optimizer, "param_groups": groups},
                 "best": _below(tensors, "best."),
                 "best_theta": _below(tensors, "best_theta."),
+                "objective": _below(tensors, "objective."),
                 "transforms": [states.get(i, {}) for i in range(values["transforms"])],
             }
             return TypeAdapter(cls).validate_python(values)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -84,7 +84,9 @@ class Loop:
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
         self.transforms = [transform.init(self.origin) for transform in parts.transforms]
+        self.memory = dict[str, Tensor]()  # of the objective
         self.units = training.units([s.example.group for s in train])
+        self.strata = training.strata(self.units, train, parts.objective.balance_by)
         self.steps_per_epoch = training.steps_per_epoch(len(self.units))
         self.total = training.steps_in_all(len(self.units))
         self.every = training.steps_between_evaluations(len(self.units))
@@ -93,11 +95,9 @@ class Loop:
         self.rollouts: Rollouts | None = None
         if sampling is not None:
             own = (model, self.evaluator, train, sampling, parts.sampling)
-            self.rollouts = Rollouts(
-                *own, seed=training.seed, start=self.start_prompt, report=report
-            )
-        choices = bool(sequencer.target.choices)
-        metric = training.metric_for(parts.objective, choices=choices)
+            first = self.start_prompt
+            self.rollouts = Rollouts(*own, seed=training.seed, start=first, report=report)
+        metric = training.metric_for(parts.objective, choices=bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.best_theta = self._theta_copy()
         self.proven = self.start_prompt  # the last whose loss was finite
@@ -133,22 +133,23 @@ class Loop:
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
             self._note_theta()
-        seconds = self._seconds()
-        self.report({"event": "end", "ended": ended, "steps": self.step, "seconds": seconds})
+        end = {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
+        self.report(end)
         return ended, failure
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
         if checkpoint is not None:
             self._restore(checkpoint)
+        else:
+            self.memory = self.parts.objective.init(self.train, self.loss.measured(self.theta))
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
                 ([s.prefix for s in self.train], left / self.steps_per_epoch),
                 ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
             )
-        keeps_start = any(transform.keeps_start for transform in self.parts.transforms)
-        if self.dev and new and not (keeps_start and warm_start is not None):
+        if self.dev and new and not (warm_start and self.parts.keeps_start):
             self._evaluate()
         if checkpoint is None and warm_start is not None:
             rows = {
@@ -199,6 +200,7 @@ class Loop:
             theta=self._theta_copy(),
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
             transforms=copy.deepcopy(self.transforms),
+            objective=dict(self.memory),
             best={name: rows.clone() for name, rows in self.best.prompt.items()},
             best_theta=self.best_theta,
             best_step=self.best.step,
@@ -225,7 +227,7 @@ class Loop:
         best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
         history = list(checkpoint.history)
         self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
-        self.best_theta = checkpoint.best_theta
+        self.best_theta, self.memory = checkpoint.best_theta, dict(checkpoint.objective)
         self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
         if self.rollouts is not None:
             self.rollouts.dead = checkpoint.dead
@@ -233,7 +235,7 @@ class Loop:
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
         for epoch in range(math.ceil(self.total / self.steps_per_epoch)):
-            batches = self.training.epoch_batches(self.units, epoch)
+            batches = self.training.epoch_batches(self.units, epoch, self.strata)
             for i, batch in enumerate(batches):
                 step = epoch * self.steps_per_epoch + i
                 if not first <= step < self.total:
@@ -260,7 +262,7 @@ class Loop:
             if any(not torch.equal(value, old[name]) for name, value in self.theta.items()):
                 self._into_region()  # the optimizer asks for the gradient of another point
             loss, gradients, losses_B, outcome = self.loss.gradient(
-                self.theta, batch, self.training.accumulate
+                self.theta, batch, self.training.accumulate, self.memory
             )
             norm = math.sqrt(sum(g.pow(2).sum().item() for g in gradients.values()))
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -284,6 +286,7 @@ class Loop:
             group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
         loss = float(self.optimizer.step(closure))
         assert context is not None, "the optimizer did not call its closure"
+        self.memory = parts.objective.update(self.memory, context.losses_B, context.outcome)
         with torch.no_grad():
             theta = self._theta_copy()
             for i, transform in enumerate(parts.transforms):
@@ -349,9 +352,7 @@ class Loop:
     def _report_step(
         self, loss: float, norm: float, examples: int, seconds: float, figures: dict[str, float]
     ) -> None:
-        cache: dict[str, Any] = {}
-        if self.language_model is not None:
-            cache = self.language_model.prefix_cache.progress
+        cache = {} if self.language_model is None else self.language_model.prefix_cache.progress
         self.report(
             {
                 "event": "step",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.objectives import Objective
+from embedgrad.parts.objectives import Objective, State
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms import Gradients
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -47,6 +48,15 @@ class Loss:
     def __call__(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
         return self.parts.objective.losses(self.outcome(theta, batch))
 
+    def measured(self, theta: Theta) -> Callable[[Sequence[TokenSequence]], Tensor]:
+        """A function that gives the losses of examples, shape [B], without a graph."""
+
+        @torch.no_grad()
+        def losses(batch: Sequence[TokenSequence]) -> Tensor:
+            return self(theta, batch)
+
+        return losses
+
     def outcome(self, theta: Theta, batch: Sequence[TokenSequence]) -> Outcome:
         """What the model says of the batch with the prompt of theta."""
         prompt = self.parts.parameterization.prompt(theta, self.start)
@@ -72,9 +82,15 @@ class Loss:
         )
 
     def gradient(
-        self, theta: Theta, batch: Sequence[TokenSequence], accumulate: int = 1
+        self,
+        theta: Theta,
+        batch: Sequence[TokenSequence],
+        accumulate: int = 1,
+        state: State | None = None,
     ) -> Gradient:
         """The objective and its gradient, with the graph of one of `accumulate` parts at a time.
+
+        `state` is what the objective remembers; None: nothing.
 
         The gradient does not depend on the parts, for any objective:
 
@@ -83,6 +99,7 @@ class Loss:
         The weights w need all losses first, which takes a pass without a graph, but for a mean.
         """
         objective, leaves = self.parts.objective, list(theta.values())
+        reduce = partial(objective.reduce_with, state or {})
         size = math.ceil(len(batch) / accumulate)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         weights_B: Tensor | None = None
@@ -90,7 +107,7 @@ class Loss:
             with torch.no_grad():
                 outcomes = [self.outcome(theta, part) for part in parts]
                 losses_B = torch.cat([objective.losses(outcome) for outcome in outcomes])
-            loss = objective.reduce(losses_B.requires_grad_(True), join_outcomes(outcomes))
+            loss = reduce(losses_B.requires_grad_(True), join_outcomes(outcomes))
             (weights_B,) = torch.autograd.grad(loss, losses_B)
         sums = [torch.zeros_like(leaf) for leaf in leaves]
         outcomes, losses = [], []
@@ -98,7 +115,7 @@ class Loss:
             outcome = self.outcome(theta, part)
             losses_B = objective.losses(outcome)
             if len(parts) == 1:
-                share = objective.reduce(losses_B, join_outcomes([outcome]))
+                share = reduce(losses_B, join_outcomes([outcome]))
             elif weights_B is None:
                 share = losses_B.mean() * (len(part) / len(batch))
             else:
@@ -110,7 +127,7 @@ class Loss:
             outcomes.append(outcome)
             losses.append(losses_B.detach())
         outcome, losses_B = join_outcomes(outcomes), torch.cat(losses)
-        loss = objective.reduce(losses_B, outcome)
+        loss = reduce(losses_B, outcome)
         return Gradient(loss.item(), dict(zip(theta, sums, strict=True)), losses_B, outcome)
 
 

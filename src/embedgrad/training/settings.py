@@ -72,23 +72,63 @@ class Training:
             units.setdefault(group, []).append(i)
         return list(units.values())
 
-    def epoch_batches(self, units: Sequence[Sequence[int]], epoch: int) -> list[list[int]]:
-        """The batches of an epoch as indices of examples; the last one may be smaller."""
-        order, size = self.epoch_order(len(units), epoch), self.batch_size
+    def strata(
+        self, units: Sequence[Sequence[int]], train: Sequence[TokenSequence], column: str | None
+    ) -> list[list[int]]:
+        """Indices of the units by the value that their first example has in a column.
+
+        One stratum of all where there is no column, or a batch holds all units anyway.
+        """
+        if column is None or len(units) <= self.batch_size:
+            return [list(range(len(units)))]
+        strata: dict[str, list[int]] = {}
+        for i, unit in enumerate(units):
+            strata.setdefault(train[unit[0]].example.group_in(column), []).append(i)
+        return list(strata.values())
+
+    def epoch_batches(
+        self, units: Sequence[Sequence[int]], epoch: int, strata: Sequence[Sequence[int]] = ()
+    ) -> list[list[int]]:
+        """The batches of an epoch as indices of examples; the last one may be smaller.
+
+        Of several `strata` every batch takes equally many units, or one more of some, and small
+        ones begin again before large ones are through.
+        """
+        size = self.batch_size
+        if len(strata) > 1:
+            order = self._balanced_order(len(units), epoch, strata)
+        else:
+            order = self.epoch_order(len(units), epoch)
         return [
             [i for unit in order[start : start + size] for i in units[unit]]
             for start in range(0, len(order), size)
         ]
 
-    def batches(self, units: Sequence[Sequence[int]], steps: int) -> Iterator[list[int]]:
+    def batches(
+        self, units: Sequence[Sequence[int]], steps: int, strata: Sequence[Sequence[int]] = ()
+    ) -> Iterator[list[int]]:
         """The batches of the first `steps` steps, over all epochs."""
-        epochs = (self.epoch_batches(units, epoch) for epoch in itertools.count())
+        epochs = (self.epoch_batches(units, epoch, strata) for epoch in itertools.count())
         return itertools.islice(itertools.chain.from_iterable(epochs), steps)
 
     def epoch_order(self, rows: int, epoch: int) -> list[int]:
         """In which order an epoch takes the rows; depends on the seed and nothing else."""
         order = list(range(rows))
         random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        return order
+
+    def _balanced_order(self, units: int, epoch: int, strata: Sequence[Sequence[int]]) -> list[int]:
+        """The units of an epoch, in turn from every stratum, each shuffled anew in every round."""
+        order, n = list[int](), len(strata)
+        shuffled: dict[tuple[int, int], list[int]] = {}
+        for turn in range(epoch * units, (epoch + 1) * units):
+            stratum, members = turn % n, strata[turn % n]
+            again, place = divmod(turn // n, len(members))
+            if (stratum, again) not in shuffled:
+                own = list(members)
+                random.Random(f"{self.seed}:{stratum}:{again}").shuffle(own)
+                shuffled[stratum, again] = own
+            order.append(shuffled[stratum, again][place])
         return order
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -134,6 +174,11 @@ class Parts:
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     sampling: SamplingEngine = SamplingEngine()
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a transform wants selection to begin at a warm start's rows."""
+        return any(transform.keeps_start for transform in self.transforms)
 
     def check(self, train: Sequence[TokenSequence]) -> None:
         """Raise `RecipeError` for an augmentation that can do nothing with these rows."""

@@ -137,6 +137,7 @@ class PeftMethod(Method):
         recipe, began = task.recipe, time.perf_counter()
         training = replace(recipe.training, seed=seed)
         units = training.units([sequence.example.group for sequence in task.train])
+        strata = training.strata(units, task.train, recipe.parts.objective.balance_by)
         total = training.steps_in_all(len(units))
         every = training.steps_between_evaluations(len(units))
         leaves = [value for value in model.parameters() if value.requires_grad]
@@ -174,7 +175,7 @@ class PeftMethod(Method):
             evaluate()
         if best.stops_early(training.patience):  # it was interrupted after its last checkpoint
             total, ended = step, "patience"
-        for batch in itertools.islice(training.batches(units, total), step, None):
+        for batch in itertools.islice(training.batches(units, total, strata), step, None):
             since = time.perf_counter()
             # Seeded by step, so that a resumed training draws the same dropout.
             torch.manual_seed(random.Random(f"{seed}/dropout/{step}").getrandbits(63))

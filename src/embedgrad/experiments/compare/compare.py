@@ -96,7 +96,8 @@ def compare(
             _score(setup, folder, parts, failed)
         except KeyboardInterrupt:
             interrupted = True
-    results = results_of(folder, recipe, setup.task.model.info) | setup.facts
+    examples = [sequence.example for sequence in setup.test]
+    results = results_of(folder, recipe, setup.task.model.info, examples) | setup.facts
     results |= {
         "skipped": skipped,
         "failed": _failures_by_method(failed),
@@ -108,7 +109,7 @@ def compare(
     if results["rows"]:
         write_json(folder.path / "results.json", results)
         write_file(folder.path / "table.md", methods_markdown(results).encode())
-        rows = predictions_of(folder, [sequence.example for sequence in setup.test])
+        rows = predictions_of(folder, examples)
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         write_file(folder.path / "predictions.jsonl", lines.encode())
         figure = figure_svg(results)

@@ -15,6 +15,7 @@ from embedgrad.data.examples import Example
 from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
+from embedgrad.evaluation.per_group import GroupScore, group_scores, worst
 from embedgrad.evaluation.sampled import Sampled
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.evaluation.verdict import row_differences, verdicts
@@ -55,6 +56,8 @@ class MethodRun(TypedDict):
     correct: str
     scores: list[float] | None
     sampled_scores: list[float] | None
+    groups: NotRequired[list[GroupScore]]
+    worst_group: NotRequired[GroupScore]
     difference: float
     difference_interval: list[float]
     p_value: float
@@ -90,6 +93,8 @@ class MethodResult(TypedDict):
     wrong_in_form: NotRequired[float]
     wrong_in_content: NotRequired[float]
     sampled: NotRequired[dict[str, Any]]
+    groups: NotRequired[list[GroupScore]]
+    worst_group: NotRequired[GroupScore]
     difference: float | None
     difference_interval: list[float] | None
     p_value: float | None
@@ -112,6 +117,7 @@ class CompareResult(TypedDict):
     text: str
     test_rows: int
     seeds: list[int]
+    group_column: NotRequired[str]
     skipped: dict[str, str]
     failed: dict[str, str]
     interrupted: bool
@@ -149,8 +155,15 @@ def scores_of(answers: Answers, choices: Sequence[str], seconds: float) -> dict[
     }
 
 
-def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
-    """All finished parts of the folder; no rows while the text prompt is not scored."""
+def results_of(
+    folder: Folder, recipe: Recipe, info: ModelInfo, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """All finished parts of the folder; no rows while the text prompt is not scored.
+
+    `examples` are the test rows.
+    """
+    column = recipe.group_column
+    groups = [] if column is None else [example.group_in(column) for example in examples]
     parts = folder.finished_parts()
     scores = {part: folder.scores(part) for part in parts}
     facts = {part: folder.training(part).facts for part in parts}
@@ -165,16 +178,18 @@ def results_of(folder: Folder, recipe: Recipe, info: ModelInfo) -> dict[str, Any
         row["versions"] = folder.versions(part) or None
         if not recipe.target.choices:
             row |= wrong_answers(folder.answers(part))
+        row |= _by_group(groups, _scores(row))
         rows.append(row)
     model = asdict(info)
     del model["path"]  # of this machine only
     return {
         "version": RESULT_VERSION,
         "rows": rows,
-        "methods": methods_of(rows),
+        "methods": methods_of(rows, groups),
         "text": " ".join(recipe.template.spans),
         "test_rows": len(rows[0]["correct"]) if rows else 0,
         "seeds": seeds_of(parts),
+        **({"group_column": column} if groups else {}),
         "recipe": recipe_of_parts(recipe.as_dict(), parts),
         "recipe_digest": recipe_digest(recipe),
         "model": model,
@@ -230,8 +245,13 @@ def _row(
     }
 
 
-def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """An entry per method over its seeds, tested together against the text prompt."""
+def methods_of(
+    rows: Sequence[Mapping[str, Any]], groups: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """An entry per method over its seeds, tested together against the text prompt.
+
+    `groups` are those of the test rows, where scores are given by group.
+    """
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         runs.setdefault(row["method"], []).append(row)
@@ -258,7 +278,8 @@ def methods_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "method": name,
             **_entry(rows),
-            "interval": _interval(rows),
+            "interval": list(score_interval(_mean_scores(rows))),
+            **_by_group(groups, _mean_scores(rows)),
             **tests[name],
             **_sampled(rows, runs[TEXT.method][0]),
         }
@@ -303,10 +324,17 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _interval(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The 95 % interval of a method's accuracy, of its rows' mean scores over the seeds."""
-    scores = [fmean(scores) for scores in zip(*map(_scores, rows), strict=True)]
-    return list(score_interval(scores))
+def _mean_scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """A method's mean score over its seeds, for every test row."""
+    return [fmean(scores) for scores in zip(*map(_scores, rows), strict=True)]
+
+
+def _by_group(groups: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """The scores of each group and of the worst; nothing without groups."""
+    if not groups:
+        return {}
+    found = group_scores(groups, scores)
+    return {"groups": found, "worst_group": worst(found)}
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

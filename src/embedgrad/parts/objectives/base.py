@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
+from embedgrad.data.examples import Example
 from embedgrad.model.outcome import Outcome
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
+
+State = dict[str, Tensor]
 
 
 @final
@@ -60,6 +63,16 @@ class Objective(ABC):
         return ()
 
     @property
+    def group_column(self) -> str | None:
+        """The column by which it compares examples, and scores are given apart; None: none."""
+        return None
+
+    @property
+    def balance_by(self) -> str | None:
+        """The column of whose values every batch holds equally many examples; None: as drawn."""
+        return None
+
+    @property
     def needs_end(self) -> bool:
         """Whether it reads `outcome.end_logprobs_B`."""
         return False
@@ -93,3 +106,23 @@ class Objective(ABC):
         the losses, compare `outcome.groups`, or read `outcome.extra`; of the outcome it uses no
         log-probability, as their gradient reaches the prompt through the losses alone.
         """
+
+    def check(self, train: Sequence[Example], dev: Sequence[Example]) -> None:  # noqa: B027
+        """Raise `DataError` where it cannot train on these rows, before a model is loaded."""
+
+    def init(
+        self, train: Sequence[TokenSequence], losses: Callable[[Sequence[TokenSequence]], Tensor]
+    ) -> State:
+        """What it remembers before the first step; {} where that is nothing.
+
+        `losses` gives the losses of examples, shape [B], with the prompt that training starts from.
+        """
+        return {}
+
+    def reduce_with(self, state: State, losses_B: Tensor, outcome: Outcome) -> Tensor:
+        """`reduce`, for an objective that remembers earlier batches."""
+        return self.reduce(losses_B, outcome)
+
+    def update(self, state: State, losses_B: Tensor, outcome: Outcome) -> State:
+        """The state after a step, by that step's losses; the checkpoint saves it."""
+        return state

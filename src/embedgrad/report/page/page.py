@@ -27,6 +27,7 @@ from embedgrad.report.figures.theme import SIGNS, css_variables, inline_svg
 from embedgrad.report.page.facts import (
     describe_classes,
     describe_drift,
+    describe_groups,
     describe_learning,
     describe_verdict,
     headline,
@@ -105,6 +106,7 @@ def run_page(
         page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
         page.part("continual", lambda: continual() if chain else None),
+        page.part("groups", lambda: describe_groups(run.result)),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),
         page.part(
@@ -161,6 +163,7 @@ def comparison_page(
             lambda: {"drawn": _svg("cost", comparison_figures.accuracy_against_cost(results))},
         ),
         "</div>",
+        page.part("groups", lambda: describe_groups(results)),
         page.part("methods", lambda: {"methods": methods, "seeds": results["rows"]}),
         page.part("provenance", lambda: without_home({"provenance": facts, "recipe": recipe})),
     ]

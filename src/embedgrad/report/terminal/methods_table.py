@@ -17,6 +17,7 @@ Entry = Mapping[str, Any]
 # Together they are too wide for a terminal.
 _SCORES = ("method", "accuracy (95 %)", "over seeds")
 _GAINS = ("method", "difference (95 %)", "p (Holm)", "verdict")
+_GROUPS = ("method", "worst group (95 %)", "group")
 _COSTS = ("method", "numbers", "training", "tokens")
 
 
@@ -24,10 +25,11 @@ def methods_table(results: Entry) -> RenderableType:
     """A line per method, what is missing and why, and the verdict in words."""
     cells = [_cells(entry) for entry in results["methods"]]
     parts: list[RenderableType] = []
-    for columns in (_SCORES, _GAINS, _COSTS) if cells else ():
+    tables = (_SCORES, _GAINS, *([_GROUPS] if _has_groups(results) else []), _COSTS)
+    for columns in tables if cells else ():
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name in columns:
-            left = name in ("method", "verdict")
+            left = name in ("method", "verdict", "group")
             table.add_column(name, justify="left" if left else "right", overflow="fold")
         for row in cells:
             style = "bold" if row["verdict"] == "improved" else ""
@@ -43,6 +45,7 @@ def methods_markdown(results: Entry) -> str:
     """The same for a file."""
     rows = [_cells(entry) for entry in results["methods"]]
     columns = [*_SCORES[:2], "difference (95 %)", "verdict", "over seeds", "p (Holm)"]
+    columns += _GROUPS[1:] if _has_groups(results) else ()
     columns += [*_COSTS[1:], "stored"]
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
@@ -77,6 +80,10 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
     return gained, f"improved: {improved}" if gained else "no method has a reliable gain"
 
 
+def _has_groups(results: Entry) -> bool:
+    return any("worst_group" in entry for entry in results["methods"])
+
+
 def _cells(entry: Entry) -> dict[str, str]:
     """A method's cells by column."""
     cells = {
@@ -88,6 +95,9 @@ def _cells(entry: Entry) -> dict[str, str]:
         "tokens": f"{entry['extra_tokens']:+.0f}",
         **dict.fromkeys(("over seeds", "difference (95 %)", "p (Holm)", "verdict"), "-"),
     }
+    if worst := entry.get("worst_group"):
+        cells["worst group (95 %)"] = with_interval(worst["accuracy"], worst["interval"])
+        cells["group"] = visible(worst["group"])
     if entry["runs"] > 1:
         cells["over seeds"] = f"{100 * entry['min']:.1f} to {100 * entry['max']:.1f}"
     if entry["verdict"] is not None:

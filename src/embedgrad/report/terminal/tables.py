@@ -22,6 +22,7 @@ from embedgrad.formatting import (
 )
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.figures.theme import NO_GAIN
+from embedgrad.report.terminal.groups_table import describe_worst, groups_table
 from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 
 NOTHING_BETTER = (
@@ -47,6 +48,8 @@ def comparison_table(result: Row) -> RenderableType:
     parts: list[RenderableType] = []
     if "difference" in result:
         parts += [_scores(result), ""]
+    if groups := result.get("groups"):
+        parts += [groups_table(groups), sentence(describe_worst(groups)), ""]
     parts += [sentence(line) for line in _facts(result)]
     if kept_text(result):
         parts.append(sentence(NOTHING_BETTER, "bold"))
