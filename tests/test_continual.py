@@ -21,7 +21,7 @@ from embedgrad.report.figures.run import continual_figure
 from embedgrad.report.page.page import run_page
 from embedgrad.report.page.run_files import read_run
 from refusals import refused
-from run_kit import ROWS, Command, values
+from run_kit import PROMPT, ROWS, Command, values
 
 pytest_plugins = ["tiny_runs"]
 
@@ -139,6 +139,31 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
     assert torch.equal(*memories)
     finished = continue_run(earlier, recipe, tmp_path / "cut", separate=False)
     assert finished["continual"] == result["continual"]
+
+
+def test_rows_of_earlier_tasks_are_replayed(
+    model_folder: Path, tasks: Path, earlier: Path, tmp_path: Path
+) -> None:
+    def again(share: float, name: str, **options: Any) -> torch.Tensor:
+        recipe = task(model_folder, tasks, training={"replay": share})
+        continue_run(earlier, recipe, tmp_path / name, separate=False, **options)
+        return rows_of(tmp_path / name)
+
+    whole = again(0.25, "whole")
+    assert not torch.equal(whole, again(0.0, "without"))
+    asked = iter(range(1, 100))
+    again(0.25, "cut", should_stop=lambda: next(asked) == 2)
+    assert torch.equal(again(0.25, "cut"), whole)
+    lines = (tmp_path / "whole" / "events.jsonl").read_text("utf-8").splitlines()
+    sizes = [e["examples"] for e in map(json.loads, lines) if e["event"] == "step"]
+    assert set(sizes) == {8 + 3}  # 3 of 11 are a quarter, as nearly as can be
+    other = values(model_folder, tasks, training={"replay": 0.25})
+    other["template"] = {"user": f"{{review}}\n\n[[{PROMPT}]]"}
+    with refused("whose rows cannot be replayed here", error=RecipeError):
+        continue_run(earlier, Recipe.from_dict(other), tmp_path / "other")
+    alone = task(model_folder, tasks, training={"replay": 0.25})
+    with refused("is for training that goes on from a run", error=RecipeError):
+        run(alone, tmp_path / "alone")
 
 
 def test_the_text_is_no_way_back(

@@ -1,4 +1,4 @@
-"""A chain of tasks as a terminal table: accuracy on each task after each training."""
+"""Tasks that share a prompt, as a terminal table."""
 
 from __future__ import annotations
 
