@@ -115,7 +115,8 @@ def test_a_chain_of_three_tasks(
     assert last["matrix"][:2] == found["matrix"]
     assert len(last["matrix"][2]) == 3
     assert last["separate"][2] is None
-    assert rows_of(third).shape == rows_of(earlier).shape
+    assert rows_of(third).shape == rows_of(earlier).shape  # acceptance check (d)
+    assert last["trained_numbers"] == found["trained_numbers"] == rows_of(earlier).numel()
     shown = embedgrad("continue", out, "--on", recipe, "--out", third, "--no-separate")
     assert (shown.code, len(shown.lines)) == (2, 1)
     assert "a resumed run keeps its recipe" in shown.err
@@ -132,6 +133,11 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
     )
     assert stopped["interrupted"]
     assert "continual" not in stopped
+    with refused("is not finished", error=RunError):
+        continue_run(tmp_path / "cut", recipe, tmp_path / "next")
+    run(Recipe.read_run(tmp_path / "cut"), tmp_path / "cut", resume=True)
+    with refused("is not finished", error=RunError):  # trained, but without its memory
+        continue_run(tmp_path / "cut", recipe, tmp_path / "next")
     result = continue_run(earlier, recipe, tmp_path / "cut", separate=False)
     assert torch.equal(rows_of(tmp_path / "whole"), rows_of(tmp_path / "cut"))
     assert result["continual"]["matrix"] == whole["continual"]["matrix"]

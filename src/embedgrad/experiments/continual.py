@@ -127,10 +127,11 @@ def _scores_of(folder: Path) -> Continual:
     result = _result_of(folder)
     if "continual" in result:
         return cast(Continual, result["continual"])
-    if "refined" not in result or (folder / SEPARATE).exists():
+    half = any(part.keeps_start for part in Recipe.read_run(folder).parts.transforms)
+    if "refined" not in result or half:
         raise RunError(
             f"{folder}: is not finished, or scored no test rows, by which forgetting is measured; "
-            "give its recipe test rows and finish it first"
+            "give the command that began it again, or run its recipe with test rows"
         )
     accuracy = result["refined"]["accuracy"]
     return Continual(
