@@ -180,6 +180,28 @@ def fairness(root: Path, up: str) -> str:
     return markdown(table) + f"\n{about} worst group, by a bootstrap of rows; {link}\n"
 
 
+def compressed(root: Path, up: str) -> str:
+    """Long system prompts in a few rows, on test rows."""
+    results = read(root, "compress")
+    entries = [e for e in (results or {"entries": []})["entries"] if "teacher" in e]
+    if not entries:
+        return _missing(root, ("compress",))
+    names = ("task", "tokens a query", "short prompt", "long prompt", "its first tokens", "rows")
+    table = [(*names, "agreement", "not inferior by 5 points")]
+    for entry in entries:
+        found = entry["teacher"]
+        tokens = f"{found['tokens']['teacher']:.0f} to {found['tokens']['refined']:.0f}"
+        scores = (_percent(entry[n]) for n in ("instruction", "long", "first_tokens", "refined"))
+        holds = "yes" if found["non_inferiority"]["holds"] else "not shown"
+        table.append(
+            (entry["task"], tokens, *scores, _percent(found["agreement"]["refined"]), holds)
+        )
+    sizes = entries[0]["sizes"]
+    rows = f"{sizes['queries']} queries without labels, {sizes['test']} test rows"
+    link = f"[compress.json]({up}{FOLDER}/compress.json)"
+    return markdown(table) + f"\n{entries[0]['model']}, {rows}, from {link}\n"
+
+
 def spans(root: Path, up: str) -> str:
     """A short span beside a longer one, on dev rows."""
     results = read(root, "sst2-span")

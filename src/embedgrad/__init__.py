@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
+    from embedgrad.experiments.tasks import run_tasks
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from embedgrad.prompt.template import Template
     from embedgrad.prompt.trust_region import TrustRegion
     from embedgrad.recipe.recipe import Recipe
+    from embedgrad.recipe.tasks import read_tasks
     from embedgrad.training.optimize import optimize, optimize_tasks
     from embedgrad.training.settings import Parts, Refinement, Training
 
@@ -93,8 +95,10 @@ __all__ = [
     "plan",
     "quiet",
     "read_splits",
+    "read_tasks",
     "replies",
     "run",
+    "run_tasks",
     "save",
     "scorer",
     "verify",
@@ -114,6 +118,7 @@ _HOMES = {
     "experiments.plan": ("PlanResult", "plan"),
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
+    "experiments.tasks": ("run_tasks",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),
@@ -125,6 +130,7 @@ _HOMES = {
     "prompt.template": ("Template",),
     "prompt.trust_region": ("TrustRegion",),
     "recipe.recipe": ("Recipe",),
+    "recipe.tasks": ("read_tasks",),
     "training.optimize": ("optimize", "optimize_tasks"),
     "training.settings": ("Parts", "Refinement", "Training"),
 }
