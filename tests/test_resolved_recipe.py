@@ -15,7 +15,7 @@ from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.objectives import OWA
-from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.optimizers import Extrapolated, Schedule
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
 from embedgrad.recipe.settings import (
@@ -135,7 +135,8 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
 
 # Options that must fit each other.
 OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
-    OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()}
+    OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()},
+    Extrapolated: {"base": st.sampled_from(["adamw", "lars", {"name": "sgd", "momentum": 0.5}])},
 }
 
 
