@@ -310,6 +310,9 @@ def test_servers_that_are_none_of_ours(made: Kit, engine: FakeSampler) -> None:
     assert Engine(at(engine.address, model=NAME)).model == NAME
     with refused("no server answers at https://", error=EngineError):
         train(made, at(engine.address.replace("http:", "https:")))
+    engine.routes["/v1/models"] = lambda body: {"data": 5}
+    with refused("serves nothing, and no model was named", error=EngineError):
+        train(made, at(engine.address))
 
 
 def test_a_slow_server(made: Kit) -> None:

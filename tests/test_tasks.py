@@ -12,15 +12,16 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from embedgrad import Recipe, RecipeError, RunError, run
+from embedgrad import DataError, Recipe, RecipeError, RunError, run
 from embedgrad.experiments.tasks import run_tasks
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.recipe.tasks import read_tasks
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize_tasks
+from embedgrad.training.settings import Training
 from kit_loop import QUICK, small
 from refusals import refused
-from run_kit import CHOICES, PROMPT, Command, values
+from run_kit import CHOICES, PROMPT, Command, values, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
 
@@ -164,6 +165,55 @@ def test_free_prompts_are_trained_together(tmp_path: Path) -> None:
     assert found["a"].best is found["b"].best
 
 
+def in_domains(data: Path, folder: Path, **extra: Any) -> dict[str, Any]:
+    """Data whose rows are of two domains, and the tasks that take one each."""
+    paths = {}
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+        rows = [{**row, **extra, "domain": "ab"[i % 2]} for i, row in enumerate(rows)]
+        paths[split] = str(write_jsonl(folder / f"{split}.jsonl", rows))
+    tasks = [{"name": name, "data": {"where": {"domain": name}}} for name in "ab"]
+    return {"data": paths, "tasks": tasks}
+
+
+def test_owa_compares_tasks(
+    recipe_file: Callable[..., Path], data: Path, tmp_path: Path, embedgrad: Command
+) -> None:
+    objective = {"name": "owa", "group": "domain", "weights": "worst"}
+    recipes = recipes_of(recipe_file(**in_domains(data, tmp_path), objective=objective))
+    asked = iter(range(1, 100))
+    run_tasks(recipes, tmp_path / "cut", should_stop=lambda: next(asked) == 3)
+    for resume, folder in ((False, "whole"), (True, "cut")):
+        result = run_tasks(recipes, tmp_path / folder, resume=resume)
+    assert [group["group"] for group in result["tasks"]["a"]["groups"]["text"]] == ["a"]
+    assert torch.equal(*(rows_of(tmp_path / run / "b")["rows"] for run in ("whole", "cut")))
+    kept = Checkpoint.load(tmp_path / "cut" / "checkpoint").objective
+    assert sorted(kept) == ["a", "b"]
+    assert embedgrad("evaluate", tmp_path / "cut" / "a").code == 0
+
+
+def test_rows_of_all_tasks_are_checked(
+    recipe_file: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    own = in_domains(data, tmp_path, kind="same")
+    objective = {"name": "owa", "group": "kind"}
+    with refused("rows have 'same' in column 'kind'", error=DataError):
+        run_tasks(recipes_of(recipe_file(**own, objective=objective)), tmp_path / "out")
+    masked = [{"name": "masked_thought"}]
+    with refused("no training row has one before", error=RecipeError):
+        run_tasks(recipes_of(recipe_file(**own, augmentations=masked)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_chosen_by_one_score(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = iter(["accuracy", "log_loss"])  # as with solutions from two sources
+    monkeypatch.setattr(Training, "metric_for", lambda *_, **__: next(metrics))
+    with refused("'auto' would be accuracy or log_loss", error=RecipeError):
+        run_tasks(recipes_of(recipe_file()), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -173,6 +223,12 @@ def test_free_prompts_are_trained_together(tmp_path: Path) -> None:
         ({"tasks": [{"name": "a"}, {"name": "a"}]}, "tasks.1.name: 'a'; expected a name"),
         ({"tasks": [{"name": "a"}, {"name": "../b"}]}, "tasks.1.name: '../b'; expected a name"),
         ({"tasks": [{"name": "a"}, {}]}, "tasks.1.name: None; expected a name"),
+        ({"tasks": [{"name": "a"}, {"name": "A"}]}, "tasks.1.name: 'A'; expected a name"),
+        ({"tasks": [{"name": "checkpoint"}, {"name": "b"}]}, "other than 'checkpoint'"),
+        (
+            {"parameterization": {"name": "cp", "rank": 0}},
+            "task good, again: parameterization.rank",
+        ),
         (
             {"tasks": [{"name": "a"}, {"name": "b", "training": {"epochs": 9}}]},
             "tasks a and b differ in training, which they must share",
@@ -204,7 +260,7 @@ def test_targets_of_two_kinds_are_refused(recipe_file: Callable[..., Path], tmp_
     path = recipe_file(tasks=[{"name": "a"}, {"name": "b", "target": {"choices": []}}])
     with refused("tasks: the targets of a, b differ", error=RecipeError):
         run_tasks(recipes_of(path), tmp_path / "out")
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,13 @@ def execute(
         if isinstance(recipe, dict):
             result = run_tasks(recipe, out, log, resume=resume)
             runs: list[Mapping[str, Any]] = list(result["tasks"].values())
+            saved = {"artifact": f"{out}/*/prompt"}
         else:
             result = run(recipe, out, log, resume=resume)
-            runs = [result]
+            runs, saved = [result], {}
     print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else show_result)
-    if runs[0]["interrupted"]:
-        raise Interruption(describe_interruption(runs[0], out))
+    if result["interrupted"]:
+        raise Interruption(describe_interruption({**runs[0], **saved}, out))
     if require_gain:
         for one in runs:
             _refuse_no_gain(one)

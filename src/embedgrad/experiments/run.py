@@ -30,6 +30,7 @@ from embedgrad.experiments.choose_place import choose_place, read_places, with_c
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
 from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.experiments.run_folder import (
+    AGAIN,
     PATIENCE,
     check_resumed,
     drop_events,
@@ -169,7 +170,7 @@ def _run(
         if best.stops_early(ready.training.patience):
             say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
     elif resume:
-        say(report, ["no checkpoint: starts again at step 0"])
+        say(report, [AGAIN])
     try:
         refinement = optimize(
             model,

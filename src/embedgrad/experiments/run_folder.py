@@ -23,7 +23,7 @@ from embedgrad.model.loading.info import weights_digest
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, sources
 from embedgrad.recipe.paths import moved
-from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.recipe import Recipe, read_toml
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
 from embedgrad.report.terminal.tables import kept_text
@@ -31,6 +31,7 @@ from embedgrad.training.checkpoint import Checkpoint
 
 LENGTHS = ("training.epochs", "training.steps")  # may grow when a run resumes
 PATIENCE = "training.patience"  # may change then
+AGAIN = "no checkpoint: starts again at step 0"
 
 
 def make_folder(out: Path) -> None:
@@ -53,6 +54,9 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     if column := recipe.parts.objective.group_column:
         names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
         groups["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
+    if files := recipe.parts.parameterization.files:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        groups["parameterization"] = {"sha256": ",".join(digests)}
     return {
         "date": ready.sequencer.renderer.date.isoformat(),
         "model": {
@@ -77,27 +81,55 @@ def check_resumed(out: Path, checkpoint: Checkpoint, found: Mapping[str, Any], s
         )
 
 
-def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
+def require_run(out: Path) -> None:
+    """Raise `RunError` where a folder holds no run."""
     if not (out / "recipe.toml").is_file():
         raise RunError(
             f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
         )
-    return Recipe.read_run(out, overrides)
 
 
-def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
-    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
-    then = flatten(read_resumable(out).as_dict())
-    now = flatten(recipe.as_dict())
-    longer = [name for name in LENGTHS if now.get(name, 0) > then.get(name, math.inf)]
-    may = (*MAY_CHANGE, *longer, PATIENCE, *moved(then, now), *other_engine(then, now))
-    changes = differences(then, now, may)
+def changed_length(then: Recipe, now: Recipe, out: Path) -> list[str]:
+    """Which of `LENGTHS` have grown, and `PATIENCE` if it changed, in a recipe that resumes.
+
+    Raises `RunError` where anything else has.
+    """
+    before, after = flatten(then.as_dict()), flatten(now.as_dict())
+    changed = [name for name in LENGTHS if after.get(name, 0) > before.get(name, math.inf)]
+    changed += [PATIENCE] if before.get(PATIENCE) != after.get(PATIENCE) else []
+    may = (*MAY_CHANGE, *changed, *moved(before, after), *other_engine(before, after))
+    changes = differences(before, after, may)
     if changes:
         raise RunError(
             f"{out}: {'; '.join(changes)}; a resumed run keeps its recipe, of which only "
             f"{' and '.join(LENGTHS)} may grow and {PATIENCE} may change"
         )
+    return changed
+
+
+def has_ended(result: Mapping[str, Any], changed: Sequence[str]) -> bool:
+    """Whether a run with this result has nothing left to do, though its length changed."""
+    more = [name for name in changed if name in LENGTHS or result["train"]["ended"] == "patience"]
+    return not (more or result["interrupted"])
+
+
+def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
+    require_run(out)
+    whole = out.resolve().parent
+    if (whole / "events.jsonl").is_file() and (whole / "recipe.toml").is_file():
+        tasks = read_toml(whole / "recipe.toml").get("tasks", [])
+        if any(task.get("name") == out.resolve().name for task in tasks):
+            raise RunError(
+                f"{out}: was trained with the other tasks of {out.parent}; "
+                f"`embedgrad resume {out.parent}` resumes it"
+            )
+    return Recipe.read_run(out, overrides)
+
+
+def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
+    """The result of the run in a folder if it has nothing left to do. Raises `RunError`."""
+    changed = changed_length(read_resumable(out), recipe, out)
     versions = {"result.json": RESULT_VERSION, "prompt/prompt.json": artifact.VERSION}
     values: dict[str, Any] = {}
     for name, known in versions.items():
@@ -112,9 +144,7 @@ def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
             )
     try:
         result: RunResult = values["result.json"]
-        train = result["train"]
-        more = longer or (train["ended"] == "patience" and then.get(PATIENCE) != now.get(PATIENCE))
-        done = "version" in result and "steps" in train and not (more or result["interrupted"])
+        done = has_ended(result, changed) and "version" in result and "steps" in result["train"]
     except (KeyError, TypeError):
         return None  # scored again, which writes it again
     return {**result, "artifact": str(out / "prompt")} if done else None

@@ -14,30 +14,41 @@ import datetime
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
-from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
-from embedgrad.experiments.run_folder import check_resumed, drop_events, facts_of, make_folder
+from embedgrad.experiments.run_folder import (
+    AGAIN,
+    changed_length,
+    check_resumed,
+    drop_events,
+    facts_of,
+    has_ended,
+    make_folder,
+    require_run,
+)
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations.cp import save_family
+from embedgrad.prompt.joint import JointSequencer
 from embedgrad.recipe.build import Prepared, prepare
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.provenance import TrainFacts
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.recipe.tasks import as_toml
+from embedgrad.recipe.tasks import as_toml, read_tasks
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import RESULT_VERSION
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize_tasks
+from embedgrad.training.self_training import refuse_inside
 
 
 @final
@@ -71,31 +82,40 @@ def run_tasks(
     Raises what `run` raises.
     """
     out = Path(out)
-    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
-    if resume and (finished := _read_finished(recipes, out, checkpoint)) is not None:
+    for recipe in recipes.values():
+        refuse_inside(recipe.solutions, out)
+    if resume and (finished := _read_finished(recipes, out)) is not None:
         say(report, [f"{out}: finished already; nothing is left to resume"])
         return finished
+    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
     if not resume:
         make_folder(out)
     some = next(iter(recipes.values()))
     with ExitStack() as stack:
-        log = write_events(report, out, tensorboard=some.report.tensorboard)
+
+        def begin() -> Report:
+            remove_leftovers(out)
+            if resume:
+                drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
+            for folder in (out, *(out / name for name in recipes)):  # results of a shorter run
+                (folder / "result.json").unlink(missing_ok=True)
+            write_file(out / "recipe.toml", as_toml(recipes, out).encode())
+            log = write_events(report, out, tensorboard=some.report.tensorboard)
+            return stack.enter_context(log)
+
         try:
-            # A resume that is refused changes no file.
-            report = quiet if checkpoint else stack.enter_context(log)
-            ready, found = _prepare_all(recipes, out, report, model, checkpoint)
-        except EmbedgradError:
-            if not resume:
+            told = quiet if checkpoint else begin()  # a resume that is refused changes no file
+            ready, found = _prepare_all(recipes, out, told, model, checkpoint)
+        except BaseException as error:
+            sampled = any(out.glob("*/solutions.jsonl")) and not isinstance(error, EmbedgradError)
+            if not (resume or sampled):
                 shutil.rmtree(out, ignore_errors=True)
             raise
-        if checkpoint:
-            drop_events(out / "events.jsonl", checkpoint.step)
-            (out / "result.json").unlink(missing_ok=True)
-            report = stack.enter_context(log)
-            say(report, [f"resuming at step {checkpoint.step}"])
-        remove_leftovers(out)
-        write_file(out / "recipe.toml", as_toml(recipes, out).encode())
-        return _train(recipes, ready, found, out, report, checkpoint, should_stop)
+        told = begin() if checkpoint else told
+        if resume:
+            at = f"resuming at step {checkpoint.step}" if checkpoint else AGAIN
+            say(told, [at])
+        return _train(recipes, ready, found, out, told, checkpoint, should_stop)
 
 
 def _prepare_all(
@@ -113,12 +133,26 @@ def _prepare_all(
     for name, recipe in recipes.items():
         stage(report, f"task {name}")
         solutions = None if checkpoint else out / name / "solutions.jsonl"
-        ready[name] = prepare(recipe, solutions, report, model=model, date=day)
+        ready[name] = prepare(recipe, solutions, report, model=model, date=day, part=True)
         model = ready[name].model
+    JointSequencer({name: each.sequencer for name, each in ready.items()})  # which may refuse
+    _check_rows(list(ready.values()))
     found = {name: facts_of(recipes[name], each) for name, each in ready.items()}
     if checkpoint:
         check_resumed(out, checkpoint, found, _steps(ready))
     return ready, found
+
+
+def _check_rows(ready: Sequence[Prepared]) -> None:
+    """What objective, augmentations and metric demand of the rows of all tasks together."""
+    parts = ready[0].parts
+    parts.check([s for each in ready for s in each.train])
+    train, dev = ([e for each in ready for e in getattr(each.splits, n)] for n in ("train", "dev"))
+    parts.objective.check(train, dev)
+    if len(metrics := {each.training.metric for each in ready}) > 1:
+        differ = " or ".join(sorted(metrics))
+        why = f"training.metric: 'auto' would be {differ}, by the tasks' solutions; set it"
+        raise RecipeError("tasks", [why])
 
 
 def _steps(ready: Mapping[str, Prepared]) -> int:
@@ -167,8 +201,12 @@ def _train(
             error.args = (f"{error}; the last good rows are in {out}/*/prompt",)
         raise
     save_family(theta, out)
+    for name, refinement in refined.items():  # before any is scored, which may fail
+        save_prompt(recipes[name], ready[name], refinement, out / name)
     tasks: dict[str, RunResult] = {}
     for name, refinement in refined.items():
+        if any(task["interrupted"] for task in tasks.values()):  # while one was scored
+            refinement = replace(refinement, ended="interrupted")
         stage(report, f"scoring {name}")
         tasks[name] = finish(
             *(recipes[name], ready[name], refinement, out / name, report),
@@ -213,18 +251,19 @@ def _mean(tasks: Mapping[str, RunResult]) -> dict[str, Any] | None:
     return {"text": text, "refined": refined, "difference": difference, "interval": interval}
 
 
-def _read_finished(
-    recipes: Mapping[str, Recipe], out: Path, checkpoint: Checkpoint | None
-) -> TasksResult | None:
+def _read_finished(recipes: Mapping[str, Recipe], out: Path) -> TasksResult | None:
     """The result of a run that is as long as its recipe says. Raises `RunError`."""
-    if not (out / "recipe.toml").is_file():
-        raise RunError(
-            f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"
-        )
+    require_run(out)
+    then = read_tasks(out / "recipe.toml") or {}
+    if list(then) != list(recipes):
+        there, here = (", ".join(names) or "none" for names in (then, recipes))
+        raise RunError(f"{out}: [[tasks]] are {there} there and {here} here; start a new run")
+    changed = [name for task in recipes for name in changed_length(then[task], recipes[task], out)]
     with suppress(OSError, ValueError, KeyError, TypeError):
         result = json.loads((out / "result.json").read_text(encoding="utf-8"))
         known = result["version"] == RESULT_VERSION and list(result["tasks"]) == list(recipes)
-        then = (out / "recipe.toml").read_text(encoding="utf-8")
-        if known and not result["interrupted"] and then == as_toml(recipes, out):
+        if known and has_ended(result, changed):
+            for name, task in result["tasks"].items():
+                task["artifact"] = str(out / name / "prompt")
             return cast(TasksResult, result)
     return None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
@@ -70,14 +71,16 @@ def prepare(
     model: LanguageModel | None = None,
     date: datetime.date | None = None,
     tested: bool = False,
+    part: bool = False,
 ) -> Prepared:
     """Read, load and tokenize; solutions that the model writes are saved at `keep_at`.
 
     `date` is the date for chat templates that ask for it (default: today). `tested` requires test
-    rows. Raises the errors of the recipe's data, template and model.
+    rows. `part` is for one of several tasks, whose rows are checked together. Raises the errors of
+    the recipe's data, template and model.
     """
     refined = teaching_prompt(recipe)
-    splits = read_data(recipe, refined=refined)
+    splits = read_data(recipe, refined=refined, part=part)
     if tested and not splits.test:
         raise DataError("data.test: a comparison needs test rows; set data.test or data.test_share")
     answered = [e for e in (*splits.dev, *splits.test) if e.answer or not recipe.teacher]
@@ -103,6 +106,8 @@ def prepare(
             raise
         raise TemplateError(f"template.place: 'system', but {error}") from error
     check_length(shown, sequencer)
+    start = _start_rows(model, sequencer)
+    recipe.parts.parameterization.init(start, torch.Generator())  # which may refuse it
     sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
     if shown.examples and source_of(*sources_for) == "self-written":
         raise DataError(
@@ -141,15 +146,15 @@ def prepare(
     parts, choices = recipe.parts, bool(recipe.target.choices)
     metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
     training = replace(recipe.training, metric=metric)
-    parts.check(train)
+    if not part:
+        parts.check(train)
     if shown.examples:
         own = leave_out(shown, model, sequencer, train, recipe.demonstrations)
         parts = replace(parts, augmentations=(own, *parts.augmentations))
     sampling, by = recipe.parts.objective.sampling, recipe.parts.sampling
     if by.engine and sampling and train:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
-        rows = {"span": model.embed(sequencer.prompt_ids)}
-        asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=rows)
+        asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=start)
         say(report, [asked.try_engine()])
     ready = (splits, model, sequencer, written, solutions, train, dev, test)
     return Prepared(*ready, training, parts, teacher, shown.examples)
@@ -220,10 +225,12 @@ def read_data(
     problems: Problems | None = None,
     *,
     refined: PromptEmbedding | None = None,
+    part: bool = False,
 ) -> Splits:
     """The recipe's examples, checked and split; see `read_splits`.
 
-    `refined` is its `teaching_prompt`, where it was read before.
+    `refined` is its `teaching_prompt`, where it was read before. The objective checks the training
+    rows, unless they are `part` of those that are trained on, or only others are scored.
     """
     data = recipe.data
     with_solutions = recipe.solutions.source in ("auto", "column")
@@ -261,7 +268,7 @@ def read_data(
             raise
         raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
     try:
-        if splits.train:
+        if splits.train and not part:
             objective.check(splits.train, splits.dev)
     except DataError as error:
         if problems is None:
@@ -281,7 +288,8 @@ def read_warm_start(
 ) -> dict[str, Tensor] | None:
     """The rows to begin at, by span; None: those of the words.
 
-    Raises `RunError` for a prompt of other words, and `ArtifactError` for one of another model.
+    Raises `RunError` for a prompt of other words, `ArtifactError` for one of another model, and
+    `RecipeError` where the parameterization cannot begin there.
     """
     if recipe.training.warm_start is None:
         return None
@@ -293,7 +301,14 @@ def read_warm_start(
             f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
             "both must be the same"
         )
-    return {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
+    rows = {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
+    recipe.parts.parameterization.reach(rows, _start_rows(model, sequencer))
+    return rows
+
+
+def _start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
+    rows_PD = model.embed(sequencer.prompt_ids)
+    return {name: rows_PD[place] for name, place in span_places(sequencer.spans).items()}
 
 
 def load_parts(

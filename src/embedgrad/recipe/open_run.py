@@ -70,7 +70,7 @@ class OpenRun:
                 f"{self.folder}: is a prompt without its run, which knows the rows; give the run"
             )
         refined = teaching_prompt(self.recipe)
-        splits = read_data(self.recipe, refined=refined)
+        splits = read_data(self.recipe, refined=refined, part=True)
         asked = (self.recipe, self.model, self.sequencer, quiet)
         teacher = open_teacher(*asked, refined=refined)
         return with_answers(splits, teacher) if teacher else splits

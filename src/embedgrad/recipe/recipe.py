@@ -101,6 +101,9 @@ class Recipe:
         """Check plain values and build the parts. Raises `RecipeError` with every problem."""
         if not isinstance(values, Mapping):
             raise RecipeError(source, ["expected a table of sections"])
+        if "tasks" in values:
+            why = "only `embedgrad optimize` takes a recipe of several [[tasks]]"
+            raise RecipeError(source, [f"tasks: {why}; of its run give one task's folder"])
         values = dict(values)
         problems: list[str] = []
         check_values(values, "", problems)
@@ -265,8 +268,6 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
                 problems.append(
                     f"version: {values[name]!r}; this embedgrad reads {VERSION}, or leave it out"
                 )
-        elif name == "tasks":
-            problems.append("tasks: only `embedgrad optimize` takes a recipe of several [[tasks]]")
         elif name in RENAMED:
             problems.append(f"{name}: is now {RENAMED[name]}")
         elif name not in SECTIONS:

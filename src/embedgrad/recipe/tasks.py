@@ -34,18 +34,24 @@ def read_tasks(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe] |
     if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
         raise RecipeError(str(path), ["tasks: expected a list of tables, each as [[tasks]]"])
     recipes: dict[str, Recipe] = {}
+    taken = {"checkpoint", "prompt"}  # by other folders of a run; not all disks tell case apart
+    found: dict[str, list[str]] = {}
     for number, task in enumerate(tasks):
         name, where = task.get("name"), f"tasks.{number}"
-        if not isinstance(name, str) or not name.isidentifier() or name in recipes:
-            problems.append(f"{where}.name: {name!r}; expected a name of letters, once")
+        if not isinstance(name, str) or not name.isidentifier() or name.casefold() in taken:
+            own = "other than 'checkpoint' and 'prompt'"
+            problems.append(f"{where}.name: {name!r}; expected a name of letters, once, {own}")
             continue
+        taken.add(name.casefold())
         merged = _merge(values, {key: value for key, value in task.items() if key != "name"})
         anchor(merged, path.parent)
         override(merged, overrides)
         try:
             recipes[name] = Recipe.from_dict(merged, name)
         except RecipeError as error:
-            problems += [f"task {problem}" for problem in str(error).splitlines()]
+            for problem in error.problems:
+                found.setdefault(problem, []).append(name)
+    problems += [f"task {', '.join(names)}: {problem}" for problem, names in found.items()]
     problems += _differences(recipes) if recipes else []
     if len(tasks) < 2:
         problems.append("tasks: expected two or more; a recipe without [[tasks]] is one task")

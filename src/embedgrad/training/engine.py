@@ -106,7 +106,8 @@ class Engine:
         """The name of the model to ask for. Raises `EngineError` where no such server answers."""
         with closing(self._send("GET", "/models")) as connection:
             served = self._read(connection).get("data")
-        names = [str(m.get("id")) for m in served or () if isinstance(m, dict)]
+        listed = served if isinstance(served, list) else []
+        names = [str(m.get("id")) for m in listed if isinstance(m, dict)]
         name = self.settings.model
         if name in names or (name is None and len(names) == 1):
             return name or names[0]

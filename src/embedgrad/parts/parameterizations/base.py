@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ class Parameterization(ABC):
     where every layer has rows of its own. The options are the fields of a frozen dataclass.
     Law: `prompt(init(start), start)` is `start`, to the bit.
     """
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that its rows depend on, which a resumed run must find as they were."""
+        return ()
 
     @abstractmethod
     def init(self, start: Prompt, generator: torch.Generator) -> Theta:

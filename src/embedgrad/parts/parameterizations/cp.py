@@ -39,6 +39,10 @@ class CP(Parameterization):
     family: str | None = None
     """A run with [[tasks]] whose shared factors are taken as they are; unset: they are trained."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return () if self.family is None else (Path(self.family) / FILE,)
+
     def init(self, start: Prompt, generator: torch.Generator) -> Theta:
         some = next(iter(start.values()))
         longest = max(rows.shape[-2] for rows in start.values())
@@ -75,7 +79,7 @@ class CP(Parameterization):
         """The shared factors A and B: trained, or those of the family."""
         if self.family is None:
             return theta["left"], theta["right"]
-        path = Path(self.family) / FILE
+        (path,) = self.files
         try:
             left, right = _read(path, path.stat().st_mtime_ns)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
