@@ -113,11 +113,16 @@ def filled(text: str, path: Path, root: Path, up: str) -> str:
 # -- pages -----------------------------------------------------------------------------------------
 
 
+def command_name(command: Any) -> str:
+    """The name of a command: its own, or its function's."""
+    return str(command.name or command.callback.__name__)
+
+
 def cli_page() -> str:
     """The help of the program and of every verb."""
-    runner, verbs = CliRunner(), [command.callback for command in app.registered_commands]
+    runner, verbs = CliRunner(), [command_name(command) for command in app.registered_commands]
     parts = ["# Command line\n", HEADER, COMPLETION]
-    for verb in ("", *(callback.__name__ for callback in verbs if callback)):
+    for verb in ("", *verbs):
         shown = runner.invoke(
             app, [*verb.split(), "--help"], prog_name="embedgrad", terminal_width=WIDTH, color=False
         )

@@ -776,7 +776,7 @@ def parse(line: str) -> dict[str, Any]:
 def test_command_lines_are_found_and_parsed() -> None:
     found = commands()
     assert {page for page, _ in found} >= {"README.md", "docs/recipes.md", "docs/cli.md"}
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs = {generate.command_name(command) for command in app.registered_commands}
     assert verbs <= {shlex.split(line)[1] for _, line in found}
     assert parse("embedgrad new a.csv --out b.toml  # why")["out"] == Path("b.toml")
     with pytest.raises(Exception, match="No such option"):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from embedgrad.events import quiet
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
+    from embedgrad.experiments.continual import continue_run
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
@@ -86,6 +87,7 @@ __all__ = [
     "Training",
     "TrustRegion",
     "compare",
+    "continue_run",
     "evaluate",
     "export",
     "load",
@@ -116,6 +118,7 @@ _HOMES = {
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
     "experiments.plan": ("PlanResult", "plan"),
+    "experiments.continual": ("continue_run",),
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
     "experiments.tasks": ("run_tasks",),

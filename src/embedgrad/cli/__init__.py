@@ -17,7 +17,18 @@ import typer
 
 # In the order of `embedgrad --help`.
 # isort: off
-from embedgrad.cli import plan, run, compress, compare, report, generate, export, serve, recipe
+from embedgrad.cli import (
+    plan,
+    run,
+    continual,
+    compress,
+    compare,
+    report,
+    generate,
+    export,
+    serve,
+    recipe,
+)
 
 # isort: on
 from embedgrad.cli.common import Interruption, NoGain, app, warn
@@ -27,6 +38,7 @@ __all__ = [
     "app",
     "compare",
     "compress",
+    "continual",
     "export",
     "generate",
     "main",

@@ -115,7 +115,7 @@ def evaluate(
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     groups = compare_groups(opened.recipe.group_column, examples, comparison)
     result = {**comparison.as_dict(), **groups, "split": split, "changed": rows}
-    print_values(result, as_json, _show_result)
+    print_values(result, as_json, show_result)
     if require_gain:
         _refuse_no_gain(result)
 
@@ -184,7 +184,7 @@ def execute(
         else:
             result = run(recipe, out, log, resume=resume)
             runs, saved = [result], {}
-    print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else _show_result)
+    print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else show_result)
     if result["interrupted"]:
         raise Interruption(describe_interruption({**runs[0], **saved}, out))
     if require_gain:
@@ -201,7 +201,8 @@ def _refuse_no_gain(result: Mapping[str, Any]) -> None:
         raise NoGain(words)
 
 
-def _show_result(result: Mapping[str, Any]) -> None:
+def show_result(result: Mapping[str, Any]) -> None:
+    """A run's scores, where its rows went, and the verdict."""
     from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
 
     if "changed" in result:

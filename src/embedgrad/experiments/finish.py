@@ -29,12 +29,32 @@ from embedgrad.training.settings import Refinement
 
 
 @final
+class Continual(TypedDict):
+    """What `embedgrad continue` adds to a result; see `experiments.continual`.
+
+    `matrix[i][j]` is the accuracy on task j after the training on task i, `text` that of the text
+    prompt on each task, `separate` that of each task's own prompt; None where it was not trained.
+    `directions` counts what is remembered, of `trained_numbers`.
+    """
+
+    tasks: list[str]
+    matrix: list[list[float]]
+    text: list[float]
+    separate: list[float | None]
+    average: float
+    backward_transfer: float
+    directions: int
+    trained_numbers: int
+
+
+@final
 class RunResult(TypedDict):
     """The content of `result.json`; only a run that scored test rows has scores."""
 
     text: NotRequired[Scores]
     refined: NotRequired[Scores]
     teacher: NotRequired[Agreement]
+    continual: NotRequired[Continual]
     difference: NotRequired[Difference]
     groups: NotRequired[GroupComparison]
     test_rows: NotRequired[int]

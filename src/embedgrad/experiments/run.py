@@ -44,6 +44,7 @@ from embedgrad.recipe.build import prepare, read_warm_start
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.replay import replay_of
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show
@@ -130,6 +131,9 @@ def _run(
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer = ready.model, ready.sequencer
+        if (replay := replay_of(recipe, sequencer)) is not None:
+            augmentations = (replay, *ready.parts.augmentations)
+            ready = replace(ready, parts=replace(ready.parts, augmentations=augmentations))
         found = facts_of(recipe, ready)
         warm_start = read_warm_start(recipe, model, sequencer)
         if warm_start is not None:

@@ -26,6 +26,7 @@ PATHS = (
     "solutions.file",
     "training.warm_start",
     "parameterization.family",
+    "transforms.memory",
     "teacher.prompt",
     "prefix_cache.spill",
 )
@@ -131,12 +132,8 @@ def _paths(
 
     A model's name is a path if it reads as one, or if it lies in `folder` or the current one.
     """
-    for name in PATHS:
-        *sections, option = name.split(".")
-        inner: Any = values
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
-        path = inner.get(option) if isinstance(inner, dict) else None
+    for name, inner, option in _options(values):
+        path = inner.get(option)
         if not isinstance(path, str) or not path.strip() or (name in DATA and _is_hub(path)):
             continue
         places = [os.path.join(place, path) for place in (folder, "")]
@@ -144,6 +141,18 @@ def _paths(
             continue
         if absolute or not os.path.isabs(os.path.expanduser(path)):
             yield inner, option, path
+
+
+def _options(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Every name of `PATHS` with its section, or each part of a list, and its option."""
+    for name in PATHS:
+        *sections, option = name.split(".")
+        inner: Any = values
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        for part in inner if isinstance(inner, list) else [inner]:
+            if isinstance(part, dict):
+                yield name, part, option
 
 
 def is_missing(source: str | None) -> bool:

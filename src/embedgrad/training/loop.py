@@ -149,7 +149,7 @@ class Loop:
                 ([s.prefix for s in self.train], left / self.steps_per_epoch),
                 ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
             )
-        if self.dev and new:
+        if self.dev and new and not (warm_start and self.parts.keeps_start):
             self._evaluate()
         if checkpoint is None and warm_start is not None:
             rows = {

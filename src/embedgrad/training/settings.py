@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.augmentations import Augmentation
@@ -54,6 +54,9 @@ class Training:
     warm_start: str | None = None
     """A run or prompt of the same words: training continues from its rows. The trust region stays
     around the rows of the words. Unset: training starts from the words."""
+    replay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of each batch that is added from the training rows of the run in warm_start, and of
+    the runs before it."""
 
     def units(self, groups: Sequence[str | None]) -> list[list[int]]:
         """Indices of the examples that stay together in a batch, given the group of each example.
@@ -174,6 +177,11 @@ class Parts:
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     sampling: SamplingEngine = SamplingEngine()
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a transform wants selection to begin at a warm start's rows."""
+        return any(transform.keeps_start for transform in self.transforms)
 
     def check(self, train: Sequence[TokenSequence]) -> None:
         """Raise `RecipeError` for an augmentation that can do nothing with these rows."""

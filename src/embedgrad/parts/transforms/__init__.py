@@ -2,9 +2,11 @@
 
 from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
 from embedgrad.parts.transforms.clip import Clip
+from embedgrad.parts.transforms.subspace import Subspace
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "clip": Clip,
+    "subspace": Subspace,
 }
 
-__all__ = ["TRANSFORMS", "Clip", "Context", "Gradients", "State", "Transform"]
+__all__ = ["TRANSFORMS", "Clip", "Context", "Gradients", "State", "Subspace", "Transform"]

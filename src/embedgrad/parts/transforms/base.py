@@ -44,6 +44,11 @@ class Transform(ABC):
     def init(self, theta: Theta) -> State:
         """The state before the first step; {} where nothing is remembered."""
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a warm start's rows are where selection begins, and the text's are no choice."""
+        return False
+
     def before(
         self, gradients: Gradients, state: State, context: Context
     ) -> tuple[Gradients, State]:

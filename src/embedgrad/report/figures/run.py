@@ -25,6 +25,7 @@ from embedgrad.report.figures.theme import LIGHT, MARKERS, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
@@ -160,6 +161,29 @@ def heat_strip(tokens: Sequence[Row], radius: float | None = None) -> Figure:
     return figure
 
 
+def continual_figure(continual: Row) -> Figure:
+    """A heat map of the accuracy on each task after each training, %.
+
+    Raises `RunError` where no task has been added.
+    """
+    matrix, tasks = continual.get("matrix") or [], continual.get("tasks") or []
+    if not matrix:
+        raise RunError("continual: the run is no continuation of another")
+    names = [visible(str(name)) for name in tasks]
+    shares = [[*row, *[math.nan] * (len(names) - len(row))] for row in matrix]
+    with style():
+        figure = new_figure(WIDTH, 60 + 34 * len(names))
+        axes = figure.subplots()
+        axes.imshow(shares, cmap=_heat(), vmin=0, vmax=1, aspect="auto")
+        for i, row in enumerate(matrix):
+            for j, share in enumerate(row):
+                axes.text(j, i, f"{100 * share:.1f}", ha="center", va="center")
+        axes.set_xticks(range(len(names)), labels=names)
+        axes.set_yticks(range(len(names)), labels=[f"after {name}" for name in names])
+        axes.grid(visible=False)
+    return figure
+
+
 def _by_step(axes: Axes, points: Sequence[tuple[float, float]], color: str) -> None:
     """A line by step and, stronger, its moving mean."""
     places, values = thin([step for step, _ in points]), [value for _, value in points]
@@ -238,13 +262,18 @@ def _token(axes: Axes, word: str, share: float, x: float, y: float, width: float
     axes.text(x + width / 2, y, word, fontsize=10, fontfamily=["DejaVu Sans Mono"], **middle)
 
 
-def _scale(figure: Figure, most: float, radius: float | None) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
+def _heat() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     ends = [(*to_rgba(LIGHT["heat"])[:3], alpha) for alpha in (0.0, 0.85)]
-    colors = LinearSegmentedColormap.from_list("heat", ends, N=32)
-    shades = ScalarMappable(Normalize(0, most), colors)
+    return LinearSegmentedColormap.from_list("heat", ends, N=32)
+
+
+def _scale(figure: Figure, most: float, radius: float | None) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    shades = ScalarMappable(Normalize(0, most), _heat())
     below: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.08, "aspect": 40}
     bar = figure.colorbar(shades, ax=figure.axes[0], pad=0.02, **below)
     edge = f"{most:.2f}, the trust region's edge" if most == radius else f"{most:.2f}"

@@ -39,6 +39,7 @@ from embedgrad.report.page.facts import (
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable, without_home
+from embedgrad.report.terminal.continual_table import rows_of
 from embedgrad.report.terminal.tables import verdict_word
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ LABELS = {
     "curves": "Training loss and dev score by step",
     "forest": "Difference to the text prompt with its interval, method by method",
     "reliability": "Accuracy by confidence, for both prompts",
+    "continual": "Accuracy on each task after each training",
     "interpolation": "Accuracy and log-loss from the text rows to the refined rows and beyond",
 }
 # Keys of a comparison's results that are shown elsewhere.
@@ -86,7 +88,12 @@ def run_page(
         bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
         return {"bins": bins, "drawn": _svg("reliability", figures.reliability(survey))}
 
+    def continual() -> dict[str, Any]:
+        drawn = _svg("continual", figures.continual_figure(chain))
+        return {**chain, "drawn": drawn, "rows": rows_of(chain)}
+
     page = _Page([*run.notes, *notes])
+    chain: dict[str, Any] = run.result.get("continual") or {}
     survey = [row for _, row in run.survey]
     sure = any(row["text"]["probabilities"] for row in survey)
     origin: dict[str, Any] = page.value("provenance", lambda: provenance(run), {})
@@ -98,6 +105,7 @@ def run_page(
     parts = [
         page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
+        page.part("continual", lambda: continual() if chain else None),
         page.part("groups", lambda: describe_groups(run.result)),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),

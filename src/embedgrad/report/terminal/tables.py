@@ -169,7 +169,7 @@ def drift_table(rows: Sequence[Row]) -> RenderableType:
 
 
 def _drift_of_span(rows: Sequence[tuple[int, Row]], *, measured: bool) -> Table:
-    table = _table()
+    table = new_table()
     table.add_column("row", justify="right")
     table.add_column("token", min_width=10)
     for name in ("distance", "cosine", "norm", *(["points", "log-loss"] * measured)):
@@ -199,7 +199,7 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
             parts.append(sentence(f"no rows {change}"))
             continue
         shown = changed[:first]
-        table = _table()
+        table = new_table()
         for name in ("row", "answer", "text prompt", "refined prompt"):
             table.add_column(name)
         with_text = any(row.get("columns") for row in shown)
@@ -231,7 +231,8 @@ def show(renderable: RenderableType, file: TextIO | None = None) -> None:
     file.flush()
 
 
-def _table() -> Table:
+def new_table() -> Table:
+    """An empty table in the form of all tables."""
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
@@ -243,7 +244,7 @@ def kept_text(result: Row) -> bool:
 
 def tasks_table(result: Row) -> RenderableType:
     """Text prompt against refined prompt for every task, their mean, and where the prompts are."""
-    table = _table()
+    table = new_table()
     for name in ("task", "rows", "text", "refined", "difference (95 %)", "verdict"):
         table.add_column(name, justify="left" if name in ("task", "verdict") else "right")
     for name, task in result["tasks"].items():
@@ -276,7 +277,7 @@ def _points(difference: float, interval: Sequence[float]) -> str:
 
 
 def _scores(result: Row) -> Table:
-    table = _table()
+    table = new_table()
     table.add_column(
         f"on {result['test_rows']} {result.get('split', 'test')} rows", overflow="fold"
     )
