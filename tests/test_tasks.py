@@ -84,6 +84,10 @@ def test_a_task_is_a_run_like_any_other(
         assert again.json["refined"]["accuracy"] == own["refined"]["accuracy"]
         shown = embedgrad("inspect", out / name, "--rows", "0", "--json").json
         assert words in shown["spans"][0]
+    assert embedgrad("report", out, "--no-model").code == 0
+    page = (out / "report.html").read_text("utf-8")
+    for text in ('<section id="tasks"', '<th scope="row">again</th>', 'id="learning"'):
+        assert text in page
     shown = embedgrad("optimize", recipe_file(), "--out", tmp_path / "table")
     assert [line.split()[0] for line in shown.out.splitlines()[2:5]] == ["good", "again", "mean"]
 

@@ -149,6 +149,22 @@ def describe_classes(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**values, "confusions": rows}
 
 
+def describe_tasks(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Both prompts' accuracy on each task of a training on several, and their means."""
+    tasks = [
+        {
+            "name": name,
+            "rows": task["test_rows"],
+            **{prompt: task[prompt]["accuracy"] for prompt in ("text", "refined")},
+            "difference": task["difference"]["accuracy"],
+            "verdict": verdict_word(task["difference"]),
+        }
+        for name, task in result.get("tasks", {}).items()
+        if "difference" in task
+    ]
+    return {"tasks": tasks, "mean": result["mean"]} if tasks else None
+
+
 def describe_groups(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Accuracy by group, of a run's two prompts or of a comparison's methods."""
     verdicts: list[str] = []
