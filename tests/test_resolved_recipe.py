@@ -16,6 +16,7 @@ from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.objectives import OWA
 from embedgrad.parts.optimizers import Extrapolated, Schedule
+from embedgrad.parts.parameterizations import CP, LowRank, Subspace
 from embedgrad.parts.registry import KINDS
 from embedgrad.recipe.recipe import SECTIONS
 from embedgrad.recipe.settings import (
@@ -136,6 +137,7 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
 # Options that must fit each other.
 OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
     OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()},
+    **{part: {"rank": st.integers(1, 4096)} for part in (CP, LowRank, Subspace)},
     Extrapolated: {"base": st.sampled_from(["adamw", "lars", {"name": "sgd", "momentum": 0.5}])},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, final
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
@@ -34,7 +34,7 @@ class CP(Parameterization):
     Source: the CP form of Aurora, https://arxiv.org/abs/2305.08381, over tasks.
     """
 
-    rank: Annotated[int, Ge(1)] = 8
+    rank: Annotated[int, Ge(1), Le(4096)] = 8
     """The rank R: the numbers that each task has to itself."""
     family: str | None = None
     """A run with [[tasks]] whose shared factors are taken as they are; unset: they are trained."""

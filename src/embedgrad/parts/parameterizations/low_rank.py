@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
@@ -23,7 +23,7 @@ class LowRank(Parameterization):
     one slice of the CP form of Aurora, https://arxiv.org/abs/2305.08381.
     """
 
-    rank: Annotated[int, Ge(1)] = 4
+    rank: Annotated[int, Ge(1), Le(4096)] = 4
     """The rank R of the change of all rows of a span."""
 
     def init(self, start: Prompt, generator: torch.Generator) -> Theta:

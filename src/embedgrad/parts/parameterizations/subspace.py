@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from embedgrad.model.backbone import Prompt
@@ -24,7 +24,7 @@ class Subspace(Parameterization):
     Source: ULPT, https://arxiv.org/abs/2502.04501, on the change of the rows.
     """
 
-    rank: Annotated[int, Ge(1)] = 16
+    rank: Annotated[int, Ge(1), Le(4096)] = 16
     """The number R of trained numbers a row."""
     seed: Annotated[int, Ge(0)] = 0
     """What the frozen subspace is drawn from."""
