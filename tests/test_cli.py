@@ -52,6 +52,7 @@ OPTIONS = {
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
+    "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
         *("--set", "--json", "--quiet"),
@@ -155,6 +156,10 @@ def examples(
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
+        "continue": (
+            *("continue", run, "--on", recipe(), "--out", tmp_path / "next", "--no-separate"),
+            *("--set", "training.steps=2"),
+        ),
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
             *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),

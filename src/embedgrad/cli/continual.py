@@ -28,7 +28,7 @@ def continue_(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a run's prompt on a further task, and keep what it has learned before.
+    """Train a run's prompt on a further task, and keep what it knows.
 
     For one prompt that serves several tasks. Where each query says its task, one prompt per task
     forgets nothing; the table shows both.
