@@ -168,7 +168,7 @@ def test_rows_of_earlier_tasks_are_replayed(
     with refused("whose rows cannot be replayed here", error=RecipeError):
         continue_run(earlier, Recipe.from_dict(other), tmp_path / "other")
     alone = task(model_folder, tasks, training={"replay": 0.25})
-    with refused("is for training that goes on from a run", error=RecipeError):
+    with refused("needs a run that the training continues", error=RecipeError):
         run(alone, tmp_path / "alone")
 
 

@@ -16,7 +16,7 @@ from embedgrad.cli.run import show_result
 def continue_(
     run: Run,
     on: Annotated[Path, typer.Option(metavar="RECIPE.toml", help="The further task's recipe.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new run; one that it began goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new run; an interrupted one continues.")],
     separate: Annotated[
         bool,
         typer.Option(
@@ -44,7 +44,7 @@ def continue_(
     print_values(result, as_json, _show)
     if result["interrupted"]:
         raise Interruption(
-            f"interrupted at step {result['train']['steps']}; the same command goes on from there"
+            f"interrupted at step {result['train']['steps']}; the same command continues the run"
         )
 
 

@@ -57,7 +57,7 @@ def continue_run(
     Training begins at the rows of the run `earlier`, and its steps leave alone what its tasks
     depend on: a transform `subspace`, with its defaults where the recipe has none. The result of
     the run gets `continual`. With `separate` the new task is also trained alone, in OUT/separate.
-    A continuation in `out` that was interrupted goes on. Raises `RunError` for a run without
+    A continuation in `out` that was interrupted is resumed. Raises `RunError` for a run without
     scores, or of other words, and what `run` and `open_run` raise.
     """
     earlier, out = Path(earlier), Path(out)

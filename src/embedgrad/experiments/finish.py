@@ -107,8 +107,9 @@ def finish(
         result["demonstrations"] = {"sources": sources_shown, "text_prompt": "few-shot"}
     if "chosen" in places:
         result["place"] = places
-    if mismatch := summarize(event for _, event in json_lines(out / "events.jsonl")):
-        result["sampling"] = mismatch
+    if recipe.parts.sampling.engine:
+        mismatch = summarize(event for _, event in json_lines(out / "events.jsonl"))
+        result |= {"sampling": mismatch} if mismatch else {}
     result["solutions"] = dict(ready.solutions)
     if "file" in ready.solutions:
         result["solutions"]["file"] = "solutions.jsonl"

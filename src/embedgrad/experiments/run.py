@@ -163,10 +163,8 @@ def _run(
     stage(report, "refining")
     if checkpoint:
         say(report, [f"resuming at step {checkpoint.step}"])
-        choices = bool(recipe.target.choices)
-        metric = ready.training.metric_for(recipe.parts.objective, choices=choices)
         step, history = checkpoint.best_step, checkpoint.history
-        best = Best(metric, checkpoint.best, step, history, len(ready.dev))
+        best = Best(ready.training.metric, checkpoint.best, step, history, len(ready.dev))
         if best.stops_early(ready.training.patience):
             say(report, [f"early stopping ended this run; to train on, set a larger {PATIENCE}"])
     elif resume:

@@ -50,13 +50,13 @@ def make_folder(out: Path) -> None:
 def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     """What a training depends on besides its recipe, and a resumed one must find again."""
     splits = sources(recipe, ready.splits)
-    groups = {}
+    more: dict[str, dict[str, str]] = {}
     if column := recipe.parts.objective.group_column:
         names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
-        groups["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
+        more["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
     if files := recipe.parts.parameterization.files:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        groups["parameterization"] = {"sha256": ",".join(digests)}
+        more["parameterization"] = {"sha256": ",".join(digests)}
     return {
         "date": ready.sequencer.renderer.date.isoformat(),
         "model": {
@@ -65,7 +65,7 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
         },
         "data": {name: {"sha256": splits[name]["sha256"]} for name in splits},
         "solutions": {"kept": ready.solutions.get("kept")},
-        **groups,
+        **more,
     }
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
@@ -233,22 +234,13 @@ def _mean(tasks: Mapping[str, RunResult]) -> dict[str, Any] | None:
         return None
     edges = [task["difference"]["interval"] for task in scored]
     half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in edges)) / len(scored)
-    text, refined, difference = (
-        sum(values) / len(scored)
-        for values in zip(
-            *(
-                (
-                    task["text"]["accuracy"],
-                    task["refined"]["accuracy"],
-                    task["difference"]["accuracy"],
-                )
-                for task in scored
-            ),
-            strict=True,
-        )
-    )
-    interval = [difference - half, difference + half]
-    return {"text": text, "refined": refined, "difference": difference, "interval": interval}
+    difference = fmean(task["difference"]["accuracy"] for task in scored)
+    return {
+        "text": fmean(task["text"]["accuracy"] for task in scored),
+        "refined": fmean(task["refined"]["accuracy"] for task in scored),
+        "difference": difference,
+        "interval": [difference - half, difference + half],
+    }
 
 
 def _read_finished(recipes: Mapping[str, Recipe], out: Path) -> TasksResult | None:

@@ -22,7 +22,6 @@ class JointSequencer:
     """
 
     def __init__(self, tasks: Mapping[str, Sequencer]):
-        self.tasks = dict(tasks)
         self.targets: dict[str | None, Target] = {
             name: sequencer.target for name, sequencer in tasks.items()
         }
@@ -35,18 +34,16 @@ class JointSequencer:
         self.target = Target(choices=tuple(choices), normalize=normalize)
         self.spans: tuple[Span, ...] = tuple(s for task in tasks.values() for s in task.spans)
         self.prompt_ids: Ids = tuple(i for task in tasks.values() for i in task.prompt_ids)
+        edges = accumulate((len(task.prompt_ids) for task in tasks.values()), initial=0)
+        ranges = (tuple(range(*edge)) for edge in pairwise(edges))
+        self.rows = dict(zip(tasks, ranges, strict=True))  # which of all rows are a task's
         self.vocabulary = min(task.vocabulary for task in tasks.values())
         self.end_ids: Ids = tuple(dict.fromkeys(i for t in tasks.values() for i in t.end_ids))
-
-    def rows_of(self, name: str) -> range:
-        """Which of all rows are a task's."""
-        edges = accumulate((len(task.prompt_ids) for task in self.tasks.values()), initial=0)
-        return dict(zip(self.tasks, (range(*edge) for edge in pairwise(edges)), strict=True))[name]
 
     def join(self, sequences: Mapping[str, Sequence[TokenSequence]]) -> list[TokenSequence]:
         """The sequences of all tasks, each with the name and the rows of its own."""
         return [
-            replace(s, rows=tuple(self.rows_of(name)), example=replace(s.example, task=name))
+            replace(s, rows=self.rows[name], example=replace(s.example, task=name))
             for name, own in sequences.items()
             for s in own
         ]

@@ -42,7 +42,7 @@ class Replay(Augmentation):
 
 
 def replay_of(recipe: Recipe, sequencer: Sequencer) -> Replay | None:
-    """The rows of the runs that a recipe goes on from; None where none are asked for.
+    """The rows of the earlier runs that a recipe continues; None where none are asked for.
 
     Raises `RecipeError` where there is no such run, or where its tasks have another template.
     """
@@ -51,7 +51,7 @@ def replay_of(recipe: Recipe, sequencer: Sequencer) -> Replay | None:
     rows: list[Example] = []
     place = recipe.training.warm_start
     if place is None:
-        problem = "is for training that goes on from a run; `embedgrad continue` does"
+        problem = "needs a run that the training continues; `embedgrad continue` names one"
         raise RecipeError("training.replay", [problem])
     while place is not None:
         earlier = Recipe.read_run(Path(place))

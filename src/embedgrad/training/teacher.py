@@ -192,7 +192,7 @@ class Teacher:
     ) -> list[TokenSequence]:
         """The rows with what the teacher finds likely in the places of their answers.
 
-        The teacher's likeliest tokens are told apart; given the student's `prompt`, the student's.
+        Compares the teacher's likeliest tokens one by one; with `prompt`, the student's likeliest.
         """
         contexts = [self.context(student) for student in students]
         asked = (self.rows_PD, contexts) if prompt is None else (join_spans(prompt), students)

@@ -196,7 +196,7 @@ class OWA(Objective):
         return estimates
 
     def _weights(self, groups: int) -> list[float]:
-        """The weights of so many groups, from the largest loss to the smallest."""
+        """Weights for this number of groups, from the largest loss to the smallest."""
         match self.weights:
             case "mean":
                 raw = [1.0] * groups

@@ -68,12 +68,12 @@ class CP(Parameterization):
         return {**theta, **codes}
 
     def prompt(self, theta: Theta, start: Prompt) -> Prompt:
-        changed: Prompt = {}
-        for name, rows in start.items():
-            left, right = self._factors(theta, rows)
-            change = (left[: rows.shape[-2]] * theta[f"{name} codes"]) @ right
-            changed = {**changed, name: rows + row_size(rows) * change}
-        return changed
+        left, right = self._factors(theta, next(iter(start.values())))
+        return {
+            name: rows
+            + row_size(rows) * ((left[: rows.shape[-2]] * theta[f"{name} codes"]) @ right)
+            for name, rows in start.items()
+        }
 
     def _factors(self, theta: Theta, like: Tensor) -> tuple[Tensor, Tensor]:
         """The shared factors A and B: trained, or those of the family."""
@@ -93,12 +93,11 @@ class CP(Parameterization):
         return left.to(like), right.to(like)
 
 
-def save_family(theta: Theta, folder: Path) -> bool:
-    """Write the factors that tasks share, if theta has any; says so. Raises `RunError`."""
+def save_family(theta: Theta, folder: Path) -> None:
+    """Write the factors that tasks share, if theta has any. Raises `RunError`."""
     factors = {name: theta[name].detach().cpu().contiguous() for name in FACTORS if name in theta}
     if factors:
         write_file(folder / FILE, tensors_to_bytes(factors))
-    return bool(factors)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, final
 
@@ -44,7 +45,12 @@ class Subspace(Parameterization):
 
     def _change(self, name: str, theta: Theta) -> Tensor:
         codes, scale, shift = (theta[f"{name} {kind}"] for kind in ("codes", "scale", "shift"))
-        generator = torch.Generator().manual_seed(self.seed)
-        frozen = torch.randn((self.rank, scale.shape[-1]), generator=generator).to(codes)
+        frozen = _draw(self.seed, self.rank, scale.shape[-1]).to(codes)
         change: Tensor = codes @ frozen / self.rank**0.5 * scale + shift
         return change
+
+
+@functools.lru_cache(maxsize=4)
+def _draw(seed: int, rank: int, width: int) -> Tensor:
+    """The frozen subspace, [R, D], which every step asks for several times."""
+    return torch.randn((rank, width), generator=torch.Generator().manual_seed(seed))
