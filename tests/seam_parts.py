@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embedgrad.model.backbone import Prompt
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.augmentations import Augmentation
+from embedgrad.parts.augmentations import Augmentation, BatchContext
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms import Context, Gradients, State, Transform
@@ -135,15 +135,9 @@ class Noise(Augmentation):
     token: int = 3
 
     def __call__(
-        self,
-        batch: Sequence[TokenSequence],
-        *,
-        seed: int,
-        step: int,
-        total: int,
-        vocabulary: int,
+        self, batch: Sequence[TokenSequence], context: BatchContext
     ) -> list[TokenSequence]:
-        rng = random.Random(f"{seed}:{step}")
+        rng = random.Random(f"{context.seed}:{context.step}")
 
         def noisy(ids: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(self.token if rng.random() < self.share else i for i in ids)

@@ -14,7 +14,7 @@ from embedgrad.errors import RecipeError
 from embedgrad.events import quiet
 from embedgrad.experiments.plan import plan
 from embedgrad.model.prefix_cache import PrefixCache
-from embedgrad.parts.augmentations import MaskedThought
+from embedgrad.parts.augmentations import BatchContext, MaskedThought
 from embedgrad.prompt.sequence import DROPPED, MEAN, ZERO, Target, TokenSequence
 from embedgrad.recipe.build import prepare
 from embedgrad.recipe.recipe import Recipe
@@ -47,7 +47,7 @@ def long_row(tokens: int) -> TokenSequence:
 
 def noised(kind: str, batch: list[TokenSequence], **options: Any) -> list[TokenSequence]:
     settings: dict[str, Any] = {"rate": 0.9, "ramp": 0.0, "noise": kind, **options}
-    return MaskedThought(**settings)(batch, seed=0, step=1, total=9, vocabulary=300)
+    return MaskedThought(**settings)(batch, BatchContext(seed=0, step=1, total=9, vocabulary=300))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +77,7 @@ def test_the_rate_rises_to_its_full_value(share: float) -> None:
     total, tokens = 1000, 20_000
     step = round(share * total)
     masked = MaskedThought(rate=0.4, noise="zero")
-    (out,) = masked([long_row(tokens)], seed=0, step=step, total=total, vocabulary=9)
+    (out,) = masked([long_row(tokens)], BatchContext(seed=0, step=step, total=total, vocabulary=9))
     expected = min(0.4, 0.4 * step / (0.66 * total + 1))
     assert expected == pytest.approx({0.0: 0, 0.33: 0.2, 0.66: 0.4, 1.0: 0.4}[share], abs=1e-3)
     found = 0 if out.inputs is None else out.inputs[0].count(ZERO) / tokens
@@ -86,7 +86,7 @@ def test_the_rate_rises_to_its_full_value(share: float) -> None:
 
 def test_random_tokens_are_drawn_from_the_whole_vocabulary() -> None:
     masked = MaskedThought(rate=0.5, ramp=0.0)
-    (out,) = masked([long_row(20_000)], seed=0, step=1, total=9, vocabulary=50)
+    (out,) = masked([long_row(20_000)], BatchContext(seed=0, step=1, total=9, vocabulary=50))
     assert out.inputs is not None
     counts = [out.inputs[0].count(token) for token in range(50) if token != 7]
     assert all(120 < count < 280 for count in counts)

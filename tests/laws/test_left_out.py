@@ -12,6 +12,7 @@ from torch import Tensor
 import tiny
 from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.augmentations import BatchContext
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.template import Template
 from embedgrad.training.demonstrations import (
@@ -73,7 +74,7 @@ def in_full(made: Kit, rows: Tensor, batch: list[TokenSequence]) -> tuple[Tensor
 def test_loss_and_gradient_are_those_of_the_full_pass(architecture: str, placement: str) -> None:
     made, _, out = shown(placement, architecture)
     rows = noisy(made.start)
-    batch = out(made.sequences, seed=0, step=1, total=4, vocabulary=9)
+    batch = out(made.sequences, BatchContext(seed=0, step=1, total=4, vocabulary=9))
     lacking = {sequence.rows for sequence in batch}
     assert len(lacking) == 3  # without the first, without the second, with both
     assert all(kept is not None and len(kept) < len(rows) for kept in lacking)
@@ -89,7 +90,7 @@ def test_loss_and_gradient_are_those_of_the_full_pass(architecture: str, placeme
 
 def test_the_budget_and_the_parts_of_a_batch_change_no_number() -> None:
     made, _, out = shown("user-after")
-    batch = out(made.sequences, seed=0, step=1, total=4, vocabulary=9)
+    batch = out(made.sequences, BatchContext(seed=0, step=1, total=4, vocabulary=9))
     start = {"span": noisy(made.start)}
     parts = Parts()
     theta = {
@@ -112,7 +113,7 @@ def test_the_budget_and_the_parts_of_a_batch_change_no_number() -> None:
 
 def test_a_row_whose_demonstration_is_left_out_has_the_plain_prompt_without_it() -> None:
     made, prompt, out = shown("user-after", settings=Demonstrations(k=2, drop=0.0))
-    batch = out(made.sequences, seed=0, step=0, total=1, vocabulary=9)
+    batch = out(made.sequences, BatchContext(seed=0, step=0, total=1, vocabulary=9))
     seen = 0
     for sequence, whole in zip(batch, made.sequences, strict=True):
         texts = [e.columns["review"] for e in prompt.examples]
@@ -143,22 +144,22 @@ def test_rows_are_dropped_by_step_alike_for_the_whole_batch() -> None:
     counts = []
     others = [s for s in made.sequences if s.example not in prompt.examples]
     for step in range(300):
-        batch = out(others, seed=0, step=step, total=300, vocabulary=9)
+        batch = out(others, BatchContext(seed=0, step=step, total=300, vocabulary=9))
         assert len({sequence.rows for sequence in batch}) == 1
         gone = set(range(len(made.start))) - set(batch[0].rows or range(len(made.start)))
         assert gone <= ours
         counts.append(len(gone))
-        assert out(others, seed=0, step=step, total=300, vocabulary=9) == batch
+        assert out(others, BatchContext(seed=0, step=step, total=300, vocabulary=9)) == batch
     assert abs(sum(counts) / len(counts) / len(ours) - 0.1) < 0.02
-    assert out(others, seed=1, step=0, total=1, vocabulary=9) != out(
-        others, seed=0, step=0, total=1, vocabulary=9
+    assert out(others, BatchContext(seed=1, step=0, total=1, vocabulary=9)) != out(
+        others, BatchContext(seed=0, step=0, total=1, vocabulary=9)
     )
 
 
 def test_a_batch_runs_its_demonstrations_once() -> None:
     made, prompt, out = shown("user-after", settings=Demonstrations(k=2, drop=0.2))
     others = [s for s in made.sequences if s.example not in prompt.examples]
-    batch = out(others, seed=0, step=1, total=4, vocabulary=9)
+    batch = out(others, BatchContext(seed=0, step=1, total=4, vocabulary=9))
     rows = own_rows(noisy(made.start), batch[0])
     context = made.model.prefixes.context_of(rows, batch)
     assert context.prompt is not None

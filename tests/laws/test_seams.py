@@ -14,7 +14,7 @@ from torch import Tensor
 from embedgrad.errors import DataError, DivergenceError
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.augmentations import AUGMENTATIONS, Augmentation
+from embedgrad.parts.augmentations import AUGMENTATIONS, Augmentation, BatchContext
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import SGD, AdamW, Schedule
 from embedgrad.parts.parameterizations import LowRank, ScaleShift
@@ -177,7 +177,9 @@ def test_the_model_reads_the_inputs_and_is_asked_for_the_labels(
     if not target.choices:  # answers of several tokens
         examples = [dataclasses.replace(s.example, answer=LONG_CHOICES[1]) for s in made.sequences]
         made = dataclasses.replace(made, sequences=made.sequencer.build(examples))
-    noisy_batch = Noise(share=0.5)(made.sequences, seed=0, step=0, total=1, vocabulary=9)
+    noisy_batch = Noise(share=0.5)(
+        made.sequences, BatchContext(seed=0, step=0, total=1, vocabulary=9)
+    )
     assert any(s.inputs != s.targets for s in noisy_batch)
     assert [s.targets for s in noisy_batch] == [s.targets for s in made.sequences]
     rows = noisy(made.start)
@@ -197,7 +199,7 @@ def test_the_model_reads_the_inputs_and_is_asked_for_the_labels(
             logprobs = torch.log_softmax(logits[-len(labels) :], dim=1)
             expected = logprobs[torch.arange(len(labels)), torch.tensor(labels)].sum()
             assert (row[c] - expected).abs().item() < 1e-9
-    same = Noise(share=0.0)(made.sequences, seed=0, step=0, total=1, vocabulary=9)
+    same = Noise(share=0.0)(made.sequences, BatchContext(seed=0, step=0, total=1, vocabulary=9))
     plain = made.model.outcome(rows, made.sequences).logprobs_BC
     assert torch.equal(made.model.outcome(rows, same).logprobs_BC, plain)
 
@@ -208,7 +210,7 @@ def test_the_same_seed_and_step_give_the_same_batch_also_after_a_resume() -> Non
     made = dataclasses.replace(made, sequences=made.sequencer.build(examples))
     noise = Noise()
     first, again, later, other = (
-        noise(made.sequences, seed=seed, step=step, total=9, vocabulary=9)
+        noise(made.sequences, BatchContext(seed=seed, step=step, total=9, vocabulary=9))
         for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
     )
     assert first == again
@@ -234,7 +236,7 @@ def test_an_augmentation_is_pure_and_leaves_the_labels(name: str) -> None:
     batch = [dataclasses.replace(s, reasoning=len(s.targets[0])) for s in sequences]
     kept, augmentation = copy.deepcopy(batch), AUGMENTATIONS[name]()
     first, again, later, other = (
-        augmentation(batch, seed=seed, step=step, total=9, vocabulary=9)
+        augmentation(batch, BatchContext(seed=seed, step=step, total=9, vocabulary=9))
         for seed, step in ((0, 7), (0, 7), (0, 8), (1, 7))
     )
     assert batch == kept
@@ -248,9 +250,9 @@ def test_dev_is_never_augmented() -> None:
     made, seen = small(), []
 
     class Watching(Noise):
-        def __call__(self, batch: Any, **options: Any) -> Any:
+        def __call__(self, batch: Any, context: BatchContext) -> Any:
             seen.extend(s.example.source for s in batch)
-            return super().__call__(batch, **options)
+            return super().__call__(batch, context)
 
     train(made, QUICK, parts=Parts(augmentations=(Watching(),)))
     assert set(seen) == {s.example.source for s in made.sequences[:8]}

@@ -31,7 +31,7 @@ from embedgrad.parts.parameterizations import Free
 from embedgrad.parts.transforms import Subspace
 from embedgrad.parts.transforms.subspace import FILE, read_memory, save_memory
 from embedgrad.prompt.embedding import PromptEmbedding
-from embedgrad.prompt.span import span_places
+from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.build import open_model
 from embedgrad.recipe.open_run import OpenRun, open_run
 from embedgrad.recipe.paths import anchor, find_run
@@ -202,9 +202,9 @@ def _remembered(
     subspace: Subspace, opened: OpenRun, before: torch.Tensor, memory: Path | None
 ) -> torch.Tensor:
     """The memory of a run: that of the earlier one, and its own task's."""
-    prompt, places = opened.prompt, span_places(opened.prompt.spans)
+    prompt = opened.prompt
     rows, earlier, start = (
-        {name: tensor.to(opened.model.device)[place] for name, place in places.items()}
+        rows_by_span(tensor.to(opened.model.device), prompt.spans)
         for tensor in (prompt.rows, before, prompt.start_rows)
     )
     known = torch.zeros(0, prompt.rows.numel()) if memory is None else read_memory(memory)

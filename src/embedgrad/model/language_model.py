@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, final
 
@@ -175,13 +175,12 @@ class LanguageModel:
         scored = list(zip(batch, targets, [()] * len(batch) if read is None else read, strict=True))
         more = max(sum(map(len, ids)) for *_, ids in scored)
         parts, order = list[Tensor](), list[int]()
-        for rows in dict.fromkeys(s.rows for s in batch):
-            own_PD = prompt_PD if rows is None else prompt_PD[list(rows)]
+        for own_PD, own in _by_rows(prompt_PD, batch):
             reused, others = list[int](), list[int]()
-            for i, (sequence, ids, _) in enumerate(scored):
-                if sequence.rows == rows:
-                    can_reuse = self.forward.can_reuse(sequence, len(own_PD), ids)
-                    (reused if can_reuse else others).append(i)
+            for i in own:
+                sequence, ids, _ = scored[i]
+                can_reuse = self.forward.can_reuse(sequence, len(own_PD), ids)
+                (reused if can_reuse else others).append(i)
             if reused:
                 context = self.prefixes.context_of(own_PD, [batch[i] for i in reused])
                 some = [scored[i] for i in reused]
@@ -221,11 +220,10 @@ class LanguageModel:
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
         prompt_PD, answers = join_spans(prompt), dict[int, tuple[Reply, ...]]()
-        for rows in dict.fromkeys(s.rows for s in batch):
-            own = [i for i, sequence in enumerate(batch) if sequence.rows == rows]
+        for own_PD, own in _by_rows(prompt_PD, batch):
             written = replies(
                 self,
-                prompt_PD if rows is None else prompt_PD[list(rows)],
+                own_PD,
                 [batch[i] for i in own],
                 decoding,
                 end_ids=end_ids,
@@ -235,3 +233,12 @@ class LanguageModel:
             )
             answers |= zip(own, written, strict=True)
         return [answers[i] for i in range(len(batch))]
+
+
+def _by_rows(
+    prompt_PD: Tensor, batch: Sequence[TokenSequence]
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """The sequences of a batch that have the same of the prompt's rows, and these rows."""
+    for rows in dict.fromkeys(s.rows for s in batch):
+        own = [i for i, sequence in enumerate(batch) if sequence.rows == rows]
+        yield (prompt_PD if rows is None else prompt_PD[list(rows)]), own

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, takewhile
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, TemplateError
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids
 from embedgrad.prompt.template import Rendered, Renderer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DRAWN_AT_MOST = 16  # characters of fixed text on either side
 ROWS_TO_FIT = 8  # rows that decide what is drawn in
@@ -96,6 +99,11 @@ def _common(texts: Iterable[str]) -> str:
     """Longest common beginning."""
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
     return "".join(letters[0] for letters in same)
+
+
+def rows_by_span(rows_PD: Tensor, spans: Sequence[Span]) -> dict[str, Tensor]:
+    """The rows of all spans, one behind the other, as a prompt: by the names of `span_places`."""
+    return {name: rows_PD[place] for name, place in span_places(spans).items()}
 
 
 def span_places(spans: Sequence[Span]) -> dict[str, slice]:

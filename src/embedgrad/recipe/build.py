@@ -27,7 +27,7 @@ from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.span import span_places
+from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
@@ -301,14 +301,13 @@ def read_warm_start(
             f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
             "both must be the same"
         )
-    rows = {name: prompt.rows[place] for name, place in span_places(prompt.spans).items()}
+    rows = rows_by_span(prompt.rows, prompt.spans)
     recipe.parts.parameterization.reach(rows, _start_rows(model, sequencer))
     return rows
 
 
 def _start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
-    rows_PD = model.embed(sequencer.prompt_ids)
-    return {name: rows_PD[place] for name, place in span_places(sequencer.spans).items()}
+    return rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
 
 
 def load_parts(

@@ -10,7 +10,7 @@ from typing import final
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import RecipeError
-from embedgrad.parts.augmentations import Augmentation
+from embedgrad.parts.augmentations import Augmentation, BatchContext
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.recipe.build import read_data
 from embedgrad.recipe.recipe import Recipe
@@ -28,16 +28,10 @@ class Replay(Augmentation):
     share: float
 
     def __call__(
-        self,
-        batch: Sequence[TokenSequence],
-        *,
-        seed: int,
-        step: int,
-        total: int,
-        vocabulary: int,
+        self, batch: Sequence[TokenSequence], context: BatchContext
     ) -> list[TokenSequence]:
         count = max(1, round(len(batch) * self.share / (1 - self.share)))
-        draw = random.Random(f"replay:{seed}:{step}")
+        draw = random.Random(f"replay:{context.seed}:{context.step}")
         return [*batch, *draw.choices(self.earlier, k=count)]
 
 

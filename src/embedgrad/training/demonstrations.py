@@ -21,7 +21,7 @@ from embedgrad.data.examples import Example
 from embedgrad.data.markup import parse
 from embedgrad.errors import DataError
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.augmentations import Augmentation
+from embedgrad.parts.augmentations import Augmentation, BatchContext
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.span import Span, span_places
 from embedgrad.prompt.template import Template
@@ -118,15 +118,9 @@ class LeaveOut(Augmentation):
     drop: float
 
     def __call__(
-        self,
-        batch: Sequence[TokenSequence],
-        *,
-        seed: int,
-        step: int,
-        total: int,
-        vocabulary: int,
+        self, batch: Sequence[TokenSequence], context: BatchContext
     ) -> list[TokenSequence]:
-        generator = random.Random(f"{seed}:{step}/drop")
+        generator = random.Random(f"{context.seed}:{context.step}/drop")
         dropped = frozenset(row for row in self.rows if generator.random() < self.drop)
         return [without_rows(s, self.total, dropped) for s in self.without_own(batch)]
 

@@ -32,12 +32,13 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.span import span_places
+from embedgrad.prompt.span import rows_by_span
 from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
@@ -73,8 +74,7 @@ class Loop:
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text = start is None
         text_PD = model.embed(sequencer.prompt_ids)
-        places = span_places(sequencer.spans)
-        start = start or {name: text_PD[place] for name, place in places.items()}
+        start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
         generator = torch.Generator().manual_seed(training.seed)
@@ -245,10 +245,10 @@ class Loop:
                     ahead = batches[i : i + min(16, self.total - step)]
                     self.language_model.prepare([self.train[j] for next_ in ahead for j in next_])
                 sequences = [self.train[j] for j in batch]
-                now = {"seed": self.training.seed, "step": step, "total": self.total}
-                now["vocabulary"] = self.sequencer.vocabulary
+                seed, vocabulary = self.training.seed, self.sequencer.vocabulary
                 for augmentation in self.parts.augmentations:
-                    sequences = augmentation(sequences, **now)
+                    context = BatchContext(seed, step, self.total, vocabulary)
+                    sequences = augmentation(sequences, context)
                 yield step, sequences
 
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 from embedgrad.prompt.sequence import TokenSequence
+
+
+@final
+@dataclass(frozen=True)
+class BatchContext:
+    """What a batch is drawn for: the run's seed, and the step (from 0) of `total`.
+
+    Token ids are below `vocabulary`.
+    """
+
+    seed: int
+    step: int
+    total: int
+    vocabulary: int
 
 
 class Augmentation(ABC):
@@ -22,12 +38,6 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        batch: Sequence[TokenSequence],
-        *,
-        seed: int,
-        step: int,
-        total: int,
-        vocabulary: int,
+        self, batch: Sequence[TokenSequence], context: BatchContext
     ) -> list[TokenSequence]:
-        """The batch for a step, counted from 0, of `total` steps; ids are below `vocabulary`."""
+        """The batch for the step of the context."""

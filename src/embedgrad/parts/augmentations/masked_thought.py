@@ -10,7 +10,7 @@ from typing import Annotated, Literal, final
 from annotated_types import Ge, Le
 
 from embedgrad.errors import RecipeError
-from embedgrad.parts.augmentations.base import Augmentation
+from embedgrad.parts.augmentations.base import Augmentation, BatchContext
 from embedgrad.prompt.sequence import DROPPED, MEAN, ZERO, TokenSequence
 
 _IDS = {"mean": MEAN, "zero": ZERO, "drop": DROPPED}
@@ -54,16 +54,10 @@ class MaskedThought(Augmentation):
         )
 
     def __call__(
-        self,
-        batch: Sequence[TokenSequence],
-        *,
-        seed: int,
-        step: int,
-        total: int,
-        vocabulary: int,
+        self, batch: Sequence[TokenSequence], context: BatchContext
     ) -> list[TokenSequence]:
-        share = self.rate * min(1.0, step / (self.ramp * total + 1))
-        generator = random.Random(f"{seed}:{step}/masked thought")
+        share = self.rate * min(1.0, context.step / (self.ramp * context.total + 1))
+        generator = random.Random(f"{context.seed}:{context.step}/masked thought")
 
         def noised(sequence: TokenSequence) -> TokenSequence:
             (target,) = sequence.targets
@@ -71,7 +65,7 @@ class MaskedThought(Augmentation):
             inputs = list(sequence.inputs_of(target))
             for at in range(last):
                 if generator.random() < share:
-                    random_id = generator.randrange(vocabulary)
+                    random_id = generator.randrange(context.vocabulary)
                     inputs[at] = _IDS.get(self.noise, random_id)
             return replace(sequence, inputs=(tuple(inputs),))
 
