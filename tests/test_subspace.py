@@ -16,7 +16,7 @@ from torch import Tensor
 from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.parameterizations import Free, LowRank, Parameterization
-from embedgrad.parts.transforms import Clip, Subspace
+from embedgrad.parts.transforms import Clip, SubspaceMemory
 from embedgrad.parts.transforms.subspace import read_memory, save_memory
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.template import Template
@@ -39,7 +39,7 @@ LONG = Template.chat(
 
 
 def memory_of(made: Kit, rows: Tensor, sequences: list[TokenSequence], **options: object) -> Tensor:
-    subspace = dataclasses.replace(Subspace(), **options)  # type: ignore[arg-type]
+    subspace = dataclasses.replace(SubspaceMemory(), **options)  # type: ignore[arg-type]
     start = {"span": made.start}
     empty = torch.zeros(0, made.start.numel())
     target = made.sequencer.target
@@ -57,7 +57,7 @@ def memory_of(made: Kit, rows: Tensor, sequences: list[TokenSequence], **options
 
 def parts_with(folder: Path | None, **options: object) -> Parts:
     memory = None if folder is None else str(folder)
-    parts = Parts(transforms=(Clip(), Subspace(memory)), optimizer=FAST, trust_region=OPEN)
+    parts = Parts(transforms=(Clip(), SubspaceMemory(memory)), optimizer=FAST, trust_region=OPEN)
     return dataclasses.replace(parts, **options)  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ def test_a_hundred_steps_leave_the_memory_alone(
         theta["span right"] = torch.randn_like(theta["span right"]) * 0.1
     target = made.sequencer.target
     found = margin_gradients(made.model, parameterization, target, theta, start, made.sequences[8:])
-    save_memory(Subspace().absorb(torch.zeros(0, found.shape[1]), found), tmp_path)
+    save_memory(SubspaceMemory().absorb(torch.zeros(0, found.shape[1]), found), tmp_path)
     directions = read_memory(tmp_path)
     assert len(directions) > 1
     moved = {}
@@ -159,20 +159,20 @@ def test_a_memory_keeps_the_energy_and_no_more_than_its_share() -> None:
     found *= torch.tensor([8.0, 4, 2, 1, 0.5, 0.25], dtype=torch.float64)[:, None]
     empty = torch.zeros(0, 10)
     for energy in (0.3, 0.9, 0.99, 1.0):
-        memory = Subspace(energy=energy).absorb(empty, found).double()
+        memory = SubspaceMemory(energy=energy).absorb(empty, found).double()
         assert torch.allclose(memory @ memory.T, torch.eye(len(memory)).double(), atol=1e-6)
         share = ((found @ memory.T).norm() / found.norm()) ** 2
         assert share > energy - 1e-6
         fewer = memory[:-1]
         assert ((found @ fewer.T).norm() / found.norm()) ** 2 < energy
-    assert len(Subspace(energy=1.0).absorb(empty, found)) == 6
-    assert len(Subspace(energy=1.0, rank_share=0.3).absorb(empty, found)) == 3
-    first = Subspace(energy=1.0).absorb(empty, found[:4])
-    both = Subspace(energy=1.0).absorb(first, found)
+    assert len(SubspaceMemory(energy=1.0).absorb(empty, found)) == 6
+    assert len(SubspaceMemory(energy=1.0, rank_share=0.3).absorb(empty, found)) == 3
+    first = SubspaceMemory(energy=1.0).absorb(empty, found[:4])
+    both = SubspaceMemory(energy=1.0).absorb(first, found)
     assert torch.equal(both[:4], first)
     assert len(both) == 6
-    assert torch.equal(Subspace().absorb(first, found[:4]), first)  # nothing new
-    full = Subspace(rank_share=0.1).absorb(first, found)
+    assert torch.equal(SubspaceMemory().absorb(first, found[:4]), first)  # nothing new
+    full = SubspaceMemory(rank_share=0.1).absorb(first, found)
     assert torch.equal(full, first)  # what is remembered is never forgotten
 
 

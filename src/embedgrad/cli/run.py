@@ -213,7 +213,8 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 
 def _show_tasks(result: Mapping[str, Any]) -> None:
-    from embedgrad.report.terminal.tables import show, tasks_table
+    from embedgrad.report.terminal.tables import show
+    from embedgrad.report.terminal.tasks_table import tasks_table
 
     show(tasks_table(result))
 

@@ -28,7 +28,7 @@ from embedgrad.experiments.finish import Continual, RunResult
 from embedgrad.experiments.run import run
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations import Free
-from embedgrad.parts.transforms import Subspace
+from embedgrad.parts.transforms import SubspaceMemory
 from embedgrad.parts.transforms.subspace import FILE, read_memory, save_memory
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.span import rows_by_span
@@ -169,10 +169,10 @@ def _continued(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:
     if recipe.teacher or (recipe.data.test is None and not recipe.data.test_share):
         raise RecipeError("continue", ["expected a recipe with test rows, and without a [teacher]"])
     transforms = list(recipe.parts.transforms)
-    if not any(isinstance(part, Subspace) for part in transforms):
-        transforms.append(Subspace())
+    if not any(isinstance(part, SubspaceMemory) for part in transforms):
+        transforms.append(SubspaceMemory())
     transforms = [
-        dataclasses.replace(part, memory=str(earlier)) if isinstance(part, Subspace) else part
+        dataclasses.replace(part, memory=str(earlier)) if isinstance(part, SubspaceMemory) else part
         for part in transforms
     ]
     training = dataclasses.replace(recipe.training, warm_start=str(earlier))
@@ -185,8 +185,8 @@ def _continued(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:
     return Recipe.from_dict(values)
 
 
-def _subspace(recipe: Recipe) -> Subspace:
-    return next(part for part in recipe.parts.transforms if isinstance(part, Subspace))
+def _subspace(recipe: Recipe) -> SubspaceMemory:
+    return next(part for part in recipe.parts.transforms if isinstance(part, SubspaceMemory))
 
 
 def _check_words(then: Recipe, now: Recipe, earlier: Path) -> None:
@@ -199,7 +199,7 @@ def _check_words(then: Recipe, now: Recipe, earlier: Path) -> None:
 
 
 def _remembered(
-    subspace: Subspace, opened: OpenRun, before: torch.Tensor, memory: Path | None
+    subspace: SubspaceMemory, opened: OpenRun, before: torch.Tensor, memory: Path | None
 ) -> torch.Tensor:
     """The memory of a run: that of the earlier one, and its own task's."""
     prompt = opened.prompt

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.parts.parameterizations import Free, Parameterization, Theta, all_rows
-from embedgrad.parts.transforms.subspace import Subspace, top_directions
+from embedgrad.parts.transforms.subspace import SubspaceMemory, top_directions
 from embedgrad.prompt.sequence import Target, TokenSequence
 
 
 def remember(
-    subspace: Subspace,
+    subspace: SubspaceMemory,
     memory_RN: Tensor,
     model: Backbone,
     target: Target,

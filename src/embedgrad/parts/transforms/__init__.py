@@ -2,11 +2,11 @@
 
 from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
 from embedgrad.parts.transforms.clip import Clip
-from embedgrad.parts.transforms.subspace import Subspace
+from embedgrad.parts.transforms.subspace import SubspaceMemory
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "clip": Clip,
-    "subspace": Subspace,
+    "subspace": SubspaceMemory,
 }
 
-__all__ = ["TRANSFORMS", "Clip", "Context", "Gradients", "State", "Subspace", "Transform"]
+__all__ = ["TRANSFORMS", "Clip", "Context", "Gradients", "State", "SubspaceMemory", "Transform"]

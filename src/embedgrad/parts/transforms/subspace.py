@@ -23,7 +23,7 @@ FILE = "memory.safetensors"
 
 @final
 @dataclass(frozen=True)
-class Subspace(Transform):
+class SubspaceMemory(Transform):
     """Take the directions that earlier tasks depend on out of every step.
 
     theta <- theta_old + d - V^T V d,   d = theta_new - theta_old
@@ -104,7 +104,7 @@ class Subspace(Transform):
 def top_directions(matrix_PD: Tensor, energy: float) -> Tensor:
     """The right singular vectors that keep a share of the squared length, shape [r, D]."""
     empty = matrix_PD.new_zeros(0, matrix_PD.shape[1])
-    return Subspace(energy=energy, rank_share=1.0).absorb(empty, matrix_PD)
+    return SubspaceMemory(energy=energy, rank_share=1.0).absorb(empty, matrix_PD)
 
 
 def save_memory(memory_RN: Tensor, folder: Path) -> None:
