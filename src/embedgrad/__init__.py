@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from embedgrad.evaluation.evaluator import Comparison, Evaluation, Evaluator, evaluate
     from embedgrad.events import quiet
+    from embedgrad.experiments.clean import CleanResult, clean
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
     from embedgrad.experiments.continual import continue_run
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "CheckResult",
+    "CleanResult",
     "CompareResult",
     "Comparison",
     "DataError",
@@ -86,6 +88,7 @@ __all__ = [
     "TemplateError",
     "Training",
     "TrustRegion",
+    "clean",
     "compare",
     "continue_run",
     "evaluate",
@@ -115,6 +118,7 @@ _HOMES = {
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "events": ("quiet",),
     "evaluation.evaluator": ("Comparison", "Evaluation", "Evaluator", "evaluate"),
+    "experiments.clean": ("CleanResult", "clean"),
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
     "experiments.plan": ("PlanResult", "plan"),

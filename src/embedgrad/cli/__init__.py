@@ -23,6 +23,7 @@ from embedgrad.cli import (
     continual,
     compress,
     compare,
+    clean,
     report,
     generate,
     export,
@@ -36,6 +37,7 @@ from embedgrad.errors import EmbedgradError, is_out_of_memory, one_line
 
 __all__ = [
     "app",
+    "clean",
     "compare",
     "compress",
     "continual",

@@ -3,9 +3,9 @@
     min_lambda f(x*(lambda)),   x*(lambda) = argmin_x g(x, lambda)
     dF/dlambda = -B^T A^-1 grad f,   A = d2g/dx2,   B = d2g/dx dlambda
 
-Both steps are inexact: x is a point with a small gradient g_x, and q an approximation of A^-1 grad f.
-Conjugate gradients are implicit differentiation, a Neumann series is what reverse mode through
-gradient descent computes at the minimum.
+Both steps are inexact: x is a point with a small gradient g_x, and q an approximation of A^-1 times
+the gradient of f. Conjugate gradients are implicit differentiation, a Neumann series is what
+reverse mode through gradient descent computes at the minimum.
 Source: Ehrhardt and Roberts 2023, https://arxiv.org/abs/2301.04764.
 """
 
@@ -139,10 +139,10 @@ def unrolled(
 @final
 @dataclass(frozen=True)
 class Constants:
-    """What the bound needs of a problem: mu (A >= mu I) and |B| at the point, and how fast they vary.
+    """What the bound needs of a problem: mu (A >= mu I), |B| at the point, and how things vary.
 
-    `lipschitz_B`, `lipschitz_f` and `lipschitz_inverse` are Lipschitz constants of B, of the gradient
-    of f and of A^-1 in x; the last is 0 where A does not depend on x.
+    `lipschitz_B`, `lipschitz_f` and `lipschitz_inverse` are Lipschitz constants in x: of B, of the
+    gradient of f, and of A^-1 (0 where A does not depend on x).
     """
 
     mu: float

@@ -3,8 +3,8 @@
     g(x) = 1/n sum_i w_i l_i(x) + anchor / 2 sum_p |e_p - e0_p|^2 / |e0_p|^2
     f(x) = the objective of the dev rows
 
-x is the theta of the prompt as one vector, e_p its rows, e0_p the text's. The anchor stands in for the
-trust region: a quadratic price of leaving it, which gives g the curvature that a minimum needs.
+x is the theta of the prompt as one vector, e_p its rows, e0_p the text's. The anchor stands in for
+the trust region: a quadratic price of leaving it, which gives g the curvature that a minimum needs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class WeightedTraining(Bilevel):
         """The objective of the dev rows, and its gradient."""
         leaf = x.detach().clone().requires_grad_(True)
         parts = math.ceil(len(self.dev) / self.batch_size)
-        theta = {name: value.detach().requires_grad_(True) for name, value in self.theta(leaf).items()}
+        theta = {
+            name: value.detach().requires_grad_(True) for name, value in self.theta(leaf).items()
+        }
         found = self.loss.gradient(theta, self.dev, parts)
         return found.loss, torch.cat([found.gradients[name].flatten() for name in theta])
 
@@ -163,7 +165,9 @@ class WeightedTraining(Bilevel):
 
     def _in_hyper(self, losses_N: Tensor, x: Tensor, hyper: Hyper) -> Hyper:
         """dg/dhyper, which needs losses alone."""
-        leaves = {name: value.detach().clone().requires_grad_(True) for name, value in hyper.items()}
+        leaves = {
+            name: value.detach().clone().requires_grad_(True) for name, value in hyper.items()
+        }
         with torch.no_grad():
             drift = self.drift(x)
         value = (self.weights(leaves) * losses_N).mean() + self.price(leaves) * drift

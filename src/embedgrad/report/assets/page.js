@@ -27,7 +27,7 @@
   function rest(text, line) {
     const count = leftOut(text);
     if (!count) return null;
-    const rest = ` \u2026 ${count.toLocaleString("en")} more characters in line ${line} of predictions.jsonl`;
+    const rest = ` \u2026 ${count.toLocaleString("en")} more characters in line ${line} of ${list.dataset.file}`;
     return element("span", "rest", rest);
   }
 
@@ -108,7 +108,7 @@
     const answer = element("bdi", "foreign answer", head(row.answer));
     const header = element("header", "",
       element("span", "badge " + row.badge[0], row.badge[1]), element("span", "", source),
-      head(row.answer) ? element("span", "", "right answer: ", answer, rest(row.answer, row.n)) : null);
+      head(row.answer) ? element("span", "", `${list.dataset.answer}: `, answer, rest(row.answer, row.n)) : null);
     const made = element("article", "row", header);
     const main = row.main || row.columns.length;
     const column = ([name, text], i) => {
@@ -122,7 +122,7 @@
       const summary = element("summary", "", `other columns (${others.length})`);
       made.append(element("details", "", summary, ...others.map((pair) => column(pair, 1))));
     }
-    if (row.more) made.append(element("p", "rest", `${row.more} more columns in line ${row.n} of predictions.jsonl`));
+    if (row.more) made.append(element("p", "rest", `${row.more} more columns in line ${row.n} of ${list.dataset.file}`));
     const answers = Object.entries(row.answers);
     const texts = answers.map(([, answered]) => head(answered.said));
     const parts = texts.length === 2 ? differences(...texts) : texts.map((text) => [[false, text]]);

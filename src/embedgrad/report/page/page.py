@@ -93,7 +93,7 @@ def run_page(
         drawn = _svg("continual", figures.continual_figure(chain))
         return {**chain, "drawn": drawn, "rows": rows_of(chain)}
 
-    page = _Page([*run.notes, *notes])
+    page = Page([*run.notes, *notes])
     chain: dict[str, Any] = run.result.get("continual") or {}
     survey = [row for _, row in run.survey]
     sure = any(row["text"]["probabilities"] for row in survey)
@@ -141,7 +141,7 @@ def comparison_page(
 
     `rows` are those of its `predictions.jsonl`, each with its line.
     """
-    page = _Page([*notes])
+    page = Page([*notes])
     for kind in ("skipped", "failed"):
         for method, reason in results.get(kind, {}).items():
             page.notes.append(f"{method} {kind}: {reason}")
@@ -177,7 +177,7 @@ def comparison_page(
 
 
 @final
-class _Page:
+class Page:
     """Makes a page part by part; damage costs the part that it is in, and gets a note."""
 
     def __init__(self, notes: list[str]):

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from embedgrad.report.figures.comparison import TEXT
 from embedgrad.report.figures.series import is_number
-from embedgrad.report.page.run_files import RunFiles, replies_differ
+from embedgrad.report.page.run_files import PREDICTIONS, RunFiles, replies_differ
 from embedgrad.report.page.safe_text import readable, script_json, shorten
 
 # A page of 500 rows takes at most 2 MB, one of 10,000 rows 20 MB.
@@ -35,11 +35,16 @@ class Kind:
 @final
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """Rows as JSON for a script element, what a reader may pick of them, and what is left out."""
+    """Rows as JSON for a script element, what a reader may pick of them, and what is left out.
+
+    `file` has the rows whole; `answer` is what their answers are called.
+    """
 
     json: str
     kinds: tuple[Kind, ...]
     notes: tuple[str, ...]
+    file: str = PREDICTIONS
+    answer: str = "right answer"
 
 
 def run_rows(run: RunFiles, columns: Sequence[str] = (), others: int = 0) -> PageRows | None:
@@ -56,7 +61,7 @@ def run_rows(run: RunFiles, columns: Sequence[str] = (), others: int = 0) -> Pag
         (number, {**row, "answers": {name: row[name] for name in ("text", "refined")}})
         for number, row in run.predictions()
     )
-    json, notes = _fit(rows, [number for number, _ in by_weight], columns, others, _run_marks)
+    json, notes = fit_rows(rows, [number for number, _ in by_weight], columns, others, _run_marks)
     scores = [item[name]["correct"] for _, item in survey for name in ("text", "refined")]
     graded = any(0 < score < 1 for score in scores)
     only = "the {} prompt scores higher" if graded else "only the {} prompt is right"
@@ -87,7 +92,9 @@ def comparison_rows(
     merged = [(number, {**row, "answers": _by_method(row["answers"])}) for number, row in rows]
     marks = {number: _comparison_marks(row, judged) for number, row in merged}
     by_weight = sorted(marks, key=lambda n: (not marks[n]["kinds"], n))
-    json, notes = _fit(merged, by_weight, (), others, lambda row: _comparison_marks(row, judged))
+    json, notes = fit_rows(
+        merged, by_weight, (), others, lambda row: _comparison_marks(row, judged)
+    )
     counts = Counter(kind for mark in marks.values() for kind in mark["kinds"])
     counts["all"] = len(rows)
     titles = {
@@ -100,12 +107,14 @@ def comparison_rows(
     return PageRows(json, kinds, notes)
 
 
-def _fit(
+def fit_rows(
     rows: Iterable[tuple[int, Mapping[str, Any]]],
     by_weight: Sequence[int],
     columns: Sequence[str],
     others: int,
     mark: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    first: str = "changed ones",
+    file: str = PREDICTIONS,
 ) -> tuple[str, tuple[str, ...]]:
     """As many rows as a page holds as JSON, in their order, and notes on what is left out."""
     chosen = set(by_weight[:MOST_ROWS])
@@ -119,13 +128,13 @@ def _fit(
     notes = []
     if len(by_weight) > len(kept):
         notes.append(
-            f"{len(kept):,} of {len(by_weight):,} rows are on this page, changed ones first; "
-            "all are in predictions.jsonl."
+            f"{len(kept):,} of {len(by_weight):,} rows are on this page, {first} first; "
+            f"all are in {file}."
         )
     if cut:
         notes.append(
             f"In {cut:,} rows texts are shortened to keep this page small; each says by how much "
-            "and names its line of predictions.jsonl, where it is whole."
+            f"and names its line of {file}, where it is whole."
         )
     return script_json(kept), tuple(notes)
 

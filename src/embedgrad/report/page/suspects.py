@@ -1,0 +1,74 @@
+"""The page of training rows that are ranked by how suspicious their labels are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from embedgrad.report.page.page import Page
+from embedgrad.report.page.predictions import Kind, PageRows, fit_rows
+
+FILE = "ranking.jsonl"
+
+
+def suspects_page(
+    result: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    columns: Sequence[str] = (),
+) -> str:
+    """The page of a `CleanResult` and its ranking; `columns` are those of the template."""
+    page = Page([])
+    top = page.render("suspects_top", {"name": name, "result": result})
+    parts = [page.part("suspects", lambda: {"result": result})]
+    dropped = result["dropped"]
+    return page.with_rows(
+        name, top, parts, lambda taken: _suspect_rows(rows, columns, taken, dropped), "flagged", ""
+    )
+
+
+def _suspect_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], others: int, dropped: int
+) -> PageRows:
+    """The ranking's rows as cards: given label, what the model says, and how suspicious it is."""
+
+    def mark(row: Mapping[str, Any]) -> dict[str, Any]:
+        kinds = [kind for kind, holds in _kinds(row, dropped).items() if holds]
+        worse = "broken" if row["suspicion"] > 0 else "same"
+        return {"badge": [worse, f"{row['rank']}: {row['suspicion']:+.2f}"], "kinds": kinds}
+
+    numbered = [(row["rank"], {**row, "answers": _said(row)}) for row in rows]
+    by_weight = [number for number, _ in numbered]
+    json, notes = fit_rows(
+        numbered, by_weight, columns, others, mark, first="the most suspicious", file=FILE
+    )
+    titles = {
+        "dropped": "cleaned.jsonl lacks them",
+        "flagged": "dev would be better if they counted less",
+        "contradicted": "the model says something else",
+    }
+    counts = {kind: sum(_kinds(row, dropped)[kind] for row in rows) for kind in titles}
+    kinds = [Kind(kind, title, counts[kind]) for kind, title in titles.items()]
+    everything = Kind("all", "every row", len(rows))
+    return PageRows(json, (*kinds, everything), notes, FILE, "label")
+
+
+def _kinds(row: Mapping[str, Any], dropped: int) -> dict[str, bool]:
+    return {
+        "dropped": row["rank"] <= dropped,
+        "flagged": row["suspicion"] > 0,
+        "contradicted": row.get("suggested", row["answer"]) != row["answer"],
+    }
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model says of a row, as a card's reply."""
+    if "suggested" not in row:
+        return {}
+    said = {
+        "predicted": row["suggested"],
+        "correct": float(row["suggested"] == row["answer"]),
+        "loss": row["loss"],
+        "probabilities": list(row["probabilities"].values()),
+    }
+    return {"the model": said}

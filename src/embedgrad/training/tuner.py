@@ -1,0 +1,290 @@
+"""Tune an inner problem by hypergradients, and accept a step by the error bound.
+
+    round:  minimize g -> hypergradient -> good enough by its bound? -> step that lowers f
+
+Source: MAID, Salehi et al. 2023, https://arxiv.org/abs/2308.10098, algorithm 1: tolerances shrink
+until the bound says that the hypergradient points down, and grow after a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, final
+
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor
+
+from embedgrad.events import Report, quiet, say, scoring, stage
+from embedgrad.training.hypergradient import (
+    Bilevel,
+    Constants,
+    Hyper,
+    Hypergradient,
+    Mode,
+    error_bound,
+    hypergradient,
+    size_of,
+)
+from embedgrad.training.weighted import WeightedTraining
+
+CHUNK = 8  # passes between two saved points, each of which L-BFGS begins without a memory
+ETA = 1e-4  # how far below its bound the hypergradient must be, and how much f must fall
+
+
+@final
+@dataclass(frozen=True)
+class Tuning:
+    """How much to compute; every number bounds passes over the data."""
+
+    rounds: Annotated[int, Gt(0)] = 1
+    """Hypergradients; between two of them is a step, and training with the new weights."""
+    passes: Annotated[int, Gt(0)] = 24
+    """Passes over the training rows in which each training converges, at most."""
+    products: Annotated[int, Gt(0)] = 10
+    """Hessian-vector products for each hypergradient, at most."""
+    mode: Mode = "cg"
+    """How A^-1 is approximated."""
+    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """What share of its gradient a training may keep, and a linear system of its residual."""
+    step: Annotated[float, Gt(0)] = 1.0
+    """Root mean square of a step in the tuned numbers."""
+    tries: Annotated[int, Gt(0)] = 3
+    """Steps to try, each half as long as the one before."""
+
+
+@final
+class State(NamedTuple):
+    """Where a tuning is: what `tune` saves and resumes from.
+
+    `passes` are those that the present training has taken, `history` holds one entry a round.
+    """
+
+    x: Tensor
+    hyper: Hyper
+    step: float
+    tolerance: float
+    passes: int
+    history: list[dict[str, Any]]
+
+
+Keep = Callable[[State], None]
+
+
+@final
+class Tuned(NamedTuple):
+    """The last round: where the training ended, the hypergradient there, the step that is next."""
+
+    state: State
+    found: Hypergradient
+    suggested: Hyper
+
+
+def minimize(
+    problem: Bilevel,
+    state: State,
+    *,
+    passes: int,
+    target: float,
+    report: Report = quiet,
+    keep: Keep = lambda state: None,
+) -> tuple[State, float]:
+    """Minimize g by L-BFGS until |g_x| <= target; returns where it is then, and |g_x| there.
+
+    It takes about `passes` passes, those before a resume included: a line search is finished.
+    """
+    seen = list[tuple[Tensor, float, Tensor]]()  # a line search ends at a point that it has seen
+
+    def inner(x: Tensor) -> tuple[float, Tensor]:
+        nonlocal state
+        for point, value, gradient in seen:
+            if torch.equal(point, x):
+                return value, gradient
+        value, gradient = problem.inner(x, state.hyper)
+        seen.append((x.clone(), value, gradient))
+        state = state._replace(passes=state.passes + 1)
+        norm = gradient.norm().item()
+        report(scoring("passes of training", min(state.passes, passes), passes))
+        report({"event": "inner", "passes": state.passes, "loss": value, "gradient_norm": norm})
+        return value, gradient
+
+    norm = inner(state.x)[1].norm().item()
+    while norm > target and state.passes < passes:
+        leaf = state.x.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS(
+            [leaf],
+            max_iter=CHUNK,
+            max_eval=min(CHUNK, passes - state.passes),
+            tolerance_grad=target / len(leaf) ** 0.5,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure(leaf: Tensor = leaf) -> float:
+            value, leaf.grad = inner(leaf.detach())
+            return value
+
+        optimizer.step(closure)
+        moved = not torch.equal(leaf, state.x)
+        state = state._replace(x=leaf.detach().clone())
+        norm = inner(state.x)[1].norm().item()
+        del seen[:-1]
+        keep(state)
+        if not moved:
+            break
+    return state, norm
+
+
+def tune(
+    problem: WeightedTraining,
+    hyper: Hyper,
+    settings: Tuning = Tuning(),
+    *,
+    state: State | None = None,
+    report: Report = quiet,
+    keep: Keep = lambda state: None,
+) -> Tuned:
+    """Tune `hyper` for the dev rows; `keep` gets the states from which `state` resumes.
+
+    A training that does not converge within its passes is said with its residual, and what it came
+    to is used. Raises `ModelError` for a model that cannot be differentiated twice, and
+    `DivergenceError`.
+    """
+    if state is None:
+        state = State(problem.start_x, hyper, settings.step, settings.tolerance, 0, [])
+    first = problem.inner(problem.start_x, hyper)[1].norm().item()
+    while True:
+        number = len(state.history) + 1
+        stage(report, f"round {number} of {settings.rounds}: training on weighted rows")
+        state, norm, found, bound = _measure(problem, state, settings, first, report, keep)
+        weights = problem.weights(state.hyper)
+        converged = norm <= state.tolerance * first
+        entry = {
+            "dev_loss": found.value,
+            "residual": norm / max(first, 1e-30),
+            "converged": converged,
+            "passes": state.passes,
+            "products": found.solved.products,
+            "system_residual": found.solved.residual / max(found.outer_norm, 1e-30),
+            "damping": found.solved.damping,
+            "hypergradient": found.norm,
+            "bound": bound,
+            "certified": bound <= (1 - ETA) * found.norm,
+            "weight_mean": weights.mean().item(),
+        }
+        report({"event": "tuning", "round": number, "total": settings.rounds, **entry})
+        if not converged:
+            say(report, [describe_unconverged(entry)])
+        state = state._replace(history=[*state.history, entry])
+        rms = found.norm / sum(value.numel() for value in hyper.values()) ** 0.5
+        length = state.step / max(rms, 1e-30)
+        suggested = _moved(state.hyper, found.gradient, length)
+        if number >= settings.rounds:
+            return Tuned(state, found, suggested)
+        stepped = _step(problem, state, found, length, settings, first, report)
+        if stepped is None:
+            say(report, [f"no step lowers the loss on dev after round {number}; tuning ends here"])
+            return Tuned(state, found, suggested)
+        state = stepped
+        keep(state)
+
+
+def describe_unconverged(entry: dict[str, Any]) -> str:
+    """A sentence on a training that ended before its minimum."""
+    return (
+        f"the training did not converge in {entry['passes']} passes: its gradient is "
+        f"{entry['residual']:.2g} of what it began with; the ranking is that of this point, more "
+        "passes may change it"
+    )
+
+
+def _measure(
+    problem: WeightedTraining,
+    state: State,
+    settings: Tuning,
+    first: float,
+    report: Report,
+    keep: Keep,
+) -> tuple[State, float, Hypergradient, float]:
+    """Minimize and differentiate, more precisely until the bound allows a step or effort ends."""
+    while True:
+        target = state.tolerance * first
+        state, norm = minimize(
+            problem, state, passes=settings.passes, target=target, report=report, keep=keep
+        )
+        stage(report, "hypergradient")
+        found = hypergradient(
+            problem,
+            state.x,
+            state.hyper,
+            inner_norm=norm,
+            mode=settings.mode,
+            steps=settings.products,
+            tolerance=state.tolerance,
+        )
+        bound = estimate_bound(problem, state.x, state.hyper, found)
+        spent = state.passes >= settings.passes or found.solved.products >= settings.products
+        if bound <= (1 - ETA) * found.norm or spent or settings.rounds == 1:
+            return state, norm, found, bound
+        state = state._replace(tolerance=state.tolerance / 2)
+
+
+def _step(
+    problem: WeightedTraining,
+    state: State,
+    found: Hypergradient,
+    length: float,
+    settings: Tuning,
+    first: float,
+    report: Report,
+) -> State | None:
+    """A step that lowers f enough, with the training after it; None: none of those tried does."""
+    for number in range(settings.tries):
+        trial = length / 2**number
+        moved = _moved(state.hyper, found.gradient, trial)
+        stage(report, f"trying a step ({number + 1} of {settings.tries})")
+        after, _ = minimize(
+            problem,
+            state._replace(hyper=moved, passes=0),
+            passes=max(1, settings.passes // 2),
+            target=state.tolerance * first,
+            report=report,
+        )
+        if problem.outer(after.x)[0] <= found.value - ETA * trial * found.norm**2:
+            return after._replace(
+                step=state.step / 2**number * 10 / 9, tolerance=min(0.5, state.tolerance * 1.05)
+            )
+    return None
+
+
+def estimate_bound(
+    problem: WeightedTraining, x: Tensor, hyper: Hyper, found: Hypergradient
+) -> float:
+    """`error_bound` with constants as they are along q, by two more passes and one over dev.
+
+    An estimate: in other directions the constants may be larger, and the smallest curvature that
+    conjugate gradients saw is not the smallest of all.
+    """
+    solved, size = found.solved, found.solved.q.norm().item()
+    if not size:
+        return 0.0
+    d = 10 * problem.reach(x, solved.q) * solved.q
+    there = problem.mixed(x + d, hyper, solved.q)
+    change = size_of({name: there[name] + found.gradient[name] for name in there})
+    bend = (problem.outer(x + d)[1] - problem.outer(x)[1]).norm().item()
+    far = d.norm().item()
+    lowest = solved.lowest + solved.damping
+    known = Constants(
+        mu=lowest if lowest > 0 else 1e-30,
+        B=found.norm / size,
+        lipschitz_B=change / (far * size),
+        lipschitz_f=bend / far,
+    )
+    return error_bound(
+        known, residual=solved.residual, inner=found.inner_norm, outer=found.outer_norm
+    )
+
+
+def _moved(hyper: Hyper, gradient: Hyper, length: float) -> Hyper:
+    return {name: value - length * gradient[name] for name, value in hyper.items()}
