@@ -102,8 +102,9 @@ def minimize(
             if torch.equal(point, x):
                 return value, gradient
         value, gradient = problem.inner(x, state.hyper)
+        again = state.passes > 0 and not seen  # a resumed training's first point is counted
+        state = state._replace(passes=state.passes + (not again))
         seen.append((x.clone(), value, gradient))
-        state = state._replace(passes=state.passes + 1)
         norm = gradient.norm().item()
         report(scoring("passes of training", min(state.passes, passes), passes))
         report({"event": "inner", "passes": state.passes, "loss": value, "gradient_norm": norm})

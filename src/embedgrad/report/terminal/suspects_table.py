@@ -31,7 +31,8 @@ def suspects_table(result: Row) -> RenderableType:
     parts += [
         sentence(
             f"{result['flagged']} of {result['train_rows']} rows make dev worse the more they "
-            f"count; {files['cleaned']} lacks the worst {result['dropped']} and has {result['kept']} rows"
+            f"count; {files['cleaned']} lacks the worst {result['dropped']} and has "
+            f"{result['kept']} rows"
         ),
         sentence(f"all rows, worst first: {files['ranking']}; to look at them: {files['page']}"),
     ]

@@ -1,0 +1,250 @@
+"""Hypergradients of a tiny prompt, by finite differences; what the tuner does with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from embedgrad.data.examples import Example
+from embedgrad.errors import ModelError
+from embedgrad.model.backbone import join_spans
+from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import OWA, Objective
+from embedgrad.prompt.sequence import Target, TokenSequence
+from embedgrad.prompt.span import rows_by_span
+from embedgrad.training.hypergradient import Hyper, hypergradient
+from embedgrad.training.loss import Loss
+from embedgrad.training.settings import Parts
+from embedgrad.training.tuner import State, Tuning, minimize, tune
+from embedgrad.training.weighted import WeightedTraining
+from kit import Kit, kit
+
+
+def problem(
+    dtype: torch.dtype = torch.float64,
+    objective: Objective | None = None,
+    anchor: float = 8.0,
+    made: Kit | None = None,
+    **options: Any,
+) -> WeightedTraining:
+    """Five rows to weigh, and five to judge them by; short rows keep this quick."""
+    made = made or kit(template="plain-start", rows=10, dtype=dtype)
+    start = rows_by_span(made.start, made.sequencer.spans)
+    parts = Parts() if objective is None else Parts(objective=objective)
+    loss = Loss(made.model, parts, made.sequencer.target, start)
+    origin = parts.parameterization.init(start, torch.Generator())
+    train, dev = made.sequences[:5], made.sequences[5:]
+    return WeightedTraining(loss, origin, train, dev, anchor=anchor, **options)
+
+
+SOURCES = ["a", "b", "a", "b", "a"]
+
+
+def solved(training: WeightedTraining, hyper: Hyper, x: Tensor, share: float) -> Tensor:
+    first = training.inner(training.start_x, training.hyper())[1].norm().item()
+    state = State(x, hyper, 1.0, 0.1, 0, [])
+    state, norm = minimize(training, state, passes=400, target=share * first)
+    assert norm <= share * first
+    return state.x
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "step"), [(torch.float64, 1e-7, 0.02), (torch.float32, 1e-4, 0.5)]
+)
+def test_hypergradients_are_within_5_percent_of_finite_differences(
+    dtype: torch.dtype, share: float, step: float
+) -> None:
+    training = problem(dtype, sources=SOURCES)
+    hyper = training.hyper("examples", "sources", "anchor")
+    x = solved(training, hyper, training.start_x, share)
+    found = hypergradient(training, x, hyper, inner_norm=0.0, steps=60, tolerance=1e-4)
+    assert found.solved.damping == 0
+    for name, place in (("examples", (1,)), ("examples", (3,)), ("sources", (0,)), ("anchor", ())):
+        ends = []
+        for sign in (1, -1):
+            moved = {key: value.clone() for key, value in hyper.items()}
+            moved[name][place] += sign * step
+            ends.append(training.outer(solved(training, moved, x, share))[0])
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        assert found.gradient[name][place].item() == pytest.approx(numeric, rel=0.05), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_passes_give_every_rows_product_with_a_direction(dtype: torch.dtype) -> None:
+    training = problem(dtype)
+    generator = torch.Generator().manual_seed(0)
+    x, q = (torch.randn(training.start_x.shape, generator=generator).to(dtype) for _ in "12")
+    x = 0.1 * x
+    hyper = training.hyper("examples")
+    found = training.mixed(x, hyper, q)["examples"]
+    leaf = x.clone().requires_grad_(True)
+    losses = training.loss(training.theta(leaf), training.train)
+    gradients = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
+    expected = torch.stack([gradient @ q for gradient in gradients]) / 2 / len(losses)
+    torch.testing.assert_close(
+        found, expected, rtol=2e-2 if dtype == torch.float32 else 1e-4, atol=1e-4
+    )
+
+
+def test_stored_prefixes_change_no_product() -> None:
+    """Prefix reuse and hypergradients: what precedes the rows is not computed again."""
+    found = []
+    for budget in (0, "1 GiB"):
+        training = problem(made=kit(template="system", rows=10, budget=budget))
+        v = torch.linspace(-1, 1, len(training.start_x), dtype=torch.float64)
+        found.append(training.product(0.01 * v, training.hyper("examples"), v))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+def test_products_are_those_of_the_gradient() -> None:
+    training = problem(sources=SOURCES, curvature_rows=None)
+    hyper = {
+        name: value + 0.3 for name, value in training.hyper("examples", "sources", "anchor").items()
+    }
+    v = torch.linspace(-1, 1, len(training.start_x), dtype=torch.float64)
+    x, t = 0.02 * v.flip(0), 1e-5
+    numeric = (training.inner(x + t * v, hyper)[1] - training.inner(x - t * v, hyper)[1]) / (2 * t)
+    torch.testing.assert_close(training.product(x, hyper, v), numeric, rtol=1e-5, atol=1e-7)
+
+
+def test_products_may_take_some_of_the_rows() -> None:
+    few = problem(curvature_rows=2)
+    assert few.curved == [0, 2]
+    alone = problem()
+    alone.train = [alone.train[0], alone.train[2]]
+    alone.curved = [0, 1]
+    v = torch.ones_like(few.start_x)
+    expected = alone.product(few.start_x, alone.hyper("examples"), v)
+    torch.testing.assert_close(few.product(few.start_x, few.hyper("examples"), v), expected)
+
+
+def test_the_judge_may_be_a_fair_objective() -> None:
+    """Weights of examples with an outer objective that is an average over ordered groups."""
+    made = kit(template="plain-start", rows=10)
+    sequences = []
+    for i, sequence in enumerate(made.sequences):
+        example = sequence.example.with_extra(domain="ab"[i % 2])
+        sequences.append(dataclasses.replace(sequence, example=example))
+    made = dataclasses.replace(made, sequences=sequences)
+    training = problem(made=made, objective=OWA("domain", weights="worst", smoothing=0.0))
+    losses = training.loss(training.theta(training.start_x), training.dev)
+    worst = max(losses[0::2].mean().item(), losses[1::2].mean().item())
+    value, gradient = training.outer(training.start_x)
+    assert value == pytest.approx(worst)
+    v, t = torch.ones_like(gradient), 1e-6
+    x = training.start_x
+    slope = (training.outer(x + t * v)[0] - training.outer(x - t * v)[0]) / (2 * t)
+    assert (gradient @ v).item() == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_model_that_differentiates_once_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = problem()
+    grad = torch.autograd.grad
+
+    def once(*given: Any, **options: Any) -> Any:
+        if options.get("create_graph"):
+            raise RuntimeError("derivative for aten::_flash is not implemented")
+        return grad(*given, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", once)
+    with pytest.raises(ModelError, match=r"only once; set model\.attention = 'eager'"):
+        training.product(training.start_x, {}, training.start_x)
+
+
+def test_a_training_that_does_not_converge_says_what_is_left_and_is_used() -> None:
+    training, told = problem(anchor=0.1), list[dict[str, Any]]()
+    tuned = tune(training, training.hyper("examples"), Tuning(passes=2), report=told.append)
+    (entry,) = tuned.state.history
+    assert not entry["converged"]
+    assert 2 <= entry["passes"] <= 4
+    (note,) = [event["text"] for event in told if event["event"] == "note"]
+    assert note.startswith(
+        f"the training did not converge in {entry['passes']} passes: its gradient is "
+    )
+    assert f"{entry['residual']:.2g} of what it began with" in note
+    assert tuned.suggested["examples"].abs().max() > 0
+
+
+def test_rounds_lower_the_loss_on_dev_and_report_their_figures() -> None:
+    training, told = problem(), list[dict[str, Any]]()
+    tuned = tune(
+        training, training.hyper("examples"), Tuning(rounds=3, step=3.0), report=told.append
+    )
+    losses = [entry["dev_loss"] for entry in tuned.state.history]
+    assert len(losses) == 3
+    assert losses[2] < losses[1] < losses[0]
+    rounds = [event for event in told if event["event"] == "tuning"]
+    assert [event["dev_loss"] for event in rounds] == losses
+    assert all(event["bound"] > 0 for event in rounds)
+
+
+def test_a_step_that_helps_nobody_ends_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, told = problem(), list[dict[str, Any]]()
+    dev = training.outer
+    calls = iter(range(1000))
+    monkeypatch.setattr(training, "outer", lambda x: (dev(x)[0] + next(calls), dev(x)[1]))
+    tuned = tune(training, training.hyper("examples"), Tuning(rounds=3), report=told.append)
+    assert len(tuned.state.history) == 1
+    assert told[-1]["text"].startswith("no step lowers the loss on dev after round 1")
+
+
+def test_a_tuning_resumes_to_the_bit() -> None:
+    settings = Tuning(rounds=2, passes=20, tolerance=0.001)
+    states = list[State]()
+    training = problem(anchor=1.0)
+    whole = tune(training, training.hyper("examples"), settings, keep=states.append)
+    assert len(states) >= 3
+    for state in (states[0], states[-1]):
+        again = tune(training, training.hyper("examples"), settings, state=state)
+        assert torch.equal(again.suggested["examples"], whole.suggested["examples"])
+        assert again.state.history == whole.state.history
+
+
+class Bilinear:
+    """A model whose prompt decides by a bilinear form of its rows and the query's words."""
+
+    def __init__(self, words: Tensor):
+        self.words = words
+
+    def outcome(self, prompt: Any, batch: Any, **_: Any) -> Outcome:
+        query_BD = torch.stack([self.words[list(s.prefix)].mean(0) for s in batch])
+        margin_B = query_BD @ join_spans(prompt).mean(0) * 30
+        scores_BC = torch.log_softmax(torch.stack([margin_B, -margin_B], 1), 1)
+        gold_B = torch.tensor([s.gold for s in batch])
+        return Outcome(
+            scores_BC, torch.ones_like(gold_B)[:, None].repeat(1, 2), gold_B, (None,) * len(batch)
+        )
+
+
+def test_flipped_labels_rank_high_and_weights_help_dev() -> None:
+    """A toy that can be learned: words have a side, queries are 6 words, 30 % of labels are wrong."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(40, 16, generator=generator)
+    side = torch.randn(16, generator=generator)
+
+    def row(flip: bool) -> TokenSequence:
+        ids = tuple(torch.randint(40, (6,), generator=generator).tolist())
+        gold = int(words[list(ids)].mean(0) @ side < 0) ^ flip
+        return TokenSequence(ids, (), ((0,), (1,)), gold, None, Example({}, str(gold), "toy"))
+
+    flips = (torch.rand(120, generator=generator) < 0.3).tolist()
+    train, dev = [row(flip) for flip in flips], [row(False) for _ in range(60)]
+    start = {"span": torch.randn(2, 16, generator=generator)}
+    model: Any = Bilinear(words)
+    loss = Loss(model, Parts(), Target(choices=("a", "b")), start)
+    training = WeightedTraining(
+        loss, Parts().parameterization.init(start, generator), train, dev, anchor=0.1
+    )
+    tuned = tune(training, training.hyper("examples"), Tuning(rounds=4, products=20))
+    wrong = [float(flip) for flip in flips]
+    area = roc_auc_score(wrong, (-tuned.suggested["examples"]).tolist())
+    by_loss = roc_auc_score(wrong, training.losses(tuned.state.x).tolist())
+    losses = [entry["dev_loss"] for entry in tuned.state.history]
+    print(area, by_loss, losses)
+    assert area > 0.55
+    assert losses[-1] < losses[0]
