@@ -4,14 +4,14 @@
         [--rows 300] [--epochs 4]
 
 Of `--rows` short SST-2 rows 30 % get the other label, drawn by the seed; 150 dev rows keep theirs.
-Every row of the result is one way of ranking the training rows: the AUC of finding the flipped ones,
-and the accuracy on 400 test rows after a training on all rows but the worst 20 %. `none` trains on
-all rows, `oracle` on those that were not flipped. `loss-text` ranks by the loss with the text
-prompt, `loss` by that with the prompt refined on all rows, `confident` by confident learning
+Every row of the result is one way of ranking the training rows: the AUC of finding the flipped
+ones, and the accuracy on 400 test rows after a training on all rows but the worst 20 %. `none`
+trains on all rows, `oracle` on those that were not flipped. `loss-text` ranks by the loss with the
+text prompt, `loss` by that with the prompt refined on all rows, `confident` by confident learning
 (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068) on out-of-sample probabilities of three
 trainings on two thirds each: by `cleanlab` where it is installed, else by the same formula here.
-`hypergradient` is `eg.clean`, `hypergradient-3` the same with three rounds. `--data` is a folder with
-sst2/. Trainings are kept in runs/clean, where what was interrupted continues. Rows in
+`hypergradient` is `eg.clean`, `hypergradient-3` the same with three rounds. `--data` is a folder
+with sst2/. Trainings are kept in runs/clean, where what was interrupted continues. Rows in
 `benchmarks/results/clean.json` are not measured again; delete the file and the folder to do so.
 """
 
@@ -204,7 +204,7 @@ def measure(trainings: Trainings, method: str, seed: int) -> dict[str, Any]:
 
 
 def summarize(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds; differences of AUC to `loss` and of accuracy to `none`, seed by seed."""
+    """Means over the seeds; differences of AUC to `loss`, of accuracy to `none`, by seed."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows.values():
         found.setdefault(row["method"], {})[row["seed"]] = row

@@ -50,20 +50,28 @@ def test_every_row_is_ranked_worst_first(ranked: tuple[Path, Any], data: Path) -
     assert suspicion == sorted(suspicion, reverse=True)
     assert [row["rank"] for row in rows] == list(range(1, ROWS["train"] + 1))
     # A step of the typical size 1 in the numbers that weights are made of.
-    weights = [2 * torch.sigmoid(torch.tensor(-value)).item() for value in suspicion]
+    harm = [row["harm"] for row in rows]
+    weights = [2 * torch.sigmoid(torch.tensor(-value)).item() for value in harm]
+    losses = [row["loss"] for row in rows]
+    for row in rows:
+        below = [
+            sum(v < row[name] for v in held) for name, held in (("harm", harm), ("loss", losses))
+        ]
+        assert row["suspicion"] == pytest.approx(sum(below) / 2 / (len(rows) - 1))
     sources = result["sources"]
     for row, weight in zip(rows, weights, strict=True):
         assert row["weight"] == pytest.approx(weight * sources[row["answer"]], rel=1e-4)
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert row["suggested"] == max(row["probabilities"], key=row["probabilities"].get)
-    assert result["flagged"] == sum(value > 0 for value in suspicion)
+    assert result["flagged"] == sum(value > 0 for value in harm) > 0
     assert set(sources) == {"negative", "positive"}
 
 
 def test_the_cleaned_file_lacks_the_worst_rows(ranked: tuple[Path, Any], data: Path) -> None:
     out, result = ranked
-    gone = {row["source"] for row in lines(out / "ranking.jsonl")[: result["dropped"]]}
-    assert 0 < len(gone) == result["dropped"] <= ROWS["train"] // 4
+    first = lines(out / "ranking.jsonl")[: ROWS["train"] // 4]
+    gone = {row["source"] for row in first if row["harm"] > 0}
+    assert 0 < len(gone) == result["dropped"] <= result["most"] == len(first)
     kept = [
         row
         for number, row in enumerate(lines(data / "train.jsonl"), 1)
@@ -88,9 +96,8 @@ def test_the_page_shows_rows_as_text(ranked: tuple[Path, Any]) -> None:
     assert "<i>name" not in page
     held = json.loads(page.partition('id="rows">')[2].partition("</script>")[0])
     assert [row["n"] for row in held] == [row["rank"] for row in rows]
-    assert held[0]["badge"][1].startswith("1: +")
-    dropped = [row["n"] for row in held if "dropped" in row["kinds"]]
-    assert dropped == list(range(1, result["dropped"] + 1))
+    assert held[0]["badge"][1].startswith(f"1: suspicion {rows[0]['suspicion']:.2f}, harm ")
+    assert sum("dropped" in row["kinds"] for row in held) == result["dropped"]
 
 
 def test_another_share_costs_no_model(
@@ -127,7 +134,7 @@ def test_the_command_shows_a_table(
     assert (done.code, done.err) == (0, "")
     first = lines(out / "ranking.jsonl")[0]
     assert first["source"] in done.out
-    assert f"{first['suspicion']:+.2f}" in done.out
+    assert f"{first['harm']:+.2f}" in done.out
     assert "rows make dev worse the more they count" in done.out
     told = embedgrad("clean", path, out, "--json", *FAST)
     assert told.json["worst"][0]["source"] == first["source"]

@@ -45,12 +45,13 @@ class CleanResult(TypedDict):
 
     `rounds` has the figures of each hypergradient, `sources` the weight of each value of the column
     `by`. `flagged` counts the rows whose smaller weight would lower the loss on dev, `dropped`
-    those that `cleaned.jsonl` lacks. `worst` are the first rows of the ranking.
+    those that `cleaned.jsonl` lacks, of the `most` worst. `worst` are the first rows of the ranking.
     """
 
     train_rows: int
     dev_rows: int
     flagged: int
+    most: int
     dropped: int
     kept: int
     rounds: list[dict[str, Any]]
@@ -75,8 +76,8 @@ def clean(
     """Rank the training rows of a recipe by their labels, with the dev rows as the judge.
 
     A prompt is trained on all rows, and each row gets the derivative of the dev loss in its weight:
-    how much worse dev becomes if the row counts for more (`embedgrad.training.hypergradient`).
-    `drop` is the largest share of rows to leave out of `cleaned.jsonl`; a row stays that dev is not
+    how much worse dev becomes if the row counts for more (`embedgrad.training.hypergradient`). The
+    ranking is by that harm and by the row's own loss, half and half. `drop` is the largest share of rows to leave out of `cleaned.jsonl`; a row stays that dev is not
     better without. `by` names a column whose values get a weight too, such as the annotator.
     `anchor` is the price of leaving the text's rows. The recipe's optimizer, augmentations and
     trust region play no part.
@@ -217,9 +218,13 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _ranking(problem: WeightedTraining, tuned: Tuned, ready: Prepared) -> list[dict[str, Any]]:
-    """A plain row for every training row, the most suspicious first."""
+    """A plain row for every training row, the most suspicious first.
+
+    Suspicious is a label that is harmful to dev and unlikely by the prompt: the mean of both ranks.
+    """
     losses_N, outcome = problem.outcome(tuned.state.x)
-    suspicion_N = -tuned.suggested["examples"]
+    harm_N = -tuned.suggested["examples"]
+    suspicion_N = (_shares_below(harm_N) + _shares_below(losses_N)) / 2
     weights = problem.weights(tuned.suggested).tolist()
     shares_NC = torch.softmax(outcome.scores_BC, dim=1)
     choices = ready.sequencer.target.choices
@@ -231,6 +236,7 @@ def _ranking(problem: WeightedTraining, tuned: Tuned, ready: Prepared) -> list[d
             "source": example.source,
             "suspicion": suspicion_N[i].item(),
             "answer": example.answer,
+            "harm": harm_N[i].item(),
             "loss": losses_N[i].item(),
             "weight": weights[i],
             "columns": dict(example.columns),
@@ -243,6 +249,12 @@ def _ranking(problem: WeightedTraining, tuned: Tuned, ready: Prepared) -> list[d
     return rows
 
 
+def _shares_below(values_N: torch.Tensor) -> torch.Tensor:
+    """For each value the share of the others that are smaller; of equal ones the first are."""
+    ranks_N = values_N.argsort(stable=True).argsort().double()
+    return ranks_N / max(1, len(values_N) - 1)
+
+
 def _result(
     problem: WeightedTraining, tuned: Tuned, rows: Sequence[dict[str, Any]], settings: str
 ) -> CleanResult:
@@ -250,7 +262,8 @@ def _result(
     return CleanResult(
         train_rows=len(rows),
         dev_rows=len(problem.dev),
-        flagged=sum(row["suspicion"] > 0 for row in rows),
+        flagged=sum(row["harm"] > 0 for row in rows),
+        most=0,
         dropped=0,
         kept=len(rows),
         rounds=tuned.state.history,
@@ -266,7 +279,7 @@ def _write(
 ) -> CleanResult:
     """Write the files; `clean.json` last, so that a folder that has it has them all."""
     most = int(drop * len(rows))
-    dropped = {row["source"] for row in rows[:most] if row["suspicion"] > 0}
+    dropped = {row["source"] for row in rows[:most] if row["harm"] > 0}
     table = read_table(recipe.data.train)
     kept = [
         row for row, source in zip(table.rows, table.sources, strict=True) if source not in dropped
@@ -274,7 +287,8 @@ def _write(
     shown: list[dict[str, Any]] = [
         {name: value for name, value in row.items() if name != "columns"} for row in rows[:20]
     ]
-    result["dropped"], result["kept"], result["worst"] = len(dropped), len(kept), shown
+    result["most"], result["dropped"], result["kept"] = most, len(dropped), len(kept)
+    result["worst"] = shown
     names = {"ranking": RANKING, "cleaned": CLEANED, "page": PAGE}
     result["files"] = {name: str(out / file) for name, file in names.items()}
     page = suspects_page(result, rows, out.resolve().name, recipe.template.columns)

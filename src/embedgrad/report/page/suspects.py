@@ -21,21 +21,25 @@ def suspects_page(
     page = Page([])
     top = page.render("suspects_top", {"name": name, "result": result})
     parts = [page.part("suspects", lambda: {"result": result})]
-    dropped = result["dropped"]
     return page.with_rows(
-        name, top, parts, lambda taken: _suspect_rows(rows, columns, taken, dropped), "flagged", ""
+        name,
+        top,
+        parts,
+        lambda taken: _suspect_rows(rows, columns, taken, result["most"]),
+        "flagged",
+        "",
     )
 
 
 def _suspect_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], others: int, dropped: int
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], others: int, most: int
 ) -> PageRows:
     """The ranking's rows as cards: given label, what the model says, and how suspicious it is."""
 
     def mark(row: Mapping[str, Any]) -> dict[str, Any]:
-        kinds = [kind for kind, holds in _kinds(row, dropped).items() if holds]
-        worse = "broken" if row["suspicion"] > 0 else "same"
-        return {"badge": [worse, f"{row['rank']}: {row['suspicion']:+.2f}"], "kinds": kinds}
+        kinds = [kind for kind, holds in _kinds(row, most).items() if holds]
+        badge = f"{row['rank']}: suspicion {row['suspicion']:.2f}, harm {row['harm']:+.2f}"
+        return {"badge": ["broken" if row["harm"] > 0 else "same", badge], "kinds": kinds}
 
     numbered = [(row["rank"], {**row, "answers": _said(row)}) for row in rows]
     by_weight = [number for number, _ in numbered]
@@ -47,16 +51,16 @@ def _suspect_rows(
         "flagged": "dev would be better if they counted less",
         "contradicted": "the model says something else",
     }
-    counts = {kind: sum(_kinds(row, dropped)[kind] for row in rows) for kind in titles}
+    counts = {kind: sum(_kinds(row, most)[kind] for row in rows) for kind in titles}
     kinds = [Kind(kind, title, counts[kind]) for kind, title in titles.items()]
     everything = Kind("all", "every row", len(rows))
     return PageRows(json, (*kinds, everything), notes, FILE, "label")
 
 
-def _kinds(row: Mapping[str, Any], dropped: int) -> dict[str, bool]:
+def _kinds(row: Mapping[str, Any], most: int) -> dict[str, bool]:
     return {
-        "dropped": row["rank"] <= dropped,
-        "flagged": row["suspicion"] > 0,
+        "dropped": row["rank"] <= most and row["harm"] > 0,
+        "flagged": row["harm"] > 0,
         "contradicted": row.get("suggested", row["answer"]) != row["answer"],
     }
 

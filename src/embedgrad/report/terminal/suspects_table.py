@@ -14,13 +14,15 @@ SHOWN = 15  # rows
 def suspects_table(result: Row) -> RenderableType:
     """The first rows of the ranking, and what was written."""
     table = new_table()
-    for name in ("", "row", "suspicion", "label", "the model says"):
-        table.add_column(name, justify="right" if name in ("", "suspicion") else "left")
+    for name in ("", "row", "suspicion", "harm", "label", "the model says"):
+        right = name in ("", "suspicion", "harm")
+        table.add_column(name, justify="right" if right else "left")
     for row in result["worst"][:SHOWN]:
         said = "-"
         if "suggested" in row:
             said = f"{row['suggested']} ({percent(max(row['probabilities'].values()))})"
-        cells = (row["source"], f"{row['suspicion']:+.2f}", row["answer"], said)
+        numbers = f"{row['suspicion']:.2f}", f"{row['harm']:+.2f}"
+        cells = (row["source"], *numbers, row["answer"], said)
         table.add_row(str(row["rank"]), *(Text(visible(c[:60]), overflow="fold") for c in cells))
     parts: list[RenderableType] = [table]
     if result["sources"]:
@@ -31,8 +33,8 @@ def suspects_table(result: Row) -> RenderableType:
     parts += [
         sentence(
             f"{result['flagged']} of {result['train_rows']} rows make dev worse the more they "
-            f"count; {files['cleaned']} lacks the worst {result['dropped']} and has "
-            f"{result['kept']} rows"
+            f"count; {files['cleaned']} lacks {result['dropped']} of them, which are among the "
+            f"{result['most']} most suspicious, and has {result['kept']} rows"
         ),
         sentence(f"all rows, worst first: {files['ranking']}; to look at them: {files['page']}"),
     ]
