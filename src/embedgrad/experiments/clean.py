@@ -37,6 +37,7 @@ from embedgrad.training.weighted import WeightedTraining
 
 RESULT, RANKING, CLEANED, PAGE = "clean.json", "ranking.jsonl", "cleaned.jsonl", "report.html"
 STATE = "state.safetensors"
+PRICED = 0.3  # the radius of a trust region whose anchor is 1
 
 
 @final
@@ -45,7 +46,7 @@ class CleanResult(TypedDict):
 
     `rounds` has the figures of each hypergradient, `sources` the weight of each value of the column
     `by`. `flagged` counts the rows whose smaller weight would lower the loss on dev, `dropped`
-    those that `cleaned.jsonl` lacks, of the `most` worst. `worst` are the first rows of the ranking.
+    those that `cleaned.jsonl` lacks, of the `most` worst. `worst` are the ranking's first rows.
     """
 
     train_rows: int
@@ -69,7 +70,7 @@ def clean(
     drop: float = 0.1,
     by: str | None = None,
     tuning: Tuning = Tuning(),
-    anchor: float = 1.0,
+    anchor: float | None = None,
     curvature_rows: int = 128,
     model: LanguageModel | None = None,
 ) -> CleanResult:
@@ -77,10 +78,11 @@ def clean(
 
     A prompt is trained on all rows, and each row gets the derivative of the dev loss in its weight:
     how much worse dev becomes if the row counts for more (`embedgrad.training.hypergradient`). The
-    ranking is by that harm and by the row's own loss, half and half. `drop` is the largest share of rows to leave out of `cleaned.jsonl`; a row stays that dev is not
-    better without. `by` names a column whose values get a weight too, such as the annotator.
-    `anchor` is the price of leaving the text's rows. The recipe's optimizer, augmentations and
-    trust region play no part.
+    ranking is by that harm and by the row's own loss, half and half. `drop` is the largest share of
+    rows to leave out of `cleaned.jsonl`; a row stays that dev is not better without. `by` names a
+    column whose values get a weight too, such as the annotator. `anchor` is the price of leaving
+    the text's rows, instead of the trust region (None: by its radius). The recipe's optimizer and
+    augmentations play no part.
 
     The same call continues what was interrupted, and gives the same ranking to the bit; of a
     finished one it only writes the files again, so that `drop` can change at no cost. Raises
@@ -99,6 +101,8 @@ def clean(
         )
     if by is not None and any(by not in example.columns for example in splits.train):
         raise DataError(f"by: not every training row has a text in column {by!r}; name another")
+    if anchor is None:
+        anchor = (PRICED / (recipe.parts.trust_region.radius or 1.0)) ** 2
     options = [dataclasses.asdict(tuning), by, anchor, curvature_rows]
     made_from = json.dumps([recipe.as_dict(), options, dict(splits.digests)], default=str)
     settings = hashlib.sha256(made_from.encode()).hexdigest()

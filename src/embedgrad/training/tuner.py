@@ -40,9 +40,9 @@ class Tuning:
 
     rounds: Annotated[int, Gt(0)] = 1
     """Hypergradients; between two of them is a step, and training with the new weights."""
-    passes: Annotated[int, Gt(0)] = 24
+    passes: Annotated[int, Gt(0)] = 16
     """Passes over the training rows in which each training converges, at most."""
-    products: Annotated[int, Gt(0)] = 10
+    products: Annotated[int, Gt(0)] = 8
     """Hessian-vector products for each hypergradient, at most."""
     mode: Mode = "cg"
     """How A^-1 is approximated."""
