@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from embedgrad.data.examples import Example
@@ -17,7 +16,7 @@ from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OWA, Objective
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.span import rows_by_span
-from embedgrad.training.hypergradient import Hyper, hypergradient
+from embedgrad.training.hypergradient import Hyper, conjugate_gradients, hypergradient
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts
 from embedgrad.training.tuner import State, Tuning, minimize, tune
@@ -46,15 +45,24 @@ SOURCES = ["a", "b", "a", "b", "a"]
 
 
 def solved(training: WeightedTraining, hyper: Hyper, x: Tensor, share: float) -> Tensor:
+    """The minimum: by L-BFGS, which fp32 losses end early, and then by Newton steps."""
     first = training.inner(training.start_x, training.hyper())[1].norm().item()
     state = State(x, hyper, 1.0, 0.1, 0, [])
-    state, norm = minimize(training, state, passes=400, target=share * first)
-    assert norm <= share * first
-    return state.x
+    x = minimize(training, state, passes=400, target=max(share, 0.01) * first)[0].x
+    for _ in range(6):
+        gradient = training.inner(x, hyper)[1]
+        if gradient.norm() <= share * first:
+            return x
+
+        def product(v: Tensor, x: Tensor = x) -> Tensor:
+            return training.product(x, hyper, v)
+
+        x = x - conjugate_gradients(product, gradient, steps=20, tolerance=1e-3).q
+    raise AssertionError("the inner problem is not solved")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "share", "step"), [(torch.float64, 1e-6, 0.1), (torch.float32, 1e-4, 0.5)]
+    ("dtype", "share", "step"), [(torch.float64, 1e-6, 0.1), (torch.float32, 1e-5, 0.3)]
 )
 def test_hypergradients_are_within_5_percent_of_finite_differences(
     dtype: torch.dtype, share: float, step: float
@@ -65,7 +73,7 @@ def test_hypergradients_are_within_5_percent_of_finite_differences(
     found = hypergradient(training, x, hyper, inner_norm=0.0, steps=60, tolerance=1e-4)
     assert found.solved.damping == 0
     places: list[tuple[str, tuple[int, ...]]] = [
-        ("examples", (1,)),
+        ("examples", (0,)),
         ("sources", (0,)),
         ("anchor", ()),
     ]
@@ -175,19 +183,6 @@ def test_a_training_that_does_not_converge_says_what_is_left_and_is_used() -> No
     assert tuned.suggested["examples"].abs().max() > 0
 
 
-def test_rounds_lower_the_loss_on_dev_and_report_their_figures() -> None:
-    training, told = problem(), list[dict[str, Any]]()
-    tuned = tune(
-        training, training.hyper("examples"), Tuning(rounds=3, step=3.0), report=told.append
-    )
-    losses = [entry["dev_loss"] for entry in tuned.state.history]
-    assert len(losses) == 3
-    assert losses[2] < losses[1] < losses[0]
-    rounds = [event for event in told if event["event"] == "tuning"]
-    assert [event["dev_loss"] for event in rounds] == losses
-    assert all(event["bound"] > 0 for event in rounds)
-
-
 def test_a_step_that_helps_nobody_ends_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     training, told = problem(), list[dict[str, Any]]()
     dev = training.outer
@@ -226,8 +221,8 @@ class Bilinear:
         )
 
 
-def test_flipped_labels_rank_high_and_weights_help_dev() -> None:
-    """A toy that can be learned: words have a side, queries are 6 words, 30 % are flipped."""
+def toy() -> tuple[WeightedTraining, list[bool]]:
+    """A task that can be learned: words have a side, queries are 6 words, 30 % are flipped."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randn(40, 16, generator=generator)
     side = torch.randn(16, generator=generator)
@@ -242,14 +237,24 @@ def test_flipped_labels_rank_high_and_weights_help_dev() -> None:
     start = {"span": torch.randn(2, 16, generator=generator)}
     model: Any = Bilinear(words)
     loss = Loss(model, Parts(), Target(choices=("a", "b")), start)
-    training = WeightedTraining(
-        loss, Parts().parameterization.init(start, generator), train, dev, anchor=0.1
-    )
-    tuned = tune(training, training.hyper("examples"), Tuning(rounds=4, products=20))
-    wrong = [float(flip) for flip in flips]
-    area = roc_auc_score(wrong, (-tuned.suggested["examples"]).tolist())
-    by_loss = roc_auc_score(wrong, training.losses(tuned.state.x).tolist())
+    origin = Parts().parameterization.init(start, generator)
+    return WeightedTraining(loss, origin, train, dev, anchor=0.1), flips
+
+
+def test_flipped_labels_rank_high_and_dev_gains_from_weights() -> None:
+    (training, flips), told = toy(), list[dict[str, Any]]()
+    settings = Tuning(rounds=4, products=20)
+    tuned = tune(training, training.hyper("examples"), settings, report=told.append)
+    for ranking in (-tuned.suggested["examples"], tuned.found.gradient["examples"]):
+        pairs = torch.tensor(flips), ranking
+        above = (pairs[1][pairs[0]][:, None] > pairs[1][~pairs[0]][None]).double().mean().item()
+        print(above)
+        assert above > 0.55
     losses = [entry["dev_loss"] for entry in tuned.state.history]
-    print(area, by_loss, losses)
-    assert area > 0.55
+    print(losses)
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+    rounds = [event for event in told if event["event"] == "tuning"]
+    assert [event["dev_loss"] for event in rounds] == losses
+    assert all(event["bound"] > 0 for event in rounds)

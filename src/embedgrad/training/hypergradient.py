@@ -11,6 +11,7 @@ Source: Ehrhardt and Roberts 2023, https://arxiv.org/abs/2301.04764.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
+
+from embedgrad.events import Report, quiet, scoring
 
 Hyper = dict[str, Tensor]
 """The numbers to tune, named."""
@@ -194,14 +197,19 @@ def hypergradient(
     steps: int = 10,
     tolerance: float = 0.01,
     step_size: float | None = None,
+    report: Report = quiet,
 ) -> Hypergradient:
     """-B^T q at x, by `steps` products of A at most; `inner_norm` is |g_x| there.
 
     `unrolled` is a Neumann series here: x does not move, so both are the same.
     """
     value, b = problem.outer(x)
+    taken = 0
 
     def product(v: Tensor) -> Tensor:
+        nonlocal taken
+        taken += 1
+        report(scoring("Hessian-vector products", min(taken, steps), steps))
         return problem.product(x, hyper, v)
 
     if mode == "identity":  # DARTS: A is taken for I
@@ -217,4 +225,4 @@ def hypergradient(
 
 def size_of(hyper: Hyper) -> float:
     """The length of all numbers as one vector."""
-    return sum(value.double().square().sum().item() for value in hyper.values()) ** 0.5
+    return math.sqrt(sum(value.double().square().sum().item() for value in hyper.values()))

@@ -223,6 +223,7 @@ def _measure(
             mode=settings.mode,
             steps=settings.products,
             tolerance=state.tolerance,
+            report=report,
         )
         bound = estimate_bound(problem, state.x, state.hyper, found)
         spent = state.passes >= settings.passes or found.solved.products >= settings.products
