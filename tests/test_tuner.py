@@ -248,10 +248,8 @@ def test_flipped_labels_rank_high_and_dev_gains_from_weights() -> None:
     for ranking in (-tuned.suggested["examples"], tuned.found.gradient["examples"]):
         pairs = torch.tensor(flips), ranking
         above = (pairs[1][pairs[0]][:, None] > pairs[1][~pairs[0]][None]).double().mean().item()
-        print(above)
         assert above > 0.55
     losses = [entry["dev_loss"] for entry in tuned.state.history]
-    print(losses)
     assert len(losses) == 4
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]

@@ -130,7 +130,7 @@ def minimize(
         moved = not torch.equal(leaf, state.x)
         state = state._replace(x=leaf.detach().clone())
         norm = inner(state.x)[1].norm().item()
-        del seen[:-1]
+        seen[:] = [known for known in seen if torch.equal(known[0], state.x)]
         keep(state)
         if not moved:
             break
