@@ -18,6 +18,7 @@ with sst2/. Trainings are kept in runs/clean, where what was interrupted continu
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import time
@@ -135,20 +136,19 @@ class Trainings:
 
 def confident(labels: Sequence[int], shares_NC: np.ndarray) -> np.ndarray:
     """How suspicious labels are by confident learning: the margin after each class's threshold."""
+    given = np.array(labels)
     try:
-        from cleanlab.rank import get_label_quality_scores
-
+        cleanlab: Any = importlib.import_module("cleanlab.rank")
         options = {"method": "normalized_margin", "adjust_pred_probs": True}
-        return -get_label_quality_scores(np.array(labels), shares_NC, **options)
+        return np.asarray(-cleanlab.get_label_quality_scores(given, shares_NC, **options))
     except ImportError:
-        given = np.array(labels)
         classes = range(shares_NC.shape[1])
         thresholds_C = np.array([shares_NC[given == c, c].mean() for c in classes])
         adjusted_NC = shares_NC - thresholds_C + thresholds_C.max()
         adjusted_NC /= adjusted_NC.sum(axis=1, keepdims=True)
         own = adjusted_NC[np.arange(len(given)), given]
         adjusted_NC[np.arange(len(given)), given] = -np.inf
-        return adjusted_NC.max(axis=1) - own
+        return np.asarray(adjusted_NC.max(axis=1) - own)
 
 
 def rank(trainings: Trainings, method: str, seed: int) -> list[float]:
@@ -170,9 +170,9 @@ def rank(trainings: Trainings, method: str, seed: int) -> list[float]:
         shares_NC = np.array([shares[example.source] for example in train])
         return [float(score) for score in confident(labels, shares_NC)]
     rounds = 3 if method.endswith("-3") else 1
-    out = trainings.folder / method
-    eg.clean(trainings.recipe, out, tuning=Tuning(rounds=rounds), model=trainings.model)
-    lines = (out / "ranking.jsonl").read_text(encoding="utf-8").splitlines()
+    folder = trainings.folder / method
+    eg.clean(trainings.recipe, folder, tuning=Tuning(rounds=rounds), model=trainings.model)
+    lines = (folder / "ranking.jsonl").read_text(encoding="utf-8").splitlines()
     ranked = {row["source"]: row["suspicion"] for row in map(json.loads, lines)}
     return [float(ranked[example.source]) for example in train]
 

@@ -232,7 +232,7 @@ def _ranking(problem: WeightedTraining, tuned: Tuned, ready: Prepared) -> list[d
     weights = problem.weights(tuned.suggested).tolist()
     shares_NC = torch.softmax(outcome.scores_BC, dim=1)
     choices = ready.sequencer.target.choices
-    rows = []
+    rows = list[dict[str, Any]]()
     for i in torch.argsort(suspicion_N, descending=True, stable=True).tolist():
         example = problem.train[i].example
         row = {

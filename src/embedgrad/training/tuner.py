@@ -113,7 +113,7 @@ def minimize(
     norm = inner(state.x)[1].norm().item()
     while norm > target and state.passes < passes:
         leaf = state.x.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS(
+        optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
             [leaf],
             max_iter=CHUNK,
             max_eval=min(CHUNK, passes - state.passes),

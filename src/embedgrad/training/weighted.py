@@ -68,7 +68,7 @@ class WeightedTraining(Bilevel):
 
     def theta(self, x: Tensor) -> Theta:
         """The vector as named tensors."""
-        parts = x.split([value.numel() for value in self.origin.values()])
+        parts = torch.split(x, [value.numel() for value in self.origin.values()])
         named = zip(self.origin.items(), parts, strict=True)
         return {name: part.view_as(value) for (name, value), part in named}
 
@@ -161,7 +161,7 @@ class WeightedTraining(Bilevel):
             prompt(self.theta(x), self.loss.start)
         )
         far = (moved_PD.norm(dim=1) / start_PD.norm(dim=1).clamp(min=1e-12)).max().item()
-        return REACH.get(x.dtype, 1e-3) * 1e-3 / (max(far, 1e-30) * size.item())
+        return float(REACH.get(x.dtype, 1e-3) * 1e-3 / (max(far, 1e-30) * size.item()))
 
     def _in_hyper(self, losses_N: Tensor, x: Tensor, hyper: Hyper) -> Hyper:
         """dg/dhyper, which needs losses alone."""
