@@ -7,10 +7,11 @@ Every row is one training of `--steps` steps of 16 on 480 rows, with the prompt 
 message, scored on 400 dev rows, 100 of each group. The groups are the four product groups of short
 Amazon reviews and the four sources of the demo's snippets. `mean` is the cross-entropy of batches
 as they are drawn, `balanced` the same with equally many rows of each group; `gini` and `worst`
-weight the groups, `gini-excess` and `worst-excess` by what they lose over the text prompt. `--data`
-is a folder with amazon_multidomain/. Trained rows are kept in runs/fairness; with `--test` they are
-scored on up to 200 test rows of each group, once. Rows in `benchmarks/results/fairness.json` are
-not measured again; delete the file and the folder to do so.
+weight the groups, `gini-excess` and `worst-excess` by what they lose over the text prompt; `dual`
+is `worst` as a game, and `dual-past` the same with an extrapolated optimizer. `--data` is a folder
+with amazon_multidomain/. Trained rows are kept in runs/fairness; with `--test` they are scored on
+up to 200 test rows of each group, once. Rows in `benchmarks/results/fairness.json` are not measured
+again; delete the file and the folder to do so.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from embedgrad.data.examples import Example
 from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.evaluation.per_group import group_scores, worst
-from embedgrad.parts.objectives import OWA, CrossEntropy, Objective
+from embedgrad.parts.objectives import OWA
+from embedgrad.parts.optimizers import Extrapolated
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.training.settings import Parts
@@ -46,13 +48,16 @@ WORDS = "Is this review positive or negative? Answer with one word."
 SHORT = 400  # characters
 TRAIN, DEV, TEST = 480, 100, 200  # rows; of dev and test for each group
 DRAWS = 2000
-VARIANTS: dict[str, Objective] = {
-    "mean": CrossEntropy(),
-    "balanced": OWA(COLUMN, weights="mean", smoothing=0.0),
-    "gini": OWA(COLUMN, weights="gini"),
-    "worst": OWA(COLUMN, weights="worst"),
-    "gini-excess": OWA(COLUMN, weights="gini", excess=True),
-    "worst-excess": OWA(COLUMN, weights="worst", excess=True),
+DUAL = OWA(COLUMN, weights="worst", dual_rate=0.1)
+VARIANTS = {
+    "mean": Parts(),
+    "balanced": Parts(objective=OWA(COLUMN, weights="mean", smoothing=0.0)),
+    "gini": Parts(objective=OWA(COLUMN, weights="gini")),
+    "worst": Parts(objective=OWA(COLUMN, weights="worst")),
+    "gini-excess": Parts(objective=OWA(COLUMN, weights="gini", excess=True)),
+    "worst-excess": Parts(objective=OWA(COLUMN, weights="worst", excess=True)),
+    "dual": Parts(objective=DUAL),
+    "dual-past": Parts(objective=DUAL, optimizer=Extrapolated(scale=1.0)),
 }
 
 
@@ -140,7 +145,7 @@ def measure(
             sequencer.build(examples["train"]),
             sequencer.build(examples["dev"]),
             training=eg.Training(steps=known["steps"], seed=known["seed"]),
-            parts=Parts(objective=VARIANTS[known["variant"]]),
+            parts=VARIANTS[known["variant"]],
         )
         rows = refinement.prompt.rows
         eg.save(refinement.prompt, folder)
