@@ -2,10 +2,11 @@
 
     python -m benchmarks.compress --data FOLDER [--model NAME] [TASK ...]
 
-For each task, system prompts of an instruction and worked demonstrations are scored on training
-rows; the best of them is compressed with `objective = "distill"` on unlabelled queries, and the
-test rows are scored once, with the instruction alone, the long prompt and the rows. `--data` is a
-folder with sst2/, amazon_multidomain/ and svamp/. Every score is written as it is done to
+For each task, long system prompts are scored on training rows: an instruction with worked
+demonstrations, or a policy that says what the answers mean. The best of them is compressed with
+`objective = "distill"` on unlabelled queries, and the test rows are scored once, with the
+instruction alone, the long prompt and the rows. `--data` is a folder with sst2/,
+amazon_multidomain/ and svamp/. Every score is written as it is done to
 `benchmarks/results/compress.json`, and what is there is not measured again; a compression resumes
 in `--runs`.
 """
@@ -48,7 +49,62 @@ class Task:
     text: str
     instruction: str
     label: Callable[[Mapping[str, Any]], str]
+    policy: str | None = None
+    """A long prompt that says what the instruction cannot; unset: demonstrations."""
 
+
+TEAMS = {"books": "Atlas", "dvd": "Boreal", "electronics": "Cobalt", "kitchen": "Delta"}
+TEAM = "Which team takes this review: Atlas, Boreal, Cobalt or Delta? Answer with one word."
+TEAM_POLICY = f"""{TEAM}
+
+Every review that customers send goes to one of four teams. The team is decided by the kind of
+product that the customer bought, and by nothing else: whether the customer is happy, angry, or
+asks for money back changes nothing.
+
+Atlas takes everything that is read. Novels, memoirs, cookbooks, guides, textbooks, children's
+stories, poetry, histories and comics belong to Atlas. Signs of it are an author, a chapter, a
+plot that somebody read, pages, a writer's style, an edition or a translation.
+
+Boreal takes everything that is watched. Films, series, concerts, documentaries, cartoons and
+workout videos on a disc belong to Boreal. Signs of it are actors, a director, scenes, a season, an
+episode, a soundtrack, the picture of the disc, or a story that somebody saw.
+
+Cobalt takes everything with a plug, a battery or a cable that is not for preparing food.
+Headphones, cameras, players, phones, keyboards, routers, printers, chargers, memory cards and their
+cases belong to Cobalt. Signs of it are sound quality, a signal, drivers, a screen, ports, or a
+setup.
+
+Delta takes everything that is used to cook, eat, drink, clean or furnish at home. Pans, knives,
+kettles, coffee makers, toasters, mixers, dishes, towels, vacuum cleaners and bedding belong to
+Delta, also where they have a plug. Signs of it are food, coffee, a handle, a lid, the oven, the
+dishwasher or the sink.
+
+If a review fits two teams, take the one whose product was bought. A book about films goes to Atlas,
+a film of a novel goes to Boreal, a radio for the kitchen goes to Cobalt, and a scale for flour goes
+to Delta. Answer with the team's name alone: Atlas, Boreal, Cobalt or Delta."""
+ACTION = "What do we do with this line of a film review: quote or drop? Answer with one word."
+ACTION_POLICY = f"""{ACTION}
+
+We make posters for cinemas. Lines of film reviews arrive one by one, and each is either quoted on
+the poster or dropped. The posters have one purpose: people who pass by should want to see the film.
+
+Quote a line when its writer likes the film, or likes what the line is about. Praise for the acting,
+the story, the pictures, the music, the humour, the feeling or the director is quoted. A line that
+recommends the film, that calls it moving, funny, fresh, smart, beautiful, gripping, honest or
+charming is quoted. A line that names a small weakness and then comes down on the film's side is
+quoted as well, as is quiet praise without strong words.
+
+Drop a line when its writer does not like the film, or does not like what the line is about. A line
+that calls the film dull, long, silly, empty, clumsy, predictable, confused, loud, cold, false or a
+waste of time is dropped. A line that makes fun of the film is dropped, however witty it is. A line
+that praises one thing only to say that the rest fails is dropped, and so is a line that says what
+the film could have been, or that others did the same thing better.
+
+Do not decide by single words. "Not bad at all" is praise, and "a fine cast with nothing to do" is
+not. Irony counts as what it means, not as what it says. Questions to ask: would the writer send a
+friend to this film? If so, quote. Would the writer rather have stayed at home? If so, drop. Where
+the line only tells what happens, decide by its tone. The length of a line does not matter, nor
+whether it is a whole sentence. Answer with one word alone: quote or drop."""
 
 TASKS = {
     "sst2": Task(
@@ -68,6 +124,16 @@ TASKS = {
         "question",
         "Which operation solves it: addition, subtraction, multiplication or division? One word.",
         lambda row: str(row["type"]).rpartition("-")[2].lower(),
+    ),
+    "amazon-team": Task(
+        "amazon_multidomain", "text", TEAM, lambda row: TEAMS[row["domain"]], TEAM_POLICY
+    ),
+    "sst2-action": Task(
+        "sst2",
+        "text",
+        ACTION,
+        lambda row: {"positive": "quote", "negative": "drop"}[row["label_text"]],
+        ACTION_POLICY,
     ),
 }
 
@@ -169,7 +235,9 @@ def read(data: Path, task: Task, part: str) -> list[tuple[str, str]]:
 def candidates(
     task: Task, pool: Sequence[tuple[str, str]], choices: Sequence[str]
 ) -> dict[str, str]:
-    """Long prompts: the instruction with demonstrations of every label."""
+    """Long prompts: the task's policy, or the instruction with demonstrations of every label."""
+    if task.policy is not None:
+        return {"policy": task.policy}
     prompts = {}
     for shots in SHOTS:
         for draw in range(DRAWS):
