@@ -74,10 +74,10 @@ def test_an_interrupted_scoring_ends_them_all(
 def test_a_run_interrupted_before_it_trains_leaves_nothing(
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipes, out = recipes_of(recipe_file()), tmp_path / "out"
+    recipes, out = recipes_of(recipe_file()), tmp_path / "new" / "out"
     with pytest.raises(KeyboardInterrupt):
         run_tasks(recipes, out, interrupt_at("stage", "tokenizing"))
-    assert not out.exists()
+    assert not out.parent.exists()
     run_tasks(recipes, out, should_stop=lambda: True)
     shutil.rmtree(out / "checkpoint")
     assert run_tasks(recipes, out, resume=True)["train"]["steps"] == 10
