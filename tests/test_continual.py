@@ -197,7 +197,7 @@ def test_rows_of_earlier_tasks_are_replayed(
     assert set(sizes) == {8 + 3}
     other = values(model_folder, tasks, training={"replay": 0.25})
     other["template"] = {"user": f"{{review}}\n\n[[{PROMPT}]]"}
-    with refused("whose rows cannot be replayed here", error=RecipeError):
+    with refused("whose rows cannot be replayed here", error=RunError):
         continue_run(earlier, Recipe.from_dict(other), tmp_path / "other")
     alone = task(model_folder, tasks, training={"replay": 0.25})
     with refused("needs a run that the training continues", error=RecipeError):

@@ -209,7 +209,8 @@ def teaching_prompt(recipe: Recipe) -> PromptEmbedding | None:
 def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
     """The recipe's parts, with the rows of the earlier runs that it continues, if it asks for them.
 
-    Raises `RecipeError` where there is no such run, or where its tasks have another template.
+    Raises `RecipeError` where there is no such run, and `RunError` where its tasks have another
+    template.
     """
     if not recipe.training.replay:
         return recipe.parts
@@ -221,8 +222,8 @@ def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
     while place is not None:
         earlier = Recipe.read_run(Path(place))
         if (earlier.template, earlier.target) != (recipe.template, recipe.target):
-            problem = f"{place} has another template or target, whose rows cannot be replayed here"
-            raise RecipeError("training.replay", [f"{problem}; leave it out"])
+            problem = "has another template or target, whose rows cannot be replayed here"
+            raise RunError(f"training.replay: {place} {problem}; leave it out")
         rows += read_data(earlier).train
         place = earlier.training.warm_start
     replay = Replay(sequencer.build(rows), recipe.training.replay)

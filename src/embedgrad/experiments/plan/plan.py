@@ -143,11 +143,12 @@ def plan(
         return values
     fixed["tokenize"] = time.time() - began
     try:
-        recipe = replace(recipe, parts=with_replay(recipe, sequencer))
         if train and not (writes or recipe.teacher):  # else what is trained on is not written yet
             recipe.parts.check(train)
-        if model is not None and recipe.place != AUTO:  # which leaves out a place of other words
-            read_warm_start(recipe, model, sequencer)
+        if recipe.place != AUTO:  # which leaves out a place of other words
+            recipe = replace(recipe, parts=with_replay(recipe, sequencer))
+            if model is not None:
+                read_warm_start(recipe, model, sequencer)
     except EmbedgradError as error:
         problems.add([str(error)])
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)
