@@ -222,8 +222,10 @@ def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
     while place is not None:
         earlier = Recipe.read_run(Path(place))
         if (earlier.template, earlier.target) != (recipe.template, recipe.target):
-            problem = "has another template or target, whose rows cannot be replayed here"
-            raise RunError(f"training.replay: {place} {problem}; leave it out")
+            raise RunError(
+                f"training.replay: {place} has another template or target, whose rows cannot be "
+                "replayed here; leave it out"
+            )
         rows += read_data(earlier).train
         place = earlier.training.warm_start
     replay = Replay(sequencer.build(rows), recipe.training.replay)

@@ -340,14 +340,8 @@ class Loop:
         scores = summary.accuracy, summary.log_loss, summary.macro_f1, answer_loss
         score = score_of(self.step, *scores)
         self.best.add(score, prompt)
-        self.report(
-            {
-                **self.best.event(text=self.scores_text),
-                "total": self.total,
-                "every": self.every,
-                "warm_start": warm,
-            }
-        )
+        place = {"total": self.total, "every": self.every, "warm_start": warm}
+        self.report({**self.best.event(text=self.scores_text), **place})
 
     @torch.no_grad()
     def _report_step(
