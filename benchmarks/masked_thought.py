@@ -5,9 +5,9 @@
 
 Every row is one training at a rate of 0.1 on the 499 training rows, whose solutions are
 "(16 - 11) + 12 = 17", and the scores of its last rows on 100 dev rows: whether the reply's final
-number is right, and the log-loss of the solutions. Test is not read. Seconds are of the processor, on one thread. `--data`
-is a folder with svamp/. Rows in `benchmarks/results/masked-thought.json` are not measured again;
-delete the file to do so. `--quick` measures few rows, for a first look.
+number is right, and the log-loss of the solutions. Test is not read. Seconds are of the processor,
+on one thread. `--data` is a folder with svamp/. Rows in `benchmarks/results/masked-thought.json`
+are not measured again; delete the file to do so. `--quick` measures few rows, for a first look.
 """
 
 from __future__ import annotations
