@@ -1,15 +1,15 @@
 """Prompts of six tasks from one training: accuracy against trained numbers.
 
     python -m benchmarks.tasks --data FOLDER [--variants separate,free,cp4,cp8,cp16] [--seeds 0,1,2]
-        [--steps 20]
+        [--steps 20] [--rate 0.1]
 
 The tasks are the sentiment of short Amazon reviews in four product groups, causal judgement, and
 the parity of sums, which are made here. `separate` trains each task's prompt by itself for
 `--steps` steps of 16; the others train all six at once for six times as many, with `free` rows or
-in a subspace of rank R that they share (`cpR`). Every prompt is in the system message. Scores are
-those of dev rows, which also choose the step; test is not read. Rows in
-`benchmarks/results/tasks.json` are not measured again; a training resumes in runs/tasks. `--data`
-is a folder with amazon_multidomain/ and bbh_causal_judgement_grouped/.
+in a subspace of rank R that they share (`cpR`). Every prompt is behind the query, whose prefix is
+computed once for all. Scores are those of dev rows, which also choose the step; test is not read.
+Rows in `benchmarks/results/tasks.json` are not measured again; a training resumes in runs/tasks.
+`--data` is a folder with amazon_multidomain/ and bbh_causal_judgement_grouped/.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def write_rows(data: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 def _task(words: str, query: str, answer: str, choices: list[str]) -> dict[str, Any]:
     return {
-        "template": {"system": f"[[{words}]]", "user": query},
+        "template": {"user": f"{query}\n\n[[{words}]]"},
         "target": {"choices": choices},
         "data": {"answer": answer},
     }
@@ -88,7 +88,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def recipes_of(
-    tasks: Mapping[str, Mapping[str, Any]], variant: str, seed: int, steps: int
+    tasks: Mapping[str, Mapping[str, Any]], variant: str, seed: int, steps: int, rate: float
 ) -> dict[str, eg.Recipe]:
     """The recipe of every task."""
     part: dict[str, Any] = {"name": "free"}
@@ -97,6 +97,7 @@ def recipes_of(
     shared = {
         "model": {"name": MODEL, "dtype": "float32"},
         "parameterization": part,
+        "optimizer": {"learning_rate": rate},
         "training": {"steps": steps, "evaluate_every": max(steps // 4, 1), "seed": seed},
     }
     return {name: eg.Recipe.from_dict({**shared, **task}) for name, task in tasks.items()}
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--variants", default="separate,free,cp4,cp8,cp16")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=20, help="for each task")
+    parser.add_argument("--rate", type=float, default=0.1, help="step size")
     given = parser.parse_args()
     torch.set_num_threads(1)
     tasks = write_rows(given.data, RUNS / "data")
@@ -140,12 +142,12 @@ def main() -> None:
     model: LanguageModel | None = None
     for seed in map(int, given.seeds.split(",")):
         for variant in given.variants.split(","):
-            row = f"{variant}, seed {seed}, {given.steps} steps a task"
+            row = f"{variant}, seed {seed}, {given.steps} steps a task, rate {given.rate:g}"
             if row in results["rows"]:
                 continue
-            model = model or eg.load_model(MODEL, dtype="float32")
+            model = model or eg.load_model(MODEL, dtype="float32", prefix_cache_budget="8 GiB")
             steps = given.steps * (1 if variant == "separate" else len(tasks))
-            recipes = recipes_of(tasks, variant, seed, steps)
+            recipes = recipes_of(tasks, variant, seed, steps, given.rate)
             out = RUNS / row.replace(", ", "-").replace(" ", "-")
             results["rows"][row] = measure(recipes, variant, out, model)
             print(row, json.dumps(results["rows"][row]), flush=True)
