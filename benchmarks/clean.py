@@ -1,11 +1,12 @@
 """Find flipped labels: hypergradients against loss ranking and confident learning.
 
     python -m benchmarks.clean --data FOLDER [--seeds 0,1,2] [--methods none,oracle,...]
-        [--rows 300] [--epochs 4]
+        [--rows 300] [--test-rows 400] [--epochs 4]
 
-Of `--rows` short SST-2 rows 30 % get the other label, drawn by the seed; 150 dev rows keep theirs.
+Of `--rows` short SST-2 rows 30 % get the other label, drawn by the seed; half as many dev rows
+keep theirs.
 Every row of the result is one way of ranking the training rows: the AUC of finding the flipped
-ones, and the accuracy on 400 test rows after a training on all rows but the worst 20 %. `none`
+ones, and the accuracy on the test rows after a training on all rows but the worst 20 %. `none`
 trains on all rows, `oracle` on those that were not flipped. `loss-text` ranks by the loss with the
 text prompt, `loss` by that with the prompt refined on all rows, `confident` by confident learning
 (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068) on out-of-sample probabilities of three
@@ -47,15 +48,14 @@ KEPT = ROOT / "runs" / "clean"
 LABELS = ("negative", "positive")
 WORDS = "Is this review positive or negative? Answer with one word:"
 FLIPPED, DROP, FOLDS = 0.3, 0.2, 3
-DEV, TEST = 150, 400
 SHORT = 120  # characters
 METHODS = ("none", "oracle", "loss-text", "loss", "confident", "hypergradient", "hypergradient-3")
 
 
-def write_rows(data: Path, folder: Path, seed: int, rows: int) -> None:
+def write_rows(data: Path, folder: Path, seed: int, rows: int, test: int) -> None:
     """Short rows in files, those of train with some labels flipped and `flipped` beside them."""
     generator = random.Random(seed)
-    for split, count in (("train", rows), ("dev", DEV), ("test", TEST)):
+    for split, count in (("train", rows), ("dev", rows // 2), ("test", test)):
         text = (data / "sst2" / f"{split}.jsonl").read_text(encoding="utf-8")
         found = [json.loads(line) for line in text.splitlines()]
         found = [row for row in found if len(row["text"]) <= SHORT]
@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--test-rows", type=int, default=400)
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -238,7 +239,7 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         folder = KEPT / f"{arguments.rows}-rows-{arguments.epochs:g}-epochs-seed-{seed}"
         if not (folder / "test.jsonl").exists():
-            write_rows(arguments.data, folder, seed, arguments.rows)
+            write_rows(arguments.data, folder, seed, arguments.rows, arguments.test_rows)
         trainings = Trainings(model, folder, arguments.epochs)
         for method in arguments.methods.split(","):
             name = f"{method}, seed {seed}"

@@ -33,7 +33,7 @@ def test_labels_are_flipped_in_train_alone(tmp_path: Path) -> None:
         rows = [{"text": f"{split} text {i}", "label": i % 2} for i in range(60)]
         lines = "".join(f"{json.dumps(row)}\n" for row in rows)
         (tmp_path / "sst2" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    write_rows(tmp_path, tmp_path / "out", 0, 40)
+    write_rows(tmp_path, tmp_path / "out", 0, 40, 30)
     splits = read_data(recipe_of(tmp_path / "out"))
     true = ("negative", "positive")
     for name in ("train", "dev", "test"):

@@ -1,4 +1,4 @@
-"""Hypergradients of a tiny prompt, by finite differences; what the tuner does with them."""
+"""Hypergradients of a tiny prompt by finite differences, and the tuner"""
 
 from __future__ import annotations
 
