@@ -279,6 +279,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "tasks": lambda root, up, _: related.tasks(root, up),
     "continual": lambda root, up, _: related.continual(root, up),
     "masked-thought": lambda root, up, _: related.masked_thought(root, up),
+    "clean": lambda root, up, _: related.clean(root, up),
     "large-batch": lambda root, up, _: related.large_batch(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),

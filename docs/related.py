@@ -87,6 +87,24 @@ def large_batch(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\nOne seed, on one thread, {_link('large-batch', up)}.\n"
 
 
+def clean(root: Path, up: str) -> str:
+    """How well each ranking finds flipped labels, and what leaving rows out gains."""
+    results = measured.read(root, "clean")
+    if not results or not results.get("rows"):
+        return "Not measured yet: `clean`.\n"
+    table = [("ranked by", "AUC", "over loss ranking", "accuracy", "over all rows", "seeds")]
+    for method, entry in results["summary"].items():
+        over = [
+            f"{100 * fmean(entry[name]):+.1f}" if entry.get(name) else ""
+            for name in ("auc_over_loss", "accuracy_over_none")
+        ]
+        auc = f"{entry['auc']:.3f}" if "auc" in entry else ""
+        accuracy = f"{100 * entry['accuracy']:.1f} %"
+        table.append((method, auc, over[0], accuracy, over[1], str(len(entry["seeds"]))))
+    about = "SST-2 with 30 % flipped labels, means over seeds on test rows"
+    return measured.markdown(table) + f"\n{about}, {_link('clean', up)}.\n"
+
+
 def _rows(root: Path, name: str) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = (measured.read(root, name) or {"rows": {}})["rows"]
     return rows

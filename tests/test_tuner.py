@@ -1,4 +1,4 @@
-"""Hypergradients of a tiny prompt by finite differences, and the tuner"""
+"""Hypergradients of a tiny prompt by finite differences, and the tuner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rank training rows by how suspicious their labels are
+"""Rank training rows by how suspicious their labels are.
 
 OUT/ranking.jsonl      every training row, the most suspicious first
 OUT/cleaned.jsonl      the training file without the rows that were dropped

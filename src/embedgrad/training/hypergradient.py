@@ -1,4 +1,4 @@
-"""Hypergradients: how a loss at a minimum changes with what is minimized
+"""Hypergradients: how a loss at a minimum changes with what is minimized.
 
     min_lambda f(x*(lambda)),   x*(lambda) = argmin_x g(x, lambda)
     dF/dlambda = -B^T A^-1 grad f,   A = d2g/dx2,   B = d2g/dx dlambda

@@ -1,4 +1,4 @@
-"""Tune by hypergradients; a step is accepted by the error bound
+"""Tune by hypergradients; a step is accepted by the error bound.
 
     round:  minimize g -> hypergradient -> good enough by its bound? -> step that lowers f
 

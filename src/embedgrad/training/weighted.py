@@ -1,4 +1,4 @@
-"""Weighted training: weights of rows, of sources and of the text to tune"""
+"""Weighted training: weights of rows, of sources and of the text to tune.
 
     g(x) = 1/n sum_i w_i l_i(x) + anchor / 2 sum_p |e_p - e0_p|^2 / |e0_p|^2
     f(x) = the objective of the dev rows

@@ -1,4 +1,4 @@
-"""The page of rows that are ranked by how suspicious their labels are"""
+"""The page of rows that are ranked by how suspicious their labels are."""
 
 from __future__ import annotations
 
