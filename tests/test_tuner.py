@@ -256,3 +256,18 @@ def test_flipped_labels_rank_high_and_dev_gains_from_weights() -> None:
     rounds = [event for event in told if event["event"] == "tuning"]
     assert [event["dev_loss"] for event in rounds] == losses
     assert all(event["bound"] > 0 for event in rounds)
+
+
+def test_a_source_of_wrong_labels_loses_weight() -> None:
+    training, flips = toy()
+    names = ["careless" if flip else "careful" for flip in flips]
+    made = WeightedTraining(
+        training.loss, training.origin, training.train, training.dev, anchor=0.1, sources=names
+    )
+    tuned = tune(made, made.hyper("examples", "sources"), Tuning(products=20))
+    weights = made.weights({"sources": tuned.suggested["sources"]})
+    assert made.sources == list(dict.fromkeys(names))
+    by_name = dict(zip(names, weights.tolist(), strict=True))
+    assert by_name["careless"] < 0.8 < 1.2 < by_name["careful"]
+    for value in tuned.suggested.values():  # neither kind of number drowns the other
+        assert value.square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)

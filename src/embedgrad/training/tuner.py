@@ -159,7 +159,6 @@ def tune(
         number = len(state.history) + 1
         stage(report, f"round {number} of {settings.rounds}: training on weighted rows")
         state, norm, found, bound = _measure(problem, state, settings, first, report, keep)
-        weights = problem.weights(state.hyper)
         converged = norm <= state.tolerance * first
         entry = {
             "dev_loss": found.value,
@@ -172,32 +171,23 @@ def tune(
             "hypergradient": found.norm,
             "bound": bound,
             "certified": bound <= (1 - ETA) * found.norm,
-            "weight_mean": weights.mean().item(),
         }
         report({"event": "tuning", "round": number, "total": settings.rounds, **entry})
         if not converged:
-            say(report, [describe_unconverged(entry)])
+            left = f"its gradient is {entry['residual']:.2g} of what it began with"
+            point = "what follows is of this point, and more passes may change it"
+            took = f"the training did not converge in {state.passes} passes"
+            say(report, [f"{took}: {left}; {point}"])
         state = state._replace(history=[*state.history, entry])
-        rms = found.norm / sum(value.numel() for value in hyper.values()) ** 0.5
-        length = state.step / max(rms, 1e-30)
-        suggested = _moved(state.hyper, found.gradient, length)
+        suggested = _moved(state.hyper, found.gradient, state.step)
         if number >= settings.rounds:
             return Tuned(state, found, suggested)
-        stepped = _step(problem, state, found, length, settings, first, report)
+        stepped = _step(problem, state, found, settings, first, report)
         if stepped is None:
             say(report, [f"no step lowers the loss on dev after round {number}; tuning ends here"])
             return Tuned(state, found, suggested)
         state = stepped
         keep(state)
-
-
-def describe_unconverged(entry: dict[str, Any]) -> str:
-    """A sentence on a training that ended before its minimum."""
-    return (
-        f"the training did not converge in {entry['passes']} passes: its gradient is "
-        f"{entry['residual']:.2g} of what it began with; the ranking is that of this point, more "
-        "passes may change it"
-    )
 
 
 def _measure(
@@ -236,15 +226,18 @@ def _step(
     problem: WeightedTraining,
     state: State,
     found: Hypergradient,
-    length: float,
     settings: Tuning,
     first: float,
     report: Report,
 ) -> State | None:
     """A step that lowers f enough, with the training after it; None: none of those tried does."""
     for number in range(settings.tries):
-        trial = length / 2**number
+        trial = state.step / 2**number
         moved = _moved(state.hyper, found.gradient, trial)
+        slope = sum(
+            ((state.hyper[name] - moved[name]) * part).sum().item()
+            for name, part in found.gradient.items()
+        )
         stage(report, f"trying a step ({number + 1} of {settings.tries})")
         after, _ = minimize(
             problem,
@@ -253,10 +246,9 @@ def _step(
             target=state.tolerance * first,
             report=report,
         )
-        if problem.outer(after.x)[0] <= found.value - ETA * trial * found.norm**2:
-            return after._replace(
-                step=state.step / 2**number * 10 / 9, tolerance=min(0.5, state.tolerance * 1.05)
-            )
+        if problem.outer(after.x)[0] <= found.value - ETA * slope:
+            tolerance = min(0.5, state.tolerance * 1.05)
+            return after._replace(step=trial * 10 / 9, tolerance=tolerance)
     return None
 
 
@@ -288,5 +280,7 @@ def estimate_bound(
     )
 
 
-def _moved(hyper: Hyper, gradient: Hyper, length: float) -> Hyper:
-    return {name: value - length * gradient[name] for name, value in hyper.items()}
+def _moved(hyper: Hyper, gradient: Hyper, step: float) -> Hyper:
+    """A step down; its root mean square is `step` in each of the named tensors."""
+    sizes = {name: part.square().mean().sqrt().clamp(min=1e-30) for name, part in gradient.items()}
+    return {name: value - step * gradient[name] / sizes[name] for name, value in hyper.items()}
