@@ -47,7 +47,7 @@ SOURCES = ["a", "b", "a", "b", "a"]
 def solved(training: WeightedTraining, hyper: Hyper, x: Tensor, share: float) -> Tensor:
     """The minimum: by L-BFGS, which fp32 losses end early, and then by Newton steps."""
     first = training.inner(training.start_x, training.hyper())[1].norm().item()
-    state = State(x, hyper, 1.0, 0.1, 0, [])
+    state = State(x, hyper, 1.0, 0.1, 0, {}, [])
     x = minimize(training, state, passes=400, target=max(share, 0.01) * first)[0].x
     for _ in range(6):
         gradient = training.inner(x, hyper)[1]
@@ -264,7 +264,7 @@ def test_a_source_of_wrong_labels_loses_weight() -> None:
     made = WeightedTraining(
         training.loss, training.origin, training.train, training.dev, anchor=0.1, sources=names
     )
-    tuned = tune(made, made.hyper("examples", "sources"), Tuning(products=20))
+    tuned = tune(made, made.hyper("examples", "sources"), Tuning(passes=60, products=20))
     weights = made.weights({"sources": tuned.suggested["sources"]})
     assert made.sources == list(dict.fromkeys(names))
     by_name = dict(zip(names, weights.tolist(), strict=True))

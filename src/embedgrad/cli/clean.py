@@ -42,7 +42,7 @@ def clean(
     ] = 1,
     passes: Annotated[
         int, typer.Option(min=1, help="Most passes over the rows that a round trains for.")
-    ] = 16,
+    ] = 24,
     overrides: Set = None,
     model: Model = None,
     as_json: AsJson = False,

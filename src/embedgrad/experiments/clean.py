@@ -194,7 +194,9 @@ def _tune(
 
     def keep(state: State) -> None:
         more = {"settings": settings, **{n: getattr(state, n) for n in _PLAIN}}
-        tensors = {"x": state.x, **{f"hyper.{n}": value for n, value in state.hyper.items()}}
+        tensors = {"x": state.x}
+        for kind in _TENSORS:
+            tensors |= {f"{kind}.{n}": value for n, value in getattr(state, kind).items()}
         held = {name: value.contiguous().cpu() for name, value in tensors.items()}
         write_file(path, save(held, {"state": json.dumps(finite(more))}))
 
@@ -203,13 +205,17 @@ def _tune(
     if path.is_file():
         tensors, plain = _read_state(path)
         on = {name: value.to(problem.start_x.device) for name, value in tensors.items()}
-        saved = {name: on[f"hyper.{name}"] for name in hyper}
-        state = State(on["x"], saved, **{name: plain[name] for name in _PLAIN})
+        saved = {
+            kind: {n.partition(".")[2]: v for n, v in on.items() if n.startswith(f"{kind}.")}
+            for kind in _TENSORS
+        }
+        state = State(x=on["x"], **saved, **{name: plain[name] for name in _PLAIN})
         say(report, [f"continuing after {state.passes} passes of training"])
     return tune(problem, hyper, tuning, state=state, report=report, keep=keep)
 
 
 _PLAIN = ("step", "tolerance", "passes", "history")
+_TENSORS = ("hyper", "memory")
 
 
 def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

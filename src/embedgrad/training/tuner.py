@@ -29,7 +29,9 @@ from embedgrad.training.hypergradient import (
 )
 from embedgrad.training.weighted import WeightedTraining
 
-CHUNK = 8  # passes between two saved points, each of which L-BFGS begins without a memory
+CHUNK = 8  # passes between two saved points
+MEMORY = 10  # pairs that L-BFGS keeps
+COUNTS = ("n_iter", "func_evals")
 ETA = 1e-4  # how far below its bound the hypergradient must be, and how much f must fall
 
 
@@ -40,7 +42,7 @@ class Tuning:
 
     rounds: Annotated[int, Gt(0)] = 1
     """Hypergradients; between two of them is a step, and training with the new weights."""
-    passes: Annotated[int, Gt(0)] = 16
+    passes: Annotated[int, Gt(0)] = 24
     """Passes over the training rows in which each training converges, at most."""
     products: Annotated[int, Gt(0)] = 8
     """Hessian-vector products for each hypergradient, at most."""
@@ -58,7 +60,8 @@ class Tuning:
 class State(NamedTuple):
     """Where a tuning is: what `tune` saves and resumes from.
 
-    `passes` are those that the present training has taken, `history` holds one entry a round.
+    `passes` are those that the present training has taken, `memory` is what its L-BFGS remembers,
+    `history` holds one entry a round.
     """
 
     x: Tensor
@@ -66,6 +69,7 @@ class State(NamedTuple):
     step: float
     tolerance: float
     passes: int
+    memory: dict[str, Tensor]
     history: list[dict[str, Any]]
 
 
@@ -111,30 +115,60 @@ def minimize(
         return value, gradient
 
     norm = inner(state.x)[1].norm().item()
+    leaf = state.x.clone().requires_grad_(True)
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+        [leaf],
+        max_iter=CHUNK,
+        tolerance_grad=target / len(leaf) ** 0.5,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+        history_size=MEMORY,
+    )
+    optimizer.state[leaf].update(_unpack(state.memory))
+
+    def closure() -> float:
+        value, leaf.grad = inner(leaf.detach())
+        return value
+
     while norm > target and state.passes < passes:
-        leaf = state.x.clone().requires_grad_(True)
-        optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-            [leaf],
-            max_iter=CHUNK,
-            max_eval=min(CHUNK, passes - state.passes),
-            tolerance_grad=target / len(leaf) ** 0.5,
-            tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure(leaf: Tensor = leaf) -> float:
-            value, leaf.grad = inner(leaf.detach())
-            return value
-
+        optimizer.param_groups[0]["max_eval"] = min(CHUNK, passes - state.passes)
         optimizer.step(closure)
         moved = not torch.equal(leaf, state.x)
-        state = state._replace(x=leaf.detach().clone())
+        memory = _pack(optimizer.state[leaf])
+        state = state._replace(x=leaf.detach().clone(), memory=memory)
         norm = inner(state.x)[1].norm().item()
         seen[:] = [known for known in seen if torch.equal(known[0], state.x)]
         keep(state)
         if not moved:
             break
     return state, norm
+
+
+def _pack(memory: dict[str, Any]) -> dict[str, Tensor]:
+    """The memory of L-BFGS as tensors that a file can hold."""
+    return {
+        name: torch.stack(value)
+        if isinstance(value, list)
+        else value.clone()
+        if isinstance(value, Tensor)
+        else torch.tensor(value, dtype=torch.float64)
+        for name, value in memory.items()
+        if name != "al" and not (isinstance(value, list) and not value)
+    }
+
+
+def _unpack(memory: dict[str, Tensor]) -> dict[str, Any]:
+    """That memory again, in copies: a sum may depend on where in memory its numbers stand."""
+    lists = ("old_dirs", "old_stps", "ro")
+    empty: dict[str, Any] = {name: [] for name in lists} if memory else {}
+    return empty | {
+        name: [part.clone() for part in value]
+        if name in lists
+        else int(value)
+        if name in COUNTS
+        else value.clone()
+        for name, value in memory.items()
+    }
 
 
 def tune(
@@ -153,7 +187,7 @@ def tune(
     `DivergenceError`.
     """
     if state is None:
-        state = State(problem.start_x, hyper, settings.step, settings.tolerance, 0, [])
+        state = State(problem.start_x, hyper, settings.step, settings.tolerance, 0, {}, [])
     first = problem.inner(problem.start_x, hyper)[1].norm().item()
     while True:
         number = len(state.history) + 1
@@ -241,7 +275,7 @@ def _step(
         stage(report, f"trying a step ({number + 1} of {settings.tries})")
         after, _ = minimize(
             problem,
-            state._replace(hyper=moved, passes=0),
+            state._replace(hyper=moved, passes=0, memory={}),
             passes=max(1, settings.passes // 2),
             target=state.tolerance * first,
             report=report,
