@@ -205,7 +205,7 @@ def _tune(
     if path.is_file():
         tensors, plain = _read_state(path)
         on = {name: value.to(problem.start_x.device) for name, value in tensors.items()}
-        saved = {
+        saved: dict[str, Any] = {
             kind: {n.partition(".")[2]: v for n, v in on.items() if n.startswith(f"{kind}.")}
             for kind in _TENSORS
         }
