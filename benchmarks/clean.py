@@ -1,7 +1,7 @@
 """Find flipped labels: hypergradients against loss ranking and confident learning.
 
     python -m benchmarks.clean --data FOLDER [--seeds 0,1,2] [--methods none,oracle,...]
-        [--rows 300] [--test-rows 400] [--epochs 4]
+        [--rows 300] [--test-rows 400] [--epochs 4] [--passes 24]
 
 Of `--rows` short SST-2 rows 30 % get the other label, drawn by the seed; half as many dev rows
 keep theirs.
@@ -88,8 +88,8 @@ def recipe_of(folder: Path) -> eg.Recipe:
 class Trainings:
     """The rows of one seed, and prompts refined on some of them."""
 
-    def __init__(self, model: eg.LanguageModel, folder: Path, epochs: float):
-        self.model, self.folder, self.epochs = model, folder, epochs
+    def __init__(self, model: eg.LanguageModel, folder: Path, epochs: float, passes: int):
+        self.model, self.folder, self.epochs, self.passes = model, folder, epochs, passes
         self.recipe = recipe_of(folder)
         self.splits = read_data(self.recipe)
         self.train = sorted(self.splits.train, key=lambda e: int(e.source.rpartition(":")[2]))
@@ -171,7 +171,8 @@ def rank(trainings: Trainings, method: str, seed: int) -> list[float]:
         return [float(score) for score in confident(labels, shares_NC)]
     rounds = 3 if method.endswith("-3") else 1
     folder = trainings.folder / method
-    eg.clean(trainings.recipe, folder, tuning=Tuning(rounds=rounds), model=trainings.model)
+    tuning = Tuning(rounds=rounds, passes=trainings.passes)
+    eg.clean(trainings.recipe, folder, tuning=tuning, model=trainings.model)
     lines = (folder / "ranking.jsonl").read_text(encoding="utf-8").splitlines()
     ranked = {row["source"]: row["suspicion"] for row in map(json.loads, lines)}
     return [float(ranked[example.source]) for example in train]
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--test-rows", type=int, default=400)
     parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--passes", type=int, default=24, help="of `eg.clean`")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     results = read_results(arguments.out, {"versions": versions(), "rows": {}})
@@ -240,7 +242,7 @@ def main() -> None:
         folder = KEPT / f"{arguments.rows}-rows-{arguments.epochs:g}-epochs-seed-{seed}"
         if not (folder / "test.jsonl").exists():
             write_rows(arguments.data, folder, seed, arguments.rows, arguments.test_rows)
-        trainings = Trainings(model, folder, arguments.epochs)
+        trainings = Trainings(model, folder, arguments.epochs, arguments.passes)
         for method in arguments.methods.split(","):
             name = f"{method}, seed {seed}"
             if name in results["rows"]:
