@@ -172,14 +172,19 @@ def error_bound(known: Constants, *, residual: float, inner: float, outer: float
 class Hypergradient(NamedTuple):
     """dF/dlambda at an inexact minimum, and what it was computed from.
 
-    `value` is f, `inner_norm` |g_x|, `outer_norm` |f_x|.
+    `value` is f, `inner_norm` |g_x|, `outer_gradient` f_x.
     """
 
     gradient: Hyper
     solved: Solved
     value: float
     inner_norm: float
-    outer_norm: float
+    outer_gradient: Tensor
+
+    @property
+    def outer_norm(self) -> float:
+        """|f_x|."""
+        return float(self.outer_gradient.norm())
 
     @property
     def norm(self) -> float:
@@ -220,7 +225,7 @@ def hypergradient(
         size = safe_step_size(product, b) if step_size is None else step_size
         solved = neumann(product, b, steps=steps, step_size=size)
     found = {name: -part for name, part in problem.mixed(x, hyper, solved.q).items()}
-    return Hypergradient(found, solved, value, inner_norm, b.norm().item())
+    return Hypergradient(found, solved, value, inner_norm, b)
 
 
 def size_of(hyper: Hyper) -> float:

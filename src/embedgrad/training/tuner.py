@@ -300,7 +300,7 @@ def estimate_bound(
     d = 10 * problem.reach(x, solved.q) * solved.q
     there = problem.mixed(x + d, hyper, solved.q)
     change = size_of({name: there[name] + found.gradient[name] for name in there})
-    bend = (problem.outer(x + d)[1] - problem.outer(x)[1]).norm().item()
+    bend = (problem.outer(x + d)[1] - found.outer_gradient).norm().item()
     far = d.norm().item()
     lowest = solved.lowest + solved.damping
     known = Constants(
