@@ -51,14 +51,14 @@ class Base(NamedTuple):
         """The name for `from_pretrained`, as Python; users may name a place of their own."""
         own = f'os.environ.get("{VARIABLE}"'
         if self.public:
-            return f"{own}, {_literal(self.model)})"
+            return f"{own}, {to_source(self.model)})"
         ask = f"set {VARIABLE} to the folder or Hub id of the base model, {self.model}"
-        return f"{own}) or sys.exit({_literal(ask)})"
+        return f"{own}) or sys.exit({to_source(ask)})"
 
     @property
     def arguments(self) -> str:
         """Arguments of `from_pretrained`, as Python that refers to MODEL."""
-        return "MODEL" + (f", revision={_literal(self.revision)}" if self.revision else "")
+        return "MODEL" + (f", revision={to_source(self.revision)}" if self.revision else "")
 
     @property
     def serving(self) -> str:
@@ -126,5 +126,6 @@ def _has(values: Any, name: str) -> bool:
     return values is not None
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def to_source(value: Any) -> str:
+    """Texts, numbers and lists of them as a Python literal."""
+    return json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import Any
 
+from embedgrad.deploy.base_model import to_source
 from embedgrad.deploy.choices import Choices
 
 _PYTHON = """\
@@ -122,11 +123,11 @@ def example_requests(engine: str, url: str, model: str, choices: Choices | None)
     more = constraint(engine, choices)
     messages = [{"role": "user", "content": "YOUR TEXT"}]
     body = {"model": model, "messages": messages, "temperature": 0, **more}
-    extra = f",\n    extra_body={json.dumps(more, ensure_ascii=False)}" if more else ""
-    quoted = {"url": json.dumps(url), "model": json.dumps(model, ensure_ascii=False)}
+    extra = f",\n    extra_body={to_source(more)}" if more else ""
+    quoted = {"url": json.dumps(url), "model": to_source(model)}
     examples = [
         f'curl {url}/chat/completions -H "Content-Type: application/json" \\\n'
-        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+        f"  -d {shlex.quote(to_source(body))}",
         _PYTHON.format(**quoted, extra=extra),
     ]
     if choices and more:
@@ -135,7 +136,7 @@ def example_requests(engine: str, url: str, model: str, choices: Choices | None)
 
 
 def _ranking(engine: str, quoted: dict[str, str], url: str, choices: Choices) -> str:
-    names = [json.dumps(name, ensure_ascii=False) for name in choices.names]
+    names = [to_source(name) for name in choices.names]
     if engine == "llamacpp" and choices.whole:
         entries = [
             f'{name}: ("{choices.forced(i)}", {len(choices.tokens[i])})'

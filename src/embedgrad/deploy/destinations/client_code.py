@@ -7,7 +7,6 @@ folder from elsewhere runs nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
-from embedgrad.deploy.base_model import Base, model_at
+from embedgrad.deploy.base_model import Base, model_at, to_source
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
-from embedgrad.errors import EngineError, ExportError, ModelError
+from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.loading.quiet import model_errors
-from embedgrad.prompt.boundaries import CuttingTokenizer
+from embedgrad.prompt.boundaries import CuttingTokenizer, alike
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import END_MARK, SPAN_MARK
 
@@ -155,11 +154,6 @@ def pieces_source(pieces: Sequence[Piece]) -> str:
     return " + ".join(kinds[p.kind].format(to_source(p.text)) for p in pieces) or '""'
 
 
-def to_source(value: Any) -> str:
-    """Texts, numbers and lists of them as a Python literal."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def command_line(columns: Sequence[str]) -> str:
     """Python that reads the columns from the command line."""
     return f"dict(zip([{', '.join(map(to_source, columns))}], sys.argv[1:], strict=True))"
@@ -255,11 +249,8 @@ def run_generated(path: Path, source: str, job: Job) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        with model_errors(f"{path}: does not run"), model_at(job.model.info.path):
-            spec.loader.exec_module(module)
-    except ModelError as error:
-        raise EngineError(str(error)) from error
+    with model_errors(f"{path}: does not run", EngineError), model_at(job.model.info.path):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -267,12 +258,10 @@ def check_token_ids(path: Path, module: Any, exported: ExportedPrompt) -> None:
     """Raise `ExportError` if a generated program tokenizes an example unlike training."""
     for sequence in uncut_rows(exported):
         texts = module.token_ids(dict(sequence.example.columns))
-        expected = exported.texts(sequence)
-        if list(map(tuple, texts)) != expected:
-            one, other = ([i for ids in parts for i in (*ids, -1)] for parts in (texts, expected))
-            pairs = enumerate(zip(one, other, strict=False))
-            where = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+        both = texts, exported.texts(sequence)
+        one, other = (tuple(i for ids in parts for i in (*ids, -1)) for parts in both)
+        if one != other:
             raise ExportError(
                 f"{path.name}: makes other tokens of {sequence.example.source} than training, from "
-                f"token {where} on; export to vocabulary or gguf instead"
+                f"token {alike(one, other)} on; export to vocabulary or gguf instead"
             )

@@ -16,11 +16,10 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file, write_json
-from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.base_model import Base, to_source
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
-    to_source,
     usage,
     with_answer,
     write_example,
@@ -126,7 +125,7 @@ class PeftAdapter(Destination):
 def common_prefix(exported: ExportedPrompt, model: LanguageModel) -> Ids:
     """The tokens before the span. Raises `ExportError` if they are not the same for all queries."""
     try:
-        facts = gather_facts(exported, model, exported.sequences)
+        facts = gather_facts(exported, model)
     except (DataError, TemplateError) as error:
         raise ExportError(f"--to peft: the template takes no other text ({error})") from error
     entry = next(e for e in exportability(facts) if e["destination"] == "peft")

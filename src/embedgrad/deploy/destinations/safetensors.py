@@ -10,10 +10,10 @@ import shlex
 from pathlib import Path
 from typing import Any, final
 
+from embedgrad.deploy.base_model import to_source
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
-    to_source,
     usage,
     with_answer,
     write_example,

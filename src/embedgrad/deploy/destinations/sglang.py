@@ -15,12 +15,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.base_model import Base, to_source
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.client_code import (
     command_line,
     max_new_tokens,
-    to_source,
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies

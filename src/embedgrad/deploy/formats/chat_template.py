@@ -17,6 +17,7 @@ from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.query import plain_messages, surroundings
 from embedgrad.errors import ExportError
+from embedgrad.prompt.boundaries import alike
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 
@@ -117,8 +118,7 @@ def check_rendering(prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str)
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
             expected = row.context(new)
             if ids != expected:
-                pairs = enumerate(zip(ids, expected, strict=False))
-                at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
+                at = alike(ids, expected)
                 end = len(row.prefix) + len(exported.spans[0].ids)
                 where = "before" if at < len(row.prefix) else "in" if at < end else "after"
                 raise ExportError(

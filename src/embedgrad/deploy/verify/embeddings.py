@@ -16,10 +16,9 @@ from torch import Tensor
 
 from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.embedding_client import Bodies
-from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.safetensors import program as program_of
 from embedgrad.deploy.destinations.vllm import VllmBodies
-from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.job import ExportedPrompt, Job, find_destination
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
 from embedgrad.prompt.boundaries import Ids

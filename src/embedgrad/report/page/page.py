@@ -40,8 +40,8 @@ from embedgrad.report.page.facts import (
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable, without_home
-from embedgrad.report.terminal.continual_table import rows_of
 from embedgrad.report.terminal.tables import verdict_word
+from embedgrad.report.terminal.tasks_table import rows_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
