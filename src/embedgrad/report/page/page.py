@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -121,7 +121,7 @@ def run_page(
         "</div>",
         page.part("provenance", lambda: without_home({"provenance": origin, "recipe": run.recipe})),
     ]
-    return page.with_rows(
+    return page.whole(
         name,
         top,
         parts,
@@ -171,7 +171,7 @@ def comparison_page(
     ]
     top = page.render("comparison_top", {"name": name, "methods": methods})
     about = page.value("subject", lambda: subject(results), TEXT)
-    return page.with_rows(
+    return page.whole(
         name, top, parts, lambda taken: comparison_rows(rows, about, taken), "disagree", ""
     )
 
@@ -206,7 +206,7 @@ class _Page:
         part: str = _environment().get_template(f"parts/{name}.html").render(values)
         return part
 
-    def with_rows(
+    def whole(
         self,
         name: str,
         top: str,
@@ -215,36 +215,30 @@ class _Page:
         first: str,
         suffix: str,
     ) -> str:
-        """The page with rows before its last part; `make` gets the bytes that the others take.
+        """The page with rows before its last part, and the one script that its policy allows.
 
-        Rows of the kind `first` are shown at first; `suffix` follows the name of an answer's giver.
+        `make` gets the bytes that the other parts take. Rows of the kind `first` are shown at
+        first; `suffix` follows the name of an answer's giver.
         """
         taken = sum(len(part.encode()) for part in parts)
         rows = self.value("rows", lambda: make(taken), None)
         if rows:
             self.notes += rows.notes
-            values = {"rows": rows, "first": first, "suffix": suffix}
-            parts.insert(-1, self.part("answers", lambda: values))
-        return self.whole(name, top, parts, rows.json if rows else "")
-
-    def whole(self, name: str, top: str, parts: Iterable[str], data: str = "") -> str:
-        """The page around its parts, with the one script that its policy allows."""
+            shown = {"rows": rows, "first": first, "suffix": suffix}
+            parts.insert(-1, self.part("answers", lambda: shown))
         script, main = _asset("page.js"), "\n".join(filter(None, parts))
-        page: str = (
-            _environment()
-            .get_template("page.html")
-            .render(
-                name=name,
-                top=top,
-                parts=main,
-                contents=_TITLES.findall(main),
-                data=data,
-                notes=self.notes,
-                script=script,
-                digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-                css=css_variables() + _asset("page.css"),
-            )
-        )
+        values = {
+            "name": name,
+            "top": top,
+            "parts": main,
+            "contents": _TITLES.findall(main),
+            "data": rows.json if rows else "",
+            "notes": self.notes,
+            "script": script,
+            "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "css": css_variables() + _asset("page.css"),
+        }
+        page: str = _environment().get_template("page.html").render(values)
         return page
 
 
