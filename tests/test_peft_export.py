@@ -49,7 +49,7 @@ def written(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "granite", "gpt2"])
 def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path) -> None:
-    """ExportRuns by nothing but PEFT and transformers; a query is the tokens behind the span."""
+    """By nothing but PEFT and transformers; a query is the tokens behind the span."""
     job = made(tmp_path, architecture)
     (prompt,) = job.prompts
     out, _ = written(job, tmp_path)
