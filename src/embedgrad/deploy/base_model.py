@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self, final
 
+from embedgrad.deploy.programs import to_source
 from embedgrad.errors import EngineError
 from embedgrad.model.loading.info import ModelInfo
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -124,8 +124,3 @@ def _has(values: Any, name: str) -> bool:
     for key in name.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values is not None
-
-
-def to_source(value: Any) -> str:
-    """Texts, numbers and lists of them as a Python literal."""
-    return json.dumps(value, ensure_ascii=False)

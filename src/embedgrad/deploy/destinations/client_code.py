@@ -14,10 +14,11 @@ from typing import Any
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.markup import Piece, parse
-from embedgrad.deploy.base_model import Base, model_at, to_source
+from embedgrad.deploy.base_model import Base, model_at
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.programs import fill, to_source
 from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import CuttingTokenizer, alike
@@ -27,40 +28,6 @@ from embedgrad.prompt.template import END_MARK, SPAN_MARK
 TEMPLATE_FILE = "chat_template.jinja"
 EXAMPLE_FILE = "example.py"
 EXAMPLE_TEXT = "This is an example."  # for every column; the user's data stay private
-
-# What every generated program starts with: token ids of the text around the refined rows.
-OPENING = """\
-MODEL = {model}  # the base model: a Hub id or a folder
-MARK = "{mark}"  # marks where the rows go
-tokenizer = AutoTokenizer.from_pretrained({base})
-tokenizer.add_tokens([MARK], special_tokens=True)
-"""
-
-# And how rows and text become one prompt, where the program has `rows` and `embed`.
-EMBEDDINGS = """\
-def embeddings(columns):  # of the whole prompt, tokens x width
-    first, *others = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
-    pairs = zip(rows.split({lengths}), others, strict=True)  # strict: a query must not hold MARK
-    return torch.cat([first, *(part for pair in pairs for part in pair)])
-"""
-
-
-# How a program answers with one of the choices, by its `score(model, columns, ids)`: logits [N, V]
-# before each of N ids after the prompt.
-CHOOSE = """\
-CHOICES = {choices}
-
-
-def answer({arguments}):
-    \"\"\"The likeliest choice, as `embedgrad evaluate` ranks them.\"\"\"
-    scores = {{}}
-    for choice, ids in CHOICES.items():
-        ids = torch.tensor(ids)
-        with torch.no_grad():
-            logprobs = logits({arguments}, ids).float().log_softmax(dim=1)
-        scores[choice] = logprobs.gather(1, ids[:, None]).{mean}().item()
-    return max(scores, key=scores.get)
-"""
 
 
 def only_prompt(job: Job, destination: str) -> ExportedPrompt:
@@ -165,50 +132,37 @@ def usage(file: str, columns: Sequence[str]) -> str:
 
 
 def program_source(
-    program: str, file: str, exported: ExportedPrompt, base: Base, *, dtype: str = "", **more: str
+    name: str, file: str, exported: ExportedPrompt, base: Base, *, dtype: str = "", **more: Any
 ) -> str:
-    """The text of a generated program: `program` with the prompt's own parts filled in.
+    """The text of a generated program: the asset of that name, with the prompt's own parts.
 
-    All but `more`, which is inserted as it is, may come from elsewhere: it becomes literals.
+    What may come from elsewhere becomes literals.
     """
-    columns = exported.prompt.template.columns
-    lengths = [len(span.ids) for span in exported.spans]
-    return program.format(
-        usage=usage(file, columns),
-        opening=OPENING.format(model=base.source, mark=SPAN_MARK, base=base.arguments),
-        base=base.arguments,
-        dtype=to_source(dtype),
-        token_ids=token_ids_source(exported),
-        embeddings=EMBEDDINGS.format(lengths=lengths),
-        columns=command_line(columns),
-        **more,
-    )
+    columns, choices = exported.prompt.template.columns, Choices.of(exported)
+    pairs = zip(choices.names, map(list, choices.tokens), strict=True) if choices else ()
+    values: dict[str, Any] = {
+        "usage": usage(file, columns),
+        "source": base.source,
+        "base": base.arguments,
+        "mark": SPAN_MARK,
+        "dtype": dtype,
+        "token_ids": token_ids_source(exported),
+        "lengths": [len(span.ids) for span in exported.spans],
+        "columns": command_line(columns),
+        "choices": dict(pairs),
+        "normalize": exported.prompt.target.normalize,
+        "most": max_new_tokens(exported),
+    }
+    return fill(name, **{**values, **more})
 
 
-def with_answer(
-    program: str, exported: ExportedPrompt, *, free: str, logits: str, arguments: str
-) -> str:
-    """A program with its function `answer`: `free` for free answers; for choices it ranks them.
-
-    `logits` is the function that ranking calls, with `arguments` and the ids of a choice.
-    """
-    choices = Choices.of(exported)
-    if choices is None:
-        answer = free.replace("MOST", str(max_new_tokens(exported)))
-    else:
-        ids = dict(zip(choices.names, map(list, choices.tokens), strict=True))
-        mean = "mean" if choices.normalize else "sum"
-        answer = logits + CHOOSE.format(choices=ids, arguments=arguments, mean=mean)
-    return program.replace("{answer}", answer.replace("{", "{{").replace("}", "}}"))
-
-
-def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
-    """Write `program` as example.py, with its chat template; returns entries of `export.json`."""
+def write_example(name: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
+    """Write a program as example.py, with its chat template; returns entries of `export.json`."""
     base, dtype = job.base, job.model.info.dtype
-    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    source = program_source(name, EXAMPLE_FILE, exported, base, dtype=dtype)
     files = {EXAMPLE_FILE: source.encode(), **chat_template_file(exported.sequencer)}
-    for name, content in files.items():
-        write_file(folder / name, content)
+    for file, content in files.items():
+        write_file(folder / file, content)
     columns = list(exported.prompt.template.columns)
     return {
         **base._asdict(),
@@ -219,12 +173,12 @@ def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt
 
 
 def open_example(
-    program: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+    name: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> Any:
     """The module that `write_example` wrote. Raises `EngineError` for another one."""
     base = Base.read(written, job.model.info, job.settings)
     dtype = str(written["dtype"])
-    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    source = program_source(name, EXAMPLE_FILE, exported, base, dtype=dtype)
     return run_generated(folder / EXAMPLE_FILE, source, job)
 
 

@@ -1,7 +1,9 @@
 """Make an export's chat template, with its new tokens.
 
-The model's own template is kept. Jinja around it (`chat_jinja`) builds the messages of training and
-puts the new tokens where the spans were.
+The model's own template is kept, and its output goes into a variable. Jinja of `assets` is around
+it, for transformers and llama.cpp alike: `chat_before` turns a client's messages into those of
+training, with a mark in each span's place; `chat_after` replaces the marks by the new tokens, and
+refuses a text that holds the tokens' tag anywhere else.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embedgrad.deploy.formats.chat_jinja import AFTER, BEFORE
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.deploy.programs import asset
 from embedgrad.deploy.query import plain_messages, surroundings
 from embedgrad.errors import ExportError
 from embedgrad.prompt.boundaries import alike
@@ -65,9 +67,11 @@ def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) 
         # Jinja drops one line feed at the end of a template, and none at the end of a block; the
         # empty text after it keeps spaces there from being stripped as those of a block's line.
         bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
-    # The model's own template, whose output goes into a variable.
     own_text = "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"
-    return "".join((*written[:first], BEFORE, *written[first:], own_text, AFTER))
+    # In `chat_before`, state is in a namespace, because plain variables set in a loop end with it,
+    # and contents are copied, because vLLM takes a loop over `message.content` for lists of parts.
+    before, after = asset("chat_before.jinja"), asset("chat_after.jinja")
+    return "".join((*written[:first], before, *written[first:], own_text, after))
 
 
 def exported_tokenizer(

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.peft import adapter_rows, common_prefix, write_adapter
-from embedgrad.deploy.destinations.peft import program as program_of
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import LocalEngine
@@ -58,7 +57,7 @@ class PeftEngine(LocalEngine):
             write_adapter(Path(aside), rows_PD, base, job.model)
             self.model.load_adapter(aside, adapter_name=START)
             self.model.eval().requires_grad_(False).to(job.model.device)
-        self.program = open_example(program_of(exported), folder, job, exported, written)
+        self.program = open_example("peft", folder, job, exported, written)
 
     def prompt(self, query: Query) -> Tensor:
         _, suffix = self.program.token_ids(dict(query.sequence.example.columns))

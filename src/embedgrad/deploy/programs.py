@@ -1,0 +1,37 @@
+"""Fill in the programs of `assets`, which exports carry and cards show."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def fill(name: str, **values: Any) -> str:
+    """The text of a program, with `values` in their places."""
+    return _environment().get_template(f"{name}.py.jinja").render(values)
+
+
+def asset(name: str) -> str:
+    """A file of `assets` as it is."""
+    return files("embedgrad.deploy").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def to_source(value: Any) -> str:
+    """Texts, numbers, and lists and mappings of them, as a Python literal."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader, more = PackageLoader("embedgrad.deploy", "assets"), {"keep_trailing_newline": True}
+    blocks = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, undefined=StrictUndefined, **more, **blocks)
+    environment.filters["literal"] = to_source
+    return environment
