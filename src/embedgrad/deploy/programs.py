@@ -30,8 +30,12 @@ def to_source(value: Any) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader, more = PackageLoader("embedgrad.deploy", "assets"), {"keep_trailing_newline": True}
-    blocks = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, undefined=StrictUndefined, **more, **blocks)
+    environment = Environment(
+        loader=PackageLoader("embedgrad.deploy", "assets"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters["literal"] = to_source
     return environment

@@ -56,63 +56,27 @@ def frozen_template(sequencer: Sequencer) -> str | None:
     return None if frozen == default else frozen
 
 
-def token_ids_source(exported: ExportedPrompt) -> str:
-    """The function `token_ids(columns)`: ids before, between and after the spans.
-
-    It uses the names MARK and tokenizer, and Path if there is a template file.
-    """
-    sequencer = exported.sequencer
-    template = sequencer.renderer.template
-    if template.text is not None:
-        lines = [f"text = {pieces_source(parse(template.text, 'template'))}"]
-    else:
-        messages = [
-            f'{{"role": "{m.role}", "content": {pieces_source(parse(m.content, m.role))}}}'
-            for m in template.messages
-        ]
-        lines = [f"messages = [{', '.join(messages)}]", *_rendering(sequencer)]
-    if any(span.drawn_left or span.drawn_right for span in exported.spans):
-        lines.append("pieces = text.split(MARK)")
-        for i, span in enumerate(exported.spans):  # text that training drew into the span
-            if span.drawn_left:
-                lines.append(
-                    f"pieces[{i}] = pieces[{i}].removesuffix({to_source(span.drawn_left)})"
-                )
-            if span.drawn_right:
-                right = to_source(span.drawn_right)
-                lines.append(f"pieces[{i + 1}] = pieces[{i + 1}].removeprefix({right})")
-        lines.append("text = MARK.join(pieces)")
-    ids = 'tokenizer(text, add_special_tokens=False)["input_ids"]'
-    bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=template.text is not None).bos("")
-    if bos:
-        token = sequencer.tokenizer.convert_ids_to_tokens(bos[0])
-        ids = f"([] if text.startswith({to_source(token)}) else {list(bos)}) + {ids}"
-    lines += [
-        f"ids = {ids}",
-        "mark = tokenizer.convert_tokens_to_ids(MARK)",
-        "marks = [i for i, token in enumerate(ids) if token == mark]",
-        "return [ids[a + 1 : b] for a, b in zip([-1, *marks], [*marks, len(ids)], strict=True)]",
+def _token_ids_values(exported: ExportedPrompt) -> dict[str, Any]:
+    """What the program's function `token_ids` is made of."""
+    sequencer, template = exported.sequencer, exported.prompt.template
+    plain = template.text is not None
+    bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=plain).bos("")
+    messages = [
+        f'{{"role": "{m.role}", "content": {pieces_source(parse(m.content, m.role))}}}'
+        for m in template.messages
     ]
-    return "\n".join(["def token_ids(columns):", *(f"    {line}" for line in lines)])
-
-
-def _rendering(sequencer: Sequencer) -> list[str]:
-    """Lines that make `text` of `messages`, as `Renderer` does."""
-    template = sequencer.renderer.template
-    opened = template.messages[-1].role == "assistant"
-    more = ""
-    if frozen_template(sequencer) is not None:
-        more += f', chat_template=Path(__file__).with_name("{TEMPLATE_FILE}").read_text("utf-8")'
-    if template.variables:
-        more += f", **{dict(template.variables)!r}"
-    rendering = (
-        f"text = tokenizer.apply_chat_template(messages, tokenize=False, "
-        f"add_generation_prompt={not opened}{more})"
-    )
-    if not opened:
-        return [rendering]
-    # Leave out what the chat template adds after the opening of the answer.
-    return [f'messages[-1]["content"] += "{END_MARK}"', f'{rendering}.partition("{END_MARK}")[0]']
+    return {
+        "text": pieces_source(parse(template.text or "", "template")),
+        "messages": None if plain else messages,
+        "opened": not plain and template.messages[-1].role == "assistant",
+        "end_mark": END_MARK,
+        "template_file": "" if frozen_template(sequencer) is None else TEMPLATE_FILE,
+        "variables": dict(template.variables),
+        "spans": exported.spans,
+        "drawn": any(span.drawn_left or span.drawn_right for span in exported.spans),
+        "bos": list(bos),
+        "bos_token": sequencer.tokenizer.convert_ids_to_tokens(bos[0]) if bos else "",
+    }
 
 
 def pieces_source(pieces: Sequence[Piece]) -> str:
@@ -146,14 +110,13 @@ def program_source(
         "base": base.arguments,
         "mark": SPAN_MARK,
         "dtype": dtype,
-        "token_ids": token_ids_source(exported),
         "lengths": [len(span.ids) for span in exported.spans],
         "columns": command_line(columns),
         "choices": dict(pairs),
         "normalize": exported.prompt.target.normalize,
         "most": max_new_tokens(exported),
     }
-    return fill(name, **{**values, **more})
+    return fill(name, **{**_token_ids_values(exported), **values, **more})
 
 
 def write_example(name: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:

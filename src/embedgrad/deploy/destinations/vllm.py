@@ -53,7 +53,7 @@ class VllmBodies(Bodies):
         return {**facts, "chat": not problem, "chat_template": chat_template}
 
     def values(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> dict[str, Any]:
-        choices, template = Choices.of(exported), exported.prompt.template
+        choices = Choices.of(exported)
         limits = vllm_limit(choices) if choices else {}
         return {
             "salt": facts["rows"],
@@ -61,8 +61,7 @@ class VllmBodies(Bodies):
             "most": limits.pop("max_tokens", max_new_tokens(exported)),
             "limits": limits,
             "chat": facts["chat"],
-            "messages": messages_source(template) if facts["chat"] else "",
-            "options": dict(template.variables),
+            "chat_messages": messages_source(exported.prompt.template) if facts["chat"] else "",
         }
 
     def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
