@@ -1,4 +1,4 @@
-"""Fill in the programs of `assets`, which exports carry and cards show."""
+"""Fill in the texts of `assets`: the programs and the card of an export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def fill(name: str, **values: Any) -> str:
-    """The text of a program, with `values` in their places."""
-    return _environment().get_template(f"{name}.py.jinja").render(values)
+    """A text with `values` in their places; `name` is that of its file without .jinja."""
+    return _environment().get_template(f"{name}.jinja").render(values)
 
 
 def asset(name: str) -> str:

@@ -37,7 +37,7 @@ def example_requests(engine: str, url: str, model: str, choices: Choices | None)
     examples = [
         f'curl {url}/chat/completions -H "Content-Type: application/json" \\\n'
         f"  -d {shlex.quote(to_source(body))}",
-        fill("ask", url=url, model=model, extra=extra),
+        fill("ask.py", url=url, model=model, extra=extra),
     ]
     if choices and more:
         examples.append(_ranking(engine, url, model, choices))
@@ -47,13 +47,13 @@ def example_requests(engine: str, url: str, model: str, choices: Choices | None)
 def _ranking(engine: str, url: str, model: str, choices: Choices) -> str:
     names = list(map(to_source, choices.names))
     if engine == "llamacpp" and choices.whole:
-        program = "rank_grammar"
+        program = "rank_grammar.py"
         entries = [
             f'{name}: ("{choices.forced(i)}", {len(choices.tokens[i])})'
             for i, name in enumerate(names)
         ]
     else:
-        program = "rank_tokens" if engine == "llamacpp" else "rank_vllm"
+        program = "rank_tokens.py" if engine == "llamacpp" else "rank_vllm.py"
         pairs = zip(names, choices.tokens, strict=True)
         entries = [f"{name}: {list(ids)}" for name, ids in pairs]
     # Of several tokens that end a turn, the one that training scored.

@@ -116,7 +116,7 @@ def program_source(
         "normalize": exported.prompt.target.normalize,
         "most": max_new_tokens(exported),
     }
-    return fill(name, **{**_token_ids_values(exported), **values, **more})
+    return fill(f"{name}.py", **{**_token_ids_values(exported), **values, **more})
 
 
 def write_example(name: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
