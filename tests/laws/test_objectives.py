@@ -34,6 +34,7 @@ ALL = {
     **SEAM_OBJECTIVES,
     "distill-reverse": functools.partial(Distill, direction="reverse"),
     "owa": functools.partial(OWA, "third"),
+    "owa-dual": functools.partial(OWA, "third", dual_rate=0.1),
     "owa-worst": functools.partial(OWA, "third", weights="worst", smoothing=0.0),
 }
 
