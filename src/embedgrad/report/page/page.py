@@ -29,7 +29,6 @@ from embedgrad.report.page.facts import (
     describe_drift,
     describe_groups,
     describe_learning,
-    describe_tasks,
     describe_verdict,
     headline,
     provenance,
@@ -93,6 +92,10 @@ def run_page(
         drawn = _svg("continual", figures.continual_figure(chain))
         return {**chain, "drawn": drawn, "rows": rows_of(chain)}
 
+    def tasks() -> dict[str, Any] | None:
+        scored = any("difference" in task for task in run.result.get("tasks", {}).values())
+        return run.result if scored else None
+
     page = _Page([*run.notes, *notes])
     chain: dict[str, Any] = run.result.get("continual") or {}
     survey = [row for _, row in run.survey]
@@ -107,7 +110,7 @@ def run_page(
         page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
         page.part("continual", lambda: continual() if chain else None),
-        page.part("tasks", lambda: describe_tasks(run.result)),
+        page.part("tasks", tasks),
         page.part("groups", lambda: describe_groups(run.result)),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),
@@ -282,6 +285,7 @@ def _environment() -> Environment:
             " to ".join(decimal(100 * edge, 1) for edge in edges) if edges else "-"
         ),
         sign=lambda word: SIGNS.get(word, ""),
+        verdict_word=verdict_word,
         kind=lambda word: word if word in ("improved", "worse") else "none",
     )
     return environment
