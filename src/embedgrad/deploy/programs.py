@@ -1,10 +1,10 @@
-"""Fill in the texts of `assets`: the programs and the card of an export."""
+"""Fill in the texts of `assets`: an export's programs, card and chat template."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,14 +16,37 @@ def fill(name: str, **values: Any) -> str:
     return _environment().get_template(f"{name}.jinja").render(values)
 
 
-def asset(name: str) -> str:
-    """A file of `assets` as it is."""
-    return files("embedgrad.deploy").joinpath("assets", name).read_text(encoding="utf-8")
+def fill_chat(**values: Any) -> str:
+    """The chat template of an export, which is Jinja: it is filled in where <[ ]> and <% %> are."""
+    environment = _environment().overlay(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<[",
+        variable_end_string="]>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    return environment.get_template("chat.jinja").render(values)
 
 
 def to_source(value: Any) -> str:
     """Texts, numbers, and lists and mappings of them, as a Python literal."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def to_jinja(value: Any) -> str:
+    """A plain JSON value as a Jinja expression."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        for character, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
+            value = value.replace(character, escaped)
+        return f'"{value}"'
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{to_jinja(str(k))}: {to_jinja(v)}' for k, v in value.items())}}}"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(to_jinja, value))}]"
+    return repr(value)
 
 
 @cache
@@ -37,5 +60,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["literal"] = to_source
+    environment.filters.update(literal=to_source, jinja=to_jinja)
     return environment
