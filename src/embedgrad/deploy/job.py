@@ -1,4 +1,4 @@
-"""The job of an export, and its destinations: their interface and their names."""
+"""The job of an export, and its destinations: interface and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill in the texts of `assets`: an export's programs, card and chat template."""
+"""Fill in an export's programs, card and chat template, from `assets`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engines that run an export for its check: their interface, and which checks what."""
+"""The engines that check an export: their interface, and which checks what."""
 
 from __future__ import annotations
 

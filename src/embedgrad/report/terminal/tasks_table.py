@@ -1,4 +1,4 @@
-"""Tasks that were trained together, or one after another, as a terminal table."""
+"""Tasks trained together, or one after another, as a terminal table."""
 
 from __future__ import annotations
 
