@@ -46,7 +46,8 @@ class Prepared:
 
     `written` are the training examples with the texts that the model is trained to write, and
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
-    `demonstrations` are shown before every query; `parts` leave a row's own out of its training.
+    `demonstrations` are shown before every query; `parts` leave a row's own out of its training,
+    and replay rows of earlier runs.
     With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
