@@ -86,6 +86,7 @@ def test_the_page_shows_rows_as_text(ranked: tuple[Path, Any]) -> None:
     out, result = ranked
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "ranked by how suspicious their labels are" in page
+    assert page.index("What was found") < page.index("Row by row")
     assert 'data-file="ranking.jsonl" data-answer="label"' in page
     rows = lines(out / "ranking.jsonl")
     rows[0]["columns"]["review"] = "<script>alert(1)</script>"

@@ -20,8 +20,8 @@ def suspects_page(
     """The page of a `CleanResult` and its ranking; `columns` are those of the template."""
     page = Page([])
     top = page.render("suspects_top", {"name": name, "result": result})
-    parts = [page.part("suspects", lambda: {"result": result})]
-    return page.with_rows(
+    parts = [page.part("suspects", lambda: {"result": result}), ""]  # the rows stand between
+    return page.whole(
         name,
         top,
         parts,
