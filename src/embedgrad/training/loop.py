@@ -29,6 +29,7 @@ from embedgrad.errors import (
     RunError,
 )
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
+from embedgrad.evaluation.regret import mean_regret
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
@@ -142,7 +143,8 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         else:
-            self.memory = self.parts.objective.init(self.train, self.loss.measured(self.theta))
+            measured = self.loss.measured(self.theta)
+            self.memory = self.parts.objective.init(self.train, measured, self.total)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
@@ -337,7 +339,8 @@ class Loop:
         teaches_answer = answer_losses and self.parts.objective.needs_end
         answer_loss = fmean(answer_losses) if teaches_answer else None
         scores = summary.accuracy, summary.log_loss, summary.macro_f1, answer_loss
-        score = score_of(self.step, *scores)
+        regret = mean_regret(self.parts.objective, [s.example for s in self.dev], answers)
+        score = score_of(self.step, *scores, regret)
         self.best.add(score, prompt)
         self.report(
             {
