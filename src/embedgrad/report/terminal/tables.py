@@ -93,8 +93,8 @@ def describe_regret(found: Row) -> list[str]:
     difference = found["difference"]
     low, high = difference["interval"]
     return [
-        f"mean regret of {found['decisions']} decisions {text}, {refined}, of best decisions' cost "
-        f"{found['best']:.4g}",
+        f"mean regret of {found['decisions']} decisions: {text}, {refined}; the best cost "
+        f"{found['best']:.4g} each",
         f"regret {difference['verdict']}: {difference['regret']:+.4g} (95 % interval {low:+.4g} to "
         f"{high:+.4g}), p {difference['p_value']:.3f}",
     ]
