@@ -274,6 +274,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "objective": lambda root, up, _: measured.objectives(root, up),
     "fairness": lambda root, up, _: measured.fairness(root, up),
+    "triage": lambda root, up, _: measured.triage(root, up),
     "compress": lambda root, up, _: measured.compressed(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
