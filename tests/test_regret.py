@@ -374,7 +374,7 @@ def test_settings_that_do_not_go_with_decisions(tmp_path: Path) -> None:
         read(tmp_path, **sections)
     with refused(whole, error=RecipeError):
         read(tmp_path, **sections, data={"group": "desk"})
-    with refused("objective: needs them, and target.choices lists none", error=RecipeError):
+    with refused("objective: needs choices, but target.choices lists none", error=RecipeError):
         read(tmp_path, objective=TRIAGE, data={"group": "d"}, training={"batch_by": "groups"})
     with refused("training.metric: 'regret' is for objective.name = 'regret'", error=RecipeError):
         read(tmp_path, training={"metric": "regret"})

@@ -42,10 +42,11 @@ def check_together(
         )
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
-        over = (
-            f".over: {objective.over!r}, but" if hasattr(objective, "over") else ": needs them, and"
+        problems.append(
+            f"objective.over: {objective.over!r}, but target.choices lists none"
+            if hasattr(objective, "over")
+            else "objective: needs choices, but target.choices lists none"
         )
-        problems.append(f"objective{over} target.choices lists none")
     if free and sections["training"] and sections["training"].metric == "macro_f1":
         problems.append("training.metric: 'macro_f1', but target.choices lists none")
     evaluation = sections["evaluation"]

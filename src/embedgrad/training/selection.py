@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, final
 
+from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
+from embedgrad.evaluation.regret import mean_regret
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.model.backbone import Prompt
+from embedgrad.parts.objectives import Objective
+from embedgrad.prompt.sequence import TokenSequence
 
 LOWER_IS_BETTER = ("log_loss", "regret")
 
@@ -28,6 +34,26 @@ def score_of(
     score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
     more = {"macro_f1": macro_f1, "answer_loss": answer_loss, "regret": regret}
     return score | {name: value for name, value in more.items() if value is not None}
+
+
+def score_dev(
+    step: int,
+    rows: Sequence[TokenSequence],
+    answers: Sequence[ScoredAnswer],
+    choices: Sequence[str],
+    objective: Objective,
+) -> dict[str, float]:
+    """The scores of a step's answers to the dev rows, as far as the objective has them."""
+    summary = summarize(answers, choices)
+    losses = [answer.answer_loss for answer in answers if answer.answer_loss is not None]
+    return score_of(
+        step,
+        summary.accuracy,
+        summary.log_loss,
+        summary.macro_f1,
+        answer_loss=fmean(losses) if losses and objective.needs_end else None,
+        regret=mean_regret(objective, [row.example for row in rows], answers),
+    )
 
 
 def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:

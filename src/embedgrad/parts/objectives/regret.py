@@ -1,4 +1,4 @@
-"""Regret: train for what decisions cost that are made by the model's scores."""
+"""Regret: train for what decisions by the model's scores cost."""
 
 from __future__ import annotations
 
