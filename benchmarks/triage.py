@@ -1,13 +1,13 @@
 """Triage: training for the regret of decisions against cross-entropy, at equal cost.
 
     python -m benchmarks.triage --data FOLDER [--variants cross_entropy,spo+,pessimistic]
-        [--seeds 0,1,2,3,4] [--steps 60] [--test]
+        [--seeds 0,1,2,3,4] [--steps 40] [--test]
 
 A decision escalates 2 of 8 short Amazon reviews. Each complaint that is escalated saves what its
 product group costs (`VALUE`), each praise wastes 1; half of the reviews are complaints, so that
 most cannot be escalated. The prompt says nothing of costs or product groups. Every row is one
 training of `--steps` steps of 2 decisions on 480 reviews, with the prompt in the system message;
-dev regret decides which rows are kept, for all variants alike. `cross_entropy, told` are the
+the regret of 20 dev decisions chooses its rows, for all variants alike. `cross_entropy, told` are the
 answers of cross_entropy again, decided by expected costs with each review's product group known.
 
 Regret is per decision, over reviews that are grouped at random again and again. Intervals (95 %)
@@ -51,7 +51,7 @@ VALUE = {"books": 1.0, "dvd": 1.0, "kitchen": 4.0, "electronics": 8.0}
 WASTED = 1.0  # by escalating praise
 SHORT = 400  # characters
 REVIEWS, CHOSEN = 8, 2  # of a decision
-TRAIN = 480
+TRAIN, CHOOSING = 480, 160  # reviews to train on, and of dev those that rows are chosen by
 DRAWS, GROUPINGS = 1000, 200
 PLAIN = "cross_entropy"
 TOLD = "cross_entropy, told"
@@ -127,12 +127,12 @@ def measure(
             model,
             sequencer,
             sequencer.build(examples["train"]),
-            sequencer.build(examples["dev"]),
+            sequencer.build(examples["dev"][:CHOOSING]),
             training=eg.Training(
                 steps=known["steps"],
                 batch_size=2,
                 batch_by="groups",
-                evaluate_every=max(1, known["steps"] // 4),
+                evaluate_every=max(1, known["steps"] // 2),
                 seed=known["seed"],
             ),
             parts=Parts(objective=VARIANTS[known["variant"]]),
@@ -163,7 +163,7 @@ def regret_of(predicted_N: Numbers, costs_N: Numbers, places_DR: npt.NDArray[np.
 
 def summarize(rows: Mapping[str, Any], reviews: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Each variant's regret over its seeds, and its difference to cross-entropy on the same."""
-    costs, worth = (np.array(reviews[split][name]) for name in (COLUMN, "value"))
+    costs, worth = (np.array(reviews.get(split, {}).get(name, ())) for name in (COLUMN, "value"))
     predicted: dict[str, dict[int, Numbers]] = {}
     for row in rows.values():
         if split in row:
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of local data")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, help="reviews of each split at most, to try it out")
     parser.add_argument("--test", action="store_true", help="score test rows too")
     parser.add_argument("--out", type=Path, default=RESULT)
