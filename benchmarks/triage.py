@@ -7,8 +7,8 @@ A decision escalates 2 of 8 short Amazon reviews. Each complaint that is escalat
 product group costs (`VALUE`), each praise wastes 1; half of the reviews are complaints, so that
 most cannot be escalated. The prompt says nothing of costs or product groups. Every row is one
 training of `--steps` steps of 2 decisions on 480 reviews, with the prompt in the system message;
-the regret of 20 dev decisions chooses its rows, for all variants alike. `cross_entropy, told` are the
-answers of cross_entropy again, decided by expected costs with each review's product group known.
+the regret of 20 dev decisions chooses its rows, for all variants alike. `cross_entropy, told` are
+the answers of cross_entropy again, decided by expected costs with each product group known.
 
 Regret is per decision, over reviews that are grouped at random again and again. Intervals (95 %)
 are of a bootstrap over reviews and seeds, the same for both variants. `--data` is a folder with
