@@ -3,7 +3,7 @@
     python -m benchmarks.compress --data FOLDER [--model NAME] [TASK ...]
 
 For each task, long system prompts are scored on training rows: an instruction with worked
-demonstrations, or a policy that says what the answers mean. The best of them is compressed with
+demonstrations, and a policy that says what the answers mean. The best of them is compressed with
 `objective = "distill"` on unlabelled queries, and the test rows are scored once, with the
 instruction alone, the long prompt and the rows. `--data` is a folder with sst2/,
 amazon_multidomain/ and svamp/. Every score is written as it is done to
@@ -50,61 +50,65 @@ class Task:
     instruction: str
     label: Callable[[Mapping[str, Any]], str]
     policy: str | None = None
-    """A long prompt that says what the instruction cannot; unset: demonstrations."""
+    """A further long prompt, besides demonstrations."""
 
 
-TEAMS = {"books": "Atlas", "dvd": "Boreal", "electronics": "Cobalt", "kitchen": "Delta"}
-TEAM = "Which team takes this review: Atlas, Boreal, Cobalt or Delta? Answer with one word."
-TEAM_POLICY = f"""{TEAM}
+DOMAIN = "Say what the review is about: books, dvd, electronics or kitchen. Answer with one word."
+DOMAIN_POLICY = f"""{DOMAIN}
 
-Every review that customers send goes to one of four teams. The team is decided by the kind of
-product that the customer bought, and by nothing else: whether the customer is happy, angry, or
-asks for money back changes nothing.
+Every review that customers send is sorted by the kind of product that they bought, and by nothing
+else: whether the customer is happy, angry, or asks for money back changes nothing.
 
-Atlas takes everything that is read. Novels, memoirs, cookbooks, guides, textbooks, children's
-stories, poetry, histories and comics belong to Atlas. Signs of it are an author, a chapter, a
-plot that somebody read, pages, a writer's style, an edition or a translation.
+books: everything that is read. Novels, memoirs, cookbooks, guides, textbooks, children's stories,
+poetry, histories and comics. Signs of it are an author, a chapter, a plot that somebody read,
+pages, a writer's style, an edition or a translation.
 
-Boreal takes everything that is watched. Films, series, concerts, documentaries, cartoons and
-workout videos on a disc belong to Boreal. Signs of it are actors, a director, scenes, a season, an
-episode, a soundtrack, the picture of the disc, or a story that somebody saw.
+dvd: everything that is watched. Films, series, concerts, documentaries, cartoons and workout
+videos. Signs of it are actors, a director, scenes, a season, an episode, a soundtrack, the picture
+of the disc, or a story that somebody saw.
 
-Cobalt takes everything with a plug, a battery or a cable that is not for preparing food.
+electronics: everything with a plug, a battery or a cable that is not for preparing food.
 Headphones, cameras, players, phones, keyboards, routers, printers, chargers, memory cards and their
-cases belong to Cobalt. Signs of it are sound quality, a signal, drivers, a screen, ports, or a
-setup.
+cases. Signs of it are sound quality, a signal, drivers, a screen, ports, or a setup.
 
-Delta takes everything that is used to cook, eat, drink, clean or furnish at home. Pans, knives,
-kettles, coffee makers, toasters, mixers, dishes, towels, vacuum cleaners and bedding belong to
-Delta, also where they have a plug. Signs of it are food, coffee, a handle, a lid, the oven, the
-dishwasher or the sink.
+kitchen: everything that is used to cook, eat, drink, clean or furnish at home. Pans, knives,
+kettles, coffee makers, toasters, mixers, dishes, towels, vacuum cleaners and bedding, also where
+they have a plug. Signs of it are food, coffee, a handle, a lid, the oven, the dishwasher or the
+sink.
 
-If a review fits two teams, take the one whose product was bought. A book about films goes to Atlas,
-a film of a novel goes to Boreal, a radio for the kitchen goes to Cobalt, and a scale for flour goes
-to Delta. Answer with the team's name alone: Atlas, Boreal, Cobalt or Delta."""
-ACTION = "What do we do with this line of a film review: quote or drop? Answer with one word."
-ACTION_POLICY = f"""{ACTION}
+If a review fits two kinds, take the product that was bought: a book about films is of books, a film
+of a novel is of dvd, a radio for the kitchen is of electronics, and a scale for flour is of
+kitchen. Answer with the name of the kind alone: books, dvd, electronics or kitchen."""
+OPERATION = (
+    "Which operation solves it: addition, subtraction, multiplication or division? One word."
+)
+OPERATION_POLICY = f"""{OPERATION}
 
-We make posters for cinemas. Lines of film reviews arrive one by one, and each is either quoted on
-the poster or dropped. The posters have one purpose: people who pass by should want to see the film.
+The problem is a short story with numbers, of which some may not be needed. Do not solve it. Find
+what is asked in the last sentence, then the two numbers that it takes, and then the one step that
+leads from them to the answer.
 
-Quote a line when its writer likes the film, or likes what the line is about. Praise for the acting,
-the story, the pictures, the music, the humour, the feeling or the director is quoted. A line that
-recommends the film, that calls it moving, funny, fresh, smart, beautiful, gripping, honest or
-charming is quoted. A line that names a small weakness and then comes down on the film's side is
-quoted as well, as is quiet praise without strong words.
+addition: two amounts come together. Someone has some and gets more; two groups are counted as one;
+the story says what was given away and what is left, and asks how many there were at first; the
+story says how many fewer one has, and asks for the larger amount. Words: in all, altogether, total,
+at first, before, in the beginning.
 
-Drop a line when its writer does not like the film, or does not like what the line is about. A line
-that calls the film dull, long, silly, empty, clumsy, predictable, confused, loud, cold, false or a
-waste of time is dropped. A line that makes fun of the film is dropped, however witty it is. A line
-that praises one thing only to say that the rest fails is dropped, and so is a line that says what
-the film could have been, or that others did the same thing better.
+subtraction: an amount is taken away, or two amounts are compared. Someone loses, eats, sells,
+spends or gives away some, and what is left is asked; the story says how many there are together and
+how many one part is, and asks for the other part; the question is how many more, how many fewer,
+how much longer, or how many still to go. Words: left, remain, difference, more than, less than.
 
-Do not decide by single words. "Not bad at all" is praise, and "a fine cast with nothing to do" is
-not. Irony counts as what it means, not as what it says. Questions to ask: would the writer send a
-friend to this film? If so, quote. Would the writer rather have stayed at home? If so, drop. Where
-the line only tells what happens, decide by its tone. The length of a line does not matter, nor
-whether it is a whole sentence. Answer with one word alone: quote or drop."""
+multiplication: the same amount comes again and again. There are several boxes, bags, rows, days or
+people, each with the same number, and the total is asked. Words: each, every, per, a day, times.
+
+division: a total is split into equal parts. The total is known, and the question is how many are in
+each part, or how many parts there are. Words: share equally, split, each group, how many boxes are
+needed, how much does one cost.
+
+Words alone can mislead. "Each" stands in stories of multiplication and of division: if the total is
+known, it is division; if the total is asked, it is multiplication. "More" stands in stories of
+addition and of subtraction: if the difference is asked, it is subtraction. Answer with the name of
+the operation alone: addition, subtraction, multiplication or division."""
 
 TASKS = {
     "sst2": Task(
@@ -114,26 +118,14 @@ TASKS = {
         lambda row: str(row["label_text"]),
     ),
     "amazon-domain": Task(
-        "amazon_multidomain",
-        "text",
-        "Say what the review is about: books, dvd, electronics or kitchen. Answer with one word.",
-        lambda row: str(row["domain"]),
+        "amazon_multidomain", "text", DOMAIN, lambda row: str(row["domain"]), DOMAIN_POLICY
     ),
     "svamp-operation": Task(
         "svamp",
         "question",
-        "Which operation solves it: addition, subtraction, multiplication or division? One word.",
+        OPERATION,
         lambda row: str(row["type"]).rpartition("-")[2].lower(),
-    ),
-    "amazon-team": Task(
-        "amazon_multidomain", "text", TEAM, lambda row: TEAMS[row["domain"]], TEAM_POLICY
-    ),
-    "sst2-action": Task(
-        "sst2",
-        "text",
-        ACTION,
-        lambda row: {"positive": "quote", "negative": "drop"}[row["label_text"]],
-        ACTION_POLICY,
+        OPERATION_POLICY,
     ),
 }
 
@@ -205,7 +197,8 @@ def measure(
         prompt: measured.once(name, prompt, partial(score, model, text, search, choices))
         for prompt, text in prompts.items()
     }
-    best = max(scores, key=lambda prompt: (scores[prompt]["accuracy"], -scores[prompt]["log_loss"]))
+    # The short prompt comes first, so a long one that is no better is not taken.
+    best = max(scores, key=lambda prompt: scores[prompt]["accuracy"])
     if best == "instruction":
         print(f"{name}: no long prompt beats the instruction", flush=True)
         return
@@ -235,10 +228,8 @@ def read(data: Path, task: Task, part: str) -> list[tuple[str, str]]:
 def candidates(
     task: Task, pool: Sequence[tuple[str, str]], choices: Sequence[str]
 ) -> dict[str, str]:
-    """Long prompts: the task's policy, or the instruction with demonstrations of every label."""
-    if task.policy is not None:
-        return {"policy": task.policy}
-    prompts = {}
+    """Long prompts: the task's policy, and the instruction with demonstrations of every label."""
+    prompts = {} if task.policy is None else {"policy": task.policy}
     for shots in SHOTS:
         for draw in range(DRAWS):
             rng = random.Random(f"{shots}/{draw}")

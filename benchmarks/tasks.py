@@ -6,10 +6,10 @@
 The tasks are the sentiment of short Amazon reviews in four product groups, causal judgement, and
 the parity of sums, which are made here. `separate` trains each task's prompt by itself for
 `--steps` steps of 16; the others train all six at once for six times as many, with `free` rows or
-in a subspace of rank R that they share (`cpR`). Every prompt is in the system message. Scores are
-those of dev rows, which also choose the step; test is not read. Rows in
-`benchmarks/results/tasks.json` are not measured again; a training resumes in runs/tasks. `--data`
-is a folder with amazon_multidomain/ and bbh_causal_judgement_grouped/.
+in a subspace of rank R that they share (`cpR`). Every prompt is behind the query, whose prefix is
+computed once for all. Scores are those of dev rows, which also choose the step; test is not read.
+Rows in `benchmarks/results/tasks.json` are not measured again; a training resumes in runs/tasks.
+`--data` is a folder with amazon_multidomain/ and bbh_causal_judgement_grouped/.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def write_rows(data: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 def _task(words: str, query: str, answer: str, choices: list[str]) -> dict[str, Any]:
     return {
-        "template": {"system": f"[[{words}]]", "user": query},
+        "template": {"user": f"{query}\n\n[[{words}]]"},
         "target": {"choices": choices},
         "data": {"answer": answer},
     }
@@ -145,7 +145,7 @@ def main() -> None:
             row = f"{variant}, seed {seed}, {given.steps} steps a task, rate {given.rate:g}"
             if row in results["rows"]:
                 continue
-            model = model or eg.load_model(MODEL, dtype="float32")
+            model = model or eg.load_model(MODEL, dtype="float32", prefix_cache_budget="8 GiB")
             steps = given.steps * (1 if variant == "separate" else len(tasks))
             recipes = recipes_of(tasks, variant, seed, steps, given.rate)
             out = RUNS / row.replace(", ", "-").replace(" ", "-")

@@ -31,6 +31,7 @@ import few_rows
 import gains
 import measured
 import quality
+import related
 import served
 import speeds
 import tomli_w
@@ -276,6 +277,10 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "fairness": lambda root, up, _: measured.fairness(root, up),
     "triage": lambda root, up, _: measured.triage(root, up),
     "compress": lambda root, up, _: measured.compressed(root, up),
+    "tasks": lambda root, up, _: related.tasks(root, up),
+    "continual": lambda root, up, _: related.continual(root, up),
+    "masked-thought": lambda root, up, _: related.masked_thought(root, up),
+    "large-batch": lambda root, up, _: related.large_batch(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),
     "spans": lambda root, up, _: measured.spans(root, up),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedgrad import Recipe, RecipeError, RunError, run
+from embedgrad import Recipe, RecipeError, RunError, compare, plan, run
 from embedgrad.errors import ArtifactError
 from embedgrad.experiments.continual import continue_run, measures
 from embedgrad.parts.transforms.subspace import read_memory
 from embedgrad.recipe.open_run import open_run
+from embedgrad.recipe.settings import CompareSettings
 from embedgrad.report.figures.run import continual_figure
 from embedgrad.report.page.page import run_page
 from embedgrad.report.page.run_files import read_run
+from embedgrad.report.terminal.progress import describe_score
+from embedgrad.training.loss import Loss
 from refusals import refused
 from run_kit import PROMPT, ROWS, Command, values
 
@@ -61,6 +65,11 @@ def earlier(first: Path, tmp_path: Path) -> Path:
 
 def rows_of(folder: Path) -> torch.Tensor:
     return load_file(folder / "prompt" / "prompt.safetensors")["rows"]
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_averages_and_backward_transfer_by_hand() -> None:
@@ -148,7 +157,11 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
 
 
 def test_rows_of_earlier_tasks_are_replayed(
-    model_folder: Path, tasks: Path, earlier: Path, tmp_path: Path
+    model_folder: Path,
+    tasks: Path,
+    earlier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def again(share: float, name: str, **options: Any) -> torch.Tensor:
         recipe = task(model_folder, tasks, training={"replay": share})
@@ -160,12 +173,31 @@ def test_rows_of_earlier_tasks_are_replayed(
     asked = iter(range(1, 100))
     again(0.25, "cut", should_stop=lambda: next(asked) == 2)
     assert torch.equal(again(0.25, "cut"), whole)
-    lines = (tmp_path / "whole" / "events.jsonl").read_text("utf-8").splitlines()
-    sizes = [e["examples"] for e in map(json.loads, lines) if e["event"] == "step"]
+    sizes = [e["examples"] for e in events_of(tmp_path / "whole") if e["event"] == "step"]
     assert set(sizes) == {8 + 3}  # 3 of 11 are a quarter, as nearly as can be
+    # A comparison and a plan do as the run does.
+    same = Recipe.read_run(tmp_path / "whole")
+    compared = compare(
+        dataclasses.replace(same, compare=CompareSettings(methods=("embedgrad",), seeds=(0,))),
+        tmp_path / "compared",
+    )
+    assert compared["rows"][1]["accuracy"] is not None
+    trained = load_file(tmp_path / "compared/work/embedgrad-seed-0/trained.safetensors")
+    assert torch.equal(trained["rows"], whole)
+    sizes = []
+    gradient = Loss.gradient
+    with monkeypatch.context() as patch:
+
+        def noted(self: Loss, theta: Any, batch: Any, *arguments: Any) -> Any:
+            sizes.append(len(batch))
+            return gradient(self, theta, batch, *arguments)
+
+        patch.setattr(Loss, "gradient", noted)
+        assert not plan(same)["problems"]
+    assert set(sizes) == {8 + 3}
     other = values(model_folder, tasks, training={"replay": 0.25})
     other["template"] = {"user": f"{{review}}\n\n[[{PROMPT}]]"}
-    with refused("whose rows cannot be replayed here", error=RecipeError):
+    with refused("whose rows cannot be replayed here", error=RunError):
         continue_run(earlier, Recipe.from_dict(other), tmp_path / "other")
     alone = task(model_folder, tasks, training={"replay": 0.25})
     with refused("needs a run that the training continues", error=RecipeError):
@@ -179,6 +211,11 @@ def test_the_text_is_no_way_back(
     still = {"optimizer": {"learning_rate": 1e-12}}
     continue_run(earlier, task(model_folder, tasks, **still), tmp_path / "out", separate=False)
     assert (rows_of(tmp_path / "out") - rows_of(earlier)).abs().max() < 1e-6
+    scores = [e for e in events_of(tmp_path / "out") if e["event"] == "evaluation"]
+    assert len(scores) > 1
+    lines = [describe_score(score) for score in scores]
+    assert lines[0].endswith(" with its warm start")
+    assert all(", best " in line and "text prompt" not in line for line in lines[1:])
 
 
 def test_the_matrix_is_shown(

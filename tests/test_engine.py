@@ -17,6 +17,7 @@ import torch
 from embedgrad import Recipe, run
 from embedgrad.errors import EngineError, OptionError, RecipeError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.compare.recipe_diff import recipe_differences
 from embedgrad.experiments.plan import plan
 from embedgrad.model.language_model import LanguageModel
@@ -347,6 +348,11 @@ def test_an_address_that_is_none(address: str) -> None:
         SamplingEngine(engine=address)
 
 
+def test_a_name_without_an_engine(model_folder: Path, data: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sampling\.model: 'big' is a name with an engine; set"):
+        Recipe.from_dict(values(model_folder, data, objective=REWARD, sampling={"model": "big"}))
+
+
 # Whole runs.
 
 REWARD = {"name": "reward", "random": True, "samples": 3, "max_new_tokens": 3}
@@ -420,6 +426,28 @@ def test_a_run_goes_on_with_the_engine_elsewhere(
     result = run(recipe, out, lambda event: None, resume=True)
     assert result["tokens"] == whole["tokens"]
     assert result["sampling"]["steps"] == 6
+
+
+def test_a_comparison_whose_trainings_are_finished_asks_no_engine(
+    model_folder: Path, data: Path, tmp_path: Path, served: FakeSampler
+) -> None:
+    options: dict[str, Any] = {"compare": {"methods": ["embedgrad"], "seeds": [0]}}
+    recipe = recipe_of(model_folder, data, served.address, **options)
+    first = compare(recipe, tmp_path / "out", lambda event: None)
+    asked = len(served.asked)
+    assert asked > 0
+    (tmp_path / "out" / "work" / "embedgrad-seed-0" / "scored.json").unlink()
+    gone = recipe_of(model_folder, data, "http://127.0.0.1:9/v1", **options)
+    again = compare(gone, tmp_path / "out", lambda event: None)
+    assert [row["correct"] for row in again["rows"]] == [row["correct"] for row in first["rows"]]
+    assert len(served.asked) == asked
+    options["compare"]["seeds"] = [0, 1]
+    with refused("no server answers", error=EngineError):
+        compare(
+            recipe_of(model_folder, data, "http://127.0.0.1:9/v1", **options),
+            tmp_path / "out",
+            lambda event: None,
+        )
 
 
 def test_an_engine_may_move_but_not_come_or_go(model_folder: Path, data: Path) -> None:

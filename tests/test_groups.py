@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny
+from benchmarks.run import groups_in, merge_results
 from embedgrad import Recipe
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
@@ -20,6 +21,7 @@ from embedgrad.evaluation.evaluator import ScoredAnswer, compare_answers
 from embedgrad.evaluation.per_group import compare_groups, group_scores, worst
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.experiments.compare.compare import compare
+from embedgrad.experiments.compare.results import methods_of
 from embedgrad.experiments.run import run
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
@@ -166,6 +168,13 @@ def test_a_comparison_says_which_group_is_worst_with_each_method(
     header, _, *lines = methods_markdown(results).splitlines()
     place = header.split(" | ").index("worst group (95 %)")
     assert lines[0].split(" | ")[place].startswith(f"{100 * text['worst_group']['accuracy']:.1f}")
+    # Merged with rows of another session, methods keep them.
+    lines = (tmp_path / "compared" / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert {json.loads(line)["group"] for line in lines} == set(GENRES)
+    named = groups_in(tmp_path / "compared" / "predictions.jsonl")
+    now = {**results, "rows": [row for row in results["rows"] if row["seed"] != 0]}
+    now["methods"] = methods_of(now["rows"], named)
+    assert merge_results(results, now, named)["methods"] == results["methods"]
     html = comparison_page(results, "compared")
     assert "</strong> worst" in html.partition('<section id="groups"')[2].partition("</section>")[0]
 

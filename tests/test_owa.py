@@ -19,7 +19,7 @@ from embedgrad.errors import DataError, EmbedgradError, RecipeError
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OWA, CrossEntropy
 from embedgrad.parts.objectives.owa import project
-from embedgrad.parts.optimizers import AdamW
+from embedgrad.parts.optimizers import SGD, AdamW, Extrapolated, Optimizer
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.settings import Parts, Training
@@ -204,6 +204,90 @@ def test_two_groups_that_want_different_things_end_equally_well_off() -> None:
     assert worst["owa"] < worst["groups"] - 0.1 < worst["examples"] - 0.2
 
 
+# -- the dual form ---------------------------------------------------------------------------------
+
+
+def play(part: Optimizer, steps: int, start: list[float]) -> list[float]:
+    """How far theta and p of a game are from its saddle point, step by step.
+
+    The losses of three groups are linear in theta and sum to a constant, so that their weighted
+    sum does not depend on theta where the weights are equal, nor on the weights where theta is
+    `saddle`.
+    """
+    saddle = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    slopes = torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
+    objective = OWA("g", weights="worst", smoothing=0.0, dual_rate=0.3)
+    theta = (saddle + torch.tensor(start, dtype=torch.float64))[None].requires_grad_(True)
+    optimizer, outcome, far = part.build([theta]), batch("abc"), list[float]()
+    state: dict[str, Tensor] = {}
+    losses_B = torch.zeros(3)
+
+    def closure() -> float:
+        nonlocal losses_B
+        with torch.enable_grad():
+            losses_B = 1 + slopes @ (theta[0] - saddle)
+            loss = objective.reduce_with(state, losses_B, outcome)
+            (theta.grad,) = torch.autograd.grad(loss, theta)
+        return loss.item()
+
+    for _ in range(steps):
+        optimizer.step(closure)
+        state = objective.update(state, losses_B.detach(), outcome)
+        shares = torch.stack([held[2] for held in state.values()])
+        assert shares.sum().item() == pytest.approx(1)
+        assert shares.min() >= 0
+        moved = torch.cat([theta.detach()[0] - saddle, shares - 1 / 3])
+        far.append(moved.norm().item())
+    return far
+
+
+@pytest.mark.parametrize("direction", ["past", "fresh"])
+def test_extrapolation_ends_where_plain_steps_circle(direction: Any) -> None:
+    start, rate = [0.1, 0.05], 0.3
+    plain = {"name": "sgd", "momentum": 0.0}
+    circle = play(SGD(rate, momentum=0.0), 1000, start)
+    assert min(circle[-100:]) > 0.5 * circle[0]
+    ahead = Extrapolated(rate, base=plain, direction=direction, scale=1.0)
+    assert play(ahead, 1000, start)[-1] < 1e-6 * circle[0]
+
+
+def test_a_dual_rate_of_one_over_the_smoothing_is_the_best_answer_at_once() -> None:
+    rng = np.random.default_rng(3)
+    best = OWA("g", smoothing=0.25, memory=0.5)
+    dual = dataclasses.replace(best, dual_rate=4.0)
+    slow = dataclasses.replace(best, dual_rate=0.1)
+    states: list[dict[str, Tensor]] = [{}, {}, {}]
+    for groups in ("aabc", "ab", "abcc"):
+        losses = list(rng.random(len(groups)))
+        first, second, third = (
+            loss_and_shares(objective, losses, groups, state)
+            for objective, state in zip((best, dual, slow), states, strict=True)
+        )
+        assert second[0] == pytest.approx(first[0], abs=1e-12)
+        assert second[1] == pytest.approx(first[1], abs=1e-12)
+        assert third[1] != pytest.approx(first[1], abs=1e-3)
+        states = [
+            objective.update(state, torch.tensor(losses, dtype=torch.float64), batch(groups))
+            for objective, state in zip((best, dual, slow), states, strict=True)
+        ]
+
+
+def test_the_weights_of_the_dual_form_take_one_step_and_begin_equal() -> None:
+    objective = OWA("g", weights="worst", smoothing=0.0, dual_rate=0.1)
+    state: dict[str, Tensor] = {}
+    for expected in ([0.4, 0.6], [0.3, 0.7]):
+        _, shares = loss_and_shares(objective, [1.0, 3.0], "ab", state)
+        assert shares == pytest.approx(expected)
+        state = objective.update(state, torch.tensor([1.0, 3.0], dtype=torch.float64), batch("ab"))
+        assert [state[g][2].item() for g in "ab"] == pytest.approx(expected)
+    # The last batch alone has the say, but for a group that is missing from it.
+    _, shares = loss_and_shares(objective, [2.0], "a", state)
+    assert shares == pytest.approx([0.25])
+    # Weights that leave no choice are those of the mean.
+    mean = dataclasses.replace(objective, weights="mean")
+    assert loss_and_shares(mean, [1.0, 3.0], "ab")[1] == pytest.approx([0.5, 0.5])
+
+
 # -- balanced batches ------------------------------------------------------------------------------
 
 
@@ -257,14 +341,17 @@ def in_groups(made: Kit) -> Kit:
     return dataclasses.replace(made, sequences=sequences)
 
 
-@pytest.mark.parametrize("options", [{}, {"excess": True}, {"balanced": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"excess": True}, {"balanced": False}, {"dual_rate": 0.5, "excess": True}]
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_that_resumes_in_the_middle_gives_the_same_rows(
     options: dict[str, Any], accumulate: int, tmp_path: Path
 ) -> None:
     made, kept = in_groups(small()), list[Checkpoint]()
     training = Training(steps=6, batch_size=2, evaluate_every=2, accumulate=accumulate)
-    parts = Parts(objective=OWA("g", **options), optimizer=FAST)
+    optimizer = Extrapolated(FAST.learning_rate, scale=1.0) if "dual_rate" in options else FAST
+    parts = Parts(objective=OWA("g", **options), optimizer=optimizer)
     whole = train(made, training, dev=(), parts=parts, keep=kept.append)
     kept[0].save(tmp_path / "checkpoint")
     loaded = Checkpoint.load(tmp_path / "checkpoint")
@@ -330,6 +417,7 @@ def test_an_example_without_a_group_is_refused() -> None:
         ({"weights": [0.4, 0.6]}, r"objective\.weights: .*they rise.*list the largest first"),
         ({"weights": "cvar"}, r"objective\.share: is for weights = 'cvar', which needs it"),
         ({"share": 0.5}, r"objective\.share: is for weights = 'cvar'"),
+        ({"dual_rate": -1.0}, r"objective\.dual_rate: .*greater than or equal to 0"),
         ({"memory": 1.0}, r"objective\.memory: .*less than 1"),
     ],
 )

@@ -261,6 +261,10 @@ def test_an_interruption_returns_the_theta_of_its_prompts() -> None:
             "task good, again: parameterization.rank",
         ),
         (
+            {"parameterization": {"name": "cp", "rank": 3, "family": "runs/x"}},
+            "parameterization.rank: 3, but the family has its own",
+        ),
+        (
             {"tasks": [{"name": "a"}, {"name": "b", "training": {"epochs": 9}}]},
             "tasks a and b differ in training, which they must share",
         ),
@@ -274,6 +278,7 @@ def test_an_interruption_returns_the_theta_of_its_prompts() -> None:
         ),
         ({"demonstrations": {"k": 2}}, "demonstrations.k: not with [[tasks]]"),
         ({"training": {"warm_start": "x"}}, "training.warm_start: not with [[tasks]]"),
+        ({"training": {"replay": 0.25}}, "training.replay: not with [[tasks]]"),
         (
             {"objective": {"name": "reward"}},
             "objective: with [[tasks]] prompts are trained on answers",

@@ -71,13 +71,27 @@ def test_an_interrupted_scoring_ends_them_all(
     assert rows_of(out / "again")["rows"].equal(rows)
 
 
+def test_a_prompt_is_written_when_it_is_trained_and_when_it_is_scored(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, save = list[str](), artifact.save
+
+    def note(prompt: Any, folder: Path) -> None:
+        written.append(folder.parent.name)
+        save(prompt, folder)
+
+    monkeypatch.setattr(artifact, "save", note)
+    run_tasks(recipes_of(recipe_file(), "training.steps=1"), tmp_path / "out")
+    assert written == ["good", "again", "good", "again"]
+
+
 def test_a_run_interrupted_before_it_trains_leaves_nothing(
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipes, out = recipes_of(recipe_file()), tmp_path / "out"
+    recipes, out = recipes_of(recipe_file()), tmp_path / "new" / "out"
     with pytest.raises(KeyboardInterrupt):
         run_tasks(recipes, out, interrupt_at("stage", "tokenizing"))
-    assert not out.exists()
+    assert not out.parent.exists()
     run_tasks(recipes, out, should_stop=lambda: True)
     shutil.rmtree(out / "checkpoint")
     assert run_tasks(recipes, out, resume=True)["train"]["steps"] == 10

@@ -39,6 +39,7 @@ ALL = {
         Regret, "gain", k=1, weights=(1.0, -1.0, 0.0), kind="pessimistic", warm_share=0.0
     ),
     "regret-matrix": functools.partial(Regret, ((0.0, 3.0), (1.0, 0.0), (1.0, 1.0)), "cost_matrix"),
+    "owa-dual": functools.partial(OWA, "third", dual_rate=0.1),
     "owa-worst": functools.partial(OWA, "third", weights="worst", smoothing=0.0),
 }
 

@@ -94,14 +94,12 @@ def finish(
     effect: Any,
     places: Mapping[str, Any],
 ) -> RunResult:
-    """Save the prompt, score it on the test rows, and write `result.json`.
+    """Score the prompt that `save_prompt` wrote on the test rows, and write `result.json`.
 
     `effect` is what storing prefixes in fewer bits costs, `places` the trials of the prompt's
     place. Raises `RunError` where a file cannot be written or a scorer fails.
     """
     model, sequencer, test = ready.model, ready.sequencer, ready.test
-    save_prompt(recipe, ready, refinement, out)
-    # From here on only what was saved counts.
     prompt = fit_to_model(artifact.load(out / "prompt"), model.info, model.embed)
     result = training_facts(prompt, model, refinement)
     if ready.demonstrations:

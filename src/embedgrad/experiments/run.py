@@ -15,14 +15,13 @@ RUN/result.json        the scores
 from __future__ import annotations
 
 import datetime
-import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
+from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.errors import EmbedgradError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.baselines import Task
@@ -32,10 +31,10 @@ from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.experiments.run_folder import (
     AGAIN,
     PATIENCE,
+    begin_files,
     check_resumed,
-    drop_events,
     facts_of,
-    make_folder,
+    preparing,
     read_finished,
 )
 from embedgrad.model.language_model import LanguageModel
@@ -44,11 +43,9 @@ from embedgrad.recipe.build import prepare, read_warm_start
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.recipe import AUTO, Recipe
-from embedgrad.recipe.replay import replay_of
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show
-from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.self_training import refuse_inside
@@ -105,23 +102,13 @@ def _run(
     resume: bool,
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    checkpoint: Checkpoint | None = None
-    parents = [parent for parent in out.parents if not parent.exists()]
-    if resume:
-        checkpoint = Checkpoint.find(out / "checkpoint")
-    else:
-        make_folder(out)
-    made_from = checkpoint.made_from if checkpoint else {}
+    with preparing(out, resume=resume) as checkpoint:
+        made_from = checkpoint.made_from if checkpoint else {}
 
-    def begin() -> Report:
-        remove_leftovers(out)
-        if resume:
-            drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
-            (out / "result.json").unlink(missing_ok=True)  # of a shorter run
-        write_file(out / "recipe.toml", recipe.as_toml(out).encode())
-        return start_events()
+        def begin() -> Report:
+            begin_files(out, recipe.as_toml(out), checkpoint)
+            return start_events()
 
-    try:
         report = quiet if checkpoint else begin()  # a resume that is refused changes no file
         if recipe.place == AUTO:
             recipe, model = choose_place(recipe, out, report, model=model, should_stop=should_stop)
@@ -131,9 +118,6 @@ def _run(
         solutions = None if checkpoint else out / "solutions.jsonl"
         ready = prepare(recipe, solutions, report, model=model, date=day)
         model, sequencer = ready.model, ready.sequencer
-        if (replay := replay_of(recipe, sequencer)) is not None:
-            augmentations = (replay, *ready.parts.augmentations)
-            ready = replace(ready, parts=replace(ready.parts, augmentations=augmentations))
         found = facts_of(recipe, ready)
         warm_start = read_warm_start(recipe, model, sequencer)
         if warm_start is not None:
@@ -150,15 +134,6 @@ def _run(
             write_json(out / ELICITATION, finite(elicit(before, report)))
         effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
-    except BaseException as error:
-        sampled = (out / "solutions.jsonl").exists() and not isinstance(error, EmbedgradError)
-        if not (resume or sampled or read_places(out)["trials"]):
-            # Nothing is learned yet, and the folder is our own; samples are in the cache too.
-            shutil.rmtree(out, ignore_errors=True)
-            with suppress(OSError):  # another run may have moved in
-                for parent in parents:
-                    parent.rmdir()
-        raise
 
     stage(report, "refining")
     if checkpoint:
@@ -190,4 +165,5 @@ def _run(
             save_prompt(recipe, ready, error.refinement, out)
             error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
         raise
+    save_prompt(recipe, ready, refinement, out)
     return finish(recipe, ready, refinement, out, report, effect=effect, places=places)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.atomic_files import is_leftover, write_file
-from embedgrad.errors import RunError
+from embedgrad.atomic_files import is_leftover, remove_leftovers, write_file
+from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.experiments.choose_place import read_places
 from embedgrad.experiments.compare.recipe_diff import (
     MAY_CHANGE,
     differences,
@@ -45,6 +47,41 @@ def make_folder(out: Path) -> None:
     except OSError as error:
         why = f"cannot be made ({error.strerror}); choose another folder"
         raise RunError(f"{out}: {why}") from error
+
+
+@contextmanager
+def preparing(out: Path, *, resume: bool) -> Iterator[Checkpoint | None]:
+    """A run's folder until its training begins; gives the checkpoint that it resumes from.
+
+    A new run that fails inside leaves no folder behind, unless it holds what took long: solutions,
+    or trials of places. Raises `RunError` where the folder cannot be made or the checkpoint read.
+    """
+    parents = [parent for parent in out.parents if not parent.exists()]
+    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
+    if not resume:
+        make_folder(out)
+    try:
+        yield checkpoint
+    except BaseException as error:
+        sampled = any(out.rglob("solutions.jsonl")) and not isinstance(error, EmbedgradError)
+        if not (resume or sampled or read_places(out)["trials"]):
+            # Nothing is learned yet, and the folder is our own; samples are in the cache too.
+            shutil.rmtree(out, ignore_errors=True)
+            with suppress(OSError):  # another run may have moved in
+                for parent in parents:
+                    parent.rmdir()
+        raise
+
+
+def begin_files(
+    out: Path, toml: str, checkpoint: Checkpoint | None, tasks: Sequence[str] = ()
+) -> None:
+    """Write a run's recipe, and take away what the run writes anew from its checkpoint on."""
+    remove_leftovers(out)
+    drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
+    for folder in (out, *(out / name for name in tasks)):  # results of a shorter run
+        (folder / "result.json").unlink(missing_ok=True)
+    write_file(out / "recipe.toml", toml.encode())
 
 
 def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -21,18 +20,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypedDict, cast, final
 
-from embedgrad.atomic_files import finite, remove_leftovers, write_file, write_json
+from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
 from embedgrad.experiments.run_folder import (
     AGAIN,
+    begin_files,
     changed_length,
     check_resumed,
-    drop_events,
     facts_of,
     has_ended,
-    make_folder,
+    preparing,
     require_run,
 )
 from embedgrad.model.language_model import LanguageModel
@@ -88,31 +87,18 @@ def run_tasks(
     if resume and (finished := _read_finished(recipes, out)) is not None:
         say(report, [f"{out}: finished already; nothing is left to resume"])
         return finished
-    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
-    if not resume:
-        make_folder(out)
     some = next(iter(recipes.values()))
     with ExitStack() as stack:
+        with preparing(out, resume=resume) as checkpoint:
 
-        def begin() -> Report:
-            remove_leftovers(out)
-            if resume:
-                drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
-            for folder in (out, *(out / name for name in recipes)):  # results of a shorter run
-                (folder / "result.json").unlink(missing_ok=True)
-            write_file(out / "recipe.toml", as_toml(recipes, out).encode())
-            log = write_events(report, out, tensorboard=some.report.tensorboard)
-            return stack.enter_context(log)
+            def begin() -> Report:
+                begin_files(out, as_toml(recipes, out), checkpoint, list(recipes))
+                log = write_events(report, out, tensorboard=some.report.tensorboard)
+                return stack.enter_context(log)
 
-        try:
             told = quiet if checkpoint else begin()  # a resume that is refused changes no file
             ready, found = _prepare_all(recipes, out, told, model, checkpoint)
-        except BaseException as error:
-            sampled = any(out.glob("*/solutions.jsonl")) and not isinstance(error, EmbedgradError)
-            if not (resume or sampled):
-                shutil.rmtree(out, ignore_errors=True)
-            raise
-        told = begin() if checkpoint else told
+            told = begin() if checkpoint else told
         if resume:
             at = f"resuming at step {checkpoint.step}" if checkpoint else AGAIN
             say(told, [at])

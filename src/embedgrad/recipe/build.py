@@ -14,7 +14,7 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
-from embedgrad.errors import DataError, RunError, TemplateError
+from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, say, stage
 from embedgrad.model.compatibility import fit_to_model
@@ -30,6 +30,7 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.replay import Replay
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
 from embedgrad.training.engine import Engine
 from embedgrad.training.rollouts import Rollouts
@@ -45,7 +46,8 @@ class Prepared:
 
     `written` are the training examples with the texts that the model is trained to write, and
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
-    `demonstrations` are shown before every query; `parts` leave a row's own out of its training.
+    `demonstrations` are shown before every query; `parts` leave a row's own out of its training,
+    and replay rows of earlier runs.
     With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
@@ -143,7 +145,7 @@ def prepare(
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    parts, choices = recipe.parts, bool(recipe.target.choices)
+    parts, choices = with_replay(recipe, sequencer), bool(recipe.target.choices)
     metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
     training = replace(recipe.training, metric=metric)
     if not part:
@@ -203,6 +205,32 @@ def teaching_prompt(recipe: Recipe) -> PromptEmbedding | None:
     if recipe.teacher is None or recipe.teacher.prompt is None:
         return None
     return artifact.load(prompt_folder(Path(recipe.teacher.prompt)))
+
+
+def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
+    """The recipe's parts, with the rows of the earlier runs that it continues, if it asks for them.
+
+    Raises `RecipeError` where there is no such run, and `RunError` where its tasks have another
+    template.
+    """
+    if not recipe.training.replay:
+        return recipe.parts
+    rows: list[Example] = []
+    place = recipe.training.warm_start
+    if place is None:
+        problem = "needs a run that the training continues; `embedgrad continue` names one"
+        raise RecipeError("training.replay", [problem])
+    while place is not None:
+        earlier = Recipe.read_run(Path(place))
+        if (earlier.template, earlier.target) != (recipe.template, recipe.target):
+            raise RunError(
+                f"training.replay: {place} has another template or target, whose rows cannot be "
+                "replayed here; leave it out"
+            )
+        rows += read_data(earlier).train
+        place = earlier.training.warm_start
+    replay = Replay(sequencer.build(rows), recipe.training.replay)
+    return replace(recipe.parts, augmentations=(replay, *recipe.parts.augmentations))
 
 
 def _short_of_room(

@@ -100,6 +100,8 @@ def _differences(recipes: Mapping[str, Recipe]) -> list[str]:
         problems.append("demonstrations.k: not with [[tasks]]; write them into the templates")
     if some.training.warm_start:
         problems.append("training.warm_start: not with [[tasks]]")
+    if some.training.replay:
+        problems.append("training.replay: not with [[tasks]], which begin together")
     shared = some.as_dict()
     for name in others:
         differing = [n for n, part in recipes[name].as_dict().items() if part != shared.get(n)]

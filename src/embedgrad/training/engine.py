@@ -75,6 +75,11 @@ class SamplingEngine:
 
     def __post_init__(self) -> None:
         if self.engine is None:
+            if self.model is not None:
+                raise OptionError(
+                    f"sampling.model: {self.model!r} is a name with an engine; set "
+                    "sampling.engine, or take it out"
+                )
             return
         try:
             url = urlsplit(self.engine)

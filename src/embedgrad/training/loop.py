@@ -71,7 +71,7 @@ class Loop:
         self.training, self.parts, self.report, self.teacher = training, parts, report, teacher
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
-        self.is_text = start is None
+        self.is_text, self.scores_text = start is None, True
         text_PD = model.embed(sequencer.prompt_ids)
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
@@ -149,7 +149,8 @@ class Loop:
                 ([s.prefix for s in self.train], left / self.steps_per_epoch),
                 ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
             )
-        if self.dev and new and not (warm_start and self.parts.keeps_start):
+        self.scores_text = not (warm_start and self.parts.keeps_start)
+        if self.dev and new and self.scores_text:
             self._evaluate()
         if checkpoint is None and warm_start is not None:
             rows = {
@@ -334,14 +335,8 @@ class Loop:
             raise DivergenceError(why) from error
         objective, choices = self.parts.objective, self.sequencer.target.choices
         self.best.add(score_dev(self.step, self.dev, answers, choices, objective), prompt)
-        self.report(
-            {
-                **self.best.event(),
-                "total": self.total,
-                "every": self.every,
-                "warm_start": warm,
-            }
-        )
+        place = {"total": self.total, "every": self.every, "warm_start": warm}
+        self.report({**self.best.event(text=self.scores_text), **place})
 
     @torch.no_grad()
     def _report_step(

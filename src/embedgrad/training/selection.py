@@ -101,13 +101,17 @@ class Best:
         first, *warm = [score for score in self.history if score["step"] == self.step]
         return warm[0] if warm and self._beats(warm[0], first, [first, *warm]) else first
 
-    def event(self) -> dict[str, Any]:
-        """The last score beside the best and the first, the text prompt's, each with interval."""
-        now, best, text = (
+    def event(self, *, text: bool = True) -> dict[str, Any]:
+        """The last score beside the best and the text prompt's, each with its interval.
+
+        The text prompt's is the first, or None where only a warm start's rows were scored.
+        """
+        now, best, first = (
             {**score, "interval": accuracy_interval(score["accuracy"], self.rows)}
             for score in (self.history[-1], self.score, self.history[0])
         )
-        return {"event": "evaluation", **now, "metric": self.metric, "best": best, "text": text}
+        scores = {**now, "metric": self.metric, "best": best, "text": first if text else None}
+        return {"event": "evaluation", **scores}
 
     def stops_early(self, patience: int | None) -> bool:
         """Early stopping: whether the last `patience` scores of steps brought nothing better."""

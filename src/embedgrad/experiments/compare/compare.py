@@ -44,6 +44,7 @@ from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
 from embedgrad.report.terminal.bars import show
 from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
+from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.selection import accuracy_interval
 from embedgrad.training.self_training import refuse_inside
 
@@ -84,7 +85,8 @@ def compare(
                 reason = f"cannot be made ({error.strerror}); choose another --out"
                 raise RunError(f"{folder.path}: {reason}") from error
             report = stack.enter_context(write_events(report, folder.path))
-            setup = _set_up(recipe, folder, report, model)
+            trained = all(map(folder.is_trained, parts))
+            setup = _set_up(recipe, folder, report, model, trained=trained)
         except BaseException:
             if new:  # nothing is trained yet
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -109,7 +111,7 @@ def compare(
     if results["rows"]:
         write_json(folder.path / "results.json", results)
         write_file(folder.path / "table.md", methods_markdown(results).encode())
-        rows = predictions_of(folder, examples)
+        rows = predictions_of(folder, examples, recipe.group_column)
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         write_file(folder.path / "predictions.jsonl", lines.encode())
         figure = figure_svg(results)
@@ -160,11 +162,14 @@ class _Setup:
     facts: dict[str, Any]
 
 
-def _set_up(recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None) -> _Setup:
+def _set_up(
+    recipe: Recipe, folder: Folder, report: Report, model: LanguageModel | None, *, trained: bool
+) -> _Setup:
     # A chat template may contain the date; all parts use that of the first one.
     day = folder.shared.get("day", datetime.date.today().isoformat())
+    own = replace(recipe.parts, sampling=SamplingEngine()) if trained else recipe.parts
     ready = prepare(
-        recipe,
+        replace(recipe, parts=own),  # where all is trained an engine has nothing to do
         folder.path / "solutions.jsonl",
         report,
         model=model,

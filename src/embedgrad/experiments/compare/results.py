@@ -203,8 +203,13 @@ def results_of(
     }
 
 
-def predictions_of(folder: Folder, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-    """Every test row with the answers of all finished parts. Raises `RunError` for damage."""
+def predictions_of(
+    folder: Folder, examples: Sequence[Example], column: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every test row with the answers of all finished parts, and its group in a column.
+
+    Raises `RunError` for damage.
+    """
     parts = folder.finished_parts()
     answered = [folder.scored_answers(part, len(examples)) for part in parts]
     for example, *answers in zip(examples, *answered, strict=True):
@@ -212,6 +217,7 @@ def predictions_of(folder: Folder, examples: Sequence[Example]) -> Iterator[dict
             "source": example.source,
             "answer": example.answer,
             "columns": dict(example.columns),
+            **({} if column is None else {"group": example.group_in(column)}),
             "answers": [
                 {**part._asdict(), "predicted": answer.predicted, "correct": answer.correct}
                 for part, answer in zip(parts, answers, strict=True)

@@ -32,7 +32,7 @@ from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
-from embedgrad.recipe.build import load_parts, read_data, read_warm_start
+from embedgrad.recipe.build import load_parts, read_data, read_warm_start, with_replay
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.terminal.bars import show
@@ -145,8 +145,10 @@ def plan(
     try:
         if train and not (writes or recipe.teacher):  # else what is trained on is not written yet
             recipe.parts.check(train)
-        if model is not None and recipe.place != AUTO:  # which leaves out a place of other words
-            read_warm_start(recipe, model, sequencer)
+        if recipe.place != AUTO:  # which leaves out a place of other words
+            recipe = replace(recipe, parts=with_replay(recipe, sequencer))
+            if model is not None:
+                read_warm_start(recipe, model, sequencer)
     except EmbedgradError as error:
         problems.add([str(error)])
     limit, prompt = recipe.evaluation.max_new_tokens, len(sequencer.prompt_ids)

@@ -22,9 +22,11 @@ from embedgrad.experiments.plan.workload import Examples, TokenizedSplits, as_tr
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.packing import PASS_COST
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
+from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.replay import Replay
 from embedgrad.training.optimize import optimize
 
 Action = Callable[[Examples], object]
@@ -102,7 +104,7 @@ class Probe:
         rates, began = [], time.perf_counter()
         for n, batch in enumerate((largest, largest, *others)):
             if n < 2 or time.perf_counter() - began < SECONDS:
-                self._store(batch)
+                self._store(self._with_replayed(batch) if kind == "steps" else batch)
                 reset_peak_memory(self.model.device)
                 seconds = (self._time(action, batch) + self._time(action, batch)) / 2
                 tokens = sum(self.splits.tokens(s, choices=choices) for s in batch)
@@ -132,6 +134,14 @@ class Probe:
             pair = (self.sample.keys, self.sample.values)
             made_up = CachedPrefix(*(part[:, :, : len(ids)].clone() for part in pair))
             self.model.prefix_cache.put(ids, made_up)
+
+    def _with_replayed(self, batch: Examples) -> Examples:
+        """What a step takes: the batch, and the rows of earlier tasks that are added to it."""
+        context = BatchContext(self.recipe.training.seed, 0, 1, self.sequencer.vocabulary)
+        for augmentation in self.recipe.parts.augmentations:
+            if isinstance(augmentation, Replay):
+                batch = augmentation(batch, context)
+        return batch
 
     def _train(self, batch: Examples) -> None:
         own = replace(self.recipe.training, steps=1, batch_size=len(batch), evaluate_every=None)

@@ -41,11 +41,19 @@ class OWA(Objective):
     group that is missing from a batch keeps its estimate; before it is seen it has the mean of the
     others. Every batch is balanced: small groups come back earlier than large ones.
 
+    dual_rate > 0 is the dual form, the game min over theta, max over p. Instead of jumping to its
+    maximum, p starts equal and takes one projected step up for each step of training,
+        p <- projection of p + dual_rate (L - smoothing p) on the permutahedron,
+    so that noisy batches cannot throw it about; dual_rate = 1 / smoothing is the form above. Plain
+    steps may circle around the saddle point: optimizer extrapolated is for that, and with
+    direction = "past" and scale = 1 the two are the method of Chambolle and Pock.
+
     It helps where a group is worse than it needs to be because others outweigh it. It does not
     where the worst group is only the hardest: then compare excess losses. Rows are still chosen on
     dev by training.metric over all dev rows.
     Source: OWA in learning, Dinh et al. 2024, https://arxiv.org/abs/2402.07772; the smoothed
-    gradient as a projection: Do and Usunier 2022, https://arxiv.org/abs/2204.06521.
+    gradient as a projection: Do and Usunier 2022, https://arxiv.org/abs/2204.06521; the steps of
+    the game: Chambolle and Pock 2011, https://doi.org/10.1007/s10851-010-0251-1, algorithm 1.
     """
 
     group: str
@@ -59,9 +67,12 @@ class OWA(Objective):
     smoothing: Annotated[float, Ge(0)] = 0.05
     """In nats: two groups share their weights in part where their losses differ by less than this
     times the difference of the weights; 0: only where they are equal."""
-    memory: Annotated[float, Ge(0), Lt(1)] = 0.9
+    memory: Annotated[float, Ge(0), Lt(1)] | None = None
     """How much of a group's estimate a step keeps; 0: the batch alone decides, but for groups that
-    are missing from it."""
+    are missing from it. Left out: 0.9, and 0 in the dual form, where p remembers."""
+    dual_rate: Annotated[float, Ge(0)] = 0.0
+    """Step size of the groups' weights in the dual form, per nat; 0: they have no step of their
+    own."""
     excess: bool = False
     """Compare groups by how much more their loss is than the text prompt's, on 16 rows of each."""
     balanced: bool = True
@@ -143,7 +154,8 @@ class OWA(Objective):
         for name, sequences in members.items():
             some = sequences[:: -(-len(sequences) // SAMPLE)]
             text = losses(some).double().mean().item() if self.excess else 0.0
-            state[name] = torch.tensor([torch.nan, text], dtype=torch.float64)
+            share = [1 / len(members)] if self.dual_rate else []
+            state[name] = torch.tensor([torch.nan, text, *share], dtype=torch.float64)
         return state
 
     def losses(self, outcome: Outcome) -> Tensor:
@@ -154,27 +166,41 @@ class OWA(Objective):
 
     def reduce_with(self, state: State, losses_B: Tensor, outcome: Outcome) -> Tensor:
         means = self._means(losses_B, outcome)
-        estimates = self._estimates(state, means)
-        known = [loss for loss in estimates.values() if loss is not None]
-        typical = fmean(known)
-        compared = [typical if loss is None else loss for loss in estimates.values()]
-        shares = project(compared, self._weights(len(compared)), self.smoothing)
-        total = losses_B.new_tensor(-self.smoothing / 2 * sum(p * p for p in shares))
-        for (name, loss), p in zip(estimates.items(), shares, strict=True):
+        compared, shares = self._compare(state, self._estimates(state, means))
+        total = losses_B.new_tensor(-self.smoothing / 2 * sum(p * p for p in shares.values()))
+        for name, p in shares.items():
             text = state[name][1].item() if name in state else 0.0
-            if name in means:
-                total = total + p * (means[name] - text)
-            else:
-                total = total + p * (typical if loss is None else loss)
+            total = total + p * (means[name] - text if name in means else compared[name])
         return total
 
     def update(self, state: State, losses_B: Tensor, outcome: Outcome) -> State:
         new = dict(state)
-        for name, loss in self._estimates(state, self._means(losses_B, outcome)).items():
-            if loss is not None:
-                text = state[name][1].item() if name in state else 0.0
-                new[name] = torch.tensor([loss, text], dtype=torch.float64)
+        estimates = self._estimates(state, self._means(losses_B, outcome))
+        _, shares = self._compare(state, estimates)
+        for name, loss in estimates.items():
+            text = state[name][1].item() if name in state else 0.0
+            share = [shares[name]] if self.dual_rate else []
+            held = torch.nan if loss is None else loss
+            new[name] = torch.tensor([held, text, *share], dtype=torch.float64)
         return new
+
+    def _compare(
+        self, state: State, estimates: Mapping[str, float | None]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """The losses by which groups are compared, and the groups' weights p."""
+        typical = fmean(loss for loss in estimates.values() if loss is not None)
+        compared = [typical if loss is None else loss for loss in estimates.values()]
+        weights, scale = self._weights(len(compared)), self.smoothing
+        point = compared
+        if rate := self.dual_rate:
+            old = [state[n][2].item() if n in state else 1 / len(compared) for n in estimates]
+            moves = zip(old, compared, strict=True)
+            point, scale = [p + rate * (loss - self.smoothing * p) for p, loss in moves], 1.0
+        shares = project(point, weights, scale)
+        return (
+            dict(zip(estimates, compared, strict=True)),
+            dict(zip(estimates, shares, strict=True)),
+        )
 
     def _means(self, losses_B: Tensor, outcome: Outcome) -> dict[str, Tensor]:
         """The mean loss of each group in the batch."""
@@ -190,14 +216,17 @@ class OWA(Objective):
 
     def _estimates(self, state: State, means: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Each group's running loss, or excess loss, with this batch; None: never seen."""
+        memory = self.memory
+        if memory is None:
+            memory = 0.0 if self.dual_rate else 0.9
         estimates: dict[str, float | None] = {}
         for name in dict.fromkeys((*state, *means)):
-            before, text = state[name].tolist() if name in state else (torch.nan, 0.0)
+            before, text, *_ = state[name].tolist() if name in state else (torch.nan, 0.0)
             estimates[name] = None if math.isnan(before) else before
             if name in means:
                 now = means[name].item() - text
                 past = now if math.isnan(before) else before
-                estimates[name] = now + self.memory * (past - now)
+                estimates[name] = now + memory * (past - now)
         return estimates
 
     def _weights(self, groups: int) -> list[float]:

@@ -15,7 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
-from embedgrad.errors import RecipeError
+from embedgrad.errors import OptionError, RecipeError
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
 
@@ -34,10 +34,16 @@ class CP(Parameterization):
     Source: the CP form of Aurora, https://arxiv.org/abs/2305.08381, over tasks.
     """
 
-    rank: Annotated[int, Ge(1), Le(4096)] = 8
-    """The rank R: the numbers that each task has to itself."""
+    rank: Annotated[int, Ge(1), Le(4096)] | None = None
+    """The rank R: the numbers that each task has to itself; unset: 8, or the family's."""
     family: str | None = None
     """A run with [[tasks]] whose shared factors are taken as they are; unset: they are trained."""
+
+    def __post_init__(self) -> None:
+        if self.family is not None and self.rank is not None:
+            raise OptionError(
+                f"parameterization.rank: {self.rank}, but the family has its own; take it out"
+            )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -48,9 +54,10 @@ class CP(Parameterization):
         longest = max(rows.shape[-2] for rows in start.values())
         theta: Theta = {}
         if self.family is None:
-            left = torch.randn((longest, self.rank), generator=generator).to(some)
-            theta["left"] = left / self.rank**0.5
-            theta["right"] = some.new_zeros(self.rank, some.shape[-1])
+            rank = self.rank or 8
+            left = torch.randn((longest, rank), generator=generator).to(some)
+            theta["left"] = left / rank**0.5
+            theta["right"] = some.new_zeros(rank, some.shape[-1])
         left, right = self._factors(theta, some)
         if (longest > len(left)) or (some.shape[-1] != right.shape[1]):
             raise RecipeError(

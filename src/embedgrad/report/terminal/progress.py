@@ -130,7 +130,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def _evaluation(self, event: dict[str, Any], now: float) -> None:
         seconds = self._forecast.evaluation(event, now - self._last)
-        self._score = _score(event)
+        self._score = describe_score(event)
         step, total = event["step"], event["total"]
         first = join_nonempty(f"{step}/{total}", self._status)
         share = self._show_share(first, step, total, now, seconds, self._score)
@@ -175,13 +175,15 @@ class Progress(AbstractContextManager["Progress"]):
             self._stream.flush()
 
 
-def _score(event: dict[str, Any]) -> str:
+def describe_score(event: dict[str, Any]) -> str:
     """Dev score now, the best one and the text prompt's, with intervals where there are any."""
     metric: str = event["metric"]
-    now, best, text = (dev_score(metric, score) for score in (event, event["best"], event["text"]))
-    if event["step"] == 0 and not event.get("warm_start"):
-        return f"dev {METRICS[metric]} {now} with the text prompt"
-    return f"dev {METRICS[metric]} {now}, best {best}{OF_TEXT}{text}"
+    now, best = (dev_score(metric, score) for score in (event, event["best"]))
+    if event["step"] == 0 and not (event.get("warm_start") and event["text"]):
+        rows = "its warm start" if event.get("warm_start") else "the text prompt"
+        return f"dev {METRICS[metric]} {now} with {rows}"
+    text = f"{OF_TEXT}{dev_score(metric, event['text'])}" if event["text"] else ""
+    return f"dev {METRICS[metric]} {now}, best {best}{text}"
 
 
 def _answers(event: dict[str, Any]) -> str:

@@ -1,0 +1,96 @@
+"""What the parts from related work did, from `benchmarks/results/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import measured
+
+
+def tasks(root: Path, up: str) -> str:
+    """Gains of six tasks by parameterization, against prompts that are trained separately."""
+    rows = _rows(root, "tasks")
+    if not rows:
+        return "Not measured yet: `tasks`.\n"
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        runs.setdefault(name.partition(",")[0], []).append(row)
+    separate = runs.get("separate", [])
+    table = [("trained", "numbers", "of the separate", "text", "refined", "gain", "of it", "seeds")]
+    for variant, own in runs.items():
+        numbers, gain = own[0]["trained_numbers"], fmean(row["mean_gain"] for row in own)
+        shares = ("", "")
+        if separate:
+            of_numbers = numbers / separate[0]["trained_numbers"]
+            of_gain = gain / fmean(row["mean_gain"] for row in separate)
+            shares = (f"{100 * of_numbers:.0f} %", f"{100 * of_gain:.0f} %")
+        text, refined = (
+            fmean(task[prompt] for row in own for task in row["tasks"].values())
+            for prompt in ("text", "refined")
+        )
+        scores = (f"{100 * text:.1f} %", f"{100 * refined:.1f} %", f"{100 * gain:+.1f}")
+        table.append((variant, f"{numbers:,}", shares[0], *scores, shares[1], str(len(own))))
+    return (
+        measured.markdown(table)
+        + f"\nMeans over tasks and seeds on dev rows, {_link('tasks', up)}.\n"
+    )
+
+
+def continual(root: Path, up: str) -> str:
+    """Average accuracy, backward transfer and learned accuracy by way of going on."""
+    results = measured.read(root, "continual")
+    if not results or not results.get("rows"):
+        return "Not measured yet: `continual`.\n"
+    table = [("variant", "rows", "accuracy at the end", "when learned", "backward transfer")]
+    for variant, entry in results["summary"].items():
+        average, learned = (f"{100 * entry[name]:.1f} %" for name in ("average", "learned"))
+        backward = f"{100 * entry['backward_transfer']:+.1f}"
+        table.append((variant, str(entry["rows"]), average, learned, backward))
+    (split,) = {row["split"] for row in results["rows"].values()}
+    about = f"Four tasks in turn, means over orders on {split} rows"
+    return measured.markdown(table) + f"\n{about}, {_link('continual', up)}.\n"
+
+
+def masked_thought(root: Path, up: str) -> str:
+    """Dev accuracy and log-loss by noise and rate."""
+    rows = _rows(root, "masked-thought")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        if not name.endswith("quick"):
+            runs.setdefault(name.partition(",")[0], []).append(row)
+    if not runs:
+        return "Not measured yet: `masked-thought`.\n"
+    table = [("noise and rate", "accuracy", "log-loss of the solutions", "seeds")]
+    for cell, own in runs.items():
+        accuracy, loss = (
+            fmean(row["dev"][name] for row in own) for name in ("accuracy", "log_loss")
+        )
+        table.append((cell, f"{100 * accuracy:.1f} %", f"{loss:.3f}", str(len(own))))
+    return measured.markdown(table) + f"\nMeans on dev rows, {_link('masked-thought', up)}.\n"
+
+
+def large_batch(root: Path, up: str) -> str:
+    """Steps, gradients and seconds to a dev loss by optimizer."""
+    results = measured.read(root, "large-batch") or {}
+    found = [e for e in results.get("summary", ()) if not e["row"].endswith("quick")]
+    if not found:
+        return "Not measured yet: `large-batch`.\n"
+    table = [("optimizer", "dev loss to reach", "steps", "gradients", "seconds")]
+    for entry in found:
+        reached = entry["reached"] or {"steps": "not reached", "gradients": "", "seconds": None}
+        seconds = "" if reached["seconds"] is None else f"{reached['seconds']:.0f}"
+        name = entry["row"].partition(", seed")[0]
+        steps = (str(reached["steps"]), str(reached["gradients"]))
+        table.append((name, f"{entry['target']:.3f}", *steps, seconds))
+    return measured.markdown(table) + f"\nOne seed, on one thread, {_link('large-batch', up)}.\n"
+
+
+def _rows(root: Path, name: str) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = (measured.read(root, name) or {"rows": {}})["rows"]
+    return rows
+
+
+def _link(name: str, up: str) -> str:
+    return f"from [{name}.json]({up}{measured.FOLDER}/{name}.json)"
