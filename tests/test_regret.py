@@ -376,6 +376,10 @@ def test_settings_that_do_not_go_with_decisions(tmp_path: Path) -> None:
         read(tmp_path, **sections, data={"group": "desk"})
     with refused("objective: needs choices, but target.choices lists none", error=RecipeError):
         read(tmp_path, objective=TRIAGE, data={"group": "d"}, training={"batch_by": "groups"})
+    apart: dict[str, Any] = {"data": {"group": "d"}, "training": {"batch_by": "groups"}}
+    apart["training"]["replay"] = 0.5
+    with refused("training.replay: adds single rows to whole decisions", error=RecipeError):
+        read(tmp_path, **sections, **apart)
     with refused("training.metric: 'regret' is for objective.name = 'regret'", error=RecipeError):
         read(tmp_path, training={"metric": "regret"})
 

@@ -120,6 +120,8 @@ def _check_decisions(
             f"objective.{name}: {count} for {len(target.choices)} choices; expected one for each, "
             "in the order of target.choices"
         )
+    if objective.needs_groups and training and training.replay:
+        problems.append("training.replay: adds single rows to whole decisions; leave it at 0")
     whole = data and data.group is not None and training and training.batch_by == "groups"
     if objective.needs_groups and data and training and not whole:
         problems.append(
