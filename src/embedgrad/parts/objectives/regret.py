@@ -34,7 +34,6 @@ from embedgrad.parts.objectives.decisions import (
 )
 from embedgrad.prompt.sequence import TokenSequence
 
-Numbers = tuple[float, ...]
 NEEDS = {
     "top_k": ("k",),
     "cost_matrix": (),
@@ -66,7 +65,7 @@ class Regret(Objective):
     regret: https://arxiv.org/abs/2312.17640, of which this penalty is no part.
     """
 
-    costs: str | Numbers | tuple[Numbers, ...]
+    costs: str | tuple[float, ...] | tuple[tuple[float, ...], ...]
     """True cost of choosing a row, less than 0 for a gain: the name of a column, or a number for
     each right answer in the order of target.choices; with cost_matrix a list for each right answer,
     of what each action costs."""
@@ -81,14 +80,14 @@ class Regret(Objective):
     """With top_k: how many rows are chosen."""
     width: Annotated[int, Gt(0)] | None = None
     """With assignment and grid_path: columns of the table, whose cells are a decision's rows."""
-    decisions: tuple[Numbers, ...] | None = None
+    decisions: tuple[tuple[float, ...], ...] | None = None
     """With finite_set: the decisions, a number for each row."""
-    constraints: tuple[Numbers, ...] | None = None
+    constraints: tuple[tuple[float, ...], ...] | None = None
     """With linear_program: a number for each row, and last the limit that their sum keeps to."""
     place: str | None = None
     """The column with each row's place in its decision, from 0; for all but top_k and cost_matrix,
     for which places are alike."""
-    weights: Numbers | None = None
+    weights: tuple[float, ...] | None = None
     """What each choice adds to a row's predicted cost; unset: costs, where these are listed."""
     score: Literal["auto", "log_odds", "probabilities"] = "auto"
     """What the weights are for: log_odds (the log-probabilities of the choices, with weights that
@@ -132,7 +131,7 @@ class Regret(Objective):
             raise DataError(f"objective.{what}: {problem}")
 
     @property
-    def table(self) -> tuple[Numbers, ...]:
+    def table(self) -> tuple[tuple[float, ...], ...]:
         """For each choice what it adds to each predicted cost."""
         values: Any = self.costs if self.weights is None else self.weights
         return tuple(v if isinstance(v, tuple) else (v,) for v in values)
