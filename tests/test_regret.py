@@ -341,6 +341,8 @@ def test_a_recipe_with_decisions_is_read_back(tmp_path: Path) -> None:
         ({"costs": "c", "k": 1, "weights": [1, 0, 2]}, "objective.weights: 3 for 2 choices"),
         ({"costs": "c", "k": 1}, "objective.weights: are for costs from a column, which need"),
         ({**TRIAGE, "weights": [-1, 1]}, "objective.weights: are for costs from a column"),
+        ({"costs": "c", "k": 1, "weights": []}, "objective.weights: are all equal, which tells"),
+        ({"costs": [[2, 1], [2, 1]], "decision": "cost_matrix"}, "objective.costs: are all equal"),
         ({"costs": [1, 1], "k": 1}, "objective.costs: are all equal, which tells no row from"),
         ({"costs": [[1, 0], [0, 1]], "k": 1}, "objective.costs: decision = 'cost_matrix' takes a"),
         ({"costs": [1, 0], "decision": "cost_matrix"}, "objective.costs: decision = 'cost_matrix'"),

@@ -114,7 +114,7 @@ def _check_decisions(
     objective: Regret, data: Any, target: Any, training: Any, problems: list[str]
 ) -> None:
     count = len(objective.table)
-    if target and target.choices and objective.table and count != len(target.choices):
+    if target and target.choices and count != len(target.choices):
         name = "costs" if objective.weights is None else "weights"
         problems.append(
             f"objective.{name}: {count} for {len(target.choices)} choices; expected one for each, "

@@ -125,7 +125,7 @@ class Regret(Objective):
         if (self.weights is None) != listed:
             problem = "are for costs from a column, which need them; give both or neither"
             raise DataError(f"objective.weights: {problem}")
-        if not matrix and self.table and len({*self.table}) == 1:
+        if len({*self.table}) < 2:
             what = "costs" if listed else "weights"
             problem = "are all equal, which tells no row from another; expected different numbers"
             raise DataError(f"objective.{what}: {problem}")
