@@ -137,7 +137,8 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
 # Options that must fit each other.
 OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
     OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()},
-    **{part: {"rank": st.integers(1, 4096)} for part in (CP, LowRank, Subspace)},
+    **{part: {"rank": st.integers(1, 4096)} for part in (LowRank, Subspace)},
+    CP: {"rank": st.integers(1, 4096), "family": st.none()},
     Regret: {
         "decision": st.just("cost_matrix"),
         "costs": st.sampled_from([((0.0, 2.0), (1.0, 0.0)), ((0.0, 1.0), (2.0, 0.0), (3.0, 1.5))]),
