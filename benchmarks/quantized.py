@@ -19,13 +19,13 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import dequantize
 
-from embedgrad.deploy.formats.gguf_reader import read_contents
-from embedgrad.deploy.formats.gguf_writer import (
+from embedgrad.deploy.formats.gguf_file import (
     LM_HEAD,
     TABLE,
     Bytes,
     Weight,
     entry,
+    read_contents,
     write_gguf,
 )
 

@@ -18,8 +18,8 @@ import tiny
 from embedgrad import Target, Template
 from embedgrad.deploy.card import check_figures, format_check
 from embedgrad.deploy.job import Job
+from embedgrad.deploy.verify import engine as table
 from embedgrad.deploy.verify import parity as checks
-from embedgrad.deploy.verify import registry as table
 from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.deploy.verify.reference import compute_reference, next_logprobs
 from embedgrad.errors import EngineError

@@ -268,7 +268,7 @@ def test_h_is_short_for_help(verb: tuple[str, ...], embedgrad: Command) -> None:
 def test_what_the_shell_completes_is_what_there_is() -> None:
     from embedgrad.cli import completion
     from embedgrad.data.splits import NAMES
-    from embedgrad.deploy.rules import DESTINATIONS
+    from embedgrad.deploy.job import DESTINATIONS
     from embedgrad.deploy.serve.engines import ENGINES
     from embedgrad.experiments.baselines import METHODS
     from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS

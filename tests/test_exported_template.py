@@ -25,11 +25,11 @@ from embedgrad.deploy.formats.chat_template import (
     check_rendering,
     exported_template,
     exported_tokenizer,
-    jinja,
     uncut_rows,
 )
 from embedgrad.deploy.formats.token_names import new_tag, token_names
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.deploy.programs import to_jinja
 from embedgrad.deploy.query import plain_messages, query_of
 from embedgrad.deploy.rules import Facts, exportability
 from embedgrad.errors import EngineError, ExportError
@@ -699,7 +699,7 @@ VALUES = st.recursive(
 @example({"a": "\\n \"'\n\r\n\t{{ %} #} {% raw %} \U0001f600 \u2028\\"})
 def test_a_value_written_as_jinja_is_that_value(value: Any) -> None:
     found: list[Any] = []
-    compiled = _compile_jinja_template(f"{{%- set x = {jinja(value)} -%}}{{{{ keep(x) }}}}")
+    compiled = _compile_jinja_template(f"{{%- set x = {to_jinja(value)} -%}}{{{{ keep(x) }}}}")
     compiled.render(keep=found.append)
     assert found == [value]
 

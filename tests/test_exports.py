@@ -21,9 +21,7 @@ import tiny
 from bad_kit import contents
 from embedgrad import Recipe, run
 from embedgrad.deploy import folder as folders
-from embedgrad.deploy.destinations.registry import find_destination
-from embedgrad.deploy.job import Destination, Job
-from embedgrad.deploy.rules import DESTINATIONS
+from embedgrad.deploy.job import DESTINATIONS, Destination, Job, find_destination
 from embedgrad.deploy.verify import parity
 from embedgrad.prompt import artifact
 from embedgrad.report.terminal.tables import verdict
@@ -567,7 +565,7 @@ def test_a_destination_that_cannot_hold_the_prompt_says_why_and_what_can(
 def test_a_missing_engine_is_told_before_anything_is_loaded(
     runs: Runs, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedgrad.deploy.verify import registry as table
+    from embedgrad.deploy.verify import engine as table
 
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("embedgrad.deploy.export.open_runs", pytest.fail)

@@ -27,8 +27,13 @@ from embedgrad import Target, Template
 from embedgrad.data.examples import Example
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.gguf import FILE, GRAMMAR, Gguf
-from embedgrad.deploy.formats.gguf_reader import read_contents, replace_rows
-from embedgrad.deploy.formats.gguf_writer import entry, table_rows, write_gguf
+from embedgrad.deploy.formats.gguf_file import (
+    entry,
+    read_contents,
+    replace_rows,
+    table_rows,
+    write_gguf,
+)
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.requests import example_requests

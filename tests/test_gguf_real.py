@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType as Kind
 from embedgrad import load_model
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.gguf import FILE, Gguf
+from embedgrad.deploy.formats.gguf_file import read_contents
 from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
-from embedgrad.deploy.formats.gguf_reader import read_contents
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.llamacpp import TOLERANCE, LlamaCppEngine

@@ -24,7 +24,7 @@ from embedgrad.deploy.destinations.client_code import (
     program_source,
     run_generated,
 )
-from embedgrad.deploy.destinations.safetensors import FilesOnly, program
+from embedgrad.deploy.destinations.safetensors import FilesOnly
 from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.embeddings import SnippetEngine
@@ -233,7 +233,7 @@ def test_a_run_and_an_export_are_loaded_like_their_artifact(
 
 def source(job: Job, facts: dict[str, Any]) -> str:
     prompt, dtype = job.prompts[0], facts["dtype"]
-    return program_source(program(prompt), EXAMPLE_FILE, prompt, job.base, dtype=dtype)
+    return program_source("safetensors", EXAMPLE_FILE, prompt, job.base, dtype=dtype)
 
 
 def files(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:

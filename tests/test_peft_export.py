@@ -49,7 +49,7 @@ def written(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "granite", "gpt2"])
 def test_peft_computes_what_training_computes(architecture: str, tmp_path: Path) -> None:
-    """ExportRuns by nothing but PEFT and transformers; a query is the tokens behind the span."""
+    """By nothing but PEFT and transformers; a query is the tokens behind the span."""
     job = made(tmp_path, architecture)
     (prompt,) = job.prompts
     out, _ = written(job, tmp_path)
@@ -113,13 +113,11 @@ def test_the_files_hold_prefix_and_rows(tmp_path: Path) -> None:
 def test_its_program_answers_as_peft_does(tmp_path: Path) -> None:
     """`example.py` as written, without embedgrad: the suffix's tokens, and only new text."""
     from embedgrad.deploy.destinations.client_code import program_source, run_generated
-    from embedgrad.deploy.destinations.peft import program as program_of
 
     job = made(tmp_path, target=Target())
     (prompt,) = job.prompts
     out, facts = written(job, tmp_path)
-    text, dtype = program_of(prompt), facts["dtype"]
-    source = program_source(text, "example.py", prompt, job.base, dtype=dtype)
+    source = program_source("peft", "example.py", prompt, job.base, dtype=facts["dtype"])
     program = run_generated(out / "example.py", source, job)
     with silence_libraries():
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)

@@ -16,7 +16,7 @@ import torch
 import embedgrad as eg
 import export_kit
 import tiny
-from embedgrad.deploy.rules import DESTINATIONS
+from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.deploy.verify import parity
 from embedgrad.errors import RunError
 from embedgrad.recipe.check_rows import FILE, read_rows

@@ -27,9 +27,8 @@ from embedgrad.formatting import duration, encodable, size, visible
 from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
 from embedgrad.report.terminal import tables
 from embedgrad.report.terminal.methods_table import methods_table
-from embedgrad.report.terminal.progress import Progress
+from embedgrad.report.terminal.progress import Progress, TimeLeft
 from embedgrad.report.terminal.tables import changes_table, comparison_table, drift_table, show
-from embedgrad.report.terminal.time_left import TimeLeft
 from terminal import Screen
 
 Event = dict[str, Any]

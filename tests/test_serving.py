@@ -29,7 +29,7 @@ from embedgrad import Recipe
 from embedgrad import run as embedgrad_run
 from embedgrad.data.examples import Example
 from embedgrad.deploy.query import plain_messages
-from embedgrad.deploy.serve import Served, cached_export, engines, serve
+from embedgrad.deploy.serve import Served, engines, serve
 from embedgrad.deploy.serve import server as served
 from embedgrad.deploy.serve.engines import ENGINES, ServingEngine
 from embedgrad.deploy.verify.reference import next_logprobs
@@ -111,7 +111,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         write_export(out, to)
         return {}
 
-    monkeypatch.setattr(cached_export, "export", export)
+    monkeypatch.setattr(served, "export", export)
     return made
 
 
@@ -585,9 +585,7 @@ def test_the_demo_s_questions_get_the_predictions_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checks of exports have tests of their own.
-    monkeypatch.setattr(
-        cached_export, "export", functools.partial(cached_export.export, verify=False)
-    )
+    monkeypatch.setattr(served, "export", functools.partial(served.export, verify=False))
     monkeypatch.chdir(ROOT)
     short = ["data.limit={train=32, dev=32, test=1}", "training={steps=4, batch_size=8}"]
     recipe = Recipe.read(ROOT / "recipes" / "demo.toml", short)

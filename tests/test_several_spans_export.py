@@ -11,9 +11,8 @@ import pytest
 import tiny
 from embedgrad import ExportError, Template
 from embedgrad.deploy.destinations.peft import PeftAdapter
-from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.vllm_chat import chat_problem, message_parts
-from embedgrad.deploy.job import Job
+from embedgrad.deploy.job import Job, find_destination
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.rules import exportability, gather_facts
 from embedgrad.deploy.verify import parity
@@ -98,7 +97,7 @@ def test_peft_can_only_put_rows_first(model: LanguageModel, tmp_path: Path) -> N
     with pytest.raises(ExportError, match=f"^--to peft: {why}; use another destination"):
         PeftAdapter().write(one, tmp_path)
     (prompt,) = one.prompts
-    entries = exportability(gather_facts(prompt, model, prompt.sequences))
+    entries = exportability(gather_facts(prompt, model))
     assert [e["destination"] for e in entries if not e["possible"]] == ["peft"]
 
 

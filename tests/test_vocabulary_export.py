@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from embedgrad import Decoding, ExportError, Target, Template
 from embedgrad.data.examples import Example
-from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.destinations.vocabulary import Vocabulary
 from embedgrad.deploy.formats import hf_files as tokenizer_files
+from embedgrad.deploy.job import find_destination
 from embedgrad.deploy.verify import parity
 from embedgrad.deploy.verify.parity import check
 from embedgrad.deploy.verify.reference import next_logprobs

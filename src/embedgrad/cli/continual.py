@@ -49,8 +49,8 @@ def continue_(
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from embedgrad.report.terminal.continual_table import continual_table
     from embedgrad.report.terminal.tables import show
+    from embedgrad.report.terminal.tasks_table import continual_table
 
     show_result(result)
     if "continual" in result:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self, final
 
+from embedgrad.deploy.programs import to_source
 from embedgrad.errors import EngineError
 from embedgrad.model.loading.info import ModelInfo
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -51,14 +51,14 @@ class Base(NamedTuple):
         """The name for `from_pretrained`, as Python; users may name a place of their own."""
         own = f'os.environ.get("{VARIABLE}"'
         if self.public:
-            return f"{own}, {_literal(self.model)})"
+            return f"{own}, {to_source(self.model)})"
         ask = f"set {VARIABLE} to the folder or Hub id of the base model, {self.model}"
-        return f"{own}) or sys.exit({_literal(ask)})"
+        return f"{own}) or sys.exit({to_source(ask)})"
 
     @property
     def arguments(self) -> str:
         """Arguments of `from_pretrained`, as Python that refers to MODEL."""
-        return "MODEL" + (f", revision={_literal(self.revision)}" if self.revision else "")
+        return "MODEL" + (f", revision={to_source(self.revision)}" if self.revision else "")
 
     @property
     def serving(self) -> str:
@@ -124,7 +124,3 @@ def _has(values: Any, name: str) -> bool:
     for key in name.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values is not None
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.programs import fill
 from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.rules import TOKENS_OF_A_CHAT
 from embedgrad.evaluation.significance import wilson_interval
@@ -26,40 +26,13 @@ UNCHECKED = (
     "Nothing: it was exported without a check. `embedgrad verify` checks it now, with `--run RUN` "
     "if it was made from a prompt alone."
 )
-_RAW = (
-    "The chat template removes text that spells the new tokens from every message. It cannot "
-    "guard raw completions (`/v1/completions`, or a prompt you build yourself): whoever may send "
-    "them and knows the tokens' names, which contain a random tag, can use the refined rows."
-)
-_EMBEDDINGS = (
-    "Prompt embeddings are for trusted users only: a server that accepts them "
-    "(`--enable-prompt-embeds`) accepts any, and a wrong shape can crash it. Keep it behind your "
-    "own service, which makes the requests. Payloads are written from safetensors, and nothing "
-    "here is ever unpickled."
-)
-_ROWS = "The rows are plain numbers in safetensors; nothing in this folder is unpickled."
-_SECURITY = {
-    "vocabulary": _RAW,
-    "gguf": _RAW,
-    "vllm": _EMBEDDINGS,
-    "sglang": _EMBEDDINGS.replace("(`--enable-prompt-embeds`) ", ""),
-}
-
-
-_CLIENT_LIMITS = (
-    "`client.py` limits the reply to the choices. It is chosen token by token, which gives the "
-    "choice of `evaluate` mostly; the check counts how often."
-)
 _RANKING = dict.fromkeys(
     ("gguf", "vocabulary"), "rank the choices by log-probability, as the last request does"
 )
 _RANKED_ELSEWHERE = "exports to safetensors, gguf and vocabulary can rank the choices"
-_PROGRAM_RANKS = "`example.py` ranks the choices by log-probability, as `evaluate` does."
-_EMBEDDED = {
-    "vllm": _CLIENT_LIMITS,
-    "sglang": _CLIENT_LIMITS,
-    "peft": _PROGRAM_RANKS,
-    "safetensors": _PROGRAM_RANKS,
+ASKED = {  # of destinations that take plain messages: the engine, its server, and its address
+    "gguf": ("llamacpp", "llama-server", "http://127.0.0.1:8080/v1"),
+    "vocabulary": ("vllm", "vLLM", "http://127.0.0.1:8000/v1"),
 }
 
 
@@ -76,35 +49,39 @@ def build_card(
     destination, model = entries["destination"], entries["model"]
     more = checked["versions"] if checked else {}
     revision = f", revision {code(model['revision'])}" if model["revision"] else ""
-    sections = {
-        "Serve it": "\n\n".join(map(_fenced, commands)),
-        "Ask it": _requests(title, job.prompts, destination),
-        "Prompts": _prompts(job.prompts, destination),
-        CHECK: format_check(checked),
-        "Security": _SECURITY.get(destination, _ROWS),
-        "Notes": _list(notes),
-        "Smaller exports": _list(smaller_ways(destination, job)),
-        "Base model and licenses": _list(
-            [
-                f"Base model: {code(model['name'])}{revision}, {model['architecture']}.",
-                f"Its embedding table: {code(model['embedding_digest'])}.",
-                *_licenses(job.prompts),
-            ]
-        ),
-        "Data": _list(_data(job.prompts)),
-        "Versions": _list(map(" ".join, {**entries["versions"], **more}.items())),
-        "Files": _table(("file", "SHA-256"), entries["files"].items()),
+    choices = Choices.of(job.prompts[0])
+    engine, server, url = ASKED.get(destination, ("", "", ""))
+    lists = {
+        "Notes": notes,
+        "Smaller exports": smaller_ways(destination, job),
+        "Base model and licenses": [
+            f"Base model: {code(model['name'])}{revision}, {model['architecture']}.",
+            f"Its embedding table: {code(model['embedding_digest'])}.",
+            *_licenses(job.prompts),
+        ],
+        "Data": _data(job.prompts),
+        "Versions": [*map(" ".join, {**entries["versions"], **more}.items())],
     }
-    body = "\n".join(f"## {name}\n\n{text}\n" for name, text in sections.items() if text)
-    front = ["---", "tags: [embedgrad, prompt-tuning]"]
-    if model["license"]:
-        front.append(f"license: {json.dumps(model['license'])}")
-    if job.base.public:
-        front.append(f"base_model: {json.dumps(model['name'])}")
-    return "\n".join([*front, "---", ""]) + (
-        f"\n# {_plain(title)}\n\n"
-        f"A refined prompt for {code(model['name'])}, exported to `{destination}` by EmbedGrad on "
-        f"{entries['created'][:10]}.\n\n{body}"
+    return fill(
+        "card.md",
+        code=code,
+        fenced=_fenced,
+        plain=_plain,
+        title=title,
+        destination=destination,
+        model=model,
+        public=job.base.public,
+        created=entries["created"][:10],
+        commands=commands,
+        server=server,
+        url=url,
+        requests=example_requests(engine, url, title, choices) if engine else (),
+        choices=choices,
+        prompts=_prompts(job.prompts, destination),
+        check_title=CHECK,
+        check=format_check(checked),
+        lists=lists,
+        files=_table(("file", "SHA-256"), entries["files"].items()),
     )
 
 
@@ -209,37 +186,7 @@ def smaller_ways(destination: str, job: Job) -> list[str]:
     ]
 
 
-ASKED = {  # of destinations that take plain messages: the engine, its server, and its address
-    "gguf": ("llamacpp", "llama-server", "http://127.0.0.1:8080/v1"),
-    "vocabulary": ("vllm", "vLLM", "http://127.0.0.1:8000/v1"),
-}
-_LIMITED = {
-    "gguf": "The grammar allows the tokens of one choice, cut as in training, which takes a "
-    "llama.cpp whose grammars know tokens.",
-    "vocabulary": "Where each choice is one token, only these are allowed, else only the texts of "
-    "the choices. `transformers serve` cannot limit replies: there they may be any text.",
-}
-
-
-def _requests(title: str, prompts: Sequence[ExportedPrompt], destination: str) -> str:
-    """How to ask the first prompt, and what agrees with `evaluate`."""
-    choices, parts = Choices.of(prompts[0]), []
-    if destination in ASKED:
-        engine, server, url = ASKED[destination]
-        parts.append(f"To {server}, {url}:")
-        parts += [_fenced(code) for code in example_requests(engine, url, title, choices)]
-    if choices and parts:
-        parts += [
-            f"{_LIMITED[destination]} Where each choice is one token, the reply is what `evaluate` "
-            "chooses. Others are chosen token by token, which gives mostly the same; the check "
-            "counts how often. Ranking the choices by log-probability gives it always."
-        ]
-    elif choices:
-        parts = [_EMBEDDED[destination]]
-    return "\n\n".join(parts)
-
-
-def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
+def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> list[str]:
     lines = []
     for exported in prompts:
         scores = exported.prompt.provenance.get("scores") or {}
@@ -255,7 +202,7 @@ def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> str:
             f'`"chat_template_kwargs": {{"prompt": "{other}"}}`, or `<<prompt:{other}>>` in the '
             "system message."
         )
-    return _list(lines)
+    return lines
 
 
 def _licenses(prompts: Sequence[ExportedPrompt]) -> list[str]:
@@ -276,10 +223,6 @@ def _data(prompts: Sequence[ExportedPrompt]) -> list[str]:
                 digest = f", SHA-256 {code(entry['sha256'])}" if entry.get("sha256") else ""
                 lines[f"{split}: {entry['rows']} rows of {code(entry['source'])}{digest}."] = None
     return list(lines)
-
-
-def _list(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self, final
 
 from pydantic import TypeAdapter
@@ -58,10 +58,6 @@ class Choices:
         """Those of a prompt's entry in `export.json`; None for free answers."""
         known = entry.get("choices")
         return known and TypeAdapter(cls).validate_python(known)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for `export.json`."""
-        return asdict(self)
 
     @property
     def single(self) -> bool:

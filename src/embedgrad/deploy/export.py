@@ -18,12 +18,11 @@ from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
 from embedgrad.deploy.choices import Choices
-from embedgrad.deploy.destinations.registry import find_destination
 from embedgrad.deploy.formats.token_names import new_tag
-from embedgrad.deploy.job import Job
-from embedgrad.deploy.runs import ROWS, ExportRuns, Runs, check_exportable, name_runs, open_runs
+from embedgrad.deploy.job import Job, find_destination
+from embedgrad.deploy.runs import ROWS, Runs, check_exportable, name_runs, open_runs, why_unchecked
+from embedgrad.deploy.verify.engine import CHECK_ENGINES, check_installed
 from embedgrad.deploy.verify.parity import CheckResult, check
-from embedgrad.deploy.verify.registry import CHECK_ENGINES, check_installed
 from embedgrad.environment import versions
 from embedgrad.errors import ExportError
 from embedgrad.events import Report, say, stage
@@ -73,11 +72,11 @@ def export(
     if verify:
         check_installed(to)
     folders.refuse_existing(out)
-    opened = open_runs(name_runs(runs), overrides, report, checked=verify, check_rows=check_rows)
-    notes = check_exportable(to, opened)
-    if verify and (why := opened.why_unchecked):
+    named, tag = name_runs(runs), new_tag()
+    job = open_runs(named, overrides, tag, report, checked=verify, check_rows=check_rows)
+    notes = check_exportable(to, job)
+    if verify and (why := why_unchecked(job)):
         verify, notes = False, [*notes, why]
-    job = opened.job(new_tag(), report)
     copies = 1 + (CHECK_ENGINES[to].copies if verify else 0)
     folders.check_room(out, copies * writer.bytes_needed(job), links=to == "vocabulary")
     with folders.staging(out) as aside:
@@ -86,11 +85,11 @@ def export(
             written = writer.write(job, aside)
             for prompt in job.prompts:
                 artifact.save(prompt.prompt, aside / folders.OWN / prompt.name)
-            entries = _entries(to, out, opened, job, overrides, written, aside)
+            entries = _entries(to, out, job, overrides, written, aside)
             write_json(aside / folders.FILE, entries)
         checked = None
         if verify:
-            checked = check(to, aside, opened.checking(job), written)
+            checked = check(to, aside, job.checking(), written)
             if not checked["passed"]:
                 write_json(failed, checked)
                 raise ExportError(
@@ -154,11 +153,10 @@ def verify(
     folders.check_files(folder, entries)
     settings = [*entries["settings"], *overrides]
     runs_of = _runs_of(folder, entries, runs)
-    opened = open_runs(runs_of, settings, report, check_rows=check_rows)
-    if why := opened.why_unchecked:
+    job = open_runs(runs_of, settings, entries["tag"], report, check_rows=check_rows)
+    if why := why_unchecked(job):
         raise ExportError(f"{folder}: {why}")
-    job = opened.checking(opened.job(entries["tag"], report))
-    checked = check(to, folder, job, entries["written"])
+    checked = check(to, folder, job.checking(), entries["written"])
     say(report, [f"warning: {warning}" for warning in low_agreement(checked, entries)])
     write_json(folder / folders.REPORT, checked)
     path = folder / folders.CARD
@@ -195,7 +193,6 @@ def _runs_of(folder: Path, entries: Mapping[str, Any], moved: Runs) -> dict[str,
 def _entries(
     to: str,
     out: Path,
-    opened: ExportRuns,
     job: Job,
     overrides: Sequence[str],
     written: Mapping[str, Any],
@@ -210,13 +207,13 @@ def _entries(
         "tag": job.tag,
         "prompts": {
             prompt.name: {
-                "run": _relative(run.folder, out),
+                "run": _relative(prompt.folder, out),
                 "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
                 "tokens": [len(span.ids) for span in prompt.spans],
                 "scores": prompt.prompt.provenance.get("scores"),
-                "choices": (choices := Choices.of(prompt)) and choices.as_dict(),
+                "choices": (choices := Choices.of(prompt)) and asdict(choices),
             }
-            for prompt, run in zip(job.prompts, opened.runs, strict=True)
+            for prompt in job.prompts
         },
         "model": model,
         "export": asdict(job.settings),

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from embedgrad.deploy.choices import Choices
-from embedgrad.deploy.rules import DESTINATIONS
+from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
 from embedgrad.formatting import size
 

@@ -1,16 +1,18 @@
-"""The job of an export, and the interface of its destinations."""
+"""The job of an export, and its destinations: interface and names."""
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from embedgrad.deploy.base_model import Base
+from embedgrad.errors import ExportError, nearest
 from embedgrad.events import Report, quiet
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
@@ -19,14 +21,24 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import Span
 from embedgrad.recipe.settings import ExportSettings
 
+# Names of all destinations, and of their classes in `destinations`.
+DESTINATIONS = {
+    "safetensors": "FilesOnly",
+    "vocabulary": "Vocabulary",
+    "gguf": "Gguf",
+    "peft": "PeftAdapter",
+    "vllm": "VllmBodies",
+    "sglang": "SglangBodies",
+}
+
 
 @final
 @dataclass(frozen=True)
 class ExportedPrompt:
     """One refined prompt on its way to a destination.
 
-    Requests select it by `name`: letters, digits, "-" and "_". `sequences` are dev examples, used
-    to calibrate or to check the export.
+    Requests select it by `name`: letters, digits, "-" and "_". The export is calibrated with
+    `sequences`, and checked with `checks`, which are other rows of the run in `folder`.
     """
 
     name: str
@@ -34,6 +46,8 @@ class ExportedPrompt:
     sequencer: Sequencer
     sequences: Sequence[TokenSequence]
     settings: ExportSettings = ExportSettings()
+    checks: Sequence[TokenSequence] = ()
+    folder: Path = Path()
 
     @property
     def rows_PD(self) -> Tensor:
@@ -77,6 +91,10 @@ class Job:
         """The model as the export names it."""
         return Base.of(self.model.info, self.settings)
 
+    def checking(self) -> Job:
+        """The same job with the rows of the check."""
+        return replace(self, prompts=[replace(e, sequences=e.checks) for e in self.prompts])
+
 
 class Destination(ABC):
     """Writes an export into an empty folder."""
@@ -95,3 +113,13 @@ class Destination(ABC):
     @abstractmethod
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         """Shell or Python lines that serve the export, for the card."""
+
+
+def find_destination(name: str) -> Destination:
+    """The destination of that name, from the module of that name. Raises `ExportError`."""
+    if name not in DESTINATIONS:
+        raise ExportError(f"--to: unknown destination {name!r}; {nearest(name, DESTINATIONS)}")
+    # Imported when first used, as some modules take long.
+    module = importlib.import_module(f"embedgrad.deploy.destinations.{name}")
+    destination: Destination = getattr(module, DESTINATIONS[name])()
+    return destination

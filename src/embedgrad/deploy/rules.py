@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import parse
-from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.deploy.job import DESTINATIONS, ExportedPrompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.embedding import PromptEmbedding
-from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.template import Template
 
-# Names of all destinations, and of their classes in `destinations`.
-DESTINATIONS = {
-    "safetensors": "FilesOnly",
-    "vocabulary": "Vocabulary",
-    "gguf": "Gguf",
-    "peft": "PeftAdapter",
-    "vllm": "VllmBodies",
-    "sglang": "SglangBodies",
-}
 GGUF_KINDS = ("gguf", "package")  # kinds of a model's source; see `ModelInfo.kind`
 # Model types whose checkpoints `formats/gguf_from_checkpoint` converts.
 CONVERTED_TO_GGUF = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -46,11 +36,10 @@ class Facts:
     """The model is loaded from a GGUF file, whose other tensors an export copies."""
 
 
-def gather_facts(
-    exported: ExportedPrompt, model: LanguageModel, rows: Sequence[TokenSequence]
-) -> Facts:
+def gather_facts(exported: ExportedPrompt, model: LanguageModel) -> Facts:
     """Facts about a refined prompt. Few rows may begin alike by chance, so made-up ones count."""
-    sequences = (*rows, *map(exported.sequencer, made_up(exported.prompt)))
+    more = map(exported.sequencer, made_up(exported.prompt))
+    sequences = (*exported.sequences, *exported.checks, *more)
     return Facts(
         prefixes=frozenset(row.prefix for row in sequences),
         template=exported.prompt.template,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
 
 from embedgrad.data.examples import Example
 from embedgrad.deploy.base_model import anonymous
@@ -15,6 +13,7 @@ from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.rules import exportability, gather_facts, made_up
 from embedgrad.errors import DataError, ExportError, OptionError
 from embedgrad.events import Report
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.check_rows import whole_rows
 from embedgrad.recipe.open_run import OpenRun, open_run
@@ -24,34 +23,15 @@ Runs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 ROWS = 32  # to check with, and as many others to calibrate with
 
 
-@final
-@dataclass(frozen=True)
-class ExportRuns:
-    """Runs with their prompts; no export is calibrated with the rows of `checks`."""
-
-    runs: Sequence[OpenRun]
-    exported: Sequence[ExportedPrompt]
-    checks: Sequence[Sequence[TokenSequence]]
-
-    @property
-    def why_unchecked(self) -> str | None:
-        """Why there is nothing to check an export with, if so."""
-        for run, rows in zip(self.runs, self.checks, strict=True):
-            if not rows:
-                return (
-                    f"not checked: {run.folder.resolve().name} is a prompt without its run, which "
-                    "keeps the rows for checks; give the run to have it checked"
-                )
-        return None
-
-    def job(self, tag: str, report: Report) -> Job:
-        """The job of a destination."""
-        return Job(self.exported, self.runs[0].model, tag, report)
-
-    def checking(self, job: Job) -> Job:
-        """The same job with the rows of the check."""
-        pairs = zip(self.exported, self.checks, strict=True)
-        return replace(job, prompts=[replace(e, sequences=rows) for e, rows in pairs])
+def why_unchecked(job: Job) -> str | None:
+    """Why there is nothing to check an export with, if so."""
+    for exported in job.prompts:
+        if not exported.checks:
+            return (
+                f"not checked: {exported.folder.resolve().name} is a prompt without its run, which "
+                "keeps the rows for checks; give the run to have it checked"
+            )
+    return None
 
 
 def name_runs(runs: Runs) -> dict[str, Path]:
@@ -84,11 +64,12 @@ def name_runs(runs: Runs) -> dict[str, Path]:
 def open_runs(
     runs: Mapping[str, Path],
     overrides: Sequence[str],
+    tag: str,
     report: Report,
     *,
     checked: bool = True,
     check_rows: int = ROWS,
-) -> ExportRuns:
+) -> Job:
     """Load runs by name, all with the first one's model. Raises what `open_run` raises.
 
     Made-up rows calibrate an export where there are no others: for a prompt without its run, and,
@@ -96,22 +77,25 @@ def open_runs(
     """
     if check_rows < 1:
         raise OptionError(f"check_rows: expected at least 1, got {check_rows}")
-    opened: list[OpenRun] = []
-    exported, checks = [], []
+    model: LanguageModel | None = None
+    exported = []
     for name, path in runs.items():
-        run = open_run(path, overrides, report, model=opened[0].model if opened else None)
+        run = open_run(path, overrides, report, model=model)
+        model, settings = run.model, run.recipe.export
         try:
             pool = run.check_rows()
         except DataError:
             if checked:
                 raise
             pool = []
-        checks.append(_whole(run, pool, check_rows) if pool else [])
+        checks = _whole(run, pool, check_rows) if pool else []
         calibrating = _whole(run, [*reversed(pool)] or made_up(run.prompt))  # others, if enough
-        prompt = anonymous(run.prompt, run.model.info, run.recipe.export)
-        exported.append(ExportedPrompt(name, prompt, run.sequencer, calibrating, run.recipe.export))
-        opened.append(run)
-    return ExportRuns(opened, exported, checks)
+        prompt = anonymous(run.prompt, model.info, settings)
+        exported.append(
+            ExportedPrompt(name, prompt, run.sequencer, calibrating, settings, checks, run.folder)
+        )
+    assert model is not None, "runs have names"
+    return Job(exported, model, tag, report)
 
 
 def _whole(run: OpenRun, examples: Iterable[Example], most: int = ROWS) -> Sequence[TokenSequence]:
@@ -124,17 +108,16 @@ def _whole(run: OpenRun, examples: Iterable[Example], most: int = ROWS) -> Seque
     return rows
 
 
-def check_exportable(to: str, opened: ExportRuns) -> list[str]:
+def check_exportable(to: str, job: Job) -> list[str]:
     """Remarks on an export to a destination. Raises `ExportError` if the rules forbid it."""
     remarks: dict[str, None] = {}
-    for run, exported, rows in zip(opened.runs, opened.exported, opened.checks, strict=True):
-        facts = gather_facts(exported, run.model, [*exported.sequences, *rows])
-        entries = {entry["destination"]: entry for entry in exportability(facts)}
+    for exported in job.prompts:
+        entries = {e["destination"]: e for e in exportability(gather_facts(exported, job.model))}
         if not entries[to]["possible"]:
             others = ", ".join(name for name, entry in entries.items() if entry["possible"])
             raise ExportError(
-                f"{run.folder}: cannot be exported to {to}: {'; '.join(entries[to]['remarks'])} "
-                f"(possible: {others})"
+                f"{exported.folder}: cannot be exported to {to}: "
+                f"{'; '.join(entries[to]['remarks'])} (possible: {others})"
             )
         remarks |= dict.fromkeys(entries[to]["remarks"])
     return list(remarks)

@@ -7,7 +7,6 @@ folder from elsewhere runs nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,49 +18,16 @@ from embedgrad.deploy.base_model import Base, model_at
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
-from embedgrad.errors import EngineError, ExportError, ModelError
+from embedgrad.deploy.programs import fill, to_source
+from embedgrad.errors import EngineError, ExportError
 from embedgrad.model.loading.quiet import model_errors
-from embedgrad.prompt.boundaries import CuttingTokenizer
+from embedgrad.prompt.boundaries import CuttingTokenizer, alike
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import END_MARK, SPAN_MARK
 
 TEMPLATE_FILE = "chat_template.jinja"
 EXAMPLE_FILE = "example.py"
 EXAMPLE_TEXT = "This is an example."  # for every column; the user's data stay private
-
-# What every generated program starts with: token ids of the text around the refined rows.
-OPENING = """\
-MODEL = {model}  # the base model: a Hub id or a folder
-MARK = "{mark}"  # marks where the rows go
-tokenizer = AutoTokenizer.from_pretrained({base})
-tokenizer.add_tokens([MARK], special_tokens=True)
-"""
-
-# And how rows and text become one prompt, where the program has `rows` and `embed`.
-EMBEDDINGS = """\
-def embeddings(columns):  # of the whole prompt, tokens x width
-    first, *others = (embed(torch.tensor(ids, dtype=torch.long)) for ids in token_ids(columns))
-    pairs = zip(rows.split({lengths}), others, strict=True)  # strict: a query must not hold MARK
-    return torch.cat([first, *(part for pair in pairs for part in pair)])
-"""
-
-
-# How a program answers with one of the choices, by its `score(model, columns, ids)`: logits [N, V]
-# before each of N ids after the prompt.
-CHOOSE = """\
-CHOICES = {choices}
-
-
-def answer({arguments}):
-    \"\"\"The likeliest choice, as `embedgrad evaluate` ranks them.\"\"\"
-    scores = {{}}
-    for choice, ids in CHOICES.items():
-        ids = torch.tensor(ids)
-        with torch.no_grad():
-            logprobs = logits({arguments}, ids).float().log_softmax(dim=1)
-        scores[choice] = logprobs.gather(1, ids[:, None]).{mean}().item()
-    return max(scores, key=scores.get)
-"""
 
 
 def only_prompt(job: Job, destination: str) -> ExportedPrompt:
@@ -90,74 +56,33 @@ def frozen_template(sequencer: Sequencer) -> str | None:
     return None if frozen == default else frozen
 
 
-def token_ids_source(exported: ExportedPrompt) -> str:
-    """The function `token_ids(columns)`: ids before, between and after the spans.
-
-    It uses the names MARK and tokenizer, and Path if there is a template file.
-    """
-    sequencer = exported.sequencer
-    template = sequencer.renderer.template
-    if template.text is not None:
-        lines = [f"text = {pieces_source(parse(template.text, 'template'))}"]
-    else:
-        messages = [
-            f'{{"role": "{m.role}", "content": {pieces_source(parse(m.content, m.role))}}}'
-            for m in template.messages
-        ]
-        lines = [f"messages = [{', '.join(messages)}]", *_rendering(sequencer)]
-    if any(span.drawn_left or span.drawn_right for span in exported.spans):
-        lines.append("pieces = text.split(MARK)")
-        for i, span in enumerate(exported.spans):  # text that training drew into the span
-            if span.drawn_left:
-                lines.append(
-                    f"pieces[{i}] = pieces[{i}].removesuffix({to_source(span.drawn_left)})"
-                )
-            if span.drawn_right:
-                right = to_source(span.drawn_right)
-                lines.append(f"pieces[{i + 1}] = pieces[{i + 1}].removeprefix({right})")
-        lines.append("text = MARK.join(pieces)")
-    ids = 'tokenizer(text, add_special_tokens=False)["input_ids"]'
-    bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=template.text is not None).bos("")
-    if bos:
-        token = sequencer.tokenizer.convert_ids_to_tokens(bos[0])
-        ids = f"([] if text.startswith({to_source(token)}) else {list(bos)}) + {ids}"
-    lines += [
-        f"ids = {ids}",
-        "mark = tokenizer.convert_tokens_to_ids(MARK)",
-        "marks = [i for i, token in enumerate(ids) if token == mark]",
-        "return [ids[a + 1 : b] for a, b in zip([-1, *marks], [*marks, len(ids)], strict=True)]",
+def _token_ids_values(exported: ExportedPrompt) -> dict[str, Any]:
+    """What the program's function `token_ids` is made of."""
+    sequencer, template = exported.sequencer, exported.prompt.template
+    plain = template.text is not None
+    bos = CuttingTokenizer(sequencer.tokenizer, adds_bos=plain).bos("")
+    messages = [
+        f'{{"role": "{m.role}", "content": {pieces_source(parse(m.content, m.role))}}}'
+        for m in template.messages
     ]
-    return "\n".join(["def token_ids(columns):", *(f"    {line}" for line in lines)])
-
-
-def _rendering(sequencer: Sequencer) -> list[str]:
-    """Lines that make `text` of `messages`, as `Renderer` does."""
-    template = sequencer.renderer.template
-    opened = template.messages[-1].role == "assistant"
-    more = ""
-    if frozen_template(sequencer) is not None:
-        more += f', chat_template=Path(__file__).with_name("{TEMPLATE_FILE}").read_text("utf-8")'
-    if template.variables:
-        more += f", **{dict(template.variables)!r}"
-    rendering = (
-        f"text = tokenizer.apply_chat_template(messages, tokenize=False, "
-        f"add_generation_prompt={not opened}{more})"
-    )
-    if not opened:
-        return [rendering]
-    # Leave out what the chat template adds after the opening of the answer.
-    return [f'messages[-1]["content"] += "{END_MARK}"', f'{rendering}.partition("{END_MARK}")[0]']
+    return {
+        "text": pieces_source(parse(template.text or "", "template")),
+        "messages": None if plain else messages,
+        "opened": not plain and template.messages[-1].role == "assistant",
+        "end_mark": END_MARK,
+        "template_file": "" if frozen_template(sequencer) is None else TEMPLATE_FILE,
+        "variables": dict(template.variables),
+        "spans": exported.spans,
+        "drawn": any(span.drawn_left or span.drawn_right for span in exported.spans),
+        "bos": list(bos),
+        "bos_token": sequencer.tokenizer.convert_ids_to_tokens(bos[0]) if bos else "",
+    }
 
 
 def pieces_source(pieces: Sequence[Piece]) -> str:
     """The pieces of a text as a Python expression of `columns` and MARK."""
     kinds = {"text": "{}", "span": "MARK", "column": "columns[{}]"}
     return " + ".join(kinds[p.kind].format(to_source(p.text)) for p in pieces) or '""'
-
-
-def to_source(value: Any) -> str:
-    """Texts, numbers and lists of them as a Python literal."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def command_line(columns: Sequence[str]) -> str:
@@ -171,50 +96,36 @@ def usage(file: str, columns: Sequence[str]) -> str:
 
 
 def program_source(
-    program: str, file: str, exported: ExportedPrompt, base: Base, *, dtype: str = "", **more: str
+    name: str, file: str, exported: ExportedPrompt, base: Base, *, dtype: str = "", **more: Any
 ) -> str:
-    """The text of a generated program: `program` with the prompt's own parts filled in.
+    """The text of a generated program: the asset of that name, with the prompt's own parts.
 
-    All but `more`, which is inserted as it is, may come from elsewhere: it becomes literals.
+    What may come from elsewhere becomes literals.
     """
-    columns = exported.prompt.template.columns
-    lengths = [len(span.ids) for span in exported.spans]
-    return program.format(
-        usage=usage(file, columns),
-        opening=OPENING.format(model=base.source, mark=SPAN_MARK, base=base.arguments),
-        base=base.arguments,
-        dtype=to_source(dtype),
-        token_ids=token_ids_source(exported),
-        embeddings=EMBEDDINGS.format(lengths=lengths),
-        columns=command_line(columns),
-        **more,
-    )
+    columns, choices = exported.prompt.template.columns, Choices.of(exported)
+    pairs = zip(choices.names, map(list, choices.tokens), strict=True) if choices else ()
+    values: dict[str, Any] = {
+        "usage": usage(file, columns),
+        "source": base.source,
+        "base": base.arguments,
+        "mark": SPAN_MARK,
+        "dtype": dtype,
+        "lengths": [len(span.ids) for span in exported.spans],
+        "columns": command_line(columns),
+        "choices": dict(pairs),
+        "normalize": exported.prompt.target.normalize,
+        "most": max_new_tokens(exported),
+    }
+    return fill(f"{name}.py", **{**_token_ids_values(exported), **values, **more})
 
 
-def with_answer(
-    program: str, exported: ExportedPrompt, *, free: str, logits: str, arguments: str
-) -> str:
-    """A program with its function `answer`: `free` for free answers; for choices it ranks them.
-
-    `logits` is the function that ranking calls, with `arguments` and the ids of a choice.
-    """
-    choices = Choices.of(exported)
-    if choices is None:
-        answer = free.replace("MOST", str(max_new_tokens(exported)))
-    else:
-        ids = dict(zip(choices.names, map(list, choices.tokens), strict=True))
-        mean = "mean" if choices.normalize else "sum"
-        answer = logits + CHOOSE.format(choices=ids, arguments=arguments, mean=mean)
-    return program.replace("{answer}", answer.replace("{", "{{").replace("}", "}}"))
-
-
-def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
-    """Write `program` as example.py, with its chat template; returns entries of `export.json`."""
+def write_example(name: str, folder: Path, job: Job, exported: ExportedPrompt) -> dict[str, Any]:
+    """Write a program as example.py, with its chat template; returns entries of `export.json`."""
     base, dtype = job.base, job.model.info.dtype
-    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    source = program_source(name, EXAMPLE_FILE, exported, base, dtype=dtype)
     files = {EXAMPLE_FILE: source.encode(), **chat_template_file(exported.sequencer)}
-    for name, content in files.items():
-        write_file(folder / name, content)
+    for file, content in files.items():
+        write_file(folder / file, content)
     columns = list(exported.prompt.template.columns)
     return {
         **base._asdict(),
@@ -225,12 +136,12 @@ def write_example(program: str, folder: Path, job: Job, exported: ExportedPrompt
 
 
 def open_example(
-    program: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+    name: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
 ) -> Any:
     """The module that `write_example` wrote. Raises `EngineError` for another one."""
     base = Base.read(written, job.model.info, job.settings)
     dtype = str(written["dtype"])
-    source = program_source(program, EXAMPLE_FILE, exported, base, dtype=dtype)
+    source = program_source(name, EXAMPLE_FILE, exported, base, dtype=dtype)
     return run_generated(folder / EXAMPLE_FILE, source, job)
 
 
@@ -255,11 +166,8 @@ def run_generated(path: Path, source: str, job: Job) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        with model_errors(f"{path}: does not run"), model_at(job.model.info.path):
-            spec.loader.exec_module(module)
-    except ModelError as error:
-        raise EngineError(str(error)) from error
+    with model_errors(f"{path}: does not run", EngineError), model_at(job.model.info.path):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -267,12 +175,10 @@ def check_token_ids(path: Path, module: Any, exported: ExportedPrompt) -> None:
     """Raise `ExportError` if a generated program tokenizes an example unlike training."""
     for sequence in uncut_rows(exported):
         texts = module.token_ids(dict(sequence.example.columns))
-        expected = exported.texts(sequence)
-        if list(map(tuple, texts)) != expected:
-            one, other = ([i for ids in parts for i in (*ids, -1)] for parts in (texts, expected))
-            pairs = enumerate(zip(one, other, strict=False))
-            where = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+        both = texts, exported.texts(sequence)
+        one, other = (tuple(i for ids in parts for i in (*ids, -1)) for parts in both)
+        if one != other:
             raise ExportError(
                 f"{path.name}: makes other tokens of {sequence.example.source} than training, from "
-                f"token {where} on; export to vocabulary or gguf instead"
+                f"token {alike(one, other)} on; export to vocabulary or gguf instead"
             )

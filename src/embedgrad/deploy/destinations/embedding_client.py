@@ -30,73 +30,20 @@ from embedgrad.errors import ExportError
 CLIENT_FILE, ROWS_FILE = "client.py", "prompt.safetensors"
 SERVED = ("float32", "bfloat16", "float16")  # the precisions of prompt embeddings in vLLM
 
-_CLIENT = '''\
-"""Ask a {server} server with the refined prompt in this folder; needs torch and transformers only.
-
-{usage}
-
-It looks up the text around the refined rows in the model's own embedding table, which it loads
-once. Start the server as README.md says.
-"""
-
-{imports}
-import json
-import os
-import sys
-import urllib.request
-from functools import cache
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-{opening}rows = load_file(Path(__file__).with_name("prompt.safetensors"))["rows"]
-
-
-{token_ids}
-
-
-@cache
-def table():
-    """The model's embedding table, in the precision of the rows."""
-    model = AutoModelForCausalLM.from_pretrained({base}, dtype=rows.dtype)
-    return model.get_input_embeddings().requires_grad_(False)
-
-
-def embed(ids):
-    return table()(ids).to(rows)
-
-
-{embeddings}
-
-def send(body, url="{url}"):
-    """The server's answer to a body."""
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(
-        url + path_of(body), data, {{"Content-Type": "application/json"}}
-    )
-    with urllib.request.urlopen(request) as response:
-        return json.load(response)
-
-
-{functions}'''
-
 
 class Bodies(Destination):
     """Rows, a client, and example bodies for a server that takes prompt embeddings.
 
-    A subclass provides the functions of the client that return bodies, and `path_of(body)`.
+    The client is the asset of the destination's name, whose functions return the bodies.
     """
 
     server: ClassVar[str]
     url: ClassVar[str]
-    imports: ClassVar[str] = ""
     notes: ClassVar[Sequence[str]]
 
     @abstractmethod
-    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
-        """The client's own part, as Python."""
+    def values(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What the client has of its own."""
 
     @abstractmethod
     def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -151,9 +98,8 @@ class Bodies(Destination):
 
     def source(self, exported: ExportedPrompt, base: Base, facts: Mapping[str, Any]) -> str:
         """The text of `client.py`."""
-        more = {"server": self.server, "url": self.url, "imports": self.imports}
-        more["functions"] = self.functions(exported, facts)
-        return program_source(_CLIENT, CLIENT_FILE, exported, base, **more)
+        more = {"server": self.server, "url": self.url, **self.values(exported, facts)}
+        return program_source(self.name, CLIENT_FILE, exported, base, **more)
 
     def client(
         self, folder: Path, job: Job, exported: ExportedPrompt, facts: Mapping[str, Any]

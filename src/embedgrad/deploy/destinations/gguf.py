@@ -21,20 +21,20 @@ from embedgrad.deploy.formats.chat_template import (
     exported_template,
     exported_tokenizer,
 )
-from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
-from embedgrad.deploy.formats.gguf_reader import from_gguf
-from embedgrad.deploy.formats.gguf_writer import (
+from embedgrad.deploy.formats.gguf_file import (
     LM_HEAD,
     TABLE,
     Contents,
     Entry,
     Weight,
     entry,
+    from_gguf,
     row_bytes,
     served_kind,
     table_rows,
     write_gguf,
 )
+from embedgrad.deploy.formats.gguf_from_checkpoint import from_checkpoint
 from embedgrad.deploy.formats.guard_row import guard_row
 from embedgrad.deploy.formats.hf_files import unused
 from embedgrad.deploy.formats.token_names import token_names

@@ -20,74 +20,17 @@ from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
-    to_source,
     usage,
-    with_answer,
     write_example,
 )
 from embedgrad.deploy.job import Destination, ExportedPrompt, Job
+from embedgrad.deploy.programs import to_source
 from embedgrad.deploy.rules import exportability, gather_facts
 from embedgrad.errors import DataError, ExportError, TemplateError
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 
 CONFIG_FILE, ROWS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-PROGRAM = '''\
-"""Answer through the adapter in this folder; needs peft, torch and transformers.
-
-{usage}
-
-Queries go one at a time: PEFT pads between its virtual tokens and a shorter query.
-"""
-
-import os
-import sys
-from pathlib import Path
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-{opening}
-
-{token_ids}
-
-
-{answer}
-
-if __name__ == "__main__":
-    base = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype})
-    model = PeftModel.from_pretrained(base, Path(__file__).parent).eval()
-    # The settings of the model's folder, such as a repetition penalty, are not those of training.
-    model.generation_config = GenerationConfig(
-        eos_token_id=model.generation_config.eos_token_id, pad_token_id=0
-    )
-    print(answer(model, {columns}))
-'''
-_FREE = """\
-def answer(model, columns, max_new_tokens=MOST):
-    _, suffix = token_ids(columns)  # the adapter's rows include what comes before
-    ids = torch.tensor([suffix])
-    mask = torch.ones_like(ids)  # else the model would ignore a padding token in a query
-    new = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
-    )
-    return tokenizer.decode(new[0, len(suffix) :], skip_special_tokens=True)
-"""
-_LOGITS = """\
-def logits(model, columns, ids):
-    _, suffix = token_ids(columns)  # the adapter's rows include what comes before
-    inputs = torch.tensor([[*suffix, *ids[:-1].tolist()]])
-    return model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -len(ids) :]
-
-
-"""
-
-
-def program(exported: ExportedPrompt) -> str:
-    """The program with the function that answers, for `program_source`."""
-    return with_answer(PROGRAM, exported, free=_FREE, logits=_LOGITS, arguments="model, columns")
 
 
 @final
@@ -108,7 +51,7 @@ class PeftAdapter(Destination):
         notes = ["queries go one at a time: PEFT pads between its virtual tokens and a query"]
         if prefix:
             notes.append(f"a query is the text after the span, as {EXAMPLE_FILE} tokenizes it")
-        written = write_example(program(exported), folder, job, exported)
+        written = write_example(self.name, folder, job, exported)
         return {
             **written,
             "folded": len(prefix),
@@ -126,7 +69,7 @@ class PeftAdapter(Destination):
 def common_prefix(exported: ExportedPrompt, model: LanguageModel) -> Ids:
     """The tokens before the span. Raises `ExportError` if they are not the same for all queries."""
     try:
-        facts = gather_facts(exported, model, exported.sequences)
+        facts = gather_facts(exported, model)
     except (DataError, TemplateError) as error:
         raise ExportError(f"--to peft: the template takes no other text ({error})") from error
     entry = next(e for e in exportability(facts) if e["destination"] == "peft")

@@ -13,65 +13,12 @@ from typing import Any, final
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
-    to_source,
     usage,
-    with_answer,
     write_example,
 )
-from embedgrad.deploy.job import Destination, ExportedPrompt, Job
+from embedgrad.deploy.job import Destination, Job
+from embedgrad.deploy.programs import to_source
 from embedgrad.prompt import artifact
-
-PROGRAM = '''\
-"""Answer with the refined prompt in this folder; needs torch and transformers only.
-
-{usage}
-"""
-
-import os
-import sys
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-{opening}model = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype}).requires_grad_(False)
-embed = model.get_input_embeddings()
-rows = load_file(Path(__file__).parent / "prompt" / "prompt.safetensors")["rows"].to(model.dtype)
-# The settings of the model's folder, such as a repetition penalty, are not those of training.
-model.generation_config = GenerationConfig(
-    eos_token_id=model.generation_config.eos_token_id, pad_token_id=0
-)
-
-
-{token_ids}
-
-
-{embeddings}
-
-{answer}
-
-if __name__ == "__main__":
-    print(answer({columns}))
-'''
-_FREE = """\
-def answer(columns, max_new_tokens=MOST):
-    embeds = embeddings(columns)[None]
-    new = model.generate(inputs_embeds=embeds, max_new_tokens=max_new_tokens, do_sample=False)
-    return tokenizer.decode(new[0], skip_special_tokens=True)
-"""
-_LOGITS = """\
-def logits(columns, ids):
-    embeds = torch.cat([embeddings(columns), embed(ids[:-1])])
-    return model(inputs_embeds=embeds[None]).logits[0, -len(ids) :]
-
-
-"""
-
-
-def program(exported: ExportedPrompt) -> str:
-    """The program with the function that answers, for `program_source`."""
-    return with_answer(PROGRAM, exported, free=_FREE, logits=_LOGITS, arguments="columns")
 
 
 @final
@@ -86,7 +33,7 @@ class FilesOnly(Destination):
     def write(self, job: Job, folder: Path) -> dict[str, Any]:
         exported = only_prompt(job, self.name)
         artifact.save(exported.prompt, folder / "prompt")
-        written = write_example(program(exported), folder, job, exported)
+        written = write_example(self.name, folder, job, exported)
         return {**written, "snippet": (folder / EXAMPLE_FILE).read_text("utf-8")}
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:

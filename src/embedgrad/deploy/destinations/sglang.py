@@ -18,29 +18,11 @@ from torch import Tensor
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.client_code import (
-    command_line,
-    max_new_tokens,
-    to_source,
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
 from embedgrad.deploy.job import ExportedPrompt
-
-_FUNCTIONS = '''\
-def generation(columns, **more):
-    """The body for /generate: the whole prompt as embeddings, in floats."""
-    sampling = {{"max_new_tokens": {max_new_tokens}, "temperature": 0{limit}}}
-    embeds = embeddings(columns).float().tolist()
-    return {{"input_embeds": embeds, "sampling_params": sampling, **more}}
-
-
-def path_of(body):
-    return "/generate"
-
-
-if __name__ == "__main__":
-    print(send(generation({columns}))["text"])
-'''
+from embedgrad.deploy.programs import to_source
 
 
 @final
@@ -55,14 +37,10 @@ class SglangBodies(Bodies):
         "every number travels as text, so bodies are large",
     )
 
-    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
-        columns = command_line(facts["columns"])
-        choices, limit = Choices.of(exported), ""
-        if choices is not None:
-            grammar = "root ::= " + " | ".join(map(to_source, choices.texts))
-            limit = f', "ebnf": {to_source(grammar)}'
-        most = max_new_tokens(exported)
-        return _FUNCTIONS.format(max_new_tokens=most, columns=columns, limit=limit)
+    def values(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> dict[str, Any]:
+        choices = Choices.of(exported)
+        texts = " | ".join(map(to_source, choices.texts)) if choices else ""
+        return {"grammar": texts and f"root ::= {texts}"}
 
     def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
         return {"generate.json": client.generation(columns)}

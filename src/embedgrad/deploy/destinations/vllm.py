@@ -24,10 +24,8 @@ from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.destinations.client_code import (
     TEMPLATE_FILE,
-    command_line,
     frozen_template,
     max_new_tokens,
-    to_source,
     usage,
 )
 from embedgrad.deploy.destinations.embedding_client import CLIENT_FILE, Bodies
@@ -35,50 +33,6 @@ from embedgrad.deploy.destinations.vllm_chat import chat_problem, messages_sourc
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.requests import vllm_limit
 from embedgrad.errors import EngineError
-
-_COMPLETION = '''\
-def payload(embeds):
-    """Base64 of torch.save, which the server decodes. A view would carry its whole storage."""
-    file = io.BytesIO()
-    torch.save(embeds.to(rows.dtype).cpu().contiguous().clone(), file)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def settings(more):
-    """Fields of every body. The salt keeps the prefix cache from mixing up two prompts."""
-    return {{
-        "model": {model},
-        "cache_salt": {salt},
-        "max_tokens": {max_new_tokens},
-        "temperature": 0,{limit}
-        **more,
-    }}
-
-
-def completion(columns, **more):
-    """The body for /v1/completions: the whole prompt as embeddings."""
-    return {{"prompt_embeds": payload(embeddings(columns)), **settings(more)}}
-'''
-
-_CHAT = '''
-
-def chat(columns, **more):
-    """The body for /v1/chat/completions: the server renders the text around the rows."""
-    spans = [{{"type": "prompt_embeds", "data": payload(span)}} for span in rows.split({lengths})]
-    messages = {messages}
-    return {{"messages": messages, {options}**settings(more)}}
-'''
-
-_CLOSING = """
-
-def path_of(body):
-    return "/v1/chat/completions" if "messages" in body else "/v1/completions"
-
-
-if __name__ == "__main__":
-    choice = send({route}({columns}))["choices"][0]
-    print(choice["message"]["content"] if "message" in choice else choice["text"])
-"""
 
 
 @final
@@ -88,7 +42,6 @@ class VllmBodies(Bodies):
     name = "vllm"
     server = "vLLM"
     url = "http://127.0.0.1:8000"
-    imports = "import base64\nimport io"
     notes = ("vLLM's speculative decoding is wrong with prompt embeddings; leave it off",)
 
     def facts(self, exported: ExportedPrompt, job: Job, base: Base) -> dict[str, Any]:
@@ -99,27 +52,17 @@ class VllmBodies(Bodies):
         chat_template = frozen_template(exported.sequencer) is not None
         return {**facts, "chat": not problem, "chat_template": chat_template}
 
-    def functions(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> str:
+    def values(self, exported: ExportedPrompt, facts: Mapping[str, Any]) -> dict[str, Any]:
         choices = Choices.of(exported)
         limits = vllm_limit(choices) if choices else {}
-        most = limits.pop("max_tokens", max_new_tokens(exported))
-        limit = "".join(f'\n        "{name}": {to_source(v)},' for name, v in limits.items())
-        text = _COMPLETION.format(
-            salt=to_source(facts["rows"]),
-            max_new_tokens=most,
-            limit=limit,
-            model=to_source(facts["model"]),
-        )
-        if facts["chat"]:
-            template = exported.prompt.template
-            options = f'"chat_template_kwargs": {dict(template.variables)!r}, '
-            text += _CHAT.format(
-                messages=messages_source(template),
-                lengths=[len(span.ids) for span in exported.spans],
-                options=options if template.variables else "",
-            )
-        route = "chat" if facts["chat"] else "completion"
-        return text + _CLOSING.format(route=route, columns=command_line(facts["columns"]))
+        return {
+            "salt": facts["rows"],
+            "model": facts["model"],
+            "most": limits.pop("max_tokens", max_new_tokens(exported)),
+            "limits": limits,
+            "chat": facts["chat"],
+            "chat_messages": messages_source(exported.prompt.template) if facts["chat"] else "",
+        }
 
     def bodies(self, client: Any, columns: Mapping[str, str]) -> dict[str, Any]:
         bodies = {"completions.json": client.completion(columns)}

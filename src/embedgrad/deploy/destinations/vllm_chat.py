@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.data.markup import Piece, fill, parse
-from embedgrad.deploy.destinations.client_code import pieces_source, to_source
+from embedgrad.deploy.destinations.client_code import pieces_source
 from embedgrad.deploy.formats.chat_template import uncut_rows
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.deploy.programs import to_source
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Message, Template
 

@@ -14,15 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.deploy.formats import hf_files
 from embedgrad.deploy.formats.chat_template import check_rendering, exported_tokenizer
 from embedgrad.deploy.formats.guard_row import guard_row
-from embedgrad.deploy.formats.hf_files import (
-    quantization_of,
-    unused,
-    write_config,
-    write_generation_config,
-    write_tokenizer,
-)
 from embedgrad.deploy.formats.new_rows import Tables
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.formats.weight_files import DTYPES, WeightFiles
@@ -30,7 +24,7 @@ from embedgrad.deploy.job import Destination, Job
 from embedgrad.errors import ExportError
 from embedgrad.events import stage
 
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES = {code: str(dtype).removeprefix("torch.") for code, dtype in DTYPES.items()}
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # copied with the weights
 
 
@@ -54,7 +48,7 @@ class Vocabulary(Destination):
         exported = exported_tokenizer(
             job.prompts, job.model.tokenizer, job.tag, job.settings.system
         )
-        opened = write_tokenizer(source, folder, exported)
+        opened = hf_files.write_tokenizer(source, folder, exported)
         check_rendering(job.prompts, opened, job.tag)
         names = [token_names(job.tag, p.name, len(p.rows_PD)) for p in job.prompts]
         ids = [opened.convert_tokens_to_ids(list(prompt)) for prompt in names]
@@ -67,17 +61,16 @@ class Vocabulary(Destination):
         table = changes[tables.table]
         stage(job.report, "writing the weights")
         linked = tables.files.write(folder, changes, tables.table, link=_links(job))
-        write_config(
-            source, folder, vocabulary=table.shape[0], lm_head=tables.layer, dtype=_dtype(code)
-        )
+        size, dtype = table.shape[0], NAMES.get(code, "")
+        hf_files.write_config(source, folder, vocabulary=size, lm_head=tables.layer, dtype=dtype)
         unspoken = [*range(job.model.info.vocabulary, new[0]), *new]
         generation = job.model.model.generation_config
-        left_out = write_generation_config(source, folder, generation, unspoken)
+        left_out = hf_files.write_generation_config(source, folder, generation, unspoken)
         for pattern in TERMS:
             for file in source.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
 
-        dtype = _dtype(table.dtype)
+        dtype, quantized = NAMES[table.dtype], hf_files.quantization_of(source)
         rounded_ND = rows_ND.to(DTYPES[table.dtype]).float()
         norms_N = rows_ND.norm(dim=1).clamp(min=1e-30)
         return {
@@ -85,16 +78,16 @@ class Vocabulary(Destination):
                 {"name": p.name, "tokens": list(tokens), "first_id": first[0]}
                 for p, tokens, first in zip(job.prompts, names, ids, strict=True)
             ],
-            "vocabulary": table.shape[0],
+            "vocabulary": size,
             "rows_dtype": dtype,
             "rounding": float(((rounded_ND - rows_ND).norm(dim=1) / norms_N).max()),
-            "quantized": quantization_of(source),
+            "quantized": quantized,
             "untied": job.model.info.tied,
             "embedding_scale": job.model.info.embedding_scale,
             "guard": guard.record(job.model.tokenizer.convert_ids_to_tokens(guard.row)),
             "linked": linked,
             "vllm": not (job.model.info.tied and job.model.info.architecture.startswith("Gemma")),
-            "notes": [*_notes(job, linked, dtype, quantization_of(source)), *unused(left_out)],
+            "notes": [*_notes(job, linked, dtype, quantized), *hf_files.unused(left_out)],
         }
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
@@ -122,17 +115,13 @@ def _code(job: Job, source: Path) -> str:
     """The precision to round all weights to; "": keep them."""
     if job.settings.dtype == "model":
         return ""
-    quantized = quantization_of(source)
+    quantized = hf_files.quantization_of(source)
     if quantized:
         raise ExportError(
             f"export.dtype: {job.settings.dtype}, but the base model's weights are quantized "
             f"({quantized}); expected model"
         )
-    return CODES[job.settings.dtype]
-
-
-def _dtype(code: str) -> str:
-    return str(DTYPES[code]).removeprefix("torch.") if code else ""
+    return next(code for code, name in NAMES.items() if name == job.settings.dtype)
 
 
 def _notes(job: Job, linked: Sequence[str], dtype: str, quantized: str) -> list[str]:

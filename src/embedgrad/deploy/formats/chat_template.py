@@ -1,7 +1,7 @@
 """Make an export's chat template, with its new tokens.
 
-The model's own template is kept. Jinja around it (`chat_jinja`) builds the messages of training and
-puts the new tokens where the spans were.
+The model's own template is kept, and asset `chat.jinja` is around it: that builds the messages of
+training, and puts the new tokens where the spans were.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from embedgrad.deploy.formats.chat_jinja import AFTER, BEFORE
 from embedgrad.deploy.formats.token_names import token_names
 from embedgrad.deploy.job import ExportedPrompt
+from embedgrad.deploy.programs import fill_chat
 from embedgrad.deploy.query import plain_messages, surroundings
 from embedgrad.errors import ExportError
+from embedgrad.prompt.boundaries import alike
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 
 
@@ -39,34 +40,19 @@ def exported_template(prompts: Sequence[ExportedPrompt], tag: str, system: str) 
         "embedgrad_system": system,
         "embedgrad_prompts": {e.name: _prompt_constants(e, tag) for e in prompts},
     }
-    written = [f"{{%- set {name} = {jinja(value)} -%}}\n" for name, value in constants.items()]
-    for option in dict.fromkeys(n for e in prompts for n in e.prompt.template.variables):
-        # Override the request's value: llama.cpp sets enable_thinking in every request.
-        key = jinja(option)
-        written.append(
-            f"{{%- if {key} in embedgrad_prompt.options -%}}"
-            f"{{%- set {option} = embedgrad_prompt.options[{key}] -%}}{{%- endif -%}}\n"
-        )
-    for token in ("bos_token", "eos_token"):
-        if getattr(prompts[0].sequencer.tokenizer, token) is None:
-            # llama.cpp invents one if the file names none.
-            written.append(f'{{%- set {token} = "" -%}}\n')
-    first = len(constants)
+    tokenizer = prompts[0].sequencer.tokenizer
     # Prompts of different days have different templates if those show the day.
-    own: dict[str, list[str]] = {}
+    templates: dict[str, list[str]] = {}
     for exported in prompts:
         # Jinja reads any line break as a line feed, and so do files that are opened as text.
-        body = re.sub(r"\r\n?", "\n", exported.sequencer.renderer.chat_template)
-        own.setdefault(body, []).append(exported.name)
-    bodies: list[str] = []
-    for body, group in own.items():
-        which = f"{{% {'elif' if bodies else 'if'} embedgrad.name in {jinja(group)} %}}\n"
-        # Jinja drops one line feed at the end of a template, and none at the end of a block; the
-        # empty text after it keeps spaces there from being stripped as those of a block's line.
-        bodies.append(f'{which}{body.removesuffix(chr(10))}{{{{ "" }}}}')
-    # The model's own template, whose output goes into a variable.
-    own_text = "{%- set embedgrad_text %}" + "".join(bodies) + "{%- endif %}{%- endset -%}"
-    return "".join((*written[:first], BEFORE, *written[first:], own_text, AFTER))
+        template = re.sub(r"\r\n?", "\n", exported.sequencer.renderer.chat_template)
+        templates.setdefault(template.removesuffix("\n"), []).append(exported.name)
+    return fill_chat(
+        constants=constants,
+        options=dict.fromkeys(n for e in prompts for n in e.prompt.template.variables),
+        no_tokens=[t for t in ("bos_token", "eos_token") if getattr(tokenizer, t) is None],
+        templates=templates,
+    )
 
 
 def exported_tokenizer(
@@ -117,8 +103,7 @@ def check_rendering(prompts: Sequence[ExportedPrompt], tokenizer: Any, tag: str)
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
             expected = row.context(new)
             if ids != expected:
-                pairs = enumerate(zip(ids, expected, strict=False))
-                at = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
+                at = alike(ids, expected)
                 end = len(row.prefix) + len(exported.spans[0].ids)
                 where = "before" if at < len(row.prefix) else "in" if at < end else "after"
                 raise ExportError(
@@ -136,21 +121,6 @@ def uncut_rows(exported: ExportedPrompt) -> list[TokenSequence]:
     whole = Sequencer(trained.renderer, trained.tokenizer, trained.target, spans=trained.spans)
     pairs = ((row, whole(row.example)) for row in exported.sequences)
     return [row for row, again in pairs if (again.prefix, again.suffix) == (row.prefix, row.suffix)]
-
-
-def jinja(value: Any) -> str:
-    """A plain JSON value as a Jinja expression."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        for character, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
-            value = value.replace(character, escaped)
-        return f'"{value}"'
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{jinja(str(k))}: {jinja(v)}' for k, v in value.items())}}}"
-    if isinstance(value, Sequence):
-        return f"[{', '.join(map(jinja, value))}]"
-    return repr(value)
 
 
 def _prompt_constants(exported: ExportedPrompt, tag: str) -> dict[str, Any]:

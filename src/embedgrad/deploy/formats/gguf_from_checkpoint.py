@@ -18,8 +18,8 @@ from gguf import MODEL_ARCH, get_tensor_name_map
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
+from embedgrad.deploy.formats.gguf_file import Bytes, Contents, Entry, Weight, entry
 from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
-from embedgrad.deploy.formats.gguf_writer import Bytes, Contents, Entry, Weight, entry
 from embedgrad.deploy.formats.weight_files import StoredTensor, WeightFiles
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel

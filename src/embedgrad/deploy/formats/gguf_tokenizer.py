@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from embedgrad.deploy.formats.gguf_writer import Entry, entry
+from embedgrad.deploy.formats.gguf_file import Entry, entry
 from embedgrad.errors import ExportError
 
 _UNLIKELY = -1e6  # score of tokens that no merge makes

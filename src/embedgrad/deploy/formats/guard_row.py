@@ -15,14 +15,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from embedgrad.deploy.job import Job
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 
 POSITIONS = 1024  # of calibration text, over all prompts
-CHUNK_BYTES = 8 * 2**20  # of logits at a time
+CHUNK_BYTES = 2**27  # of logits at a time
 
 
 @final
@@ -69,23 +68,13 @@ def guard_row(job: Job) -> GuardRow:
 
 
 def _logits(model: LanguageModel, rows_PD: Tensor, sequence: TokenSequence) -> Iterator[Tensor]:
-    """Logits [N, V] at all positions of an example, in chunks."""
+    """Logits [N, V] at all positions of an example; a pass for each chunk, seldom more than one."""
     answered = dataclasses.replace(
         sequence, suffix=sequence.suffix + sequence.targets[sequence.gold]
     )
     embeds = model.forward.embed_in_full(rows_PD, answered)
     mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
     size = max(1, CHUNK_BYTES // (4 * model.info.vocabulary))
-    if model.forward.linear_lm_head:
-        model.forward.forget_longest_pass()
-        output = model.model.base_model(
-            inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
-        )
-        lm_head = model.model.get_output_embeddings()
-        for hidden_ND in output.last_hidden_state[0].split(size):
-            yield F.linear(hidden_ND, lm_head.weight, getattr(lm_head, "bias", None))
-        return
-    # One pass for each chunk: the model computes the logits itself.
     for first in range(0, mask_BT.shape[1], size):
         keep_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
         keep_BT[:, first : first + size] = True

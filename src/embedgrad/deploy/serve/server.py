@@ -1,49 +1,48 @@
-"""`embedgrad serve`: export, start the server, wait for it."""
+"""`embedgrad serve`: export once per run, start the server, wait for it."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from embedgrad.deploy.choices import Choices
-from embedgrad.deploy.folder import read_export
+from embedgrad.deploy.export import export
+from embedgrad.deploy.folder import FILE, VERSION, digest, read_export
 from embedgrad.deploy.requests import example_requests
-from embedgrad.deploy.serve.cached_export import export_once
 from embedgrad.deploy.serve.describe import describe
 from embedgrad.deploy.serve.engines import find_engine
+from embedgrad.errors import ExportError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.model.llamacpp.process import ServerProcess, free_port
+from embedgrad.prompt import artifact
+from embedgrad.recipe.paths import RECIPE, find_run, prompt_folder
 
 LONGEST_START = 900.0  # seconds: a large model takes long to read from disk
+FOLDER = "served"  # of exports, inside a run
 LOOPBACK = ("127.", "localhost", "::1")
 
 
 @final
-class Served:
+@dataclass
+class Served(AbstractContextManager["Served"]):
     """A server that runs until the `with` block ends, or until `stop`.
 
     `url` is the base of its OpenAI-compatible API; clients call the model by `model`. `examples`
     are requests, in shell and in Python; `facts` and `warnings` say what is served.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        examples: Sequence[str],
-        described: tuple[Sequence[str], Sequence[str]],
-        process: ServerProcess,
-        stack: ExitStack,
-    ):
-        self.url = url
-        self.model = model
-        self.examples = examples
-        self.facts, self.warnings = described
-        self._process = process
-        self._stack = stack
+    url: str
+    model: str
+    examples: Sequence[str]
+    facts: Sequence[str]
+    warnings: Sequence[str]
+    _process: ServerProcess
+    _stack: ExitStack
 
     @property
     def pid(self) -> int:
@@ -57,9 +56,6 @@ class Served:
     def stop(self) -> None:
         """End the server; a second call does nothing."""
         self._stack.close()
-
-    def __enter__(self) -> Served:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
@@ -82,14 +78,14 @@ def serve(
     """
     chosen = find_engine(engine)
     port = free_port(host, port)  # before an export, which takes longer
-    export, name = export_once(Path(folder), chosen.destination, overrides, report)
-    command = chosen.command(export, name, host, free_port(host, port))
+    exported, name = export_once(Path(folder), chosen.destination, overrides, report)
+    command = chosen.command(exported, name, host, free_port(host, port))
     root = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    url, model = f"{root}/v1", name if chosen.knows_names else str(export)
-    entries = read_export(export)
+    url, model = f"{root}/v1", name if chosen.knows_names else str(exported)
+    entries = read_export(exported)
     first, *_ = entries["prompts"].values()  # the one that answers by default
     examples = example_requests(engine, url, model, Choices.read(first))
-    described = describe(export, entries, limits=chosen.limits)
+    described = describe(exported, entries, limits=chosen.limits)
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
@@ -98,4 +94,50 @@ def serve(
         process = ServerProcess(engine, command, Path(logs) / "server.log")
         stack.callback(process.stop)
         process.wait_until_ready(f"{root}/health", LONGEST_START)
-        return Served(url, model, examples, described, process, stack.pop_all())
+        return Served(url, model, examples, *described, process, stack.pop_all())
+
+
+def export_once(
+    folder: Path, destination: str, overrides: Sequence[str], report: Report
+) -> tuple[Path, str]:
+    """An export to `destination`, and the name that clients call its model by.
+
+    `folder` is such an export, a run, or a prompt alone. The export of the last two is stored
+    inside and used again as long as prompt, recipe and overrides are the same. Raises
+    `EmbedgradError`.
+    """
+    folder = find_run(folder) or folder
+    name = folder.resolve().name
+    if (folder / FILE).is_file():
+        if overrides:
+            raise ExportError(f"{folder}: is an export, which --set cannot change; give its run")
+        to = read_export(folder)["destination"]
+        if to != destination:
+            raise ExportError(
+                f"{folder}: is an export to {to}, but this engine opens {destination}; give the "
+                "run, or another --engine"
+            )
+        return folder, name
+    out = folder / FOLDER / f"{destination}-{_digest(folder, overrides)}"
+    if out.is_dir():
+        read_export(out)
+        stage(report, f"opening {out}")
+    else:
+        stage(report, f"exporting to {destination}, once")
+        export(folder, destination, out, overrides=overrides, report=report)
+    return out, name
+
+
+def _digest(folder: Path, overrides: Sequence[str]) -> str:
+    """Digest of everything that determines an export, the format's version included."""
+    prompt, recipe = prompt_folder(folder), folder / RECIPE
+    inputs = [prompt / artifact.JSON_FILE, prompt / artifact.ROWS_FILE]
+    inputs += [recipe] if recipe.is_file() else []
+    try:
+        parts = [str(VERSION), *map(digest, inputs), *overrides]
+    except OSError as error:
+        raise RunError(
+            f"{error.filename}: cannot be read ({error.strerror}); give a folder that "
+            "`optimize` or `export` wrote"
+        ) from error
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

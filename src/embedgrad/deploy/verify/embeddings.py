@@ -16,10 +16,8 @@ from torch import Tensor
 
 from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.embedding_client import Bodies
-from embedgrad.deploy.destinations.registry import find_destination
-from embedgrad.deploy.destinations.safetensors import program as program_of
 from embedgrad.deploy.destinations.vllm import VllmBodies
-from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.deploy.job import ExportedPrompt, Job, find_destination
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
 from embedgrad.prompt.boundaries import Ids
@@ -56,7 +54,7 @@ class SnippetEngine(EmbeddingEngine):
     def __init__(
         self, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
     ):
-        program = open_example(program_of(exported), folder, job, exported, written)
+        program = open_example("safetensors", folder, job, exported, written)
         super().__init__(job, exported, program, program.model)
 
     def prompt(self, query: Query) -> Tensor:

@@ -1,15 +1,21 @@
-"""The interface of engines, which run an export for its checks."""
+"""The engines that check an export: their interface, and which checks what."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
+from embedgrad.deploy.job import ExportedPrompt, Job
+from embedgrad.errors import EngineError
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -72,3 +78,59 @@ class Engine(AbstractContextManager["Engine"], ABC):
     def added_mass(self, queries: Sequence[Query]) -> float:
         """Largest probability that the new tokens have together."""
         return 0.0  # an export that adds tokens says more
+
+
+@final
+class CheckEngine(NamedTuple):
+    """An engine's class, the optional package and extra that it needs, and how a check calls it.
+
+    `copies`: how many temporary copies of the export a check writes beside it.
+    """
+
+    module: str
+    name: str
+    package: str = ""
+    extra: str = ""
+    copies: int = 0
+    description: str = "its own engine"
+
+
+_DECODED = "{0} request bodies, decoded and given to the base model ({0} itself was not asked)"
+CHECK_ENGINES = {
+    "safetensors": CheckEngine("embeddings", "SnippetEngine"),
+    "vocabulary": CheckEngine("vocabulary", "CheckpointEngine"),
+    "gguf": CheckEngine("llamacpp", "LlamaCppEngine", "xllamacpp", "llamacpp", copies=1),
+    "peft": CheckEngine("peft", "PeftEngine", "peft", "compare"),
+    "vllm": CheckEngine("embeddings", "BodyEngine", description=_DECODED.format("vLLM")),
+    "sglang": CheckEngine("embeddings", "BodyEngine", description=_DECODED.format("SGLang")),
+}
+
+
+def check_installed(destination: str) -> None:
+    """Raise `EngineError` if the package of a destination's engine is missing."""
+    package, extra = CHECK_ENGINES[destination].package, CHECK_ENGINES[destination].extra
+    if package and importlib.util.find_spec(package) is None:
+        raise EngineError(
+            f"{destination}: its check needs the package {package}, which is not installed; "
+            f"pip install 'embedgrad[{extra}]', or export without a check (--no-verify)"
+        )
+
+
+def engine_versions(destination: str) -> dict[str, str]:
+    """Version of the optional package that a destination's engine comes from."""
+    package = CHECK_ENGINES[destination].package
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return {package: importlib.metadata.version(package)} if package else {}
+    return {}
+
+
+def open_engine(
+    destination: str, folder: Path, job: Job, exported: ExportedPrompt, written: Mapping[str, Any]
+) -> Engine:
+    """Open an export of `job` to check one of its prompts. Raises `EngineError`."""
+    check_installed(destination)
+    entry = CHECK_ENGINES[destination]
+    module = importlib.import_module(f"embedgrad.deploy.verify.{entry.module}")
+    open_export = getattr(module, entry.name)
+    engine: Engine = open_export(folder, job, exported, {**written, "destination": destination})
+    return engine

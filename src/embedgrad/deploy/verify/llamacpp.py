@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from embedgrad.deploy.choices import Choices
-from embedgrad.deploy.formats.gguf_reader import replace_rows
-from embedgrad.deploy.formats.gguf_writer import table_rows
+from embedgrad.deploy.formats.gguf_file import replace_rows, table_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine, Query
 from embedgrad.errors import EngineError
 from embedgrad.model.decoding import before_end
 from embedgrad.model.llamacpp.server import LlamaCppServer
-from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.boundaries import Ids, alike
 
 # With f32 weights and caches. There is none for quantized weights, nor for GELU, which llama.cpp
 # looks up in a table of half-precision numbers (ggml-cpu/vec.h).
@@ -121,8 +120,7 @@ class LlamaCppEngine(Engine):
         for query in queries:
             ids, expected = self.prompt_ids(query), query.sequence.context(self._new_ids)
             if ids != expected:
-                pairs = zip(ids, expected, strict=False)
-                at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
+                at = alike(ids, expected)
                 differences.append(
                     f"llama.cpp makes other tokens of {query.sequence.example.source}, from token "
                     f"{at} on {list(ids[at : at + 4])} instead of {list(expected[at : at + 4])}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,6 @@ class LocalEngine(Engine):
         # Not every model ignores padding; pad only for those known to.
         self.batch = 1 if job.model.forward.one_by_one else BATCH
         self.choices = Choices.of(exported)
-        self._pieces: list[tuple[int, str]] = []
         self._next: dict[tuple[Ids, Ids], Tensor] = {}
 
     def __enter__(self) -> LocalEngine:
@@ -125,7 +125,7 @@ class LocalEngine(Engine):
             allowed = {i: "" for i in self.end_ids if written in left}
             allowed |= {
                 i: piece
-                for i, piece in self._spelled()
+                for i, piece in self._pieces
                 if any(text.startswith(written + piece) for text in left)
             }
             if not allowed:
@@ -136,21 +136,19 @@ class LocalEngine(Engine):
                 return self.choices.texts.index(written)
             written, ids = written + allowed[best], [*ids, best]
 
-    def _spelled(self) -> list[tuple[int, str]]:
+    @cached_property
+    def _pieces(self) -> list[tuple[int, str]]:
         """Tokens that are part of a choice, and their texts."""
-        if not self._pieces:
-            assert self.choices is not None
-            tokenizer = self.exported.sequencer.tokenizer
-            special = set(tokenizer.all_special_ids)
-            for i in range(self.base_ids):
-                piece = tokenizer.decode([i], clean_up_tokenization_spaces=False)
-                # SentencePiece's decoder drops a space at the beginning.
-                if str(tokenizer.convert_ids_to_tokens(i)).startswith("\u2581"):
-                    piece = f" {piece.lstrip(' ')}"
-                inside = piece and any(piece in text for text in self.choices.texts)
-                if inside and i not in special:
-                    self._pieces.append((i, piece))
-        return self._pieces
+        assert self.choices is not None
+        tokenizer, pieces = self.exported.sequencer.tokenizer, []
+        for i in sorted({*range(self.base_ids)}.difference(tokenizer.all_special_ids)):
+            piece = tokenizer.decode([i], clean_up_tokenization_spaces=False)
+            # SentencePiece's decoder drops a space at the beginning.
+            if str(tokenizer.convert_ids_to_tokens(i)).startswith("\u2581"):
+                piece = f" {piece.lstrip(' ')}"
+            if piece and any(piece in text for text in self.choices.texts):
+                pieces.append((i, piece))
+        return pieces
 
     def answer_logprob(self, query: Query, answer: Ids) -> float:
         if len(answer) == 1:

@@ -20,9 +20,14 @@ from torch import Tensor
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.query import plain_messages
 from embedgrad.deploy.runs import ROWS
-from embedgrad.deploy.verify.engine import Engine, Query
+from embedgrad.deploy.verify.engine import (
+    CHECK_ENGINES,
+    Engine,
+    Query,
+    engine_versions,
+    open_engine,
+)
 from embedgrad.deploy.verify.reference import Reference, compute_reference, next_logprobs
-from embedgrad.deploy.verify.registry import CHECK_ENGINES, engine_versions, open_engine
 from embedgrad.environment import versions
 from embedgrad.errors import EmbedgradError
 from embedgrad.events import Report, part_of, scoring, stage

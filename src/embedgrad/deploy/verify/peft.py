@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.destinations.peft import adapter_rows, common_prefix, write_adapter
-from embedgrad.deploy.destinations.peft import program as program_of
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import LocalEngine
-from embedgrad.errors import EngineError, ModelError
+from embedgrad.errors import EngineError
 from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import Ids
 
@@ -41,27 +40,24 @@ class PeftEngine(LocalEngine):
         self.batch = 1  # PEFT puts its rows before padding
         base = Base.read(written, job.model.info, job.settings)
         auto: Any = AutoModelForCausalLM
-        try:
-            with (
-                model_errors(f"{folder}: PEFT does not open it"),
-                tempfile.TemporaryDirectory() as aside,
-            ):
-                loaded = auto.from_pretrained(
-                    job.model.info.path,
-                    dtype=job.model.dtype,
-                    attn_implementation=job.model.model.config._attn_implementation,
-                    trust_remote_code=False,
-                )
-                self.model: Any = PeftModel.from_pretrained(loaded, folder)
-                # Step zero goes through the same kind of files, written with the start rows.
-                prefix = common_prefix(exported, job.model)
-                rows_PD = adapter_rows(prefix, exported.prompt.start_rows, job.model)
-                write_adapter(Path(aside), rows_PD, base, job.model)
-                self.model.load_adapter(aside, adapter_name=START)
-                self.model.eval().requires_grad_(False).to(job.model.device)
-        except ModelError as error:
-            raise EngineError(str(error)) from error
-        self.program = open_example(program_of(exported), folder, job, exported, written)
+        with (
+            model_errors(f"{folder}: PEFT does not open it", EngineError),
+            tempfile.TemporaryDirectory() as aside,
+        ):
+            loaded = auto.from_pretrained(
+                job.model.info.path,
+                dtype=job.model.dtype,
+                attn_implementation=job.model.model.config._attn_implementation,
+                trust_remote_code=False,
+            )
+            self.model: Any = PeftModel.from_pretrained(loaded, folder)
+            # Step zero goes through the same kind of files, written with the start rows.
+            prefix = common_prefix(exported, job.model)
+            rows_PD = adapter_rows(prefix, exported.prompt.start_rows, job.model)
+            write_adapter(Path(aside), rows_PD, base, job.model)
+            self.model.load_adapter(aside, adapter_name=START)
+            self.model.eval().requires_grad_(False).to(job.model.device)
+        self.program = open_example("peft", folder, job, exported, written)
 
     def prompt(self, query: Query) -> Tensor:
         _, suffix = self.program.token_ids(dict(query.sequence.example.columns))

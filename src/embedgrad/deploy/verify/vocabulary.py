@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Query
 from embedgrad.deploy.verify.local import EXACT, LocalEngine
-from embedgrad.errors import EngineError, ModelError
+from embedgrad.errors import EngineError
 from embedgrad.model.loading.quiet import model_errors
 
 
@@ -33,14 +33,11 @@ class CheckpointEngine(LocalEngine):
         self.tolerance = EXACT if exact else None
         auto: Any = AutoModelForCausalLM
         own = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            with model_errors(f"{folder}: transformers does not open it"):
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
-                self.model = auto.from_pretrained(folder, dtype="auto", **own)
-                self.suppressed = self.model.generation_config.suppress_tokens
-                self.model.eval().requires_grad_(False).to(job.model.device)
-        except ModelError as error:
-            raise EngineError(str(error)) from error
+        with model_errors(f"{folder}: transformers does not open it", EngineError):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
+            self.model = auto.from_pretrained(folder, dtype="auto", **own)
+            self.suppressed = self.model.generation_config.suppress_tokens
+            self.model.eval().requires_grad_(False).to(job.model.device)
         ids_of = self.tokenizer.convert_tokens_to_ids
         new_ids: dict[str, Any] = {p["name"]: ids_of(p["tokens"]) for p in written["prompts"]}
         self.ids: list[int] = new_ids[exported.name]

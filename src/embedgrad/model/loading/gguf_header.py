@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn, final
 
 from embedgrad.errors import ModelError
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
 
@@ -52,7 +52,7 @@ def read_header(path: Path) -> GgufHeader:
                 problem = "but a GGUF header alone takes 24; download it again"
                 raise ModelError(f"{path}: {size} bytes, {problem}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _read(_HeaderCursor(path, data))
+                header = _read(HeaderCursor(path, data))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     _check_language_model(path, header)
@@ -60,7 +60,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 @final
-class _HeaderCursor:
+class HeaderCursor:
     """Reads forward through a mapped file, and never past its end."""
 
     def __init__(self, path: Path, data: mmap.mmap):
@@ -98,7 +98,7 @@ class _HeaderCursor:
             self.fail(f"{what} at byte {self.at - length:,} is not UTF-8")
 
 
-def _read(cursor: _HeaderCursor) -> GgufHeader:
+def _read(cursor: HeaderCursor) -> GgufHeader:
     magic, version = cursor.take("<4s"), cursor.take("<I")
     if magic != b"GGUF":
         pointer = " (a Git LFS pointer: run `git lfs pull`)" if magic == b"vers" else ""
@@ -115,7 +115,7 @@ def _read(cursor: _HeaderCursor) -> GgufHeader:
     return GgufHeader(metadata, *_read_tensors(cursor, tensors, alignment))
 
 
-def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
+def _read_metadata(cursor: HeaderCursor, keys: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     elements = 0
     for _ in range(keys):
@@ -123,8 +123,8 @@ def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
         if key in metadata:
             cursor.fail(f"the key {key!r} occurs twice")
         kind = cursor.take("<I")
-        if kind in _SCALARS:
-            metadata[key] = cursor.take(_SCALARS[kind])
+        if kind in SCALARS:
+            metadata[key] = cursor.take(SCALARS[kind])
         elif kind == _STRING:
             metadata[key] = cursor.text(repr(key))
         elif kind == _ARRAY:
@@ -138,14 +138,14 @@ def _read_metadata(cursor: _HeaderCursor, keys: int) -> dict[str, Any]:
     return metadata
 
 
-def _read_array(cursor: _HeaderCursor, key: str) -> tuple[int, tuple[Any, ...]]:
+def _read_array(cursor: HeaderCursor, key: str) -> tuple[int, tuple[Any, ...]]:
     """Read an array of few numbers, pass over any other; returns its length and these numbers."""
     kind = cursor.take("<I")
-    if kind in _SCALARS:
-        width = struct.calcsize(_SCALARS[kind])
+    if kind in SCALARS:
+        width = struct.calcsize(SCALARS[kind])
         length = cursor.count(f"the length of {key!r}", width, _MOST_ELEMENTS)
         if length <= _FEW:
-            return length, tuple(cursor.take(_SCALARS[kind]) for _ in range(length))
+            return length, tuple(cursor.take(SCALARS[kind]) for _ in range(length))
         cursor.at += length * width
         return length, ()
     if kind != _STRING:
@@ -164,7 +164,7 @@ def _read_array(cursor: _HeaderCursor, key: str) -> tuple[int, tuple[Any, ...]]:
 
 
 def _read_tensors(
-    cursor: _HeaderCursor, tensors: int, alignment: int
+    cursor: HeaderCursor, tensors: int, alignment: int
 ) -> tuple[tuple[str, ...], int]:
     """Check the tensor table, and that its data is in the file.
 

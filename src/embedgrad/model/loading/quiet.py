@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub.utils.logging as hub_logging
 import transformers.utils.logging
 
-from embedgrad.errors import ModelError
+from embedgrad.errors import EmbedgradError, ModelError
 
 _LONGEST = 300
 
@@ -19,16 +19,16 @@ transformers_logging: Any = transformers.utils.logging  # partly without types
 
 
 @contextmanager
-def model_errors(what: str) -> Iterator[None]:
-    """Run model libraries without their output; their errors become `ModelError("what: reason")`.
+def model_errors(what: str, raises: type[EmbedgradError] = ModelError) -> Iterator[None]:
+    """Run model libraries without their output; their errors become `raises("what: reason")`.
 
     transformers raises nearly every type for a bad file (OSError, ValueError, KeyError,
-    RuntimeError, SafetensorError, ...), hence the wide net. `ModelError` passes through as it is.
+    RuntimeError, SafetensorError, ...), hence the wide net. `raises` passes through as it is.
     """
     try:
         with silence_libraries():
             yield
-    except ModelError:
+    except raises:
         raise
     except Exception as error:
         reason = one_line(error)
@@ -37,7 +37,7 @@ def model_errors(what: str) -> Iterator[None]:
                 "it needs code of its own, and code of models is never run here; "
                 "give a model that transformers has built in"
             )
-        raise ModelError(f"{what}: {reason}") from error
+        raise raises(f"{what}: {reason}") from error
 
 
 def one_line(error: Exception) -> str:

@@ -8,7 +8,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,40 +37,11 @@ NO_GAIN = "no reliable gain"
 SIGNS = {"improved": "\u25b2", "worse": "\u25bc", NO_GAIN: "\u2248"}  # of verdicts
 MARKERS = {"text": "s", "refined": "o"}  # a prompt's shape, for who cannot tell its color
 
-_STYLE: dict[str, Any] = {
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10.5,
-    "text.color": LIGHT["ink"],
-    "text.parse_math": False,  # a `$` in a word is a `$`
-    "axes.edgecolor": LIGHT["line"],
-    "axes.facecolor": "none",
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.labelsize": 10.5,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["muted"],
-    "ytick.color": LIGHT["line"],
-    "ytick.labelcolor": LIGHT["muted"],
-    "ytick.major.size": 0,
-    "figure.facecolor": LIGHT["paper"],
-    "savefig.facecolor": "auto",
-    "legend.frameon": False,
-    "legend.fontsize": 10.5,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "embedgrad",
+_INKS = {
+    "text.color": "ink",
+    "figure.facecolor": "paper",
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), "muted"),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), "line"),
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _COLOR = re.compile(r"#[0-9a-f]{6}")
@@ -80,7 +52,9 @@ def style() -> Iterator[None]:
     """Draw and save figures as a page shows them, without the user's own settings."""
     import matplotlib.style
 
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    form = files("embedgrad.report") / "assets" / "figure.mplstyle"
+    inks = {name: LIGHT[ink] for name, ink in _INKS.items()}
+    with matplotlib.style.context(["default", str(form), inks]), warnings.catch_warnings():
         # A script that the font lacks: browsers have it, and boxes in a PNG harm nobody.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

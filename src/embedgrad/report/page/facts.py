@@ -153,53 +153,15 @@ def describe_classes(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**values, "confusions": rows}
 
 
-def describe_tasks(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Both prompts' accuracy on each task of a training on several, and their means."""
-    tasks = [
-        {
-            "name": name,
-            "rows": task["test_rows"],
-            **{prompt: task[prompt]["accuracy"] for prompt in ("text", "refined")},
-            "difference": task["difference"]["accuracy"],
-            "verdict": verdict_word(task["difference"]),
-        }
-        for name, task in result.get("tasks", {}).items()
-        if "difference" in task
-    ]
-    return {"tasks": tasks, "mean": result["mean"]} if tasks else None
-
-
 def describe_groups(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Accuracy by group, of a run's two prompts or of a comparison's methods."""
-    verdicts: list[str] = []
+    """Scores by group, of a run's two prompts or of a comparison's methods."""
     if groups := result.get("groups"):
-        column, verdicts = groups["column"], groups["verdicts"]
         scores = {f"{name} prompt": groups[name] for name in ("text", "refined")}
-    elif "groups" in result.get("methods", [{}])[0]:
-        column = result["group_column"]
+        return {"column": groups["column"], "scores": scores, "verdicts": groups["verdicts"]}
+    if "groups" in result.get("methods", [{}])[0]:
         scores = {entry["method"]: entry["groups"] for entry in result["methods"]}
-    else:
-        return None
-    lows = {name: min(one["accuracy"] for one in own) for name, own in scores.items()}
-    lines = [
-        {
-            "group": first["group"],
-            "rows": first["rows"],
-            "scores": [{**own, "worst": own["accuracy"] == low} for own, low in pairs],
-        }
-        for first, pairs in (
-            (line[0], zip(line, lows.values(), strict=True))
-            for line in zip(*scores.values(), strict=True)
-        )
-    ]
-    for line, verdict_ in zip(lines, verdicts, strict=False):
-        line["verdict"] = verdict_
-    return {
-        "column": column,
-        "names": list(scores),
-        "lines": lines,
-        "judged_groups": bool(verdicts),
-    }
+        return {"column": result["group_column"], "scores": scores, "verdicts": []}
+    return None
 
 
 def describe_learning(run: RunFiles) -> dict[str, Any]:

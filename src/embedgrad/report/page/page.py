@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -29,7 +29,6 @@ from embedgrad.report.page.facts import (
     describe_drift,
     describe_groups,
     describe_learning,
-    describe_tasks,
     describe_verdict,
     headline,
     provenance,
@@ -40,8 +39,8 @@ from embedgrad.report.page.facts import (
 from embedgrad.report.page.predictions import PageRows, comparison_rows, run_rows
 from embedgrad.report.page.run_files import RunFiles
 from embedgrad.report.page.safe_text import readable, without_home
-from embedgrad.report.terminal.continual_table import rows_of
 from embedgrad.report.terminal.tables import verdict_word
+from embedgrad.report.terminal.tasks_table import rows_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -93,6 +92,10 @@ def run_page(
         drawn = _svg("continual", figures.continual_figure(chain))
         return {**chain, "drawn": drawn, "rows": rows_of(chain)}
 
+    def tasks() -> dict[str, Any] | None:
+        scored = any("difference" in task for task in run.result.get("tasks", {}).values())
+        return run.result if scored else None
+
     page = _Page([*run.notes, *notes])
     chain: dict[str, Any] = run.result.get("continual") or {}
     survey = [row for _, row in run.survey]
@@ -107,7 +110,7 @@ def run_page(
         page.part("elicitation", lambda: {"lines": [*describe(before)]} if before else None),
         page.part("scores", lambda: headline(run)) or page.render("scores", {}),
         page.part("continual", lambda: continual() if chain else None),
-        page.part("tasks", lambda: describe_tasks(run.result)),
+        page.part("tasks", tasks),
         page.part("groups", lambda: describe_groups(run.result)),
         page.part("classes", lambda: describe_classes(classes or {})),
         page.part("words", lambda: describe_drift(run)),
@@ -121,7 +124,7 @@ def run_page(
         "</div>",
         page.part("provenance", lambda: without_home({"provenance": origin, "recipe": run.recipe})),
     ]
-    return page.with_rows(
+    return page.whole(
         name,
         top,
         parts,
@@ -171,7 +174,7 @@ def comparison_page(
     ]
     top = page.render("comparison_top", {"name": name, "methods": methods})
     about = page.value("subject", lambda: subject(results), TEXT)
-    return page.with_rows(
+    return page.whole(
         name, top, parts, lambda taken: comparison_rows(rows, about, taken), "disagree", ""
     )
 
@@ -206,7 +209,7 @@ class _Page:
         part: str = _environment().get_template(f"parts/{name}.html").render(values)
         return part
 
-    def with_rows(
+    def whole(
         self,
         name: str,
         top: str,
@@ -215,36 +218,30 @@ class _Page:
         first: str,
         suffix: str,
     ) -> str:
-        """The page with rows before its last part; `make` gets the bytes that the others take.
+        """The page with rows before its last part, and the one script that its policy allows.
 
-        Rows of the kind `first` are shown at first; `suffix` follows the name of an answer's giver.
+        `make` gets the bytes that the other parts take. Rows of the kind `first` are shown at
+        first; `suffix` follows the name of an answer's giver.
         """
         taken = sum(len(part.encode()) for part in parts)
         rows = self.value("rows", lambda: make(taken), None)
         if rows:
             self.notes += rows.notes
-            values = {"rows": rows, "first": first, "suffix": suffix}
-            parts.insert(-1, self.part("answers", lambda: values))
-        return self.whole(name, top, parts, rows.json if rows else "")
-
-    def whole(self, name: str, top: str, parts: Iterable[str], data: str = "") -> str:
-        """The page around its parts, with the one script that its policy allows."""
+            shown = {"rows": rows, "first": first, "suffix": suffix}
+            parts.insert(-1, self.part("answers", lambda: shown))
         script, main = _asset("page.js"), "\n".join(filter(None, parts))
-        page: str = (
-            _environment()
-            .get_template("page.html")
-            .render(
-                name=name,
-                top=top,
-                parts=main,
-                contents=_TITLES.findall(main),
-                data=data,
-                notes=self.notes,
-                script=script,
-                digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-                css=css_variables() + _asset("page.css"),
-            )
-        )
+        values = {
+            "name": name,
+            "top": top,
+            "parts": main,
+            "contents": _TITLES.findall(main),
+            "data": rows.json if rows else "",
+            "notes": self.notes,
+            "script": script,
+            "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "css": css_variables() + _asset("page.css"),
+        }
+        page: str = _environment().get_template("page.html").render(values)
         return page
 
 
@@ -288,6 +285,7 @@ def _environment() -> Environment:
             " to ".join(decimal(100 * edge, 1) for edge in edges) if edges else "-"
         ),
         sign=lambda word: SIGNS.get(word, ""),
+        verdict_word=verdict_word,
         kind=lambda word: word if word in ("improved", "worse") else "none",
     )
     return environment

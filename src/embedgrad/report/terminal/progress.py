@@ -8,10 +8,13 @@ Two lines in a terminal, renewed in place and gone at the end; elsewhere plain l
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from statistics import median
 from typing import Any, TextIO, final
 
 from rich.console import Console
@@ -28,8 +31,8 @@ from embedgrad.formatting import (
 )
 from embedgrad.report.figures.series import METRICS
 from embedgrad.report.terminal.display import OF_TEXT, Display, View
-from embedgrad.report.terminal.time_left import TimeLeft
 
+RECENT = 20  # steps that the time left is judged by
 QUIET_SECONDS = 10.0  # between two plain lines about scoring
 ENDINGS = {
     "finished": "all steps done",
@@ -216,3 +219,39 @@ def dev_score(metric: str, score: dict[str, Any]) -> str:
     if metric != "accuracy":
         return f"{score[metric]:.3f}"
     return with_interval(score[metric], score.get("interval"), digits=0)
+
+
+@final
+class TimeLeft:
+    """Seconds that the steps and evaluations of a run still take.
+
+    A step takes the median of the recent ones, so that a few slow ones (a warm-up, a long batch) do
+    not count for all. An evaluation takes what the last one took: the first, which also fills the
+    prefix cache, is forgotten as soon as there is another.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[float] = deque(maxlen=RECENT)
+        self._evaluation = 0.0
+        self._evaluated = 0
+        self._every: int | None = None
+
+    def step(self, event: dict[str, Any]) -> float:
+        """Seconds left after a step."""
+        self._steps.append(event["seconds"])
+        return self._estimate(event["step"], event["total"])
+
+    def evaluation(self, event: dict[str, Any], seconds: float) -> float | None:
+        """Seconds left after an evaluation that took `seconds`; None before any step."""
+        step: int = event["step"]
+        # Until two are seen, only the one at the end is certain, unless the event says more.
+        self._every = event.get("every") or (step - self._evaluated) or None
+        self._evaluation, self._evaluated = seconds, step
+        return self._estimate(step, event["total"]) if self._steps else None
+
+    def _estimate(self, step: int, total: int) -> float:
+        every = self._every or total
+        evaluations = 0
+        if self._evaluated < total:
+            evaluations = math.ceil(total / every) - self._evaluated // every
+        return median(self._steps) * (total - step) + self._evaluation * evaluations

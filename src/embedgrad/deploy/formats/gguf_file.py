@@ -1,10 +1,15 @@
-"""Write a GGUF file."""
+"""Read and write a GGUF file: its metadata and raw weights.
+
+The `gguf` package's reader takes seconds for a vocabulary; this one reads the header once, after
+`read_header` has checked every count in it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -17,8 +22,11 @@ from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedgrad.deploy.folder import digest
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
+from embedgrad.model.loading.gguf_header import SCALARS, HeaderCursor, read_header
+from embedgrad.model.loading.resolve import resolve
 
 TABLE, LM_HEAD = "token_embd.weight", "output.weight"
 Bytes = NDArray[np.uint8]  # [rows, bytes of a row]
@@ -63,31 +71,6 @@ def entry(value: Any) -> Entry:
     if isinstance(value, list):
         return Entry(value, Type.ARRAY, _ELEMENTS[type(value[0])])
     return Entry(value, _SCALARS[type(value)])
-
-
-def write_gguf(path: Path, contents: Contents) -> None:
-    """Write a GGUF file of version 3."""
-    writer = GGUFWriter(str(path), contents.architecture)
-    alignment = contents.metadata.get("general.alignment")
-    if alignment:
-        writer.add_custom_alignment(int(alignment.value))
-    for key, (value, kind, element) in contents.metadata.items():
-        empty = kind == Type.ARRAY and not value  # the writer refuses those
-        if key not in _BY_THE_WRITER and not empty:
-            writer.add_key_value(key, value, kind, element)
-    for w in contents.weights:
-        writer.add_tensor_info(w.name, w.shape, np.dtype(np.float32), w.nbytes, raw_dtype=w.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    step = writer.data_alignment
-    with path.open("ab") as file:
-        file.write(bytes(-file.tell() % step))
-        for weight in contents.weights:
-            for chunk in weight.chunks():
-                file.write(np.ascontiguousarray(chunk).data)
-            file.write(bytes(-file.tell() % step))
 
 
 @final
@@ -158,6 +141,92 @@ class Weight:
             return np.concatenate(parts)
 
         return replace(self, shape=(rows, *self.shape[1:]), read=read)
+
+
+def from_gguf(info: ModelInfo) -> Contents:
+    """The GGUF file that a model was loaded from. Raises `ExportError` if it has changed."""
+    file = resolve(info.name, revision=None, local_files_only=True).path
+    sha256 = digest(file)
+    if sha256 != info.gguf_sha256:
+        raise ExportError(
+            f"{file}: is not the file that the model was loaded from (its SHA-256 begins with "
+            f"{sha256[:12]}, not {str(info.gguf_sha256)[:12]}); load the model again"
+        )
+    return read_contents(file)
+
+
+def read_contents(file: Path, *, writable: bool = False) -> Contents:
+    """Metadata and weights of a GGUF file. Raises `ModelError` for a damaged one."""
+    read_header(file)
+    held = np.memmap(file, np.uint8, "r+" if writable else "r")
+    with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+        cursor = HeaderCursor(file, data)
+        cursor.at = 8  # magic and version
+        tensors, keys = cursor.take("<Q"), cursor.take("<Q")
+        metadata = {cursor.text("a key"): _entry(cursor) for _ in range(keys)}
+        table = [_tensor(cursor) for _ in range(tensors)]
+    alignment = metadata["general.alignment"].value if "general.alignment" in metadata else 32
+    start = -(-cursor.at // alignment) * alignment
+    weights = [_weight(held, name, shape, kind, start + at) for name, shape, kind, at in table]
+    return Contents(str(metadata["general.architecture"].value), metadata, weights)
+
+
+def replace_rows(file: Path, ids: list[int], rows_PD: Any) -> None:
+    """Change rows of the embedding table of a GGUF file in place."""
+    (table,) = (w for w in read_contents(file, writable=True).weights if w.name == TABLE)
+    for i, row in zip(ids, row_bytes(rows_PD, table.kind), strict=True):
+        table.read(i, i + 1)[0] = row
+
+
+def _entry(cursor: HeaderCursor) -> Entry:
+    type_ = Type(cursor.take("<I"))
+    if type_ != Type.ARRAY:
+        return Entry(_value(cursor, type_), type_)
+    element, count = Type(cursor.take("<I")), cursor.take("<Q")
+    return Entry([_value(cursor, element) for _ in range(count)], type_, element)
+
+
+def _value(cursor: HeaderCursor, type_: Type) -> Any:
+    return cursor.text("a text") if type_ == Type.STRING else cursor.take(SCALARS[type_])
+
+
+def _tensor(cursor: HeaderCursor) -> tuple[str, tuple[int, ...], Kind, int]:
+    name, rank = cursor.text("a tensor name"), cursor.take("<I")
+    shape = tuple(reversed([cursor.take("<Q") for _ in range(rank)]))
+    return name, shape, Kind(cursor.take("<I")), cursor.take("<Q")
+
+
+def _weight(
+    held: NDArray[np.uint8], name: str, shape: tuple[int, ...], kind: Kind, start: int
+) -> Weight:
+    weight = Weight(name, kind, shape, lambda a, b: rows[a:b])
+    rows = held[start : start + weight.nbytes].reshape(weight.rows, weight.row_bytes)
+    return weight
+
+
+def write_gguf(path: Path, contents: Contents) -> None:
+    """Write a GGUF file of version 3."""
+    writer = GGUFWriter(str(path), contents.architecture)
+    alignment = contents.metadata.get("general.alignment")
+    if alignment:
+        writer.add_custom_alignment(int(alignment.value))
+    for key, (value, kind, element) in contents.metadata.items():
+        empty = kind == Type.ARRAY and not value  # the writer refuses those
+        if key not in _BY_THE_WRITER and not empty:
+            writer.add_key_value(key, value, kind, element)
+    for w in contents.weights:
+        writer.add_tensor_info(w.name, w.shape, np.dtype(np.float32), w.nbytes, raw_dtype=w.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    step = writer.data_alignment
+    with path.open("ab") as file:
+        file.write(bytes(-file.tell() % step))
+        for weight in contents.weights:
+            for chunk in weight.chunks():
+                file.write(np.ascontiguousarray(chunk).data)
+            file.write(bytes(-file.tell() % step))
 
 
 def encode(values: NDArray[np.float32], kind: Kind, what: str) -> Bytes:
