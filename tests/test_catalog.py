@@ -110,5 +110,11 @@ def test_the_text_shows_how_a_part_is_written(kind: str) -> None:
         }
         rest = "".join(f'\n{o["name"]} = "x"' for o in options if o["default"] == "required")
         toml = written.get(kind, f'{section}\nname = "{name}"{rest}')
-        teacher = {"teacher": {"prompt": "run"}} if name == "distill" else {}
-        Recipe.from_dict(changed(**tomllib.loads(toml), **teacher))
+        sections = tomllib.loads(toml)
+        if name == "distill":
+            sections["teacher"] = {"prompt": "run"}
+        if name == "regret":
+            sections["objective"] |= {"k": 1, "weights": [0, 1]}
+            sections["target"] = {"choices": ["no", "yes"]}
+            sections |= {"data": {"group": "day"}, "training": {"batch_by": "groups"}}
+        Recipe.from_dict(changed(**sections))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embedgrad import Recipe, Target, TrustRegion
 from embedgrad.errors import RecipeError
 from embedgrad.evaluation.evaluator import Evaluation
-from embedgrad.parts.objectives import OWA
+from embedgrad.parts.objectives import OWA, Regret
 from embedgrad.parts.optimizers import Extrapolated, Schedule
 from embedgrad.parts.parameterizations import CP, LowRank, Subspace
 from embedgrad.parts.registry import KINDS
@@ -137,7 +137,14 @@ def instances(cls: type, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[A
 # Options that must fit each other.
 OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
     OWA: {"weights": st.sampled_from(["mean", "gini", (0.75, 0.25), (1.0,)]), "share": st.none()},
-    **{part: {"rank": st.integers(1, 4096)} for part in (CP, LowRank, Subspace)},
+    **{part: {"rank": st.integers(1, 4096)} for part in (LowRank, Subspace)},
+    CP: {"rank": st.integers(1, 4096), "family": st.none()},
+    Regret: {
+        "decision": st.just("cost_matrix"),
+        "costs": st.sampled_from([((0.0, 2.0), (1.0, 0.0)), ((0.0, 1.0), (2.0, 0.0), (3.0, 1.5))]),
+        **{n: st.none() for n in ("k", "width", "decisions", "constraints", "place", "weights")},
+        "penalty": st.floats(1.5, 9),
+    },
     Extrapolated: {"base": st.sampled_from(["adamw", "lars", {"name": "sgd", "momentum": 0.5}])},
 }
 
@@ -202,6 +209,11 @@ def fits_together(recipe: Recipe) -> bool:
     if not objective.needs_labels:  # without its teacher
         return False
     if objective.sampling and (recipe.solutions.source != "answer" or recipe.demonstrations.k):
+        return False
+    if isinstance(objective, Regret):
+        if len(objective.table) != len(recipe.target.choices):
+            return False
+    elif recipe.training.metric == "regret":
         return False
     if recipe.training.batch_by == "groups" and recipe.data.group is None:
         return False

@@ -94,6 +94,7 @@ def evaluate(
     from embedgrad.errors import DataError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
     from embedgrad.evaluation.per_group import compare_groups
+    from embedgrad.evaluation.regret import compare_regret
     from embedgrad.events import say
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
@@ -114,7 +115,8 @@ def evaluate(
         comparison = score(opened.evaluator, opened.prompt, sequences, progress)
     rows = [row for row in predictions(examples, comparison) if row["change"] != "same"]
     groups = compare_groups(opened.recipe.group_column, examples, comparison)
-    result = {**comparison.as_dict(), **groups, "split": split, "changed": rows}
+    regret = compare_regret(opened.recipe.parts.objective, examples, comparison)
+    result = {**comparison.as_dict(), **groups, **regret, "split": split, "changed": rows}
     print_values(result, as_json, show_result)
     if require_gain:
         _refuse_no_gain(result)

@@ -15,6 +15,7 @@ from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.evaluation.per_group import GroupComparison, compare_groups
 from embedgrad.evaluation.plain_scores import Difference, Scores
+from embedgrad.evaluation.regret import RegretComparison, compare_regret
 from embedgrad.events import Report
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places
@@ -57,6 +58,7 @@ class RunResult(TypedDict):
     continual: NotRequired[Continual]
     difference: NotRequired[Difference]
     groups: NotRequired[GroupComparison]
+    regret: NotRequired[RegretComparison]
     test_rows: NotRequired[int]
     drift: dict[str, float]
     cosine: dict[str, float]
@@ -117,7 +119,8 @@ def finish(
         try:
             comparison = evaluate(evaluator, prompt, test, report)
             groups = compare_groups(recipe.group_column, ready.splits.test, comparison)
-            scores = finite({**comparison.as_dict(), **groups})
+            regret = compare_regret(recipe.parts.objective, ready.splits.test, comparison)
+            scores = finite({**comparison.as_dict(), **groups, **regret})
             result = {**scores, **result}
             if ready.teacher:
                 result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))

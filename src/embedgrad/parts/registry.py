@@ -203,6 +203,7 @@ def _describe_type(annotation: object) -> str:
     text = re.sub(r"tuple\[(int|float), \.\.\.\]", r"list[\1]", text)
     for name, sign in (("Gt", ">"), ("Ge", ">="), ("Lt", "<"), ("Le", "<=")):
         text = text.replace(f"{name}(", f"{sign} ")
+    text = text.replace("tuple[list[float], ...]", "list[list[float]]")
     if text.startswith("Annotated["):
         text = text.removeprefix("Annotated[").replace(")", "").replace("]", "").replace(",", "")
     return re.sub(r"Literal\[(.*?)\]", lambda names: names[1].replace(", ", " | "), text)

@@ -297,7 +297,7 @@ def read_data(
         raise DataError(f"{error}; if it moved, give --set data.{gone[0]}=PATH") from error
     try:
         if splits.train and not part:
-            objective.check(splits.train, splits.dev)
+            objective.check(splits.train, splits.dev, splits.test)
     except DataError as error:
         if problems is None:
             raise

@@ -9,7 +9,7 @@ from typing import Any
 from embedgrad.data.splits import NAMES as SPLITS
 from embedgrad.errors import RecipeError, nearest
 from embedgrad.model.prefix_cache import budget_bytes
-from embedgrad.parts.objectives import Distill
+from embedgrad.parts.objectives import Distill, Regret
 from embedgrad.recipe.settings import DataSettings, PrefixCacheSettings
 from embedgrad.training.self_training import source_problems
 
@@ -42,8 +42,11 @@ def check_together(
         )
     free = target and not target.choices
     if free and objective and objective.needs_choices(available=False):
-        over = getattr(objective, "over", objective)
-        problems.append(f"objective.over: {over!r}, but target.choices lists none")
+        problems.append(
+            f"objective.over: {objective.over!r}, but target.choices lists none"
+            if hasattr(objective, "over")
+            else "objective: needs choices, but target.choices lists none"
+        )
     if free and sections["training"] and sections["training"].metric == "macro_f1":
         problems.append("training.metric: 'macro_f1', but target.choices lists none")
     evaluation = sections["evaluation"]
@@ -62,6 +65,10 @@ def check_together(
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
+    if isinstance(objective, Regret):
+        _check_decisions(objective, data, target, training, problems)
+    elif training and training.metric == "regret":
+        problems.append("training.metric: 'regret' is for objective.name = 'regret'; set another")
     if not (taught or objective is None or objective.needs_labels):
         problems.append("objective: 'distill' needs a [teacher]; add the section")
     if sections["teacher"]:
@@ -100,6 +107,26 @@ def _check_direction(objective: Distill, target: Any, problems: list[str]) -> No
         problems.append(
             "objective.direction: 'reverse' samples free answers, but target.choices lists all "
             "there are; take one of them out ('forward' compares the choices exactly)"
+        )
+
+
+def _check_decisions(
+    objective: Regret, data: Any, target: Any, training: Any, problems: list[str]
+) -> None:
+    count = len(objective.table)
+    if target and target.choices and count != len(target.choices):
+        name = "costs" if objective.weights is None else "weights"
+        problems.append(
+            f"objective.{name}: {count} for {len(target.choices)} choices; expected one for each, "
+            "in the order of target.choices"
+        )
+    if objective.needs_groups and training and training.replay:
+        problems.append("training.replay: adds single rows to whole decisions; leave it at 0")
+    whole = data and data.group is not None and training and training.batch_by == "groups"
+    if objective.needs_groups and data and training and not whole:
+        problems.append(
+            "objective: 'regret' decides over all rows of a group; set data.group to the column "
+            "that names each row's decision, and training.batch_by = 'groups'"
         )
 
 

@@ -26,7 +26,7 @@ SCALARS = {
             *("mismatch", "mismatch_ratio", "mismatch_cut"),
         ),
     ),
-    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss")),
+    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss", "regret")),
 }
 
 

@@ -14,7 +14,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean
 from typing import final
 
 import torch
@@ -28,7 +27,7 @@ from embedgrad.errors import (
     ModelError,
     RunError,
 )
-from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
@@ -43,7 +42,7 @@ from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.loss import Loss
 from embedgrad.training.rollouts import Rollouts
-from embedgrad.training.selection import Best, score_of
+from embedgrad.training.selection import Best, score_dev
 from embedgrad.training.settings import Parts, Refinement, Training
 from embedgrad.training.teacher import Teacher
 
@@ -142,7 +141,8 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         else:
-            self.memory = self.parts.objective.init(self.train, self.loss.measured(self.theta))
+            measured = self.loss.measured(self.theta)
+            self.memory = self.parts.objective.init(self.train, measured, self.total)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
@@ -333,13 +333,8 @@ class Loop:
         except ModelError as error:
             why = f"step {self.step}: {error}, or a smaller optimizer.learning_rate"
             raise DivergenceError(why) from error
-        summary = summarize(answers, self.sequencer.target.choices)
-        answer_losses = [a.answer_loss for a in answers if a.answer_loss is not None]
-        teaches_answer = answer_losses and self.parts.objective.needs_end
-        answer_loss = fmean(answer_losses) if teaches_answer else None
-        scores = summary.accuracy, summary.log_loss, summary.macro_f1, answer_loss
-        score = score_of(self.step, *scores)
-        self.best.add(score, prompt)
+        objective, choices = self.parts.objective, self.sequencer.target.choices
+        self.best.add(score_dev(self.step, self.dev, answers, choices, objective), prompt)
         place = {"total": self.total, "every": self.every, "warm_start": warm}
         self.report({**self.best.event(text=self.scores_text), **place})
 

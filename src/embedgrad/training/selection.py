@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, final
 
+from embedgrad.evaluation.evaluator import ScoredAnswer, summarize
+from embedgrad.evaluation.regret import mean_regret
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.model.backbone import Prompt
+from embedgrad.parts.objectives import Objective
+from embedgrad.prompt.sequence import TokenSequence
+
+LOWER_IS_BETTER = ("log_loss", "regret")
 
 
 def score_of(
@@ -16,15 +24,36 @@ def score_of(
     log_loss: float,
     macro_f1: float | None,
     answer_loss: float | None = None,
+    regret: float | None = None,
 ) -> dict[str, float]:
     """A step's scores on dev, as they are kept.
 
     Free text has no macro-F1, and the answer's loss is there where training lowers it beside the
-    ranking of the choices.
+    ranking of the choices. Regret is there where training lowers that of decisions.
     """
     score = {"step": step, "accuracy": accuracy, "log_loss": log_loss}
-    more = {"macro_f1": macro_f1, "answer_loss": answer_loss}
+    more = {"macro_f1": macro_f1, "answer_loss": answer_loss, "regret": regret}
     return score | {name: value for name, value in more.items() if value is not None}
+
+
+def score_dev(
+    step: int,
+    rows: Sequence[TokenSequence],
+    answers: Sequence[ScoredAnswer],
+    choices: Sequence[str],
+    objective: Objective,
+) -> dict[str, float]:
+    """The scores of a step's answers to the dev rows, as far as the objective has them."""
+    summary = summarize(answers, choices)
+    losses = [answer.answer_loss for answer in answers if answer.answer_loss is not None]
+    return score_of(
+        step,
+        summary.accuracy,
+        summary.log_loss,
+        summary.macro_f1,
+        answer_loss=fmean(losses) if losses and objective.needs_end else None,
+        regret=mean_regret(objective, [row.example for row in rows], answers),
+    )
 
 
 def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
@@ -37,7 +66,8 @@ def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
 class Best:
     """Keeps the best prompt that it sees.
 
-    `metric` is "accuracy", "macro_f1" or "log_loss", which also decides between equal scores.
+    `metric` is "accuracy", "macro_f1", "regret" or "log_loss", which also decides between equal
+    scores.
     `history` holds the scores in order, each with its `step`. Scores with an "answer_loss" are
     equal within one standard error of the best of `rows` dev rows, as few rows cannot tell them
     apart, and the sum of both losses decides between them (the one-standard-error rule: Breiman et
@@ -106,7 +136,7 @@ class Best:
         return _loss(score) < _loss(kept)
 
     def _worth(self, score: dict[str, float]) -> float:
-        return -score["log_loss"] if self.metric == "log_loss" else score[self.metric]
+        return -score[self.metric] if self.metric in LOWER_IS_BETTER else score[self.metric]
 
 
 def _loss(score: dict[str, float]) -> float:

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 
 from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.augmentations import Augmentation
-from embedgrad.parts.objectives import CrossEntropy, Objective
+from embedgrad.parts.objectives import CrossEntropy, Objective, Regret
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
 from embedgrad.parts.transforms import Clip, Transform
@@ -42,9 +42,10 @@ class Training:
     """Parts in which a batch is computed one after the other, to save memory; the same gradient."""
     evaluate_every: Annotated[int, Gt(0)] | None = None
     """Steps between evaluations on dev; unset: once per epoch."""
-    metric: Literal["auto", "accuracy", "macro_f1", "log_loss"] = "auto"
-    """What decides which rows are best; auto: accuracy for choices, by rewards and where the model
-    is trained on its own solutions, log_loss for other free text. Between equal scores log_loss
+    metric: Literal["auto", "accuracy", "macro_f1", "log_loss", "regret"] = "auto"
+    """What decides which rows are best; auto: regret with objective = "regret", else accuracy for
+    choices, by rewards and where the model is trained on its own solutions, log_loss for other free
+    text. Between equal scores log_loss
     decides; where the loss is over both, the sum of both losses, and scores within one standard
     error are equal."""
     patience: Annotated[int, Gt(0)] | None = None
@@ -148,7 +149,7 @@ class Training:
 
     def metric_for(
         self, objective: Objective, *, choices: bool, source: str = "answer"
-    ) -> Literal["accuracy", "macro_f1", "log_loss"]:
+    ) -> Literal["accuracy", "macro_f1", "log_loss", "regret"]:
         """What decides which rows are best, given where the texts to learn come from.
 
         Dev examples have bare answers only. How likely one is directly after the question says
@@ -157,6 +158,8 @@ class Training:
         """
         if self.metric != "auto":
             return self.metric
+        if isinstance(objective, Regret):
+            return "regret"
         if source == "teacher":
             return "log_loss"
         sampling = objective.sampling

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import Evaluator, ScoredAnswer, summarize
+from embedgrad.evaluation.regret import mean_regret
 from embedgrad.events import Report, say
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
@@ -84,7 +85,10 @@ class Task:
     def dev_score(self, answered: Sequence[ScoredAnswer], step: int) -> dict[str, float]:
         """Scores on dev as the training loop records them."""
         summary = summarize(answered, self.sequencer.target.choices)
-        return score_of(step, summary.accuracy, summary.log_loss, summary.macro_f1)
+        examples, objective = [s.example for s in self.dev], self.recipe.parts.objective
+        regret = mean_regret(objective, examples, answered)
+        scores = summary.accuracy, summary.log_loss, summary.macro_f1
+        return score_of(step, *scores, regret=regret)
 
 
 @final

@@ -4,12 +4,14 @@ from embedgrad.parts.objectives.base import Objective, Sampling, State
 from embedgrad.parts.objectives.cross_entropy import CrossEntropy
 from embedgrad.parts.objectives.distill import Distill
 from embedgrad.parts.objectives.owa import OWA
+from embedgrad.parts.objectives.regret import Regret
 from embedgrad.parts.objectives.reward import Reward
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_entropy": CrossEntropy,
     "distill": Distill,
     "owa": OWA,
+    "regret": Regret,
     "reward": Reward,
 }
 
@@ -19,6 +21,7 @@ __all__ = [
     "CrossEntropy",
     "Distill",
     "Objective",
+    "Regret",
     "Reward",
     "Sampling",
     "State",

@@ -96,7 +96,10 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, outcome: Outcome) -> Tensor:
-        """One loss per example, shape [B], in nats; each depends on its own example alone."""
+        """One loss per example, shape [B], in nats; each depends on its own example alone.
+
+        Shape [B, K] where `reduce` needs K numbers of each.
+        """
 
     @abstractmethod
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
@@ -107,13 +110,18 @@ class Objective(ABC):
         log-probability, as their gradient reaches the prompt through the losses alone.
         """
 
-    def check(self, train: Sequence[Example], dev: Sequence[Example]) -> None:  # noqa: B027
+    def check(  # noqa: B027
+        self, train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example] = ()
+    ) -> None:
         """Raise `DataError` where it cannot train on these rows, before a model is loaded."""
 
     def init(
-        self, train: Sequence[TokenSequence], losses: Callable[[Sequence[TokenSequence]], Tensor]
+        self,
+        train: Sequence[TokenSequence],
+        losses: Callable[[Sequence[TokenSequence]], Tensor],
+        steps: int,
     ) -> State:
-        """What it remembers before the first step; {} where that is nothing.
+        """What it remembers before the first of all `steps`; {} where that is nothing.
 
         `losses` gives the losses of examples, shape [B], with the prompt that training starts from.
         """

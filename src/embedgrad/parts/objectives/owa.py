@@ -118,7 +118,9 @@ class OWA(Objective):
     def needs_choices(self, *, available: bool) -> bool:
         return self._loss.needs_choices(available=available)
 
-    def check(self, train: Sequence[Example], dev: Sequence[Example]) -> None:
+    def check(
+        self, train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example] = ()
+    ) -> None:
         known = Counter(example.group_in(self.group) for example in train)
         if len(known) < 2:
             raise DataError(
@@ -140,7 +142,10 @@ class OWA(Objective):
                 )
 
     def init(
-        self, train: Sequence[TokenSequence], losses: Callable[[Sequence[TokenSequence]], Tensor]
+        self,
+        train: Sequence[TokenSequence],
+        losses: Callable[[Sequence[TokenSequence]], Tensor],
+        steps: int,
     ) -> State:
         members: dict[str, list[TokenSequence]] = {}
         for sequence in train:

@@ -193,7 +193,7 @@ def _by_step(axes: Axes, points: Sequence[tuple[float, float]], color: str) -> N
 
 
 def _dev(axes: Axes, scores: Sequence[Row], metric: str) -> None:
-    scale = 1 if metric == "log_loss" else 100
+    scale = 1 if metric in ("log_loss", "regret") else 100
     places = [e["step"] for e in scores]
     values = [scale * e[metric] for e in scores]
     kept = (scores[-1].get("best") or {}).get("step")

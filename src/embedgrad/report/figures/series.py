@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, TypeGuard
 
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "log_loss": "log-loss",
+    "regret": "regret",
+}
 MOST_POINTS = 400  # of a line
 
 

@@ -21,6 +21,7 @@ from embedgrad.report.terminal.tables import (
     describe_demonstrations,
     describe_greedy,
     describe_place,
+    describe_regret,
     describe_teacher,
     kept_text,
     verdict,
@@ -51,7 +52,10 @@ def headline(run: RunFiles) -> dict[str, Any] | None:
         "kind": verdict_word(difference),
         "verdict": verdict(difference),
         "greedy": "",
-        "teacher": describe_teacher(result.get("teacher") or {}),
+        "more": [
+            *describe_regret(result.get("regret") or {}),
+            *describe_teacher(result.get("teacher") or {}),
+        ],
         "nothing_better": NOTHING_BETTER if kept_text(result) else "",
     }
     free = result["refined"].get("greedy_is_choice")

@@ -81,6 +81,25 @@ def describe_greedy(share: float) -> str:
     )
 
 
+def describe_regret(found: Row) -> list[str]:
+    """What both prompts' decisions cost over the best ones, and the verdict on the difference."""
+    if not found:
+        return []
+    text, refined = (
+        f"{scores['pessimistic']:.4g} with the {name} prompt"
+        + (f" ({percent(share)})" if is_number(share := scores["normalized"]) else "")
+        for name, scores in ((name, found[name]) for name in ("text", "refined"))
+    )
+    difference = found["difference"]
+    low, high = difference["interval"]
+    return [
+        f"mean regret of {found['decisions']} decisions: {text}, {refined}; the best cost "
+        f"{found['best']:.4g} each",
+        f"regret {difference['verdict']}: {difference['regret']:+.4g} (95 % interval {low:+.4g} to "
+        f"{high:+.4g}), p {difference['p_value']:.3f}",
+    ]
+
+
 def describe_teacher(found: Row) -> list[str]:
     """What a distilled prompt saves, how far it agrees with its teacher, and if it is as good."""
     if not found:
@@ -278,6 +297,7 @@ def _facts(result: Row) -> list[str]:
         ]
         if scores.get("sampled"):
             lines.append(f"{name} prompt: {describe_sampled(scores['sampled'])}")
+    lines += describe_regret(result.get("regret") or {})
     lines += describe_teacher(result.get("teacher") or {})
     if "drift" in result:
         lines.append(_drift_line(result))
