@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "continual.json"
 KEPT = ROOT / "runs" / "continual"
 WORDS = "Is this review positive or negative? Answer with one word."
-SHORT = 400  # characters
+SHORT = 250  # characters
 ORDERS = (
     ("books", "dvd", "electronics", "kitchen"),
     ("kitchen", "electronics", "dvd", "books"),
@@ -153,10 +153,11 @@ def main() -> None:
                 if row in results["rows"]:
                     continue
                 folder = arguments.kept / row.replace(", ", "-").replace(" ", "-")
-                results["rows"][row] = known | measure(model, ORDERS[order], known, folder, rows)
+                found = known | measure(model, ORDERS[order], known, folder, rows)
+                results = read_results(arguments.out, results)  # another process may have added
+                results["rows"][row] = found
                 results["summary"] = summarize(results["rows"])
                 write_json(arguments.out, placeless(results, arguments.data))
-                found = results["rows"][row]
                 print(row, f"{found['average']:.3f} {found['backward_transfer']:+.3f}", flush=True)
     print(json.dumps(results.get("summary", {}), indent=1))
 
