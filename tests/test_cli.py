@@ -53,6 +53,10 @@ OPTIONS = {
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
+    "clean": {
+        *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),
+        *("--json", "--quiet"),
+    },
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
         *("--set", "--json", "--quiet"),
@@ -164,6 +168,7 @@ def examples(
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
             *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),
         ),
+        "clean": ("clean", recipe(), tmp_path / "clean", "--passes", "2"),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),
         "evaluate": ("evaluate", run, "--split", "dev"),
         "inspect": ("inspect", run, "--rows", "4"),

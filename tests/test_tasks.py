@@ -280,7 +280,14 @@ def test_an_interruption_returns_the_theta_of_its_prompts() -> None:
         ({"training": {"warm_start": "x"}}, "training.warm_start: not with [[tasks]]"),
         ({"training": {"replay": 0.25}}, "training.replay: not with [[tasks]]"),
         (
-            {"objective": {"name": "regret", "decision": "cost_matrix", "costs": [[0, 2], [1, 0]]}},
+            {
+                "objective": {
+                    "name": "regret",
+                    "decision": "cost_matrix",
+                    "costs": [[0, 2], [1, 0]],
+                },
+                "tasks": [{"name": "a"}, {"name": "b"}],
+            },
             "objective: 'regret' not with [[tasks]]",
         ),
         (

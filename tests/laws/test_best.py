@@ -12,7 +12,7 @@ import torch
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Summary, summarize
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import TokenSequence
-from embedgrad.training import loop as optimization
+from embedgrad.training import selection
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Training
 from kit import CHOICES
@@ -83,7 +83,7 @@ def test_scores_decide_what_is_kept_and_when_to_stop(
         accuracy, loss = next(scripted)
         return Summary(4, accuracy / 10, (0.0, 1.0), 0.5, loss / 10, 0)
 
-    monkeypatch.setattr(optimization, "summarize", summary)
+    monkeypatch.setattr(selection, "summarize", summary)
     training = Training(6, 6, 3, evaluate_every=1, metric=metric, patience=patience)
     refined, rows = rows_at_evaluations(small(), training=training, parts=OVER_CHOICES)
     assert (refined.checkpoint.best_step, refined.steps) == (best, last)

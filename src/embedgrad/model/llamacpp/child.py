@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 
@@ -54,7 +55,8 @@ def main() -> None:
 
     try:
         server = xllamacpp.Server(parameters(json.loads(sys.argv[1])))
-    except RuntimeError:  # llama.cpp has printed why
+    except RuntimeError:  # llama.cpp says why, in a thread that its end would cut short
+        time.sleep(1)
         raise SystemExit(1) from None
     sys.stdin.buffer.read()
     del server
