@@ -213,7 +213,7 @@ RECIPES: dict[str, Case] = {
     ),
     "run folder exists": (
         lambda p: ["optimize", p.optimize()[1], "--out", p.run],
-        ("run: exists already; choose another folder for --out",),
+        ("run: exists already; choose another folder",),
     ),
     "file where the run goes": (
         lambda p: ["optimize", p.optimize()[1], "--out", at(p.folder / "run")],

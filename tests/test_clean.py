@@ -127,6 +127,44 @@ def test_another_share_costs_no_model(
     assert back == result
 
 
+def test_files_are_written_again_from_a_whole_ranking_of_the_same_lines(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = lines(data / "train.jsonl")
+    for row in rows:
+        row["review"] += "\u2028 \x85"  # which some take for the end of a line
+    train = write_jsonl(tmp_path / "train.jsonl", rows)
+    train.write_text(
+        "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8"
+    )
+    recipe = Recipe.from_dict(values(model_folder, data, data={"train": str(train)}))
+    quick = Tuning(passes=1, products=1)
+
+    def again(drop: float) -> Any:
+        return clean(recipe, tmp_path / "out", eg.quiet, drop=drop, tuning=quick)
+
+    again(0.3)
+    assert again(0.0)["kept"] == len(rows)
+    ranking = tmp_path / "out" / "ranking.jsonl"
+    whole = ranking.read_bytes()
+    ranking.write_bytes(whole[: len(whole) // 2])
+    with refused("ranking.jsonl: lacks rows of the 24", "another folder", error=RunError):
+        again(0.3)
+    ranking.write_bytes(whole)
+    train.write_bytes(b"\n" + train.read_bytes())  # every row has another number now
+    with refused("holds the ranking of another recipe, data", error=RunError):
+        again(0.3)
+
+
+def test_a_share_is_not_rounded_off(ranked: tuple[Path, Any], tmp_path: Path) -> None:
+    _, result = ranked
+    rows = [{"source": f"x:{i}", "harm": 1.0, "suspicion": 1.0, "answer": "a"} for i in range(100)]
+    rows = [{**row, "rank": i + 1, "loss": 0.0, "columns": {}} for i, row in enumerate(rows)]
+    data = write_jsonl(tmp_path / "x.jsonl", [{"review": "a", "label": "a"}] * 100)
+    recipe = Recipe.from_dict(values(tmp_path, tmp_path, data={"train": str(data)}))
+    assert module._write(recipe, tmp_path / "out", {**result}, rows, 0.29)["most"] == 29
+
+
 def test_the_command_shows_a_table(
     recipe: Callable[..., Path], embedgrad: Command, tmp_path: Path
 ) -> None:
@@ -188,6 +226,14 @@ def test_what_cannot_be_ranked_is_refused(
         attempt(
             objective={"name": "reward"}, target={"choices": []}, evaluation={"scorer": "contains"}
         )
+    with refused("objective: trains on something other", error=RecipeError):
+        matrix = [[0.0, 9.0], [1.0, 0.0]]
+        attempt(objective={"name": "regret", "decision": "cost_matrix", "costs": matrix})
+    with refused("training.warm_start: a ranking begins at", error=RecipeError):
+        attempt(training={"warm_start": "runs/a"})
+    with refused("by: all 24 training rows have 'me'", "two values or more", error=DataError):
+        mine = [{**row, "who": "me"} for row in lines(data / "train.jsonl")]
+        attempt(by="who", data={"train": str(write_jsonl(tmp_path / "mine.jsonl", mine))})
     with refused("demonstrations: trains on", error=RecipeError):
         attempt(demonstrations={"k": 1})
     with refused("template.place: 'auto'", error=RecipeError):
@@ -197,8 +243,11 @@ def test_what_cannot_be_ranked_is_refused(
         attempt(out)
     (tmp_path / "full").mkdir()
     write_jsonl(tmp_path / "full" / "x.jsonl", [{"a": 1}])
-    with refused("exists already; choose another folder", error=RunError):
-        attempt(tmp_path / "full")
+    for taken in (tmp_path / "full", tmp_path / "full" / "x.jsonl"):
+        with refused(f"{taken.name}: exists already; choose another folder", error=RunError):
+            attempt(taken)
+    with refused("cannot be made (Not a directory)", error=RunError):
+        attempt(tmp_path / "full" / "x.jsonl" / "out")
     no_dev = values(model_folder, data)
     del no_dev["data"]["dev"]
     no_dev["data"]["dev_share"] = 0.0

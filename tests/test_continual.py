@@ -202,6 +202,9 @@ def test_rows_of_earlier_tasks_are_replayed(
     alone = task(model_folder, tasks, training={"replay": 0.25})
     with refused("needs a run that the training continues", error=RecipeError):
         run(alone, tmp_path / "alone")
+    rows = {"replay": 0.25, "warm_start": str(earlier / "prompt")}
+    with refused("prompt holds no run with rows to replay", "leave replay at 0", error=RunError):
+        run(task(model_folder, tasks, training=rows), tmp_path / "rows")
 
 
 def test_the_text_is_no_way_back(

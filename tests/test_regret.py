@@ -18,6 +18,7 @@ from embedgrad import Recipe
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, EmbedgradError, RecipeError
 from embedgrad.evaluation.regret import mean_regret
+from embedgrad.experiments.plan import Budget, plan
 from embedgrad.experiments.run import run
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import CrossEntropy, Objective, Regret
@@ -266,6 +267,15 @@ def test_a_run_says_what_decisions_cost(
     assert prompt["scores"]["regret"] == found
 
 
+def test_a_plan_takes_whole_decisions(model_folder: Path, desk: Path) -> None:
+    own = recipe(model_folder, desk)
+    found = plan(own, budget=Budget(seconds=0.0))
+    assert found["course"] == {"steps": 3, "steps_per_epoch": 3, "evaluations": 2}
+    settings = [knob["setting"] for knob in found["budget"]["knobs"]]
+    assert "training.epochs" in settings
+    assert not any(name.startswith("data.limit") for name in settings)
+
+
 def test_other_objectives_have_no_regret(model_folder: Path, desk: Path, tmp_path: Path) -> None:
     plain = recipe(model_folder, desk, objective={"name": "cross_entropy"}, training={"steps": 1})
     result = run(plain, tmp_path / "plain")
@@ -355,6 +365,10 @@ def test_a_recipe_with_decisions_is_read_back(tmp_path: Path) -> None:
             {"costs": [0, 1], "decision": "grid_path", "place": "p", "width": 1},
             "objective.width: 1 leaves one path; expected 2 or more",
         ),
+        (
+            {"costs": [0, 1], "decision": "finite_set", "place": "p", "decisions": [[1, 0]] * 2},
+            "objective.decisions: leave no choice; expected two or more",
+        ),
         ({**TRIAGE, "penalty": 1}, "objective.penalty: Input should be greater than 1"),
     ],
 )
@@ -379,6 +393,8 @@ def test_settings_that_do_not_go_with_decisions(tmp_path: Path) -> None:
     with refused("objective: needs choices, but target.choices lists none", error=RecipeError):
         read(tmp_path, objective=TRIAGE, data={"group": "d"}, training={"batch_by": "groups"})
     apart: dict[str, Any] = {"data": {"group": "d"}, "training": {"batch_by": "groups"}}
+    with refused("data.limit: cuts decisions apart", error=RecipeError):
+        read(tmp_path, **sections, **{**apart, "data": {"group": "d", "limit": {"dev": 3}}})
     apart["training"]["replay"] = 0.5
     with refused("training.replay: adds single rows to whole decisions", error=RecipeError):
         read(tmp_path, **sections, **apart)
@@ -454,7 +470,7 @@ def test_a_decision_of_one_row_and_a_cost_that_is_no_number_are_named(
     with refused("over the 1 row of group 'lone' cannot be made; expected more than objective.k"):
         run(recipe(tmp_path / "no model", data), tmp_path / "out")
     costly = {"name": "regret", "costs": "cost", "k": 1, "weights": [-1, 1]}
-    for cell in ("five", "nan", [1]):
+    for cell in ("five", "nan", [1], 10**400):
         write_jsonl(data / f"{split}.jsonl", [*rows[:-1], {**rows[-1], "cost": cell}])
         number = len(rows)
         with refused(f"{split}.jsonl:{number}", f"column 'cost' holds {cell!r}; objective.costs"):

@@ -183,6 +183,14 @@ def test_a_training_that_does_not_converge_says_what_is_left_and_is_used() -> No
     assert tuned.suggested["examples"].abs().max() > 0
 
 
+def test_where_no_curvature_was_looked_for_there_is_no_bound() -> None:
+    training = problem()
+    settings = Tuning(passes=2, products=2, mode="neumann")
+    tuned = tune(training, training.hyper("examples"), settings)
+    (entry,) = tuned.state.history
+    assert (entry["bound"], entry["certified"]) == (torch.inf, False)
+
+
 def test_a_step_that_helps_nobody_ends_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     training, told = problem(), list[dict[str, Any]]()
     dev = training.outer

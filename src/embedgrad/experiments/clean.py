@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, final
@@ -25,10 +24,13 @@ from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, say, stage
+from embedgrad.experiments.run_folder import preparing
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.objectives import Regret
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.build import Prepared, prepare, read_data
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.report.page.run_files import json_lines
 from embedgrad.report.page.suspects import suspects_page
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.loss import Loss
@@ -99,26 +101,44 @@ def clean(
             "data.dev: no dev rows, which judge the training rows; set data.dev to rows whose "
             "labels you trust, or data.dev_share"
         )
-    if by is not None and any(by not in example.columns for example in splits.train):
+    sources = [None if by is None else example.columns.get(by) for example in splits.train]
+    if by is not None and None in sources:
         raise DataError(f"by: not every training row has a text in column {by!r}; name another")
+    if by is not None and len({*sources}) < 2:
+        raise DataError(
+            f"by: all {len(sources)} training rows have {sources[0]!r} in column {by!r}; name a "
+            "column with two values or more"
+        )
     if anchor is None:
         anchor = (PRICED / (recipe.parts.trust_region.radius or 1.0)) ** 2
     options = [dataclasses.asdict(tuning), by, anchor, curvature_rows]
-    made_from = json.dumps([recipe.as_dict(), options, dict(splits.digests)], default=str)
+    rows_from = [[example.source for example in splits.train], sources]
+    made_from = json.dumps(
+        [recipe.as_dict(), options, dict(splits.digests), rows_from], default=str
+    )
     settings = hashlib.sha256(made_from.encode()).hexdigest()
-    _check_folder(out, settings)
+    held = _settings_of(out)
+    if held not in (None, settings):
+        what = "holds the ranking of another recipe, data or setting"
+        raise RunError(f"{out}: {what}; choose another folder")
     if (out / RESULT).is_file():
         say(report, [f"{out}: ranked already; its files are written again"])
         result = json.loads((out / RESULT).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (out / RANKING).read_text("utf-8").splitlines()]
-    else:
-        ready = prepare(recipe, None, report, model=model)
-        if ready.model.dtype not in (torch.float32, torch.float64):
-            raise ModelError(
-                f"the model is in {ready.model.info.dtype}, too coarse for second derivatives; "
-                "load it with dtype 'float32'"
+        rows = [row for _, row in json_lines(out / RANKING) if row is not None]
+        if len(rows) != result["train_rows"]:
+            raise RunError(
+                f"{out / RANKING}: lacks rows of the {result['train_rows']} that were ranked; "
+                "rank them anew in another folder"
             )
-        problem = _problem(ready, by, anchor, curvature_rows, report)
+    else:
+        with preparing(out, resume=held is not None):
+            ready = prepare(recipe, None, report, model=model)
+            if ready.model.dtype not in (torch.float32, torch.float64):
+                raise ModelError(
+                    f"the model is in {ready.model.info.dtype}, too coarse for second "
+                    "derivatives; load it with dtype 'float32'"
+                )
+            problem = _problem(ready, by, anchor, curvature_rows, report)
         tuned = _tune(problem, tuning, out / STATE, settings, report)
         stage(report, "scoring the training rows")
         rows = _ranking(problem, tuned, ready)
@@ -130,7 +150,8 @@ def _checked(recipe: Recipe, report: Report) -> Recipe:
     """The recipe, in 32 bits and trained on its labels."""
     problems = {
         "teacher": recipe.teacher is not None,
-        "objective": recipe.parts.objective.sampling is not None,
+        "objective": recipe.parts.objective.sampling is not None
+        or isinstance(recipe.parts.objective, Regret),
         "demonstrations": recipe.demonstrations.k > 0,
     }
     names = [name for name, found in problems.items() if found]
@@ -139,6 +160,9 @@ def _checked(recipe: Recipe, report: Report) -> Recipe:
         raise RecipeError("clean", [f"{name}: {why}; leave the section out" for name in names])
     if recipe.place == AUTO:
         raise RecipeError("clean", ["template.place: 'auto' needs a training; name one place"])
+    if recipe.training.warm_start:
+        problem = "a ranking begins at the rows of the words; leave it out"
+        raise RecipeError("clean", [f"training.warm_start: {problem}"])
     solutions, model = recipe.solutions, recipe.model
     if solutions.source == "self-written":
         solutions = dataclasses.replace(solutions, source="answer")
@@ -147,15 +171,6 @@ def _checked(recipe: Recipe, report: Report) -> Recipe:
             say(report, [f"model.dtype is float32 here, as {model.dtype} is too coarse"])
         model = dataclasses.replace(model, dtype="float32")
     return dataclasses.replace(recipe, solutions=solutions, model=model)
-
-
-def _check_folder(out: Path, settings: str) -> None:
-    if not os.path.exists(out):
-        return
-    held = _settings_of(out) if out.is_dir() else "a file"
-    if held != settings and not (out.is_dir() and not any(out.iterdir())):
-        what = "holds the ranking of another recipe, data or setting" if held else "exists already"
-        raise RunError(f"{out}: {what}; choose another folder")
 
 
 def _settings_of(out: Path) -> str | None:
@@ -288,9 +303,9 @@ def _write(
     recipe: Recipe, out: Path, result: CleanResult, rows: list[dict[str, Any]], drop: float
 ) -> CleanResult:
     """Write the files; `clean.json` last, so that a folder that has it has them all."""
-    most = int(drop * len(rows))
+    most = int(round(drop * len(rows), 9))  # 0.29 of 100 is 28.999999999999996
     dropped = {row["source"] for row in rows[:most] if row["harm"] > 0}
-    table = read_table(recipe.data.train)
+    table = read_table(recipe.data.train, used=())  # else `messages` become columns too
     kept = [
         row for row, source in zip(table.rows, table.sources, strict=True) if source not in dropped
     ]

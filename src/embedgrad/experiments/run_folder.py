@@ -43,7 +43,7 @@ def make_folder(out: Path) -> None:
             out.mkdir(parents=True)
         # A run that was killed at once leaves a folder without a recipe.
         if not (out.is_dir() and all(map(is_leftover, out.iterdir()))):
-            raise RunError(f"{out}: exists already; choose another folder for --out")
+            raise RunError(f"{out}: exists already; choose another folder")
     except OSError as error:
         why = f"cannot be made ({error.strerror}); choose another folder"
         raise RunError(f"{out}: {why}") from error

@@ -221,6 +221,11 @@ def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
         problem = "needs a run that the training continues; `embedgrad continue` names one"
         raise RecipeError("training.replay", [problem])
     while place is not None:
+        if not (Path(place) / "recipe.toml").is_file():
+            raise RunError(
+                f"training.replay: {place} holds no run with rows to replay; name the folder of a "
+                "run in training.warm_start, or leave replay at 0"
+            )
         earlier = Recipe.read_run(Path(place))
         if (earlier.template, earlier.target) != (recipe.template, recipe.target):
             raise RunError(

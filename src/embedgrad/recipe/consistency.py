@@ -122,6 +122,8 @@ def _check_decisions(
         )
     if objective.needs_groups and training and training.replay:
         problems.append("training.replay: adds single rows to whole decisions; leave it at 0")
+    if objective.needs_groups and data and data.limit:
+        problems.append("data.limit: cuts decisions apart; give files with fewer of them")
     whole = data and data.group is not None and training and training.batch_by == "groups"
     if objective.needs_groups and data and training and not whole:
         problems.append(

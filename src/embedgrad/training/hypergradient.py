@@ -25,7 +25,7 @@ from embedgrad.events import Report, quiet, scoring
 Hyper = dict[str, Tensor]
 """The numbers to tune, named."""
 Product = Callable[[Tensor], Tensor]
-Mode = Literal["cg", "neumann", "unrolled", "identity"]
+Mode = Literal["cg", "neumann", "identity"]
 
 
 class Bilevel(ABC):
@@ -206,7 +206,7 @@ def hypergradient(
 ) -> Hypergradient:
     """-B^T q at x, by `steps` products of A at most; `inner_norm` is |g_x| there.
 
-    `unrolled` is a Neumann series here: x does not move, so both are the same.
+    The Neumann series takes 8 more where it has no `step_size`.
     """
     value, b = problem.outer(x)
     taken = 0
@@ -224,6 +224,7 @@ def hypergradient(
     else:
         size = safe_step_size(product, b) if step_size is None else step_size
         solved = neumann(product, b, steps=steps, step_size=size)
+    solved = solved._replace(products=taken)
     found = {name: -part for name, part in problem.mixed(x, hyper, solved.q).items()}
     return Hypergradient(found, solved, value, inner_norm, b)
 

@@ -297,14 +297,16 @@ def estimate_bound(
     solved, size = found.solved, found.solved.q.norm().item()
     if not size:
         return 0.0
+    mu = solved.lowest + solved.damping
+    if not mu > 0:  # NaN where no curvature was looked for
+        return torch.inf
     d = 10 * problem.reach(x, solved.q) * solved.q
     there = problem.mixed(x + d, hyper, solved.q)
     change = size_of({name: there[name] + found.gradient[name] for name in there})
     bend = (problem.outer(x + d)[1] - found.outer_gradient).norm().item()
     far = d.norm().item()
-    lowest = solved.lowest + solved.damping
     known = Constants(
-        mu=lowest if lowest > 0 else 1e-30,
+        mu=mu,
         B=found.norm / size,
         lipschitz_B=change / (far * size),
         lipschitz_f=bend / far,

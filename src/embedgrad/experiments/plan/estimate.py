@@ -10,6 +10,7 @@ from typing import Any
 
 from embedgrad.experiments.plan.probe import Rates
 from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
+from embedgrad.parts.objectives import Regret
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.recipe import Recipe
 
@@ -68,13 +69,12 @@ class Estimator:
         totals = {"train": sum(seconds[n] for n in parts[1:5]), "all": sum(seconds.values())}
         before = token * sum(map(len, splits.prefixes(workload.trained_on, splits.dev)))
         prefixes = min(self.room, everything)
-        size, batch = recipe.evaluation.batch_size, recipe.training.batch_size
+        size, units = recipe.evaluation.batch_size, splits.units(recipe.training)
+        batch = sum(sorted(map(len, units))[-recipe.training.batch_size :])  # rows, at most
         sampling = recipe.parts.objective.sampling
         answers = 1 if sampling is None else sampling.samples
         examples = {
-            "steps": math.ceil(
-                answers * min(batch, len(splits.train)) / recipe.training.accumulate
-            ),
+            "steps": math.ceil(answers * batch / recipe.training.accumulate),
             "scoring": min(size, max(len(splits.dev), len(splits.test))),
         }
         # Prefixes not stored as they are used are in memory while their batch is computed.
@@ -157,7 +157,8 @@ def _candidates(
             yield "training.epochs", False, [training.epochs / 2**i for i in range(1, 7)]
         if not recipe.target.choices:
             yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
-    for split in ("test", "dev", "train") if over else ():
+    whole = isinstance(recipe.parts.objective, Regret) and recipe.parts.objective.needs_groups
+    for split in ("test", "dev", "train") if over and not whole else ():
         rows = len(getattr(estimator.splits, split))
         yield f"data.limit.{split}", False, _halves(min(rows, recipe.data.limit.get(split, rows)))
 

@@ -97,8 +97,14 @@ class Probe:
     def _measure(self, kind: str, examples: Examples, choices: bool, action: Action) -> None:
         """Repeat an action on the largest batch, then on others while time is left."""
         training, size = self.recipe.training, self.recipe.evaluation.batch_size
-        size, parts = (training.batch_size, training.accumulate) if kind == "steps" else (size, 1)
-        batches = [examples[n : n + size] for n in range(0, len(examples), size)]
+        units, parts = [[i] for i in range(len(examples))], 1
+        if kind == "steps":
+            units, size = self.splits.units(training), training.batch_size
+            parts = training.accumulate
+        batches = [
+            [examples[i] for unit in units[n : n + size] for i in unit]
+            for n in range(0, len(units), size)
+        ]
         largest = max(batches, key=lambda batch: sum(map(self.splits.length, batch)))
         others = batches[:: math.ceil(len(batches) / BATCHES)]
         rates, began = [], time.perf_counter()

@@ -17,6 +17,7 @@ from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.loss import reads_end
+from embedgrad.training.settings import Training
 
 Examples = Sequence[TokenSequence]
 
@@ -41,6 +42,10 @@ class TokenizedSplits:
     def all(self) -> list[TokenSequence]:
         """The examples of all splits."""
         return [*self.train, *self.dev, *self.test]
+
+    def units(self, training: Training) -> list[list[int]]:
+        """Indices of the training examples that stay together in a batch."""
+        return training.units([s.example.group for s in self.train])
 
     def own(self, s: TokenSequence) -> int:
         """Tokens of an example between prefix and target."""
@@ -111,7 +116,9 @@ def count(
 
     `text` and `refined` are the tokens of a batch's longest free answer to either prompt.
     """
-    training, rows, free = recipe.training, len(splits.train), not recipe.target.choices
+    training, free = recipe.training, not recipe.target.choices
+    units = splits.units(training)
+    rows = len(units)
     steps, size = training.steps_in_all(rows), recipe.evaluation.batch_size
     begun = 1 if training.warm_start is None else 2  # the text's rows, and those of a warm start
     evaluations = begun + math.ceil(steps / training.steps_between_evaluations(rows))
@@ -133,8 +140,8 @@ def count(
 
     order = training.epoch_order(rows, 0)[: steps * training.batch_size]
     train = as_trained(recipe, splits.train)
-    trained = [train[i] for i in order]
-    epoch = training.steps_per_epoch(len(trained))
+    trained = [train[i] for unit in order for i in units[unit]]
+    epoch = training.steps_per_epoch(len(order))
     step_tokens = read(trained, over_choices(recipe)) / epoch
     sampling, effort = recipe.parts.objective.sampling, dict[tuple[str, str], float]()
     if sampling is not None:  # every question is a step's once for each answer

@@ -115,6 +115,8 @@ class Regret(Objective):
                 raise DataError(f"objective.{name}: expected lists of numbers, all equally long")
         if self.decision == "grid_path" and self.width == 1:
             raise DataError("objective.width: 1 leaves one path; expected 2 or more")
+        if self.decisions is not None and len({*self.decisions}) < 2:
+            raise DataError("objective.decisions: leave no choice; expected two or more")
         listed = not isinstance(self.costs, str)
         matrix = listed and all(isinstance(line, tuple) for line in self.costs)
         if (self.decision == "cost_matrix") != matrix or (
@@ -300,7 +302,7 @@ class Regret(Objective):
         for b, cell in enumerate(self._cells(extra, self.costs)):
             try:
                 found.append(float(cell))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 found.append(math.nan)
             if not math.isfinite(found[-1]):
                 where = f"{sources[b]}: " if sources else ""
