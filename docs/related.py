@@ -105,6 +105,19 @@ def clean(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\n{about}, {_link('clean', up)}.\n"
 
 
+def part_cost(root: Path, up: str) -> str:
+    """What each part costs a training step, as the ratio of processor seconds on and off."""
+    rows = _rows(root, "part-cost")
+    if not rows:
+        return "Not measured yet: `part-cost`.\n"
+    table = [("part", "time of a step", "quartiles", "gradients a step")]
+    for name, row in rows.items():
+        low, high = row["quartiles"]
+        change = f"{100 * (row['ratio'] - 1):+.1f} %"
+        table.append((name, change, f"{low:.3f} to {high:.3f}", str(row["gradients"])))
+    return measured.markdown(table) + f"\nFor each gradient, {_link('part-cost', up)}.\n"
+
+
 def _rows(root: Path, name: str) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = (measured.read(root, name) or {"rows": {}})["rows"]
     return rows
