@@ -7,10 +7,11 @@ The tasks ask for yes or no with the same words to refine: whether a short Amazo
 its product, whether this is a book or film, whether one of the demo's snippets is by a professional
 (a critic's or an editorial), and whether a word problem is solved by adding or multiplying. A row
 trains the prompt on one after the other, `--steps` steps of 16 rows each, in one of three orders,
-and scores it on all four after each. `none` only goes on from the rows; `replay` adds rows of earlier tasks, a quarter of a batch;
-`projection` keeps steps out of what earlier tasks depend on; both are without a trust region, with
-which `region` and `projection+region` train. `separate` is one prompt per task. Which step is best
-is chosen on a fifth of the training rows; scores are on dev rows, or with `--test` on test rows.
+and scores it on all four after each. `none` only goes on from the rows; `replay` adds rows of
+earlier tasks, a quarter of a batch; `projection` keeps steps out of what earlier tasks depend on;
+both are without a trust region, with which `region` and `projection+region` train. `separate` is
+one prompt per task. Which step is best is chosen on a fifth of the training rows; scores are on dev
+rows, or with `--test` on test rows.
 Trainings are kept in runs/continual and resume there. Rows in
 `benchmarks/results/continual.json` are not measured again; delete the file and the folder to do so.
 `--data` is a folder with amazon_multidomain/ and svamp/.
