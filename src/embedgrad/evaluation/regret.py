@@ -10,7 +10,7 @@ from embedgrad.data.examples import Example
 from embedgrad.evaluation.evaluator import Comparison, ScoredAnswer
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test
 from embedgrad.evaluation.verdict import Words, word
-from embedgrad.parts.objectives import Objective, Regret
+from embedgrad.parts.objectives import Objective
 from embedgrad.parts.objectives.decisions import Decided
 
 
@@ -48,7 +48,7 @@ class RegretComparison(TypedDict):
 
 
 def decide(
-    objective: Regret, examples: Sequence[Example], answers: Sequence[ScoredAnswer]
+    objective: Objective, examples: Sequence[Example], answers: Sequence[ScoredAnswer]
 ) -> list[Decided]:
     """Every decision over these rows by the probabilities of their choices."""
     return objective.judge(examples, [answer.probabilities or {} for answer in answers])
@@ -58,7 +58,7 @@ def mean_regret(
     objective: Objective, examples: Sequence[Example], answers: Sequence[ScoredAnswer]
 ) -> float | None:
     """The mean pessimistic regret, where an objective has one: a tie is no right decision."""
-    if not isinstance(objective, Regret):
+    if not objective.decides:
         return None
     return fmean(one.pessimistic for one in decide(objective, examples, answers))
 
@@ -67,7 +67,7 @@ def compare_regret(
     objective: Objective, examples: Sequence[Example], comparison: Comparison
 ) -> dict[str, RegretComparison]:
     """Both prompts' regret as "regret" of `result.json`; empty for other objectives."""
-    if not isinstance(objective, Regret):
+    if not objective.decides:
         return {}
     text, refined = (
         decide(objective, examples, answers)

@@ -26,7 +26,6 @@ from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, Ru
 from embedgrad.events import Report, say, stage
 from embedgrad.experiments.run_folder import preparing
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.objectives import Regret
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.build import Prepared, prepare, read_data
 from embedgrad.recipe.recipe import AUTO, Recipe
@@ -150,8 +149,7 @@ def _checked(recipe: Recipe, report: Report) -> Recipe:
     """The recipe, in 32 bits and trained on its labels."""
     problems = {
         "teacher": recipe.teacher is not None,
-        "objective": recipe.parts.objective.sampling is not None
-        or isinstance(recipe.parts.objective, Regret),
+        "objective": recipe.parts.objective.sampling is not None or recipe.parts.objective.decides,
         "demonstrations": recipe.demonstrations.k > 0,
     }
     names = [name for name, found in problems.items() if found]

@@ -15,7 +15,6 @@ from typing import Any
 import tomli_w
 
 from embedgrad.errors import RecipeError
-from embedgrad.parts.objectives import Regret
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.paths import anchor
 from embedgrad.recipe.recipe import AUTO, VERSION, Recipe, read_toml
@@ -97,7 +96,7 @@ def _differences(recipes: Mapping[str, Recipe]) -> list[str]:
     some = recipes[first]
     if some.parts.objective.sampling or some.teacher:
         problems.append("objective: with [[tasks]] prompts are trained on answers in the data")
-    if isinstance(some.parts.objective, Regret):
+    if some.parts.objective.decides:
         problems.append("objective: 'regret' not with [[tasks]]; train each task by itself")
     if some.demonstrations.k:
         problems.append("demonstrations.k: not with [[tasks]]; write them into the templates")

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 
 from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.augmentations import Augmentation
-from embedgrad.parts.objectives import CrossEntropy, Objective, Regret
+from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
 from embedgrad.parts.parameterizations import Free, Parameterization
 from embedgrad.parts.transforms import Clip, Transform
@@ -158,7 +158,7 @@ class Training:
         """
         if self.metric != "auto":
             return self.metric
-        if isinstance(objective, Regret):
+        if objective.decides:
             return "regret"
         if source == "teacher":
             return "log_loss"

@@ -10,7 +10,6 @@ from typing import Any
 
 from embedgrad.experiments.plan.probe import Rates
 from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
-from embedgrad.parts.objectives import Regret
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.recipe import Recipe
 
@@ -157,7 +156,7 @@ def _candidates(
             yield "training.epochs", False, [training.epochs / 2**i for i in range(1, 7)]
         if not recipe.target.choices:
             yield "evaluation.max_new_tokens", False, _halves(evaluation.max_new_tokens)
-    whole = isinstance(recipe.parts.objective, Regret) and recipe.parts.objective.needs_groups
+    whole = recipe.parts.objective.needs_groups
     for split in ("test", "dev", "train") if over and not whole else ():
         rows = len(getattr(estimator.splits, split))
         yield f"data.limit.{split}", False, _halves(min(rows, recipe.data.limit.get(split, rows)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives.decisions import Decided
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -56,6 +57,8 @@ class Objective(ABC):
 
     needs_labels: ClassVar[bool] = True
     """Whether training rows need answers of their own; else a teacher gives them."""
+    decides: ClassVar[bool] = False
+    """Whether rows are for decisions, which `judge` makes; dev then counts their regret."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -71,6 +74,11 @@ class Objective(ABC):
     def balance_by(self) -> str | None:
         """The column of whose values every batch holds equally many examples; None: as drawn."""
         return None
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether a batch must hold all rows of a `data.group`, or none."""
+        return False
 
     @property
     def needs_end(self) -> bool:
@@ -114,6 +122,12 @@ class Objective(ABC):
         self, train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example] = ()
     ) -> None:
         """Raise `DataError` where it cannot train on these rows, before a model is loaded."""
+
+    def judge(
+        self, examples: Sequence[Example], shares: Sequence[Mapping[str, float]]
+    ) -> list[Decided]:
+        """Every decision over these rows, given the probabilities of each row's choices."""
+        return []
 
     def init(
         self,

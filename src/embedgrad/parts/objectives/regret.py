@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class Regret(Objective):
     Source: SPO+, Elmachtoub and Grigas 2022, https://arxiv.org/abs/1710.08005, eq. 9; pessimistic
     regret: https://arxiv.org/abs/2312.17640, of which this penalty is no part.
     """
+
+    decides: ClassVar[bool] = True
 
     costs: str | tuple[float, ...] | tuple[tuple[float, ...], ...]
     """True cost of choosing a row, less than 0 for a gain: the name of a column, or a number for
