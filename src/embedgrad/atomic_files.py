@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write values as JSON, as `write_file` does. Raises `RunError`."""
     text = json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False)
     write_file(path, f"{text}\n".encode())
+
+
+def to_json_lines(rows: Iterable[Any], default: Callable[[Any], str] | None = None) -> bytes:
+    """A JSON value a line; `default` makes texts of values that JSON does not know, as of dates."""
+    lines = (json.dumps(finite(row), ensure_ascii=False, default=default) for row in rows)
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def finite(value: Any) -> Any:

@@ -20,23 +20,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, say, stage
 from embedgrad.experiments.run_folder import preparing
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.prompt.span import rows_by_span
-from embedgrad.recipe.build import Prepared, prepare, read_data
+from embedgrad.recipe.build import Prepared, prepare, read_data, start_rows
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.page.run_files import json_lines
-from embedgrad.report.page.suspects import suspects_page
+from embedgrad.report.page.suspects import RANKING, suspects_page
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.loss import Loss
 from embedgrad.training.tuner import State, Tuned, Tuning, tune
 from embedgrad.training.weighted import WeightedTraining
 
-RESULT, RANKING, CLEANED, PAGE = "clean.json", "ranking.jsonl", "cleaned.jsonl", "report.html"
+RESULT, CLEANED, PAGE = "clean.json", "cleaned.jsonl", "report.html"
 STATE = "state.safetensors"
 PRICED = 0.3  # the radius of a trust region whose anchor is 1
 
@@ -185,7 +184,7 @@ def _problem(
     ready: Prepared, by: str | None, anchor: float, curvature_rows: int, report: Report
 ) -> WeightedTraining:
     model, sequencer = ready.model, ready.sequencer
-    start = rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
+    start = start_rows(model, sequencer)
     generator = torch.Generator().manual_seed(ready.training.seed)
     return WeightedTraining(
         Loss(model, ready.parts, sequencer.target, start),
@@ -315,14 +314,9 @@ def _write(
     names = {"ranking": RANKING, "cleaned": CLEANED, "page": PAGE}
     result["files"] = {name: str(out / file) for name, file in names.items()}
     page = suspects_page(result, rows, out.resolve().name, recipe.template.columns)
-    write_file(out / RANKING, _lines(rows))
-    write_file(out / CLEANED, _lines(kept))
+    write_file(out / RANKING, to_json_lines(rows))
+    write_file(out / CLEANED, to_json_lines(kept, default=str))
     write_file(out / PAGE, page.encode())
     write_json(out / RESULT, finite({**result, "files": names}))
     (out / STATE).unlink(missing_ok=True)
     return result
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    lines = (json.dumps(finite(row), ensure_ascii=False, default=str) for row in rows)
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 import torch
 
-from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
@@ -125,8 +124,7 @@ def finish(
             if ready.teacher:
                 result["teacher"] = finite(agree(ready.teacher, prompt, test, comparison))
             rows = predictions(ready.splits.test, comparison)
-            lines = "".join(f"{json.dumps(finite(row), ensure_ascii=False)}\n" for row in rows)
-            write_file(out / "predictions.jsonl", lines.encode())
+            write_file(out / "predictions.jsonl", to_json_lines(rows))
             artifact.save(prompt.with_provenance(scores=scores), out / "prompt")
         except KeyboardInterrupt:
             result["interrupted"] = True

@@ -108,7 +108,7 @@ def prepare(
             raise
         raise TemplateError(f"template.place: 'system', but {error}") from error
     check_length(shown, sequencer)
-    start = _start_rows(model, sequencer)
+    start = start_rows(model, sequencer)
     recipe.parts.parameterization.init(start, torch.Generator())  # which may refuse it
     sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
     if shown.examples and source_of(*sources_for) == "self-written":
@@ -335,11 +335,12 @@ def read_warm_start(
             "both must be the same"
         )
     rows = rows_by_span(prompt.rows, prompt.spans)
-    recipe.parts.parameterization.reach(rows, _start_rows(model, sequencer))
+    recipe.parts.parameterization.reach(rows, start_rows(model, sequencer))
     return rows
 
 
-def _start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
+def start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
+    """The rows of a prompt's own words, by span."""
     return rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
 
 

@@ -5,12 +5,11 @@ RUN/check_rows.jsonl   rows of dev, test and train, one JSON object a line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedgrad.atomic_files import write_file
+from embedgrad.atomic_files import to_json_lines, write_file
 from embedgrad.data.examples import Example
 from embedgrad.data.splits import Splits
 from embedgrad.errors import RunError
@@ -40,8 +39,7 @@ def keep_rows(folder: Path, sequencer: Sequencer, splits: Splits) -> None:
         }
         for row in (sequence.example for sequence in (*first, *reversed(last)))
     ]
-    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    write_file(folder / FILE, text.encode())
+    write_file(folder / FILE, to_json_lines(lines))
 
 
 def read_rows(folder: Path) -> list[Example] | None:

@@ -45,9 +45,8 @@ class Training:
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss", "regret"] = "auto"
     """What decides which rows are best; auto: regret with objective = "regret", else accuracy for
     choices, by rewards and where the model is trained on its own solutions, log_loss for other free
-    text. Between equal scores log_loss
-    decides; where the loss is over both, the sum of both losses, and scores within one standard
-    error are equal."""
+    text. Between equal scores log_loss decides; where the loss is over both, the sum of both
+    losses, and scores within one standard error are equal."""
     patience: Annotated[int, Gt(0)] | None = None
     """Early stopping: evaluations without a better score after which to stop; unset: never."""
     seed: Annotated[int, Ge(0)] = 0

@@ -112,11 +112,9 @@ class WeightedTraining(Bilevel):
 
     def outer(self, x: Tensor) -> tuple[float, Tensor]:
         """The objective of the dev rows, and its gradient."""
-        leaf = x.detach().clone().requires_grad_(True)
         parts = math.ceil(len(self.dev) / self.batch_size)
-        theta = {
-            name: value.detach().requires_grad_(True) for name, value in self.theta(leaf).items()
-        }
+        leaves = self.theta(x.detach().clone()).items()
+        theta = {name: value.requires_grad_(True) for name, value in leaves}
         found = self.loss.gradient(theta, self.dev, parts)
         return found.loss, torch.cat([found.gradients[name].flatten() for name in theta])
 

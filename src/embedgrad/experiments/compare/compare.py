@@ -22,7 +22,7 @@ from typing import Any, cast, final
 
 import torch
 
-from embedgrad.atomic_files import write_file, write_json
+from embedgrad.atomic_files import to_json_lines, write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
 from embedgrad.events import Report, part_of, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
@@ -112,8 +112,7 @@ def compare(
         write_json(folder.path / "results.json", results)
         write_file(folder.path / "table.md", methods_markdown(results).encode())
         rows = predictions_of(folder, examples, recipe.group_column)
-        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-        write_file(folder.path / "predictions.jsonl", lines.encode())
+        write_file(folder.path / "predictions.jsonl", to_json_lines(rows))
         figure = figure_svg(results)
         if figure is not None:
             write_file(folder.path / "figure.svg", figure)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from embedgrad.atomic_files import finite, write_file, write_folder, write_json
+from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
@@ -182,8 +182,7 @@ class Folder:
     ) -> None:
         """Write the answers to the test rows, then the scores."""
         folder = self.work / part.folder
-        lines = "".join(f"{json.dumps(finite(asdict(a)), ensure_ascii=False)}\n" for a in answers)
-        write_file(folder / "answers.jsonl", lines.encode())
+        write_file(folder / "answers.jsonl", to_json_lines(map(asdict, answers)))
         write_json(folder / "scored.json", scores)
         self._partial(part).unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def problem(self, rows: int) -> str:
-        """Why nothing can be decided over so many rows; "" where it can."""
+        """What is wrong with this number of rows, or "" if they can be decided over."""
 
 
 @final

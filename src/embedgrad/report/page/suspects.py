@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedgrad.report.page.page import Page
 from embedgrad.report.page.predictions import Kind, PageRows, fit_rows
 
-FILE = "ranking.jsonl"
+RANKING = "ranking.jsonl"
 
 
 def suspects_page(
@@ -37,32 +38,35 @@ def _suspect_rows(
     """The ranking's rows as cards: given label, what the model says, and how suspicious it is."""
 
     def mark(row: Mapping[str, Any]) -> dict[str, Any]:
-        kinds = [kind for kind, holds in _kinds(row, most).items() if holds]
         badge = f"{row['rank']}: suspicion {row['suspicion']:.2f}, harm {row['harm']:+.2f}"
-        return {"badge": ["broken" if row["harm"] > 0 else "same", badge], "kinds": kinds}
+        return {
+            "badge": ["broken" if row["harm"] > 0 else "same", badge],
+            "kinds": _kinds(row, most),
+        }
 
     numbered = [(row["rank"], {**row, "answers": _said(row)}) for row in rows]
     by_weight = [number for number, _ in numbered]
     json, notes = fit_rows(
-        numbered, by_weight, columns, others, mark, first="the most suspicious", file=FILE
+        numbered, by_weight, columns, others, mark, first="the most suspicious", file=RANKING
     )
     titles = {
         "dropped": "cleaned.jsonl lacks them",
         "flagged": "dev would be better if they counted less",
         "contradicted": "the model says something else",
     }
-    counts = {kind: sum(_kinds(row, most)[kind] for row in rows) for kind in titles}
+    counts = Counter(kind for row in rows for kind in _kinds(row, most))
     kinds = [Kind(kind, title, counts[kind]) for kind, title in titles.items()]
     everything = Kind("all", "every row", len(rows))
-    return PageRows(json, (*kinds, everything), notes, FILE, "label")
+    return PageRows(json, (*kinds, everything), notes, RANKING, "label")
 
 
-def _kinds(row: Mapping[str, Any], most: int) -> dict[str, bool]:
-    return {
+def _kinds(row: Mapping[str, Any], most: int) -> list[str]:
+    kinds = {
         "dropped": row["rank"] <= most and row["harm"] > 0,
         "flagged": row["harm"] > 0,
         "contradicted": row.get("suggested", row["answer"]) != row["answer"],
     }
+    return [kind for kind, holds in kinds.items() if holds]
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
