@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 import embedgrad as eg
-from benchmarks.run import placeless, read_results
-from embedgrad.atomic_files import write_file, write_json
+from benchmarks.run import kept_rows, placeless, read_results, read_rows
+from embedgrad.atomic_files import to_json_lines, write_file, write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
-from embedgrad.prompt import artifact
+from embedgrad.evaluation.auc import macro_auc
 from embedgrad.recipe.build import read_data
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts
@@ -56,8 +56,7 @@ def write_rows(data: Path, folder: Path, seed: int, rows: int, test: int) -> Non
     """Short rows in files, those of train with some labels flipped and `flipped` beside them."""
     generator = random.Random(seed)
     for split, count in (("train", rows), ("dev", rows // 2), ("test", test)):
-        text = (data / "sst2" / f"{split}.jsonl").read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.splitlines()]
+        found = read_rows(data / "sst2" / f"{split}.jsonl")
         found = [row for row in found if len(row["text"]) <= SHORT]
         if split != "test":
             generator.shuffle(found)
@@ -66,8 +65,7 @@ def write_rows(data: Path, folder: Path, seed: int, rows: int, test: int) -> Non
             flipped = split == "train" and generator.random() < FLIPPED
             label = LABELS[(row["label"] + flipped) % 2]
             lines.append({"text": row["text"], "label": label, "flipped": int(flipped)})
-        content = "".join(f"{json.dumps(line)}\n" for line in lines)
-        write_file(folder / f"{split}.jsonl", content.encode())
+        write_file(folder / f"{split}.jsonl", to_json_lines(lines))
 
 
 def recipe_of(folder: Path) -> eg.Recipe:
@@ -99,17 +97,17 @@ class Trainings:
 
     def rows(self, name: str, examples: Sequence[Example], seed: int) -> torch.Tensor:
         """The prompt's rows refined on some examples; a training that was kept is not repeated."""
-        place = self.folder / name
-        if not place.exists():
-            refinement = eg.optimize(
+        rows_PD, _ = kept_rows(
+            self.folder / name,
+            lambda: eg.optimize(
                 self.model,
                 self.sequencer,
                 self.sequencer.build(examples),
                 self.sequencer.build(self.splits.dev),
                 training=eg.Training(epochs=self.epochs, seed=seed),
-            )
-            eg.save(refinement.prompt, place)
-        return artifact.load(place).rows
+            ),
+        )
+        return rows_PD
 
     @torch.no_grad()
     def losses(self, rows_PD: torch.Tensor) -> list[float]:
@@ -173,16 +171,15 @@ def rank(trainings: Trainings, method: str, seed: int) -> list[float]:
     folder = trainings.folder / method
     tuning = Tuning(rounds=rounds, passes=trainings.passes)
     eg.clean(trainings.recipe, folder, tuning=tuning, model=trainings.model)
-    lines = (folder / "ranking.jsonl").read_text(encoding="utf-8").splitlines()
-    ranked = {row["source"]: row["suspicion"] for row in map(json.loads, lines)}
+    ranked = {row["source"]: row["suspicion"] for row in read_rows(folder / "ranking.jsonl")}
     return [float(ranked[example.source]) for example in train]
 
 
 def auc(wrong: Sequence[int], scores: Sequence[float]) -> float:
     """How often a flipped row ranks above one that is not; equal scores count half."""
-    found, values = np.array(wrong, dtype=bool), np.array(scores)
-    above = np.sign(values[found][:, None] - values[~found][None])
-    return float((above + 1).mean() / 2)
+    found = macro_auc([[-score, score] for score in scores], wrong)
+    assert found is not None, "no row is flipped, or all are"
+    return found[0]
 
 
 def measure(trainings: Trainings, method: str, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, final
 
 import embedgrad as eg
-from benchmarks.run import read_results
+from benchmarks.run import read_results, read_rows
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
@@ -217,8 +217,7 @@ def measure(
 
 def read(data: Path, task: Task, part: str) -> list[tuple[str, str]]:
     """Texts and labels of the short rows, shuffled."""
-    lines = (data / task.folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(data / task.folder / f"{part}.jsonl")
     pairs = {row[task.text]: task.label(row) for row in rows if len(row[task.text]) <= LONGEST}
     shuffled = list(pairs.items())
     random.Random(0).shuffle(shuffled)

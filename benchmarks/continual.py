@@ -32,8 +32,8 @@ from typing import Any, final
 import torch
 
 import embedgrad as eg
-from benchmarks.run import placeless, read_results
-from embedgrad.atomic_files import write_file, write_json
+from benchmarks.run import placeless, read_results, read_rows, slug
+from embedgrad.atomic_files import to_json_lines, write_file, write_json
 from embedgrad.environment import versions
 from embedgrad.experiments.continual import continue_run, measures
 
@@ -94,8 +94,7 @@ def write_rows(data: Path, folder: Path) -> None:
     """The rows of every task, in a file for each split."""
     for name, task in TASKS.items():
         for split, most in MOST.items():
-            lines = (data / task.folder / f"{split}.jsonl").read_text("utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
+            rows = read_rows(data / task.folder / f"{split}.jsonl")
             random.Random(0).shuffle(rows)
             kept = [
                 {
@@ -107,7 +106,7 @@ def write_rows(data: Path, folder: Path) -> None:
                 if len(row[task.text]) <= SHORT
             ]
             path = folder / f"{name}-{split}.jsonl"
-            write_file(path, "".join(f"{json.dumps(row)}\n" for row in kept[:most]).encode())
+            write_file(path, to_json_lines(kept[:most]))
 
 
 def recipe_of(task: str, variant: str, known: dict[str, Any], rows: Path) -> eg.Recipe:
@@ -208,7 +207,7 @@ def main() -> None:
                 row = f"{variant}, order {order}, seed {seed}, {arguments.steps} steps, {split}"
                 if row in results["rows"]:
                     continue
-                folder = arguments.kept / row.replace(", ", "-").replace(" ", "-")
+                folder = arguments.kept / slug(row)
                 found = known | measure(model, ORDERS[order], known, folder, rows)
                 results = read_results(arguments.out, results)  # another process may have added
                 results["rows"][row] = found

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 
 import embedgrad as eg
-from benchmarks.run import placeless, read_results
+from benchmarks.run import kept_rows, placeless, read_results, slug
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
@@ -36,7 +35,6 @@ from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.evaluation.per_group import group_scores, worst
 from embedgrad.parts.objectives import OWA, CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Extrapolated
-from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.training.settings import Parts
 
@@ -118,11 +116,6 @@ def scores_of(answers: Sequence[ScoredAnswer], examples: Sequence[Example]) -> d
     return {**scores, "log_loss": log_loss, "correct": digits}
 
 
-def slug(row: str) -> str:
-    """A row's name as that of a folder."""
-    return row.replace(", ", "-").replace(" ", "-")
-
-
 def measure(
     model: eg.LanguageModel,
     recipe: eg.Recipe,
@@ -136,23 +129,20 @@ def measure(
     found: dict[str, Any] = {}
     if known["variant"] == "text":
         rows = model.embed(sequencer.prompt_ids)
-    elif folder.exists():
-        rows = artifact.load(folder).rows
     else:
-        began, ahead = time.perf_counter(), known["variant"].endswith("-past")
+        ahead = known["variant"].endswith("-past")
         optimizer = Extrapolated(RATE, scale=1.0) if ahead else AdamW(RATE)
-        refinement = eg.optimize(
-            model,
-            sequencer,
-            sequencer.build(examples["train"]),
-            sequencer.build(examples["dev"]),
-            training=eg.Training(steps=known["steps"], seed=known["seed"]),
-            parts=Parts(objective=VARIANTS[known["variant"]], optimizer=optimizer),
+        rows, found = kept_rows(
+            folder,
+            lambda: eg.optimize(
+                model,
+                sequencer,
+                sequencer.build(examples["train"]),
+                sequencer.build(examples["dev"]),
+                training=eg.Training(steps=known["steps"], seed=known["seed"]),
+                parts=Parts(objective=VARIANTS[known["variant"]], optimizer=optimizer),
+            ),
         )
-        rows = refinement.prompt.rows
-        eg.save(refinement.prompt, folder)
-        found["best_step"] = refinement.best.step
-        found["seconds"] = time.perf_counter() - began
     for split in splits:
         if split not in known:
             sequences = sequencer.build(examples[split])

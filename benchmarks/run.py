@@ -25,9 +25,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import embedgrad
 from benchmarks.measurements import COMPARISONS, MEASUREMENTS, OTHERS, Compared, Measurement
@@ -36,6 +39,7 @@ from embedgrad.atomic_files import write_json
 from embedgrad.experiments.compare.folder import Part, sort_parts
 from embedgrad.experiments.compare.recipe_diff import differences, flatten, shared_settings
 from embedgrad.experiments.compare.results import methods_of, recipe_of_parts, seeds_of
+from embedgrad.prompt import artifact
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -157,6 +161,29 @@ def read_results(path: Path, beginning: dict[str, Any]) -> dict[str, Any]:
         return beginning
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return results
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+
+
+def kept_rows(
+    folder: Path, train: Callable[[], embedgrad.Refinement]
+) -> tuple[Tensor, dict[str, Any]]:
+    """The refined rows kept in a folder, else those of a training, which keeps them; its facts."""
+    if folder.exists():
+        return artifact.load(folder).rows, {}
+    began = time.perf_counter()
+    refinement = train()
+    embedgrad.save(refinement.prompt, folder)
+    facts = {"best_step": refinement.best.step, "seconds": time.perf_counter() - began}
+    return refinement.prompt.rows, facts
+
+
+def slug(row: str) -> str:
+    """A row's name as that of a folder."""
+    return row.replace(", ", "-").replace(" ", "-")
 
 
 def placeless(value: Any, data: Path | None) -> Any:

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 import embedgrad as eg
-from benchmarks.run import ROOT, placeless, read_results
-from embedgrad.atomic_files import write_file, write_json
+from benchmarks.run import ROOT, placeless, read_results, read_rows, slug
+from embedgrad.atomic_files import to_json_lines, write_file, write_json
 from embedgrad.environment import versions
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.open_run import open_run
@@ -47,13 +47,13 @@ def write_rows(data: Path, folder: Path) -> dict[str, dict[str, Any]]:
     tasks: dict[str, dict[str, Any]] = {}
     for domain in DOMAINS:
         for split, most in (("train", TRAIN), ("dev", DEV)):
-            rows = [r for r in _rows(data / "amazon_multidomain", split) if r["domain"] == domain]
-            short = [r for r in rows if len(r["text"]) <= SHORT][:most]
-            _write(folder / f"{domain}-{split}.jsonl", short)
+            rows = read_rows(data / "amazon_multidomain" / f"{split}.jsonl")
+            short = [r for r in rows if r["domain"] == domain and len(r["text"]) <= SHORT]
+            write_file(folder / f"{domain}-{split}.jsonl", to_json_lines(short[:most]))
         tasks[domain] = _task(REVIEW, "{text}", "label_text", ["negative", "positive"])
     for split in ("train", "dev"):
-        rows = _rows(data / "bbh_causal_judgement_grouped", split)
-        _write(folder / f"causal-{split}.jsonl", rows)
+        rows = read_rows(data / "bbh_causal_judgement_grouped" / f"{split}.jsonl")
+        write_file(folder / f"causal-{split}.jsonl", to_json_lines(rows))
     tasks["causal"] = _task(CAUSE, "{question}", "label", ["No", "Yes"])
     generator = random.Random(0)
     for split, most in (("train", TRAIN), ("dev", DEV)):
@@ -62,7 +62,7 @@ def write_rows(data: Path, folder: Path) -> dict[str, dict[str, Any]]:
             {"text": " + ".join(map(str, pair)), "answer": "odd" if sum(pair) % 2 else "even"}
             for pair in drawn
         ]
-        _write(folder / f"sums-{split}.jsonl", rows)
+        write_file(folder / f"sums-{split}.jsonl", to_json_lines(rows))
     tasks["sums"] = _task(SUM, "{text}", "answer", ["even", "odd"])
     for name, task in tasks.items():
         files = {split: str(folder / f"{name}-{split}.jsonl") for split in ("train", "dev")}
@@ -76,15 +76,6 @@ def _task(words: str, query: str, answer: str, choices: list[str]) -> dict[str, 
         "target": {"choices": choices},
         "data": {"answer": answer},
     }
-
-
-def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
-    text = (folder / f"{split}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def recipes_of(
@@ -148,7 +139,7 @@ def main() -> None:
             model = model or eg.load_model(MODEL, dtype="float32", prefix_cache_budget="8 GiB")
             steps = given.steps * (1 if variant == "separate" else len(tasks))
             recipes = recipes_of(tasks, variant, seed, steps, given.rate)
-            out = RUNS / row.replace(", ", "-").replace(" ", "-")
+            out = RUNS / slug(row)
             results["rows"][row] = measure(recipes, variant, out, model)
             print(row, json.dumps(results["rows"][row]), flush=True)
             write_json(RESULT, placeless(results, given.data))

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +32,11 @@ import numpy.typing as npt
 import torch
 
 import embedgrad as eg
-from benchmarks.run import placeless, read_results
+from benchmarks.run import kept_rows, placeless, read_results, slug
 from embedgrad.atomic_files import write_json
 from embedgrad.data.examples import Example
 from embedgrad.environment import versions
 from embedgrad.parts.objectives import Regret
-from embedgrad.prompt import artifact
 from embedgrad.recipe.build import read_data
 from embedgrad.training.settings import Parts
 
@@ -75,7 +73,7 @@ def recipe_of(data: Path) -> eg.Recipe:
             },
             "template": {"system": f"[[{WORDS}]]", "user": "{text}"},
             "target": {"choices": list(CHOICES)},
-            "objective": {"name": "owa", "group": "domain"},  # so that rows have the column
+            "evaluation": {"group": "domain"},
         }
     )
 
@@ -119,28 +117,25 @@ def measure(
     found: dict[str, Any] = {}
     if known["variant"] == "text":
         rows = model.embed(sequencer.prompt_ids)
-    elif folder.exists():
-        rows = artifact.load(folder).rows
     else:
-        began = time.perf_counter()
-        refinement = eg.optimize(
-            model,
-            sequencer,
-            sequencer.build(examples["train"]),
-            sequencer.build(examples["dev"][:CHOOSING]),
-            training=eg.Training(
-                steps=known["steps"],
-                batch_size=2,
-                batch_by="groups",
-                evaluate_every=max(1, known["steps"] // 2),
-                seed=known["seed"],
-            ),
-            parts=Parts(objective=VARIANTS[known["variant"]]),
+        training = eg.Training(
+            steps=known["steps"],
+            batch_size=2,
+            batch_by="groups",
+            evaluate_every=max(1, known["steps"] // 2),
+            seed=known["seed"],
         )
-        rows = refinement.prompt.rows
-        eg.save(refinement.prompt, folder)
-        found["best_step"] = refinement.best.step
-        found["seconds"] = time.perf_counter() - began
+        rows, found = kept_rows(
+            folder,
+            lambda: eg.optimize(
+                model,
+                sequencer,
+                sequencer.build(examples["train"]),
+                sequencer.build(examples["dev"][:CHOOSING]),
+                training=training,
+                parts=Parts(objective=VARIANTS[known["variant"]]),
+            ),
+        )
     for split in splits:
         if split not in known:
             sequences = sequencer.build(examples[split])
@@ -241,8 +236,7 @@ def main() -> None:
             if all(split in known for split in splits):
                 continue
             known |= {"variant": variant, "seed": seed, "steps": arguments.steps}
-            folder = arguments.kept / row.replace(", ", "-").replace(" ", "-")
-            known |= measure(model, recipe, examples, known, splits, folder)
+            known |= measure(model, recipe, examples, known, splits, arguments.kept / slug(row))
             results["rows"][row] = known
             results["summary"] = {
                 split: summarize(results["rows"], results["reviews"], split) for split in splits

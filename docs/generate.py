@@ -274,8 +274,8 @@ def _about(path: Path) -> str:
 REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "results": lambda root, up, _: measured.main_table(root, up),
     "objective": lambda root, up, _: measured.objectives(root, up),
-    "fairness": lambda root, up, _: measured.fairness(root, up),
-    "triage": lambda root, up, _: measured.triage(root, up),
+    "fairness": lambda root, up, _: related.fairness(root, up),
+    "triage": lambda root, up, _: related.triage(root, up),
     "compress": lambda root, up, _: measured.compressed(root, up),
     "tasks": lambda root, up, _: related.tasks(root, up),
     "continual": lambda root, up, _: related.continual(root, up),

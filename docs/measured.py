@@ -160,44 +160,6 @@ def objectives(root: Path, up: str) -> str:
     return markdown(table) + f"\n{rows} dev rows each, means over the seeds in brackets; {link}\n"
 
 
-def fairness(root: Path, up: str) -> str:
-    """Mean and worst-group accuracy by objective, on test rows if they were scored."""
-    results = read(root, "fairness")
-    if results is None:
-        return _missing(root, ("fairness",))
-    split = "test" if "test" in results["summary"] else "dev"
-    table = [("groups of", "objective", "accuracy", "worst group", "against the mean (95 %)")]
-    for name, entry in results["summary"][split].items():
-        data, variant = name.split(", ")
-        change = "-"
-        if over := entry.get("worst_over_mean"):
-            low, high = (f"{100 * edge:+.1f}" for edge in over["interval"])
-            change = f"{100 * over['difference']:+.1f} ({low} to {high})"
-        scores = (_percent(entry["accuracy"]), _percent(entry["worst"]))
-        table.append((data, f"{variant} ({len(entry['seeds'])})", *scores, change))
-    link = f"[fairness.json]({up}{FOLDER}/fairness.json)"
-    about = f"on {split} rows, means over the seeds in brackets; the last column in points of the"
-    return markdown(table) + f"\n{about} worst group, by a bootstrap of rows; {link}\n"
-
-
-def triage(root: Path, up: str) -> str:
-    """Regret of decisions by objective, on test rows if they were scored."""
-    results = read(root, "triage")
-    if results is None:
-        return _missing(root, ("triage",))
-    split = "test" if "test" in results["summary"] else "dev"
-    table = [("trained by", "seeds", "regret", "against cross-entropy (95 %)")]
-    for name, entry in results["summary"][split].items():
-        change = "-"
-        if over := entry.get("over_cross_entropy"):
-            low, high = (f"{edge:+.2f}" for edge in over["interval"])
-            change = f"{over['difference']:+.2f} ({low} to {high})"
-        table.append((name, f"{len(entry['seeds'])}", f"{entry['regret']:.2f}", change))
-    link = f"[triage.json]({up}{FOLDER}/triage.json)"
-    about = f"per decision of 8 {split} reviews, by a bootstrap of reviews and seeds"
-    return markdown(table) + f"\n{about}; {link}\n"
-
-
 def compressed(root: Path, up: str) -> str:
     """Long system prompts in a few rows, on test rows."""
     results = read(root, "compress")

@@ -9,6 +9,45 @@ from typing import Any
 import measured
 
 
+def fairness(root: Path, up: str) -> str:
+    """Mean and worst-group accuracy by objective, on test rows if they were scored."""
+    results = measured.read(root, "fairness")
+    if results is None:
+        return "Not measured yet: `fairness`.\n"
+    split = "test" if "test" in results["summary"] else "dev"
+    table = [("groups of", "objective", "accuracy", "worst group", "against the mean (95 %)")]
+    for name, entry in results["summary"][split].items():
+        data, variant = name.split(", ")
+        change = "-"
+        if over := entry.get("worst_over_mean"):
+            low, high = (f"{100 * edge:+.1f}" for edge in over["interval"])
+            change = f"{100 * over['difference']:+.1f} ({low} to {high})"
+        scores = (f"{100 * entry['accuracy']:.1f} %", f"{100 * entry['worst']:.1f} %")
+        table.append((data, f"{variant} ({len(entry['seeds'])})", *scores, change))
+    about = f"on {split} rows, means over the seeds in brackets; the last column in points of the"
+    return (
+        measured.markdown(table)
+        + f"\n{about} worst group, by a bootstrap of rows; {_link('fairness', up)}.\n"
+    )
+
+
+def triage(root: Path, up: str) -> str:
+    """Regret of decisions by objective, on test rows if they were scored."""
+    results = measured.read(root, "triage")
+    if results is None:
+        return "Not measured yet: `triage`.\n"
+    split = "test" if "test" in results["summary"] else "dev"
+    table = [("trained by", "seeds", "regret", "against cross-entropy (95 %)")]
+    for name, entry in results["summary"][split].items():
+        change = "-"
+        if over := entry.get("over_cross_entropy"):
+            low, high = (f"{edge:+.2f}" for edge in over["interval"])
+            change = f"{over['difference']:+.2f} ({low} to {high})"
+        table.append((name, f"{len(entry['seeds'])}", f"{entry['regret']:.2f}", change))
+    about = f"per decision of 8 {split} reviews, by a bootstrap of reviews and seeds"
+    return measured.markdown(table) + f"\n{about}; {_link('triage', up)}.\n"
+
+
 def tasks(root: Path, up: str) -> str:
     """Gains of six tasks by parameterization, against prompts that are trained separately."""
     rows = _rows(root, "tasks")
