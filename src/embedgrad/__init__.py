@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
     from embedgrad.experiments.tasks import run_tasks
+    from embedgrad.inference.pool import load_policy
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -95,6 +96,7 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "load_policy",
     "optimize",
     "optimize_tasks",
     "plan",
@@ -126,6 +128,7 @@ _HOMES = {
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
     "experiments.tasks": ("run_tasks",),
+    "inference.pool": ("load_policy",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),

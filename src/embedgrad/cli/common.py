@@ -40,6 +40,13 @@ Prompt = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
 ]
+Policy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Ask a pool of prompts by this policy's TOML file; then there is no RUN.",
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
 
