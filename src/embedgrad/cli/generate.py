@@ -58,24 +58,6 @@ def generate(
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report.terminal.progress import Progress
 
-    if as_stream and query is None:
-        raise OptionError(
-            "--stream: needs the query as an argument; leave it out for standard input"
-        )
-    if as_stream and as_json:
-        raise OptionError("--stream: prints plain text; leave out --json")
-    if as_stream and samples is not None and samples > 1:
-        raise OptionError("--stream: prints one answer; leave out --samples")
-    if policy is not None:
-        if query is not None:
-            raise OptionError("--policy: its file names the runs; leave out RUN")
-        run, query = None, run
-    elif run is None:
-        raise OptionError("generate: no RUN; give a run's folder, or --policy FILE")
-    if query is None and sys.stdin.isatty():
-        raise OptionError(
-            "generate: no query; give one as an argument, or JSON lines on standard input"
-        )
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -86,12 +68,25 @@ def generate(
     }
     options = {name: value for name, value in options.items() if value is not None}
     if policy is not None:
+        if query is not None:
+            raise OptionError("--policy: its file names the runs; leave out RUN")
         if given := [*options, *["stream"] * as_stream, *["text_prompt"] * text_prompt]:
             option = given[0].replace("_", "-")
             raise OptionError(f"--{option}: the policy says how its prompts answer; leave it out")
-        _answer_by_policy(policy, query, overrides or (), as_json, quiet)
+        _check_query(run)
+        _answer_by_policy(policy, run, overrides or (), as_json, quiet)
         return
-    assert run is not None
+    if run is None:
+        raise OptionError("generate: no RUN; give a run's folder, or --policy FILE")
+    if as_stream and query is None:
+        raise OptionError(
+            "--stream: needs the query as an argument; leave it out for standard input"
+        )
+    if as_stream and as_json:
+        raise OptionError("--stream: prints plain text; leave out --json")
+    if as_stream and samples is not None and samples > 1:
+        raise OptionError("--stream: prints one answer; leave out --samples")
+    _check_query(query)
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         if as_stream and opened.prompt.target.choices:
@@ -116,6 +111,13 @@ def generate(
         typer.echo()
     if opened.sequencer.truncated:
         warn(*opened.sequencer.notes([])[-1:])
+
+
+def _check_query(query: str | None) -> None:
+    if query is None and sys.stdin.isatty():
+        raise OptionError(
+            "generate: no query; give one as an argument, or JSON lines on standard input"
+        )
 
 
 def _answer_by_policy(

@@ -91,9 +91,9 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run's saved prompt and its text prompt again, or a policy over several prompts.
+    """Score a run's saved prompt and its text prompt, or a policy.
 
-    A policy's thresholds are set on dev rows first, and kept beside its file.
+    A policy asks several prompts; its thresholds are set on dev rows and kept beside its file.
     """
     from embedgrad.data.splits import NAMES
     from embedgrad.errors import DataError, OptionError, nearest

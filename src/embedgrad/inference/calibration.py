@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 
+@final
 class Round(NamedTuple):
     """How a prompt and its threshold do on rows: shares from 0 to 1.
 

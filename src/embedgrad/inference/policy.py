@@ -53,6 +53,7 @@ class PolicySettings:
     """Decides what is drawn for them."""
 
 
+@final
 class Price(NamedTuple):
     """What a round takes: answers, tokens, and those of a prefix that one query's rounds share."""
 
@@ -62,6 +63,7 @@ class Price(NamedTuple):
     prefix_tokens: int = 0
 
 
+@final
 class Attempt(NamedTuple):
     """A round's answer, and how far it is to be trusted: from 0 to 1, and by validator.
 
