@@ -1,4 +1,4 @@
-"""Ask a prompt of a pool: its answers to queries, checked, with their price."""
+"""Ask a prompt of a pool: its answers, checked, with their price."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy learns from dev rows: who is asked, in which order, and what is accepted."""
+"""What a policy learns from dev rows: who is asked, what is accepted."""
 
 from __future__ import annotations
 

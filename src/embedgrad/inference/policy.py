@@ -1,4 +1,4 @@
-"""An adaptive policy: ask one prompt after another until an answer is accepted.
+"""An adaptive policy: ask prompts in turn until an answer is accepted.
 
 Inspired by Adaptive Prompting (Kamesh R 2024, https://arxiv.org/abs/2410.08130), which publishes no
 algorithm: solve, validate, and try again where the validation fails. Nothing here knows a model.

@@ -1,4 +1,4 @@
-"""A pool of prompts and the policy that answers with it: `embedgrad.load_policy(file)`."""
+"""A pool of prompts, and the policy over it: `embedgrad.load_policy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a policy does beside a majority vote and its best prompt, as a terminal table."""
+"""A policy's scores beside a majority vote, as a terminal table."""
 
 from __future__ import annotations
 
