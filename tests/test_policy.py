@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from embedgrad.inference.policy import (
     follow,
     vote,
 )
-from embedgrad.inference.validators import Candidate
+from embedgrad.inference.validators import check, check_arithmetic
 from embedgrad.parts.scorers import Contains, Exact, Number
 
 POOL = PolicySettings(prompts=tuple(PooledPrompt(f"run-{i}") for i in range(3)))
@@ -244,34 +245,31 @@ def test_halving_finds_the_best_prompt_with_fewer_answers_than_asking_all() -> N
     ],
 )
 def test_arithmetic_is_computed_again(text: str, expected: float) -> None:
-    candidate = Candidate([text], 0.5, scorer=Number())
-    assert candidate.check(["arithmetic"]) == (text, {"arithmetic": expected})
+    assert check(["arithmetic"], [text], Number()) == (text, {"arithmetic": expected})
 
 
 def test_checking_a_hostile_answer_takes_linear_time() -> None:
     began = time.perf_counter()
     for text in ("1 " * 50_000 + "=" + "2" * 50_000, "(" * 90 + "=1" * 20_000, "1+1=" * 20_000):
-        Candidate([text], 0.5).check(["arithmetic"])
+        check_arithmetic(text)
     assert time.perf_counter() - began < 5
 
 
 def test_format_asks_for_an_end_an_answer_and_the_pattern() -> None:
-    def check(text: str, **options: object) -> float:
-        return Candidate([text], 0.5, scorer=Number(), **options).check(["format"])[1]["format"]  # type: ignore[arg-type]
+    def form(text: str, **options: Any) -> float:
+        return check(["format"], [text], Number(), **options)[1]["format"]
 
-    assert check("So it is 7.") == 1
-    assert check("So it is 7.", cut=True) == 0
-    assert check("I cannot say.") == 0
-    assert check("So it is 7.", pattern=r"####") == 0
-    assert check("#### 7", pattern=r"####") == 1
+    assert form("So it is 7.") == 1
+    assert form("So it is 7.", cut=True) == 0
+    assert form("I cannot say.") == 0
+    assert form("So it is 7.", pattern=r"####") == 0
+    assert form("#### 7", pattern=r"####") == 1
 
 
 def test_samples_agree_by_the_scorer_and_vote() -> None:
     texts = ["So 7.", "8", "7.0", "9"]
-    answer, checks = Candidate(texts, 0.5, scorer=Number()).check(["agreement", "margin"])
-    assert (answer, checks) == ("So 7.", {"agreement": 0.5, "margin": 0.5})
-    assert Candidate(["Yes.", "yes", "no"], 0.5, scorer=Exact()).check(["agreement"])[0] == "Yes."
+    answer, checks = check(["agreement", "margin"], texts, Number(), margin=0.25)
+    assert (answer, checks) == ("So 7.", {"agreement": 0.5, "margin": 0.25})
+    assert check(["agreement"], ["Yes.", "yes", "no"], Exact())[0] == "Yes."
     # A scorer that takes answers of the data alone does not compare replies.
-    assert Candidate(["a b", "b"], 0.5, scorer=Contains()).check(["agreement"])[1] == {
-        "agreement": 0.5
-    }
+    assert check(["agreement"], ["a b", "b"], Contains())[1] == {"agreement": 0.5}

@@ -11,9 +11,10 @@ from typing import final
 from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.evaluation.evaluator import ScoredAnswer
 from embedgrad.inference.answer import by_rows, model_inputs, write
 from embedgrad.inference.policy import Attempt, PolicySettings, Price
-from embedgrad.inference.validators import Candidate, alike
+from embedgrad.inference.validators import alike, check
 from embedgrad.model.decoding import Generation
 from embedgrad.parts.scorers import Scorer
 from embedgrad.prompt.sequence import TokenSequence
@@ -77,51 +78,52 @@ class Asked:
 
     def ask(self, inputs: Sequence[Inputs]) -> list[Attempt]:
         """The answers to some queries, checked."""
+        names, pattern = self.settings.validators, self.settings.pattern
         attempts = []
-        found = self._choose(inputs) if self.scorer is None else self._write(inputs)
-        for one, (candidate, written) in zip(inputs, found, strict=True):
-            answer, checks = candidate.check(self.settings.validators)
-            most, score = self.price(one), math.prod(checks.values())
-            attempts.append(Attempt(answer, score, self.price(one, written), most, checks))
+        if self.scorer is None:
+            for one, scored in zip(inputs, self._choose(inputs), strict=True):
+                second, first = sorted((scored.probabilities or {}).values())[-2:]
+                answer, checks = check(names, [scored.predicted], None, margin=first - second)
+                attempts.append(self._attempt(one, answer, checks))
+            return attempts
+        written = self._write(inputs)
+        margins = self._likelihoods(inputs, written) if self._weighs else [1.0] * len(inputs)
+        for one, answers, margin in zip(inputs, written, margins, strict=True):
+            texts, cut = [answer.text for answer in answers], not answers[0].ended
+            answer, checks = check(
+                names, texts, self.scorer, margin=margin, cut=cut, pattern=pattern
+            )
+            attempts.append(self._attempt(one, answer, checks, answers))
         return attempts
 
-    def _choose(self, inputs: Sequence[Inputs]) -> list[tuple[Candidate, None]]:
-        found: dict[int, tuple[Candidate, None]] = {}
+    def _attempt(
+        self,
+        inputs: Inputs,
+        answer: str,
+        checks: dict[str, float],
+        written: Sequence[Generation] | None = None,
+    ) -> Attempt:
+        price = self.price(inputs, written)
+        return Attempt(answer, math.prod(checks.values()), price, self.price(inputs), checks)
+
+    def _choose(self, inputs: Sequence[Inputs]) -> list[ScoredAnswer]:
+        found: dict[int, ScoredAnswer] = {}
         for rows_PD, places in by_rows(inputs):
-            answered = self.run.evaluator.score(rows_PD, [inputs[i][1] for i in places])
-            for i, scored in zip(places, answered, strict=True):
-                second, first = sorted((scored.probabilities or {}).values())[-2:]
-                found[i] = Candidate([scored.predicted], margin=first - second), None
+            scored = self.run.evaluator.score(rows_PD, [inputs[i][1] for i in places])
+            found |= zip(places, scored, strict=True)
         return [found[i] for i in range(len(inputs))]
 
-    def _write(self, inputs: Sequence[Inputs]) -> list[tuple[Candidate, list[Generation]]]:
-        settings, decoding = self.settings, self.run.evaluator.evaluation.decoding
+    def _write(self, inputs: Sequence[Inputs]) -> list[list[Generation]]:
+        """The greedy answer to each query, and behind it the sampled ones."""
+        decoding, more = self.run.evaluator.evaluation.decoding, self.settings.samples - 1
         # By source, so that a row's draws do not depend on the rows beside it.
         numbers = [zlib.crc32(sequence.example.source.encode()) for _, sequence in inputs]
         written = write(self.run, inputs, decoding, numbers)
-        if settings.samples > 1:
-            decoding = replace(
-                decoding,
-                samples=settings.samples - 1,
-                temperature=settings.temperature,
-                seed=settings.seed,
-            )
-            drawn = write(self.run, inputs, decoding, numbers)
-            written = [first + more for first, more in zip(written, drawn, strict=True)]
-        margins = self._likelihoods(inputs, written) if self._weighs else [1.0] * len(inputs)
-        return [
-            (
-                Candidate(
-                    [answer.text for answer in answers],
-                    margin,
-                    cut=not answers[0].ended,
-                    scorer=self.scorer,
-                    pattern=settings.pattern,
-                ),
-                answers,
-            )
-            for answers, margin in zip(written, margins, strict=True)
-        ]
+        if more:
+            warm = replace(decoding, samples=more, temperature=self.settings.temperature)
+            drawn = write(self.run, inputs, warm, numbers)
+            written = [first + others for first, others in zip(written, drawn, strict=True)]
+        return written
 
     def _likelihoods(
         self, inputs: Sequence[Inputs], written: Sequence[Sequence[Generation]]

@@ -11,7 +11,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, final
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
+
+from embedgrad.atomic_files import finite
 
 
 @final
@@ -49,8 +51,6 @@ class PolicySettings:
     """Answers per round, the first of them greedy; `agreement` needs two or more."""
     temperature: Annotated[float, Gt(0)] = 0.7
     """What logits are divided by for the others."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Decides what is drawn for them."""
 
 
 @final
@@ -95,25 +95,6 @@ class Decision:
     trace: list[dict[str, Any]] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
 
-    def add(self, prompt: int, attempt: Attempt, threshold: float, tokens: int) -> None:
-        """Note a round."""
-        self.calls, self.tokens = self.calls + attempt.price.calls, self.tokens + tokens
-        passed = attempt.score >= threshold
-        if passed:
-            self.answer, self.accepted = attempt.answer, prompt
-        self.trace.append(
-            {
-                "prompt": prompt,
-                "answer": attempt.answer,
-                "score": attempt.score,
-                "checks": dict(attempt.checks),
-                "threshold": threshold if math.isfinite(threshold) else None,
-                "accepted": passed,
-                "calls": attempt.price.calls,
-                "tokens": tokens,
-            }
-        )
-
 
 def follow(
     settings: PolicySettings,
@@ -148,8 +129,16 @@ def follow(
             if decision.accepted is None and fits(i, price(prompt, i))
         ]
         for i, attempt in zip(asked, ask(prompt, asked) if asked else (), strict=True):
-            decisions[i].add(prompt, attempt, threshold, cost(i, attempt.price))
+            decision, passed = decisions[i], attempt.score >= threshold
+            spent = {"calls": attempt.price.calls, "tokens": cost(i, attempt.price)}
+            decision.calls += spent["calls"]
+            decision.tokens += spent["tokens"]
             read[i].add(attempt.price.prefix)
+            if passed:
+                decision.answer, decision.accepted = attempt.answer, prompt
+            said = {"answer": attempt.answer, "score": attempt.score, "checks": attempt.checks}
+            limit = {"threshold": finite(threshold), "accepted": passed}
+            decision.trace.append({"prompt": prompt, **said, **limit, **spent})
     for decision in decisions:
         if decision.accepted is None and decision.trace:
             decision.answer = vote([(e["answer"], e["score"]) for e in decision.trace], same)

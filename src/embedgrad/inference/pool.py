@@ -293,8 +293,10 @@ def load_policy(
                 for r in (runs[i], runs[0])
             )
             if own != first:
-                what = f"{prompt.run} has the {name} {', '.join(own)}, the first {', '.join(first)}"
-                problems.append(f"prompts.{i}: {what}; prompts of a pool answer the same queries")
+                problems.append(
+                    f"prompts.{i}: {prompt.run} has the {name} {', '.join(own)}, the first "
+                    f"{', '.join(first)}; prompts of a pool answer the same queries"
+                )
         if runs[i].recipe.data != runs[0].recipe.data:
             rows = f"the dev and test rows are those of {settings.prompts[0].run}"
             say(report, [f"{rows}; {prompt.run} has other data, and may have trained on some"])
@@ -309,8 +311,8 @@ def load_policy(
 
 def _read_settings(file: Path) -> PolicySettings:
     if not file.is_file():
-        example = 'a policy begins with prompts = [{ run = "runs/first" }]'
-        raise RecipeError(str(file), [f"no such file; {example}"])
+        problem = 'no such file; a policy begins with prompts = [{ run = "runs/first" }]'
+        raise RecipeError(str(file), [problem])
     problems: list[str] = []
     settings = build(PolicySettings, read_toml(file), "", problems)
     if settings is not None:
@@ -320,8 +322,8 @@ def _read_settings(file: Path) -> PolicySettings:
         if "agreement" in settings.validators and settings.samples < 2:
             problems.append("samples: 1; 'agreement' compares two or more")
         if (settings.max_calls or math.inf) < settings.samples:
-            needed = f"a round takes {settings.samples}, as samples says"
-            problems.append(f"max_calls: {settings.max_calls}; {needed}")
+            calls, samples = settings.max_calls, settings.samples
+            problems.append(f"max_calls: {calls}; a round takes {samples}, as samples says")
         try:
             re.compile(settings.pattern or "")
         except re.error as error:

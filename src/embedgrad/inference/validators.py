@@ -7,8 +7,9 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from statistics import fmean
+from typing import Any
 
 from embedgrad.inference.policy import vote
 from embedgrad.parts.scorers import Exact, Math, Number, Scorer
@@ -29,29 +30,35 @@ _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
-@final
-@dataclass(frozen=True)
-class Candidate:
-    """What a round came to: its answers, the first of them greedy, and what is known of that one.
+def check(
+    names: Sequence[str],
+    texts: Sequence[str],
+    scorer: Scorer | None,
+    *,
+    margin: float = 1.0,
+    cut: bool = False,
+    pattern: str | None = None,
+) -> tuple[str, dict[str, float]]:
+    """The answer that most of the texts give, and what each validator says of it.
 
-    `margin` is the distance of the two likeliest choices, or how likely a free answer is per token.
-    `scorer` is None for choices.
+    format       1 if the first text ended by itself, the pattern is in the answer, and the scorer
+                 finds one in it
+    arithmetic   see `check_arithmetic`
+    agreement    the share of the texts that give it (Wang et al. 2022, self-consistency)
+    margin       as given: what the model says of the first text
     """
-
-    texts: Sequence[str]
-    margin: float
-    cut: bool = False
-    scorer: Scorer | None = None
-    pattern: str | None = None
-
-    def same(self, text: str, other: str) -> bool:
-        """Whether two answers count as one."""
-        return alike(self.scorer, text, other)
-
-    def check(self, names: Sequence[str]) -> tuple[str, dict[str, float]]:
-        """The answer that most of the texts give, and what each validator says of it."""
-        answer = vote([(text, 1.0) for text in self.texts], self.same)
-        return answer, {name: _VALIDATORS[name](self, answer) for name in names}
+    answer = vote([(text, 1.0) for text in texts], partial(alike, scorer))
+    checks: dict[str, Callable[[], float]] = {
+        "format": lambda: float(
+            not cut
+            and re.search(pattern or "", answer) is not None
+            and not (scorer and scorer.is_unread(answer))
+        ),
+        "arithmetic": lambda: check_arithmetic(answer),
+        "agreement": lambda: fmean(alike(scorer, text, answer) for text in texts),
+        "margin": lambda: margin,
+    }
+    return answer, {name: checks[name]() for name in names}
 
 
 def alike(scorer: Scorer | None, text: str, other: str) -> bool:
@@ -61,14 +68,7 @@ def alike(scorer: Scorer | None, text: str, other: str) -> bool:
     return scorer.score(text, other) == 1
 
 
-def check_format(candidate: Candidate, answer: str) -> float:
-    """1 if the greedy answer ended by itself, the pattern is there, and the scorer can read it."""
-    fits = candidate.pattern is None or re.search(candidate.pattern, answer) is not None
-    read = candidate.scorer is None or not candidate.scorer.is_unread(answer)
-    return float(fits and read and not candidate.cut)
-
-
-def check_arithmetic(candidate: Candidate, answer: str) -> float:
+def check_arithmetic(answer: str) -> float:
     """1 if all equations of an answer hold when computed again, 0 if not; without any 0.5.
 
     "3 * 4 = 12, so 12 - 5 = 7"    1      "7 / 2 = 4"       0      whole numbers are exact
@@ -76,19 +76,6 @@ def check_arithmetic(candidate: Candidate, answer: str) -> float:
     """
     found = [holds for line in answer.splitlines() for holds in _equations(line)]
     return float(all(found)) if found else NO_EQUATION
-
-
-def check_agreement(candidate: Candidate, answer: str) -> float:
-    """The share of the samples that give the answer (Wang et al. 2022, self-consistency)."""
-    return sum(candidate.same(text, answer) for text in candidate.texts) / len(candidate.texts)
-
-
-_VALIDATORS: dict[str, Callable[[Candidate, str], float]] = {
-    "format": check_format,
-    "arithmetic": check_arithmetic,
-    "agreement": check_agreement,
-    "margin": lambda candidate, _: candidate.margin,
-}
 
 
 def _equations(line: str) -> list[bool]:
