@@ -189,7 +189,7 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"prefix_cache": {"budget": 400 * "9"}}, "prefix_cache.budget: expected a finite number"),
         ({"prefix_cache": {"budget": math.nan}}, "prefix_cache.budget: nan; .* finite"),
         ({"report": {"elicit": 1}}, "report.elicit: .*boolean.* \\(given: 1\\)"),
-        ({"report": {"trackers": ["wand"]}}, "report.trackers: .*'wandb'.* \\(given: 'wand'\\)"),
+        ({"report": {"trackers": ["wand"]}}, "report.trackers.0: .*'wandb'.* \\(given: 'wand'\\)"),
         ({"data": {"answer": "\udcff"}}, "data.answer: .* is not UTF-8 text"),
     ],
 )

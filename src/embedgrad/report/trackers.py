@@ -111,7 +111,7 @@ def track(
     """A report for each named tracker of the run in `folder`; `settings` are shown with it."""
     trackers: list[Tracker] = []
     try:
-        for name in names:
+        for name in dict.fromkeys(names):
             trackers.append(Tracker(name, folder, settings))
         yield list(trackers)
     finally:
