@@ -44,7 +44,7 @@ Policy = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Ask a pool of prompts by this policy's TOML file; then there is no RUN.",
+        help="In place of RUN: a TOML file that says which prompts are asked in turn.",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]

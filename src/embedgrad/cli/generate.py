@@ -17,7 +17,7 @@ from embedgrad.errors import OptionError
 def generate(
     run: Annotated[
         str | None,  # a path would change the text of a query
-        typer.Argument(help="A folder that `optimize` wrote, or a saved prompt's."),
+        typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
     ] = None,
     query: Annotated[
         str | None,

@@ -81,7 +81,9 @@ def resume(
 
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A folder that `optimize` wrote.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")
+    ] = None,
     split: Annotated[
         str, typer.Option(help="train, dev or test.", autocompletion=one_of(*SPLITS))
     ] = "test",

@@ -30,6 +30,8 @@ def policy_table(result: Row) -> RenderableType:
     own = result["policy"]
     right = "" if own["precision"] is None else f", {percent(own['precision'])} of them right"
     lines = [f"{percent(own['accepted'])} of the answers were accepted{right}; the others voted"]
+    if all(one["threshold"] is None for one in result["prompts"]):
+        lines.append("warning: on dev rows no score reaches the precision; lower it")
     if own["unanswered"]:
         lines.append(f"warning: the budget leaves {own['unanswered']} rows without an answer")
     lines.append(f"against the majority vote: {verdict(result['difference'])}")
