@@ -43,8 +43,8 @@ def local_folder(place: str | Path, report: Report = quiet) -> Path:
         return Path(place)
     name, _, revision = where.removeprefix(HUB).partition("@")
     check_repository(name, where)
-    asked = {"repo_id": name, "revision": revision or None}
-    cached = [huggingface_hub.try_to_load_from_cache(filename=file, **asked) for file in FILES]
+    at = revision or None
+    cached = [huggingface_hub.try_to_load_from_cache(name, f, revision=at) for f in FILES]
     if all(isinstance(path, str) for path in cached):
         return Path(str(cached[0])).parent
     if constants.HF_HUB_OFFLINE:
@@ -55,7 +55,7 @@ def local_folder(place: str | Path, report: Report = quiet) -> Path:
     say(report, [f"fetching {name} from the Hub"])
     try:
         with silence_libraries():
-            info = huggingface_hub.HfApi().model_info(**asked, files_metadata=True)
+            info = huggingface_hub.HfApi().model_info(name, revision=at, files_metadata=True)
             sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
             if not set(FILES) <= set(sizes):
                 raise ArtifactError(f"{where}: holds no prompt of embedgrad; expected {FILES[0]}")
@@ -63,7 +63,7 @@ def local_folder(place: str | Path, report: Report = quiet) -> Path:
                 raise ArtifactError(
                     f"{where}: a file of {size(most)}; a prompt's has at most {size(LARGEST_FILE)}"
                 )
-            paths = [huggingface_hub.hf_hub_download(filename=f, **asked) for f in FILES]
+            paths = [huggingface_hub.hf_hub_download(name, f, revision=at) for f in FILES]
     except ArtifactError:
         raise
     except Exception as error:  # the Hub client passes the network stack's own types on
