@@ -21,6 +21,9 @@ from embedgrad.recipe.overrides import check_values
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+Query = str | Mapping[str, str]
+"""The text of the template's one column, or the texts of all of them."""
+
 CUT = " [cut]"  # behind an answer that did not end by itself
 
 
@@ -231,6 +234,24 @@ def model_inputs(
     if sequence.plain is None:
         return run.prompt.start_rows, sequence
     return run.prompt.start_rows[:0], sequence.uncut()
+
+
+def examples_of(
+    queries: Query | Sequence[Query], columns: Sequence[str]
+) -> tuple[list[Example], bool]:
+    """Queries from Python as examples, and whether it is one alone. Raises `DataError`."""
+    alone = isinstance(queries, str | Mapping)
+    given: Sequence[object] = [queries] if alone else list(queries)
+    examples = []
+    for i, query in enumerate(given):
+        where = "the query" if alone else f"query {i}"
+        if not isinstance(query, str | Mapping):
+            raise DataError(
+                f"{where}: {type(query).__name__}; expected a text, or a mapping with "
+                f"{', '.join(columns)}"
+            )
+        examples.append(example_of(query, columns, where, "give a mapping with their texts"))
+    return examples, alone
 
 
 def example_of(

@@ -17,11 +17,10 @@ from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, RecipeError, RunError
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.events import Report, quiet, say, scoring, stage
-from embedgrad.inference.answer import example_of, in_batches
+from embedgrad.inference.answer import Query, examples_of, in_batches
 from embedgrad.inference.asking import Asked, Inputs
 from embedgrad.inference.calibration import Round, halve, lowest_threshold, measure, predict
 from embedgrad.inference.policy import Attempt, Decision, PolicySettings, follow
-from embedgrad.inference.refined_prompt import Query
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.registry import build
 from embedgrad.recipe.open_run import OpenRun, open_run
@@ -57,13 +56,7 @@ class Pool:
 
     def generate(self, queries: Query | Sequence[Query], report: Report = show) -> Any:
         """A `Decision` for a query, or a list of them. Raises `DataError` and `RunError`."""
-        alone = isinstance(queries, str | Mapping)
-        given: Sequence[object] = [queries] if alone else list(queries)
-        advice = "give a mapping with their texts"
-        examples = [
-            example_of(query, self.columns, "the query" if alone else f"query {i}", advice)
-            for i, query in enumerate(given)
-        ]
+        examples, alone = examples_of(queries, self.columns)
         decisions = []
         for decision in self.answer(examples):
             decisions.append(decision)
