@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
     from embedgrad.experiments.continual import continue_run
+    from embedgrad.experiments.estimators import PromptClassifier, PromptGenerator
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
@@ -76,7 +77,9 @@ __all__ = [
     "OptionError",
     "Parts",
     "PlanResult",
+    "PromptClassifier",
     "PromptEmbedding",
+    "PromptGenerator",
     "Recipe",
     "RecipeError",
     "Refinement",
@@ -121,6 +124,7 @@ _HOMES = {
     "experiments.clean": ("CleanResult", "clean"),
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
+    "experiments.estimators": ("PromptClassifier", "PromptGenerator"),
     "experiments.plan": ("PlanResult", "plan"),
     "experiments.continual": ("continue_run",),
     "experiments.finish": ("RunResult",),

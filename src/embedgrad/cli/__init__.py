@@ -18,6 +18,7 @@ import typer
 # In the order of `embedgrad --help`.
 # isort: off
 from embedgrad.cli import (
+    refine,
     plan,
     run,
     continual,
@@ -46,6 +47,7 @@ __all__ = [
     "main",
     "plan",
     "recipe",
+    "refine",
     "report",
     "run",
     "serve",
