@@ -18,6 +18,7 @@ import typer
 # In the order of `embedgrad --help`.
 # isort: off
 from embedgrad.cli import (
+    demo,
     refine,
     plan,
     run,
@@ -42,6 +43,7 @@ __all__ = [
     "compare",
     "compress",
     "continual",
+    "demo",
     "export",
     "generate",
     "main",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from embedgrad.cli.common import (
     warn,
 )
 from embedgrad.cli.run import execute
+
+if TYPE_CHECKING:
+    from embedgrad.recipe.recipe import Recipe
 
 
 @app.command(
@@ -77,10 +80,6 @@ def refine(
             written = tomli_w.dumps(tomllib.loads(path.read_text("utf-8")))
             warn(f"wrote {path}", *notes, "", *written.splitlines())
         recipe = Recipe.read(path, overrides or ())
-        export = ["export", run, "--to", "vocabulary", "--out", f"{run}-vocabulary"]
-        lines = command_lines([["report", run], ["generate", run, "..."], export])
-        if len(recipe.template.columns) > 1:
-            lines[1] = lines[1].replace("...", "< queries.jsonl")
         execute(
             recipe,
             run,
@@ -88,12 +87,21 @@ def refine(
             require_gain=require_gain,
             as_json=as_json,
             quiet=quiet,
-            more={"recipe": str(path), "notes": list(notes), "next": lines},
+            more={"recipe": str(path), "notes": list(notes), "next": next_commands(run, recipe)},
         )
     except EmbedgradError:
         if not run.exists():
             path.unlink()
         raise
+
+
+def next_commands(run: Path, recipe: Recipe) -> list[str]:
+    """What to do with a finished run."""
+    export = ["export", run, "--to", "vocabulary", "--out", f"{run}-vocabulary"]
+    lines = command_lines([["report", run], ["generate", run, "..."], export])
+    if len(recipe.template.columns) > 1:
+        lines[1] = lines[1].replace("...", "< queries.jsonl")
+    return lines
 
 
 def new_run(name: str) -> Path:

@@ -31,6 +31,7 @@ from embedgrad.report.terminal.bars import show
 
 base = import_extra("sklearn.base", "sklearn", "embedgrad's estimators")
 utils = import_extra("sklearn.utils", "sklearn", "embedgrad's estimators")
+multiclass = import_extra("sklearn.utils.multiclass", "sklearn", "embedgrad's estimators")
 
 TEXT, ANSWER = "text", "the answer"  # columns
 _LOCK = threading.RLock()  # a model computes for one thread at a time
@@ -73,8 +74,8 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters, and if `deep` each setting as section__option."""
         params: dict[str, Any] = super().get_params(deep=False)
-        flat = {n.replace(".", "__"): v for n, v in (self.settings or {}).items()} if deep else {}
-        return {**flat, **params}
+        given = self.settings if deep and isinstance(self.settings, Mapping) else {}
+        return {**{str(n).replace(".", "__"): v for n, v in given.items()}, **params}
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, and settings as section__option."""
@@ -211,16 +212,16 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
         Raises `InputError`, a `DataError` and ValueError, for what cannot be used.
         """
         if y is None:
-            raise InputError("y is None; fit requires y to be passed, a label for each text")
+            raise InputError("fit requires y to be passed, but the target y is None")
         labels = utils.validation.column_or_1d(y, warn=True)
         for i, label in enumerate(labels.tolist()):
             if label is None or label != label:
                 raise InputError(f"y[{i}] is {label}; expected a label, and no NaN")
-        utils.multiclass.check_classification_targets(labels)
+        multiclass.check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
-            held = f"all {len(labels)} have the label {quote(*classes)}" if len(labels) else "none"
-            raise InputError(f"y: {held}; a classifier needs at least two classes")
+            held = f"one class only, {quote(classes[0])}, in" if len(classes) else "no class in"
+            raise InputError(f"y holds {held} {len(labels)} samples; expected at least two classes")
         words = [str((self.labels or {}).get(c, c)) for c in classes.tolist()]
         self._fit(X, [words[code] for code in codes], words, choice_prompt(words))
         self.classes_ = classes
@@ -235,7 +236,8 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class of every text."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]  # type: ignore[no-any-return]
+        likeliest = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[likeliest]  # type: ignore[no-any-return]
 
     def _restore(self, classes: Sequence[Any]) -> None:
         self.classes_ = np.array(classes)
@@ -251,11 +253,11 @@ class PromptGenerator(PromptEstimator):
         Raises `InputError`, a `DataError` and ValueError, for what cannot be used.
         """
         if y is None:
-            raise InputError("y is None; fit requires y to be passed, an answer for each query")
+            raise InputError("fit requires y to be passed, but the target y is None")
         answers = list(y)
         for i, answer in enumerate(answers):
             if not (isinstance(answer, str) and answer.strip()):
-                raise InputError(f"y[{i}] is {quote(repr(answer))}; expected the text of an answer")
+                raise InputError(f"y[{i}] is {_shown(answer)}; expected the text of an answer")
         self._fit(X, answers, [], FREE_PROMPT)
         return self._fitted()
 
@@ -277,11 +279,11 @@ def texts_of(X: Any, columns: Sequence[str]) -> list[dict[str, str]]:
     if hasattr(X, "to_dict") and hasattr(X, "columns"):
         X = X.to_dict("records")
     if isinstance(X, str | bytes | Mapping) or not hasattr(X, "__iter__"):
-        raise InputError(f"X is {quote(repr(X))}; expected a list of texts")
+        raise InputError(f"X is {_shown(X)}; expected a list of texts")
     rows = []
     for i, value in enumerate(X):
         if not isinstance(value, str | Mapping):
-            raise InputError(f"X[{i}] is {quote(repr(value))}; expected a text")
+            raise InputError(f"X[{i}] is {_shown(value)}; expected a text")
         try:
             example = example_of(value, columns, f"X[{i}]", "give mappings with them")
         except DataError as error:
@@ -290,6 +292,10 @@ def texts_of(X: Any, columns: Sequence[str]) -> list[dict[str, str]]:
     if not rows:
         raise InputError("X holds no texts; expected at least one")
     return rows
+
+
+def _shown(value: object) -> str:
+    return f"{quote(value)} ({type(value).__name__})"
 
 
 def model_for(recipe: Recipe, report: Any) -> LanguageModel:

@@ -21,11 +21,13 @@ from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
 
 PROMPT = "the prompt"
+QUICK = {"train": (0.6, 256), "dev": (0.2, 150), "test": (0.2, 500)}  # shares, rows for a verdict
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
 STEPS_PROMPT = "Please reason step by step, then give the final answer."
 NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
 CHAT_NOTE = "Assumed that the model has a chat template; if not, write text instead of user."
+LIMIT = "# limit = { train = 256 }"
 LABELS = '# labels = { 0 = "no", 1 = "yes" }'
 FREE_PROMPT = "Give the answer only:"
 ANSWER_ONLY = """
@@ -65,16 +67,30 @@ def write_starter(
         problem = f"none of its columns ({columns}) looks like an answer; name one with --answer"
         raise data_error(table.name, problem)
     there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
-    text = starter(there["data"]["train"], table, guess, there["model"]["name"], prompt, place)
+    limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
+    limit, notes = LIMIT, [*guess.notes, CHAT_NOTE]
+    if prompt is not None and limits:
+        most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
+        notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
+        limit = "limit = { " + ", ".join(f"{n} = {rows}" for n, rows in limits.items()) + " }"
+    text = starter(
+        *(there["data"]["train"], table, guess, there["model"]["name"]),
+        notes=notes,
+        prompt=prompt,
+        place=place,
+        limit=limit,
+    )
     try:
         Recipe.from_dict(tomllib.loads(text))
     except RecipeError as error:
+        if place is not None:
+            raise
         raise DataError(
             f"{data}: its columns cannot be named in a recipe ({'; '.join(error.problems)}); "
             "rename them in the file"
         ) from error
     write_file(out, text.encode())
-    return out, (*guess.notes, CHAT_NOTE)
+    return out, tuple(notes)
 
 
 def user_message(prompt: str, column: str) -> str:
@@ -100,11 +116,14 @@ def starter(
     table: Table,
     guess: Guess,
     model: str,
-    prompt: str | None = None,
-    place: str | None = None,
+    *,
+    notes: Sequence[str],
+    prompt: str | None,
+    place: str | None,
+    limit: str,
 ) -> str:
     """The recipe as text."""
-    guessed = "".join(f"#   {note}\n" for note in (*guess.notes, CHAT_NOTE))
+    guessed = "".join(f"#   {note}\n" for note in notes)
     asked, target, scorer = _task(table, guess)
     user = user_message(asked if prompt is None else prompt, guess.text)
     places = "try the words as system message, before, after and around the query"
@@ -129,7 +148,7 @@ dev_share = 0.2
 test_share = 0.2
 answer = {_toml(guess.answer or "answer")}        # the column with the right answer
 {group}{labels}        # what the values mean, if they are not words
-# limit = {{ train = 256 }}        # at most this many rows of a split
+{limit}        # at most this many rows of a split
 
 [template]
 # {{column}} is filled in per row; [[...]] marks the words to refine, anywhere in the text.
