@@ -149,8 +149,15 @@ def test_a_run_can_be_loaded(finished: tuple[Path, Any]) -> None:
     assert found.tolist() == [row["refined"]["predicted"] for row in rows]
     assert made.recipe_.training.epochs == 3
     assert made.model == result_model(folder)
-    with pytest.raises(eg.DataError, match=r"X\[0\]: no column 'review'"):
+    with pytest.raises(eg.InputError, match=r"X\[0\]: no column 'review'"):
         made.predict([{"text": "x"}])
+
+
+def test_a_damaged_artifact_is_refused(fitted: eg.PromptClassifier, tmp_path: Path) -> None:
+    for classes in ("ab", ["a"], None):
+        damaged = fitted.prompt_.with_provenance(classes=classes)
+        with pytest.raises(eg.ArtifactError, match=r"classes are .* expected 2 of them"):
+            eg.PromptClassifier.load(eg.save(damaged, tmp_path / "prompt"))
 
 
 def result_model(folder: Path) -> str:
@@ -205,7 +212,8 @@ def test_texts_come_in_many_kinds(fitted: eg.PromptClassifier) -> None:
     assert made.prompt_.template.columns == ("title", "body")
     assert made.predict(frame.to_dict("records")).tolist() == made.predict(frame).tolist()
     lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
-    assert make_pipeline(lower, fitted).predict([x.upper() for x in X]).tolist() == expected
+    lowered = fitted.predict([x.lower() for x in X]).tolist()
+    assert make_pipeline(lower, fitted).predict([x.upper() for x in X]).tolist() == lowered
 
 
 BAD: dict[str, tuple[Any, Any, str]] = {
@@ -234,7 +242,7 @@ def test_bad_input_is_told_in_one_line(kind: str) -> None:
         classifier().fit(texts, labels)
     assert told in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert kind == "a target" or isinstance(error.value, eg.DataError)
+    assert kind == "a target" or isinstance(error.value, eg.InputError)
 
 
 def test_what_is_not_fitted_says_so(tmp_path: Path) -> None:
@@ -255,6 +263,8 @@ def test_what_is_not_fitted_says_so(tmp_path: Path) -> None:
         ({"settings": {"trainin.epochs": 2}}, "trainin: unknown section"),
         ({"prompt": "{text} is it good?"}, "names the column {text}, but not what to refine"),
         ({"prompt": "[[Good"}, "a span that is not closed"),
+        ({"settings": 5}, "settings: '5' (int); expected a mapping"),
+        ({"prompt": ""}, "the prompt: it is empty"),
         ({"model": "tinny"}, "model 'tinny' was not found"),
     ],
 )
@@ -262,7 +272,7 @@ def test_bad_parameters_are_told_when_it_is_fitted(
     params: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    made = classifier(**params)
+    made = classifier().set_params(**params)
     with pytest.raises(eg.EmbedgradError) as error:
         made.fit(X, Y)
     assert told in str(error.value)
@@ -322,7 +332,7 @@ def test_free_answers_are_generated_and_scored(
 
 def test_answers_that_are_no_texts_are_refused(generator: eg.PromptGenerator) -> None:
     for answers, told in ((["a", 3], "y[1] is '3'"), (None, "the target y is None")):
-        with pytest.raises(eg.DataError) as error:
+        with pytest.raises(eg.InputError) as error:
             clone(generator).fit(["x", "y"], answers)
         assert told in str(error.value)
     with pytest.raises(eg.OptionError, match="answers are generated; use generate"):

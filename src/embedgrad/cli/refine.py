@@ -48,6 +48,12 @@ def refine(
     answer: Annotated[
         str | None, typer.Option(help="The column with the right answers; else guessed.")
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=WORD", help="What a label means, as 1=positive; may be repeated."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the run, beside its recipe OUT.toml; else runs/DATA."),
@@ -62,18 +68,24 @@ def refine(
 
     import tomli_w
 
-    from embedgrad.errors import EmbedgradError
+    from embedgrad.errors import EmbedgradError, OptionError
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.recipe.starter import write_starter
 
     run = out or new_run(re.sub(r"[^\w.-]+", "-", Path(data).stem))
     refuse_existing(run)
+    words = dict(one.split("=", 1) for one in label or () if "=" in one)
+    if len(words) < len(label or ()):
+        raise OptionError(
+            f"--label: {', '.join(label or ())}; expected LABEL=WORD, each label once"
+        )
     path, notes = write_starter(
         *(data, run.with_name(f"{run.name}.toml"), model),
         prompt=prompt,
         place=place,
         reads=text,
         answer=answer,
+        words=words,
     )
     try:
         if not quiet:

@@ -36,11 +36,17 @@ class Guess:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def guess_columns(table: Table, *, text: str | None = None, answer: str | None = None) -> Guess:
+def guess_columns(
+    table: Table,
+    *,
+    text: str | None = None,
+    answer: str | None = None,
+    words: Mapping[str, str] | None = None,
+) -> Guess:
     """Guess the text, answer and group columns from names, lengths and numbers of values.
 
-    Those that are given are not guessed. Raises DataError for one that is not there, when no column
-    holds text, and when all rows have one answer.
+    Those that are given are not guessed; `words` say what answers mean. Raises DataError for one
+    that is not there, when no column holds text, and when all rows have one answer.
     """
     for given in (text, answer):
         if given is not None and given not in table.columns:
@@ -60,6 +66,11 @@ def guess_columns(table: Table, *, text: str | None = None, answer: str | None =
     more: list[str] = []
     if answer is not None and answers is not None:
         labels, more = _guess_labels(table, answer, answers, values[answer])
+        for label in words or ():
+            if label not in answers:
+                problem = f"no row has the answer {label!r} in column {answer!r}"
+                raise data_error(table.name, f"{problem}; {closest(label, answers)}")
+        labels = {**labels, **(words or {})}
         answers = tuple(dict.fromkeys(labels.get(choice, choice) for choice in answers))
     notes = [*table.notes, *_notes(text, answer, answers, group), *more]
     return Guess(text, answer, answers, group, tuple(notes), labels)

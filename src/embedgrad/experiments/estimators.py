@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from embedgrad.atomic_files import to_json_lines, write_file
 from embedgrad.data.arrow import import_extra
 from embedgrad.data.table import quote
-from embedgrad.errors import DataError
+from embedgrad.errors import ArtifactError, DataError, InputError, OptionError
 from embedgrad.events import quiet
 from embedgrad.experiments.run import run
 from embedgrad.inference.answer import example_of
@@ -36,11 +37,6 @@ multiclass = import_extra("sklearn.utils.multiclass", "sklearn", "embedgrad's es
 TEXT, ANSWER = "text", "the answer"  # columns
 _LOCK = threading.RLock()  # a model computes for one thread at a time
 _MODELS: dict[Any, LanguageModel] = {}  # the one that was used last
-
-
-@final
-class InputError(DataError, ValueError):
-    """Texts or labels that cannot be used, as the ValueError that scikit-learn expects."""
 
 
 class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
@@ -85,6 +81,10 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
             self.settings = {**(self.settings or {}), **flat}
         return self
 
+    @abstractmethod
+    def fit(self, X: Any, y: Any) -> Self:
+        """Refine the prompt on texts X and their answers y."""
+
     def save(self, folder: str | Path) -> Path:
         """Write the refined prompt as an artifact, for `load` and every command."""
         utils.validation.check_is_fitted(self)
@@ -102,11 +102,13 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
         made.recipe_ = made._recipe("unknown", prompt.template, choices)
         made.result_ = prompt.provenance.get("training")
         made.prompt_ = prompt
-        made._restore(prompt.provenance.get("classes", choices))
+        classes = prompt.provenance.get("classes", choices)
+        if not isinstance(classes, list) or len(classes) != len(choices):
+            raise ArtifactError(
+                f"{folder}: classes are {classes!r}; expected {len(choices)} of them"
+            )
+        made.classes_ = np.array(classes)
         return made
-
-    def _restore(self, classes: Sequence[Any]) -> None:
-        """What `load` needs besides the prompt."""
 
     def _recipe(self, train: str, template: Template, choices: Sequence[str]) -> Recipe:
         values: dict[str, dict[str, Any]] = {
@@ -115,6 +117,8 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
             "template": template.as_dict(),
             "target": {"choices": list(choices)},
         }
+        if not isinstance(self.settings, Mapping | None):
+            raise OptionError(f"settings: {_shown(self.settings)}; expected a mapping")
         settings = dict(self.settings or {})
         if self.random_state is not None:
             state = self.random_state
@@ -131,7 +135,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
 
     def _fit(self, X: Any, answers: Sequence[str], choices: Sequence[str], asked: str) -> None:
         """Run the recipe on rows of texts; `asked` is the prompt where none was given."""
-        prompt = self.prompt or asked
+        prompt = asked if self.prompt is None else self.prompt
         if not isinstance(prompt, Template):
             prompt = Template.chat(user=user_message(prompt, TEXT))
         rows = [dict(row) for row in texts_of(X, prompt.columns)]
@@ -141,10 +145,10 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
             data, out = Path(folder, "texts.jsonl"), Path(folder, "run")
             pairs = zip(rows, answers, strict=True)
             write_file(data, to_json_lines({**row, ANSWER: answer} for row, answer in pairs))
-            self.recipe_ = self._recipe(str(data), prompt, choices)
+            recipe = self._recipe(str(data), prompt, choices)
             report = show if self.verbose else quiet
-            self.result_ = run(self.recipe_, out, report, model=model_for(self.recipe_, report))
-            self.prompt_ = load(out)
+            result = run(recipe, out, report, model=model_for(recipe, report))
+            self.recipe_, self.result_, self.prompt_ = recipe, result, load(out)
 
     def _fitted(self) -> Self:
         if self.result_["interrupted"]:
@@ -209,14 +213,14 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
     def fit(self, X: Any, y: Any) -> Self:
         """Refine the prompt on texts X and their labels y.
 
-        Raises `InputError`, a `DataError` and ValueError, for what cannot be used.
+        Raises `InputError`, a ValueError, for what cannot be used, and what `run` raises.
         """
         if y is None:
             raise InputError("fit requires y to be passed, but the target y is None")
         labels = utils.validation.column_or_1d(y, warn=True)
         for i, label in enumerate(labels.tolist()):
-            if label is None or label != label:
-                raise InputError(f"y[{i}] is {label}; expected a label, and no NaN")
+            if label is None or (isinstance(label, float) and not math.isfinite(label)):
+                raise InputError(f"y[{i}] is {label}; expected a label")
         multiclass.check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
@@ -239,9 +243,6 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
         likeliest = self.predict_proba(X).argmax(axis=1)
         return self.classes_[likeliest]  # type: ignore[no-any-return]
 
-    def _restore(self, classes: Sequence[Any]) -> None:
-        self.classes_ = np.array(classes)
-
 
 @final
 class PromptGenerator(PromptEstimator):
@@ -250,7 +251,7 @@ class PromptGenerator(PromptEstimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Refine the prompt on queries X and their answers y.
 
-        Raises `InputError`, a `DataError` and ValueError, for what cannot be used.
+        Raises `InputError`, a ValueError, for what cannot be used, and what `run` raises.
         """
         if y is None:
             raise InputError("fit requires y to be passed, but the target y is None")

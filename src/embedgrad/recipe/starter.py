@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tomli_w
@@ -45,12 +45,14 @@ def write_starter(
     place: str | None = None,
     reads: str | None = None,
     answer: str | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write a recipe for `data` to `out`; returns its path and the guesses.
 
     `prompt` is the user's own (see `user_message`), which needs an answer column, and `place` where
-    its words go. `reads` and `answer` name columns that are not to be guessed. Raises `DataError`
-    for data that cannot be used, `TemplateError` for the prompt, and `RunError` if `out` exists.
+    its words go. `reads` and `answer` name columns that are not to be guessed, `words` say what
+    answers mean. Raises `DataError` for data that cannot be used, `TemplateError` for the prompt,
+    and `RunError` if `out` exists.
     """
     out = Path(out)
     if out.exists():
@@ -61,7 +63,8 @@ def write_starter(
         if name not in table.columns:
             problem = f"no column {name!r}, which the prompt names"
             raise data_error(table.name, f"{problem}; {closest(name, table.columns)}")
-    guess = guess_columns(table, text=named[0] if named else reads, answer=answer)
+    reads = named[0] if named else reads
+    guess = guess_columns(table, text=reads, answer=answer, words=words)
     if prompt is not None and guess.answer is None:
         columns = ", ".join(table.columns)
         problem = f"none of its columns ({columns}) looks like an answer; name one with --answer"
