@@ -177,11 +177,6 @@ def test_parameters_are_read_set_and_copied() -> None:
     assert clone(classifier(prompt=template)).prompt == template
 
 
-def test_a_seed_is_the_recipes() -> None:
-    recipe = classifier(random_state=5).fit(X, Y).recipe_
-    assert (recipe.training.seed, recipe.data.seed) == (5, 5)
-
-
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_scikit_learn_searches_and_validates(jobs: int) -> None:
     scores = cross_val_score(classifier(), X, Y, cv=2, n_jobs=jobs, error_score="raise")

@@ -154,6 +154,19 @@ def test_of_large_data_it_takes_a_part_and_says_so(
     assert "24 train rows" in refine("--set", "data.limit=").err
 
 
+def test_a_model_without_a_chat_template_takes_plain_text(
+    refine: Callable[..., Done], other_models: dict[str, Path], embedgrad: Command
+) -> None:
+    model = ["--model", other_models["no-chat"]]
+    assert "no chat template; give the prompt as plain text" in refine(*model).err
+    done = refine(*model, "--plain")
+    assert done.code == 0, done.err
+    assert eg.load("runs/reviews").template.text == f"{{review}}\n\n[[{PROMPT}]]"
+    assert embedgrad("new", "reviews.csv", "--out", "new.toml", "--plain").code == 0
+    assert "has a chat template" not in Path("new.toml").read_text()
+    assert eg.Recipe.read("new.toml").template.text
+
+
 def changed(i: int, **cells: Any) -> list[dict[str, Any]]:
     return [{**row, **cells} if n == i else row for n, row in enumerate(ROWS)]
 

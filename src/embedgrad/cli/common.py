@@ -34,6 +34,9 @@ Set = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME.")
 ]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Write plain text, for a model without a chat template.")
+]
 RequireGain = Annotated[
     bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]

@@ -10,6 +10,7 @@ import typer
 from embedgrad.cli.common import (
     DEFAULT_MODEL,
     AsJson,
+    Plain,
     app,
     command_lines,
     echo,
@@ -39,12 +40,13 @@ def new(
     data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],
     out: Annotated[Path, typer.Option(help="The recipe to write; it must not exist.")],
     model: Annotated[str, typer.Option(help="The model that the recipe names.")] = DEFAULT_MODEL,
+    plain: Plain = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented starter recipe for a data file."""
     from embedgrad.recipe.starter import write_starter
 
-    path, notes = write_starter(data, out, model)
+    path, notes = write_starter(data, out, model, plain=plain)
     run = Path("runs", path.stem)
     commands = [["plan", path], ["optimize", path, "--out", run], ["report", run]]
     values = {"recipe": str(path), "notes": list(notes), "next": command_lines(commands)}

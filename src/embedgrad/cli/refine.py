@@ -12,6 +12,7 @@ import typer
 from embedgrad.cli.common import (
     DEFAULT_MODEL,
     AsJson,
+    Plain,
     Quiet,
     RequireGain,
     Set,
@@ -58,6 +59,7 @@ def refine(
         Path | None,
         typer.Option(help="Folder for the run, beside its recipe OUT.toml; else runs/DATA."),
     ] = None,
+    plain: Plain = False,
     overrides: Set = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
@@ -68,12 +70,13 @@ def refine(
 
     import tomli_w
 
-    from embedgrad.errors import EmbedgradError, OptionError
+    from embedgrad.errors import EmbedgradError, OptionError, RunError
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.recipe.starter import write_starter
 
     run = out or new_run(re.sub(r"[^\w.-]+", "-", Path(data).stem))
-    refuse_existing(run)
+    if run.exists():
+        raise RunError(f"{run}: exists already; choose another name for --out")
     words = dict(one.split("=", 1) for one in label or () if "=" in one)
     if len(words) < len(label or ()):
         raise OptionError(
@@ -86,6 +89,7 @@ def refine(
         reads=text,
         answer=answer,
         words=words,
+        plain=plain,
     )
     try:
         if not quiet:
@@ -121,11 +125,3 @@ def new_run(name: str) -> Path:
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     folders = (Path("runs", name) for name in names)
     return next(f for f in folders if not (f.exists() or f.with_name(f"{f.name}.toml").exists()))
-
-
-def refuse_existing(run: Path) -> None:
-    """Raise `RunError` where a new run's folder exists."""
-    from embedgrad.errors import RunError
-
-    if run.exists():
-        raise RunError(f"{run}: exists already; choose another name for --out")

@@ -45,8 +45,8 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
     `model` is a model's name, as in a recipe, and `prompt` the words to refine: all of them, or
     those in [[brackets]]; without a {column} it stands behind the text. A `Template` says more.
     `settings` are those of a recipe by dotted names, as {"training.epochs": 8}; what is not set has
-    the recipe's default. `set_params` and a grid search may write them training__epochs=8. An int
-    as `random_state` seeds the training and the choice of dev rows. `verbose` shows progress.
+    the recipe's default. `set_params` and a grid search may write them training__epochs=8.
+    `verbose` shows progress.
 
     After `fit`, `prompt_` is the refined prompt, `recipe_` what was run and `result_` what came of
     it. A model is loaded once for all estimators that use it, and never part of their state.
@@ -58,13 +58,11 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
         prompt: str | Template | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-        random_state: Any = None,
         verbose: bool = True,
     ):
         self.model = model
         self.prompt = prompt
         self.settings = settings
-        self.random_state = random_state
         self.verbose = verbose
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -119,13 +117,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
         }
         if not isinstance(self.settings, Mapping | None):
             raise OptionError(f"settings: {_shown(self.settings)}; expected a mapping")
-        settings = dict(self.settings or {})
-        if self.random_state is not None:
-            state = self.random_state
-            known = isinstance(state, int | np.integer)
-            seed = int(state if known else utils.check_random_state(state).randint(2**31 - 1))
-            settings = {"training.seed": seed, "data.seed": seed, **settings}
-        for name, value in settings.items():
+        for name, value in (self.settings or {}).items():
             *sections, option = name.split(".")
             inner: Any = values
             for section in sections:
@@ -138,7 +130,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
         prompt = asked if self.prompt is None else self.prompt
         if not isinstance(prompt, Template):
             prompt = Template.chat(user=user_message(prompt, TEXT))
-        rows = [dict(row) for row in texts_of(X, prompt.columns)]
+        rows = texts_of(X, prompt.columns)
         if len(rows) != len(answers):
             raise InputError(f"X holds {len(rows)} texts, and y {len(answers)}; give one for each")
         with _LOCK, tempfile.TemporaryDirectory() as folder:
@@ -202,12 +194,9 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
         *,
         labels: Mapping[Any, str] | None = None,
         settings: Mapping[str, Any] | None = None,
-        random_state: Any = None,
         verbose: bool = True,
     ):
-        super().__init__(
-            model, prompt, settings=settings, random_state=random_state, verbose=verbose
-        )
+        super().__init__(model, prompt, settings=settings, verbose=verbose)
         self.labels = labels
 
     def fit(self, X: Any, y: Any) -> Self:

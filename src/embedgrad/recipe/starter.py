@@ -26,7 +26,7 @@ CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
 STEPS_PROMPT = "Please reason step by step, then give the final answer."
 NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
-CHAT_NOTE = "Assumed that the model has a chat template; if not, write text instead of user."
+CHAT_NOTE = "Assumed that the model has a chat template; for one without, give --plain."
 LIMIT = "# limit = { train = 256 }"
 LABELS = '# labels = { 0 = "no", 1 = "yes" }'
 FREE_PROMPT = "Give the answer only:"
@@ -46,13 +46,14 @@ def write_starter(
     reads: str | None = None,
     answer: str | None = None,
     words: Mapping[str, str] | None = None,
+    plain: bool = False,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write a recipe for `data` to `out`; returns its path and the guesses.
 
     `prompt` is the user's own (see `user_message`), which needs an answer column, and `place` where
     its words go. `reads` and `answer` name columns that are not to be guessed, `words` say what
-    answers mean. Raises `DataError` for data that cannot be used, `TemplateError` for the prompt,
-    and `RunError` if `out` exists.
+    answers mean. A `plain` template is for models without a chat template. Raises `DataError` for
+    data that cannot be used, `TemplateError` for the prompt, and `RunError` if `out` exists.
     """
     out = Path(out)
     if out.exists():
@@ -71,7 +72,7 @@ def write_starter(
         raise data_error(table.name, problem)
     there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
     limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
-    limit, notes = LIMIT, [*guess.notes, CHAT_NOTE]
+    limit, notes = LIMIT, [*guess.notes, *(() if plain else (CHAT_NOTE,))]
     if prompt is not None and limits:
         most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
         notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
@@ -82,6 +83,7 @@ def write_starter(
         prompt=prompt,
         place=place,
         limit=limit,
+        plain=plain,
     )
     try:
         Recipe.from_dict(tomllib.loads(text))
@@ -124,6 +126,7 @@ def starter(
     prompt: str | None,
     place: str | None,
     limit: str,
+    plain: bool,
 ) -> str:
     """The recipe as text."""
     guessed = "".join(f"#   {note}\n" for note in notes)
@@ -157,7 +160,7 @@ answer = {_toml(guess.answer or "answer")}        # the column with the right an
 # {{column}} is filled in per row; [[...]] marks the words to refine, anywhere in the text.
 # You may add system = "..." and assistant = "..." (the opening of the answer).
 # For a model without a chat template, write text = "..." instead.
-user = {_toml(user)}
+{"text" if plain else "user"} = {_toml(user)}
 {place}
 
 [target]
