@@ -30,16 +30,20 @@ from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.starter import FREE_PROMPT, choice_prompt, user_message
 from embedgrad.report.terminal.bars import show
 
-base = import_extra("sklearn.base", "sklearn", "embedgrad's estimators")
-utils = import_extra("sklearn.utils", "sklearn", "embedgrad's estimators")
-multiclass = import_extra("sklearn.utils.multiclass", "sklearn", "embedgrad's estimators")
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, column_or_1d
+except ImportError:
+    import_extra("sklearn", "sklearn", "embedgrad's estimators")  # which says what to install
+    raise
 
 TEXT, ANSWER = "text", "the answer"  # columns
 _LOCK = threading.RLock()  # a model computes for one thread at a time
 _MODELS: dict[Any, LanguageModel] = {}  # the one that was used last
 
 
-class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
+class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     """What both estimators share: their parameters, and one run of a recipe as `fit`.
 
     `model` is a model's name, as in a recipe, and `prompt` the words to refine: all of them, or
@@ -85,7 +89,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
 
     def save(self, folder: str | Path) -> Path:
         """Write the refined prompt as an artifact, for `load` and every command."""
-        utils.validation.check_is_fitted(self)
+        check_is_fitted(self)
         return artifact.save(self.prompt_, folder)
 
     @classmethod
@@ -98,7 +102,6 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
         made = cls(**{"model": known["name"], "prompt": prompt.template, **params})
         choices = list(prompt.target.choices)
         made.recipe_ = made._recipe("unknown", prompt.template, choices)
-        made.result_ = prompt.provenance.get("training")
         made.prompt_ = prompt
         classes = prompt.provenance.get("classes", choices)
         if not isinstance(classes, list) or len(classes) != len(choices):
@@ -149,7 +152,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
 
     def _tell(self, ask: Any, X: Any, **options: Any) -> list[Any]:
         """What a method of the refined prompt says of every text."""
-        utils.validation.check_is_fitted(self)
+        check_is_fitted(self)
         rows = texts_of(X, self.prompt_.template.columns)
         report = show if self.verbose else quiet
         with _LOCK:
@@ -180,7 +183,7 @@ class PromptEstimator(base.BaseEstimator, ABC):  # type: ignore[misc]
 
 
 @final
-class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[misc]
+class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
     """Classify texts by a refined prompt: an estimator for scikit-learn.
 
     `labels` says what labels mean, as in {0: "negative", 1: "positive"}: the model is asked for
@@ -206,11 +209,11 @@ class PromptClassifier(base.ClassifierMixin, PromptEstimator):  # type: ignore[m
         """
         if y is None:
             raise InputError("fit requires y to be passed, but the target y is None")
-        labels = utils.validation.column_or_1d(y, warn=True)
+        labels = column_or_1d(y, warn=True)
         for i, label in enumerate(labels.tolist()):
             if label is None or (isinstance(label, float) and not math.isfinite(label)):
                 raise InputError(f"y[{i}] is {label}; expected a label")
-        multiclass.check_classification_targets(labels)
+        check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             held = f"one class only, {quote(classes[0])}, in" if len(classes) else "no class in"
