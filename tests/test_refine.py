@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,10 +68,12 @@ def test_one_command_comes_to_a_verdict(refine: Callable[..., Done], embedgrad: 
         "Guessed that column 'label' is the answer, one of 'negative', 'positive'.",
     ]
     assert f'user = "{{review}}\\n\\n[[{PROMPT}]]"' in done.err
+    assert "About 8 rows are left for the test: only a large gain will show." in done.err
+    assert "[evaluation]" not in done.err
     assert "Set aside 8 of 40 rows for test (stratified by answer, seed 0)." in done.err
     before, _, after = done.out.partition("\n\nnext:\n")
     assert re.match("(improved|no reliable|worse)", before.splitlines()[-1]), before
-    commands = [line.split() for line in after.splitlines()]
+    commands = [shlex.split(line) for line in after.splitlines()]
     assert [words[:3] for words in commands] == [
         ["embedgrad", verb, str(run)] for verb in ("report", "generate", "export")
     ]
@@ -219,6 +222,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], dict[str, Any], tuple[st
     ),
     "--place": (nothing, ["--place", "top"], {}, ("template.place: 'top'; expected one of auto",)),
     "--set": (nothing, ["--set", "training.epoch=1"], {}, ("did you mean 'epochs'?",)),
+    "arguments swapped": (
+        *(nothing, [], {"prompt": "reviews.csv", "data": PROMPT}),
+        ("reviews.csv: is a file; the prompt comes first, then the data",),
+    ),
     "no prompt": (nothing, [], {"prompt": " "}, ("the prompt: it is empty; write what",)),
     "no such column": (
         *(nothing, [], {"prompt": "{reveiw} [[Good?]]"}),

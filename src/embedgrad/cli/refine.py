@@ -74,6 +74,8 @@ def refine(
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.recipe.starter import write_starter
 
+    if Path(prompt).is_file():
+        raise OptionError(f"{prompt}: is a file; the prompt comes first, then the data")
     run = out or new_run(re.sub(r"[^\w.-]+", "-", Path(data).stem))
     if run.exists():
         raise RunError(f"{run}: exists already; choose another name for --out")
@@ -93,7 +95,8 @@ def refine(
     )
     try:
         if not quiet:
-            written = tomli_w.dumps(tomllib.loads(path.read_text("utf-8")))
+            sections = tomllib.loads(path.read_text("utf-8"))
+            written = tomli_w.dumps({name: held for name, held in sections.items() if held})
             warn(f"wrote {path}", *notes, "", *written.splitlines())
         recipe = Recipe.read(path, overrides or ())
         execute(
@@ -114,9 +117,9 @@ def refine(
 def next_commands(run: Path, recipe: Recipe) -> list[str]:
     """What to do with a finished run."""
     export = ["export", run, "--to", "vocabulary", "--out", f"{run}-vocabulary"]
-    lines = command_lines([["report", run], ["generate", run, "..."], export])
+    lines = command_lines([["report", run], ["generate", run, "your text"], export])
     if len(recipe.template.columns) > 1:
-        lines[1] = lines[1].replace("...", "< queries.jsonl")
+        lines[1] = lines[1].replace("'your text'", "< queries.jsonl")
     return lines
 
 

@@ -21,6 +21,7 @@ from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
 
 PROMPT = "the prompt"
+FEW = 100  # test rows
 QUICK = {"train": (0.6, 256), "dev": (0.2, 150), "test": (0.2, 500)}  # shares, rows for a verdict
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
 STEPS_PROMPT = "Please reason step by step, then give the final answer."
@@ -77,6 +78,8 @@ def write_starter(
         most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
         notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
         limit = "limit = { " + ", ".join(f"{n} = {rows}" for n, rows in limits.items()) + " }"
+    if prompt is not None and (tested := len(table.rows) // 5) < FEW:
+        notes.append(f"About {tested} rows are left for the test: only a large gain will show.")
     text = starter(
         *(there["data"]["train"], table, guess, there["model"]["name"]),
         notes=notes,
