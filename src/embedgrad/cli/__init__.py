@@ -18,6 +18,8 @@ import typer
 # In the order of `embedgrad --help`.
 # isort: off
 from embedgrad.cli import (
+    demo,
+    refine,
     plan,
     run,
     continual,
@@ -42,12 +44,14 @@ __all__ = [
     "compare",
     "compress",
     "continual",
+    "demo",
     "export",
     "generate",
     "main",
     "plan",
     "push",
     "recipe",
+    "refine",
     "report",
     "run",
     "serve",
