@@ -93,7 +93,7 @@ class RefinedPrompt:
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
         answers: list[str | list[str]] = []
-        for a in answer(opened, examples, refined=True, decoding=settings):
+        for a in answer(opened, examples, decoding=settings):
             several = [str(s["answer"]) for s in a.get("answers", ())]
             answers.append(several or str(a["answer"]))
             report(scoring("queries", len(answers), len(examples)))
