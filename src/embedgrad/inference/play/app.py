@@ -49,8 +49,9 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        allowed = scope["type"] == "http" and self._allows(Headers(scope=scope), scope["path"])
-        app = self.app if allowed else PlainTextResponse(REFUSED, 403)
+        app = self.app  # which knows no websockets
+        if scope["type"] == "http" and not self._allows(Headers(scope=scope), scope["path"]):
+            app = PlainTextResponse(REFUSED, 403)
         await app(scope, receive, send_safely)
 
     def _allows(self, headers: Headers, path: str) -> bool:

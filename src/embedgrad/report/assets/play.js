@@ -134,7 +134,7 @@ function showNext(next) {
   byId("where").textContent = run().choices.length ? "What the model would write first if nothing held it to the choices."
     : !next.differ ? "The answers are alike; these are the likeliest first tokens."
     : before ? `Where the answers part, behind \u201c${before}\u201d.` : "The answers part at their first token.";
-  for (const name of SIDES) document.querySelector(`#next .${name}`).replaceChildren(...bars(next[name]));
+  for (const name of SIDES) document.querySelector(`#next .${name} .bars`).replaceChildren(...bars(next[name]));
   byId("next").hidden = false;
 }
 
@@ -236,7 +236,7 @@ function choose(number) {
 function showPlace() {
   byId("place").value = state.place;
   byId("at").textContent = state.place.toFixed(2);
-  byId("refined-title").textContent = state.place === 1 ? "Refined prompt" : `Rows at ${state.place.toFixed(2)}`;
+  byId("refined-title").textContent = byId("refined-label").textContent = state.place === 1 ? "Refined prompt" : `Rows at ${state.place.toFixed(2)}`;
 }
 
 byId("query").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
