@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,21 @@ def test_runs_of_one_model_share_it_and_answers_are_kept(opened: Player) -> None
     for i in range(KEPT):
         ask(opened, 0, f"Query {i}.", 1.0)
     assert len(opened._shown) == len(opened._answers) == KEPT
+
+
+def test_what_a_page_says_of_its_runs(opened: Player, finished: Finished, generated: Path) -> None:
+    reviews, sums = opened.describe()
+    assert (reviews["name"], sums["name"]) == ("finished", "run")
+    assert (reviews["choices"], sums["choices"]) == (CHOICES, [])
+    assert sums["prompt"] == ["Give the answer only:"]
+    assert not reviews["same"]
+    assert reviews["samples"][0]["answer"] in CHOICES
+    assert reviews["samples"][0]["columns"].keys() == {"review"}
+    run = opened.runs[0]
+    unchanged = replace(run, prompt=run.prompt.with_rows(run.prompt.start_rows))
+    twins = Player({finished[0]: run, generated: unchanged}).describe()
+    assert [twin["name"] for twin in twins] == [str(finished[0]), str(generated)]
+    assert [twin["same"] for twin in twins] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -709,6 +725,38 @@ def test_thumbs_are_kept_and_rows_are_written(page_of: Callable[..., Page]) -> N
         wait(page, ANSWERED)
         assert page.texts("#sampled")[0].removeprefix("right answer: ") in CHOICES
         assert page.complaints == []
+    finally:
+        page.value("sessionStorage.clear()")
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_new_query_ends_the_old_answer_within_half_a_second(
+    page_of: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+
+    def endless(*_: object) -> Iterator[str]:
+        try:
+            while True:
+                time.sleep(0.02)
+                yield "on "
+        finally:
+            left.append(time.monotonic())
+
+    page = page_of()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Player, "_answer", endless)
+            page.type("#columns textarea", "Forever?")
+            page.click("button.main")
+            wait(page, "document.querySelector('.refined .answer').textContent.length > 20")
+            assert not left
+        before = time.monotonic()
+        answered(page, "A new query.")
+        assert len(left) == 2
+        assert max(left) - before < 0.5 + 0.25  # `type` waits a quarter of a second
+        assert "on on" not in str(page.texts(".answer"))
     finally:
         page.value("sessionStorage.clear()")
         page.close()

@@ -69,17 +69,21 @@ class Player:
 
     def describe(self) -> list[dict[str, Any]]:
         """What a page says of each run, as plain values."""
+        names = [run.folder.resolve().name for run in self.runs]
         return [
             {
-                "name": (folder if run.alone else run.folder).resolve().name,
+                "name": name if names.count(name) == 1 else str(folder),
                 "model": run.model.info.name,
                 "prompt": list(run.prompt.template.spans),
+                "same": run.prompt.rows_at(1).equal(run.prompt.rows_at(0)),
                 "columns": list(run.prompt.template.columns),
                 "choices": list(run.prompt.target.choices),
                 "samples": _samples(run),
                 "feedback": feedback.count(),
             }
-            for folder, run, feedback in zip(self.folders, self.runs, self.feedback, strict=True)
+            for name, folder, run, feedback in zip(
+                names, self.folders, self.runs, self.feedback, strict=True
+            )
         ]
 
     def ask(self, asked: Mapping[str, Any]) -> tuple[Query, Events]:

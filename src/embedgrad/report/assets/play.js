@@ -206,6 +206,7 @@ function choose(number) {
   byId("name").textContent = run().name;
   byId("model").textContent = run().model;
   byId("prompt").textContent = run().prompt.join(" \u2026 ");
+  byId("same").hidden = !run().same;
   document.title = `${run().name} - embedgrad play`;
   [...byId("tabs").children].forEach((tab, i) => tab.setAttribute("aria-pressed", String(i === number)));
   byId("columns").replaceChildren(...run().columns.map((name) => {
