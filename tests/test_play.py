@@ -251,6 +251,16 @@ def test_a_query_that_cannot_be_answered_is_refused(
     assert "\n" not in error
 
 
+def test_a_query_that_was_cut_is_told(opened: Player, finished: Finished) -> None:
+    run = eg.recipe.open_run.open_run(
+        finished[0], ["data.truncate=review"], model=opened.runs[0].model
+    )
+    player = Player({finished[0]: run})
+    told = "the end of review was cut, as it did not fit"
+    assert ask(player, 0, "word " * 2000, 1)["note"] == told
+    assert "note" not in ask(player, 0, "Short.", 1)
+
+
 def test_what_goes_wrong_in_the_model_is_told(
     opened: Player, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,8 +100,9 @@ class Player:
         names = run.prompt.template.columns
         example = example_of(asked.get("columns"), names, "the query", "give all of them")
         query = Query(number, {name: example.columns[name] for name in names}, float(place))
+        whole = run.sequencer.truncated
         sequence = run.sequencer(replace(example, columns=query.columns))
-        return query, self._events(query, sequence)
+        return query, self._events(query, sequence, cut=run.sequencer.truncated > whole)
 
     def judge(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Keep what a person says of an answer; returns the feedback's counts.
@@ -129,8 +130,10 @@ class Player:
             raise OptionError(f"run: {number!r}; expected a number below {len(self.runs)}")
         return number
 
-    def _events(self, query: Query, asked: TokenSequence) -> Events:
+    def _events(self, query: Query, asked: TokenSequence, *, cut: bool) -> Events:
         run = self.runs[query.run]
+        if cut:
+            yield {"note": f"the end of {run.sequencer.truncate} was cut, as it did not fit"}
         shown: dict[str, Shown] = {}
         sides = {TEXT: 0.0, REFINED: query.place}
         turns = deque((side, self._answer(query.run, asked, at)) for side, at in sides.items())

@@ -11,6 +11,7 @@ const sides = Object.fromEntries(SIDES.map((name) => {
 }));
 let asking = null;   // the controller of the request under way
 let answer = null;   // the number of the answers on the page
+let note = "";       // about the query
 let sample = -1;
 
 const run = () => runs[state.run];
@@ -54,7 +55,8 @@ async function ask() {
     }
     if (answer === null) throw new Error("the answer broke off; see the terminal");
   } catch (error) {
-    if (own === asking) say(own.signal.aborted ? "stopped" : error.message, !own.signal.aborted);
+    const told = error instanceof TypeError ? "embedgrad play does not answer; see its terminal" : error.message;
+    if (own === asking) say(own.signal.aborted ? "stopped" : told, !own.signal.aborted);
   } finally {
     if (own === asking) { asking = null; busy(false); }
   }
@@ -62,6 +64,7 @@ async function ask() {
 
 function clear() {
   answer = null;
+  note = "";
   for (const side of Object.values(sides)) {
     side.text = null;
     side.box.replaceChildren();
@@ -98,6 +101,7 @@ function show(event) {
     if (SIDES.every((name) => sides[name].text !== null)) compare();
   } else if (event.next) showNext(event.next);
   else if (event.copies) showCopies(event.copies);
+  else if (event.note) note = `${event.note}; `;
   else if (event.answer !== undefined) {
     answer = event.answer;
     for (const { thumbs } of Object.values(sides)) for (const thumb of thumbs) thumb.disabled = false;
@@ -106,7 +110,7 @@ function show(event) {
 
 function compare() {
   const texts = SIDES.map((name) => sides[name].text);
-  say(texts[0] === texts[1] ? "both answers are alike" : "the answers differ");
+  say(note + (texts[0] === texts[1] ? "both answers are alike" : "the answers differ"));
   differences(...texts).forEach((parts, i) => {
     if (!texts[i]) return;
     sides[SIDES[i]].box.replaceChildren();
