@@ -23,7 +23,7 @@ def play(
     overrides: Set = None,
     quiet: Quiet = False,
 ) -> None:
-    """Try refined prompts beside their text on a local page, on your own queries."""
+    """Try prompts on your own queries, on a local page."""
     import webbrowser
 
     from embedgrad.inference.play import play as prepare

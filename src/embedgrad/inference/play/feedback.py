@@ -1,4 +1,4 @@
-"""What people say of answers: kept in the run's folder, made into training rows.
+"""What people say of answers, kept and made into training rows.
 
 RUN/feedback.jsonl        every judgement, one JSON object a line
 RUN/feedback_rows.jsonl   the queries whose right answer is known, as `data.train` reads them
