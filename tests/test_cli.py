@@ -111,7 +111,8 @@ OPTIONS = {
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-ENDING = tuple(verb for verb in VERBS if verb != "serve")  # that one goes on until it is stopped
+ENDLESS = ("play", "serve")  # until they are stopped
+ENDING = tuple(verb for verb in VERBS if verb not in ENDLESS)
 
 
 def verbs() -> dict[str, Any]:

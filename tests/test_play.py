@@ -181,7 +181,9 @@ def test_a_model_that_writes_one_answer_at_a_time(
     player = open_runs([tmp_path / "run"], (), lambda _: None)
     (run,) = player.runs
     assert run.model.forward.one_by_one
+    settings = run.model.model.generation_config
     found = ask(player, 0, REVIEW, 1)
+    assert run.model.model.generation_config is settings
     told = [
         embedgrad("generate", tmp_path / "run", REVIEW, "--quiet", "--json", *flags).json
         for flags in ((), ("--text-prompt",))
@@ -353,7 +355,9 @@ def test_judgements_are_kept_and_become_training_rows(own: Player) -> None:
         "judged": 3,
         "rows": 2,
     }
-    assert "error" not in str(eg.load(folder))
+    for answer in ("negative", "positive", "negative"):  # the last word counts
+        own.feedback[0].keep({"review": "Four."}, 0.0, answer, {"verdict": "up"})
+    assert own.feedback[0].rows()[1][-1] == {"review": "Four.", "label": "negative"}
 
 
 @pytest.mark.parametrize(
