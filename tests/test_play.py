@@ -360,6 +360,17 @@ def test_judgements_are_kept_and_become_training_rows(own: Player) -> None:
     assert own.feedback[0].rows()[1][-1] == {"review": "Four.", "label": "negative"}
 
 
+def test_a_prompt_of_the_hub_is_judged_in_the_current_folder(
+    opened: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    player = Player({Path("hub:owner/name"): opened.runs[0]})
+    assert player.describe()[0]["name"] == "name"
+    number = ask(player, 0, REVIEW, 1)["answer"]
+    player.judge({"answer": number, "side": "text", "verdict": "up"})
+    assert [path.name for path in (tmp_path / "name").iterdir()] == ["feedback.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -28,6 +28,7 @@ from embedgrad.cli import (
     generate,
     play,
     export,
+    push,
     serve,
     recipe,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "main",
     "plan",
     "play",
+    "push",
     "recipe",
     "report",
     "run",

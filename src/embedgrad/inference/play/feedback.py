@@ -32,10 +32,10 @@ class Feedback:
     fixed: Mapping[str, str]
 
     @classmethod
-    def of(cls, run: OpenRun) -> Feedback:
-        """The feedback in the folder of a run."""
-        data = run.recipe.data
-        return cls(run.folder, data.answer, run.prompt.target.choices, data.where)
+    def of(cls, run: OpenRun, given: Path) -> Feedback:
+        """The feedback in the folder of a run; a prompt of the Hub, as `given`, gets one here."""
+        data, folder = run.recipe.data, run.folder if given.exists() else Path(given.name)
+        return cls(folder, data.answer, run.prompt.target.choices, data.where)
 
     def keep(
         self,
@@ -57,6 +57,7 @@ class Feedback:
             raise OptionError(f"right: {right!r}; expected one of {', '.join(self.choices)}")
         right = answer if verdict == "up" else right
         line = {"columns": dict(columns), "place": place, "answer": answer, "verdict": verdict}
+        self.folder.mkdir(exist_ok=True)
         with EventLog(self.folder / FILE) as log:
             log({**line, "note": note, "right": right or None})
 

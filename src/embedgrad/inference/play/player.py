@@ -21,6 +21,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.check_rows import read_rows
+from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.open_run import OpenRun, load_prompt, open_run
 from embedgrad.report.page.safe_text import readable
 
@@ -62,14 +63,14 @@ class Player:
 
     def __init__(self, runs: Mapping[Path, OpenRun]):
         self.folders, self.runs = list(runs), list(runs.values())
-        self.feedback = [Feedback.of(run) for run in self.runs]
+        self.feedback = [Feedback.of(run, folder) for folder, run in runs.items()]
         self._shown: dict[object, Shown] = {}
         self._answers: dict[int, tuple[Query, Mapping[str, Shown]]] = {}
         self._numbers = itertools.count()
 
     def describe(self) -> list[dict[str, Any]]:
         """What a page says of each run, as plain values."""
-        names = [run.folder.resolve().name for run in self.runs]
+        names = [feedback.folder.resolve().name for feedback in self.feedback]
         return [
             {
                 "name": name if names.count(name) == 1 else str(folder),
@@ -235,9 +236,10 @@ def open_runs(folders: Sequence[Path], overrides: Sequence[str], report: Report)
     runs: dict[Path, OpenRun] = {}
     models: list[tuple[object, LanguageModel]] = []
     for folder in folders:
-        made_for = load_prompt(folder).provenance.get("model") if models else None
+        here = local_folder(folder, report)
+        made_for = load_prompt(here).provenance.get("model") if models else None
         model = next((known for facts, known in models if facts and facts == made_for), None)
-        run = runs[folder] = open_run(folder, overrides, report, model=model)
+        run = runs[folder] = open_run(here, overrides, report, model=model)
         if model is None:
             models.append((run.prompt.provenance.get("model"), run.model))
     return Player(runs)
