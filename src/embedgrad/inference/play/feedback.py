@@ -7,6 +7,7 @@ RUN/feedback_rows.jsonl   the queries whose right answer is known, as `data.trai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -57,7 +58,8 @@ class Feedback:
             raise OptionError(f"right: {right!r}; expected one of {', '.join(self.choices)}")
         right = answer if verdict == "up" else right
         line = {"columns": dict(columns), "place": place, "answer": answer, "verdict": verdict}
-        self.folder.mkdir(exist_ok=True)
+        with suppress(OSError):  # which the log tells
+            self.folder.mkdir(exist_ok=True)
         with EventLog(self.folder / FILE) as log:
             log({**line, "note": note, "right": right or None})
 
