@@ -118,7 +118,7 @@ class RefinedPrompt:
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
         values: list[dict[str, Any]] = []
-        for value in answer(opened, examples, refined=True, decoding=settings):
+        for value in answer(opened, examples, decoding=settings):
             values.append(value)
             report(scoring("queries", len(values), len(examples)))
         return values
