@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
+from embedgrad.bounded_reads import read_text
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
@@ -161,7 +162,7 @@ def verify(
     write_json(folder / folders.REPORT, checked)
     path = folder / folders.CARD
     if path.is_file():
-        write_file(path, update_check(path.read_text(encoding="utf-8"), checked).encode())
+        write_file(path, update_check(read_text(path), checked).encode())
     return checked
 
 

@@ -24,6 +24,7 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from embedgrad.bounded_reads import open_regular, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
@@ -131,7 +132,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -147,13 +148,13 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """The content of `export.json`. Raises `ExportError` if it is missing, old or damaged."""
     path = Path(folder) / FILE
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
     except OSError as error:
         raise ExportError(
             f"{path}: cannot be read ({error.strerror}); expected a folder that "
             "`embedgrad export RUN --to NAME --out DIR` wrote"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ExportError(f"{path}: is not JSON ({error}); export the run again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ExportError(f'{path}: does not describe an export; expected "format": "{FORMAT}"')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from embedgrad.bounded_reads import read_json
 from embedgrad.deploy.card import (
     AGREEMENTS,
     agreement,
@@ -32,7 +32,7 @@ def describe(
             facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
     checked: dict[str, Any] | None = None
     with suppress(OSError, ValueError):
-        checked = json.loads((export / REPORT).read_text("utf-8"))
+        checked = read_json(export / REPORT)
     if not isinstance(checked, dict):
         unchecked = (
             f"this export was not checked; `embedgrad verify {export}` checks it, with --run RUN "
