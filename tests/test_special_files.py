@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,21 @@ KINDS = {"pipe": pipe, "device": device, "huge": huge}
 def model(place: Place, name: str) -> tuple[Path, list[object]]:
     folder = place.folder / "model"
     shutil.copytree(place.model, folder)
-    return folder / name, place.optimize(model={"name": str(folder)})
+    return folder / name, [*place.optimize(model={"name": str(folder)}), "--quiet"]
 
 
 def data(place: Place, suffix: str) -> tuple[Path, list[object]]:
     path = place.folder / "data" / f"strange{suffix}"
-    return path, place.optimize(f"data.train={path}")
+    return path, [*place.optimize(f"data.train={path}"), "--quiet"]
 
 
 def of_run(place: Place, name: str, *command: str) -> tuple[Path, list[object]]:
     more = ["--out", place.folder / "page.html"] if command == ("report",) else ["--quiet"]
     return place.run / name, [*command, place.run, *more]
+
+
+def page_of(place: Place, name: str) -> tuple[Path, list[object]]:
+    return of_run(place, name, "report")
 
 
 def comparison(place: Place) -> tuple[Path, list[object]]:
@@ -88,7 +93,7 @@ PIPES: dict[str, Callable[[Place], tuple[Path, list[object]]]] = {
     "jsonl": lambda p: data(p, ".jsonl"),
     "json": lambda p: data(p, ".json"),
     **{
-        name: (lambda name: lambda p: model(p, name))(name)
+        name: partial(model, name=name)
         for name in (
             "model.safetensors",
             "tokenizer_config.json",
@@ -99,7 +104,7 @@ PIPES: dict[str, Callable[[Place], tuple[Path, list[object]]]] = {
         )
     },
     **{
-        f"page of {name}": (lambda name: lambda p: of_run(p, name, "report"))(name)
+        f"page of {name}": partial(page_of, name=name)
         for name in ("result.json", "events.jsonl", "predictions.jsonl", "prompt/prompt.json")
     },
     "result of a resumed run": lambda p: of_run(p, "result.json", "resume"),

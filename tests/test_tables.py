@@ -6,8 +6,8 @@ import csv
 import hashlib
 import io
 import json
-import os
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any

@@ -18,7 +18,7 @@ TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json
 TEXTS = (
     *(CONFIG, INDEX, "generation_config.json", *TOKENIZERS, "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
-    "chat_template.json",
+    *("chat_template.json", "README.md"),
 )
 _LARGEST_CONFIG, _LARGEST_TEXT = 2**24, 2**28  # bytes; the largest tokenizer.json has 2**25
 MERGE = " (adapter_config.json); merge it into its base model first"

@@ -21,7 +21,7 @@ PACKAGE = "package:"
 
 # Named one by one: no pickles, no code, no second copy of the weights in another format.
 _HUB_FILES = [
-    *(*TEXTS, WEIGHTS, "model-*-of-*.safetensors", "README.md"),
+    *(*TEXTS, WEIGHTS, "model-*-of-*.safetensors"),
 ]
 _SUBFOLDERS = ["*/*"]
 
