@@ -25,12 +25,12 @@ LARGEST_FILE = 2**31  # bytes of data, rows and events
 LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
 MOST_VALUES = 2**20  # in one document of JSON: lists, objects and their members
 LONGEST_LINE = 2**26  # bytes
-MOST_PARTS = 64  # of a dotted name in TOML
+DEEPEST = 64  # nested values, and parts of a dotted name in TOML
 
 _NO_NAME = re.compile(
     r"""\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*""", re.S
 )
-_LONG_NAME = re.compile(rf"(?:\.[^.,=\n\[\]]*){{{MOST_PARTS}}}")
+_LONG_NAME = re.compile(rf"(?:\.[^.,=\n\[\]]*){{{DEEPEST}}}")
 
 
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
@@ -70,10 +70,13 @@ def read_json(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> Any:
 
 def parse_json(content: bytes, hook: Callable[[Any], Any] | None = None) -> Any:
     """What JSON holds; `hook` makes objects of their pairs. Raises `ValueError`."""
-    if sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
+    opened = content.count(b"[") + content.count(b"{")
+    if opened + content.count(b",") > MOST_VALUES:
         raise ValueError(f"it holds more than {MOST_VALUES:,} values")
     try:
         values = json.loads(content, object_pairs_hook=hook)
+        if opened > DEEPEST:
+            _refuse_deep(values)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if b"\\ud" in content.lower():
@@ -85,11 +88,22 @@ def parse_toml(text: str) -> dict[str, Any]:
     """What TOML holds. Raises `ValueError`."""
     # tomllib takes time with the square of a dotted name's parts, and everyone a nested table.
     if _LONG_NAME.search(_NO_NAME.sub("", text)):
-        raise ValueError(f"a dotted name has more than {MOST_PARTS} parts")
+        raise ValueError(f"a dotted name has more than {DEEPEST} parts")
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
+        _refuse_deep(values)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return values
+
+
+def _refuse_deep(value: Any, left: int = DEEPEST) -> None:
+    """Raise `RecursionError` for values that others could not walk through."""
+    if isinstance(value, dict | list):
+        if not left:
+            raise RecursionError
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_deep(inner, left - 1)
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:

@@ -17,14 +17,14 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, final
 
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from embedgrad.bounded_reads import open_regular, read_json
+from embedgrad.bounded_reads import border, open_regular, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
@@ -178,7 +178,11 @@ def check_files(folder: Path, entries: Mapping[str, Any]) -> None:
     """Raise `ExportError` if a file is missing or changed."""
     for name, expected in entries["files"].items():
         path = folder / name
-        if not path.is_file():
+        with border(folder / FILE, ExportError):  # a name that no file can have
+            missing = not path.is_file()
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ExportError(f"{folder / FILE}: names {name!r}, which is not in the export")
+        if missing:
             raise ExportError(f"{path}: is missing; export the run again")
         if digest(path) != expected:
             raise ExportError(f"{path}: was changed (its digest differs); export the run again")

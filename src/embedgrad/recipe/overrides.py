@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from embedgrad.bounded_reads import parse_toml
+from embedgrad.bounded_reads import DEEPEST, parse_toml
 from embedgrad.errors import RecipeError
 
 LONE_SURROGATES = re.compile("[\\ud800-\\udfff]")  # of an argument that was not UTF-8
@@ -29,7 +29,11 @@ def override(values: dict[str, Any], settings: Sequence[str]) -> None:
         if not equals or not name:
             problems.append(f"{setting!r}: expected section.option=value")
         else:
-            _set(values, name, _keys(name), text, problems)
+            keys = _keys(name)
+            if len(keys) > DEEPEST:
+                problems.append(f"{name[:DEEPEST]}...: expected at most {DEEPEST} parts")
+            else:
+                _set(values, name, keys, text, problems)
     if problems:
         raise RecipeError("--set", problems)
 

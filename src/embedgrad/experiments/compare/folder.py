@@ -289,7 +289,7 @@ class Folder:
     def _parts(self) -> Iterator[Part]:
         for path in sorted(self.work.glob("[!.]*/trained.json")):  # a dot: half written
             values = _read_json(path)
-            part = Part(values.get("method", ""), values.get("seed"))
+            part = Part(str(values.get("method", "")), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:
                 yield part
 
