@@ -100,7 +100,7 @@ def sign_artifact(files: Files) -> Files:
     try:
         described = json.loads(files["prompt.json"])
         described["rows"]["sha256"] = hashlib.sha256(files["prompt.safetensors"]).hexdigest()
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return files
     return {**files, "prompt.json": json.dumps(described).encode()}
 
@@ -300,7 +300,7 @@ def sign_checkpoint(files: Files) -> Files:
         described = json.loads(files[checkpoint.VALUES])
         described.pop("sha256")
         described["sha256"] = checkpoint.digest(files[checkpoint.TENSORS], described)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return files
     return {**files, checkpoint.VALUES: json.dumps(described).encode()}
 
