@@ -27,6 +27,7 @@ from embedgrad.cli import (
     report,
     generate,
     export,
+    push,
     serve,
     recipe,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "generate",
     "main",
     "plan",
+    "push",
     "recipe",
     "report",
     "run",
