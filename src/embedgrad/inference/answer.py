@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from embedgrad.bounded_reads import parse_json
 from embedgrad.data.examples import Example, cell_text
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
 from embedgrad.formatting import visible
@@ -42,8 +42,8 @@ def queries_from(
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line.decode("utf-8-sig").encode())
+        except ValueError as error:
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"
             ) from error
