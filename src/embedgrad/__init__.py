@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         EmbedgradError,
         EngineError,
         ExportError,
+        InputError,
         ModelError,
         OptionError,
         RecipeError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
     from embedgrad.experiments.continual import continue_run
+    from embedgrad.experiments.estimators import PromptClassifier, PromptGenerator
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
@@ -73,12 +75,15 @@ __all__ = [
     "Example",
     "ExportError",
     "ExportResult",
+    "InputError",
     "LanguageModel",
     "ModelError",
     "OptionError",
     "Parts",
     "PlanResult",
+    "PromptClassifier",
     "PromptEmbedding",
+    "PromptGenerator",
     "PushResult",
     "Recipe",
     "RecipeError",
@@ -127,6 +132,7 @@ _HOMES = {
     "experiments.clean": ("CleanResult", "clean"),
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
+    "experiments.estimators": ("PromptClassifier", "PromptGenerator"),
     "experiments.plan": ("PlanResult", "plan"),
     "experiments.continual": ("continue_run",),
     "experiments.finish": ("RunResult",),

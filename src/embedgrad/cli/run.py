@@ -23,6 +23,7 @@ from embedgrad.cli.common import (
     app,
     echo,
     print_values,
+    show_next,
     with_model,
 )
 from embedgrad.cli.completion import SPLITS, one_of
@@ -187,8 +188,12 @@ def execute(
     require_gain: bool,
     as_json: bool,
     quiet: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run a recipe with its progress, and print the result. Raises `Interruption`, `NoGain`."""
+    """Run a recipe with its progress, and print the result, with `more` of it and what is next.
+
+    Raises `Interruption`, `NoGain`.
+    """
     from embedgrad.experiments.run import run
     from embedgrad.experiments.run_folder import describe_interruption
     from embedgrad.experiments.tasks import run_tasks
@@ -205,7 +210,10 @@ def execute(
         else:
             result = run(recipe, out, log, resume=resume)
             runs, saved = [result], {}
-    print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else show_result)
+    show = _show_tasks if isinstance(recipe, dict) else show_result
+    print_values({**result, **(more or {})}, as_json, show)
+    if more and not as_json and not result["interrupted"]:
+        show_next(more)
     if result["interrupted"]:
         raise Interruption(describe_interruption({**runs[0], **saved}, out))
     if require_gain:

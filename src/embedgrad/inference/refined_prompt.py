@@ -56,8 +56,6 @@ class RefinedPrompt:
         self._opened: dict[object, Answering] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name in RefinedPrompt.__slots__:  # while it is copied
-            raise AttributeError(name)
         return getattr(self.prompt, name)
 
     def with_rows(self, rows_PD: Tensor) -> RefinedPrompt:
@@ -84,15 +82,46 @@ class RefinedPrompt:
         loaded once. `report` gets events. Raises `ArtifactError`, `DataError`, `EmbedgradError` and
         `ModelError`.
         """
-        examples, alone = examples_of(queries, self.template.columns)
+        answers = self._ask(queries, model, report, decoding)
+        texts = [[str(s["answer"]) for s in a.get("answers", [])] or a["answer"] for a in answers]
+        return texts[0] if isinstance(queries, str | Mapping) else texts
+
+    def probabilities(
+        self,
+        queries: Query | Sequence[Query],
+        *,
+        model: LanguageModel | str | None = None,
+        report: Report = show,
+    ) -> Any:
+        """How likely each choice is, for a query as a mapping, or for a list of queries as a list.
+
+        Raises as `generate`, and `OptionError` for a prompt whose answers are not chosen.
+        """
+        if not self.target.choices:
+            raise OptionError("probabilities: this prompt's answers are generated; use generate")
+        found = [a["probabilities"] for a in self._ask(queries, model, report, {})]
+        return found[0] if isinstance(queries, str | Mapping) else found
+
+    def __reduce__(self) -> tuple[type[RefinedPrompt], tuple[PromptEmbedding]]:
+        """A copy has no model; it loads its own."""
+        return RefinedPrompt, (self.prompt,)
+
+    def _ask(
+        self,
+        queries: Query | Sequence[Query],
+        model: LanguageModel | str | None,
+        report: Report,
+        decoding: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Values of `answer`, one per query."""
+        examples, _ = examples_of(queries, self.template.columns)
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
-        answers: list[str | list[str]] = []
-        for a in answer(opened, examples, refined=True, decoding=settings):
-            several = [str(s["answer"]) for s in a.get("answers", ())]
-            answers.append(several or str(a["answer"]))
-            report(scoring("queries", len(answers), len(examples)))
-        return answers[0] if alone else answers
+        values: list[dict[str, Any]] = []
+        for value in answer(opened, examples, decoding=settings):
+            values.append(value)
+            report(scoring("queries", len(values), len(examples)))
+        return values
 
     def _decoding(self, given: Mapping[str, Any]) -> Decoding:
         """As the artifact says, changed by what is given."""
