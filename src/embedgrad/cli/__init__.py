@@ -18,6 +18,8 @@ import typer
 # In the order of `embedgrad --help`.
 # isort: off
 from embedgrad.cli import (
+    demo,
+    refine,
     plan,
     run,
     continual,
@@ -26,6 +28,7 @@ from embedgrad.cli import (
     clean,
     report,
     generate,
+    play,
     export,
     push,
     serve,
@@ -42,12 +45,15 @@ __all__ = [
     "compare",
     "compress",
     "continual",
+    "demo",
     "export",
     "generate",
     "main",
     "plan",
+    "play",
     "push",
     "recipe",
+    "refine",
     "report",
     "run",
     "serve",

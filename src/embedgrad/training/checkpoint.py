@@ -17,7 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import restore_folder, write_folder
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes, read_json
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import RunError
 
 FORMAT = 2

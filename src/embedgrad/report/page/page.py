@@ -208,7 +208,7 @@ class Page:
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
         """A part's HTML."""
-        part: str = _environment().get_template(f"parts/{name}.html").render(values)
+        part: str = environment().get_template(f"parts/{name}.html").render(values)
         return part
 
     def whole(
@@ -231,7 +231,7 @@ class Page:
             self.notes += rows.notes
             shown = {"rows": rows, "first": first, "suffix": suffix}
             parts.insert(-1, self.part("answers", lambda: shown))
-        script, main = _asset("page.js"), "\n".join(filter(None, parts))
+        script, main = asset("shared.js") + asset("page.js"), "\n".join(filter(None, parts))
         values = {
             "name": name,
             "top": top,
@@ -241,9 +241,9 @@ class Page:
             "notes": self.notes,
             "script": script,
             "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            "css": css_variables() + _asset("page.css"),
+            "css": css_variables() + asset("page.css"),
         }
-        page: str = _environment().get_template("page.html").render(values)
+        page: str = environment().get_template("page.html").render(values)
         return page
 
 
@@ -251,12 +251,14 @@ def _svg(name: str, figure: Figure) -> str:
     return inline_svg(figure, name, LABELS[name])
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file in `report/assets`."""
     return files("embedgrad.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates in `report/assets`, autoescaped, with texts made `readable`."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     def make_readable(value: Any) -> Any:
