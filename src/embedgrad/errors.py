@@ -20,7 +20,8 @@ A message is one line: what, where, what was expected, what to do. The command l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 
@@ -53,6 +54,23 @@ def one_line(error: BaseException) -> str:
             "evaluation.batch_size or prefix_cache.budget smaller, or training.accumulate larger"
         )
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def border(what: object, raises: Callable[[str], EmbedgradError]) -> Iterator[None]:
+    """Turn what a stranger's file makes of the code that reads it into one line of our tree.
+
+    Each room has one around all that reads its files: the checks inside say more, but nobody can
+    foresee everything that a library raises.
+    """
+    try:
+        yield
+    except EmbedgradError:
+        raise
+    except BaseException as error:
+        if not (is_panic(error) or isinstance(error, Exception)):
+            raise
+        raise raises(f"{what}: cannot be used ({one_line(error)})") from error
 
 
 @final
