@@ -50,7 +50,7 @@ OPTIONS = {
         "--quiet",
     },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
@@ -85,6 +85,7 @@ OPTIONS = {
     },
     "generate": {
         "RUN",
+        "--policy",
         "QUERY",
         "--text-prompt",
         "--at",

@@ -15,7 +15,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from embedgrad.errors import EmbedgradError
+from embedgrad.bounded_reads import border
+from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.formatting import duration, percent, size
 from embedgrad.report.expectation import describe
 from embedgrad.report.figures import comparison as comparison_figures
@@ -68,6 +69,7 @@ DAMAGE = (
 )
 
 
+@border("the files of the run", RunError)
 def run_page(
     run: RunFiles, name: str, notes: Sequence[str] = (), classes: Mapping[str, Any] | None = None
 ) -> str:
@@ -134,6 +136,7 @@ def run_page(
     )
 
 
+@border("the files of the comparison", RunError)
 def comparison_page(
     results: Mapping[str, Any],
     name: str,
