@@ -49,6 +49,11 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "demo": {"--domain", "--seed", "--set", "--json", "--quiet"},
+    "refine": {
+        *("PROMPT", "DATA", "--model", "--place", "--text", "--answer", "--label", "--out"),
+        *("--plain", "--set", "--require-gain", "--json", "--quiet"),
+    },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
@@ -105,11 +110,12 @@ OPTIONS = {
     "verify": {"DIR", "--run", "--check-rows", "--set", "--json", "--quiet"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
-    "new": {"DATA", "--out", "--model", "--json"},
+    "new": {"DATA", "--out", "--model", "--plain", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-ENDING = tuple(verb for verb in VERBS if verb != "serve")  # that one goes on until it is stopped
+# `serve` goes on until it is stopped; `demo` needs its data: see test_refine.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("serve", "demo"))
 
 
 def verbs() -> dict[str, Any]:
@@ -157,6 +163,10 @@ def examples(
     compress = ("compress", long, "--queries", data / "train.jsonl", "--column", "review")
     return {
         "plan": ("plan", recipe(), "--no-probe"),
+        "refine": (
+            *("refine", "Good or bad?", data / "train.jsonl", "--out", tmp_path / "refined"),
+            *("--model", model_folder, "--set", "training.steps=2"),
+        ),
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
