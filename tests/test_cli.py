@@ -55,7 +55,7 @@ OPTIONS = {
         *("--plain", "--set", "--require-gain", "--json", "--quiet"),
     },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
@@ -90,8 +90,10 @@ OPTIONS = {
     },
     "generate": {
         "RUN",
+        "--policy",
         "QUERY",
         "--text-prompt",
+        "--at",
         "--max-new-tokens",
         "--temperature",
         "--top-p",
@@ -103,19 +105,21 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "play": {"RUN...", "--port", "--open", "--set", "--quiet"},
     "export": {
         *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
         *("--check-rows", "--json", "--quiet"),
     },
     "verify": {"DIR", "--run", "--check-rows", "--set", "--json", "--quiet"},
+    "push": {"RUN", "OWNER/NAME", "--private", "--base-model", "--json"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--plain", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# `serve` goes on until it is stopped; `demo` needs its data: see test_refine.py.
-ENDING = tuple(verb for verb in VERBS if verb not in ("serve", "demo"))
+# Two go on until they are stopped, one asks a server, one needs its data: test_hub.py, test_refine.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push", "demo"))
 
 
 def verbs() -> dict[str, Any]:

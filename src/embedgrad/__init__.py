@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
     from embedgrad.deploy.export import ExportResult, export, verify
+    from embedgrad.deploy.hub import PushResult, push
     from embedgrad.deploy.verify.parity import CheckResult
     from embedgrad.errors import (
         ArtifactError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
     from embedgrad.experiments.tasks import run_tasks
+    from embedgrad.inference.pool import load_policy
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -82,6 +84,7 @@ __all__ = [
     "PromptClassifier",
     "PromptEmbedding",
     "PromptGenerator",
+    "PushResult",
     "Recipe",
     "RecipeError",
     "Refinement",
@@ -100,9 +103,11 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "load_policy",
     "optimize",
     "optimize_tasks",
     "plan",
+    "push",
     "quiet",
     "read_splits",
     "read_tasks",
@@ -119,6 +124,7 @@ _HOMES = {
     "data.examples": ("Example",),
     "data.splits": ("Splits", "read_splits"),
     "deploy.export": ("ExportResult", "export", "verify"),
+    "deploy.hub": ("PushResult", "push"),
     "deploy.verify.parity": ("CheckResult",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "events": ("quiet",),
@@ -132,6 +138,7 @@ _HOMES = {
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
     "experiments.tasks": ("run_tasks",),
+    "inference.pool": ("load_policy",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),

@@ -46,6 +46,13 @@ Prompt = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
 ]
+Policy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="In place of RUN: a TOML file that says which prompts are asked in turn.",
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
 
