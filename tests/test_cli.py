@@ -118,7 +118,7 @@ OPTIONS = {
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# Two go on until they are stopped, one asks a server, one needs its data: test_hub.py, test_refine.py.
+# Two go on until they are stopped; test_hub.py and test_refine.py have the others.
 ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push", "demo"))
 
 
