@@ -49,6 +49,11 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "demo": {"--domain", "--seed", "--set", "--json", "--quiet"},
+    "refine": {
+        *("PROMPT", "DATA", "--model", "--place", "--text", "--answer", "--label", "--out"),
+        *("--plain", "--set", "--require-gain", "--json", "--quiet"),
+    },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
@@ -109,12 +114,12 @@ OPTIONS = {
     "push": {"RUN", "OWNER/NAME", "--private", "--base-model", "--json"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
-    "new": {"DATA", "--out", "--model", "--json"},
+    "new": {"DATA", "--out", "--model", "--plain", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# Two go on until they are stopped, one asks a server: test_hub.py.
-ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push"))
+# Two go on until they are stopped; test_hub.py and test_refine.py have the others.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push", "demo"))
 
 
 def verbs() -> dict[str, Any]:
@@ -162,6 +167,10 @@ def examples(
     compress = ("compress", long, "--queries", data / "train.jsonl", "--column", "review")
     return {
         "plan": ("plan", recipe(), "--no-probe"),
+        "refine": (
+            *("refine", "Good or bad?", data / "train.jsonl", "--out", tmp_path / "refined"),
+            *("--model", model_folder, "--set", "training.steps=2"),
+        ),
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
