@@ -282,6 +282,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "part-cost": lambda root, up, _: related.part_cost(root, up),
     "masked-thought": lambda root, up, _: related.masked_thought(root, up),
     "clean": lambda root, up, _: related.clean(root, up),
+    "context": lambda root, up, _: related.context(root, up),
     "large-batch": lambda root, up, _: related.large_batch(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),

@@ -33,7 +33,7 @@ from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.parameterizations import Theta, all_rows
-from embedgrad.parts.transforms import Context
+from embedgrad.parts.transforms import Context, Setup
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
@@ -82,7 +82,8 @@ class Loop:
         for value in self.theta.values():
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
-        self.transforms = [transform.init(self.origin) for transform in parts.transforms]
+        setup = Setup(self.start_prompt, train, sequencer.vocabulary, model.embed)
+        self.transforms = [transform.init(self.origin, setup) for transform in parts.transforms]
         self.memory = dict[str, Tensor]()  # of the objective
         self.units = training.units([s.example.group for s in train])
         self.strata = training.strata(self.units, train, parts.objective.balance_by)
@@ -274,7 +275,7 @@ class Loop:
                     "optimizer.learning_rate, or model.dtype = 'float32'"
                 )
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
-            context = Context(step, self.total, batch, outcome, losses_B)
+            context = Context(step, self.total, batch, outcome, losses_B, rate)
             for i, transform in enumerate(parts.transforms):
                 gradients, self.transforms[i] = transform.before(
                     gradients, self.transforms[i], context
@@ -283,8 +284,9 @@ class Loop:
                 value.grad = gradients[name]
             return loss
 
+        rate = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
+            group["lr"] = rate
         loss = float(self.optimizer.step(closure))
         assert context is not None, "the optimizer did not call its closure"
         self.memory = parts.objective.update(self.memory, context.losses_B, context.outcome)

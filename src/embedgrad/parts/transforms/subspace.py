@@ -16,7 +16,7 @@ from torch import Tensor
 from embedgrad.atomic_files import write_file
 from embedgrad.errors import RecipeError
 from embedgrad.parts.parameterizations import Theta
-from embedgrad.parts.transforms.base import Context, State, Transform
+from embedgrad.parts.transforms.base import Context, Setup, State, Transform
 
 FILE = "memory.safetensors"
 
@@ -54,7 +54,7 @@ class SubspaceMemory(Transform):
     def keeps_start(self) -> bool:
         return self.memory is not None  # the text's rows know nothing of earlier tasks
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup | None = None) -> State:
         if self.memory is None:
             return {}
         directions_RN = read_memory(Path(self.memory))
