@@ -1,4 +1,4 @@
-"""Context transforms: gradients and steps that follow the embeddings of text."""
+"""Context transforms: steps that follow the embeddings of text."""
 
 from __future__ import annotations
 
