@@ -19,6 +19,7 @@ from embedgrad.events import Report
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places
 from embedgrad.model.compatibility import fit_to_model
+from embedgrad.model.workers import here
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
@@ -74,6 +75,7 @@ class RunResult(TypedDict):
     prefix_cache: dict[str, Any]
     peak_memory_bytes: int
     threads: int
+    workers: NotRequired[dict[str, Any]]
     version: int
 
 
@@ -136,6 +138,8 @@ def finish(
     result["prefix_cache"] = {**model.prefix_cache.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     result["threads"] = torch.get_num_threads()
+    if here().count > 1:
+        result["workers"] = {"count": here().count, "bytes_sent": here().step_sent}
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
     return cast(RunResult, {**result, "artifact": str(out / "prompt")})

@@ -28,9 +28,10 @@ from embedgrad.errors import (
     RunError,
 )
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
-from embedgrad.events import Report
+from embedgrad.events import Report, say
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.workers import here
 from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context, Setup
@@ -127,13 +128,15 @@ class Loop:
         except EmbedgradError as error:  # a user's scorer may fail at any answer
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
-            if isinstance(error, EngineError):  # before a step: the engine may come back
-                self.checkpoint = self._checkpoint()
+            if isinstance(error, EngineError):  # an engine or a worker, which may come back
+                if here().count == 1:
+                    self.checkpoint = self._checkpoint()
                 keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
         self._note_theta()  # also of rows that Ctrl-C came after
         end = {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
+        say(self.report, here().notes)
         self.report(end)
         return ended, failure
 
@@ -147,8 +150,11 @@ class Loop:
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
-                ([s.prefix for s in self.train], left / self.steps_per_epoch),
-                ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
+                ([s.prefix for s in here().stored(self.train)], left / self.steps_per_epoch),
+                (
+                    [s.prefix for s in here().stored(self.dev)],
+                    (left / self.every + new) * self.evaluator.lookups,
+                ),
             )
         self.scores_text = not (warm_start and self.parts.keeps_start)
         if self.dev and new and self.scores_text:
@@ -170,6 +176,9 @@ class Loop:
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
+            if here().count > 1:  # a worker may be lost within the step
+                self.checkpoint = self._checkpoint()
+            here().begin_step()
             loss, norm, figures = 0.0, 0.0, dict[str, float]()
             if self.rollouts is not None:
                 batch, figures = self.rollouts.draw(self.prompt(), batch, step)
@@ -358,6 +367,7 @@ class Loop:
                 "seconds": seconds,
                 **figures,
                 **cache,
+                **here().end_step(),
             }
         )
 
