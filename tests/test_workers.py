@@ -109,7 +109,7 @@ def test_a_run_of_two_workers_has_the_rows_of_one(
     rows = load(tmp_path / "one").rows
     assert first.json["workers"]["count"] == 2
     assert first.json["workers"]["bytes_sent"]["gradients"] == rows.numel() * 4
-    assert first.json["workers"]["bytes_sent"]["log-probabilities"] < 64 * 8
+    assert first.json["workers"]["bytes_sent"]["log-probabilities"] == 8 * 3 * 4
     assert "2 workers; each sent" in first.err
     assert "workers" not in alone
     steps = read_jsonl(tmp_path / "two" / "events.jsonl")

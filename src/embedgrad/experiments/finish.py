@@ -15,7 +15,7 @@ from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.evaluation.per_group import GroupComparison, compare_groups
 from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.evaluation.regret import RegretComparison, compare_regret
-from embedgrad.events import Report
+from embedgrad.events import Report, say
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places
 from embedgrad.model.compatibility import fit_to_model
@@ -139,6 +139,7 @@ def finish(
     result["peak_memory_bytes"] = peak_memory()
     result["threads"] = torch.get_num_threads()
     if here().count > 1:
+        say(report, here().notes)
         result["workers"] = {"count": here().count, "bytes_sent": here().step_sent}
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)

@@ -126,7 +126,7 @@ class Workers:
 
     def end_step(self) -> dict[str, int]:
         """Figures of the step for people; none where nobody else is."""
-        self.step_sent = self.sent
+        self.step_sent = dict(self.sent)
         return {} if self.count == 1 else {"bytes_sent": sum(self.sent.values())}
 
     @property

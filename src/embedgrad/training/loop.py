@@ -28,7 +28,7 @@ from embedgrad.errors import (
     RunError,
 )
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
-from embedgrad.events import Report, say
+from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.workers import here
@@ -129,14 +129,12 @@ class Loop:
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
             if isinstance(error, EngineError):  # an engine or a worker, which may come back
-                if here().count == 1:
-                    self.checkpoint = self._checkpoint()
+                self.checkpoint = self._checkpoint()
                 keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
         self._note_theta()  # also of rows that Ctrl-C came after
         end = {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
-        say(self.report, here().notes)
         self.report(end)
         return ended, failure
 
@@ -176,8 +174,6 @@ class Loop:
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
-            if here().count > 1:  # a worker may be lost within the step
-                self.checkpoint = self._checkpoint()
             here().begin_step()
             loss, norm, figures = 0.0, 0.0, dict[str, float]()
             if self.rollouts is not None:
