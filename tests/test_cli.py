@@ -57,6 +57,10 @@ OPTIONS = {
         *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),
         *("--json", "--quiet"),
     },
+    "tune": {
+        *("RECIPE.toml", "--over", "--out", "--trials", "--seed", "--set", "--model", "--json"),
+        "--quiet",
+    },
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
         *("--set", "--json", "--quiet"),
@@ -167,6 +171,10 @@ def examples(
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
             *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),
+        ),
+        "tune": (
+            *("tune", recipe(), "--over", "training.batch_size=[4, 8]", "--trials", "1"),
+            *("--out", tmp_path / "study"),
         ),
         "clean": ("clean", recipe(), tmp_path / "clean", "--passes", "2"),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),

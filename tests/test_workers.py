@@ -179,3 +179,12 @@ def victim(launcher: int) -> int:
         if child.environ().get("RANK") == "1"
     ]
     return found
+
+
+def test_other_commands_take_one_process(
+    embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = embedgrad("parts")
+    assert done.code == 2
+    assert "parts: several workers take `optimize` and `resume` only" in done.err

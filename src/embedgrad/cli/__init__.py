@@ -24,6 +24,7 @@ from embedgrad.cli import (
     compress,
     compare,
     clean,
+    tune,
     report,
     generate,
     export,
@@ -49,6 +50,7 @@ __all__ = [
     "report",
     "run",
     "serve",
+    "tune",
 ]
 
 INTERRUPTED, NO_GAIN = 130, 4
