@@ -20,7 +20,7 @@ from embedgrad.cli.common import (
 )
 
 
-@app.command(epilog="Example:  embedgrad tune recipe.toml --over 'optimizer.learning_rate=0.01..1'")
+@app.command(epilog="Example:  embedgrad tune recipe.toml --over training.batch_size=4..32")
 def tune(
     recipe: RecipeFile,
     over: Annotated[

@@ -120,6 +120,16 @@ class Workers:
         if self.count > 1:
             self._exchange(dist.barrier)
 
+    def leave(self) -> None:
+        """End together: the first one, which may hold the store, last."""
+        self.wait()
+        with suppress(RuntimeError):
+            if not self.is_first:
+                self.store.set(f"left/{self.rank}", "")
+            else:
+                others = [f"left/{rank}" for rank in range(1, self.count)]
+                self.store.wait(others, datetime.timedelta(seconds=PATIENCE))
+
     def begin_step(self) -> None:
         """Count what is sent from here on."""
         self.sent = dict.fromkeys(self.sent, 0)
@@ -233,6 +243,7 @@ def joined() -> Iterator[Workers]:
     _here = Workers(rank, count, store)
     try:
         yield _here
+        _here.leave()
     finally:
         _here = Workers()
         with suppress(RuntimeError):
