@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
     from embedgrad.deploy.export import ExportResult, export, verify
+    from embedgrad.deploy.hub import PushResult, push
     from embedgrad.deploy.verify.parity import CheckResult
     from embedgrad.errors import (
         ArtifactError,
@@ -77,6 +78,7 @@ __all__ = [
     "Parts",
     "PlanResult",
     "PromptEmbedding",
+    "PushResult",
     "Recipe",
     "RecipeError",
     "Refinement",
@@ -98,6 +100,7 @@ __all__ = [
     "optimize",
     "optimize_tasks",
     "plan",
+    "push",
     "quiet",
     "read_splits",
     "read_tasks",
@@ -114,6 +117,7 @@ _HOMES = {
     "data.examples": ("Example",),
     "data.splits": ("Splits", "read_splits"),
     "deploy.export": ("ExportResult", "export", "verify"),
+    "deploy.hub": ("PushResult", "push"),
     "deploy.verify.parity": ("CheckResult",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "events": ("quiet",),

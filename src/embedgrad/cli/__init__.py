@@ -28,6 +28,7 @@ from embedgrad.cli import (
     report,
     generate,
     export,
+    push,
     serve,
     recipe,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "generate",
     "main",
     "plan",
+    "push",
     "recipe",
     "report",
     "run",

@@ -24,6 +24,7 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.open_run import Answering, load_prompt, model_of
 from embedgrad.report.terminal.bars import show
 
@@ -152,9 +153,10 @@ class RefinedPrompt:
 def load(folder: str | Path) -> RefinedPrompt:
     """Read a saved prompt: its folder, a run's, or an export's that holds one prompt.
 
+    `hub:OWNER/NAME[@REVISION]` is one on the Hugging Face Hub, checked like any stranger's file.
     Raises `ArtifactError` that says what is missing, damaged or unknown.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if not any((folder / f).exists() for f in (artifact.JSON_FILE, "prompt")):
         inside = sorted(p.parent for p in (folder / EXPORT_FOLDER).glob("*/" + artifact.JSON_FILE))
         if len(inside) > 1:
