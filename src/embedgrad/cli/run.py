@@ -180,7 +180,7 @@ def execute(
     result: Mapping[str, Any]
     with (
         Progress(quiet=quiet) as progress,
-        together(recipe, out, fan_out(progress), resume=resume) as (workers, out, log),
+        together(recipe, out, fan_out(progress), resume=resume) as (workers, recipe, out, log),
     ):
         if isinstance(recipe, dict):
             result = run_tasks(recipe, out, log, resume=resume)
