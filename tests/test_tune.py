@@ -187,6 +187,7 @@ def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path:
     assert json.loads(settings) in [t["optimizer.learning_rate"] for t in found["trials"]]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(recipe: Write, tmp_path: Path) -> None:
     path, out = recipe(training={"steps": 2}), tmp_path / "study"
     command = [

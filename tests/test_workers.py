@@ -75,6 +75,7 @@ def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
 # --------------------------------------------------------------------------------- the same numbers
 
 
+@pytest.mark.slow
 def test_two_workers_compute_what_one_does() -> None:
     """Gradients of means and of other objectives, in parts too, and the order of free answers."""
     first, second = (done.json for done in two([TESTS / "worker_program.py"]))
@@ -93,6 +94,7 @@ def test_two_workers_compute_what_one_does() -> None:
     assert min(misses) > 0
 
 
+@pytest.mark.slow
 def test_a_run_of_two_workers_has_the_rows_of_one(
     recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def answers(folder: Path) -> list[Any]:
     return [(row["source"], row["text"]["predicted"], row["refined"]["predicted"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
     path = recipe(data={"train": str(tmp_path / "missing.jsonl")})
     command = ["-m", "embedgrad", "optimize", path, "--out", tmp_path / "run", "--quiet"]
@@ -144,6 +147,7 @@ def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- a worker that dies
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
     recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:

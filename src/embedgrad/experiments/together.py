@@ -25,8 +25,8 @@ def together(
     """The recipe of a worker, where it runs it, and whom it tells.
 
     The first one is told `out` and `report`. The others do the same in a folder that is thrown
-    away, beginning with a copy of what is resumed, and tell nobody. Alone nothing changes. Raises `SystemExit` on
-    the others for what the first one says.
+    away, beginning with a copy of what is resumed, and tell nobody. Alone nothing changes. Raises
+    `SystemExit` on the others for what the first one says.
     """
     with joined() as workers:
         try:

@@ -26,6 +26,7 @@ from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import open_model, prepare, read_warm_start
+from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.settings import ModelSettings
 from embedgrad.report.terminal.bars import show
@@ -53,7 +54,7 @@ class Setting:
         name, _, given = (part.strip() for part in text.partition("="))
         try:
             if given.startswith("["):
-                values = tuple(_as_toml(value) for value in tomllib.loads(f"v = {given}")["v"])
+                values = tuple(as_toml(value) for value in tomllib.loads(f"v = {given}")["v"])
                 if len(set(values)) < 2:
                     raise ValueError("expected two values or more")
                 return cls(name, values=values)
@@ -287,15 +288,3 @@ def _lost_on_interruption(study: Any, trial: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         _lose(study, trial)
         raise
-
-
-def _as_toml(value: object) -> str:
-    """A value of a list as `--set` takes it."""
-    if isinstance(value, Mapping):
-        cells = (
-            f"{n if n.isidentifier() else json.dumps(n)} = {_as_toml(v)}" for n, v in value.items()
-        )
-        return "{" + ", ".join(cells) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_as_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
