@@ -50,7 +50,7 @@ OPTIONS = {
         "--quiet",
     },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
@@ -93,8 +93,10 @@ OPTIONS = {
     },
     "generate": {
         "RUN",
+        "--policy",
         "QUERY",
         "--text-prompt",
+        "--at",
         "--max-new-tokens",
         "--temperature",
         "--top-p",
@@ -106,6 +108,7 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "play": {"RUN...", "--port", "--open", "--set", "--quiet"},
     "export": {
         *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
         *("--check-rows", "--json", "--quiet"),
@@ -118,8 +121,8 @@ OPTIONS = {
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# One goes on until it is stopped, one asks a server: test_hub.py.
-ENDING = tuple(verb for verb in VERBS if verb not in ("serve", "push"))
+# Two go on until they are stopped, one asks a server: test_hub.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push"))
 
 
 def verbs() -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         EmbedgradError,
         EngineError,
         ExportError,
+        InputError,
         ModelError,
         OptionError,
         RecipeError,
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
     from embedgrad.experiments.continual import continue_run
+    from embedgrad.experiments.estimators import PromptClassifier, PromptGenerator
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
     from embedgrad.experiments.tasks import run_tasks
+    from embedgrad.inference.pool import load_policy
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -72,12 +75,15 @@ __all__ = [
     "Example",
     "ExportError",
     "ExportResult",
+    "InputError",
     "LanguageModel",
     "ModelError",
     "OptionError",
     "Parts",
     "PlanResult",
+    "PromptClassifier",
     "PromptEmbedding",
+    "PromptGenerator",
     "PushResult",
     "Recipe",
     "RecipeError",
@@ -97,6 +103,7 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "load_policy",
     "optimize",
     "optimize_tasks",
     "plan",
@@ -125,11 +132,13 @@ _HOMES = {
     "experiments.clean": ("CleanResult", "clean"),
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
+    "experiments.estimators": ("PromptClassifier", "PromptGenerator"),
     "experiments.plan": ("PlanResult", "plan"),
     "experiments.continual": ("continue_run",),
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
     "experiments.tasks": ("run_tasks",),
+    "inference.pool": ("load_policy",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),

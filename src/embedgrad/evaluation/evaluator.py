@@ -24,7 +24,6 @@ from embedgrad.model.backbone import Backbone, Prompt, join_spans
 from embedgrad.model.decoding import NOT_FINITE, Decoding, check_stop
 from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.workers import here
 from embedgrad.parts.objectives.distill import TAUGHT, Taught
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
@@ -383,7 +382,7 @@ def evaluate(
 
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
-    prefixes = [sequence.prefix for sequence in here().stored(sequences)]
+    prefixes = [sequence.prefix for sequence in sequences]
     if isinstance(evaluator.model, LanguageModel):
         again = [prefixes[i] for i in reply_rows(len(prefixes)) if evaluator.target.choices]
         evaluator.model.prefix_cache.expect(
