@@ -1,4 +1,4 @@
-"""One refined prompt for every row of a table, by processes that share the work.
+"""One refined prompt for every row of a table, by processes that share it.
 
 OUT/NAME/           the run of a row
 OUT/results.csv     the scores of all rows

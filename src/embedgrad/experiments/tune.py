@@ -1,4 +1,4 @@
-"""Tune settings of a recipe on dev, by Optuna; several processes may share a study.
+"""Tune settings of a recipe on dev, by Optuna, in one process or several.
 
 STUDY/journal.log   every trial, as Optuna's journal storage writes it
 STUDY/trials.json   the trials, best first
