@@ -110,6 +110,22 @@ def masked_thought(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\nMeans on dev rows, {_link('masked-thought', up)}.\n"
 
 
+def context(root: Path, up: str) -> str:
+    """Dev accuracy with 30 % flipped labels by context transform."""
+    found = (measured.read(root, "context") or {}).get("summary")
+    if not found:
+        return "Not measured yet: `context`.\n"
+    table = [("transform", "accuracy", "log-loss", "seeds")]
+    for variant, entry in found.items():
+        scores = (f"{100 * entry['accuracy']:.1f} %", f"{entry['log_loss']:.3f}")
+        table.append((variant, *scores, str(entry["seeds"])))
+    return (
+        measured.markdown(table)
+        + f"\nSST-2 with 30 % flipped labels, means over seeds of the last rows on dev rows, "
+        f"{_link('context', up)}.\n"
+    )
+
+
 def large_batch(root: Path, up: str) -> str:
     """Steps, gradients and seconds to a dev loss by optimizer."""
     results = measured.read(root, "large-batch") or {}

@@ -62,6 +62,14 @@ OPTIONS = {
         *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),
         *("--json", "--quiet"),
     },
+    "tune": {
+        *("RECIPE.toml", "--over", "--out", "--trials", "--seed", "--set", "--model", "--json"),
+        "--quiet",
+    },
+    "map": {
+        *("RECIPE.toml", "--over", "--out", "--workers", "--retries", "--set", "--model"),
+        *("--json", "--quiet"),
+    },
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
         *("--set", "--json", "--quiet"),
@@ -164,6 +172,8 @@ def examples(
     """A call of every verb that works and ends."""
     run, long = finished[0], tmp_path / "long.txt"
     long.write_text("Say of each review whether its writer liked the film, and why.\n")
+    one_row = tmp_path / "rows.csv"
+    one_row.write_text("name\none\n")
     compress = ("compress", long, "--queries", data / "train.jsonl", "--column", "review")
     return {
         "plan": ("plan", recipe(), "--no-probe"),
@@ -181,6 +191,14 @@ def examples(
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
             *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),
+        ),
+        "tune": (
+            *("tune", recipe(), "--over", "training.batch_size=[4, 8]", "--trials", "1"),
+            *("--out", tmp_path / "study"),
+        ),
+        "map": (
+            *("map", recipe(), "--over", one_row, "--out", tmp_path / "mapped", "--workers", "0"),
+            *("--set", "training.steps=1"),
         ),
         "clean": ("clean", recipe(), tmp_path / "clean", "--passes", "2"),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),

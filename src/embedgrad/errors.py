@@ -9,7 +9,7 @@
     ├── ArtifactError     a saved prompt that is damaged or belongs to another model
     ├── RunError          a run folder: exists already, is missing something, cannot be written
     ├── ExportError       a prompt that cannot be exported, or an export that fails its check
-    ├── EngineError       a serving engine that is missing, does not start, or stops
+    ├── EngineError       a serving engine or a worker that is missing, does not start, or stops
     ├── OptionError       an option of a command or function that cannot be used as given
     └── DivergenceError   the loss or the rows are not finite any more
 
@@ -135,7 +135,7 @@ class ExportError(EmbedgradError):
 
 @final
 class EngineError(EmbedgradError):
-    """A serving engine that is not installed, does not start, or stops."""
+    """A serving engine that is not installed, or a worker: it does not start, or stops."""
 
 
 @final
