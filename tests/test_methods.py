@@ -292,7 +292,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_pa
     kept = replace(task, state=tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         method.train(replace(kept, report=stopping(5)), 3)  # the last look at dev was at 4
-    state = Checkpoint.load(tmp_path / "state")
+    state = Checkpoint.find(tmp_path / "state")
     assert (state.step, state.seconds > 0) == (4, True)
     replace(state, seconds=1000).save(tmp_path / "state")
     events: list[dict[str, Any]] = []

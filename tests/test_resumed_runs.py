@@ -57,7 +57,7 @@ def rows_of(folder: Path) -> torch.Tensor:
 def assert_as_whole(folder: Path, result: Any, whole: tuple[Path, dict[str, Any]]) -> None:
     """The bits of rows and checkpoint, and all that was scored."""
     assert torch.equal(rows_of(folder), rows_of(whole[0]))
-    one, other = (Checkpoint.load(at / "checkpoint") for at in (folder, whole[0]))
+    one, other = (Checkpoint.find(at / "checkpoint") for at in (folder, whole[0]))
     assert (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
     assert all(torch.equal(one.theta[name], other.theta[name]) for name in other.theta)
     assert {name: result[name] for name in SCORES} == {name: whole[1][name] for name in SCORES}
@@ -192,7 +192,7 @@ def test_a_finished_run_may_be_trained_for_longer(
     done = embedgrad("resume", out, "--json", "--set", "training.epochs=2")
     assert done.code == 0, done.err
     assert done.json["train"]["steps"] == 6
-    history = Checkpoint.load(out / "checkpoint").history
+    history = Checkpoint.find(out / "checkpoint").history
     assert [score["step"] for score in history] == [0, 3, 6]
     assert Recipe.read(out / "recipe.toml").training.epochs == 2
     for less in ("epochs=1", "steps=4"):
@@ -303,7 +303,7 @@ def test_files_of_another_version_are_refused(
 def test_a_checkpoint_beyond_the_run_is_refused(longer: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
-    checkpoint = Checkpoint.load(out / "checkpoint")
+    checkpoint = Checkpoint.find(out / "checkpoint")
     dataclasses.replace(checkpoint, step=300).save(out / "checkpoint")
     with refused("its checkpoint is of step 300 of 12", error=RunError):
         run(longer, out, resume=True)
@@ -415,7 +415,7 @@ def test_a_run_resumes_on_the_day_of_its_beginning(
 ) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
-    checkpoint = Checkpoint.load(out / "checkpoint")
+    checkpoint = Checkpoint.find(out / "checkpoint")
     checkpoint.made_from["date"] = "2001-02-03"
     checkpoint.save(out / "checkpoint")
     assert_as_whole(out, run(longer, out, resume=True), whole)

@@ -74,7 +74,7 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
         f"interrupted at step {result['train']['steps']}; {out / 'prompt'} holds"
     )
     assert torch.isfinite(load(out).rows).all()
-    assert Checkpoint.load(out / "checkpoint").step <= result["train"]["steps"]
+    assert Checkpoint.find(out / "checkpoint").step <= result["train"]["steps"]
     assert embedgrad("evaluate", out, "--json").json["test_rows"] == ROWS["test"]
 
 
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
         if (out / "prompt").exists():
             load(out)
         if (out / "checkpoint").exists():
-            Checkpoint.load(out / "checkpoint")
+            Checkpoint.find(out / "checkpoint")
     refused = {line.partition(":")[0].rpartition(os.sep)[2] for line in told}
     assert refused == {
         *("recipe.toml", "checkpoint", "prompt", "check_rows.jsonl"),

@@ -45,7 +45,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimiz
 
 @final
 class Interruption(Exception):
-    """Ctrl-C or SIGTERM, after saving what could be saved; the message says what that is."""
+    """Ctrl-C, SIGTERM or SIGHUP, after saving what could be saved, which the message tells."""
 
 
 @final

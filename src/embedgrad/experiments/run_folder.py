@@ -7,12 +7,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.atomic_files import is_leftover, remove_leftovers, write_file
+from embedgrad.atomic_files import is_leftover, lock_folder, remove_leftovers, write_file
 from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.events import Report
 from embedgrad.experiments.choose_place import read_places
 from embedgrad.experiments.compare.recipe_diff import (
     MAY_CHANGE,
@@ -50,16 +51,20 @@ def make_folder(out: Path) -> None:
 
 
 @contextmanager
-def preparing(out: Path, *, resume: bool) -> Iterator[Checkpoint | None]:
+def preparing(
+    out: Path, report: Report, stack: ExitStack, *, resume: bool
+) -> Iterator[Checkpoint | None]:
     """A run's folder until its training begins; gives the checkpoint that it resumes from.
 
-    A new run that fails inside leaves no folder behind, unless it holds what took long: solutions,
-    or trials of places. Raises `RunError` where the folder cannot be made or the checkpoint read.
+    The folder stays locked until `stack` ends. A new run that fails inside leaves no folder behind,
+    unless it holds what took long: solutions, or trials of places. Raises `RunError` where the
+    folder cannot be made, or another process has it.
     """
     parents = [parent for parent in out.parents if not parent.exists()]
-    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
     if not resume:
         make_folder(out)
+    stack.enter_context(lock_folder(out))
+    checkpoint = Checkpoint.find(out / "checkpoint", report) if resume else None
     try:
         yield checkpoint
     except BaseException as error:

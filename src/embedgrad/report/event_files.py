@@ -120,8 +120,8 @@ def write_events(report: Report, folder: Path, *, tensorboard: bool = False) -> 
         write = fan_out(*files)
 
         def both(event: dict[str, Any]) -> None:
+            write(event)  # first, as `report` may raise
             report(event)
-            write(event)
 
         yield both
 
