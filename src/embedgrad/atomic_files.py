@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 import psutil
 
-from embedgrad.errors import RunError
+from embedgrad.errors import EmbedgradError, RunError
 
 LOCK = ".lock"
 SEAL = "sha256"  # the entry of a JSON object that holds the digest of the others
@@ -80,11 +80,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
     """Put back a copy of a missing folder that a killed `write_folder` left aside, the new first.
 
-    `check` raises `RunError` for a copy that is not whole.
+    `check` raises an `EmbedgradError` for a copy that is not whole.
     """
     for kind in ("new", "old"):
         for aside in folder.parent.glob(f".{folder.name}.{kind}-*"):
-            with contextlib.suppress(OSError, RunError):
+            with contextlib.suppress(OSError, EmbedgradError):
                 if not os.path.exists(folder):
                     check(aside)
                     os.replace(aside, folder)

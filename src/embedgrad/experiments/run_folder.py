@@ -11,7 +11,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.atomic_files import is_leftover, lock_folder, remove_leftovers, write_file
+from embedgrad.atomic_files import (
+    is_leftover,
+    lock_folder,
+    remove_leftovers,
+    restore_folder,
+    write_file,
+)
 from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.events import Report
 from embedgrad.experiments.choose_place import read_places
@@ -82,6 +88,8 @@ def begin_files(
     out: Path, toml: str, checkpoint: Checkpoint | None, tasks: Sequence[str] = ()
 ) -> None:
     """Write a run's recipe, and take away what the run writes anew from its checkpoint on."""
+    for folder in (out, *(out / name for name in tasks)):
+        restore_folder(folder / "prompt", artifact.load)
     remove_leftovers(out)
     drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
     for folder in (out, *(out / name for name in tasks)):  # results of a shorter run

@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from safetensors.torch import save as tensors_to_bytes
 from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import ScoredAnswer
+from embedgrad.evaluation.answers import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Answers, Trained
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
 from embedgrad.recipe.paths import anchor
@@ -213,7 +212,7 @@ class Folder:
             values = _read_json(path)
             if values["training"] != self._digest(part):
                 raise ValueError("of another training")
-            answered = [_scored_answer(a) for a in values["answered"]]
+            answered = [ScoredAnswer.from_values(a) for a in values["answered"]]
             if len(answered) != len(values["tokens"]):
                 raise ValueError("answers and tokens differ in number")
             answers = Answers(answered, values["tokens"])
@@ -262,7 +261,7 @@ class Folder:
         """The answers to `count` test rows. Raises `RunError` if they are damaged."""
         values = self.answers(part)
         try:
-            answers = [_scored_answer(value) for value in values]
+            answers = [ScoredAnswer.from_values(value) for value in values]
             if len(answers) != count:
                 raise ValueError(f"{len(answers)} answers for {count} scores")
         except (KeyError, TypeError, ValueError) as error:
@@ -284,16 +283,6 @@ class Folder:
             part = Part(values.get("method", ""), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:
                 yield part
-
-
-def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
-    """An answer from its JSON, where null is an infinite loss.
-
-    Raises `KeyError` or `TypeError` for anything else.
-    """
-    loss = values["loss"]
-    tuples = {name: tuple(values.get(name) or ()) for name in ("samples", "sample_scores")}
-    return ScoredAnswer(**{**values, **tuples, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:
