@@ -377,7 +377,7 @@ def test_rows_per_layer_are_no_artifact(prompt: PromptEmbedding, tmp_path: Path)
         ('"positive"', '"positif"'),
         ('"Review: {review}', '"Revieu: {review}'),
         ('"date": "2024', '"date": "2023'),
-        ('"radius": 0.2', '"radius": 0.9'),
+        ('"radius": 0.3', '"radius": 0.9'),
     ],
 )
 def test_an_entry_that_changed_after_it_was_saved_is_refused(

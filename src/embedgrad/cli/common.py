@@ -34,6 +34,12 @@ Model = Annotated[
 RequireGain = Annotated[
     bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]
+TrustScorer = Annotated[
+    bool,
+    typer.Option(
+        "--trust-scorer", help="Run the callable scorer of a run that was made elsewhere."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]
 Prompt = Annotated[

@@ -19,6 +19,7 @@ from embedgrad.cli.common import (
     RequireGain,
     Run,
     Set,
+    TrustScorer,
     app,
     echo,
     print_values,
@@ -60,6 +61,7 @@ def optimize(
 def resume(
     run: Run,
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -74,7 +76,7 @@ def resume(
 
     path = run / "recipe.toml"
     tasks = read_tasks(path, overrides or ()) if path.is_file() else None
-    recipe = tasks or read_resumable(run, overrides or ())
+    recipe = tasks or read_resumable(run, overrides or (), trust_scorer=trust_scorer)
     execute(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -85,6 +87,7 @@ def evaluate(
         str, typer.Option(help="train, dev or test.", autocompletion=one_of(*SPLITS))
     ] = "test",
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -103,7 +106,7 @@ def evaluate(
     if split not in NAMES:
         raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
     with Progress(quiet=quiet) as progress:
-        opened = open_run(run, overrides or (), progress)
+        opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
         examples = getattr(opened.read_data(), split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
@@ -132,6 +135,7 @@ def inspect(
         ),
     ] = 48,
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -143,7 +147,7 @@ def inspect(
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        opened = open_run(run, overrides or (), progress)
+        opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
         sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
         if rows:

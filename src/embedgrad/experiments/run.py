@@ -35,6 +35,7 @@ from embedgrad.experiments.run_folder import (
     begin_files,
     check_resumed,
     facts_of,
+    let_scorer_run,
     preparing,
     read_finished,
 )
@@ -85,6 +86,7 @@ def run(
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     refuse_inside(recipe.solutions, out)
     recipe = with_choice(recipe, out) if resume else recipe
+    let_scorer_run(recipe, resume=resume)
     if resume and (finished := read_finished(recipe, out)) is not None:
         steps = finished["train"]["steps"]
         say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])

@@ -29,6 +29,7 @@ from embedgrad.experiments.compare.recipe_diff import (
 )
 from embedgrad.experiments.finish import RunResult
 from embedgrad.model.loading.info import weights_digest
+from embedgrad.parts.scorers import SandboxedFunction
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, sources
 from embedgrad.recipe.paths import moved
@@ -82,6 +83,12 @@ def preparing(
                 for parent in parents:
                     parent.rmdir()
         raise
+
+
+def let_scorer_run(recipe: Recipe, *, resume: bool) -> None:
+    """A new run's recipe is the user's own; a folder to resume may come from anywhere."""
+    if isinstance(scorer := recipe.evaluation.scorer, SandboxedFunction):
+        scorer.ask_first() if resume else scorer.trust()
 
 
 def begin_files(
@@ -163,7 +170,9 @@ def has_ended(result: Mapping[str, Any], changed: Sequence[str]) -> bool:
     return not (more or result["interrupted"])
 
 
-def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_resumable(
+    out: Path, overrides: Sequence[str] = (), *, trust_scorer: bool = False
+) -> Recipe:
     """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
     require_run(out)
     whole = out.resolve().parent
@@ -174,7 +183,7 @@ def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"{out}: was trained with the other tasks of {out.parent}; "
                 f"`embedgrad resume {out.parent}` resumes it"
             )
-    return Recipe.read_run(out, overrides)
+    return Recipe.read_run(out, overrides, trust_scorer=trust_scorer)
 
 
 def read_finished(recipe: Recipe, out: Path) -> RunResult | None:

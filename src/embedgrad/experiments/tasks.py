@@ -31,6 +31,7 @@ from embedgrad.experiments.run_folder import (
     check_resumed,
     facts_of,
     has_ended,
+    let_scorer_run,
     preparing,
     require_run,
 )
@@ -85,6 +86,7 @@ def run_tasks(
     out = Path(out)
     for recipe in recipes.values():
         refuse_inside(recipe.solutions, out)
+        let_scorer_run(recipe, resume=resume)
     if resume and (finished := _read_finished(recipes, out)) is not None:
         say(report, [f"{out}: finished already; nothing is left to resume"])
         return finished

@@ -139,13 +139,8 @@ class Loop:
         try:
             if self.whole and ended not in ("finished", "patience", "stopped"):
                 self._keep(keep)
-            end = {
-                "event": "end",
-                "ended": ended,
-                "steps": self.step,
-                "seconds": self.seconds(),
-            }
-            self.report(end)
+            end = {"event": "end", "ended": ended, "steps": self.step}
+            self.report({**end, "seconds": self.seconds()})
         except KeyboardInterrupt:
             ended = "interrupted"
         except Exception as error:
@@ -179,9 +174,10 @@ class Loop:
 
     def run(self, keep: Callable[[Checkpoint], None], should_stop: Callable[[], bool]) -> str:
         """All steps; returns why it ended."""
-        scored = self.step in [score["step"] for score in self.best.history]
-        if self.step and self.dev and self._is_due() and not scored:  # it ended in the middle
+        scored = not self.dev or self.step in [score["step"] for score in self.best.history]
+        if self.step and self._is_due() and not scored:  # it ended in the middle
             self._evaluate()
+            self._keep(keep)
         if self.best.stops_early(self.training.patience):  # ended right after its last checkpoint
             return "patience"
         for step, batch in self._batches(self.step):
@@ -315,7 +311,7 @@ class Loop:
         assert inside, "a row left the trust region"
 
     def prompt(self) -> Prompt:
-        """The prompt as it is now, differentiable in theta."""
+        """The prompt now, differentiable in theta."""
         return self.parts.parameterization.prompt(self.theta, self.start_prompt)
 
     def copy_theta(self) -> Theta:

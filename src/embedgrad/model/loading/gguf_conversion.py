@@ -7,12 +7,12 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import check_seal, publish_folder, scratch_folder, seal
+from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_check import compare_with_llamacpp
@@ -113,13 +113,6 @@ def _source(folder: Path) -> dict[str, Any]:
         source: dict[str, Any] = json.loads((folder / SOURCE).read_text("utf-8"))
         check_seal(source)
         return source
-
-
-def cache_folder() -> Path:
-    """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
-    if own := os.environ.get("EMBEDGRAD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
 def _convert(file: Path, header: GgufHeader, aside: Path) -> list[str]:
