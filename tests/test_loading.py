@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
 
 import tiny
 from embedgrad.atomic_files import scratch_folder, seal
+from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading import load
@@ -630,7 +631,7 @@ def test_the_cache_folder_follows_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(gguf_file.cache_folder()) == os.path.expanduser(expected)
+    assert str(cache_folder()) == os.path.expanduser(expected)
 
 
 @pytest.mark.parametrize("name", ["source.json", "model.safetensors", "tokenizer.json", "gone"])

@@ -35,7 +35,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _write(aside, content)
         os.replace(aside, path)
     except OSError as error:
@@ -57,7 +57,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     aside, old = (folder.with_name(f".{folder.name}.{what}-{tag}") for what in ("new", "old"))
     try:
         _refuse_losses(folder, files)
-        aside.mkdir(parents=True)
+        _make_folder(aside)
         for name, content in files.items():
             _write(aside / name, content)
         _flush_folder(aside)
@@ -211,6 +211,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return value
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, to last."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        _flush_folder(folder.parent)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -125,8 +125,8 @@ def open_run(
 
     A prompt's folder is opened as its run if it lies in one, else with what the artifact says.
     `overrides` change the recipe, but cannot change what the prompt was trained with. A loaded
-    `model` replaces the recipe's; `trust_scorer` lets a user's scorer that it names run. Raises `RunError`, `RecipeError`, `ArtifactError` and
-    `ModelError`.
+    `model` replaces the recipe's; `trust_scorer` lets a user's scorer that it names run. Raises
+    `RunError`, `RecipeError`, `ArtifactError` and `ModelError`.
     """
     folder = Path(folder)
     if not folder.is_dir():
