@@ -46,8 +46,8 @@ class Disk:
         self.dead = True
         if self.torn is not None and name == "write":
             Path(path).write_bytes(more[: int(self.torn * len(more))])
-        elif self.after:
-            act()
+        elif self.after and hasattr(made := act(), "close"):
+            made.close()
         raise Death
 
     def open(self, path: Any, mode: str = "r", **options: Any) -> Any:

@@ -105,7 +105,7 @@ def let_everything_fail(
             patch.setattr(files, "open", disk.open, raising=False)
             patch.setattr(os, "fsync", disk.wrap("fsync", os.fsync))
             patch.setattr(os, "replace", disk.wrap("replace", os.replace))
-            patch.setattr(Path, "mkdir", disk.wrap("mkdir", Path.mkdir))
+            patch.setattr(os, "mkdir", disk.wrap("mkdir", os.mkdir))
             try:
                 write()
                 error = ""
