@@ -77,6 +77,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there. Raises `RunError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be removed ({error.strerror or error})") from error
+
+
 def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
     """Put back a copy of a missing folder that a killed `write_folder` left aside, the new first.
 

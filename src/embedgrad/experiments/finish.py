@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict, cast, final
 
 import torch
 
-from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
+from embedgrad.atomic_files import finite, remove_file, to_json_lines, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.answers import AnswerLog
@@ -147,7 +147,7 @@ def finish(
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
     if not result["interrupted"]:
-        (out / ANSWERS).unlink(missing_ok=True)
+        remove_file(out / ANSWERS)
     return cast(RunResult, {**result, "artifact": str(out / "prompt")})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from embedgrad.atomic_files import (
     is_leftover,
     lock_folder,
+    remove_file,
     remove_leftovers,
     restore_folder,
     write_file,
@@ -97,10 +98,10 @@ def begin_files(
     """Write a run's recipe, and take away what the run writes anew from its checkpoint on."""
     for folder in (out, *(out / name for name in tasks)):
         restore_folder(folder / "prompt", artifact.load)
-    remove_leftovers(out)
+        remove_file(folder / "result.json")  # of a shorter run
+        remove_leftovers(folder)
+    remove_leftovers(out / "checkpoint")
     drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
-    for folder in (out, *(out / name for name in tasks)):  # results of a shorter run
-        (folder / "result.json").unlink(missing_ok=True)
     write_file(out / "recipe.toml", toml.encode())
 
 

@@ -133,7 +133,8 @@ def load(folder: str | Path) -> PromptEmbedding:
         spans = tuple(map(_build_span, entries.spans, template.spans))
         count = sum(len(span.ids) for span in spans)
         rows, start_rows = _read_rows(path, content, count, entries.rows.width)
-        check_seal(values, content)
+        if SEAL in values:  # earlier versions wrote none
+            check_seal(values, content)
         return PromptEmbedding(
             template=template,
             target=target,

@@ -44,8 +44,9 @@ def restore_checkpoint(loop: Loop, checkpoint: Checkpoint) -> None:
         raise RunError("the checkpoint belongs to another prompt, model or set of parts")
     loop.set_theta(checkpoint.theta)
     region, start = loop.parts.trust_region, all_rows(loop.start_prompt)
-    for rows in map(all_rows, (loop.prompt(), checkpoint.best)):
-        if not region.holds(rows.to(start), start):
+    best = {name: checkpoint.best[name].to(rows) for name, rows in loop.start_prompt.items()}
+    for rows in map(all_rows, (loop.prompt(), best)):
+        if not (rows.isfinite().all() and region.holds(rows, start)):
             raise RunError("the checkpoint's rows are not in the trust region; start a new run")
     loop.proven = {name: rows.detach().clone() for name, rows in loop.prompt().items()}
     loop.optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
@@ -54,7 +55,6 @@ def restore_checkpoint(loop: Loop, checkpoint: Checkpoint) -> None:
         {name: value.to(device, copy=True) for name, value in state.items()}
         for state in checkpoint.transforms
     ]
-    best = {name: checkpoint.best[name].to(rows) for name, rows in loop.start_prompt.items()}
     history = list(checkpoint.history)
     loop.best = Best(loop.best.metric, best, checkpoint.best_step, history, len(loop.dev))
     loop.best_theta, loop.memory = checkpoint.best_theta, dict(checkpoint.objective)

@@ -26,7 +26,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
+from embedgrad.atomic_files import (
+    SEAL,
+    check_seal,
+    finite,
+    remove_file,
+    seal,
+    to_json_lines,
+    write_file,
+    write_folder,
+    write_json,
+)
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.answers import ScoredAnswer
@@ -148,13 +158,14 @@ class Folder:
         values = {
             "method": part.method,
             "seed": part.seed,
-            "sha256": hashlib.sha256(content).hexdigest(),
             "versions": versions("peft"),
             "facts": finite({**trained.facts, "threads": torch.get_num_threads()}),
         }
         files = {
             "trained.safetensors": content,
-            "trained.json": json.dumps(values, indent=1, ensure_ascii=False).encode(),
+            "trained.json": json.dumps(
+                seal(values, content), indent=1, ensure_ascii=False
+            ).encode(),
         }
         write_folder(self.work / part.folder, files)
         shutil.rmtree(self.unfinished / part.folder, ignore_errors=True)
@@ -165,11 +176,11 @@ class Folder:
         values = _read_json(folder / "trained.json")
         try:
             content = (folder / "trained.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() != values["sha256"]:
-                raise ValueError("its digest differs from the one that was written")
             missing = sorted(FACTS - values["facts"].keys())
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
+            if hashlib.sha256(content).hexdigest() != values[SEAL]:  # as earlier versions wrote
+                check_seal(values, content)
             return Trained(tensors_from_bytes(content), values["facts"])
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(
@@ -181,9 +192,10 @@ class Folder:
     ) -> None:
         """Write the answers to the test rows, then the scores."""
         folder = self.work / part.folder
-        write_file(folder / "answers.jsonl", to_json_lines(map(asdict, answers)))
-        write_json(folder / "scored.json", scores)
-        self._partial(part).unlink(missing_ok=True)
+        lines = to_json_lines(map(asdict, answers))
+        write_file(folder / "answers.jsonl", lines)
+        write_json(folder / "scored.json", seal(finite(scores), lines))
+        remove_file(self._partial(part))
 
     def save_partial_answers(
         self, part: Part, answers: Answers, seconds: float, scorer: Mapping[str, Any]
@@ -244,6 +256,11 @@ class Folder:
         sound &= {"log_loss", "macro_f1"} <= values.keys()  # either may be null
         if not sound:
             raise RunError(f"{path}: is damaged (it lacks scores); {again}")
+        try:
+            if SEAL in values:  # earlier versions wrote none
+                check_seal(values, path.with_name("answers.jsonl").read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: is damaged ({error}); {again}") from error
         return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
