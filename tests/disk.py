@@ -39,7 +39,7 @@ class Disk:
             raise Death
         number = len(self.log)
         self.log.append((name, Path(path), more))
-        if error := self.error(number):
+        if (error := self.error(number)) and name not in ("flush", "rmtree"):  # theirs are ignored
             raise error
         if number != self.dies_at:
             return act()

@@ -127,7 +127,8 @@ def kill_and_resume(
         run(recipe, folder, quiet, model=model, resume=(folder / "recipe.toml").exists())
         assert torch.equal(rows_of(folder), rows_of(whole))
         assert result_of(folder) == result_of(whole)
-        assert not list(folder.rglob(".*")), "litter"
+        # A lock that nobody holds may stay in a run that was killed when it had finished.
+        assert [path for path in folder.rglob(".*") if path.name != ".lock"] == []
         steps = [e["step"] for _, e in json_lines(folder / "events.jsonl") if e["event"] == "step"]
         assert steps == sorted(set(steps))
     return writes
