@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from disk import Disk
 from embedgrad import Recipe, RunError, compare, load_model, run
 from embedgrad.atomic_files import lock_folder, scratch_folder
 from embedgrad.cli import main
+from embedgrad.deploy.folder import staging
 from embedgrad.events import quiet
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import EventLog
@@ -316,6 +318,25 @@ def test_what_dead_processes_left_is_swept_and_what_others_use_is_not(tmp_path: 
         with scratch_folder(tmp_path, ".out.new") as other:
             assert sorted(tmp_path.iterdir()) == sorted([mine, foreign, other])
     assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_an_export_is_on_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    synced: list[str] = []
+    plain = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        plain(descriptor)
+
+    with mock.patch.object(os, "fsync", note), staging(tmp_path / "out") as aside:
+        (aside / "embedgrad").mkdir()
+        for name in ("model.safetensors", "embedgrad/export.json"):
+            (aside / name).write_bytes(b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    expected = {str(aside), str(aside / "embedgrad"), str(tmp_path)}
+    expected |= {str(aside / "model.safetensors"), str(aside / "embedgrad" / "export.json")}
+    assert set(synced) == expected
+    assert synced[-1] == str(tmp_path)
 
 
 # -- logs ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from disk import Death, Disk, after_power_loss, write_tree
-from embedgrad.errors import ArtifactError
+from embedgrad.errors import ArtifactError, RunError
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.training.checkpoint import KEPT, Checkpoint
@@ -232,3 +232,17 @@ def test_a_flipped_bit_of_a_prompt_is_refused(
             with pytest.raises(ArtifactError):
                 artifact.load(folder)
         file.write_bytes(whole)
+
+
+def test_a_first_checkpoint_that_is_not_there_when_it_is_read_back_is_told(
+    kept: dict[int, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Checkpoint.save
+
+    def lose(state: Checkpoint, folder: Path) -> None:
+        plain(state, folder)
+        (folder / "checkpoint.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(Checkpoint, "save", lose)
+    with pytest.raises(RunError, match="step-000002: the checkpoint cannot be read"):
+        kept[2].keep(tmp_path / "checkpoint")

@@ -112,6 +112,10 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     if column := recipe.parts.objective.group_column:
         names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
         more["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
+    solutions = [sequence.example.solution for sequence in ready.train]
+    if any(solution is not None for solution in solutions):  # a split's digest has answers only
+        texts = json.dumps(solutions).encode()
+        more["set of solutions"] = {"sha256": hashlib.sha256(texts).hexdigest()}
     if files := recipe.parts.parameterization.files:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         more["parameterization"] = {"sha256": ",".join(digests)}

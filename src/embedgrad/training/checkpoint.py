@@ -63,11 +63,14 @@ class Checkpoint:
     def keep(self, folder: Path) -> None:
         """Save in a folder of all checkpoints, of which the last two stay. Raises `RunError`.
 
+        The first one is read back, so that a disk that loses what it writes is noticed at once.
         No file says which is the newest: their names do, and a name appears with the whole folder.
         """
         own = folder / f"step-{self.step:06d}"
         self.save(own)
         names = _newest_first(folder)
+        if len(names) == 1:
+            self.load(own)
         kept = names[names.index(own) :][:KEPT]
         for path in names:  # newer ones are damaged: the training comes to their steps again
             if path not in kept:
