@@ -1,4 +1,4 @@
-"""Atomic file writes, digests of what is read back, and locks: nothing is lost or half written.
+"""Atomic file writes, digests and locks: nothing is half written.
 
 What a write names aside begins with a dot and ends in a tag; what dies with it is swept later.
 """
@@ -147,13 +147,12 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     Folders of this name that dead processes of this machine left are removed first. Raises
     `OSError`.
     """
-    parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{name.replace('[', '[[]')}-{_NODE}-*-*"):
         owner = re.fullmatch(r"(\d{1,9})-[0-9a-f]{8}", left.name[len(name) + len(_NODE) + 2 :])
         if owner and not psutil.pid_exists(int(owner[1])):
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / f"{name}-{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, parents=True)
     try:
         yield folder
     finally:

@@ -1,4 +1,4 @@
-"""Package versions, peak memory, and the folder of the cache."""
+"""Package versions, peak memory and the cache folder."""
 
 from __future__ import annotations
 

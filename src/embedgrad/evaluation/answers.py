@@ -1,4 +1,4 @@
-"""Scored answers, and a file of them from which a scoring that was ended goes on."""
+"""Scored answers, and a file of them from which scoring goes on."""
 
 from __future__ import annotations
 
