@@ -50,7 +50,7 @@ OPTIONS = {
         "--quiet",
     },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
@@ -85,8 +85,10 @@ OPTIONS = {
     },
     "generate": {
         "RUN",
+        "--policy",
         "QUERY",
         "--text-prompt",
+        "--at",
         "--max-new-tokens",
         "--temperature",
         "--top-p",
@@ -98,18 +100,21 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "play": {"RUN...", "--port", "--open", "--set", "--quiet"},
     "export": {
         *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
         *("--check-rows", "--json", "--quiet"),
     },
     "verify": {"DIR", "--run", "--check-rows", "--set", "--json", "--quiet"},
+    "push": {"RUN", "OWNER/NAME", "--private", "--base-model", "--json"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-ENDING = tuple(verb for verb in VERBS if verb != "serve")  # that one goes on until it is stopped
+# Two go on until they are stopped, one asks a server: test_hub.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push"))
 
 
 def verbs() -> dict[str, Any]:

@@ -6,6 +6,7 @@ What a write names aside begins with a dot and ends in a tag; what dies with it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -120,6 +121,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     lock = filelock.FileLock(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "is no regular file")
         lock.acquire(blocking=False)
         path.write_text(str(os.getpid()), encoding="ascii")
     except filelock.Timeout:

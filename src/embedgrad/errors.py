@@ -3,6 +3,7 @@
     EmbedgradError
     ├── RecipeError       a recipe that cannot be used; holds every problem found in it
     ├── DataError         a data file, a column, a label or a split
+    ├── InputError        texts or labels that an estimator cannot use; a ValueError too
     ├── TemplateError     a template, its span, or a chat template that cannot hold the span
     ├── ModelError        a model that cannot be found, loaded or used
     ├── ArtifactError     a saved prompt that is damaged or belongs to another model
@@ -53,6 +54,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up; its exception derives from `BaseException`."""
+    return type(error).__name__ == "PanicException"
+
+
 def one_line(error: BaseException) -> str:
     """An error of our own or of a library in one line, with advice where memory is lacking."""
     if isinstance(error, EmbedgradError):
@@ -94,6 +100,11 @@ class DataError(EmbedgradError):
     def __init__(self, text: str, about: str = ""):
         super().__init__(text)
         self.about = about
+
+
+@final
+class InputError(EmbedgradError, ValueError):
+    """Texts or labels that an estimator cannot use; a ValueError too, as scikit-learn expects."""
 
 
 @final

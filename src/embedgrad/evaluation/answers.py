@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.atomic_files import check_seal, seal
+from embedgrad.bounded_reads import read_lines
 
 
 @final
@@ -64,7 +65,7 @@ class AnswerLog:
         self._known = dict[tuple[str, int], list[ScoredAnswer]]()
         lines: list[bytes] = []
         with suppress(OSError):
-            lines = path.read_bytes().splitlines()
+            lines = list(read_lines(path))
         for line in lines:
             with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 values = json.loads(line)

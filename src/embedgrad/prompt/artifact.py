@@ -30,6 +30,7 @@ from embedgrad.atomic_files import (
     seal,
     write_folder,
 )
+from embedgrad.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
 from embedgrad.errors import ArtifactError, EmbedgradError, RunError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
@@ -46,6 +47,7 @@ ROWS_FILE = "prompt.safetensors"
 JSON_FILE = "prompt.json"
 LARGEST_HEADER = 2**20
 LARGEST_FILE = 2**30
+LARGEST_JSON = 2**24
 START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -116,7 +118,7 @@ def load(folder: str | Path) -> PromptEmbedding:
             folder = folder / "prompt"  # a run folder was given
     values = _read_json(folder / JSON_FILE)
     path = folder / ROWS_FILE
-    content = _read_bytes(path)
+    content = _read_bytes(path, LARGEST_FILE)
     try:
         _check_safetensors(path, content)
         if hashlib.sha256(content).hexdigest() != values["rows"]["sha256"]:
@@ -232,10 +234,10 @@ def _restore(folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = _read_bytes(path)
+    content = _read_bytes(path, LARGEST_JSON)
     try:
-        values = json.loads(content, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(content, unique_keys)
+    except ValueError as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
@@ -253,11 +255,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, most: int) -> bytes:
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ArtifactError(f"{path}: is larger than any prompt ({LARGEST_FILE} bytes)")
-        return path.read_bytes()
+        return read_bytes(path, most)
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}); expected the folder of a saved prompt, "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import check_seal, publish_folder, scratch_folder, seal
+from embedgrad.bounded_reads import open_regular, read_json
 from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
@@ -34,7 +35,7 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     that transformers cannot convert, and when the cache cannot hold the result.
     """
     header = read_header(file)
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     parent = cache_folder() / "converted"
     folder = parent / f"{digest[:16]}-{VERSION}"
@@ -98,7 +99,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as opened:
+    with open_regular(path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -110,7 +111,7 @@ def license_of(folder: Path) -> str | None:
 
 def _source(folder: Path) -> dict[str, Any]:
     with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
-        source: dict[str, Any] = json.loads((folder / SOURCE).read_text("utf-8"))
+        source: dict[str, Any] = read_json(folder / SOURCE)
         check_seal(source)
         return source
 

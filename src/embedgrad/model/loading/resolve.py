@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
-from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
+from embedgrad.model.loading.checkpoint_folder import CONFIG, TEXTS, WEIGHTS, problem_of
 from embedgrad.model.loading.download import bytes_bar
 from embedgrad.model.loading.quiet import one_line, silence_libraries
 
@@ -21,9 +21,7 @@ PACKAGE = "package:"
 
 # Named one by one: no pickles, no code, no second copy of the weights in another format.
 _HUB_FILES = [
-    *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "generation_config.json", "README.md"),
-    *(*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("merges.txt", "chat_template.jinja", "chat_template.json"),
+    *(*TEXTS, WEIGHTS, "model-*-of-*.safetensors"),
 ]
 _SUBFOLDERS = ["*/*"]
 
@@ -135,14 +133,20 @@ def _hub_folder(name: str, revision: str | None, local_files_only: bool, report:
                 tqdm_class=bytes_bar(name, report),
             )
     except Exception as error:  # the Hub client passes the network stack's own types on
-        raise _HubMiss(f"{tried}; {_download_problem(error, name, revision)}") from error
+        raise _HubMiss(f"{tried}; {download_problem(error, name, revision)}") from error
     folder = Path(snapshot)
     if problem := problem_of(folder):
         raise ModelError(f"model {name!r}: its files on the Hub cannot be used: {problem}")
     return folder
 
 
-def _download_problem(error: Exception, name: str, revision: str | None) -> str:
+def download_problem(
+    error: Exception,
+    name: str,
+    revision: str | None,
+    advice: str = "offline, give a folder, a .gguf file or package:NAME",
+) -> str:
+    """Why nothing came from the Hub, as the end of a sentence."""
     if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
         terms = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
         return f"access to it is restricted: {terms}"
@@ -150,8 +154,7 @@ def _download_problem(error: Exception, name: str, revision: str | None) -> str:
         return "the Hub has no repository of that name that you can access"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the Hub has it, but no revision {revision!r}"
-    offline = "offline, give a folder, a .gguf file or package:NAME"
-    return f"the Hub could not be reached: {one_line(error)}; {offline}"
+    return f"the Hub could not be reached: {one_line(error)}; {advice}"
 
 
 def _near_misses(name: str) -> str:
