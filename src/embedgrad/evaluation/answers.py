@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.atomic_files import check_seal, seal
-from embedgrad.bounded_reads import read_lines
+from embedgrad.data.bounded_reads import read_lines
 
 
 @final

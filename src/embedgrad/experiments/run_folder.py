@@ -19,7 +19,7 @@ from embedgrad.atomic_files import (
     restore_folder,
     write_file,
 )
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes, read_json
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.events import Report
 from embedgrad.experiments.choose_place import read_places

@@ -30,7 +30,7 @@ from embedgrad.atomic_files import (
     seal,
     write_folder,
 )
-from embedgrad.bounded_reads import parse_json, read_bytes
+from embedgrad.data.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
 from embedgrad.errors import ArtifactError, EmbedgradError, RunError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap

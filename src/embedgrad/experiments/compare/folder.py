@@ -36,7 +36,7 @@ from embedgrad.atomic_files import (
     write_folder,
     write_json,
 )
-from embedgrad.bounded_reads import (
+from embedgrad.data.bounded_reads import (
     LARGEST_FILE,
     parse_json,
     parse_toml,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import check_seal, publish_folder, scratch_folder, seal
-from embedgrad.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
