@@ -27,6 +27,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives.distill import TAUGHT, Taught
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
@@ -159,15 +160,15 @@ class Evaluator:
     def __init__(
         self,
         model: Backbone,
-        sequencer: Sequencer | JointSequencer,
+        sequencer: Sequencer | JointSequencer | ImageSequencer,
         evaluation: Evaluation = Evaluation(),
     ):
         self.model = model
         self.target: Target = sequencer.target
         self.targets = sequencer.targets if isinstance(sequencer, JointSequencer) else {}
-        self.end_ids = (
-            model.ends_of(sequencer) if isinstance(model, LanguageModel) else sequencer.end_ids
-        )
+        self.end_ids = sequencer.end_ids
+        if isinstance(model, LanguageModel) and not isinstance(sequencer, ImageSequencer):
+            self.end_ids = model.ends_of(sequencer)
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
 
@@ -394,7 +395,7 @@ def evaluate(
     if not kept:
         own = part_of(report, "refined prompt", 0, len(sequences))
         refined = evaluator.score(prompt.rows, sequences, own)
-    if evaluator.target.choices:
+    if evaluator.target.choices and isinstance(evaluator.model, LanguageModel):
         refined = evaluator.add_replies(refined, prompt.rows, sequences)
         text = refined if kept else text
     return compare_answers(text, refined, evaluator.target.choices)

@@ -35,6 +35,7 @@ from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import rows_by_span
@@ -54,7 +55,7 @@ class Loop:
     def __init__(
         self,
         model: Backbone,
-        sequencer: Sequencer | JointSequencer,
+        sequencer: Sequencer | JointSequencer | ImageSequencer,
         train: Sequence[TokenSequence],
         dev: Sequence[TokenSequence],
         training: Training,
@@ -364,10 +365,13 @@ class Loop:
         return self.seconds_before + time.perf_counter() - self.began
 
     def result(
-        self, sequencer: Sequencer, ended: str, names: Sequence[str] | None = None
+        self,
+        sequencer: Sequencer | ImageSequencer,
+        ended: str,
+        names: Sequence[str] | None = None,
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
-        model = self.language_model
+        info = getattr(self.model, "info", None)
         best, start = (
             _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
             for prompt in (self.best.prompt, self.start_prompt)
@@ -380,7 +384,7 @@ class Loop:
             start_rows=start,
             rows=best,
             trust_region=self.parts.trust_region,
-            provenance={} if model is None else {"model": model.info.facts()},
+            provenance={} if info is None else {"model": info.facts()},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self._seconds(), self.best)
 
