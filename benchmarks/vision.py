@@ -19,13 +19,10 @@ and runs/vision to do so. It takes a few minutes on one thread.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, final
 
 import numpy as np
@@ -35,19 +32,14 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 import embedgrad as eg
-from benchmarks.run import read_results, slug
-from embedgrad.atomic_files import write_json
 from embedgrad.data.images import image_examples
-from embedgrad.environment import versions
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.loading.vision import describe_vision
 from embedgrad.model.outcome import Outcome
 from embedgrad.model.vision import VisionModel
-from embedgrad.parts.objectives import CrossEntropy
-from embedgrad.parts.optimizers import AdamW
 from embedgrad.prompt.images import Images, ImageSequencer
 from embedgrad.prompt.sequence import Target, TokenSequence
-from embedgrad.prompt.span import Span, rows_by_span
+from embedgrad.prompt.span import Span
 from embedgrad.training.loss import Loss
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +47,7 @@ RESULT = ROOT / "benchmarks" / "results" / "vision.json"
 KEPT = ROOT / "runs" / "vision"
 KNOWN, NEW = range(5), range(5, 10)  # digits to pretrain on, and to adapt to
 TRAIN, DEV = 160, 160
-WIDTH, LAYERS, QUERIES = 64, 4, 4
+WIDTH, LAYERS, QUERIES = 48, 3, 4
 IMAGES = Images(queries=QUERIES, hidden=16, mixing=8)
 VARIANTS = ("class means", "probe", "in sequence", "queries")
 BATCH = 32
@@ -95,7 +87,10 @@ class InSequence:
 
     def feature(self, prompt_PD: Tensor, batch: Sequence[TokenSequence]) -> Tensor:
         model, own = self.vision.model, self.queries
-        pixels = [torch.frombuffer(bytearray(s.example.extra["pixels"]), dtype=torch.float32) for s in batch]
+        pixels = [
+            torch.frombuffer(bytearray(s.example.extra["pixels"]), dtype=torch.float32)
+            for s in batch
+        ]
         stacked = torch.stack(pixels).view(-1, *self.vision.shape).to(self.vision.dtype)
         x_BTD = model.embeddings(stacked)
         for i, layer in enumerate(model.layers):
@@ -126,21 +121,10 @@ class InSequence:
 
 
 def saved_bytes(loss: Loss, theta: dict[str, Tensor], batch: Sequence[TokenSequence]) -> int:
-    """Bytes of the tensors that autograd keeps for a batch's loss, weights and theta left out."""
+    """Bytes that autograd keeps for a batch's loss; the model's weights and theta left out."""
     model: Any = getattr(loss.model, "vision", loss.model)
-    out = {weight.untyped_storage().data_ptr() for weight in model.model.parameters()}
-    out |= {value.untyped_storage().data_ptr() for value in theta.values()}
-    kept: dict[int, Tensor] = {}  # held, so that no storage is counted twice or reused
-
-    def keep(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in out:
-            kept[place] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total = loss(theta, batch).sum()
-    assert total.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    own = [*model.model.parameters(), *theta.values()]
+    return saved(lambda: loss(theta, batch).sum(), own)
 
 
 def digits() -> tuple[Tensor, list[int]]:

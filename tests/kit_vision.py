@@ -156,4 +156,3 @@ class Published(nn.Module):
         weight = torch.tanh(nn.functional.gelu(self.weight(feat[:, 0])))
         weight = torch.cat([torch.ones_like(weight[:, :1]), weight], dim=1)
         return self.head(self.vit.layernorm((weight[..., None] * feat).mean(1)))
-

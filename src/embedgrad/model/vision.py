@@ -68,8 +68,6 @@ class VisionModel:
         self.shape += tuple(model.embeddings.image_size)
         self.prefix_cache = PrefixCache.on(self.device, prefix_cache_budget)
         self.width: int = model.config.hidden_size
-        if max(images.hidden, images.mixing) > self.width:
-            raise ModelError(f"images.hidden, images.mixing: more than the model's {self.width}")
 
     @property
     def layers(self) -> int:
@@ -106,28 +104,22 @@ class VisionModel:
     def start(self, sequencer: ImageSequencer, train: Sequence[TokenSequence]) -> Prompt:
         """The start rows of a prompt, its classes at the means of the images of each.
 
-        Without labels among them they stay random. A class row is the way from the mean of all to
-        the class's mean, over the variance, as in linear discriminant analysis with one variance;
-        its part along the mean of all is left out, as there is no bias that could take it.
+        A class row is the way from the mean feature of all images to that of the class, without its
+        part along the mean, as no bias could take that off again. Logits are scaled to a standard
+        deviation of 1. The row of a class without images stays random.
         """
         rows_PD = self.embed(sequencer.prompt_ids)
         parts = [train[i : i + 64] for i in range(0, len(train), 64)]
-        features = [self._features(self._split(rows_PD), part) for part in parts]
-        if features:
-            features_ND = torch.cat(features).to(rows_PD)
-            gold_N = torch.tensor([s.gold for s in train], device=self.device)
-            middle_D = features_ND.mean(0)
-            along_D = torch.nn.functional.normalize(middle_D, dim=0)
-            classes = sequencer.spans[-1].ids
-            spread = 0.0
-            for k, row in enumerate(classes):
-                own = features_ND[gold_N == k]
-                if len(own):
-                    way_D = own.mean(0) - middle_D
-                    rows_PD[row] = way_D - (way_D @ along_D) * along_D
-                    spread += (own - own.mean(0)).square().sum().item() / features_ND.numel()
-            if spread:
-                rows_PD[list(classes)] /= spread
+        asked = self.split(rows_PD.to(self.dtype))
+        features_ND = torch.cat([self._features(asked, part) for part in parts]).to(rows_PD)
+        gold_N = torch.tensor([s.gold for s in train], device=self.device)
+        middle_D = features_ND.mean(0)
+        along_D = torch.nn.functional.normalize(middle_D, dim=0)
+        classes = {k: row for k, row in enumerate(sequencer.spans[-1].ids) if (gold_N == k).any()}
+        ways_CD = torch.stack([features_ND[gold_N == k].mean(0) - middle_D for k in classes])
+        ways_CD -= (ways_CD @ along_D)[:, None] * along_D
+        size = (features_ND @ ways_CD.T).std()
+        rows_PD[list(classes.values())] = ways_CD / size.clamp(min=1e-12)
         return rows_by_span(rows_PD, sequencer.spans)
 
     def outcome(
@@ -139,7 +131,7 @@ class VisionModel:
         normalize: bool = False,
     ) -> Outcome:
         """Log-probabilities of the classes, differentiable (also twice) in the prompt's rows."""
-        rows = self._split(join_spans(prompt).to(self.dtype))
+        rows = self.split(join_spans(prompt).to(self.dtype))
         logits_BC = self._features(rows, batch) @ rows.classes.T
         logprobs_BC = torch.log_softmax(
             logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float(), dim=1
@@ -198,7 +190,8 @@ class VisionModel:
         normed: Tensor = self.model.layernorm(feature_BD)
         return normed
 
-    def _split(self, rows_PD: Tensor) -> Queried:
+    def split(self, rows_PD: Tensor) -> Queried:
+        """What the rows of a prompt are. Raises `ModelError` for too few or of another width."""
         own, width, layers = self.images, rows_PD.shape[1], self.layers
         each = 4 * own.hidden + 8 * own.mixing
         sizes = [layers * own.queries, layers * each, 2 * own.hidden, 3 * layers]
@@ -229,10 +222,13 @@ class VisionModel:
         keys, values = zip(*read, strict=True)
         return torch.stack(keys), torch.stack(values)
 
+    def pixels(self, example: Example) -> Tensor:
+        """An example's image, [1, channels, height, width]."""
+        numbers = torch.frombuffer(bytearray(example.extra[PIXELS]), dtype=torch.float32)
+        return numbers.view(1, *self.shape).to(self.device, self.dtype)
+
     def _tokens(self, example: Example) -> CachedPrefix:
-        numbers = bytearray(example.extra[PIXELS])
-        pixels = torch.frombuffer(numbers, dtype=torch.float32).view(1, *self.shape)
-        x_BTD = self.model.embeddings(pixels.to(self.device, self.dtype))
+        x_BTD = self.model.embeddings(self.pixels(example))
         keys, values = [], []
         for layer in self.model.layers:
             normed = layer.layernorm_before(x_BTD)
