@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 import embedgrad as eg
+from benchmarks.speed.memory import saved
 from embedgrad.data.images import image_examples
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.loading.vision import describe_vision
