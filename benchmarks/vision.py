@@ -66,8 +66,8 @@ class InSequence:
     def __init__(self, vision: VisionModel, queries: int = QUERIES):
         self.vision, self.info, self.queries = vision, vision.info, queries
 
-    def sequencer(self, target: Target) -> ImageSequencer:
-        made = self.vision.sequencer(target)
+    def sequencer(self, template: eg.Template, target: Target) -> ImageSequencer:
+        made = self.vision.sequencer(template, target)
         names = ("queries", "classes") if self.queries else ("classes",)
         counts = {"queries": self.vision.layers * self.queries, "classes": len(target.choices)}
         edges = np.cumsum([0, *(counts[name] for name in names)]).tolist()
@@ -130,7 +130,7 @@ def saved_bytes(loss: Loss, theta: dict[str, Tensor], batch: Sequence[TokenSeque
 
 def digits() -> tuple[Tensor, list[int]]:
     """The digits as images [N, 1, 8, 8] from -1 to 1, and what each shows."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1

@@ -13,7 +13,7 @@ from embedgrad.data.images import image_examples
 from embedgrad.model.backbone import Prompt
 from embedgrad.model.loading.vision import describe_vision
 from embedgrad.model.vision import VisionModel
-from embedgrad.prompt.images import Images, ImageSequencer
+from embedgrad.prompt.images import TEMPLATE, Images, ImageSequencer
 from embedgrad.prompt.sequence import Target, TokenSequence
 
 CLASSES = ("dark", "light", "striped")
@@ -62,7 +62,7 @@ def vision_kit(
 ) -> VisionKit:
     built = tiny_vit(**vit).to(dtype)
     model = VisionModel(built, describe_vision(built), images)
-    sequencer = model.sequencer(Target(choices=CLASSES))
+    sequencer = model.sequencer(TEMPLATE, Target(choices=CLASSES))
     pixels, labels = pictures(count, model.shape[1])
     sequences = sequencer.build(image_examples(pixels, labels))
     return VisionKit(model, sequencer, sequences, model.start(sequencer, sequences))

@@ -22,7 +22,7 @@ from embedgrad.parts.objectives import OWA, CrossEntropy
 from embedgrad.parts.optimizers import AdamW
 from embedgrad.parts.parameterizations import LowRank
 from embedgrad.prompt import artifact
-from embedgrad.prompt.images import Images
+from embedgrad.prompt.images import TEMPLATE, Images
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.prompt.trust_region import TrustRegion
@@ -135,7 +135,7 @@ def test_saved_activations_are_at_most_a_third_of_prompting_among_the_tokens() -
     rival = InSequence(made.model, queries=SMALL.queries)
     for name, model in (("queries", made.model), ("in sequence", rival)):
         backbone: Backbone = model  # type: ignore[assignment]
-        sequencer = model.sequencer(made.sequencer.target)
+        sequencer = model.sequencer(TEMPLATE, made.sequencer.target)
         start = rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
         loss = Loss(backbone, parts(), sequencer.target, start)
         sizes[name] = saved_bytes(loss, theta_of(start), batch)
@@ -236,7 +236,7 @@ def test_other_images_are_refused() -> None:
 def test_what_a_vision_transformer_cannot_do_is_said() -> None:
     made = vision_kit(count=3)
     with pytest.raises(DataError, match=r"target\.choices: lists none"):
-        made.model.sequencer(Target())
+        made.model.sequencer(TEMPLATE, Target())
     with pytest.raises(ModelError, match="writes no text"):
         made.model.generate(made.start, made.sequences)
     with pytest.raises(ModelError, match=r"\[197, 32\] rows; expected 198 of 32"):

@@ -82,7 +82,7 @@ def generate(
         answering, refined = opened.answering, not text_prompt
         decoding = decoding_of(answering, options)
         columns = opened.prompt.template.columns
-        queries = queries_from(query, sys.stdin.buffer, columns)
+        queries = queries_from(query, sys.stdin.buffer, columns, opened.recipe.images)
         if not as_stream:
             for reply in answer(answering, queries, refined=refined, decoding=decoding):
                 print_values(

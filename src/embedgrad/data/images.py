@@ -11,7 +11,7 @@ import io
 import math
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -76,11 +76,18 @@ def image_examples(images: Any, answers: Sequence[str], source: str = "image") -
         raise DataError(f"image_examples: {problem}")
     examples = []
     for i, (image, answer) in enumerate(zip(images, answers, strict=True)):
-        nested = image.tolist() if hasattr(image, "tolist") else image
-        pixels = to_pixels(list(_numbers(nested, f"{source}:{i + 1}", "images")))
+        pixels = to_pixels(list(_numbers(image, f"{source}:{i + 1}", "images")))
         columns = {IMAGE: hashlib.sha256(pixels).hexdigest()}
         examples.append(Example(columns, answer, f"{source}:{i + 1}", extra={PIXELS: pixels}))
     return examples
+
+
+def image_query(row: object, where: str, read: Callable[[Table], Table]) -> Example:
+    """An example without an answer of columns by name; `read` is `with_images` of a recipe."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: expected the columns of an image by name, as in training")
+    (cells,) = read(Table(where, tuple(row), [dict(row)], [where], "")).rows
+    return Example({IMAGE: str(cells[IMAGE])}, "", where, extra={PIXELS: cells[PIXELS]})
 
 
 def to_pixels(numbers: Sequence[float]) -> bytes:
@@ -92,7 +99,8 @@ def to_pixels(numbers: Sequence[float]) -> bytes:
 
 
 def _numbers(cell: object, source: str, name: str) -> Iterator[float]:
-    """The numbers of a cell, nested lists line by line. Raises `DataError`."""
+    """The numbers of a cell, nested lists and arrays line by line. Raises `DataError`."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell
     if isinstance(cell, list | tuple):
         for part in cell:
             yield from _numbers(part, source, name)

@@ -81,6 +81,7 @@ def open_runs(
     exported = []
     for name, path in runs.items():
         run = open_run(path, overrides, report, model=model)
+        run.recipe.needs_text("an export")
         model, settings = run.model, run.recipe.export
         try:
             pool = run.check_rows()

@@ -92,6 +92,7 @@ def clean(
     out = Path(out)
     if not 0 <= drop < 1:
         raise OptionError(f"drop: {drop}; expected a share of the rows from 0 to less than 1")
+    recipe.needs_text("clean")
     recipe = _checked(recipe, report)
     splits = read_data(recipe)
     if not splits.dev:

@@ -128,11 +128,14 @@ def _run(
             units = ready.training.units([s.example.group for s in ready.train])
             check_resumed(out, checkpoint, found, ready.training.steps_in_all(len(units)))
             report = begin()
-        keep_rows(out, sequencer, ready.splits)
+        if recipe.images is None:
+            keep_rows(out, sequencer, ready.splits)
         if recipe.report.elicit and not (out / ELICITATION).exists():
             before = Task(recipe, model, sequencer, ready.train, ready.dev, report)
             write_json(out / ELICITATION, finite(elicit(before, report)))
-        effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
+        effect, notes = None, list[str]()
+        if recipe.images is None:
+            effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
 
     stage(report, "refining")
@@ -153,6 +156,7 @@ def _run(
             training=ready.training,
             parts=ready.parts,
             evaluation=recipe.evaluation,
+            start=ready.start,
             warm_start=warm_start,
             teacher=ready.teacher,
             checkpoint=checkpoint,

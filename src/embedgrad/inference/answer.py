@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from embedgrad.data.examples import Example, cell_text
+from embedgrad.data.images import image_query
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
 from embedgrad.events import quiet
 from embedgrad.formatting import visible
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply, replies, stream
 from embedgrad.parts.registry import build, values_of
+from embedgrad.prompt.images import Images
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.open_run import Answering
 from embedgrad.recipe.overrides import check_values
@@ -24,14 +26,18 @@ CUT = " [cut]"  # behind an answer that did not end by itself
 
 
 def queries_from(
-    query: str | None, lines: Iterable[bytes], columns: Sequence[str]
+    query: str | None,
+    lines: Iterable[bytes],
+    columns: Sequence[str],
+    images: Images | None = None,
 ) -> Iterator[Example]:
     """Examples without an answer: one from `query`, or one per JSON line. Raises `DataError`.
 
-    A query, or a line that is only a JSON string, is the text of the template's one column.
+    A query, or a line that is only a JSON string, is the text of the template's one column. With
+    `images` a line has the columns of an image.
     """
     if query is not None:
-        yield example_of(query, columns, "the query")
+        yield example_of(query, columns, "the query", images=images)
         return
     for number, line in enumerate(lines, start=1):
         where = f"standard input:{number}"
@@ -43,7 +49,7 @@ def queries_from(
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"
             ) from error
-        yield example_of(row, columns, where)
+        yield example_of(row, columns, where, images=images)
 
 
 def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
@@ -202,11 +208,14 @@ def example_of(
     columns: Sequence[str],
     where: str,
     advice: str = "give JSON lines with all of them on standard input",
+    images: Images | None = None,
 ) -> Example:
     """A query as an example; every column of the template must have text.
 
     `advice` is for a text where the template has several columns.
     """
+    if images is not None:
+        return image_query(row, where, images.read)
     if isinstance(row, str):
         if len(columns) != 1:
             raise DataError(

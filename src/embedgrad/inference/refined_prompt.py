@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,11 +25,12 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.recipe.open_run import Answering, load_prompt, model_of
+from embedgrad.recipe.build import open_model
+from embedgrad.recipe.open_run import Answering, images_of, load_prompt, model_of, recipe_of
 from embedgrad.report.terminal.bars import show
 
-Query = str | Mapping[str, str]
-"""The text of the template's one column, or the texts of all of them."""
+Query = str | Mapping[str, Any]
+"""The text of the template's one column, or the texts of all; of an image its columns."""
 
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
 
@@ -106,7 +108,8 @@ class RefinedPrompt:
                 f"{where}: {type(query).__name__}; expected a text, or a mapping with "
                 f"{', '.join(columns)}"
             )
-        return example_of(query, columns, where, "give a mapping with their texts")
+        advice = "give a mapping with their texts"
+        return example_of(query, columns, where, advice, images_of(self.prompt))
 
     def _decoding(self, given: Mapping[str, Any]) -> Decoding:
         """As the artifact says, changed by what is given."""
@@ -137,6 +140,9 @@ class RefinedPrompt:
     def _load_model(self, model: LanguageModel | str | None, report: Report) -> LanguageModel:
         if isinstance(model, LanguageModel):
             return model
+        if images_of(self.prompt) is not None:
+            named = [f"model.name={json.dumps(model)}"] if model else []
+            return open_model(recipe_of(self.prompt, Path(), named), report)
         if model is not None:
             return load_model(model, report=report)
         made_for = model_of(self.prompt, "give model=")

@@ -33,6 +33,7 @@ from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.prompt.images import Images, ImageSequencer
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.span import rows_by_span
+from embedgrad.prompt.template import Template
 
 
 @final
@@ -76,11 +77,17 @@ class VisionModel:
 
     def sequencer(
         self,
+        template: Template,
         target: Target,
+        rows: Sequence[Example] = (),
         *,
         date: datetime.date | None = None,
+        **text: Any,
     ) -> ImageSequencer:
-        """What turns images into this model's sequences."""
+        """What turns images into this model's sequences; the template is always `TEMPLATE`.
+
+        What else a `LanguageModel` is given for text has no meaning here.
+        """
         numbers = self.shape[0] * self.shape[1] * self.shape[2]
         day = date or datetime.date.today()
         return ImageSequencer(self.images, target, layers=self.layers, numbers=numbers, date=day)

@@ -19,8 +19,9 @@ from typing import Annotated, final
 from annotated_types import Gt
 
 from embedgrad.data.examples import Example
-from embedgrad.data.images import IMAGE, PIXELS
+from embedgrad.data.images import IMAGE, PIXELS, with_images
 from embedgrad.data.labels import closest
+from embedgrad.data.table import Table
 from embedgrad.errors import DataError
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import Target, TokenSequence
@@ -58,6 +59,10 @@ class Images:
     """Share of the adapter behind that attention."""
     seed: int = 0
     """Decides the start rows."""
+
+    def read(self, table: Table) -> Table:
+        """The table with its rows' images; see `with_images`."""
+        return with_images(table, self.columns, self.mean, self.std)
 
     def rows(self, layers: int, choices: Sequence[str]) -> dict[str, list[str]]:
         """The names of the rows of each span."""

@@ -6,22 +6,26 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.data.images import PIXELS
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, say, stage
+from embedgrad.model.backbone import Prompt
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
+from embedgrad.model.loading.vision import load_vision
 from embedgrad.model.prefix_cache import PrefixCache, Spill
+from embedgrad.model.vision import VisionModel
 from embedgrad.parts.objectives import Distill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
@@ -48,6 +52,7 @@ class Prepared:
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
     `demonstrations` are shown before every query; `parts` leave a row's own out of its training,
     and replay rows of earlier runs.
+    `start` are start rows other than the words' own, as images have.
     With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
@@ -63,6 +68,7 @@ class Prepared:
     parts: Parts
     teacher: Teacher | None = None
     demonstrations: Sequence[Example] = ()
+    start: Prompt | None = None
 
 
 def prepare(
@@ -159,7 +165,9 @@ def prepare(
         asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=start)
         say(report, [asked.try_engine()])
     ready = (splits, model, sequencer, written, solutions, train, dev, test)
-    return Prepared(*ready, training, parts, teacher, shown.examples)
+    vision: Any = model  # where the recipe has images; see `open_model`
+    first = vision.start(sequencer, train) if recipe.images else None
+    return Prepared(*ready, training, parts, teacher, shown.examples, first)
 
 
 def open_teacher(
@@ -282,7 +290,7 @@ def read_data(
             solution=data.solution if with_solutions else None,
             group=data.group,
             task=data.task,
-            extra=objective.columns,
+            extra=(*objective.columns, *((PIXELS,) if recipe.images else ())),
             compared=recipe.evaluation.group,
             teacher=taught.columns if taught else (),
             labelled=objective.needs_labels,
@@ -293,6 +301,7 @@ def read_data(
             limit=data.limit,
             allow_duplicates=data.allow_duplicates,
             drop_duplicates=data.drop_duplicates,
+            convert=recipe.images and recipe.images.read,
             problems=problems,
         )
     except DataError as error:
@@ -311,7 +320,22 @@ def read_data(
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model with the recipe's prefix cache."""
+    """The recipe's model with the recipe's prefix cache; of a recipe with images a `VisionModel`.
+
+    That one has of a language model what a run asks of it, and no text.
+    """
+    if recipe.images is not None:
+        settings = recipe.model
+        vit, info = load_vision(
+            settings.name,
+            revision=settings.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            report=report,
+        )
+        budget = recipe.prefix_cache.budget
+        vision = VisionModel(vit, info, recipe.images, prefix_cache_budget=budget)
+        return cast(LanguageModel, vision)
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
 

@@ -26,6 +26,7 @@ from embedgrad.errors import (
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
+from embedgrad.prompt.images import TEMPLATE, Images
 from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template, by_role, only
@@ -69,6 +70,13 @@ class Recipe:
     export: ExportSettings = ExportSettings()
     merges: str = "report"
     place: str | None = None
+    images: Images | None = None
+
+    def needs_text(self, what: str) -> None:
+        """Raise `RecipeError` for a recipe of images, which `what` cannot do."""
+        if self.images is not None:
+            can = "optimize, resume, evaluate, inspect, generate and report do"
+            raise RecipeError("recipe", [f"images: {what} does not work with images; {can}"])
 
     @property
     def group_column(self) -> str | None:
@@ -116,12 +124,16 @@ class Recipe:
         sections: dict[str, Any] = {
             name: build(kind, values.get(name, {}), name, problems)
             for name, kind in SECTIONS.items()
-            if kind is not None and (name in values or name not in REQUIRED) and name != "teacher"
+            if kind is not None
+            and (name in values or name not in (*REQUIRED, "images"))
+            and name != "teacher"
         }
         sections["teacher"] = _teacher(values["teacher"], problems) if "teacher" in values else None
         sections["template"], prompt = None, dict[str, Any]()
         if "template" in values:
             sections["template"], prompt = _template(values["template"], problems)
+        elif "images" in values:
+            sections["template"] = TEMPLATE
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -179,6 +191,8 @@ class Recipe:
         built = {**vars(self.parts), **vars(self)}
         for name, kind in SECTIONS.items():
             part = built[name]
+            if name == "template" and self.images is not None:
+                continue
             if name == "template":
                 own = {"merges": self.merges, "place": self.place}
                 values[name] = {**self.template.as_dict(), **own}
@@ -203,12 +217,13 @@ class Recipe:
 
 AUTO = "auto"  # a place that a run chooses on dev
 VERSION = 2  # of a resolved recipe; version 1 had no such field
-REQUIRED = ("model", "data", "template")
+REQUIRED = ("model", "data", "template")  # or, instead of a template, images
 # Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "data": DataSettings,
     "template": None,
+    "images": Images,
     "target": Target,
     "demonstrations": Demonstrations,
     "trust_region": TrustRegion,
@@ -272,7 +287,8 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
             problems.append(f"{name}: is now {RENAMED[name]}")
         elif name not in SECTIONS:
             problems.append(f"{name}: unknown section; {nearest(str(name), SECTIONS)}")
-    problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
+    needed = [name for name in REQUIRED if name != "template" or "images" not in values]
+    problems += [f"{name}: missing section" for name in needed if name not in values]
 
 
 def _teacher(values: object, problems: list[str]) -> Teaching | None:

@@ -85,6 +85,7 @@ def plan(
     run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
     a model that cannot be used.
     """
+    recipe.needs_text("a plan")
     began = time.time()
     problems, start = Problems(), began - (started or began)
     splits: Splits | None = None
