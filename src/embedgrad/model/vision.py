@@ -109,24 +109,14 @@ class VisionModel:
 
     @torch.no_grad()
     def start(self, sequencer: ImageSequencer, train: Sequence[TokenSequence]) -> Prompt:
-        """The start rows of a prompt, its classes at the means of the images of each.
-
-        A class row is the way from the mean feature of all images to that of the class, without its
-        part along the mean, as no bias could take that off again. Logits are scaled to a standard
-        deviation of 1. The row of a class without images stays random.
-        """
+        """The start rows of a prompt, its classes at the means of the images of each."""
         rows_PD = self.embed(sequencer.prompt_ids)
         parts = [train[i : i + 64] for i in range(0, len(train), 64)]
         asked = self.split(rows_PD.to(self.dtype))
         features_ND = torch.cat([self._features(asked, part) for part in parts]).to(rows_PD)
+        classes = slice(sequencer.spans[-1].ids[0], None)
         gold_N = torch.tensor([s.gold for s in train], device=self.device)
-        middle_D = features_ND.mean(0)
-        along_D = torch.nn.functional.normalize(middle_D, dim=0)
-        classes = {k: row for k, row in enumerate(sequencer.spans[-1].ids) if (gold_N == k).any()}
-        ways_CD = torch.stack([features_ND[gold_N == k].mean(0) - middle_D for k in classes])
-        ways_CD -= (ways_CD @ along_D)[:, None] * along_D
-        size = (features_ND @ ways_CD.T).std()
-        rows_PD[list(classes.values())] = ways_CD / size.clamp(min=1e-12)
+        rows_PD[classes] = class_means(features_ND, gold_N, rows_PD[classes])
         return rows_by_span(rows_PD, sequencer.spans)
 
     def outcome(
@@ -243,6 +233,23 @@ class VisionModel:
             values.append(self._heads(layer.attention.v_proj(normed))[0])
             x_BTD = layer(x_BTD)
         return CachedPrefix(torch.stack(keys), torch.stack(values))
+
+
+def class_means(features_ND: Tensor, gold_N: Tensor, rows_CD: Tensor) -> Tensor:
+    """Rows [C, D] that tell classes apart by the means of their features.
+
+    A row is the way from the mean of all features to that of the class, without its part along the
+    mean, as no bias could take that off again. Logits are scaled to a standard deviation of 1.
+    Where no feature is of a class, its row is that of `rows_CD`.
+    """
+    middle_D = features_ND.mean(0)
+    along_D = torch.nn.functional.normalize(middle_D, dim=0)
+    seen = [k for k in range(len(rows_CD)) if (gold_N == k).any()]
+    ways_KD = torch.stack([features_ND[gold_N == k].mean(0) - middle_D for k in seen])
+    ways_KD -= (ways_KD @ along_D)[:, None] * along_D
+    rows_CD = rows_CD.clone()
+    rows_CD[seen] = ways_KD / (features_ND @ ways_KD.T).std().clamp(min=1e-12)
+    return rows_CD
 
 
 def norm(x: Tensor) -> Tensor:
