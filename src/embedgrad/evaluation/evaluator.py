@@ -166,9 +166,9 @@ class Evaluator:
         self.model = model
         self.target: Target = sequencer.target
         self.targets = sequencer.targets if isinstance(sequencer, JointSequencer) else {}
-        self.end_ids = sequencer.end_ids
-        if isinstance(model, LanguageModel) and not isinstance(sequencer, ImageSequencer):
-            self.end_ids = model.ends_of(sequencer)
+        self.end_ids = (
+            model.ends_of(sequencer) if isinstance(model, LanguageModel) else sequencer.end_ids
+        )
         self.evaluation = evaluation
         self.lookups = 1 if self.target.choices else 2  # of a row's prefix: decoding, then its loss
 
@@ -380,7 +380,6 @@ def evaluate(
     if not sequences:
         raise DataError("no rows to score; give at least one example")
     prompt = unwrap(prompt)
-
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
     prefixes = [sequence.prefix for sequence in sequences]

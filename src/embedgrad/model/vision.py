@@ -26,14 +26,30 @@ from torch.nn.functional import gelu, layer_norm
 from embedgrad.data.examples import Example
 from embedgrad.data.images import PIXELS
 from embedgrad.errors import ModelError
+from embedgrad.events import Report
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.loading import ModelInfo
+from embedgrad.model.loading.vision import load_vision
 from embedgrad.model.outcome import Outcome
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.prompt.images import Images, ImageSequencer
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.prompt.template import Template
+from embedgrad.report.terminal.bars import show
+
+
+def load_vision_model(
+    images: Images,
+    name: str,
+    *,
+    prefix_cache_budget: str | float = 0.25,
+    report: Report = show,
+    **loading: Any,
+) -> VisionModel:
+    """Load a frozen vision transformer: Hub id or folder; see `load_vision`. Raises `ModelError`."""
+    model, info = load_vision(name, report=report, **loading)
+    return VisionModel(model, info, images, prefix_cache_budget=prefix_cache_budget)
 
 
 @final

@@ -23,9 +23,8 @@ from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
-from embedgrad.model.loading.vision import load_vision
 from embedgrad.model.prefix_cache import PrefixCache, Spill
-from embedgrad.model.vision import VisionModel
+from embedgrad.model.vision import load_vision_model
 from embedgrad.parts.objectives import Distill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
@@ -325,16 +324,10 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     That one has of a language model what a run asks of it, and no text.
     """
     if recipe.images is not None:
-        settings = recipe.model
-        vit, info = load_vision(
-            settings.name,
-            revision=settings.revision,
-            device=settings.device,
-            dtype=settings.dtype,
-            report=report,
+        settings, budget = asdict(recipe.model), recipe.prefix_cache.budget
+        vision = load_vision_model(
+            recipe.images, **settings, prefix_cache_budget=budget, report=report
         )
-        budget = recipe.prefix_cache.budget
-        vision = VisionModel(vit, info, recipe.images, prefix_cache_budget=budget)
         return cast(LanguageModel, vision)
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)

@@ -22,6 +22,7 @@ def load_vision(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attention: str = "auto",
     report: Report = quiet,
 ) -> tuple[ViTModel, ModelInfo]:
     """Load a vision transformer of a folder or the Hub: one of transformers' `vit` models.
@@ -50,6 +51,7 @@ def load_vision(
             source.path,
             config=config,
             dtype=choose_dtype(dtype, place),
+            attn_implementation=None if attention == "auto" else attention,
             add_pooling_layer=False,
             use_safetensors=True,
             output_loading_info=True,
