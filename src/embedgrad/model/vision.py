@@ -47,7 +47,7 @@ def load_vision_model(
     report: Report = show,
     **loading: Any,
 ) -> VisionModel:
-    """Load a frozen vision transformer: Hub id or folder; see `load_vision`. Raises `ModelError`."""
+    """Load a frozen vision transformer, a Hub id or a folder. Raises `ModelError`."""
     model, info = load_vision(name, report=report, **loading)
     return VisionModel(model, info, images, prefix_cache_budget=prefix_cache_budget)
 

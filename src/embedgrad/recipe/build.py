@@ -324,11 +324,8 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     That one has of a language model what a run asks of it, and no text.
     """
     if recipe.images is not None:
-        settings, budget = asdict(recipe.model), recipe.prefix_cache.budget
-        vision = load_vision_model(
-            recipe.images, **settings, prefix_cache_budget=budget, report=report
-        )
-        return cast(LanguageModel, vision)
+        own = {**asdict(recipe.model), "prefix_cache_budget": recipe.prefix_cache.budget}
+        return cast(LanguageModel, load_vision_model(recipe.images, **own, report=report))
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
 
