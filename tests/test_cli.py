@@ -497,17 +497,6 @@ def test_short_options_are_settings(examples: dict[str, Any], embedgrad: Command
     assert 'dtype = "float32"\nattention = "eager"' in settings
 
 
-def test_tensorboard_gets_the_scalars(recipe: Any, embedgrad: Command, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    done = embedgrad("optimize", recipe(report={"tensorboard": True}), "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert {"train/loss", "dev/accuracy"} <= set(board.Tags()["scalars"])
-    assert [scalar.step for scalar in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-
-
 def test_a_reader_that_goes_away_is_no_error() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "embedgrad", "--help"],

@@ -445,7 +445,7 @@ def test_what_no_finished_part_vouches_for_is_not_gone_on_from(
 def test_a_comparison_goes_on_where_only_exports_or_reports_are_set_otherwise(
     copied: Path, model_folder: Path, data: Path
 ) -> None:
-    other = {**SMALL, "export": {"gguf": "f32"}, "report": {"tensorboard": True}}
+    other = {**SMALL, "export": {"gguf": "f32"}, "report": {"trackers": ["tensorboard"]}}
     other |= {"prefix_cache": {"budget": 0}}  # where prefixes are stored changes no result
     results = compare(Recipe.from_dict(values(model_folder, data, **other)), copied)
     assert results["trained"] == results["planned"] > 1

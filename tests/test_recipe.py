@@ -188,7 +188,8 @@ def test_the_message_is_one_line_for_one_problem_and_a_list_for_several() -> Non
         ({"prefix_cache": {"precision": "int8"}}, "prefix_cache.precision: .*'model' or 'half'"),
         ({"prefix_cache": {"budget": 400 * "9"}}, "prefix_cache.budget: expected a finite number"),
         ({"prefix_cache": {"budget": math.nan}}, "prefix_cache.budget: nan; .* finite"),
-        ({"report": {"tensorboard": 1}}, "report.tensorboard: .*boolean.* \\(given: 1\\)"),
+        ({"report": {"elicit": 1}}, "report.elicit: .*boolean.* \\(given: 1\\)"),
+        ({"report": {"trackers": ["wand"]}}, "report.trackers.0: .*'wandb'.* \\(given: 'wand'\\)"),
         ({"data": {"answer": "\udcff"}}, "data.answer: .* is not UTF-8 text"),
     ],
 )

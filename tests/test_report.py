@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from embedgrad.errors import RunError
 from embedgrad.evaluation import verdict as evaluation
 from embedgrad.formatting import duration, encodable, size, visible
-from embedgrad.report.event_files import EventLog, TensorBoard, fan_out
+from embedgrad.report.event_files import EventLog, fan_out
 from embedgrad.report.terminal import tables
 from embedgrad.report.terminal.methods_table import methods_table
 from embedgrad.report.terminal.progress import Progress, TimeLeft
@@ -516,33 +516,6 @@ def test_ctrl_c_in_a_report_still_ends_the_run() -> None:
     report = fan_out(interrupted)
     with pytest.raises(KeyboardInterrupt):
         report({"event": "note"})
-
-
-def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with TensorBoard(tmp_path) as board:
-        board(step_event(1, 4, loss=0.5))
-        board(step_event(2, 4, loss=0.25))
-        board(evaluation_event(2, 4))
-        board({"event": "note", "text": "no number"})
-    events = accumulator.EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(s.step, s.value) for s in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
-    assert [(s.step, s.value) for s in events.Scalars("dev/accuracy")] == [(2, 0.8125)]
-    assert set(events.Tags()["scalars"]) == {
-        *("train/loss", "train/gradient_norm", "train/learning_rate"),
-        *("train/drift_mean", "train/drift_max", "train/cosine_min"),
-        *("dev/accuracy", "dev/macro_f1", "dev/log_loss"),
-    }
-
-
-def test_missing_tensorboard_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(RunError, match=r"pip install 'embedgrad\[tensorboard\]'") as caught:
-        TensorBoard(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 # -- tables ----------------------------------------------------------------------------------------

@@ -124,6 +124,8 @@ def of_type(annotation: Any) -> st.SearchStrategy[Any]:
         return BY_TYPE[annotation.__origin__]
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return st.lists(of_type(get_args(annotation)[0]), max_size=3).map(tuple)
     return st.one_of([of_type(kind) for kind in get_args(annotation)])
 
 

@@ -26,6 +26,7 @@ from embedgrad.errors import EmbedgradError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.choose_place import choose_place, read_places, with_choice
+from embedgrad.experiments.compare.recipe_diff import flatten
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
 from embedgrad.experiments.plan.elicitation import elicit
 from embedgrad.experiments.run_folder import (
@@ -88,7 +89,8 @@ def run(
         say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
         return finished
     with ExitStack() as stack:
-        events = write_events(report, out, tensorboard=recipe.report.tensorboard)
+        settings = flatten(recipe.as_dict())
+        events = write_events(report, out, trackers=recipe.report.trackers, settings=settings)
         start_events = partial(stack.enter_context, events)
         return _run(recipe, out, start_events, model, resume=resume, should_stop=should_stop)
 

@@ -23,6 +23,7 @@ from typing import Any, TypedDict, cast, final
 from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.compare.recipe_diff import flatten
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
 from embedgrad.experiments.run_folder import (
     AGAIN,
@@ -93,7 +94,9 @@ def run_tasks(
 
             def begin() -> Report:
                 begin_files(out, as_toml(recipes, out), checkpoint, list(recipes))
-                log = write_events(report, out, tensorboard=some.report.tensorboard)
+                settings = flatten({name: each.as_dict() for name, each in recipes.items()})
+                trackers = some.report.trackers
+                log = write_events(report, out, trackers=trackers, settings=settings)
                 return stack.enter_context(log)
 
             told = quiet if checkpoint else begin()  # a resume that is refused changes no file

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from embedgrad.data.examples import solution_pieces
 from embedgrad.errors import DataError, nearest
 from embedgrad.recipe.paths import is_path
+from embedgrad.report.trackers import TrackerName
 
 
 @final
@@ -193,8 +194,9 @@ class ExportSettings:
 class ReportSettings:
     """What a run writes besides its events.jsonl and its result."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files into the run folder (needs the extra tensorboard)."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that follow the run: tensorboard, wandb, mlflow, trackio (each needs the
+    extra of its name)."""
     elicit: bool = False
     """Measure before the training whether there is anything to elicit, as `plan --elicit` does, and
     keep it in the run folder: the report page then begins with it."""

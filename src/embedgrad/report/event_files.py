@@ -1,4 +1,4 @@
-"""Files that a run's events are written to: events.jsonl and TensorBoard."""
+"""Where a run's events go: events.jsonl, and trackers."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from embedgrad.atomic_files import finite
 from embedgrad.errors import RunError
 from embedgrad.events import Report
 from embedgrad.formatting import visible
-
-# The numbers of each kind of event, and the group that TensorBoard shows them in.
-SCALARS = {
-    "step": (
-        "train",
-        (
-            *("loss", "gradient_norm", "learning_rate", "drift_mean", "drift_max", "cosine_min"),
-            *("reward", "groups_alive", "answers_cut", "answer_tokens", "answers_per_second"),
-            *("mismatch", "mismatch_ratio", "mismatch_cut"),
-        ),
-    ),
-    "evaluation": ("dev", ("accuracy", "macro_f1", "log_loss", "answer_loss", "regret")),
-}
+from embedgrad.report.trackers import TrackerName, track
 
 
 @final
@@ -71,53 +60,20 @@ class EventLog(AbstractContextManager["EventLog"]):
         return RunError(f"{self.path}: events cannot be written ({error.strerror or error})")
 
 
-@final
-class TensorBoard(AbstractContextManager["TensorBoard"]):
-    """Writes losses, scores and drift for TensorBoard (extra: tensorboard). Raises `RunError`."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RunError(
-                "report.tensorboard: the package tensorboard is missing; "
-                "pip install 'embedgrad[tensorboard]'"
-            ) from error
-        try:
-            self._writer = SummaryWriter(str(self.folder), flush_secs=10)
-        except OSError as error:
-            why = error.strerror or error
-            raise RunError(f"{self.folder}: cannot be written ({why})") from error
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Write the numbers of a step or an evaluation."""
-        group, names = SCALARS.get(event["event"], ("", ()))
-        for name in names:
-            if event.get(name) is not None:
-                self._writer.add_scalar(f"{group}/{name}", event[name], event["step"])
-
-    def __str__(self) -> str:
-        return f"TensorBoard in {self.folder}"
-
-    def __exit__(self, *exception: object) -> None:
-        """Write what is waiting."""
-        # Its thread's failure comes out here again; it must not end the run.
-        with suppress(Exception):
-            self._writer.close()
-
-
 @contextmanager
-def write_events(report: Report, folder: Path, *, tensorboard: bool = False) -> Iterator[Report]:
-    """A report that also writes a folder's events.jsonl, and its TensorBoard files if asked to.
+def write_events(
+    report: Report,
+    folder: Path,
+    *,
+    trackers: Sequence[TrackerName] = (),
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Report]:
+    """A report that also writes a folder's events.jsonl, and to `trackers`, which show `settings`.
 
     A file that cannot be written ends no run. Raises `RunError` if it cannot be opened.
     """
-    with ExitStack() as stack:
-        files: list[Report] = [stack.enter_context(EventLog(folder / "events.jsonl"))]
-        if tensorboard:
-            files.append(stack.enter_context(TensorBoard(folder / "tensorboard")))
-        write = fan_out(*files)
+    with EventLog(folder / "events.jsonl") as log, track(trackers, folder, settings) as others:
+        write = fan_out(log, *others)
 
         def both(event: dict[str, Any]) -> None:
             report(event)
