@@ -234,5 +234,6 @@ OTHERS = {
     "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),
+    "vision": ("benchmarks.vision", "--test"),
     "serving": ("benchmarks.serving", "RUN"),
 }

@@ -737,6 +737,8 @@ def test_the_part_of_the_example_works(tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_piece_of_a_recipe_is_accepted(path: Path, tmp_path: Path) -> None:
     for block in blocks(path, "toml"):
         values = tomllib.loads(RECIPE)
+        if "images" in tomllib.loads(block):  # instead of a template
+            del values["template"]
         for section, piece in tomllib.loads(block).items():
             whole = section in ("template", "objective") or not isinstance(piece, dict)
             values[section] = piece if whole else {**values.get(section, {}), **piece}
