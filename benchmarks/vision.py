@@ -175,13 +175,14 @@ def pretrained(folder: Path) -> tuple[VisionModel, dict[str, Any]]:
     )
     torch.manual_seed(0)
     vit: Any = ViTModel(settings, add_pooling_layer=False)
-    file, facts = folder / "vit.safetensors", {}
-    if file.exists():
-        vit.load_state_dict(load_file(file))
-    else:
-        facts = _pretrain(vit)
+    file, about = folder / "vit.safetensors", folder / "pretraining.json"
+    if not about.exists():
+        found = _pretrain(vit)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(vit.state_dict(), file)
+        write_json(about, found)
+    vit.load_state_dict(load_file(file))
+    facts: dict[str, Any] = json.loads(about.read_text())
     return VisionModel(vit, describe_vision(vit, "mirrored digits"), IMAGES), facts
 
 
@@ -314,7 +315,7 @@ def main() -> None:
     results = read_results(arguments.out, {"versions": versions(), "rows": {}})
     splits = ("dev", "test") if arguments.test else ("dev",)
     vision, facts = pretrained(arguments.kept)
-    results["pretraining"] = facts or results.get("pretraining", {})
+    results["pretraining"] = facts
     for seed in map(int, arguments.seeds.split(",")):
         for variant in arguments.variants.split(","):
             row = f"{variant}, seed {seed}"

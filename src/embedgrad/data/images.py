@@ -1,4 +1,4 @@
-"""Images in a table: columns of pixels, or arrays, become one image a row.
+"""Images in a table: columns of pixels or arrays become an image a row.
 
 digits.npz        arrays with one entry per image, such as `image` [N, 8, 8] and `label` [N]
 digits.parquet    a column per pixel, or a column of lists; as do .csv and .jsonl

@@ -48,10 +48,11 @@ def token_drift(
     if isinstance(model, VisionModel):
         return _layer_drift(prompt)
     table = model.vocabulary_rows()
-    ids = nearest_tokens(prompt.rows.to(table), table, nearest)
+    rows, start = (r[:, : table.shape[1]].to(table) for r in (prompt.rows, prompt.start_rows))
+    ids = nearest_tokens(rows, table, nearest)
     tokenizer, own = model.tokenizer, prompt.prompt_ids
     mean_norm = table.norm(dim=1).mean().item()
-    same = nearest_tokens(prompt.start_rows.to(table), table, 1)
+    same = nearest_tokens(start, table, 1)
     tokens = [(n, token) for n, span in enumerate(prompt.spans, 1) for token in span.tokens]
     return [
         TokenDrift(
@@ -66,7 +67,7 @@ def token_drift(
             ),
             # Twins in the table (equal rows) count as the token itself.
             unchanged=ids[p][0] in (own[p], same[p][0]),
-            typical=prompt.rows[p].norm().item() / mean_norm,
+            typical=rows[p].norm().item() / mean_norm,
         )
         for p, (number, token) in enumerate(tokens)
     ]

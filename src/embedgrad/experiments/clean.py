@@ -26,8 +26,9 @@ from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, Ru
 from embedgrad.events import Report, say, stage
 from embedgrad.experiments.run_folder import preparing
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.recipe.build import Prepared, prepare, read_data, start_rows
+from embedgrad.recipe.build import Prepared, prepare, read_data
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import start_rows
 from embedgrad.report.page.run_files import json_lines
 from embedgrad.report.page.suspects import RANKING, suspects_page
 from embedgrad.report.terminal.bars import show

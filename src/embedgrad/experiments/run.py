@@ -40,10 +40,11 @@ from embedgrad.experiments.run_folder import (
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import embedding_digest
-from embedgrad.recipe.build import prepare, read_warm_start
+from embedgrad.recipe.build import prepare
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show

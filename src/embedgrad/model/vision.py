@@ -1,4 +1,4 @@
-"""A frozen vision transformer as a backbone: queries read its tokens, layer by layer.
+"""A frozen vision transformer as a backbone: queries read its tokens.
 
 The tokens of an image never see the queries, so their keys and values are computed once, without a
 gradient, and kept; only a few queries and their readout have one.

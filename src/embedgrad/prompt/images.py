@@ -1,4 +1,4 @@
-"""Images in the place of text: the rows that read them, and their sequences.
+"""Images in the place of text: the rows that read them, and sequences.
 
 A vision prompt has four spans, whose rows stand one behind the other:
 

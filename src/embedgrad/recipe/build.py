@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import torch
-from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.data.images import PIXELS
@@ -30,10 +29,10 @@ from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.replay import Replay
+from embedgrad.recipe.warm_start import start_rows
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
 from embedgrad.training.engine import Engine
 from embedgrad.training.rollouts import Rollouts
@@ -328,34 +327,6 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
         return cast(LanguageModel, load_vision_model(recipe.images, **own, report=report))
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
-
-
-def read_warm_start(
-    recipe: Recipe, model: LanguageModel, sequencer: Sequencer
-) -> dict[str, Tensor] | None:
-    """The rows to begin at, by span; None: those of the words.
-
-    Raises `RunError` for a prompt of other words, `ArtifactError` for one of another model, and
-    `RecipeError` where the parameterization cannot begin there.
-    """
-    if recipe.training.warm_start is None:
-        return None
-    folder = Path(recipe.training.warm_start)
-    prompt = fit_to_model(artifact.load(prompt_folder(folder)), model.info, model.embed)
-    theirs, ours = ([span.text for span in spans] for spans in (prompt.spans, sequencer.spans))
-    if theirs != ours:
-        raise RunError(
-            f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
-            "both must be the same"
-        )
-    rows = rows_by_span(prompt.rows, prompt.spans)
-    recipe.parts.parameterization.reach(rows, start_rows(model, sequencer))
-    return rows
-
-
-def start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
-    """The rows of a prompt's own words, by span."""
-    return rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
 
 
 def load_parts(

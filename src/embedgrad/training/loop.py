@@ -32,7 +32,7 @@ from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.augmentations import BatchContext
-from embedgrad.parts.parameterizations import Theta, all_rows
+from embedgrad.parts.parameterizations import Theta, all_rows, is_deep
 from embedgrad.parts.transforms import Context
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.images import ImageSequencer
@@ -74,6 +74,8 @@ class Loop:
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text, self.scores_text = start is None, True
         text_PD = model.embed(sequencer.prompt_ids)
+        if self.language_model and is_deep(parts.parameterization):
+            text_PD = self.language_model.forward.widen(text_PD)
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
