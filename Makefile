@@ -13,7 +13,7 @@ DATA := data/reviews/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants docs clean
+.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants docs site clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,6 +59,11 @@ mutants: $(INSTALLED) ## change the spine line by line and test each change; hou
 
 docs: $(INSTALLED) ## write the generated parts of the docs
 	@$(BIN)/python docs/generate.py
+
+site: $(INSTALLED) ## build the documentation's site in build/site; a dead link ends it
+	@$(PIP) install --constraint constraints.txt --editable '.[site]'
+	@$(BIN)/python docs/pages.py build/pages
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## remove everything that make created, except runs/
 	rm -rf .venv mutants data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import embedgrad as eg
-from embedgrad.errors import ModelError
+from embedgrad.errors import ExportError, ModelError, RunError
 from embedgrad.evaluation.drift import token_drift
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.decoding import Decoding

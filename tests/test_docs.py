@@ -866,3 +866,25 @@ def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
     for message in messages:
         pattern = re.compile(".*?".join(re.escape(part) for part in message.split("...")), re.S)
         assert any(pattern.search(text) for text in texts), f"no message in the code: {message}"
+
+
+# -- the site --------------------------------------------------------------------------------------
+
+
+def test_the_site_has_every_page_and_public_name(tmp_path: Path) -> None:
+    (tmp_path / "old.md").write_text("# Gone\n")
+    script("docs/pages.py").lay_out(tmp_path)
+    assert not (tmp_path / "old.md").exists()
+    pages = {page.relative_to(tmp_path).as_posix() for page in tmp_path.rglob("*.md")}
+    settings = (ROOT / "mkdocs.yml").read_text("utf-8")
+    nav = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", settings.partition("\nnav:")[2], re.M)
+    assert sorted(nav) == sorted(pages)
+    listed = (tmp_path / "llms.txt").read_text("utf-8")
+    assert len(re.findall(r"^- \[.+\]\(.+\.html\)$", listed, re.M)) == len(pages)
+    names = re.findall(r"^::: embedgrad\.(\w+)$", (tmp_path / "docs" / "api.md").read_text(), re.M)
+    assert names == embedgrad.__all__
+
+
+def test_the_citation_has_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text("utf-8")

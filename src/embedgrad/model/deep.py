@@ -22,8 +22,8 @@ from embedgrad.errors import ModelError
 
 PROBE = 32  # tokens by which layers are measured
 NOT_DEEP = (
-    "parameterization.deep: rows for every layer are read behind stored prefixes only, which {} does "
-    "without; leave it out"
+    "parameterization.deep: rows for every layer are read behind stored prefixes only, which {} "
+    "does without; leave it out"
 )
 
 
