@@ -186,6 +186,7 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
         "template": {"text": "[[Good?]] {review}"},
         "demonstrations": {"k": 2},
         "objective": {"name": "reward"},
+        "parameterization": {"name": "free", "deep": True},
         "target": {},
     }
     with pytest.raises(RecipeError) as caught:
@@ -196,6 +197,7 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
         "demonstrations.k: is for text",
         "target.choices: lists none; a vision transformer chooses",
         "objective: is for text",
+        "parameterization.deep: [images] has queries in every layer anyway",
     ):
         assert part in problems
     recipe = eg.Recipe.from_dict(values(place))

@@ -25,6 +25,7 @@ from embedgrad.errors import (
 )
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.parameterizations import is_deep
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.prompt.images import TEMPLATE, Images
 from embedgrad.prompt.place import PLACES, place_span
@@ -147,6 +148,9 @@ class Recipe:
             },
         }
         check_together(sections, parts["objective"], problems, taught="teacher" in values)
+        if sections.get("images") and parts["parameterization"]:
+            if is_deep(parts["parameterization"]):
+                problems.append("parameterization.deep: [images] has queries in every layer anyway")
         sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
         if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
