@@ -260,7 +260,7 @@ def measure(vision: VisionModel, variant: str, seed: int, splits: Sequence[str])
         }
     for split in splits:
         answers = eg.Evaluator(model, sequencer).score(rows, parts[split])
-        found[split] = [int(answer.correct) for answer in answers]
+        found[split] = "".join(f"{answer.correct:.0f}" for answer in answers)  # of each image
     return found
 
 
@@ -272,7 +272,7 @@ def summarize(rows: Mapping[str, Any], split: str) -> dict[str, Any]:
     right: dict[str, dict[int, Any]] = {}
     for row in rows.values():
         if split in row:
-            right.setdefault(row["variant"], {})[row["seed"]] = np.array(row[split], dtype=float)
+            right.setdefault(row["variant"], {})[row["seed"]] = np.array([*map(float, row[split])])
     generator = np.random.default_rng(0)
     rival, summary = right.get("in sequence", {}), dict[str, Any]()
     for variant, own in right.items():

@@ -151,7 +151,9 @@ def vision(root: Path, up: str) -> str:
         return "Not measured yet: `vision`.\n"
     split = "test" if "test" in results["summary"] else "dev"
     table = [("trained", "accuracy", "against in sequence (95 %)", "saved activations", "numbers")]
-    for variant, entry in results["summary"][split].items():
+    summary = dict(results["summary"][split])
+    ratio = summary.pop("saved_ratio", None)
+    for variant, entry in summary.items():
         change = "-"
         if over := entry.get("over_in_sequence"):
             low, high = (f"{100 * edge:+.1f}" for edge in over["interval"])
@@ -161,6 +163,7 @@ def vision(root: Path, up: str) -> str:
         accuracy = f"{100 * entry['accuracy']:.1f} % ({len(entry['seeds'])})"
         table.append((variant, accuracy, change, size, numbers))
     about = f"On {split} images, means over the seeds in brackets; activations for a batch of 32"
+    about += f" ({ratio:.2f} of those in sequence)" if ratio else ""
     return measured.markdown(table) + f"\n{about}, {_link('vision', up)}.\n"
 
 

@@ -148,9 +148,8 @@ class Recipe:
             },
         }
         check_together(sections, parts["objective"], problems, taught="teacher" in values)
-        if sections.get("images") and parts["parameterization"]:
-            if is_deep(parts["parameterization"]):
-                problems.append("parameterization.deep: [images] has queries in every layer anyway")
+        if sections.get("images") and is_deep(parts["parameterization"]):
+            problems.append("parameterization.deep: [images] has queries in every layer anyway")
         sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
         if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
