@@ -19,10 +19,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED) $(MODEL) $(DATA) ## refine a prompt and compare (DOMAIN=movies|tweets|amazon|nyt SEED=0)
-	@run=runs/demo; n=2; \
-	while [ -e "$$run" ]; do run=runs/demo-$$n; n=$$((n + 1)); done; \
-	$(BIN)/embedgrad optimize recipes/demo.toml --out "$$run" \
-		--set data.where.domain=$(DOMAIN) --set training.seed=$(SEED)
+	@$(BIN)/embedgrad demo --domain $(DOMAIN) --seed $(SEED)
 
 test: $(INSTALLED) $(MODEL) $(DATA) ## run the tests, a process on each core
 	@$(BIN)/python -m pytest -m '$(TESTS)'

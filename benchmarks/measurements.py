@@ -233,6 +233,7 @@ OTHERS = {
     "masked-thought": ("benchmarks.masked_thought", "--data FOLDER"),
     "objective": ("benchmarks.objective", "--data FOLDER"),
     "plan": ("benchmarks.plan", "--data FOLDER"),
+    "policy": ("benchmarks.policy", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),
     "vision": ("benchmarks.vision", "--test"),
     "serving": ("benchmarks.serving", "RUN"),

@@ -40,7 +40,8 @@ from typer.testing import CliRunner
 import embedgrad
 from embedgrad import errors
 from embedgrad.cli import app
-from embedgrad.parts.registry import LISTS
+from embedgrad.inference.policy import PolicySettings
+from embedgrad.parts.registry import LISTS, options_of
 from embedgrad.recipe.catalog import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,6 +194,14 @@ def defaults(section: str) -> str:
     return "\n".join(["```toml", *lines, "```"])
 
 
+def policy_options() -> str:
+    """The settings of a policy's file."""
+    rows = [("setting", "default", "what it says")]
+    for option in options_of(PolicySettings):
+        rows.append((f"`{option.name}`", f"`{option.default}`", option.help))
+    return measured.markdown(rows)
+
+
 def _toml(value: Mapping[str, Any]) -> str:
     (name, held), *_ = value.items()
     return f"{name} = {{}}" if held == {} else tomli_w.dumps(value).strip()
@@ -283,6 +292,8 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "part-cost": lambda root, up, _: related.part_cost(root, up),
     "masked-thought": lambda root, up, _: related.masked_thought(root, up),
     "clean": lambda root, up, _: related.clean(root, up),
+    "policy": lambda root, up, _: related.policy(root, up),
+    "policy-options": lambda _root, _up, _: policy_options(),
     "large-batch": lambda root, up, _: related.large_batch(root, up),
     "curves": lambda root, up, _: measured.curves(root, up),
     "models": lambda root, up, _: measured.models(root, up),

@@ -167,6 +167,29 @@ def vision(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\n{about}, {_link('vision', up)}.\n"
 
 
+def policy(root: Path, up: str) -> str:
+    """The policy that dev rows chose, beside the vote and the first prompt, on test rows."""
+    rows = _rows(root, "policy")
+    if not rows:
+        return "Not measured yet: `policy`.\n"
+    table = [
+        ("task", "asked", "accuracy", "predicted", "calls", "tokens", "against the vote (95 %)")
+    ]
+    for name, row in rows.items():
+        chosen = row["chosen"]
+        for asked in ("policy", "vote", "first"):
+            own, told, change = chosen[asked], "", ""
+            if asked == "policy":
+                told = f"{100 * chosen['predicted']['accuracy']:.1f} %"
+                low, high = (f"{100 * edge:+.1f}" for edge in chosen["difference"]["interval"])
+                change = f"{100 * chosen['difference']['accuracy']:+.1f} ({low} to {high})"
+            low, high = (f"{100 * edge:.0f}" for edge in own["interval"])
+            accuracy = f"{100 * own['accuracy']:.1f} % ({low} to {high})"
+            costs = (f"{own['calls']:.2f}", f"{own['tokens']:.0f}")
+            table.append((name, asked, accuracy, told, *costs, change))
+    return measured.markdown(table) + f"\nMeans over test rows, {_link('policy', up)}.\n"
+
+
 def part_cost(root: Path, up: str) -> str:
     """What each part costs a training step, as the ratio of processor seconds on and off."""
     rows = _rows(root, "part-cost")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from embedgrad.model.generation import Reply
 from run_kit import CHOICES, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -148,8 +148,8 @@ def test_free_answers_are_text_that_cannot_drive_a_terminal(
     found = embedgrad("generate", generated, "What is 1 plus 1?", "--json").json
     assert found.keys() == {"answer", "columns", "cut"}
     for cut, mark in ((False, ""), (True, " [cut]")):
-        reply = Reply("one\x1b[2J\ntwo\r", cut)
-        monkeypatch.setattr("embedgrad.inference.answer.replies", lambda *a, r=reply, **k: [(r,)])
+        reply = SimpleNamespace(text="one\x1b[2J\ntwo\r", ended=not cut)
+        monkeypatch.setattr("embedgrad.inference.answer.generate", lambda *a, r=reply, **k: [[r]])
         done = embedgrad("generate", generated, "What is 1 plus 1?")
         assert done.out == f"one\\x1b[2J\ntwo\\r{mark}\n"
 

@@ -50,7 +50,7 @@ OPTIONS = {
         "--quiet",
     },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
@@ -85,6 +85,7 @@ OPTIONS = {
     },
     "generate": {
         "RUN",
+        "--policy",
         "QUERY",
         "--text-prompt",
         "--max-new-tokens",
@@ -103,13 +104,15 @@ OPTIONS = {
         *("--check-rows", "--json", "--quiet"),
     },
     "verify": {"DIR", "--run", "--check-rows", "--set", "--json", "--quiet"},
+    "push": {"RUN", "OWNER/NAME", "--private", "--base-model", "--json"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
     "new": {"DATA", "--out", "--model", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-ENDING = tuple(verb for verb in VERBS if verb != "serve")  # that one goes on until it is stopped
+# One goes on until it is stopped, one asks a server: test_hub.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("serve", "push"))
 
 
 def verbs() -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embedgrad.data.examples import Example
     from embedgrad.data.splits import Splits, read_splits
     from embedgrad.deploy.export import ExportResult, export, verify
+    from embedgrad.deploy.hub import PushResult, push
     from embedgrad.deploy.verify.parity import CheckResult
     from embedgrad.errors import (
         ArtifactError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         EmbedgradError,
         EngineError,
         ExportError,
+        InputError,
         ModelError,
         OptionError,
         RecipeError,
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
     from embedgrad.experiments.compare.compare import compare
     from embedgrad.experiments.compare.results import CompareResult
     from embedgrad.experiments.continual import continue_run
+    from embedgrad.experiments.estimators import PromptClassifier, PromptGenerator
     from embedgrad.experiments.finish import RunResult
     from embedgrad.experiments.plan import PlanResult, plan
     from embedgrad.experiments.run import run
     from embedgrad.experiments.tasks import run_tasks
+    from embedgrad.inference.pool import load_policy
     from embedgrad.inference.refined_prompt import load
     from embedgrad.model.decoding import Decoding
     from embedgrad.model.generation import replies
@@ -71,12 +75,16 @@ __all__ = [
     "Example",
     "ExportError",
     "ExportResult",
+    "InputError",
     "LanguageModel",
     "ModelError",
     "OptionError",
     "Parts",
     "PlanResult",
+    "PromptClassifier",
     "PromptEmbedding",
+    "PromptGenerator",
+    "PushResult",
     "Recipe",
     "RecipeError",
     "Refinement",
@@ -95,9 +103,11 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "load_policy",
     "optimize",
     "optimize_tasks",
     "plan",
+    "push",
     "quiet",
     "read_splits",
     "read_tasks",
@@ -114,6 +124,7 @@ _HOMES = {
     "data.examples": ("Example",),
     "data.splits": ("Splits", "read_splits"),
     "deploy.export": ("ExportResult", "export", "verify"),
+    "deploy.hub": ("PushResult", "push"),
     "deploy.verify.parity": ("CheckResult",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "events": ("quiet",),
@@ -121,11 +132,13 @@ _HOMES = {
     "experiments.clean": ("CleanResult", "clean"),
     "experiments.compare.compare": ("compare",),
     "experiments.compare.results": ("CompareResult",),
+    "experiments.estimators": ("PromptClassifier", "PromptGenerator"),
     "experiments.plan": ("PlanResult", "plan"),
     "experiments.continual": ("continue_run",),
     "experiments.finish": ("RunResult",),
     "experiments.run": ("run",),
     "experiments.tasks": ("run_tasks",),
+    "inference.pool": ("load_policy",),
     "inference.refined_prompt": ("load",),
     "model.decoding": ("Decoding",),
     "model.generation": ("replies",),

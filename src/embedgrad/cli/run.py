@@ -14,6 +14,7 @@ from embedgrad.cli.common import (
     Interruption,
     Model,
     NoGain,
+    Policy,
     Quiet,
     RecipeFile,
     RequireGain,
@@ -22,6 +23,7 @@ from embedgrad.cli.common import (
     app,
     echo,
     print_values,
+    show_next,
     with_model,
 )
 from embedgrad.cli.completion import SPLITS, one_of
@@ -80,28 +82,46 @@ def resume(
 
 @app.command(epilog="Example:  embedgrad evaluate runs/first --split dev")
 def evaluate(
-    run: Run,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")
+    ] = None,
     split: Annotated[
         str, typer.Option(help="train, dev or test.", autocompletion=one_of(*SPLITS))
     ] = "test",
+    policy: Policy = None,
     overrides: Set = None,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run's saved prompt and its text prompt again."""
+    """Score a run's saved prompt and its text prompt, or a policy.
+
+    A policy asks several prompts; its thresholds are set on dev rows and kept beside its file.
+    """
     from embedgrad.data.splits import NAMES
-    from embedgrad.errors import DataError, nearest
+    from embedgrad.errors import DataError, OptionError, nearest
     from embedgrad.evaluation.evaluator import evaluate as score
     from embedgrad.evaluation.per_group import compare_groups
     from embedgrad.evaluation.regret import compare_regret
     from embedgrad.events import say
+    from embedgrad.inference.pool import load_policy
     from embedgrad.recipe.open_run import open_run
     from embedgrad.recipe.provenance import predictions
+    from embedgrad.report.terminal.policy_table import policy_table
     from embedgrad.report.terminal.progress import Progress
+    from embedgrad.report.terminal.tables import show
 
     if split not in NAMES:
         raise DataError(f"--split: unknown split {split!r}; {nearest(split, NAMES)}")
+    if policy is not None or run is None:
+        if policy is None or run is not None:
+            raise OptionError("evaluate: give a RUN, or --policy FILE, and not both")
+        with Progress(quiet=quiet) as progress:
+            result = load_policy(policy, overrides or (), progress).evaluate(split, progress)
+        print_values(result, as_json, lambda shown: show(policy_table(shown)))
+        if require_gain:
+            _refuse_no_gain(result)
+        return
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress)
         examples = getattr(opened.read_data(), split)
@@ -168,8 +188,12 @@ def execute(
     require_gain: bool,
     as_json: bool,
     quiet: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run a recipe with its progress, and print the result. Raises `Interruption`, `NoGain`."""
+    """Run a recipe with its progress, and print the result, with `more` of it and what is next.
+
+    Raises `Interruption`, `NoGain`.
+    """
     from embedgrad.experiments.run import run
     from embedgrad.experiments.run_folder import describe_interruption
     from embedgrad.experiments.tasks import run_tasks
@@ -186,7 +210,10 @@ def execute(
         else:
             result = run(recipe, out, log, resume=resume)
             runs, saved = [result], {}
-    print_values(result, as_json, _show_tasks if isinstance(recipe, dict) else show_result)
+    show = _show_tasks if isinstance(recipe, dict) else show_result
+    print_values({**result, **(more or {})}, as_json, show)
+    if more and not as_json and not result["interrupted"]:
+        show_next(more)
     if result["interrupted"]:
         raise Interruption(describe_interruption({**runs[0], **saved}, out))
     if require_gain:

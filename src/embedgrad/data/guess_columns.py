@@ -1,4 +1,4 @@
-"""Guess a table's columns for `embedgrad new`."""
+"""Guess a table's columns for `embedgrad new` and `refine`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import final
 
 from embedgrad.data.examples import cell_text
-from embedgrad.data.labels import advise_mapping, map_twins, note_twins
-from embedgrad.data.table import Table, data_error
+from embedgrad.data.labels import advise_mapping, closest, map_twins, note_twins
+from embedgrad.data.table import Table, data_error, quote
 
 ANSWER_NAMES = ("label_text", "label", "answer", "target", "class", "sentiment", "completion")
 TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
@@ -36,21 +36,41 @@ class Guess:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def guess_columns(table: Table) -> Guess:
+def guess_columns(
+    table: Table,
+    *,
+    text: str | None = None,
+    answer: str | None = None,
+    words: Mapping[str, str] | None = None,
+) -> Guess:
     """Guess the text, answer and group columns from names, lengths and numbers of values.
 
-    Raises DataError when no column holds text.
+    Those that are given are not guessed; `words` say what answers mean. Raises DataError for one
+    that is not there, when no column holds text, and when all rows have one answer.
     """
+    for given in (text, answer):
+        if given is not None and given not in table.columns:
+            raise data_error(table.name, f"no column {given!r}; {closest(given, table.columns)}")
     values = {name: texts for name in table.columns if (texts := _column_texts(table, name))}
     group = next((name for name in values if name.lower() in GROUP_NAMES), None)
     choices = {name: c for name, texts in values.items() if (c := _choices(texts)) is not None}
-    answer = _guess_answer([name for name in values if name != group], choices)
-    text = _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    rest = [name for name in values if name not in (group, text)]
+    answer = answer or _guess_answer(rest, choices)
+    text = text or _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    only = set(values.get(answer or "", ()))
+    if len(only) == 1 and len(table.rows) > 1:
+        problem = f"column {answer!r} holds {quote(only.pop())} in every row"
+        raise data_error(table.name, f"{problem}; expected at least two answers")
     answers = choices.get(answer) if answer is not None else None
     labels: dict[str, str] = {}
     more: list[str] = []
     if answer is not None and answers is not None:
         labels, more = _guess_labels(table, answer, answers, values[answer])
+        for label in words or ():
+            if label not in answers:
+                problem = f"no row has the answer {label!r} in column {answer!r}"
+                raise data_error(table.name, f"{problem}; {closest(label, answers)}")
+        labels = {**labels, **(words or {})}
         answers = tuple(dict.fromkeys(labels.get(choice, choice) for choice in answers))
     notes = [*table.notes, *_notes(text, answer, answers, group), *more]
     return Guess(text, answer, answers, group, tuple(notes), labels)

@@ -13,6 +13,7 @@ from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.rules import TOKENS_OF_A_CHAT
 from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.formatting import percent, size, visible, with_interval
+from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.report.terminal.tables import describe_greedy, verdict
 
 CHECK = "What was checked"
@@ -57,16 +58,16 @@ def build_card(
         "Base model and licenses": [
             f"Base model: {code(model['name'])}{revision}, {model['architecture']}.",
             f"Its embedding table: {code(model['embedding_digest'])}.",
-            *_licenses(job.prompts),
+            *licenses([exported.prompt for exported in job.prompts]),
         ],
-        "Data": _data(job.prompts),
+        "Data": data_lines([exported.prompt for exported in job.prompts]),
         "Versions": [*map(" ".join, {**entries["versions"], **more}.items())],
     }
     return fill(
         "card.md",
         code=code,
-        fenced=_fenced,
-        plain=_plain,
+        fenced=fenced,
+        plain=plain,
         title=title,
         destination=destination,
         model=model,
@@ -96,7 +97,7 @@ def format_check(checked: Mapping[str, Any] | None) -> str:
     if checked is None:
         return UNCHECKED
     lead = "The check passed." if checked["passed"] else "**The check failed.**"
-    problems = "".join(f"\n- {_plain(problem)}" for problem in checked["problems"])
+    problems = "".join(f"\n- {plain(problem)}" for problem in checked["problems"])
     first, *_ = checked["prompts"].values()
     few = f"\n\nOn fewer rows than 32: {first['fewer_rows']}." if first["fewer_rows"] else ""
     return (
@@ -205,20 +206,22 @@ def _prompts(prompts: Sequence[ExportedPrompt], destination: str) -> list[str]:
     return lines
 
 
-def _licenses(prompts: Sequence[ExportedPrompt]) -> list[str]:
+def licenses(prompts: Sequence[PromptEmbedding]) -> list[str]:
+    """A line for each license that prompts name, or lack."""
     lines: dict[str, None] = {}
-    for exported in prompts:
-        licenses = exported.prompt.provenance.get("licenses") or {}
+    for prompt in prompts:
+        known = prompt.provenance.get("licenses") or {}
         for what in ("model", "data"):
-            name = code(licenses[what]) if licenses.get(what) else "not stated; ask its authors"
+            name = code(known[what]) if known.get(what) else "not stated; ask its authors"
             lines[f"License of the {what}: {name}."] = None
     return list(lines)
 
 
-def _data(prompts: Sequence[ExportedPrompt]) -> list[str]:
+def data_lines(prompts: Sequence[PromptEmbedding]) -> list[str]:
+    """A line for each file of rows that prompts were made from."""
     lines: dict[str, None] = {}
-    for exported in prompts:
-        for split, entry in (exported.prompt.provenance.get("data") or {}).items():
+    for prompt in prompts:
+        for split, entry in (prompt.provenance.get("data") or {}).items():
             if entry.get("rows"):
                 digest = f", SHA-256 {code(entry['sha256'])}" if entry.get("sha256") else ""
                 lines[f"{split}: {entry['rows']} rows of {code(entry['source'])}{digest}."] = None
@@ -237,7 +240,7 @@ def code(text: str) -> str:
     return f"`{shown}`" if fence == "`" and shown.strip() == shown else f"{fence} {shown} {fence}"
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """A block of code."""
     return f"{_fence(text, 3)}\n{text}\n{_fence(text, 3)}"
 
@@ -247,6 +250,6 @@ def _fence(text: str, least: int) -> str:
     return "`" * max(least, 1 + max(map(len, re.findall(r"`+", text)), default=0))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A line of text without Markdown or HTML in it."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", visible(text))

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from embedgrad.data.examples import Example, cell_text
 from embedgrad.data.images import image_query
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
-from embedgrad.events import quiet
 from embedgrad.formatting import visible
-from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import Reply, replies, stream
+from embedgrad.model.decoding import Decoding, Generation
+from embedgrad.model.generation import generate, stream
 from embedgrad.parts.registry import build, values_of
 from embedgrad.prompt.images import Images
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.open_run import Answering
 from embedgrad.recipe.overrides import check_values
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+Query = str | Mapping[str, Any]
+"""The text of the template's one column, or the texts of all of them; of an image its columns."""
 
 CUT = " [cut]"  # behind an answer that did not end by itself
 
@@ -104,18 +108,11 @@ def answer(
     likely each is among them. The queries before one that is refused are answered first.
     `decoding` is by default the recipe's.
     """
-    queries, failure = iter(queries), None
-    size = run.evaluator.evaluation.batch_size
+
     done = 0
-    while failure is None:
-        batch: list[TokenSequence] = []
-        try:
-            for query in islice(queries, size):
-                batch.append(run.sequencer(query))
-        except EmbedgradError as error:
-            failure = error
-        if not batch and failure is None:
-            return
+
+    def respond(batch: list[TokenSequence]) -> Iterator[dict[str, Any]]:
+        nonlocal done
         if run.prompt.target.choices:
             answers = _choose(run, batch, refined)
         else:
@@ -123,6 +120,31 @@ def answer(
         for sequence, values in zip(batch, answers, strict=True):
             yield {**values, "columns": dict(sequence.example.columns)}
         done += len(batch)
+
+    yield from in_batches(queries, run.evaluator.evaluation.batch_size, run.sequencer, respond)
+
+
+def in_batches(
+    queries: Iterable[Example],
+    size: int,
+    prepare: Callable[[Example], Q],
+    respond: Callable[[list[Q]], Iterable[R]],
+) -> Iterator[R]:
+    """What `respond` gives for batches of prepared queries.
+
+    Where one is refused, those before it are answered first. Raises what `prepare` raises.
+    """
+    queries, failure = iter(queries), None
+    while failure is None:
+        batch: list[Q] = []
+        try:
+            for query in islice(queries, size):
+                batch.append(prepare(query))
+        except EmbedgradError as error:
+            failure = error
+        if not batch and failure is None:
+            return
+        yield from respond(batch)
     raise failure
 
 
@@ -130,7 +152,7 @@ def stream_answer(
     run: Answering, query: Example, *, refined: bool, decoding: Decoding | None = None
 ) -> Iterator[str]:
     """A free answer as `as_text` gives it, in pieces as they come."""
-    rows_PD, sequence = _model_inputs(run, run.sequencer(query), refined)
+    rows_PD, sequence = model_inputs(run, run.sequencer(query), refined)
     settings = decoding or run.evaluator.evaluation.decoding
     pieces = stream(run.model, rows_PD, sequence, settings, end_ids=run.evaluator.end_ids)
     while True:
@@ -172,27 +194,44 @@ def _generate(
 ) -> Iterator[dict[str, Any]]:
     """`first` is the number of the batch's first query."""
     settings = decoding or run.evaluator.evaluation.decoding
-    inputs = [_model_inputs(run, sequence, refined) for sequence in batch]
-    by_place: dict[int, tuple[Reply, ...]] = {}
-    for length in {len(rows_PD) for rows_PD, _ in inputs}:
-        places = [i for i, (rows_PD, _) in enumerate(inputs) if len(rows_PD) == length]
-        samples = replies(
-            run.model,
-            inputs[places[0]][0],
-            [inputs[i][1] for i in places],
-            settings,
-            end_ids=run.evaluator.end_ids,
-            batch_size=run.evaluator.evaluation.batch_size,
-            numbers=[first + i for i in places],
-            report=quiet,
-        )
-        by_place |= zip(places, samples, strict=True)
-    for i in range(len(batch)):
-        answers = [{"answer": reply.text, "cut": reply.cut} for reply in by_place[i]]
+    inputs = [model_inputs(run, sequence, refined) for sequence in batch]
+    for samples in write(run, inputs, settings, [first + i for i in range(len(batch))]):
+        answers = [{"answer": g.text, "cut": not g.ended} for g in samples]
         yield answers[0] if settings.samples == 1 else {"answers": answers}
 
 
-def _model_inputs(
+def write(
+    run: Answering,
+    inputs: Sequence[tuple[Tensor, TokenSequence]],
+    decoding: Decoding,
+    numbers: Sequence[int],
+) -> list[list[Generation]]:
+    """Free answers to the inputs of a model; see `generation.generate`."""
+    written: dict[int, list[Generation]] = {}
+    for rows_PD, places in by_rows(inputs):
+        samples = generate(
+            run.model,
+            rows_PD,
+            [inputs[i][1] for i in places],
+            decoding,
+            end_ids=run.evaluator.end_ids,
+            batch_size=run.evaluator.evaluation.batch_size,
+            numbers=[numbers[i] for i in places],
+        )
+        written |= zip(places, samples, strict=True)
+    return [written[i] for i in range(len(inputs))]
+
+
+def by_rows(
+    inputs: Sequence[tuple[Tensor, TokenSequence]],
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """The places of the inputs of one prompt that have its rows, and of those that have none."""
+    for length in dict.fromkeys(len(rows_PD) for rows_PD, _ in inputs):
+        places = [i for i, (rows_PD, _) in enumerate(inputs) if len(rows_PD) == length]
+        yield inputs[places[0]][0], places
+
+
+def model_inputs(
     run: Answering, sequence: TokenSequence, refined: bool
 ) -> tuple[Tensor, TokenSequence]:
     """Rows and sequence of a query; see `Evaluator.score_text_prompt`."""
@@ -201,6 +240,25 @@ def _model_inputs(
     if sequence.plain is None:
         return run.prompt.start_rows, sequence
     return run.prompt.start_rows[:0], sequence.uncut()
+
+
+def examples_of(
+    queries: Query | Sequence[Query], columns: Sequence[str], images: Images | None = None
+) -> tuple[list[Example], bool]:
+    """Queries from Python as examples, and whether it is one alone. Raises `DataError`."""
+    alone = isinstance(queries, str | Mapping)
+    given: Sequence[object] = [queries] if alone else list(queries)
+    examples = []
+    for i, query in enumerate(given):
+        where = "the query" if alone else f"query {i}"
+        if not isinstance(query, str | Mapping):
+            raise DataError(
+                f"{where}: {type(query).__name__}; expected a text, or a mapping with "
+                f"{', '.join(columns)}"
+            )
+        advice = "give a mapping with their texts"
+        examples.append(example_of(query, columns, where, advice, images))
+    return examples, alone
 
 
 def example_of(

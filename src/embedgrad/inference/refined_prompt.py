@@ -11,11 +11,10 @@ from typing import Any, final
 
 from torch import Tensor
 
-from embedgrad.data.examples import Example
-from embedgrad.errors import ArtifactError, DataError, OptionError, nearest
+from embedgrad.errors import ArtifactError, OptionError, nearest
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, scoring
-from embedgrad.inference.answer import answer, change_decoding, example_of
+from embedgrad.inference.answer import Query, answer, change_decoding, examples_of
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.language_model import LanguageModel, load_model
@@ -26,11 +25,9 @@ from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.build import open_model
+from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.open_run import Answering, images_of, load_prompt, model_of, recipe_of
 from embedgrad.report.terminal.bars import show
-
-Query = str | Mapping[str, Any]
-"""The text of the template's one column, or the texts of all; of an image its columns."""
 
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
 
@@ -61,8 +58,6 @@ class RefinedPrompt:
         self._opened: dict[object, Answering] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name in RefinedPrompt.__slots__:  # while it is copied
-            raise AttributeError(name)
         return getattr(self.prompt, name)
 
     def with_rows(self, rows_PD: Tensor) -> RefinedPrompt:
@@ -89,27 +84,46 @@ class RefinedPrompt:
         loaded once. `report` gets events. Raises `ArtifactError`, `DataError`, `EmbedgradError` and
         `ModelError`.
         """
-        alone = isinstance(queries, str | Mapping)
-        given: Sequence[object] = [queries] if alone else list(queries)
-        examples = [self._example(query, i, alone) for i, query in enumerate(given)]
+        answers = self._ask(queries, model, report, decoding)
+        texts = [[str(s["answer"]) for s in a.get("answers", [])] or a["answer"] for a in answers]
+        return texts[0] if isinstance(queries, str | Mapping) else texts
+
+    def probabilities(
+        self,
+        queries: Query | Sequence[Query],
+        *,
+        model: LanguageModel | str | None = None,
+        report: Report = show,
+    ) -> Any:
+        """How likely each choice is, for a query as a mapping, or for a list of queries as a list.
+
+        Raises as `generate`, and `OptionError` for a prompt whose answers are not chosen.
+        """
+        if not self.target.choices:
+            raise OptionError("probabilities: this prompt's answers are generated; use generate")
+        found = [a["probabilities"] for a in self._ask(queries, model, report, {})]
+        return found[0] if isinstance(queries, str | Mapping) else found
+
+    def __reduce__(self) -> tuple[type[RefinedPrompt], tuple[PromptEmbedding]]:
+        """A copy has no model; it loads its own."""
+        return RefinedPrompt, (self.prompt,)
+
+    def _ask(
+        self,
+        queries: Query | Sequence[Query],
+        model: LanguageModel | str | None,
+        report: Report,
+        decoding: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Values of `answer`, one per query."""
+        examples, _ = examples_of(queries, self.template.columns, images_of(self.prompt))
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
-        answers: list[str | list[str]] = []
-        for a in answer(opened, examples, refined=True, decoding=settings):
-            several = [str(s["answer"]) for s in a.get("answers", ())]
-            answers.append(several or str(a["answer"]))
-            report(scoring("queries", len(answers), len(examples)))
-        return answers[0] if alone else answers
-
-    def _example(self, query: object, number: int, alone: bool) -> Example:
-        columns, where = self.template.columns, "the query" if alone else f"query {number}"
-        if not isinstance(query, str | Mapping):
-            raise DataError(
-                f"{where}: {type(query).__name__}; expected a text, or a mapping with "
-                f"{', '.join(columns)}"
-            )
-        advice = "give a mapping with their texts"
-        return example_of(query, columns, where, advice, images_of(self.prompt))
+        values: list[dict[str, Any]] = []
+        for value in answer(opened, examples, decoding=settings):
+            values.append(value)
+            report(scoring("queries", len(values), len(examples)))
+        return values
 
     def _decoding(self, given: Mapping[str, Any]) -> Decoding:
         """As the artifact says, changed by what is given."""
@@ -158,9 +172,10 @@ class RefinedPrompt:
 def load(folder: str | Path) -> RefinedPrompt:
     """Read a saved prompt: its folder, a run's, or an export's that holds one prompt.
 
+    `hub:OWNER/NAME[@REVISION]` is one on the Hugging Face Hub, checked like any stranger's file.
     Raises `ArtifactError` that says what is missing, damaged or unknown.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if not any((folder / f).exists() for f in (artifact.JSON_FILE, "prompt")):
         inside = sorted(p.parent for p in (folder / EXPORT_FOLDER).glob("*/" + artifact.JSON_FILE))
         if len(inside) > 1:

@@ -41,7 +41,7 @@ def choose_chat_template(tokenizer: Any, options: Mapping[str, Any]) -> str:
     if not held:
         raise TemplateError(
             "template: this model has no chat template; give the prompt as plain text "
-            "([template] text = ...)"
+            "([template] text = ..., or --plain)"
         )
     named = held if isinstance(held, dict) else {"default": held}
     name = options.get(NAME, "default")

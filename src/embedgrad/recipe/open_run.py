@@ -28,6 +28,7 @@ from embedgrad.recipe.build import (
     with_answers,
 )
 from embedgrad.recipe.check_rows import read_rows, rows_to_check
+from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.overrides import override
 from embedgrad.recipe.paths import find_run, is_path
 from embedgrad.recipe.recipe import Recipe
@@ -126,10 +127,10 @@ def open_run(
 
     A prompt's folder is opened as its run if it lies in one, else with what the artifact says.
     `overrides` change the recipe, but cannot change what the prompt was trained with. A loaded
-    `model` replaces the recipe's. Raises `RunError`, `RecipeError`, `ArtifactError` and
-    `ModelError`.
+    `model` replaces the recipe's; `hub:OWNER/NAME` is a prompt on the Hub. Raises `RunError`,
+    `RecipeError`, `ArtifactError` and `ModelError`.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, report)
     if not folder.is_dir():
         raise RunError(
             f"{folder}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"

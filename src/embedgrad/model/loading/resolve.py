@@ -135,14 +135,20 @@ def _hub_folder(name: str, revision: str | None, local_files_only: bool, report:
                 tqdm_class=bytes_bar(name, report),
             )
     except Exception as error:  # the Hub client passes the network stack's own types on
-        raise _HubMiss(f"{tried}; {_download_problem(error, name, revision)}") from error
+        raise _HubMiss(f"{tried}; {download_problem(error, name, revision)}") from error
     folder = Path(snapshot)
     if problem := problem_of(folder):
         raise ModelError(f"model {name!r}: its files on the Hub cannot be used: {problem}")
     return folder
 
 
-def _download_problem(error: Exception, name: str, revision: str | None) -> str:
+def download_problem(
+    error: Exception,
+    name: str,
+    revision: str | None,
+    advice: str = "offline, give a folder, a .gguf file or package:NAME",
+) -> str:
+    """Why nothing came from the Hub, as the end of a sentence."""
     if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
         terms = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
         return f"access to it is restricted: {terms}"
@@ -150,8 +156,7 @@ def _download_problem(error: Exception, name: str, revision: str | None) -> str:
         return "the Hub has no repository of that name that you can access"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the Hub has it, but no revision {revision!r}"
-    offline = "offline, give a folder, a .gguf file or package:NAME"
-    return f"the Hub could not be reached: {one_line(error)}; {offline}"
+    return f"the Hub could not be reached: {one_line(error)}; {advice}"
 
 
 def _near_misses(name: str) -> str:
