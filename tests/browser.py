@@ -94,8 +94,8 @@ class Browser:
         ):
             self.events.append(self._read())
 
-    def open(self, file: Path, *, width: int = 1200, dark: bool = False) -> Page:
-        """Open a file as a reader would, and wait until it is loaded."""
+    def open(self, file: Path | str, *, width: int = 1200, dark: bool = False) -> Page:
+        """Open a file or an address as a reader would, and wait until it is loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         page = Page(self, target, attached["sessionId"])
@@ -112,7 +112,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        page.url = file.resolve().as_uri()
+        page.url = file if isinstance(file, str) else file.resolve().as_uri()
         page.call("Page.navigate", url=page.url)
         self.wait_for("Page.loadEventFired", page.session)
         return page

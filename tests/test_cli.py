@@ -88,6 +88,7 @@ OPTIONS = {
         "--policy",
         "QUERY",
         "--text-prompt",
+        "--at",
         "--max-new-tokens",
         "--temperature",
         "--top-p",
@@ -99,6 +100,7 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "play": {"RUN...", "--port", "--open", "--set", "--quiet"},
     "export": {
         *("RUN...", "--to", "--out", "--no-verify", "--weights", "--base-model", "--set"),
         *("--check-rows", "--json", "--quiet"),
@@ -111,8 +113,8 @@ OPTIONS = {
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# One goes on until it is stopped, one asks a server: test_hub.py.
-ENDING = tuple(verb for verb in VERBS if verb not in ("serve", "push"))
+# Two go on until they are stopped, one asks a server: test_hub.py.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push"))
 
 
 def verbs() -> dict[str, Any]:

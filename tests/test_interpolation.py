@@ -18,7 +18,6 @@ from embedgrad.experiments.interpolation import (
     _question,
     ask_about_prompt,
     interpolate,
-    rows_at,
     score_points,
 )
 from embedgrad.recipe.build import read_data
@@ -40,11 +39,11 @@ def folder(finished: tuple[Path, Any], tmp_path: Path) -> Path:
 
 def test_the_line_goes_through_both_prompts_to_the_bit(opened: OpenRun) -> None:
     prompt = opened.prompt
-    assert torch.equal(rows_at(prompt, 0.0), prompt.start_rows)
-    assert torch.equal(rows_at(prompt, 1.0), prompt.rows)
-    half = rows_at(prompt, 0.5)
+    assert torch.equal(prompt.rows_at(0.0), prompt.start_rows)
+    assert torch.equal(prompt.rows_at(1.0), prompt.rows)
+    half = prompt.rows_at(0.5)
     torch.testing.assert_close(half - prompt.start_rows, prompt.rows - half)
-    beyond = rows_at(prompt, 1.5)
+    beyond = prompt.rows_at(1.5)
     torch.testing.assert_close(beyond - prompt.rows, (prompt.rows - prompt.start_rows) / 2)
 
 

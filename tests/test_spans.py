@@ -241,7 +241,7 @@ def test_free_answers_to_several_spans_are_streamed(tmp_path: Path) -> None:
     for sequence, answered in zip(
         made.sequences, evaluator.score(run.prompt.rows, made.sequences), strict=True
     ):
-        streamed = "".join(stream_answer(run, sequence.example, refined=True))
+        streamed = "".join(stream_answer(run, sequence.example))
         assert streamed == as_text({"answer": answered.predicted, "cut": answered.cut})
 
 

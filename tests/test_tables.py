@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -216,10 +217,10 @@ def test_folder_is_refused_with_its_data_files(tmp_path: Path) -> None:
 def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path, "a.csv", "text\nfine\n")
 
-    def deny(self: Path) -> bytes:
+    def deny(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", deny)  # tests may run as root, whom no mode stops
+    monkeypatch.setattr(os, "open", deny)  # tests may run as root, whom no mode stops
     with refused(f"{path}: cannot be read (Permission denied)"):
         read_table(path)
 

@@ -38,7 +38,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
-def one_line(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up; its exception derives from `BaseException`."""
+    return type(error).__name__ == "PanicException"
+
+
+def one_line(error: BaseException) -> str:
     """An error of our own or of a library in one line, with advice where memory is lacking."""
     if isinstance(error, EmbedgradError):
         return str(error)

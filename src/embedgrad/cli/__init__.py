@@ -28,6 +28,7 @@ from embedgrad.cli import (
     clean,
     report,
     generate,
+    play,
     export,
     push,
     serve,
@@ -49,6 +50,7 @@ __all__ = [
     "generate",
     "main",
     "plan",
+    "play",
     "push",
     "recipe",
     "refine",
@@ -69,9 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Offline the Hub's client warns at every attempt; the error of the last one is enough.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed from the beginning
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     code = 2
     try:
         code = app(arguments or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
+        sys.stdout.flush()
         if code == INTERRUPTED:
             warn("interrupted")
     except (KeyboardInterrupt, typer.Abort, Interruption) as interrupted:
@@ -85,6 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except _UsageError as error:
         verb = error.ctx.command_path if error.ctx is not None else "embedgrad"
         warn(f"error: {error.format_message().rstrip('.')}; see `{verb} --help`")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # What has no name is standard output; what it holds still would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+        if not isinstance(error, BrokenPipeError):  # as of `| head`
+            what = f"error: standard output cannot be written ({error.strerror})"
+            warn(f"{what}; files are as they would be with it")
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

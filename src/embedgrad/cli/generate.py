@@ -27,6 +27,13 @@ def generate(
     text_prompt: Annotated[
         bool, typer.Option("--text-prompt", help="Answer with the unrefined prompt.")
     ] = False,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            help="Answer with rows between the text (0) and the refined prompt (1), or beyond.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest free answer in tokens; unset: as the recipe.")
     ] = None,
@@ -70,7 +77,8 @@ def generate(
     if policy is not None:
         if query is not None:
             raise OptionError("--policy: its file names the runs; leave out RUN")
-        if given := [*options, *["stream"] * as_stream, *["text_prompt"] * text_prompt]:
+        others = {"stream": as_stream, "text_prompt": text_prompt, "at": at is not None}
+        if given := [*options, *(name for name, asked in others.items() if asked)]:
             option = given[0].replace("_", "-")
             raise OptionError(f"--{option}: the policy says how its prompts answer; leave it out")
         _check_query(run)
@@ -78,6 +86,8 @@ def generate(
         return
     if run is None:
         raise OptionError("generate: no RUN; give a run's folder, or --policy FILE")
+    if text_prompt and at is not None:
+        raise OptionError("--text-prompt: is --at 0; give one of them")
     if as_stream and query is None:
         raise OptionError(
             "--stream: needs the query as an argument; leave it out for standard input"
@@ -93,12 +103,12 @@ def generate(
             raise OptionError(
                 "--stream: this run's answers are chosen and not generated; leave it out"
             )
-        answering, refined = opened.answering, not text_prompt
+        answering, place = opened.answering, 0.0 if text_prompt else 1.0 if at is None else at
         decoding = decoding_of(answering, options)
         columns = opened.prompt.template.columns
         queries = queries_from(query, sys.stdin.buffer, columns, opened.recipe.images)
         if not as_stream:
-            for reply in answer(answering, queries, refined=refined, decoding=decoding):
+            for reply in answer(answering, queries, place=place, decoding=decoding):
                 print_values(
                     reply,
                     as_json or query is None,
@@ -106,7 +116,7 @@ def generate(
                 )
     if as_stream:  # outside the progress display, which holds back unfinished lines
         (one,) = queries
-        for piece in stream_answer(answering, one, refined=refined, decoding=decoding):
+        for piece in stream_answer(answering, one, place=place, decoding=decoding):
             typer.echo(encodable(piece, sys.stdout.encoding), nl=False)
         typer.echo()
     if opened.sequencer.truncated:

@@ -13,6 +13,11 @@ from typing import Any
 
 from embedgrad.data.table import Parsed, Row, data_error, first_repeat, quote
 from embedgrad.errors import DataError
+from embedgrad.formatting import size
+
+_ROOM, _GROWTH = 2**26, 64  # bytes that a file's values may take, and more for each of its own
+_MOST_ROWS = 8  # for each byte of a file
+_PIECE = 256  # rows
 
 Used = Collection[str] | None  # the columns that must be read; None: all that can be
 
@@ -24,11 +29,30 @@ def read_parquet(data: bytes, name: str, used: Used = None) -> Parsed:
     try:
         file = parquet.ParquetFile(arrow.BufferReader(data))
         schema, count = file.schema_arrow, file.metadata.num_rows
+        _check_claims(file.metadata, len(data))
     except Exception as error:  # files may be broken in any way
         raise data_error(name, f"is not a readable Parquet file ({brief(error)})") from None
-    return _from_columns(
-        schema, count, lambda column: file.read(columns=[column]).column(column), name, used
-    )
+    most = _ROOM + _GROWTH * len(data)
+
+    def read(column: str) -> Any:
+        """A column, in pieces: one text of a dictionary may stand in a million rows."""
+        pieces, held = [], 0
+        for batch in file.iter_batches(_PIECE, columns=[column]):
+            pieces.append(batch.column(column))
+            if (held := held + batch.nbytes) > most:
+                raise ValueError(f"it holds more than {size(most)}, packed into {size(len(data))}")
+        return arrow.chunked_array(pieces, type=schema.field(column).type)
+
+    return _from_columns(schema, count, read, name, used)
+
+
+def _check_claims(metadata: Any, length: int) -> None:
+    """Raise `ValueError` for a file that would grow far beyond what data of its size does."""
+    if metadata.num_rows > _MOST_ROWS * length:
+        raise ValueError(f"{metadata.num_rows:,} rows in {size(length)}")
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    if (whole := sum(group.total_byte_size for group in groups)) > _ROOM + _GROWTH * length:
+        raise ValueError(f"{size(whole)}, packed into {size(length)}")
 
 
 def read_arrow(table: Any, name: str, used: Used = None) -> Parsed:

@@ -22,12 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from embedgrad.bounded_reads import LARGEST_FILE, border, read_bytes
 from embedgrad.data.arrow import brief, import_extra, read_arrow, read_frame, read_parquet
 from embedgrad.data.chat import add_chat_columns
 from embedgrad.data.images import read_arrays
 from embedgrad.data.json_rows import read_json, read_json_lines
 from embedgrad.data.separated import read_separated
 from embedgrad.data.table import Parsed, Table, data_error
+from embedgrad.errors import DataError
+from embedgrad.formatting import visible
 
 Source = str | os.PathLike[str] | Any  # a path, a Hub name, a data frame or a data set
 
@@ -51,9 +54,10 @@ def read_table(
     if not isinstance(source, str | os.PathLike):
         return add_chat_columns(_read_object(source, used), used)
     text = os.fspath(source)
-    if not os.path.exists(text) and text.startswith("hub:"):
-        return add_chat_columns(_read_hub(text, split, revision, used), used)
-    return add_chat_columns(_read_file(text, split, revision, used), used)
+    with border(visible(text), DataError):
+        if not os.path.exists(text) and text.startswith("hub:"):
+            return add_chat_columns(_read_hub(text, split, revision, used), used)
+        return add_chat_columns(_read_file(text, split, revision, used), used)
 
 
 def _read_file(
@@ -81,7 +85,7 @@ def _read_file(
             text, f"unknown kind of data file {path.suffix!r}; known: {', '.join(_READERS)}"
         )
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, LARGEST_FILE)
     except OSError as error:
         raise data_error(text, f"cannot be read ({error.strerror or error})") from None
     if not data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -71,7 +72,7 @@ def quote(value: object, width: int = 60) -> str:
 
 def first_repeat(names: Sequence[str]) -> str:
     """Return the first name that occurs more than once."""
-    return next(name for name in names if names.count(name) > 1)
+    return next(name for name, count in Counter(names).items() if count > 1)
 
 
 def decode(data: bytes, name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
+from embedgrad.bounded_reads import border, read_text
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
@@ -152,16 +153,18 @@ def verify(
     check_installed(to)
     folders.check_files(folder, entries)
     settings = [*entries["settings"], *overrides]
-    runs_of = _runs_of(folder, entries, runs)
+    with border(folder / folders.FILE, ExportError):
+        runs_of = _runs_of(folder, entries, runs)
     job = open_runs(runs_of, settings, entries["tag"], report, check_rows=check_rows)
     if why := why_unchecked(job):
         raise ExportError(f"{folder}: {why}")
-    checked = check(to, folder, job.checking(), entries["written"])
+    with border(folder / folders.FILE, ExportError):
+        checked = check(to, folder, job.checking(), entries["written"])
     say(report, [f"warning: {warning}" for warning in low_agreement(checked, entries)])
     write_json(folder / folders.REPORT, checked)
     path = folder / folders.CARD
     if path.is_file():
-        write_file(path, update_check(path.read_text(encoding="utf-8"), checked).encode())
+        write_file(path, update_check(read_text(path), checked).encode())
     return checked
 
 

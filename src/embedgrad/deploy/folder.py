@@ -17,13 +17,14 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, final
 
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from embedgrad.bounded_reads import border, open_regular, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.errors import ExportError, RunError
@@ -131,7 +132,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -147,13 +148,13 @@ def read_export(folder: str | Path) -> dict[str, Any]:
     """The content of `export.json`. Raises `ExportError` if it is missing, old or damaged."""
     path = Path(folder) / FILE
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
     except OSError as error:
         raise ExportError(
             f"{path}: cannot be read ({error.strerror}); expected a folder that "
             "`embedgrad export RUN --to NAME --out DIR` wrote"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ExportError(f"{path}: is not JSON ({error}); export the run again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ExportError(f'{path}: does not describe an export; expected "format": "{FORMAT}"')
@@ -177,7 +178,11 @@ def check_files(folder: Path, entries: Mapping[str, Any]) -> None:
     """Raise `ExportError` if a file is missing or changed."""
     for name, expected in entries["files"].items():
         path = folder / name
-        if not path.is_file():
+        with border(folder / FILE, ExportError):  # a name that no file can have
+            missing = not path.is_file()
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ExportError(f"{folder / FILE}: names {name!r}, which is not in the export")
+        if missing:
             raise ExportError(f"{path}: is missing; export the run again")
         if digest(path) != expected:
             raise ExportError(f"{path}: was changed (its digest differs); export the run again")

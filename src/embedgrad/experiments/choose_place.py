@@ -6,7 +6,6 @@ RUN/places.json   every finished trial, and the choice
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 from embedgrad.atomic_files import write_json
+from embedgrad.bounded_reads import read_json
 from embedgrad.errors import DataError, DivergenceError, RunError, TemplateError
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.formatting import percent
@@ -106,7 +106,7 @@ def choose_place(
 def read_places(out: Path) -> Places:
     """The trials in a run's folder; none, with today's date, where there are none to read."""
     with suppress(OSError, ValueError):
-        found = json.loads((out / FILE).read_text(encoding="utf-8"))
+        found = read_json(out / FILE)
         if isinstance(found, dict) and {"date", "trials", "left_out"} <= found.keys():
             return cast(Places, found)
     return Places(date=datetime.date.today().isoformat(), trials={}, left_out={})

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
+from embedgrad.bounded_reads import read_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, say, stage
@@ -123,7 +124,7 @@ def clean(
         raise RunError(f"{out}: {what}; choose another folder")
     if (out / RESULT).is_file():
         say(report, [f"{out}: ranked already; its files are written again"])
-        result = json.loads((out / RESULT).read_text(encoding="utf-8"))
+        result = read_json(out / RESULT)
         rows = [row for _, row in json_lines(out / RANKING) if row is not None]
         if len(rows) != result["train_rows"]:
             raise RunError(
@@ -176,7 +177,7 @@ def _settings_of(out: Path) -> str | None:
     """What the ranking in a folder was made from; None where there is none."""
     try:
         if (out / RESULT).is_file():
-            return str(json.loads((out / RESULT).read_text(encoding="utf-8"))["settings"])
+            return str(read_json(out / RESULT)["settings"])
         return str(_read_state(out / STATE)[1]["settings"])
     except (OSError, ValueError, LookupError, TypeError):
         return None

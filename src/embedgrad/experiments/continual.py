@@ -11,7 +11,6 @@ Each task keeps its name, that of its run's folder, and its run, which has its r
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from embedgrad.atomic_files import finite, write_json
+from embedgrad.bounded_reads import read_json
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import summarize
 from embedgrad.events import Report, part_of, stage
@@ -156,7 +156,7 @@ def _chain(folder: Path) -> list[Path]:
 
 def _result_of(folder: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        return dict(read_json(folder / "result.json"))
     return {}
 
 

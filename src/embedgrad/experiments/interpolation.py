@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, final
 
-from torch import Tensor
-
 from embedgrad.data.examples import Example
 from embedgrad.data.markup import literal
 from embedgrad.errors import DataError, EmbedgradError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.events import Report, part_of, quiet, stage
-from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.template import Message, Template
 from embedgrad.recipe.open_run import OpenRun, open_run
@@ -90,18 +87,11 @@ def score_points(
     for i, place in enumerate(PLACES):
         before, total = i * len(sequences), len(PLACES) * len(sequences)
         own = part_of(report, "the interpolation", before, total)
-        answers = evaluator.score(rows_at(run.prompt, place), sequences, own)
+        answers = evaluator.score(run.prompt.rows_at(place), sequences, own)
         summary = summarize(answers, evaluator.target.choices)
         interval, loss = list(summary.interval), summary.log_loss
         points.append(Point(t=place, accuracy=summary.accuracy, interval=interval, log_loss=loss))
     return points
-
-
-def rows_at(prompt: PromptEmbedding, place: float) -> Tensor:
-    """The prompt [P, D] at a place on the line; at 0 and 1 exactly the text and refined rows."""
-    if place == 1:
-        return prompt.rows
-    return prompt.start_rows + place * (prompt.rows - prompt.start_rows)
 
 
 def ask_about_prompt(run: OpenRun) -> list[dict[str, Any]]:

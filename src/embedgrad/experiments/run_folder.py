@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import is_leftover, remove_leftovers, write_file
+from embedgrad.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.experiments.choose_place import read_places
 from embedgrad.experiments.compare.recipe_diff import (
@@ -92,7 +93,7 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
         names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
         more["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
     if files := recipe.parts.parameterization.files:
-        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        digests = [hashlib.sha256(read_bytes(file, LARGEST_FILE)).hexdigest() for file in files]
         more["parameterization"] = {"sha256": ",".join(digests)}
     return {
         "date": ready.sequencer.renderer.date.isoformat(),
@@ -172,7 +173,7 @@ def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
     for name, known in versions.items():
         version = None
         with suppress(OSError, ValueError, RecursionError, AttributeError):
-            values[name] = json.loads((out / name).read_text(encoding="utf-8"))
+            values[name] = read_json(out / name)
             version = values[name].get("version")
         if version not in (None, known):
             raise RunError(

@@ -11,7 +11,6 @@ OUT/result.json            the scores of all tasks
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,6 +20,7 @@ from statistics import fmean
 from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.bounded_reads import read_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import flatten
@@ -241,7 +241,7 @@ def _read_finished(recipes: Mapping[str, Recipe], out: Path) -> TasksResult | No
         raise RunError(f"{out}: [[tasks]] are {there} there and {here} here; start a new run")
     changed = [name for task in recipes for name in changed_length(then[task], recipes[task], out)]
     with suppress(OSError, ValueError, KeyError, TypeError):
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        result = read_json(out / "result.json")
         known = result["version"] == RESULT_VERSION and list(result["tasks"]) == list(recipes)
         if known and has_ended(result, changed):
             for name, task in result["tasks"].items():

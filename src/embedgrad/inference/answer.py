@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from embedgrad.bounded_reads import parse_json
 from embedgrad.data.examples import Example, cell_text
 from embedgrad.data.images import image_query
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
@@ -48,8 +48,8 @@ def queries_from(
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line.decode("utf-8-sig").encode())
+        except ValueError as error:
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"
             ) from error
@@ -100,10 +100,15 @@ def _option(place: str) -> str:
 
 
 def answer(
-    run: Answering, queries: Iterable[Example], *, refined: bool, decoding: Decoding | None = None
+    run: Answering,
+    queries: Iterable[Example],
+    *,
+    place: float = 1.0,
+    decoding: Decoding | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One plain JSON value per query, in order, batch by batch.
 
+    `place` is where the rows lie between the text prompt, 0, and the refined one, 1, or beyond.
     `answer` is the text, or `answers` with several samples; with choices, `probabilities` says how
     likely each is among them. The queries before one that is refused are answered first.
     `decoding` is by default the recipe's.
@@ -114,9 +119,9 @@ def answer(
     def respond(batch: list[TokenSequence]) -> Iterator[dict[str, Any]]:
         nonlocal done
         if run.prompt.target.choices:
-            answers = _choose(run, batch, refined)
+            answers = _choose(run, batch, place)
         else:
-            answers = _generate(run, batch, refined, decoding, done)
+            answers = _generate(run, batch, place, decoding, done)
         for sequence, values in zip(batch, answers, strict=True):
             yield {**values, "columns": dict(sequence.example.columns)}
         done += len(batch)
@@ -149,10 +154,10 @@ def in_batches(
 
 
 def stream_answer(
-    run: Answering, query: Example, *, refined: bool, decoding: Decoding | None = None
+    run: Answering, query: Example, *, place: float = 1.0, decoding: Decoding | None = None
 ) -> Iterator[str]:
-    """A free answer as `as_text` gives it, in pieces as they come."""
-    rows_PD, sequence = model_inputs(run, run.sequencer(query), refined)
+    """A free answer as `as_text` gives it, in pieces as they come; see `answer`."""
+    rows_PD, sequence = model_inputs(run, run.sequencer(query), place)
     settings = decoding or run.evaluator.evaluation.decoding
     pieces = stream(run.model, rows_PD, sequence, settings, end_ids=run.evaluator.end_ids)
     while True:
@@ -180,9 +185,9 @@ def _visible_lines(text: str) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
-def _choose(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterator[dict[str, Any]]:
-    if refined:
-        answers = run.evaluator.score(run.prompt.rows, batch)
+def _choose(run: Answering, batch: list[TokenSequence], place: float) -> Iterator[dict[str, Any]]:
+    if place:
+        answers = run.evaluator.score(run.prompt.rows_at(place), batch)
     else:
         answers = run.evaluator.score_text_prompt(run.prompt.start_rows, batch)
     for scored in answers:
@@ -190,11 +195,11 @@ def _choose(run: Answering, batch: list[TokenSequence], refined: bool) -> Iterat
 
 
 def _generate(
-    run: Answering, batch: list[TokenSequence], refined: bool, decoding: Decoding | None, first: int
+    run: Answering, batch: list[TokenSequence], place: float, decoding: Decoding | None, first: int
 ) -> Iterator[dict[str, Any]]:
     """`first` is the number of the batch's first query."""
     settings = decoding or run.evaluator.evaluation.decoding
-    inputs = [model_inputs(run, sequence, refined) for sequence in batch]
+    inputs = [model_inputs(run, sequence, place) for sequence in batch]
     for samples in write(run, inputs, settings, [first + i for i in range(len(batch))]):
         answers = [{"answer": g.text, "cut": not g.ended} for g in samples]
         yield answers[0] if settings.samples == 1 else {"answers": answers}
@@ -232,11 +237,11 @@ def by_rows(
 
 
 def model_inputs(
-    run: Answering, sequence: TokenSequence, refined: bool
+    run: Answering, sequence: TokenSequence, place: float
 ) -> tuple[Tensor, TokenSequence]:
     """Rows and sequence of a query; see `Evaluator.score_text_prompt`."""
-    if refined:
-        return run.prompt.rows, sequence
+    if place:
+        return run.prompt.rows_at(place), sequence
     if sequence.plain is None:
         return run.prompt.start_rows, sequence
     return run.prompt.start_rows[:0], sequence.uncut()

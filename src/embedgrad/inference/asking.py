@@ -57,7 +57,7 @@ class Asked:
 
     def inputs(self, example: Example) -> Inputs:
         """Raises `DataError` for a query that does not fit."""
-        return model_inputs(self.run, self.run.sequencer(example), self.refined)
+        return model_inputs(self.run, self.run.sequencer(example), float(self.refined))
 
     def price(self, inputs: Inputs, written: Sequence[Generation] | None = None) -> Price:
         """What a round takes: with what was written, or at most."""

@@ -26,7 +26,7 @@ def fit_to_model(
     width, digest = prompt.rows.shape[1], made_for.get("embedding_digest")
     if not width or width % model.width:
         problem = f"its rows are {width} wide, the model's {model.width}"
-    elif digest == model.embedding_digest:
+    elif digest == model.embedding_digest and max(prompt.prompt_ids) < model.vocabulary:
         own = embed(prompt.prompt_ids).detach().cpu().float()
         own = torch.nn.functional.pad(own, (0, width - model.width))  # rows for later layers
         # Others are kept: training may start elsewhere than at the words.

@@ -36,10 +36,15 @@ LEFT_OUT = 0.25  # share of a batch's answers that must be over before the other
 
 @final
 class Reply(NamedTuple):
-    """A free answer; `cut`: it did not end by itself."""
+    """A free answer; `cut`: it did not end by itself. `ids` are its tokens without the end."""
 
     text: str
     cut: bool
+    ids: Ids = ()
+
+
+def _reply(generation: Generation) -> Reply:
+    return Reply(generation.text, cut=not generation.ended, ids=tuple(generation.ids))
 
 
 @contextmanager
@@ -87,7 +92,7 @@ def replies(
         numbers=numbers,
         report=report,
     )
-    return [tuple(Reply(g.text, cut=not g.ended) for g in samples) * copies for samples in found]
+    return [tuple(map(_reply, samples)) * copies for samples in found]
 
 
 @torch.no_grad()
@@ -152,10 +157,10 @@ def stream(
             if piece := generation.certain[sent:]:
                 sent += len(piece)
                 yield piece
-    text = generation.text
-    if text[sent:]:
-        yield text[sent:]
-    return Reply(text, cut=not generation.ended)
+    reply = _reply(generation)
+    if reply.text[sent:]:
+        yield reply.text[sent:]
+    return reply
 
 
 @torch.no_grad()

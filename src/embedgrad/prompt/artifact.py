@@ -23,6 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
+from embedgrad.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
 from embedgrad.errors import ArtifactError, EmbedgradError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
@@ -39,6 +40,7 @@ ROWS_FILE = "prompt.safetensors"
 JSON_FILE = "prompt.json"
 LARGEST_HEADER = 2**20
 LARGEST_FILE = 2**30
+LARGEST_JSON = 2**24
 START_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -106,7 +108,7 @@ def load(folder: str | Path) -> PromptEmbedding:
         folder = folder / "prompt"  # a run folder was given
     values = _read_json(folder / JSON_FILE)
     path = folder / ROWS_FILE
-    content = _read_bytes(path)
+    content = _read_bytes(path, LARGEST_FILE)
     try:
         _check_safetensors(path, content)
         if hashlib.sha256(content).hexdigest() != values["rows"]["sha256"]:
@@ -211,10 +213,10 @@ _WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    content = _read_bytes(path)
+    content = _read_bytes(path, LARGEST_JSON)
     try:
-        values = json.loads(content, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(content, unique_keys)
+    except ValueError as error:
         raise ArtifactError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f'{path}: is not a saved prompt; expected "format": "{FORMAT}"')
@@ -232,11 +234,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, most: int) -> bytes:
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ArtifactError(f"{path}: is larger than any prompt ({LARGEST_FILE} bytes)")
-        return path.read_bytes()
+        return read_bytes(path, most)
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}); expected the folder of a saved prompt, "

@@ -9,16 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-import jinja2.meta
-
 from embedgrad.errors import TemplateError, nearest
+from embedgrad.prompt.chat_rendering import render, variables_of
 
 NAME = "chat_template"  # the option that chooses one of several
 
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.{0,200}?)\1\s*\)""")
 _DATE_KNOWN = re.compile(r"\bstrftime_now\s+is\s+defined\b")
-_DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.*?)\2\s*\)""")
+_DATE_SET = re.compile(r"""\bset\s+(\w+)\s*=\s*strftime_now\(\s*(["'])(.{0,200}?)\2\s*\)""")
 
 # Gives texts to a template that only takes lists of parts, as those of vision models do.
 _AS_PARTS = (
@@ -28,7 +26,6 @@ _AS_PARTS = (
     "{%- endfor -%}{%- set messages = parts.messages -%}\n"
 )
 _PROBE = "Xembedgrad7probeX"
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own tag
 _OF_TRANSFORMERS = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
 
 
@@ -105,20 +102,12 @@ def _shows(tokenizer: Any, chat_template: str, options: Mapping[str, Any], conte
     variables = {name: value for name, value in options.items() if name != NAME}
     messages = [{"role": "user", "content": content}]
     try:
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=chat_template, tokenize=False, **variables
-        )
-    except Exception:  # a program from elsewhere: it may fail in any way
+        return _PROBE in render(tokenizer, messages, chat_template, **variables)
+    except TemplateError:
         return False
-    return _PROBE in text
 
 
 def _variables(source: str, tokenizer: Any) -> set[str]:
     """What a chat template reads and does not set itself."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    source = _GENERATION.sub("", source)
-    try:
-        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    except jinja2.TemplateSyntaxError:  # it has other tags
-        names = set(re.findall(r"[A-Za-z_]\w*", source))
-    return names - _OF_TRANSFORMERS - set(tokenizer.special_tokens_map) - {"raise_exception"}
+    names = variables_of(tokenizer, source) - set(tokenizer.special_tokens_map)
+    return names - _OF_TRANSFORMERS - {"raise_exception"}

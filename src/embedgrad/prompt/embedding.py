@@ -38,6 +38,12 @@ class PromptEmbedding:
         """The same prompt with other rows."""
         return replace(self, rows=rows_PD)
 
+    def rows_at(self, place: float) -> Tensor:
+        """Rows [P, D] on the line through both prompts: 0 is the text, 1 refined, to the bit."""
+        if place == 1:
+            return self.rows
+        return self.start_rows + place * (self.rows - self.start_rows)
+
     def with_provenance(self, **entries: Any) -> PromptEmbedding:
         """The same prompt with more provenance."""
         return replace(self, provenance={**self.provenance, **entries})

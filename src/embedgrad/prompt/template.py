@@ -16,6 +16,7 @@ from typing import Any, TypeVar, final
 from embedgrad.data.markup import Piece, parse
 from embedgrad.data.table import quote
 from embedgrad.errors import TemplateError, nearest
+from embedgrad.prompt.chat_rendering import render
 from embedgrad.prompt.chat_template import NAME, choose_chat_template, freeze_chat_template
 
 T = TypeVar("T")
@@ -272,22 +273,13 @@ class Renderer:
         ]
 
     def _apply(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        chat_template = self.chat_template
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=chat_template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **self.template.variables,
-            )
-        except Exception as error:  # a program from elsewhere: it may fail in any way
-            roles = ", ".join(message["role"] for message in messages)
-            raise TemplateError(
-                f"template: the model's chat template refuses the messages ({roles}): {error}"
-            ) from error
-        assert isinstance(text, str)
-        return text
+        return render(
+            self._tokenizer,
+            messages,
+            self.chat_template,
+            generation=generation,
+            **self.template.variables,
+        )
 
 
 def _find(written: str, text: str) -> slice | None:

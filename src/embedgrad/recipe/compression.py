@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import read_bytes, read_text
 from embedgrad.data.labels import closest
 from embedgrad.data.markup import literal
 from embedgrad.data.readers import read_table
@@ -77,7 +78,7 @@ def write_compression(
         values["template"]["system"] = f"[[{literal(beginning)}]]"
     recipe = Recipe.from_dict(values, str(out))
     content = HEADER + tomli_w.dumps(relocate(values, out.parent), multiline_strings=True)
-    if out.exists() and out.read_bytes() != content.encode():
+    if out.exists() and read_bytes(out) != content.encode():
         raise RunError(f"{out}: holds another recipe; choose another folder for --out")
     write_file(out, content.encode())
     return recipe
@@ -108,7 +109,7 @@ def first_tokens(text: str, tokens: int, model: dict[str, Any], report: Report) 
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_text(path).strip()
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give a text file with the long prompt"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from embedgrad.bounded_reads import DEEPEST, parse_toml
 from embedgrad.errors import RecipeError
 
 LONE_SURROGATES = re.compile("[\\ud800-\\udfff]")  # of an argument that was not UTF-8
@@ -29,7 +29,11 @@ def override(values: dict[str, Any], settings: Sequence[str]) -> None:
         if not equals or not name:
             problems.append(f"{setting!r}: expected section.option=value")
         else:
-            _set(values, name, _keys(name), text, problems)
+            keys = _keys(name)
+            if len(keys) > DEEPEST:
+                problems.append(f"{name[:DEEPEST]}...: expected at most {DEEPEST} parts")
+            else:
+                _set(values, name, keys, text, problems)
     if problems:
         raise RecipeError("--set", problems)
 
@@ -60,7 +64,7 @@ def _keys(name: str) -> list[str]:
     """The keys of a dotted name; a key with a dot is in quotes."""
     keys = []
     try:
-        values: Any = tomllib.loads(f"{name} = 0")
+        values: Any = parse_toml(f"{name} = 0")
         while isinstance(values, dict):
             ((key, values),) = values.items()
             keys.append(key)
@@ -71,8 +75,8 @@ def _keys(name: str) -> list[str]:
 
 def _value(text: str) -> object:
     try:
-        values = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+        values = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return values["value"] if len(values) == 1 else text
 

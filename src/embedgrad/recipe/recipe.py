@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, final
 import tomli_w
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import parse_toml, read_text
 from embedgrad.data.readers import Source, read_table
 from embedgrad.data.splits import NAMES as SPLITS
 from embedgrad.errors import (
@@ -265,12 +265,12 @@ def check_run_version(folder: Path, values: Mapping[str, Any]) -> None:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The sections of a recipe's file as they are. Raises `RecipeError`."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_toml(read_text(path))
     except OSError as error:
         raise RecipeError(
             str(path), [f"cannot be read ({error.strerror}); `embedgrad new` writes a recipe"]
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(str(path), [f"is not TOML: {error}"]) from error
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from embedgrad.atomic_files import finite
+from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import RunError
 from embedgrad.events import Report
 from embedgrad.formatting import visible
@@ -31,7 +32,7 @@ class EventLog(AbstractContextManager["EventLog"]):
         self.path = Path(path)
         try:
             if self.path.is_file():
-                content = self.path.read_bytes()
+                content = read_bytes(self.path, LARGEST_FILE)
                 os.truncate(self.path, content.rfind(b"\n") + 1)
             self._file = open(self.path, "ab")  # noqa: SIM115, closed by __exit__
         except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import read_text
 from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.base_model import Base, model_at
 from embedgrad.deploy.choices import Choices
@@ -155,7 +156,7 @@ def max_new_tokens(exported: ExportedPrompt) -> int:
 def run_generated(path: Path, source: str, job: Job) -> Any:
     """Import a file that must hold exactly `source`, with the job's model. Raises `EngineError`."""
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path}: cannot be read ({error}); export again") from error
     if content != source:

@@ -15,6 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import read_json
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_TEXT,
@@ -121,6 +122,6 @@ def served_dtype(job: Job) -> str:
     if dtype == "model":
         config = {}
         with contextlib.suppress(OSError, ValueError):
-            config = json.loads((Path(job.model.info.path) / "config.json").read_text("utf-8"))
+            config = read_json(Path(job.model.info.path) / "config.json")
         dtype = config.get("dtype") or config.get("torch_dtype") or job.model.info.dtype
     return dtype if dtype in SERVED else "float32"

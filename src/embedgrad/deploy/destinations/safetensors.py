@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any, final
 
+from embedgrad.bounded_reads import read_text
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,
@@ -34,7 +35,7 @@ class FilesOnly(Destination):
         exported = only_prompt(job, self.name)
         artifact.save(exported.prompt, folder / "prompt")
         written = write_example(self.name, folder, job, exported)
-        return {**written, "snippet": (folder / EXAMPLE_FILE).read_text("utf-8")}
+        return {**written, "snippet": read_text(folder / EXAMPLE_FILE)}
 
     def commands(self, folder: Path, written: dict[str, Any]) -> list[str]:
         query = ", ".join(f'{to_source(name)}: "..."' for name in written["columns"])

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from embedgrad.bounded_reads import read_json
 from embedgrad.errors import ExportError, ModelError
 from embedgrad.model.loading.checkpoint_folder import CONFIG
 from embedgrad.model.loading.load import load_tokenizer
@@ -134,7 +135,7 @@ def unused(settings: Sequence[str]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    values: dict[str, Any] = read_json(path)
     return values
 
 

@@ -21,6 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.bounded_reads import open_regular, read_json
 from embedgrad.errors import ExportError, ModelError
 from embedgrad.model.loading.checkpoint_folder import INDEX, WEIGHTS, check_folder
 
@@ -112,12 +113,12 @@ class WeightFiles:
         index: dict[str, Any] = {}
         files = [folder / WEIGHTS]
         if not files[0].is_file():
-            index = json.loads((folder / INDEX).read_text("utf-8"))
+            index = read_json(folder / INDEX)
             files = [folder / name for name in sorted(set(index["weight_map"].values()))]
         tensors: dict[str, StoredTensor] = {}
         metadata = {}
         for file in files:
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
                 length = int.from_bytes(opened.read(8), "little")
                 header = json.loads(opened.read(length))
             metadata[file.name] = header.pop("__metadata__", {})

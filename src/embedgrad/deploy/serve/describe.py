@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from embedgrad.bounded_reads import border, read_json
 from embedgrad.deploy.card import (
     AGREEMENTS,
     agreement,
@@ -16,6 +16,7 @@ from embedgrad.deploy.card import (
     score_lines,
 )
 from embedgrad.deploy.folder import REPORT
+from embedgrad.errors import ExportError
 from embedgrad.report.terminal.tables import FREE_ENOUGH
 
 
@@ -24,15 +25,23 @@ def describe(
 ) -> tuple[list[str], list[str]]:
     """Lines on an export, and warnings; `entries` are those of its `export.json`.
 
-    `limits`: the server can hold replies to the choices.
+    `limits`: the server can hold replies to the choices. Raises `ExportError` for scores and checks
+    that cannot be read.
     """
+    with border(export, ExportError):
+        return _describe(export, entries, limits=limits)
+
+
+def _describe(
+    export: Path, entries: Mapping[str, Any], *, limits: bool
+) -> tuple[list[str], list[str]]:
     facts, warnings = [_precision(entries)], [] if limits else _unlimited(entries)
     for name, entry in entries["prompts"].items():
         if entry.get("scores"):
             facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
     checked: dict[str, Any] | None = None
     with suppress(OSError, ValueError):
-        checked = json.loads((export / REPORT).read_text("utf-8"))
+        checked = read_json(export / REPORT)
     if not isinstance(checked, dict):
         unchecked = (
             f"this export was not checked; `embedgrad verify {export}` checks it, with --run RUN "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from embedgrad.bounded_reads import read_text
 from embedgrad.deploy.destinations.gguf import GRAMMAR
 from embedgrad.errors import EngineError, nearest
 
@@ -56,7 +57,7 @@ def _llamacpp(export: Path, name: str, host: str, port: int) -> list[str]:
     options |= {"cache_prompt": True, "temperature": 0.0}  # unless a request says otherwise
     grammar = export / GRAMMAR
     if grammar.is_file():
-        options["grammar"] = grammar.read_text("utf-8")
+        options["grammar"] = read_text(grammar)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():  # as in PyTorch
         options["threads"] = int(threads)

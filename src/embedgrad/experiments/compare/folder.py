@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import shutil
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,15 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
+from embedgrad.bounded_reads import (
+    LARGEST_FILE,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_lines,
+    read_text,
+)
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import ScoredAnswer
@@ -84,7 +92,7 @@ class Folder:
             return
         path = self.path / "recipe.toml"
         try:
-            before = tomllib.loads(path.read_text(encoding="utf-8"))
+            before = parse_toml(read_text(path))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); choose another --out") from error
         check_run_version(self.path, before)
@@ -165,7 +173,7 @@ class Folder:
         folder = self.work / part.folder
         values = _read_json(folder / "trained.json")
         try:
-            content = (folder / "trained.safetensors").read_bytes()
+            content = read_bytes(folder / "trained.safetensors", LARGEST_FILE)
             if hashlib.sha256(content).hexdigest() != values["sha256"]:
                 raise ValueError("its digest differs from the one that was written")
             missing = sorted(FACTS - values["facts"].keys())
@@ -252,7 +260,7 @@ class Folder:
         path = self.work / part.folder / "answers.jsonl"
         try:
             # Not splitlines: texts may contain other line separators.
-            return [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n") if x]
+            return [parse_json(line) for line in read_lines(path) if line.strip()]
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{path}: is damaged ({error}); delete its folder to train and score again"
@@ -281,7 +289,7 @@ class Folder:
     def _parts(self) -> Iterator[Part]:
         for path in sorted(self.work.glob("[!.]*/trained.json")):  # a dot: half written
             values = _read_json(path)
-            part = Part(values.get("method", ""), values.get("seed"))
+            part = Part(str(values.get("method", "")), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:
                 yield part
 
@@ -298,7 +306,7 @@ def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:

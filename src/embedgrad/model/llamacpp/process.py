@@ -25,20 +25,26 @@ GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 def free_port(host: str, port: int) -> int:
     """The port, or any free one for 0. Raises `EngineError` if it is taken."""
+    with listen(host, port, "another address with --host and --port") as probe:
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def listen(host: str, port: int, cure: str) -> socket.socket:
+    """A socket that listens, on any free port for 0. `EngineError` says to choose `cure`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":  # ignore connections of a server that has ended
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen(1)
-            number: int = probe.getsockname()[1]
-            return number
+        if os.name == "posix":  # ignore connections of a server that has ended
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+        return listening
     except (OSError, OverflowError) as error:
+        listening.close()
         reason = getattr(error, "strerror", None) or error
         raise EngineError(
-            f"{host}:{port}: cannot listen there ({reason}); choose another address with --host "
-            "and --port (0: any free port)"
+            f"{host}:{port}: cannot listen there ({reason}); choose {cure} (0: any free port)"
         ) from error
 
 

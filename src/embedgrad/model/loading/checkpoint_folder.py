@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from embedgrad.bounded_reads import open_regular, read_json
 from embedgrad.errors import ModelError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+# Everything of a model that is read, besides its weights.
+TEXTS = (
+    *(CONFIG, INDEX, "generation_config.json", *TOKENIZERS, "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
+    *("chat_template.json", "README.md"),
+)
+_LARGEST_CONFIG, _LARGEST_TEXT = 2**24, 2**28  # bytes; the largest tokenizer.json has 2**25
 MERGE = " (adapter_config.json); merge it into its base model first"
 
 # Files that run code when they are opened; never read.
@@ -51,6 +58,12 @@ def check_folder(folder: Path) -> None:
     """Raise `ModelError` unless `folder` holds a whole model and every weights file opens."""
     if problem := problem_of(folder):
         raise ModelError(f"{folder}: not a model folder: {problem}")
+    for path in (path for name in TEXTS for path in folder.glob(name)):
+        most = _LARGEST_CONFIG if path.name.endswith(CONFIG) else _LARGEST_TEXT
+        try:
+            open_regular(path, most).close()
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}; it is none of a model's files") from error
     single = folder / WEIGHTS
     for file in [single] if single.is_file() else _shards(folder):
         try:
@@ -94,7 +107,7 @@ def _installed(module: str) -> bool:
 
 def _shards(folder: Path) -> list[Path]:
     try:
-        named = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
+        named = read_json(folder / INDEX)["weight_map"].values()
         shards = sorted({str(name) for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = "not a list of weights files; download it again"

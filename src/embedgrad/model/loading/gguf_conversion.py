@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from embedgrad.bounded_reads import open_regular, read_json
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_check import compare_with_llamacpp
@@ -34,7 +35,7 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     that transformers cannot convert, and when the cache cannot hold the result.
     """
     header = read_header(file)
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     parent = cache_folder() / "converted"
     folder = parent / f"{digest[:16]}-{VERSION}"
@@ -88,7 +89,7 @@ def license_of(folder: Path) -> str | None:
 
 def _source(folder: Path) -> dict[str, Any]:
     with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
-        source = json.loads((folder / SOURCE).read_text("utf-8"))
+        source = read_json(folder / SOURCE)
         return {"license": source["license"], "notes": source.get("notes", ()), **source}
 
 

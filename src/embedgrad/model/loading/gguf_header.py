@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, final
 
+from embedgrad.bounded_reads import open_regular
 from embedgrad.errors import ModelError
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
@@ -46,7 +47,7 @@ class GgufHeader(NamedTuple):
 def read_header(path: Path) -> GgufHeader:
     """Check a GGUF file's header and tensors; raises `ModelError` unless they can be a model's."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = path.stat().st_size
             if size < 24:
                 problem = "but a GGUF header alone takes 24; download it again"

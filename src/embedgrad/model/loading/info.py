@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,9 @@ from embedgrad.errors import ModelError
 from embedgrad.model.loading.quiet import silence_libraries
 
 _CHUNK_ROWS = 4096
+# Names of numbers of modules, or of names: layers, heads, experts, labels.
+_COUNTED = re.compile(r"(layers?|heads?|experts?|labels|blocks|groups|codebooks)(_per_\w+)?$")
+MOST_PARTS = 2**12
 _SAMPLE = 1024  # numbers of each weight
 
 
@@ -72,6 +76,19 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise ModelError(f"{type(model).__name__} has no plain embedding table to take rows from")
     return table.detach()
+
+
+def check_counts(values: object) -> None:
+    """Raise `ValueError` for the counts of a config.json that no model has, at any depth.
+
+    transformers makes a module for each layer and a name for each label before it sees a weight.
+    """
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, int) and _COUNTED.search(name):
+            least = 1 if name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") else 0
+            if not least <= value <= MOST_PARTS:
+                raise ValueError(f"{name} is {value:,}, not between {least} and {MOST_PARTS:,}")
+        check_counts(value)
 
 
 def check_finite(what: str, table_VD: Tensor) -> None:

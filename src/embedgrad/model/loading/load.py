@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -15,14 +16,16 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from embedgrad.bounded_reads import read_json
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading import gguf_conversion as gguf_file
-from embedgrad.model.loading.checkpoint_folder import check_folder, missing_packages
+from embedgrad.model.loading.checkpoint_folder import CONFIG, check_folder, missing_packages
 from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
 from embedgrad.model.loading.info import (
     ModelInfo,
     card_license,
+    check_counts,
     check_finite,
     context_length,
     embedding_digest,
@@ -34,6 +37,7 @@ from embedgrad.model.loading.resolve import resolve
 
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
 # differentiated twice. Passes over stored prefixes have an attention of their own.
+_COMPUTED = re.compile(r"\.(inv_freq|masked_bias|attn\.bias|position_ids)$")  # in old checkpoints
 ATTENTIONS = ("auto", "sdpa", "eager")
 
 
@@ -125,6 +129,7 @@ def load(
 
 def load_config(what: str, folder: Path) -> Any:
     with model_errors(f"{what}: its config.json cannot be used"):
+        check_counts(read_json(folder / CONFIG))
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -179,6 +184,12 @@ def _load_weights(
         raise ModelError(
             f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"
             f" such as {missing[0]}"
+        )
+    unused = sorted(name for name in loading["unexpected_keys"] if not _COMPUTED.search(name))
+    if unused:  # transformers would leave them out
+        raise ModelError(
+            f"{what}: {len(unused)} weights in the file are no part of the {type(model).__name__} "
+            f"that its config.json describes, such as {unused[0]}; download both again"
         )
     model.requires_grad_(False).eval()
     frozen: PreTrainedModel = model

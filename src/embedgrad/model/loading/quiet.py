@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub.utils.logging as hub_logging
 import transformers.utils.logging
 
-from embedgrad.errors import EmbedgradError, ModelError
+from embedgrad.errors import EmbedgradError, ModelError, is_panic
 
 _LONGEST = 300
 
@@ -30,7 +30,9 @@ def model_errors(what: str, raises: type[EmbedgradError] = ModelError) -> Iterat
             yield
     except raises:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (is_panic(error) or isinstance(error, Exception)):
+            raise
         reason = one_line(error)
         if "trust_remote_code" in str(error):
             reason = (
@@ -40,7 +42,7 @@ def model_errors(what: str, raises: type[EmbedgradError] = ModelError) -> Iterat
         raise raises(f"{what}: {reason}") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The error's text with all white space folded, its type last."""
     text, kind = " ".join(str(error).split()), type(error).__name__
     if len(text) > _LONGEST:

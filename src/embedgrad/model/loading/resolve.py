@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
-from embedgrad.model.loading.checkpoint_folder import CONFIG, INDEX, TOKENIZERS, WEIGHTS, problem_of
+from embedgrad.model.loading.checkpoint_folder import CONFIG, TEXTS, WEIGHTS, problem_of
 from embedgrad.model.loading.download import bytes_bar
 from embedgrad.model.loading.quiet import one_line, silence_libraries
 
@@ -21,9 +21,7 @@ PACKAGE = "package:"
 
 # Named one by one: no pickles, no code, no second copy of the weights in another format.
 _HUB_FILES = [
-    *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "generation_config.json", "README.md"),
-    *(*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("merges.txt", "chat_template.jinja", "chat_template.json"),
+    *(*TEXTS, WEIGHTS, "model-*-of-*.safetensors"),
 ]
 _SUBFOLDERS = ["*/*"]
 

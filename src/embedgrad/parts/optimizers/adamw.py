@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from embedgrad.parts.optimizers.base import Optimizer
@@ -21,7 +21,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101; torch.optim.AdamW.
     """
 
-    learning_rate: Annotated[float, Gt(0)] = 0.1
+    learning_rate: Annotated[float, Gt(0), Le(1e30)] = 0.1
     """Step size in row sizes: the share of its norm that a row moves at most in one step."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Memory of the gradient's mean."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from embedgrad.errors import RecipeError
@@ -34,7 +34,7 @@ class Extrapolated(Optimizer):
     also serve optimizers that scale these, as Adam does.
     """
 
-    learning_rate: Annotated[float, Ge(0)] = 0.0
+    learning_rate: Annotated[float, Ge(0), Le(1e30)] = 0.0
     """Step size of the base optimizer; 0: its default."""
     base: str | Mapping[str, str | float] = "adamw"
     """The optimizer inside: its name, or a table of its name and options."""

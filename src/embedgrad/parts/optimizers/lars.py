@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, final
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from embedgrad.parts.optimizers.base import Optimizer
@@ -24,7 +24,7 @@ class LARS(Optimizer):
     row in the place of a layer and without weight decay.
     """
 
-    learning_rate: Annotated[float, Gt(0)] = 0.02
+    learning_rate: Annotated[float, Gt(0), Le(1e30)] = 0.02
     """Step size: the share of its norm that a row moves in one step, before momentum."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Share of the last step that is kept."""

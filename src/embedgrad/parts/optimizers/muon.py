@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from embedgrad.errors import RecipeError
@@ -25,7 +25,7 @@ class Muon(Optimizer):
     theta must be a matrix, as one span's rows are.
     """
 
-    learning_rate: Annotated[float, Gt(0)] = 0.3
+    learning_rate: Annotated[float, Gt(0), Le(1e30)] = 0.3
     """Step size: a fifth of it is the share of its norm that a row moves in one step."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
     """Memory of the gradient's mean."""

@@ -15,6 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import OptionError, RecipeError
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
@@ -109,7 +110,7 @@ def save_family(theta: Theta, folder: Path) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> tuple[Tensor, Tensor]:
-    factors = load_tensors(path.read_bytes())
+    factors = load_tensors(read_bytes(path, LARGEST_FILE))
     left, right = (factors[name] for name in FACTORS)
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
         raise ValueError(f"factors of shape {list(left.shape)} and {list(right.shape)}")

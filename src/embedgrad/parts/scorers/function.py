@@ -18,8 +18,8 @@ from typing import Annotated, Any, final
 
 from annotated_types import Gt, Le
 
+from embedgrad import sandbox, sandbox_child
 from embedgrad.errors import RecipeError
-from embedgrad.parts.scorers import sandbox, sandbox_child
 from embedgrad.parts.scorers.base import Scorer
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -61,7 +61,7 @@ class SandboxedFunction(_FunctionScorer):
             what = f"{self.function!r} names no function; expected 'package.module:function'"
             raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
         try:
-            return sandbox.call(
+            return sandbox.score(
                 self.function, reply, answer, seconds=self.timeout, folder=self.folder or ""
             )
         except sandbox.SandboxError as error:

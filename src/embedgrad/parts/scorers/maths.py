@@ -21,7 +21,7 @@ from annotated_types import Gt, Le
 
 from embedgrad.errors import RecipeError
 from embedgrad.parts.scorers.base import Scorer
-from embedgrad.parts.scorers.sandbox import SandboxError, call
+from embedgrad.sandbox import SandboxError, score
 
 
 @final
@@ -46,7 +46,7 @@ class Math(Scorer):
     def _equal(self, reply: str, answer: str) -> float:
         try:
             equal = "embedgrad.parts.scorers.maths_child:equal"
-            return call(equal, reply, answer, seconds=self.timeout)
+            return score(equal, reply, answer, seconds=self.timeout)
         except SandboxError as error:
             if not error.at_start:
                 return 0.0

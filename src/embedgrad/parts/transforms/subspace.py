@@ -14,6 +14,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import RecipeError
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms.base import Context, State, Transform
@@ -116,7 +117,7 @@ def read_memory(folder: Path) -> Tensor:
     """A run's memory, [r, N] with orthonormal rows. Raises `RecipeError`."""
     path = folder / FILE
     try:
-        memory = load_tensors(path.read_bytes())["V"]
+        memory = load_tensors(read_bytes(path, LARGEST_FILE))["V"]
         products = memory @ memory.T if memory.dim() == 2 else memory
         if memory.dim() != 2 or not torch.allclose(products, torch.eye(len(memory)), atol=1e-4):
             raise ValueError("its directions are not orthonormal")

@@ -1,10 +1,9 @@
-"use strict";
 // Shows the rows, a few at a time. All text comes in by textContent: no row is ever parsed as HTML.
 (() => {
   const data = document.getElementById("rows");
   if (!data) return;
   const rows = JSON.parse(data.textContent);
-  const PAGE = 20, LONG = 900, MOST_WORDS = 400;
+  const PAGE = 20, LONG = 900;
   const list = document.getElementById("list");
   const more = document.getElementById("more");
   const search = document.getElementById("search");
@@ -12,13 +11,6 @@
   const buttons = [...document.querySelectorAll("[data-kind]")];
   const inKind = (row, kind) => kind === "all" || row.kinds.includes(kind);
   let kind = "all", chosen = rows, shown = 0;
-
-  function element(tag, classes, ...children) {
-    const made = document.createElement(tag);
-    if (classes) made.className = classes;
-    made.append(...children.filter((child) => child !== null));
-    return made;
-  }
 
   // A text is a string, or [its beginning, how many characters are left out].
   const head = (text) => (typeof text === "string" ? text : text[0]);
@@ -52,44 +44,10 @@
     return box;
   }
 
-  // Which words of either text the other lacks: longest common subsequence, within bounds.
-  function differences(one, other) {
-    const a = one.split(/(\s+)/), b = other.split(/(\s+)/);
-    let start = 0, end = 0;
-    while (start < a.length && start < b.length && a[start] === b[start]) start++;
-    while (end < a.length - start && end < b.length - start && a[a.length - 1 - end] === b[b.length - 1 - end]) end++;
-    const n = a.length - end - start, m = b.length - end - start;
-    const keptA = new Set(), keptB = new Set();
-    if (n <= MOST_WORDS && m <= MOST_WORDS) {
-      const width = m + 1, best = new Uint16Array((n + 1) * width);
-      for (let i = n - 1; i >= 0; i--)
-        for (let j = m - 1; j >= 0; j--)
-          best[i * width + j] = a[start + i] === b[start + j]
-            ? best[(i + 1) * width + j + 1] + 1
-            : Math.max(best[(i + 1) * width + j], best[i * width + j + 1]);
-      for (let i = 0, j = 0; i < n && j < m; ) {
-        if (a[start + i] === b[start + j]) { keptA.add(start + i++); keptB.add(start + j++); }
-        else if (best[(i + 1) * width + j] >= best[i * width + j + 1]) i++;
-        else j++;
-      }
-    }
-    const marked = (words, kept) => {
-      const parts = [];  // [is changed, text], neighbors joined
-      words.forEach((word, i) => {
-        const changed = i >= start && i < words.length - end && !kept.has(i);
-        if (parts.length && parts[parts.length - 1][0] === changed) parts[parts.length - 1][1] += word;
-        else parts.push([changed, word]);
-      });
-      return parts;
-    };
-    return [marked(a, keptA), marked(b, keptB)];
-  }
-
   function reply(name, answered, parts, line) {
     const box = element("div", "foreign");
     box.dir = "auto";
-    for (const [changed, text] of parts)
-      if (text) box.append(changed && text.trim() ? element("mark", "", text) : text);
+    showParts(box, parts);
     if (!head(answered.said)) box.append(element("span", "rest", "(nothing)"));
     const left = rest(answered.said, line);
     if (left) box.append(left);

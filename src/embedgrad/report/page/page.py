@@ -15,7 +15,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from embedgrad.errors import EmbedgradError
+from embedgrad.bounded_reads import border
+from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.formatting import duration, percent, size
 from embedgrad.report.expectation import describe
 from embedgrad.report.figures import comparison as comparison_figures
@@ -68,6 +69,7 @@ DAMAGE = (
 )
 
 
+@border("the files of the run", RunError)
 def run_page(
     run: RunFiles, name: str, notes: Sequence[str] = (), classes: Mapping[str, Any] | None = None
 ) -> str:
@@ -134,6 +136,7 @@ def run_page(
     )
 
 
+@border("the files of the comparison", RunError)
 def comparison_page(
     results: Mapping[str, Any],
     name: str,
@@ -206,7 +209,7 @@ class Page:
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
         """A part's HTML."""
-        part: str = _environment().get_template(f"parts/{name}.html").render(values)
+        part: str = environment().get_template(f"parts/{name}.html").render(values)
         return part
 
     def whole(
@@ -229,7 +232,7 @@ class Page:
             self.notes += rows.notes
             shown = {"rows": rows, "first": first, "suffix": suffix}
             parts.insert(-1, self.part("answers", lambda: shown))
-        script, main = _asset("page.js"), "\n".join(filter(None, parts))
+        script, main = asset("shared.js") + asset("page.js"), "\n".join(filter(None, parts))
         values = {
             "name": name,
             "top": top,
@@ -239,9 +242,9 @@ class Page:
             "notes": self.notes,
             "script": script,
             "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            "css": css_variables() + _asset("page.css"),
+            "css": css_variables() + asset("page.css"),
         }
-        page: str = _environment().get_template("page.html").render(values)
+        page: str = environment().get_template("page.html").render(values)
         return page
 
 
@@ -249,12 +252,14 @@ def _svg(name: str, figure: Figure) -> str:
     return inline_svg(figure, name, LABELS[name])
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file in `report/assets`."""
     return files("embedgrad.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates in `report/assets`, autoescaped, with texts made `readable`."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     def make_readable(value: Any) -> Any:

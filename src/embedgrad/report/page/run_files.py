@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from embedgrad.bounded_reads import parse_json, read_bytes, read_json, read_lines
 from embedgrad.errors import RunError
 from embedgrad.report.figures.series import is_number
 
@@ -119,13 +119,13 @@ def read_comparison(path: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        values = json.loads(file.read_bytes())
+        values = read_json(file)
         for entry in (*values["methods"], *values["rows"]):
             if not isinstance(entry["method"], str):
                 raise TypeError("a method's name is no text")
         if not all(isinstance(values.get(name, {}), dict) for name in ("skipped", "failed")):
             raise TypeError("skipped and failed are no objects")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
             f"{file}: is no results file of `embedgrad compare` ({why}); run it again"
@@ -162,7 +162,7 @@ def interpolation_inputs(folder: Path, rows: int, overrides: Sequence[str]) -> d
     """What a kept interpolation depends on: digests of files, and the options."""
     digests = {}
     for name, path in (("artifact", folder / ROWS_FILE), ("recipe", folder / "recipe.toml")):
-        content = path.read_bytes() if path.is_file() else b""
+        content = read_bytes(path) if path.is_file() else b""
         digests[name] = hashlib.sha256(content).hexdigest()
     return {"from": {**digests, "at_most": rows, "overrides": list(overrides)}}
 
@@ -171,15 +171,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Number and content of every line that is not blank; None for one that holds no object."""
     if not path.is_file():
         return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            yield number, value if isinstance(value, dict) else None
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line)
+        except ValueError:
+            value = None
+        yield number, value if isinstance(value, dict) else None
 
 
 def is_prediction(row: Mapping[str, Any]) -> bool:
@@ -229,10 +228,10 @@ def _read(run: RunFiles, name: str, what: str) -> dict[str, Any]:
         run.notes.append(f"There is no {name}: {what}.")
         return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         run.notes.append(f"{name} is damaged ({error}): {what}.")
         return {}
     return values
@@ -240,7 +239,7 @@ def _read(run: RunFiles, name: str, what: str) -> dict[str, Any]:
 
 def _recipe(run: RunFiles) -> str:
     try:
-        text = (run.folder / "recipe.toml").read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(run.folder / "recipe.toml").decode(errors="replace")
     except OSError:
         run.notes.append("There is no recipe.toml: the recipe is left out.")
         return ""

@@ -19,6 +19,7 @@ from typing import Any, Self, final
 from pydantic import TypeAdapter, ValidationError
 
 from embedgrad.atomic_files import write_file
+from embedgrad.bounded_reads import LARGEST_FILE, parse_json, read_bytes
 from embedgrad.environment import versions
 from embedgrad.errors import DataError, RunError
 
@@ -71,7 +72,7 @@ class Store:
         """
         conditions = json.loads(json.dumps(conditions))
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, LARGEST_FILE)
         except FileNotFoundError:
             today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             header = {**FORMAT, **conditions, "versions": versions(), "created": today}
@@ -121,8 +122,8 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 def _read_header(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
+        header = parse_json(line)
+    except ValueError:
         header = None
     advice = "name another file in solutions.file, or remove this one"
     if not isinstance(header, dict) or header.get("format") != FORMAT["format"]:

@@ -1,4 +1,4 @@
-"""Run a function in a child process that can be stopped.
+"""Run a function in a child process that can be stopped: a scorer, a chat template.
 
 Python cannot stop a thread, but a process can always be ended. Each function has one process, which
 starts with the first call and serves all later ones. When a call takes too long it ends itself, by
@@ -46,8 +46,18 @@ class SandboxError(Exception):
         self.at_start = at_start
 
 
-def call(function: str, reply: str, answer: str, *, seconds: float, folder: str = "") -> float:
+def score(function: str, reply: str, answer: str, *, seconds: float, folder: str = "") -> float:
     """Score a reply by "package.module:function", which must return a number from 0 to 1.
+
+    Raises `SandboxError`, as `call` does.
+    """
+    return float(call(function, reply, answer, seconds=seconds, folder=folder, scores=True))
+
+
+def call(
+    function: str, *arguments: Any, seconds: float, folder: str = "", scores: bool = False
+) -> Any:
+    """Call "package.module:function" with JSON values; it returns one, or a score if it `scores`.
 
     The child looks for modules in `folder` first, then in the current folder, then where this
     process finds its own.
@@ -55,7 +65,7 @@ def call(function: str, reply: str, answer: str, *, seconds: float, folder: str 
     which the first call adds the time of an import.
     """
     key = function, os.path.abspath(folder) if folder else "", _current_folder()
-    request = {"arguments": [reply, answer], "seconds": seconds}
+    request = {"arguments": arguments, "seconds": seconds, "scores": scores}
     with _lock:
         process = _processes.get(key)
         alive = process is not None and process.returncode is None
@@ -69,7 +79,7 @@ def call(function: str, reply: str, answer: str, *, seconds: float, folder: str 
             raise SandboxError(f"ended its process with exit status {process.returncode}")
     if "value" not in result:
         raise SandboxError(result["what"], result["advice"])
-    return float(result["value"])
+    return result["value"]
 
 
 def end_workers() -> None:
@@ -123,7 +133,8 @@ def _ask(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[s
         with suppress(OSError):  # it has ended; then there is no reply either
             while rest:
                 rest = rest[process.stdin.write(rest) :]
-        line = process.stdout.readline()
+        while not line.endswith(b"\n") and (read := process.stdout.read(2**20)):
+            line += read  # one reply a request
     finally:
         if not line.endswith(b"\n"):  # also after Ctrl-C: the next call must not read this reply
             _kill(process)

@@ -1,0 +1,130 @@
+"""Read files that may come from strangers: regular ones only, of bounded size.
+
+A pipe would be waited for without end, a device read without end, and a few bytes of JSON can take
+a hundred times as much memory. Problems are `OSError` (with a `strerror`) and `ValueError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from embedgrad.errors import EmbedgradError, is_panic, one_line
+from embedgrad.formatting import size
+
+LARGEST_FILE = 2**31  # bytes of data, rows and events
+LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
+MOST_VALUES = 2**20  # in one document of JSON: lists, objects and their members
+LONGEST_LINE = 2**26  # bytes
+DEEPEST = 64  # nested values, and parts of a dotted name in TOML
+
+_NO_NAME = re.compile(
+    r"""\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*""", re.S
+)
+_LONG_NAME = re.compile(rf"(?:\.[^.,=\n\[\]]*){{{DEEPEST}}}")
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
+    """Open a file of at most `most` bytes. Raises `OSError`, also for a pipe and a device."""
+    try:
+        # Without O_NONBLOCK the opening of a pipe would wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+    except ValueError:  # a NUL in its name
+        raise OSError(errno.EINVAL, "is no name of a file") from None
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    raise OSError(errno.EFBIG, f"is larger than {size(most or 0)}")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
+    """A whole file of at most `most` bytes. Raises `OSError`."""
+    with open_regular(path, most) as file:
+        return file.read(most)  # files below /proc are larger than they say
+
+
+def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
+    """A whole text, with or without a byte order mark. Raises `OSError` and `ValueError`."""
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def read_json(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> Any:
+    """What a file of JSON holds. Raises `OSError` and `ValueError`."""
+    return parse_json(read_bytes(path, most))
+
+
+def parse_json(content: bytes, hook: Callable[[Any], Any] | None = None) -> Any:
+    """What JSON holds; `hook` makes objects of their pairs. Raises `ValueError`."""
+    opened = content.count(b"[") + content.count(b"{")
+    if opened + content.count(b",") > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    try:
+        values = json.loads(content, object_pairs_hook=hook)
+        if opened > DEEPEST:
+            _refuse_deep(values)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if b"\\ud" in content.lower():
+        json.dumps(values, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+    return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """What TOML holds. Raises `ValueError`."""
+    # tomllib takes time with the square of a dotted name's parts, and everyone a nested table.
+    if _LONG_NAME.search(_NO_NAME.sub("", text)):
+        raise ValueError(f"a dotted name has more than {DEEPEST} parts")
+    try:
+        values = tomllib.loads(text)
+        _refuse_deep(values)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return values
+
+
+def _refuse_deep(value: Any, left: int = DEEPEST) -> None:
+    """Raise `RecursionError` for values that others could not walk through."""
+    if isinstance(value, dict | list):
+        if not left:
+            raise RecursionError
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_deep(inner, left - 1)
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The lines of a file; one that is longer than `LONGEST_LINE` comes in parts."""
+    with open_regular(path) as file:
+        while line := file.readline(LONGEST_LINE):
+            yield line
+
+
+@contextmanager
+def border(what: str | Path, raises: Callable[[str], EmbedgradError]) -> Iterator[None]:
+    """Turn what a stranger's file makes of the code that reads it into one line of our tree.
+
+    Each room has one around all that reads its files: the checks inside say more, but nobody can
+    foresee everything that a library raises.
+    """
+    try:
+        yield
+    except EmbedgradError:
+        raise
+    except BaseException as error:
+        if not (is_panic(error) or isinstance(error, Exception)):
+            raise
+        raise raises(f"{what}: cannot be used ({one_line(error)})") from error
