@@ -152,7 +152,7 @@ def saved_bytes(loss: Loss, theta: dict[str, Tensor], batch: Sequence[TokenSeque
 
 def digits() -> tuple[Tensor, Tensor, list[int], list[int]]:
     """Images [N, 1, 8, 8] from -1 to 1, what each shows, and which are to train on and to test."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def test_text_columns_are_one_clear_line(place: Path, tmp_path: Path) -> None:
         ),
         ({"train": "objects.npz"}, {}, r"objects\.npz: is not a \.npz file of plain arrays"),
         ({"train": "broken.npz"}, {}, r"broken\.npz: is not a \.npz file of plain arrays"),
+        ({"train": "large.npz"}, {}, r"large\.npz: is not .* \(larger than memory should hold\)"),
         ({"train": "uneven.npz"}, {}, r"uneven\.npz: holds 3 image, 2 label; expected"),
         ({"train": "empty.csv"}, {}, r"empty\.csv:3: column 'image' holds nothing"),
     ],
@@ -163,6 +165,9 @@ def test_images_that_cannot_be_read(
 ) -> None:
     ragged = np.array([{"a": 1}, None], dtype=object)
     np.savez(place / "objects.npz", image=ragged, label=np.array(["dark", "light"]))
+    with zipfile.ZipFile(place / "large.npz", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("image.npy", bytes(10))
+        packed.infolist()[0].file_size = 2**31 + 1
     (place / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     np.savez(place / "uneven.npz", image=np.zeros((3, 6, 6)), label=np.array(["dark", "light"]))
     (place / "empty.csv").write_text("image,label\n1,dark\n,light\n")

@@ -10,12 +10,14 @@ import hashlib
 import io
 import math
 import sys
+import zipfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from embedgrad.bounded_reads import LARGEST_FILE
 from embedgrad.data.examples import Example
 from embedgrad.data.labels import closest
 from embedgrad.data.table import Parsed, Row, Table, data_error, quote
@@ -29,6 +31,9 @@ def read_arrays(data: bytes, name: str) -> Parsed:
     import numpy as np
 
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            if sum(part.file_size for part in packed.infolist()) > LARGEST_FILE:
+                raise ValueError("larger than memory should hold")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             columns = {key: arrays[key].tolist() for key in arrays.files}
     except Exception as error:  # a file from elsewhere: zip, header or numbers may be damaged

@@ -93,8 +93,8 @@ def missing_packages(folder: Path) -> list[str]:
 def _model_type(folder: Path) -> object:
     """What config.json names; None where it cannot be read."""
     try:
-        return json.loads((folder / CONFIG).read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_json(folder / CONFIG, _LARGEST_CONFIG).get("model_type")
+    except (OSError, ValueError, AttributeError):
         return None
 
 
