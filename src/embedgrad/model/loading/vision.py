@@ -16,6 +16,9 @@ from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
 
+MOST_ROWS = 2**16  # of a prompt: what stands for a vocabulary
+
+
 def load_vision(
     name: str,
     *,
@@ -80,7 +83,7 @@ def describe_vision(model: Any, name: str = "in memory") -> ModelInfo:
         path="",
         architecture=type(model).__name__,
         width=model.config.hidden_size,
-        vocabulary=0,
+        vocabulary=MOST_ROWS,
         context=0,
         dtype=str(model.dtype).removeprefix("torch."),
         embedding_digest=weights_digest(model),
