@@ -15,7 +15,6 @@ from embedgrad.model.loading.info import ModelInfo, card_license, weights_digest
 from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
-
 MOST_ROWS = 2**16  # of a prompt: what stands for a vocabulary
 
 
