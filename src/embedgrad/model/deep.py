@@ -1,4 +1,4 @@
-"""Rows for every layer: what a prompt adds to the hidden states of later layers.
+"""Rows for every layer: what a prompt adds to later hidden states.
 
 Such a prompt is [P, L D]: a token's row, and behind it what is added where the layers 2 to L begin
 to read the token. Start rows have zeros there, so that step zero is the text prompt. Hidden states

@@ -1,4 +1,4 @@
-"""The rows that a training begins at: those of the words, or of an earlier run."""
+"""The rows that a training begins at: the words', or an earlier run's."""
 
 from __future__ import annotations
 
