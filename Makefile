@@ -9,11 +9,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALLED := .venv/installed
 MODEL := .venv/model
+QUICK := $(addprefix tests/test_,cli.py recipe.py chat_template.py loading.py figures.py)
 DATA := data/reviews/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants docs site clean
+.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants fuzz lowest docs site clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +47,16 @@ reproduce: $(INSTALLED) $(MODEL) $(DATA) ## measure the accuracy in the docs aga
 	@$(BIN)/python -m benchmarks.run $(NAME) $(LOCAL:%=--data %) \
 		$(if $(ROW),--row "$(ROW)") $(METHODS:%=--methods %) $(SEEDS:%=--seeds %)
 
+fuzz: $(INSTALLED) ## read 100,000 changed files with every reader; an hour (PARSERS="gguf table" CASES=1000)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run $(PARSERS) --cases $(or $(CASES),100000)
+
+lowest: ## install the lowest versions that pyproject.toml allows into .lowest, and run quick tests
+	@$(PYTHON) -m venv .lowest
+	@.lowest/bin/python -m pip --quiet --disable-pip-version-check install uv
+	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct \
+		--editable . pytest pytest-xdist hypothesis pyarrow pandas datasets tomli-w
+	@.lowest/bin/python -m pytest -n 0 $(QUICK)
+
 golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers
 	@PYTHONPATH=tests $(BIN)/python -m golden.curves
 
@@ -63,7 +74,7 @@ site: $(INSTALLED) ## build the documentation's site in build/site; a dead link 
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## remove everything that make created, except runs/
-	rm -rf .venv mutants data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .lowest mutants data/reviews data/download build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -22,8 +22,8 @@ from embedgrad.errors import RecipeError
 from embedgrad.parts.registry import build_part
 from embedgrad.parts.scorers import SandboxedFunction, Scorer, scorer
 from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sandbox import end_workers
 from embedgrad.prompt.sequence import Target
-from embedgrad.sandbox import end_workers
 from functions_to_call import close_enough
 from small_recipe import changed
 

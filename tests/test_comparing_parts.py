@@ -16,7 +16,7 @@ from embedgrad import Recipe, RecipeError, RunError, load_model
 from embedgrad.experiments.baselines import METHODS
 from embedgrad.experiments.compare.compare import compare
 from embedgrad.parts.scorers import Number
-from embedgrad.sandbox import end_workers
+from embedgrad.prompt.sandbox import end_workers
 from refusals import refused
 from run_kit import ROWS, values, write_jsonl
 

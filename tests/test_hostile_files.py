@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from bad_kit import Place, at
 from embedgrad import DataError, ModelError, Recipe, RecipeError, TemplateError
-from embedgrad.bounded_reads import MOST_VALUES, border, parse_json, parse_toml
+from embedgrad.data.bounded_reads import MOST_VALUES, border, parse_json, parse_toml
 from embedgrad.data.readers import read_table
 from embedgrad.errors import RunError
 from embedgrad.model.loading.info import check_counts

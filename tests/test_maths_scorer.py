@@ -14,8 +14,8 @@ from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, RecipeError
 from embedgrad.parts.scorers import Math, maths
 from embedgrad.parts.scorers.checks import check_answers
+from embedgrad.prompt.sandbox import end_workers
 from embedgrad.prompt.sequence import Target
-from embedgrad.sandbox import end_workers
 
 
 def workers() -> list[psutil.Process]:

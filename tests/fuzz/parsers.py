@@ -21,7 +21,7 @@ import pyarrow.parquet
 import made_runs
 import tiny
 from embedgrad import DataError, EmbedgradError, Recipe, compare, export, load_model, quiet, run
-from embedgrad.bounded_reads import parse_json
+from embedgrad.data.bounded_reads import parse_json
 from embedgrad.data.guess_columns import guess_columns
 from embedgrad.data.readers import read_table
 from embedgrad.deploy.folder import check_files, read_export

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embedgrad.bounded_reads import LARGEST_FILE, border, read_bytes
 from embedgrad.data.arrow import brief, import_extra, read_arrow, read_frame, read_parquet
+from embedgrad.data.bounded_reads import LARGEST_FILE, border, read_bytes
 from embedgrad.data.chat import add_chat_columns
 from embedgrad.data.images import read_arrays
 from embedgrad.data.json_rows import read_json, read_json_lines

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
-from embedgrad.bounded_reads import border, read_text
+from embedgrad.data.bounded_reads import border, read_text
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 from embedgrad.atomic_files import write_json
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import DataError, DivergenceError, RunError, TemplateError
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.formatting import percent

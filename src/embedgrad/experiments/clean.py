@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, say, stage

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 
 from embedgrad.atomic_files import finite, write_json
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import summarize
 from embedgrad.events import Report, part_of, stage

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import is_leftover, remove_leftovers, write_file
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes, read_json
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.experiments.choose_place import read_places
 from embedgrad.experiments.compare.recipe_diff import (

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, write_file, write_json
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import flatten

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from embedgrad.bounded_reads import parse_json
+from embedgrad.data.bounded_reads import parse_json
 from embedgrad.data.examples import Example, cell_text
 from embedgrad.data.images import image_query
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest

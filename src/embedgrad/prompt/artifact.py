@@ -23,7 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import write_folder
-from embedgrad.bounded_reads import parse_json, read_bytes
+from embedgrad.data.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
 from embedgrad.errors import ArtifactError, EmbedgradError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap

@@ -1,7 +1,7 @@
 """Render chat templates, which are programs from elsewhere, within limits.
 
 A template that loops or grows would run in this process for ever. So each text is made in a child
-process (`embedgrad.sandbox`), within `SECONDS` and `MEMORY`; it may add `LONGEST` characters to
+process (`sandbox.py`), within `SECONDS` and `MEMORY`; it may add `LONGEST` characters to
 what it is given.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedgrad.errors import TemplateError
-from embedgrad.sandbox import SandboxError, call
+from embedgrad.prompt.sandbox import SandboxError, call
 
 SECONDS = 5.0
 LONGEST = 2**20  # characters: of a template, and what one may add to its messages

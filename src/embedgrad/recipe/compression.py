@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import read_bytes, read_text
+from embedgrad.data.bounded_reads import read_bytes, read_text
 from embedgrad.data.labels import closest
 from embedgrad.data.markup import literal
 from embedgrad.data.readers import read_table

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from embedgrad.bounded_reads import DEEPEST, parse_toml
+from embedgrad.data.bounded_reads import DEEPEST, parse_toml
 from embedgrad.errors import RecipeError
 
 LONE_SURROGATES = re.compile("[\\ud800-\\udfff]")  # of an argument that was not UTF-8

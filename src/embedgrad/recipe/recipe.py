@@ -12,7 +12,7 @@ from typing import Any, final
 import tomli_w
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import parse_toml, read_text
+from embedgrad.data.bounded_reads import parse_toml, read_text
 from embedgrad.data.readers import Source, read_table
 from embedgrad.data.splits import NAMES as SPLITS
 from embedgrad.errors import (

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from embedgrad.atomic_files import finite
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import RunError
 from embedgrad.events import Report
 from embedgrad.formatting import visible

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import read_text
+from embedgrad.data.bounded_reads import read_text
 from embedgrad.data.markup import Piece, parse
 from embedgrad.deploy.base_model import Base, model_at
 from embedgrad.deploy.choices import Choices

@@ -15,7 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_TEXT,

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.bounded_reads import read_text
+from embedgrad.data.bounded_reads import read_text
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_FILE,
     only_prompt,

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import ExportError, ModelError
 from embedgrad.model.loading.checkpoint_folder import CONFIG
 from embedgrad.model.loading.load import load_tokenizer

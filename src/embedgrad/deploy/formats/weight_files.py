@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from embedgrad.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.errors import ExportError, ModelError
 from embedgrad.model.loading.checkpoint_folder import INDEX, WEIGHTS, check_folder
 

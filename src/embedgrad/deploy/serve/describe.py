@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.bounded_reads import border, read_json
+from embedgrad.data.bounded_reads import border, read_json
 from embedgrad.deploy.card import (
     AGREEMENTS,
     agreement,

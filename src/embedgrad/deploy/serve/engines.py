@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.bounded_reads import read_text
+from embedgrad.data.bounded_reads import read_text
 from embedgrad.deploy.destinations.gguf import GRAMMAR
 from embedgrad.errors import EngineError, nearest
 

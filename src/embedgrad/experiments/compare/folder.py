@@ -27,7 +27,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
-from embedgrad.bounded_reads import (
+from embedgrad.data.bounded_reads import (
     LARGEST_FILE,
     parse_json,
     parse_toml,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from embedgrad.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.errors import ModelError
 
 CONFIG = "config.json"

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from embedgrad.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_check import compare_with_llamacpp

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, final
 
-from embedgrad.bounded_reads import open_regular
+from embedgrad.data.bounded_reads import open_regular
 from embedgrad.errors import ModelError
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from embedgrad.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading import gguf_conversion as gguf_file

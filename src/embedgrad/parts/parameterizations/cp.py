@@ -15,7 +15,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import OptionError, RecipeError
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size

@@ -18,9 +18,9 @@ from typing import Annotated, Any, final
 
 from annotated_types import Gt, Le
 
-from embedgrad import sandbox, sandbox_child
 from embedgrad.errors import RecipeError
 from embedgrad.parts.scorers.base import Scorer
+from embedgrad.prompt import sandbox, sandbox_child
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _SHOWN = 60  # characters of a reply in a message

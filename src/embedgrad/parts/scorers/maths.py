@@ -21,7 +21,7 @@ from annotated_types import Gt, Le
 
 from embedgrad.errors import RecipeError
 from embedgrad.parts.scorers.base import Scorer
-from embedgrad.sandbox import SandboxError, score
+from embedgrad.prompt.sandbox import SandboxError, score
 
 
 @final

@@ -14,7 +14,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import LARGEST_FILE, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import RecipeError
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms.base import Context, State, Transform

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.bounded_reads import parse_json, read_bytes, read_json, read_lines
+from embedgrad.data.bounded_reads import parse_json, read_bytes, read_json, read_lines
 from embedgrad.errors import RunError
 from embedgrad.report.figures.series import is_number
 

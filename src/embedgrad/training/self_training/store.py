@@ -19,7 +19,7 @@ from typing import Any, Self, final
 from pydantic import TypeAdapter, ValidationError
 
 from embedgrad.atomic_files import write_file
-from embedgrad.bounded_reads import LARGEST_FILE, parse_json, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, parse_json, read_bytes
 from embedgrad.environment import versions
 from embedgrad.errors import DataError, RunError
 
