@@ -17,7 +17,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from embedgrad.bounded_reads import LARGEST_FILE
+from embedgrad.data.bounded_reads import LARGEST_FILE
 from embedgrad.data.examples import Example
 from embedgrad.data.labels import closest
 from embedgrad.data.table import Parsed, Row, Table, data_error, quote
