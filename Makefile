@@ -55,7 +55,7 @@ lowest: ## install the lowest versions that pyproject.toml allows into .lowest, 
 	@.lowest/bin/python -m pip --quiet --disable-pip-version-check install uv
 	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct \
 		--editable . pytest pytest-xdist hypothesis pyarrow pandas datasets tomli-w
-	@.lowest/bin/python -m pytest -n 0 $(QUICK)
+	@.lowest/bin/python -m pytest -n 0 -W default $(QUICK)
 
 golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers
 	@PYTHONPATH=tests $(BIN)/python -m golden.curves

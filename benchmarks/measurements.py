@@ -227,6 +227,7 @@ MEASUREMENTS = {
 OTHERS = {
     "speed": ("benchmarks.speed", ""),
     "causal-curves": ("benchmarks.causal", "--data FOLDER"),
+    "context": ("benchmarks.context", "--data FOLDER"),
     "elicit": ("benchmarks.elicit", "--data FOLDER"),
     "part-cost": ("benchmarks.part_cost", ""),
     "large-batch": ("benchmarks.large_batch", "--data FOLDER"),

@@ -33,7 +33,7 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator, summarize
 from embedgrad.model.backbone import Prompt
 from embedgrad.parts.optimizers import SGD, AdamW, Muon, Optimizer, Schedule
 from embedgrad.parts.parameterizations import all_rows
-from embedgrad.parts.transforms import Context
+from embedgrad.parts.transforms import Context, Setup
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import span_places
 from embedgrad.prompt.trust_region import drift_P
@@ -219,7 +219,8 @@ def measure(task: Task, cell: Cell) -> dict[str, Any]:
         value.requires_grad_(True)
     optimizer: Any = optimizer_part.build(list(theta.values()))
     switches = hasattr(optimizer, "eval")
-    transforms = [transform.init(origin) for transform in parts.transforms]
+    setup = Setup(task.start, task.train, task.sequencer.vocabulary, task.model.embed)
+    transforms = [transform.init(origin, setup) for transform in parts.transforms]
     units = training.units([None] * len(task.train))
     total = training.steps_in_all(len(units))
     average = {name: value.detach().clone() for name, value in theta.items()}

@@ -292,6 +292,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "part-cost": lambda root, up, _: related.part_cost(root, up),
     "masked-thought": lambda root, up, _: related.masked_thought(root, up),
     "clean": lambda root, up, _: related.clean(root, up),
+    "context": lambda root, up, _: related.context(root, up),
     "policy": lambda root, up, _: related.policy(root, up),
     "policy-options": lambda _root, _up, _: policy_options(),
     "large-batch": lambda root, up, _: related.large_batch(root, up),

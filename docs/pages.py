@@ -16,7 +16,15 @@ import embedgrad
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs/*.md", "docs/*.svg"),
+    *(
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+        "docs/*.md",
+        "docs/*.svg",
+    ),
     *("benchmarks/LOG.md", "benchmarks/results/*.json", "recipes/*.toml"),
 )
 

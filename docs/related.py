@@ -110,6 +110,22 @@ def masked_thought(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\nMeans on dev rows, {_link('masked-thought', up)}.\n"
 
 
+def context(root: Path, up: str) -> str:
+    """Dev accuracy with 30 % flipped labels by context transform."""
+    found = (measured.read(root, "context") or {}).get("summary")
+    if not found:
+        return "Not measured yet: `context`.\n"
+    table = [("transform", "accuracy", "log-loss", "seeds")]
+    for variant, entry in found.items():
+        scores = (f"{100 * entry['accuracy']:.1f} %", f"{entry['log_loss']:.3f}")
+        table.append((variant, *scores, str(entry["seeds"])))
+    return (
+        measured.markdown(table)
+        + f"\nSST-2 with 30 % flipped labels, means over seeds of the last rows on dev rows, "
+        f"{_link('context', up)}.\n"
+    )
+
+
 def large_batch(root: Path, up: str) -> str:
     """Steps, gradients and seconds to a dev loss by optimizer."""
     results = measured.read(root, "large-batch") or {}
@@ -168,26 +184,34 @@ def vision(root: Path, up: str) -> str:
 
 
 def policy(root: Path, up: str) -> str:
-    """The policy that dev rows chose, beside the vote and the first prompt, on test rows."""
+    """Accuracy and tokens of a policy by precision, beside the vote and the first prompt."""
     rows = _rows(root, "policy")
     if not rows:
         return "Not measured yet: `policy`.\n"
-    table = [
-        ("task", "asked", "accuracy", "predicted", "calls", "tokens", "against the vote (95 %)")
-    ]
+    heads = ("asked", "accuracy", "predicted", "calls", "predicted", "tokens", "against the vote")
+    table = [("task", *heads)]
     for name, row in rows.items():
         chosen = row["chosen"]
-        for asked in ("policy", "vote", "first"):
-            own, told, change = chosen[asked], "", ""
-            if asked == "policy":
-                told = f"{100 * chosen['predicted']['accuracy']:.1f} %"
-                low, high = (f"{100 * edge:+.1f}" for edge in chosen["difference"]["interval"])
-                change = f"{100 * chosen['difference']['accuracy']:+.1f} ({low} to {high})"
-            low, high = (f"{100 * edge:.0f}" for edge in own["interval"])
-            accuracy = f"{100 * own['accuracy']:.1f} % ({low} to {high})"
-            costs = (f"{own['calls']:.2f}", f"{own['tokens']:.0f}")
-            table.append((name, asked, accuracy, told, *costs, change))
-    return measured.markdown(table) + f"\nMeans over test rows, {_link('policy', up)}.\n"
+        low, high = (f"{100 * edge:+.1f}" for edge in chosen["difference"]["interval"])
+        change = f"{100 * chosen['difference']['accuracy']:+.1f} ({low} to {high})"
+        shown = {point["calls"]: point for point in reversed(row["curve"])}
+        for asked, own in (
+            ("first prompt", chosen["first"]),
+            *((f"policy {p['precision']}", p) for p in reversed(shown.values()) if p["calls"] > 1),
+            ("majority vote", chosen["vote"]),
+        ):
+            told, mine = own.get("predicted"), own.get("precision") == chosen["precision"]
+            accuracy, calls = f"{100 * own['accuracy']:.1f} %", f"{own['calls']:.2f}"
+            expected = (
+                (f"{100 * told['accuracy']:.1f} %", f"{told['calls']:.2f}") if told else ("",) * 2
+            )
+            costs = (accuracy, expected[0], calls, expected[1], f"{own['tokens']:.0f}")
+            table.append((name, asked, *costs, change if mine else ""))
+    about = (
+        "Means over test rows; the numbers behind `policy` are precisions, of which dev rows chose "
+        "the one that is compared with the vote, in points with a bootstrap interval (95 %)"
+    )
+    return measured.markdown(table) + f"\n{about}; {_link('policy', up)}.\n"
 
 
 def part_cost(root: Path, up: str) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embedgrad.data.examples import Example
 from embedgrad.model.backbone import Prompt
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.augmentations import Augmentation, BatchContext
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.parameterizations import Theta
-from embedgrad.parts.transforms import Context, Gradients, State, Transform
+from embedgrad.parts.transforms import Context, Gradients, Setup, State, Transform
 from embedgrad.prompt.sequence import TokenSequence
 
 # -- objectives --------------------------------------------------------------------
@@ -77,7 +78,7 @@ SEAM_OBJECTIVES: dict[str, type[Objective]] = {
 class Protect(Transform):
     """Takes one random direction of theta out of every step."""
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup) -> State:
         generator = torch.Generator().manual_seed(0)
         directions = {
             name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
@@ -95,7 +96,7 @@ class Protect(Transform):
 class Average(Transform):
     """A running mean of the gradient, weighted by the loss: state, and context, that matter."""
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup) -> State:
         return {name: torch.zeros_like(value) for name, value in theta.items()}
 
     def before(
@@ -110,11 +111,19 @@ class Average(Transform):
 class Throw(Transform):
     """Puts theta far away after every step."""
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup) -> State:
         return {"calls": torch.zeros(())}
 
     def after(self, old: Theta, new: Theta, state: State, context: Context) -> tuple[Theta, State]:
         return {n: v + 100.0 for n, v in new.items()}, {"calls": state["calls"] + 1}
+
+
+def no_setup(theta: Theta) -> Setup:
+    """Rows to start from that are theta's own, one training row, and a table of random rows."""
+    (width,) = {value.shape[-1] for value in theta.values()}
+    table = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
+    row = TokenSequence((1, 2), (3, 4, 5), ((6,),), 0, None, Example({}, "", ""))
+    return Setup(theta, [row], len(table), lambda ids: table[list(ids)])
 
 
 def no_context() -> Context:

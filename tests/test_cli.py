@@ -49,12 +49,25 @@ OPTIONS = {
         "--json",
         "--quiet",
     },
+    "demo": {"--domain", "--seed", "--set", "--json", "--quiet"},
+    "refine": {
+        *("PROMPT", "DATA", "--model", "--place", "--text", "--answer", "--label", "--out"),
+        *("--plain", "--set", "--require-gain", "--json", "--quiet"),
+    },
     "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
     "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
     "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
         *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),
+        *("--json", "--quiet"),
+    },
+    "tune": {
+        *("RECIPE.toml", "--over", "--out", "--trials", "--seed", "--set", "--model", "--json"),
+        "--quiet",
+    },
+    "map": {
+        *("RECIPE.toml", "--over", "--out", "--workers", "--retries", "--set", "--model"),
         *("--json", "--quiet"),
     },
     "compress": {
@@ -109,12 +122,12 @@ OPTIONS = {
     "push": {"RUN", "OWNER/NAME", "--private", "--base-model", "--json"},
     "serve": {"RUN", "--engine", "--host", "--port", "--set", "--quiet"},
     "parts": {"KIND", "--json"},
-    "new": {"DATA", "--out", "--model", "--json"},
+    "new": {"DATA", "--out", "--model", "--plain", "--json"},
 }
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "safetensors", "jinja2", "psutil")
 VERBS = tuple(OPTIONS)
-# Two go on until they are stopped, one asks a server: test_hub.py.
-ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push"))
+# Two go on until they are stopped; test_hub.py and test_refine.py have the others.
+ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push", "demo"))
 
 
 def verbs() -> dict[str, Any]:
@@ -159,9 +172,15 @@ def examples(
     """A call of every verb that works and ends."""
     run, long = finished[0], tmp_path / "long.txt"
     long.write_text("Say of each review whether its writer liked the film, and why.\n")
+    one_row = tmp_path / "rows.csv"
+    one_row.write_text("name\none\n")
     compress = ("compress", long, "--queries", data / "train.jsonl", "--column", "review")
     return {
         "plan": ("plan", recipe(), "--no-probe"),
+        "refine": (
+            *("refine", "Good or bad?", data / "train.jsonl", "--out", tmp_path / "refined"),
+            *("--model", model_folder, "--set", "training.steps=2"),
+        ),
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
@@ -172,6 +191,14 @@ def examples(
         "compress": (
             *(*compress, "--model", model_folder, "--tokens", "4", "--out", tmp_path / "short"),
             *("--set", "training.steps=2", "--set", 'target.choices=["negative", "positive"]'),
+        ),
+        "tune": (
+            *("tune", recipe(), "--over", "training.batch_size=[4, 8]", "--trials", "1"),
+            *("--out", tmp_path / "study"),
+        ),
+        "map": (
+            *("map", recipe(), "--over", one_row, "--out", tmp_path / "mapped", "--workers", "0"),
+            *("--set", "training.steps=1"),
         ),
         "clean": ("clean", recipe(), tmp_path / "clean", "--passes", "2"),
         "compare": ("compare", recipe(), "--out", tmp_path / "cmp", "--methods", "text"),

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from bad_kit import Place, at
 from embedgrad import DataError, ModelError, Recipe, RecipeError, TemplateError
-from embedgrad.data.bounded_reads import MOST_VALUES, border, parse_json, parse_toml
+from embedgrad.data.bounded_reads import MOST_VALUES, parse_json, parse_toml
 from embedgrad.data.readers import read_table
-from embedgrad.errors import RunError
+from embedgrad.errors import RunError, border
 from embedgrad.model.loading.info import check_counts
 from embedgrad.prompt import chat_rendering
 from embedgrad.prompt.chat_rendering import render

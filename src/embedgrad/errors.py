@@ -9,7 +9,7 @@
     ├── ArtifactError     a saved prompt that is damaged or belongs to another model
     ├── RunError          a run folder: exists already, is missing something, cannot be written
     ├── ExportError       a prompt that cannot be exported, or an export that fails its check
-    ├── EngineError       a serving engine that is missing, does not start, or stops
+    ├── EngineError       a serving engine or a worker that is missing, does not start, or stops
     ├── OptionError       an option of a command or function that cannot be used as given
     └── DivergenceError   the loss or the rows are not finite any more
 
@@ -20,7 +20,8 @@ A message is one line: what, where, what was expected, what to do. The command l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 
@@ -53,6 +54,23 @@ def one_line(error: BaseException) -> str:
             "evaluation.batch_size or prefix_cache.budget smaller, or training.accumulate larger"
         )
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def border(what: object, raises: Callable[[str], EmbedgradError]) -> Iterator[None]:
+    """Turn what a stranger's file makes of the code that reads it into one line of our tree.
+
+    Each room has one around all that reads its files: the checks inside say more, but nobody can
+    foresee everything that a library raises.
+    """
+    try:
+        yield
+    except EmbedgradError:
+        raise
+    except BaseException as error:
+        if not (is_panic(error) or isinstance(error, Exception)):
+            raise
+        raise raises(f"{what}: cannot be used ({one_line(error)})") from error
 
 
 @final
@@ -117,7 +135,7 @@ class ExportError(EmbedgradError):
 
 @final
 class EngineError(EmbedgradError):
-    """A serving engine that is not installed, does not start, or stops."""
+    """A serving engine that is not installed, or a worker: it does not start, or stops."""
 
 
 @final

@@ -20,10 +20,10 @@ from embedgrad.parts.parameterizations import (
     all_rows,
 )
 from embedgrad.parts.registry import build
-from embedgrad.parts.transforms import TRANSFORMS, Clip
+from embedgrad.parts.transforms import TRANSFORMS, Clip, ContextPull, Transform
 from embedgrad.prompt.trust_region import TrustRegion, cosine_P, drift_P, shrink_into
 from kit import noisy
-from seam_parts import no_context
+from seam_parts import no_context, no_setup
 
 RADII = st.floats(0.0, 3.0) | st.floats(-7.0, -1.0).map(lambda power: 10.0**power)
 COSINES = st.floats(0.0, 1.0)
@@ -304,14 +304,17 @@ def test_a_fitted_theta_is_inside(
 # ------------------------------------------------------------------------ transforms and optimizers
 
 
-@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+@pytest.mark.parametrize(
+    "transform",
+    [*(TRANSFORMS[name]() for name in sorted(TRANSFORMS)), ContextPull(strength=0.5)],
+    ids=repr,
+)
 @given(seed=SEEDS, scale=SCALES)
-def test_a_transform_gives_new_tensors(name: str, seed: int, scale: float) -> None:
-    transform = TRANSFORMS[name]()
-    gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[0]}
-    theta = {"a": random_rows(seed + 2, scale), "b": random_rows(seed + 3, scale)[0]}
+def test_a_transform_gives_new_tensors(transform: Transform, seed: int, scale: float) -> None:
+    gradients = {"a": random_rows(seed, scale), "b": random_rows(seed + 1, scale)[:1]}
+    theta = {"a": random_rows(seed + 2, scale), "b": random_rows(seed + 3, scale)[:1]}
     kept = copy.deepcopy((gradients, theta))
-    state = transform.init(theta)
+    state = transform.init(theta, no_setup(theta))
     changed, state = transform.before(gradients, state, no_context())
     new, state = transform.after(theta, gradients, state, no_context())
     assert_same(gradients, kept[0])
@@ -322,7 +325,8 @@ def test_a_transform_gives_new_tensors(name: str, seed: int, scale: float) -> No
         }
         assert all(torch.isfinite(value).all() for value in found.values())
     zero = {key: torch.zeros_like(value) for key, value in theta.items()}
-    assert_same(transform.before(zero, transform.init(theta), no_context())[0], zero)
+    fresh = transform.init(theta, no_setup(theta))
+    assert_same(transform.before(zero, fresh, no_context())[0], zero)
 
 
 @given(SEEDS, SCALES, st.floats(0.01, 10.0))

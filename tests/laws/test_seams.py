@@ -35,6 +35,7 @@ from seam_parts import (
     Protect,
     Throw,
     WorstGroup,
+    no_setup,
 )
 
 FAST = AdamW(learning_rate=0.1, weight_decay=0.1)
@@ -270,7 +271,7 @@ def test_a_protected_direction_stays_untouched_under_adamw(dtype: torch.dtype) -
     kept: list[Checkpoint] = []
     made = small(dtype=dtype)
     train(made, training, parts=parts, dev=(), keep=kept.append)
-    direction = Protect().init({"span": made.start})["span"]
+    direction = Protect().init({"span": made.start}, no_setup({"span": made.start}))["span"]
     moves = [checkpoint.theta["span"] for checkpoint in kept]
     assert abs((moves[-1] * direction).sum()) < 1e-6 * moves[-1].norm()
     if dtype is torch.float64:

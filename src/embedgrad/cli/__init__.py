@@ -26,6 +26,8 @@ from embedgrad.cli import (
     compress,
     compare,
     clean,
+    tune,
+    map,
     report,
     generate,
     play,
@@ -49,6 +51,7 @@ __all__ = [
     "export",
     "generate",
     "main",
+    "map",
     "plan",
     "play",
     "push",
@@ -57,6 +60,7 @@ __all__ = [
     "report",
     "run",
     "serve",
+    "tune",
 ]
 
 INTERRUPTED, NO_GAIN = 130, 4

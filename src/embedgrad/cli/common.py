@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,12 +77,19 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def top(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version and exit.", callback=_print_version),
     ] = False,
 ) -> None:
     """Refine a text prompt by moving the embeddings of its own words a little."""
+    verb = context.invoked_subcommand
+    if os.environ.get("WORLD_SIZE", "1") != "1" and verb not in ("optimize", "resume"):
+        from embedgrad.errors import OptionError
+
+        only = "several workers take `optimize` and `resume` only"
+        raise OptionError(f"{verb}: {only}; start it without torchrun or `accelerate launch`")
 
 
 def with_model(overrides: Sequence[str] | None, model: str | None) -> list[str]:

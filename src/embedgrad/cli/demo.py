@@ -28,10 +28,9 @@ def demo(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine a sentiment prompt on rated reviews and compare it with the text.
+    """Refine a sentiment prompt on rated reviews.
 
-    Needs a model and data that pip fetches; says how where they are missing. Writes runs/demo, and
-    data/reviews.
+    It needs a model and data that pip fetches, and says how. It writes runs/demo and data/reviews.
     """
     from embedgrad.errors import RunError
     from embedgrad.recipe.recipe import Recipe

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog='Example:  embedgrad refine "Is this review positive or negative?" reviews.csv',
+    epilog='Example:  embedgrad refine "Is it positive or negative?" reviews.csv',
 )
 def refine(
     prompt: Annotated[
@@ -65,7 +65,10 @@ def refine(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine your own prompt on your own data: writes a recipe, runs it, says whether it helped."""
+    """Refine your prompt on your data, in one command.
+
+    It guesses the columns, writes a recipe, runs it, and says whether it helped.
+    """
     import tomllib
 
     import tomli_w

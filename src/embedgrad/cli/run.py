@@ -197,12 +197,15 @@ def execute(
     from embedgrad.experiments.run import run
     from embedgrad.experiments.run_folder import describe_interruption
     from embedgrad.experiments.tasks import run_tasks
+    from embedgrad.experiments.together import together
     from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress
 
     result: Mapping[str, Any]
-    with Progress(quiet=quiet) as progress:
-        log = fan_out(progress)
+    with (
+        Progress(quiet=quiet) as progress,
+        together(recipe, out, fan_out(progress), resume=resume) as (workers, recipe, out, log),
+    ):
         if isinstance(recipe, dict):
             result = run_tasks(recipe, out, log, resume=resume)
             runs: list[Mapping[str, Any]] = list(result["tasks"].values())
@@ -210,12 +213,15 @@ def execute(
         else:
             result = run(recipe, out, log, resume=resume)
             runs, saved = [result], {}
+        lost = "".join(f"; {name}" for name in workers.dead().values())
+    if not workers.is_first:
+        return
     show = _show_tasks if isinstance(recipe, dict) else show_result
     print_values({**result, **(more or {})}, as_json, show)
     if more and not as_json and not result["interrupted"]:
         show_next(more)
     if result["interrupted"]:
-        raise Interruption(describe_interruption({**runs[0], **saved}, out))
+        raise Interruption(describe_interruption({**runs[0], **saved}, out) + lost)
     if require_gain:
         for one in runs:
             _refuse_no_gain(one)

@@ -1,4 +1,4 @@
-"""Read files that may come from strangers: regular ones only, of bounded size.
+"""Read files of strangers: regular ones only, of bounded size.
 
 A pipe would be waited for without end, a device read without end, and a few bytes of JSON can take
 a hundred times as much memory. Problems are `OSError` (with a `strerror`) and `ValueError`.
@@ -13,13 +13,8 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import BufferedReader
-from pathlib import Path
 from typing import Any
-
-from embedgrad.errors import EmbedgradError, is_panic, one_line
-from embedgrad.formatting import size
 
 LARGEST_FILE = 2**31  # bytes of data, rows and events
 LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
@@ -49,7 +44,7 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
-    raise OSError(errno.EFBIG, f"is larger than {size(most or 0)}")
+    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
@@ -111,20 +106,3 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with open_regular(path) as file:
         while line := file.readline(LONGEST_LINE):
             yield line
-
-
-@contextmanager
-def border(what: str | Path, raises: Callable[[str], EmbedgradError]) -> Iterator[None]:
-    """Turn what a stranger's file makes of the code that reads it into one line of our tree.
-
-    Each room has one around all that reads its files: the checks inside say more, but nobody can
-    foresee everything that a library raises.
-    """
-    try:
-        yield
-    except EmbedgradError:
-        raise
-    except BaseException as error:
-        if not (is_panic(error) or isinstance(error, Exception)):
-            raise
-        raise raises(f"{what}: cannot be used ({one_line(error)})") from error

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.data.arrow import brief, import_extra, read_arrow, read_frame, read_parquet
-from embedgrad.data.bounded_reads import LARGEST_FILE, border, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.data.chat import add_chat_columns
 from embedgrad.data.images import read_arrays
 from embedgrad.data.json_rows import read_json, read_json_lines
 from embedgrad.data.separated import read_separated
 from embedgrad.data.table import Parsed, Table, data_error
-from embedgrad.errors import DataError
+from embedgrad.errors import DataError, border
 from embedgrad.formatting import visible
 
 Source = str | os.PathLike[str] | Any  # a path, a Hub name, a data frame or a data set

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
-from embedgrad.data.bounded_reads import border, read_text
+from embedgrad.data.bounded_reads import read_text
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
@@ -25,7 +25,7 @@ from embedgrad.deploy.runs import ROWS, Runs, check_exportable, name_runs, open_
 from embedgrad.deploy.verify.engine import CHECK_ENGINES, check_installed
 from embedgrad.deploy.verify.parity import CheckResult, check
 from embedgrad.environment import versions
-from embedgrad.errors import ExportError
+from embedgrad.errors import ExportError, border
 from embedgrad.events import Report, say, stage
 from embedgrad.prompt import artifact
 from embedgrad.recipe.paths import prompt_folder, share_folder

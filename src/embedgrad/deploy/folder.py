@@ -24,10 +24,10 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from embedgrad.data.bounded_reads import border, open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import DESTINATIONS
-from embedgrad.errors import ExportError, RunError
+from embedgrad.errors import ExportError, RunError, border
 from embedgrad.formatting import size
 
 FORMAT, VERSION = "embedgrad-export", 2

@@ -15,10 +15,11 @@ from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.evaluation.per_group import GroupComparison, compare_groups
 from embedgrad.evaluation.plain_scores import Difference, Scores
 from embedgrad.evaluation.regret import RegretComparison, compare_regret
-from embedgrad.events import Report
+from embedgrad.events import Report, say
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places
 from embedgrad.model.compatibility import fit_to_model
+from embedgrad.model.workers import here
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
@@ -74,6 +75,7 @@ class RunResult(TypedDict):
     prefix_cache: dict[str, Any]
     peak_memory_bytes: int
     threads: int
+    workers: NotRequired[dict[str, Any]]
     version: int
 
 
@@ -136,6 +138,9 @@ def finish(
     result["prefix_cache"] = {**model.prefix_cache.figures, "precision_effect": effect}
     result["peak_memory_bytes"] = peak_memory()
     result["threads"] = torch.get_num_threads()
+    if here().count > 1:
+        say(report, here().notes)
+        result["workers"] = {"count": here().count, "bytes_sent": here().step_sent}
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
     return cast(RunResult, {**result, "artifact": str(out / "prompt")})

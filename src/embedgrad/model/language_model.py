@@ -31,6 +31,7 @@ from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.outcome import Outcome
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.model.prefixes import PrefixStore
+from embedgrad.model.workers import here
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
@@ -148,7 +149,7 @@ class LanguageModel:
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Build prefixes ahead of their batches; see `PrefixStore.prepare`."""
-        self.prefixes.prepare(sequences)
+        self.prefixes.prepare(here().stored(sequences))
 
     def outcome(
         self,
@@ -166,9 +167,10 @@ class LanguageModel:
         `choices=False` computes the right answer only: the outcome has one target per example.
         `read` gives K token ids for each token of each right answer; the outcome then has their
         log-probabilities in that token's place. A pure function: the same rows and sequences give
-        the same outcome.
+        the same outcome. Of several workers each computes its own examples, and only these
+        have a graph.
         """
-        prompt_PD = join_spans(prompt)
+        prompt_PD, share = join_spans(prompt), here().share(batch)
         targets = [s.targets if choices else (s.targets[s.gold],) for s in batch]
         width = max(len(t) for t in targets)
         counts = [[len(ids) for ids in t] + [0] * (width - len(t)) for t in targets]
@@ -176,7 +178,7 @@ class LanguageModel:
         scored = list(zip(batch, targets, [()] * len(batch) if read is None else read, strict=True))
         more = max(sum(map(len, ids)) for *_, ids in scored)
         parts, order = list[Tensor](), list[int]()
-        for own_PD, own in _by_rows(prompt_PD, batch):
+        for own_PD, own in _by_rows(prompt_PD, batch, share):
             reused, others = list[int](), list[int]()
             for i in own:
                 sequence, ids, _ = scored[i]
@@ -190,7 +192,9 @@ class LanguageModel:
                 some = [scored[i] for i in others]
                 parts.append(self.forward.in_full(own_PD, some, width, more))
             order += reused + others
-        logprobs = in_order(parts, order)
+        # A worker without examples has no lines, which are in the graph of the rows all the same.
+        none = prompt_PD.new_zeros(0, width + more) * (0 if parts else prompt_PD.sum())
+        logprobs = here().fill(in_order(parts or [none], order), share, len(batch))
         logprobs_BC = logprobs[:, :width].masked_fill(tokens_BC == 0, -torch.inf)
         per_place = next((len(ids[0]) for *_, ids in scored if ids), 0)
         examples = [s.example for s in batch]
@@ -221,7 +225,7 @@ class LanguageModel:
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
         prompt_PD, answers = join_spans(prompt), dict[int, tuple[Reply, ...]]()
-        for own_PD, own in _by_rows(prompt_PD, batch):
+        for own_PD, own in _by_rows(prompt_PD, batch, here().share(batch)):
             written = replies(
                 self,
                 own_PD,
@@ -233,13 +237,14 @@ class LanguageModel:
                 report=quiet,
             )
             answers |= zip(own, written, strict=True)
-        return [answers[i] for i in range(len(batch))]
+        found = here().gather(answers)
+        return [tuple(Reply(*reply) for reply in found[i]) for i in range(len(batch))]
 
 
 def _by_rows(
-    prompt_PD: Tensor, batch: Sequence[TokenSequence]
+    prompt_PD: Tensor, batch: Sequence[TokenSequence], share: Sequence[int]
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """The sequences of a batch that have the same of the prompt's rows, and these rows."""
-    for rows in dict.fromkeys(s.rows for s in batch):
-        own = [i for i, sequence in enumerate(batch) if sequence.rows == rows]
+    """Sequences of a share of a batch with the same of the prompt's rows, and these rows."""
+    for rows in dict.fromkeys(batch[i].rows for i in share):
+        own = [i for i in share if batch[i].rows == rows]
         yield (prompt_PD if rows is None else prompt_PD[list(rows)]), own

@@ -1,4 +1,4 @@
-"""Render chat templates, which are programs from elsewhere, within limits.
+"""Render chat templates, programs from elsewhere, within limits.
 
 A template that loops or grows would run in this process for ever. So each text is made in a child
 process (`sandbox.py`), within `SECONDS` and `MEMORY`; it may add `LONGEST` characters to

@@ -1,6 +1,7 @@
-"""The child's side of rendering chat templates: jinja's sandbox, as transformers sets it up.
+"""The child's side of rendering chat templates: jinja's sandbox.
 
-Without transformers itself, whose import takes ten times as long as all the rest.
+It is set up as transformers does it, but without transformers, whose import takes ten times as long
+as all the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run a function in a child process that can be stopped: a scorer, a chat template.
+"""Run a function in a child process that can be stopped.
 
 Python cannot stop a thread, but a process can always be ended. Each function has one process, which
 starts with the first call and serves all later ones. When a call takes too long it ends itself, by

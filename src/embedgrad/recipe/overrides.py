@@ -5,6 +5,7 @@ embedgrad optimize RECIPE --set training.epochs=2 --set 'target.choices=["no", "
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,18 @@ def _value(text: str) -> object:
     except ValueError:
         return text
     return values["value"] if len(values) == 1 else text
+
+
+def as_toml(value: object) -> str:
+    """A plain value as `--set` takes it."""
+    if isinstance(value, Mapping):
+        cells = (
+            f"{n if n.isidentifier() else json.dumps(n)} = {as_toml(v)}" for n, v in value.items()
+        )
+        return "{" + ", ".join(cells) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def check_values(value: object, path: str, problems: list[str]) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import restore_folder, write_folder
+from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import RunError
 
 FORMAT = 2
@@ -93,13 +94,13 @@ class Checkpoint:
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote. Raises `RunError` where it is missing, damaged or too old."""
         try:
-            values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+            values = read_json(folder / VALUES)
             if values["format"] != FORMAT:
                 raise RunError(
                     f"{folder}: checkpoint format {values['format']}, but this version reads "
                     f"{FORMAT}; start the run again"
                 )
-            content = (folder / TENSORS).read_bytes()
+            content = read_bytes(folder / TENSORS, LARGEST_FILE)
             if values.pop("sha256") != digest(content, values):
                 raise ValueError("its files are not as they were written: the digest differs")
             history, groups = values["history"], values.pop("optimizer_groups")
@@ -107,8 +108,9 @@ class Checkpoint:
                 any({"step", "accuracy", "log_loss"} - score.keys() for score in history)
                 or (history and values["best_step"] not in [score["step"] for score in history])
                 or any({"params", "lr"} - group.keys() for group in groups or [{}])
+                or values["transforms"] > 2**10
             ):
-                raise ValueError("history, best_step or optimizer_groups are not whole")
+                raise ValueError("history, best_step, optimizer_groups or transforms are not whole")
             tensors = load_tensors(content)
             optimizer = _by_index(tensors, "optimizer.")
             for index, entries in values.pop("optimizer_numbers").items():

@@ -31,9 +31,10 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.workers import here
 from embedgrad.parts.augmentations import BatchContext
 from embedgrad.parts.parameterizations import Theta, all_rows, is_deep
-from embedgrad.parts.transforms import Context
+from embedgrad.parts.transforms import Context, Setup
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
@@ -85,7 +86,8 @@ class Loop:
         for value in self.theta.values():
             value.requires_grad_(True)
         self.optimizer = parts.optimizer.build(list(self.theta.values()))
-        self.transforms = [transform.init(self.origin) for transform in parts.transforms]
+        setup = Setup(self.start_prompt, train, sequencer.vocabulary, model.embed)
+        self.transforms = [transform.init(self.origin, setup) for transform in parts.transforms]
         self.memory = dict[str, Tensor]()  # of the objective
         self.units = training.units([s.example.group for s in train])
         self.strata = training.strata(self.units, train, parts.objective.balance_by)
@@ -129,7 +131,7 @@ class Loop:
         except EmbedgradError as error:  # a user's scorer may fail at any answer
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
-            if isinstance(error, EngineError):  # before a step: the engine may come back
+            if isinstance(error, EngineError):  # an engine or a worker, which may come back
                 self.checkpoint = self._checkpoint()
                 keep(self.checkpoint)
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
@@ -149,8 +151,11 @@ class Loop:
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
             self.language_model.prefix_cache.expect(
-                ([s.prefix for s in self.train], left / self.steps_per_epoch),
-                ([s.prefix for s in self.dev], (left / self.every + new) * self.evaluator.lookups),
+                ([s.prefix for s in here().stored(self.train)], left / self.steps_per_epoch),
+                (
+                    [s.prefix for s in here().stored(self.dev)],
+                    (left / self.every + new) * self.evaluator.lookups,
+                ),
             )
         self.scores_text = not (warm_start and self.parts.keeps_start)
         if self.dev and new and self.scores_text:
@@ -172,6 +177,7 @@ class Loop:
             return "patience"
         for step, batch in self._batches(self.step):
             began = time.perf_counter()
+            here().begin_step()
             loss, norm, figures = 0.0, 0.0, dict[str, float]()
             if self.rollouts is not None:
                 batch, figures = self.rollouts.draw(self.prompt(), batch, step)
@@ -277,7 +283,7 @@ class Loop:
                     "optimizer.learning_rate, or model.dtype = 'float32'"
                 )
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
-            context = Context(step, self.total, batch, outcome, losses_B)
+            context = Context(step, self.total, batch, outcome, losses_B, rate)
             for i, transform in enumerate(parts.transforms):
                 gradients, self.transforms[i] = transform.before(
                     gradients, self.transforms[i], context
@@ -286,8 +292,9 @@ class Loop:
                 value.grad = gradients[name]
             return loss
 
+        rate = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = parts.optimizer.learning_rate * parts.schedule.factor(step, self.total)
+            group["lr"] = rate
         loss = float(self.optimizer.step(closure))
         assert context is not None, "the optimizer did not call its closure"
         self.memory = parts.objective.update(self.memory, context.losses_B, context.outcome)
@@ -359,6 +366,7 @@ class Loop:
                 "seconds": seconds,
                 **figures,
                 **cache,
+                **here().end_step(),
             }
         )
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from embedgrad.model.backbone import Backbone, Prompt
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
+from embedgrad.model.workers import here
 from embedgrad.parts.objectives import Objective, State
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.parts.transforms import Gradients
@@ -126,6 +128,8 @@ class Loss:
                 held += new
             outcomes.append(outcome)
             losses.append(losses_B.detach())
+        if isinstance(self.model, LanguageModel):  # which computes this worker's examples alone
+            here().add_up(sums)
         outcome, losses_B = join_outcomes(outcomes), torch.cat(losses)
         loss = reduce(losses_B, outcome)
         return Gradient(loss.item(), dict(zip(theta, sums, strict=True)), losses_B, outcome)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.data.bounded_reads import border, read_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.deploy.card import (
     AGREEMENTS,
     agreement,
@@ -16,7 +16,7 @@ from embedgrad.deploy.card import (
     score_lines,
 )
 from embedgrad.deploy.folder import REPORT
-from embedgrad.errors import ExportError
+from embedgrad.errors import ExportError, border
 from embedgrad.report.terminal.tables import FREE_ENOUGH
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
+from embedgrad.model.backbone import Prompt
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.parameterizations import Theta
 from embedgrad.prompt.sequence import TokenSequence
@@ -19,10 +20,26 @@ State = dict[str, Tensor]
 
 @final
 @dataclass(frozen=True)
+class Setup:
+    """What a transform may look at before the first step.
+
+    The prompt that theta starts from, the training rows, and the model's embeddings: `embed` gives
+    rows [T, D] of token ids, of which there are `vocabulary`.
+    """
+
+    start: Prompt
+    train: Sequence[TokenSequence]
+    vocabulary: int
+    embed: Callable[[Sequence[int]], Tensor]
+
+
+@final
+@dataclass(frozen=True)
 class Context:
     """What a transform may look at: the step (from 0) of `total`, its batch and the results.
 
-    `outcome` and `losses_B` are those of the whole batch, without a graph.
+    `outcome` and `losses_B` are those of the whole batch, without a graph; `learning_rate` is that
+    of the step.
     """
 
     step: int
@@ -30,6 +47,7 @@ class Context:
     batch: Sequence[TokenSequence]
     outcome: Outcome
     losses_B: Tensor
+    learning_rate: float = 0.0
 
 
 class Transform(ABC):
@@ -41,8 +59,8 @@ class Transform(ABC):
     """
 
     @abstractmethod
-    def init(self, theta: Theta) -> State:
-        """The state before the first step; {} where nothing is remembered."""
+    def init(self, theta: Theta, setup: Setup) -> State:
+        """The state before the first step; {} where nothing is remembered. Raises `RecipeError`."""
 
     @property
     def keeps_start(self) -> bool:

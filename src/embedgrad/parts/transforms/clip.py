@@ -9,7 +9,7 @@ import torch
 from annotated_types import Gt
 
 from embedgrad.parts.parameterizations import Theta
-from embedgrad.parts.transforms.base import Context, Gradients, State, Transform
+from embedgrad.parts.transforms.base import Context, Gradients, Setup, State, Transform
 
 
 @final
@@ -24,7 +24,7 @@ class Clip(Transform):
     max_norm: Annotated[float, Gt(0)] = 1.0
     """Largest length; theta is measured in row sizes, so one value serves all models."""
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup) -> State:
         return {}
 
     def before(

@@ -17,7 +17,7 @@ from embedgrad.atomic_files import write_file
 from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.errors import RecipeError
 from embedgrad.parts.parameterizations import Theta
-from embedgrad.parts.transforms.base import Context, State, Transform
+from embedgrad.parts.transforms.base import Context, Setup, State, Transform
 
 FILE = "memory.safetensors"
 
@@ -55,7 +55,7 @@ class SubspaceMemory(Transform):
     def keeps_start(self) -> bool:
         return self.memory is not None  # the text's rows know nothing of earlier tasks
 
-    def init(self, theta: Theta) -> State:
+    def init(self, theta: Theta, setup: Setup | None = None) -> State:
         if self.memory is None:
             return {}
         directions_RN = read_memory(Path(self.memory))

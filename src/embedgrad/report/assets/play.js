@@ -65,6 +65,7 @@ async function ask() {
 function clear() {
   answer = null;
   note = "";
+  byId("refined-title").textContent = byId("refined-label").textContent = state.place === 1 ? "Refined prompt" : `Rows at ${state.place.toFixed(2)}`;
   for (const side of Object.values(sides)) {
     side.text = null;
     side.box.replaceChildren();
@@ -241,7 +242,6 @@ function choose(number) {
 function showPlace() {
   byId("place").value = state.place;
   byId("at").textContent = state.place.toFixed(2);
-  byId("refined-title").textContent = byId("refined-label").textContent = state.place === 1 ? "Refined prompt" : `Rows at ${state.place.toFixed(2)}`;
 }
 
 byId("query").addEventListener("submit", (event) => { event.preventDefault(); ask(); });

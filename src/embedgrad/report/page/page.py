@@ -15,8 +15,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from embedgrad.data.bounded_reads import border
-from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.errors import EmbedgradError, RunError, border
 from embedgrad.formatting import duration, percent, size
 from embedgrad.report.expectation import describe
 from embedgrad.report.figures import comparison as comparison_figures

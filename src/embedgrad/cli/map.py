@@ -1,0 +1,75 @@
+"""Command `map`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedgrad.cli.common import (
+    AsJson,
+    Interruption,
+    Model,
+    Quiet,
+    RecipeFile,
+    Set,
+    app,
+    print_values,
+    with_model,
+)
+
+
+@app.command(epilog="Example:  embedgrad map recipe.toml --over customers.csv --workers 2")
+def map(
+    recipe: RecipeFile,
+    over: Annotated[
+        Path,
+        typer.Option(
+            metavar="TABLE",
+            help="A file with a row for each prompt; columns are settings, and `name`.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all runs; unset: runs/map-RECIPE.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; 0: this one, beside others in the same folder.")
+    ] = 1,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed row is retried.")] = 1,
+    overrides: Set = None,
+    model: Model = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Refine one prompt for every row of a table, as for each customer or language.
+
+    Each process loads the model once. The same command goes on after an interruption, does nothing
+    twice, and tries again what failed.
+    """
+    from embedgrad.errors import RunError
+    from embedgrad.experiments import map as mapping
+    from embedgrad.report.terminal.mapped_table import mapped_table
+    from embedgrad.report.terminal.progress import Progress
+    from embedgrad.report.terminal.tables import show
+
+    out = out or Path("runs", f"map-{recipe.stem}")
+    settings = with_model(overrides, model)
+    jobs = mapping.read_jobs(recipe, over, settings)
+    own = ["map", str(recipe), "--over", str(over), "--out", str(out), "--workers", "0", "--quiet"]
+    own += ["--retries", str(retries), *(part for s in settings for part in ("--set", s))]
+    try:
+        with Progress(quiet=quiet) as progress:
+            if workers:
+                options = {"workers": min(workers, len(jobs)), "retries": retries}
+                found = mapping.map_rows(jobs, out, own, progress, **options)
+            else:
+                mapping.work(jobs, out, progress, retries=retries)
+                found = mapping.collect(jobs, out)
+    except KeyboardInterrupt as error:
+        raise Interruption(f"interrupted; the same command continues in {out}") from error
+    print_values(found, as_json, lambda shown: show(mapped_table(shown)))
+    if found["failed"]:
+        raise RunError(
+            f"{out}: {found['failed']} of {len(jobs)} prompts failed; the table says why"
+        )

@@ -1,0 +1,64 @@
+"""A run on several workers, of which the first writes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from embedgrad.atomic_files import write_file
+from embedgrad.errors import EmbedgradError, RecipeError, one_line
+from embedgrad.events import Report, quiet
+from embedgrad.model.workers import Workers, joined
+from embedgrad.recipe.recipe import Recipe
+
+What = Recipe | dict[str, Recipe]
+
+
+@contextmanager
+def together(
+    recipe: What, out: Path, report: Report, *, resume: bool
+) -> Iterator[tuple[Workers, What, Path, Report]]:
+    """The recipe of a worker, where it runs it, and whom it tells.
+
+    The first one is told `out` and `report`. The others do the same in a folder that is thrown
+    away, beginning with a copy of what is resumed, and tell nobody. Alone nothing changes. Raises
+    `SystemExit` on the others for what the first one says.
+    """
+    with joined() as workers:
+        try:
+            if workers.count == 1:
+                yield workers, recipe, out, report
+            elif workers.is_first:
+                if isinstance(recipe, Recipe) and recipe.parts.sampling.engine:
+                    problem = "several workers would each ask the engine; run one process"
+                    raise RecipeError("sampling.engine", [problem])
+                workers.wait()  # until the others have copied
+                yield workers, recipe, out, report
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    own = Path(folder) / out.name
+                    if resume and out.is_dir():
+                        shutil.copytree(out, own)
+                        if isinstance(recipe, Recipe):  # with paths as they are from there
+                            then = Recipe.read_run(out).as_toml(own)
+                            write_file(own / "recipe.toml", then.encode())
+                    workers.wait()
+                    yield workers, _silent(recipe), own, quiet
+        except Exception as error:
+            if workers.count > 1:
+                says = workers.speaks()
+                workers.say_failure(one_line(error))
+                if not says and isinstance(error, EmbedgradError):
+                    raise SystemExit(2) from error
+            raise
+
+
+def _silent(recipe: What) -> What:
+    """The recipe without trackers."""
+    if isinstance(recipe, Recipe):
+        return replace(recipe, report=replace(recipe.report, trackers=()))
+    return {n: replace(r, report=replace(r.report, trackers=())) for n, r in recipe.items()}

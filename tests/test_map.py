@@ -1,0 +1,147 @@
+"""`embedgrad map`: a prompt for every row of a table, whatever fails or dies meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from embedgrad import load
+from embedgrad.experiments import map as mapping
+from embedgrad.recipe.recipe import Recipe
+from run_kit import Command
+
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+TABLE = """name,optimizer.learning_rate,template.user
+plain,0.05,
+other,,{review} [[Is it good?]]
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str = TABLE) -> Path:
+        path = tmp_path / "table.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def results(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_every_row_has_a_prompt_and_nothing_is_done_twice(
+    recipe: Write,
+    table: Callable[..., Path],
+    embedgrad: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads, open_model = [], mapping.open_model
+
+    def counted(*arguments: Any) -> Any:
+        loads.append(arguments)
+        return open_model(*arguments)
+
+    monkeypatch.setattr(mapping, "open_model", counted)
+    path, out = recipe(training={"steps": 2}), tmp_path / "out"
+    command = ("map", path, "--over", table(), "--out", out, "--workers", "0", "--quiet")
+    done = embedgrad(*command)
+    assert done.code == 0, done.err
+    assert "2 of 2 prompts finished, 0 failed" in " ".join(done.out.split())
+    assert len(loads) == 1
+    assert load(out / "other").spans[0].text == "Is it good?"
+    assert Recipe.read_run(out / "plain").parts.optimizer.learning_rate == 0.05
+    assert Recipe.read_run(out / "other").parts.optimizer.learning_rate == 0.03
+    found = results(out)
+    assert {row["status"] for row in found.values()} == {"finished"}
+    assert found["plain"]["verdict"] in ("no reliable gain", "improved", "worse")
+
+    monkeypatch.setattr(mapping, "run", lambda *a, **o: pytest.fail("done twice"))
+    again = embedgrad(*command, "--json").json
+    assert (again["finished"], again["failed"]) == (2, 0)
+
+
+def test_a_row_that_fails_is_retried_and_leaves_the_others_alone(
+    recipe: Write,
+    table: Callable[..., Path],
+    embedgrad: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried, run = list[str](), mapping.run
+
+    def noted(recipe: Recipe, out: Path, *arguments: Any, **options: Any) -> Any:
+        tried.append(out.name)
+        return run(recipe, out, *arguments, **options)
+
+    monkeypatch.setattr(mapping, "run", noted)
+    rows = table("name,data.where.label\nbad,neither\ngood,\n")
+    command = ("map", recipe(training={"steps": 1}), "--over", rows, "--out", tmp_path / "out")
+    done = embedgrad(*command, "--workers", "0", "--retries", "2", "--quiet")
+    assert done.code == 2
+    (line,) = done.lines
+    assert "1 of 2 prompts failed" in line
+    assert tried == ["bad", "bad", "bad", "good"]
+    found = results(tmp_path / "out")
+    assert (found["bad"]["status"], found["good"]["status"]) == ("failed", "finished")
+    assert "neither" in found["bad"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("name\n../a\n", "'../a'; expected a name of its own"),
+        ("name\na\na\n", "'a'; expected a name of its own"),
+        ("name\nstate\n", "'state'; expected a name of its own"),
+        ("training.size\n3\n", "table.csv:2: training.size: unknown option"),
+        ("training.steps\nmany\n", "table.csv:2: training.steps"),
+    ],
+)
+def test_a_table_that_makes_no_recipes_is_refused(
+    rows: str,
+    says: str,
+    recipe: Write,
+    table: Callable[..., Path],
+    embedgrad: Command,
+    tmp_path: Path,
+) -> None:
+    done = embedgrad("map", recipe(), "--over", table(rows), "--out", tmp_path / "out")
+    assert done.code == 2
+    assert says in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing(
+    recipe: Write, table: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, out = recipe(training={"epochs": 8, "evaluate_every": 5}), tmp_path / "out"
+    rows = table("name,training.seed\n" + "".join(f"row-{i},{i}\n" for i in range(3)))
+    command = ["map", str(path), "--over", str(rows), "--out", str(out), "--workers", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "embedgrad", *command, "--quiet"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        limit = time.monotonic() + 120
+        while not list(out.glob("*/checkpoint")) and time.monotonic() < limit:
+            time.sleep(0.05)
+        victim = psutil.Process(process.pid).children()[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert {row["status"] for row in results(out).values()} == {"finished"}
+    assert len(results(out)) == 3

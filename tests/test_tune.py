@@ -1,0 +1,213 @@
+"""`embedgrad tune`: what is tried, what comes out, and what a process that dies leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedgrad.errors import DivergenceError, RecipeError
+from embedgrad.experiments import tune as tuning
+from embedgrad.experiments.tune import Setting, tune
+from embedgrad.recipe.recipe import Recipe
+from refusals import refused
+from run_kit import Command
+
+optuna = pytest.importorskip("optuna")
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+RATE = "optimizer.learning_rate=0.01..0.2 log"
+SIZE = "training.batch_size=[4, 8]"
+
+
+def trials_of(folder: Path) -> list[dict[str, Any]]:
+    found = json.loads((folder / "trials.json").read_text("utf-8"))["trials"]
+    assert isinstance(found, list)
+    return found
+
+
+def tried(trial: dict[str, Any]) -> tuple[Any, ...]:
+    return trial["optimizer.learning_rate"], trial["training.batch_size"]
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+def test_a_setting_says_what_it_may_be() -> None:
+    rate, size = Setting.parse(RATE), Setting.parse("training.batch_size = 4..12")
+    assert (rate.low, rate.high, rate.log, rate.whole) == (0.01, 0.2, True, False)
+    assert (size.low, size.high, size.log, size.whole) == (4, 12, False, True)
+    part = Setting.parse('objective=["cross_entropy", {name = "cross_entropy", over = "choices"}]')
+    assert part.values == ('"cross_entropy"', '{name = "cross_entropy", over = "choices"}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a=1", "a=2..1", "a=0..1 log", "a=[1]", "a=1..2 linear", "a=x..y", "a", "a=[", "a=1..2..3"],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with refused("--over", text, "write NAME=LOW..HIGH", error=RecipeError):
+        Setting.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ("training.batch_size=0..4", "training.batch_size"),
+        ('optimizer=["adamw", "adam"]', "optimizer.name"),
+        ('template.place=["auto", "user"]', "template.place"),
+        ("training.size=1..4", "training.size"),
+    ],
+)
+def test_values_that_the_recipe_does_not_take_are_refused_before_any_trial(
+    over: str, says: str, recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    done = embedgrad("tune", recipe(), "--over", over, "--out", tmp_path / "study")
+    assert done.code == 2
+    assert says in done.err
+    assert not (tmp_path / "study").exists()
+
+
+# ----------------------------------------------------------------------------------------- a study
+
+
+def test_a_study_writes_the_best_recipe_and_goes_on_where_it_was(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, out = recipe(training={"epochs": 1}), tmp_path / "study"
+    command = ("tune", path, "--over", RATE, "--over", SIZE, "--out", out, "--quiet")
+    first = embedgrad(*command, "--trials", "2")
+    assert first.code == 0, first.err
+    assert "2 trials by dev accuracy; the best recipe is" in " ".join(first.out.split())
+    begun = {tried(trial) for trial in trials_of(out)}
+    again = embedgrad(*command, "--trials", "3", "--json").json
+    assert len(again["trials"]) == 3
+    assert begun < {tried(trial) for trial in again["trials"]}
+    best, *others = again["trials"]
+    scores = [
+        (-t["dev"]["accuracy"], t["dev"]["log_loss"]) for t in (best, *others) if not t["pruned"]
+    ]
+    assert scores == sorted(scores)
+    written = Recipe.read(out / "best.toml")
+    assert written.parts.optimizer.learning_rate == best["optimizer.learning_rate"]
+    assert written.training.batch_size == json.loads(best["training.batch_size"])
+    assert "test" in tomllib.loads((out / "best.toml").read_text("utf-8"))["data"]
+    other = embedgrad("tune", path, "--over", SIZE, "--out", out)
+    assert other.code == 2
+    (line,) = other.lines[-1:]
+    assert "holds a study of another recipe or space" in line
+
+
+def test_a_trial_that_looks_bad_is_stopped_early(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def prune(self: Any, study: Any, trial: Any) -> bool:
+        asked.append(trial.last_step)
+        return trial.last_step == 1
+
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", prune)
+    path = recipe(training={"epochs": 4})
+    found = tune(path, tmp_path / "study", [RATE], lambda event: None, trials=1)
+    assert asked == [0, 1]
+    (trial,) = found["trials"]
+    assert trial["pruned"] is True
+    assert trial["dev"]["step"] <= 3 < 12
+
+
+def test_a_trial_that_fails_ends_no_study(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize, notes, calls = tuning.optimize, list[str](), list[int]()
+
+    def sometimes(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise DivergenceError("step 1: the loss is nan")
+        return optimize(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "optimize", sometimes)
+    note = lambda event: notes.append(event.get("text", ""))  # noqa: E731
+    path = recipe(training={"steps": 1})
+    found = tune(path, tmp_path / "study", [RATE], note, trials=2)
+    assert [trial["trial"] for trial in found["trials"]] == [1]
+    assert "trial 1 failed: step 1: the loss is nan" in notes
+
+    calls.clear()
+    monkeypatch.setattr(tuning, "optimize", lambda *a, **o: sometimes(calls.clear()))
+    with refused("the loss is nan", error=DivergenceError):
+        tune(path, tmp_path / "other", [RATE], note, trials=2)
+
+
+# ------------------------------------------------------------------------ several, and interrupted
+
+
+def test_an_interrupted_trial_is_tried_again_with_the_same_settings(
+    recipe: Write, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    optimize = tuning.optimize
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        given.append(options["parts"].optimizer.learning_rate)
+        if len(given) == 1:
+            raise KeyboardInterrupt
+        return optimize(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "optimize", stopped)
+    command = ("tune", recipe(training={"steps": 1}), "--over", RATE, "--out", tmp_path / "study")
+    first = embedgrad(*command, "--trials", "1", "--quiet")
+    assert first.code == 130
+    assert first.lines == [f"interrupted; the same command continues in {tmp_path / 'study'}"]
+    assert embedgrad(*command, "--trials", "1", "--quiet").code == 0
+    assert given == [given[0]] * 2
+    assert len(trials_of(tmp_path / "study")) == 1
+
+
+def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path: Path) -> None:
+    path, out = recipe(training={"steps": 1}), tmp_path / "study"
+    tune(path, out, [RATE], lambda event: None, trials=1)
+    space = [Setting.parse(RATE)]
+    study = tuning._open(out, Recipe.read(path), space, 0)
+    lost = study.ask()
+    settings = space[0].suggest(lost)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lost.set_user_attr("worker", f"{tuning.socket.gethostname()} {gone.pid}")
+    found = tune(path, out, [RATE], lambda event: None, trials=2)
+    assert [trial["trial"] for trial in sorted(found["trials"], key=lambda t: t["trial"])] == [0, 2]
+    assert json.loads(settings) in [t["optimizer.learning_rate"] for t in found["trials"]]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(recipe: Write, tmp_path: Path) -> None:
+    path, out = recipe(training={"steps": 2}), tmp_path / "study"
+    command = [
+        sys.executable,
+        "-m",
+        "embedgrad",
+        "tune",
+        str(path),
+        "--over",
+        RATE,
+        "--out",
+        str(out),
+    ]
+    processes = [
+        subprocess.Popen([*command, "--trials", "4", "--quiet"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    rates = [trial["optimizer.learning_rate"] for trial in trials_of(out)]
+    assert 4 <= len(rates) <= 5  # both may ask for the last one
+    assert len(set(rates)) == len(rates)

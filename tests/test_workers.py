@@ -1,0 +1,194 @@
+"""Several workers: the rows of one, less work for each, one that writes, and one that dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedgrad import load
+from embedgrad.model.workers import Workers
+from embedgrad.training.checkpoint import Checkpoint
+from kit import kit
+from run_kit import Command, Done
+
+pytest_plugins = ["tiny_runs"]
+
+Write = Callable[..., Path]
+TESTS = Path(__file__).parent
+
+
+def two(arguments: Sequence[object]) -> list[Done]:
+    """What two workers leave that were started with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, **where, **path, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in processes]
+    return [Done(p.returncode, *texts) for p, texts in zip(processes, told, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------ shares
+
+
+def test_every_row_has_one_worker_that_has_its_prefix() -> None:
+    batch = kit(rows=12).sequences
+    shares = [Workers(rank, 3).share(batch) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == list(range(12))
+    for rank, share in enumerate(shares):
+        workers = Workers(rank, 3)
+        assert all(batch[i] in workers.stored(batch) for i in share)
+        again = [s for s in batch[::-1] if s in [batch[i] for i in share]]
+        assert all(workers.owner(sequence) in (None, rank) for sequence in again)
+    assert sum(len(share) > 0 for share in shares) > 1
+
+
+def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
+    batch = [dataclasses.replace(s, shared=len(s.prefix)) for s in kit(rows=11).sequences]
+    sizes = Counter(len(Workers(rank, 3).share(batch)) for rank in range(3))
+    assert sizes == {4: 2, 3: 1}
+
+
+# --------------------------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.slow
+def test_two_workers_compute_what_one_does() -> None:
+    """Gradients of means and of other objectives, in parts too, and the order of free answers."""
+    first, second = (done.json for done in two([TESTS / "worker_program.py"]))
+    path = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    program = [sys.executable, str(TESTS / "worker_program.py")]
+    alone = json.loads(subprocess.run(program, capture_output=True, env=path, check=True).stdout)
+    for name, numbers in alone["numbers"].items():
+        assert first["numbers"][name] == second["numbers"][name]
+        assert first["numbers"][name] == pytest.approx(numbers, abs=1e-10), name
+    assert first["answers"] == second["answers"] == alone["answers"]
+    assert first["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+    assert alone["sent"] == {"gradients": 0, "log-probabilities": 0}
+    # No prefix is computed twice.
+    misses = [found["stored"]["misses"] for found in (first, second)]
+    assert sum(misses) == alone["stored"]["misses"]
+    assert min(misses) > 0
+
+
+@pytest.mark.slow
+def test_a_run_of_two_workers_has_the_rows_of_one(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(training={"epochs": 3}, optimizer={"learning_rate": 0.1})
+    alone = embedgrad("optimize", path, "--out", tmp_path / "one", "--json").json
+    command = ["-m", "embedgrad", "optimize", path, "--out", tmp_path / "two", "--json"]
+    first, second = two(command)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert (second.out, second.err) == ("", "")
+    moved = (load(tmp_path / "two").rows - load(tmp_path / "one").rows).abs().max().item()
+    assert moved < 1e-6
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert answers(tmp_path / "two") == answers(tmp_path / "one")
+    rows = load(tmp_path / "one").rows
+    assert first.json["workers"]["count"] == 2
+    assert first.json["workers"]["bytes_sent"]["gradients"] == rows.numel() * 4
+    assert first.json["workers"]["bytes_sent"]["log-probabilities"] == 8 * 3 * 4
+    assert "2 workers; each sent" in first.err
+    assert "workers" not in alone
+    steps = read_jsonl(tmp_path / "two" / "events.jsonl")
+    sent = {step["bytes_sent"] for step in steps if step["event"] == "step"}
+    assert sent == {sum(first.json["workers"]["bytes_sent"].values())}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def answers(folder: Path) -> list[Any]:
+    rows = read_jsonl(folder / "predictions.jsonl")
+    return [(row["source"], row["text"]["predicted"], row["refined"]["predicted"]) for row in rows]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
+    path = recipe(data={"train": str(tmp_path / "missing.jsonl")})
+    command = ["-m", "embedgrad", "optimize", path, "--out", tmp_path / "run", "--quiet"]
+    first, second = two(command)
+    assert (first.code, second.code) == (2, 2)
+    (line,) = first.lines
+    assert "missing.jsonl" in line
+    assert (second.out, second.err) == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------- a worker that dies
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(training={"epochs": 300, "evaluate_every": 100})
+    out = tmp_path / "run"
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "embedgrad", "optimize", str(path), "--out", str(out), "--quiet"]
+    with subprocess.Popen(
+        [sys.executable, *launch, *command], stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        limit = time.monotonic() + 120
+        while not (out / "checkpoint").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        worker = victim(launcher.pid)
+        os.kill(worker, signal.SIGKILL)
+        _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert f"worker 1 (process {worker} on {socket.gethostname()}) ended" in told
+    kept = Checkpoint.load(out / "checkpoint")
+    assert torch.isfinite(load(out).rows).all()
+    done = embedgrad("resume", out, "--json", "--quiet")
+    assert done.code == 0, done.err
+    assert done.json["train"]["steps"] == 900 > kept.step > 0
+
+
+def victim(launcher: int) -> int:
+    """The process of the second worker."""
+    import psutil
+
+    (found,) = [
+        child.pid
+        for child in psutil.Process(launcher).children()
+        if child.environ().get("RANK") == "1"
+    ]
+    return found
+
+
+def test_other_commands_take_one_process(
+    embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = embedgrad("parts")
+    assert done.code == 2
+    assert "parts: several workers take `optimize` and `resume` only" in done.err

@@ -1,0 +1,54 @@
+"""What one of several workers computes: a program for `test_workers`, which prints JSON.
+
+python tests/worker_program.py     with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or alone
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.workers import here, joined
+from embedgrad.parts.objectives import CrossEntropy
+from embedgrad.parts.parameterizations import Free
+from embedgrad.prompt.sequence import Target
+from embedgrad.training.loss import Loss
+from embedgrad.training.settings import Parts
+from kit import kit, noisy
+from seam_parts import OrderedAverage, WorstGroup
+
+OBJECTIVES = {"mean": CrossEntropy(), "ordered": OrderedAverage(), "worst": WorstGroup()}
+
+
+def found() -> dict[str, Any]:
+    """Gradients of several objectives, and free answers, of this worker and all others."""
+    made, values = kit(rows=9), dict[str, Any]()
+    theta = Free().reach({"span": noisy(made.start)}, {"span": made.start})
+    theta["span"].requires_grad_(True)
+    for name, objective in OBJECTIVES.items():
+        loss = Loss(
+            made.model, Parts(objective=objective), made.sequencer.target, {"span": made.start}
+        )
+        for accumulate in (1, 4):  # of 9 rows, so that some parts have fewer rows than workers
+            here().begin_step()
+            gradient = loss.gradient(theta, made.sequences, accumulate)
+            numbers = gradient.gradients["span"].flatten().tolist()
+            losses = gradient.losses_B.tolist()
+            values[f"{name} {accumulate}"] = [gradient.loss, *losses, *numbers]
+    free = kit(rows=9, target=Target())
+    evaluator = Evaluator(free.model, free.sequencer, Evaluation(max_new_tokens=4, batch_size=4))
+    scored = evaluator.score(noisy(free.start), free.sequences)
+    return {
+        "numbers": values,
+        "answers": [dataclasses.astuple(answer)[:4] for answer in scored],
+        "losses": [answer.loss for answer in scored],
+        "sent": dict(here().sent),
+        "stored": made.model.prefix_cache.figures,
+    }
+
+
+if __name__ == "__main__":
+    with joined():
+        print(json.dumps(found()))
