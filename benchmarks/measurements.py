@@ -236,5 +236,6 @@ OTHERS = {
     "plan": ("benchmarks.plan", "--data FOLDER"),
     "policy": ("benchmarks.policy", "--data FOLDER"),
     "parity": ("benchmarks.parity", "NAME=RUN"),
+    "vision": ("benchmarks.vision", "--test"),
     "serving": ("benchmarks.serving", "RUN"),
 }

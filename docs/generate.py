@@ -288,6 +288,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "compress": lambda root, up, _: measured.compressed(root, up),
     "tasks": lambda root, up, _: related.tasks(root, up),
     "continual": lambda root, up, _: related.continual(root, up),
+    "vision": lambda root, up, _: related.vision(root, up),
     "part-cost": lambda root, up, _: related.part_cost(root, up),
     "masked-thought": lambda root, up, _: related.masked_thought(root, up),
     "clean": lambda root, up, _: related.clean(root, up),

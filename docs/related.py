@@ -160,6 +160,29 @@ def clean(root: Path, up: str) -> str:
     return measured.markdown(table) + f"\n{about}, {_link('clean', up)}.\n"
 
 
+def vision(root: Path, up: str) -> str:
+    """Accuracy and saved activations of queries, against prompting among the tokens."""
+    results = measured.read(root, "vision")
+    if not results or not results.get("rows"):
+        return "Not measured yet: `vision`.\n"
+    split = "test" if "test" in results["summary"] else "dev"
+    table = [("trained", "accuracy", "against in sequence (95 %)", "saved activations", "numbers")]
+    summary = dict(results["summary"][split])
+    ratio = summary.pop("saved_ratio", None)
+    for variant, entry in summary.items():
+        change = "-"
+        if over := entry.get("over_in_sequence"):
+            low, high = (f"{100 * edge:+.1f}" for edge in over["interval"])
+            change = f"{100 * over['difference']:+.1f} ({low} to {high})"
+        size = f"{entry['saved_bytes'] / 2**20:.1f} MiB" if "saved_bytes" in entry else "-"
+        numbers = f"{entry['trained_numbers']:,.0f}" if "trained_numbers" in entry else "0"
+        accuracy = f"{100 * entry['accuracy']:.1f} % ({len(entry['seeds'])})"
+        table.append((variant, accuracy, change, size, numbers))
+    about = f"On {split} images, means over the seeds in brackets; activations for a batch of 32"
+    about += f" ({ratio:.2f} of those in sequence)" if ratio else ""
+    return measured.markdown(table) + f"\n{about}, {_link('vision', up)}.\n"
+
+
 def policy(root: Path, up: str) -> str:
     """Accuracy and tokens of a policy by precision, beside the vote and the first prompt."""
     rows = _rows(root, "policy")

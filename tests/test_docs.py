@@ -742,6 +742,8 @@ def test_every_piece_of_a_recipe_is_accepted(path: Path, tmp_path: Path) -> None
             assert build(PolicySettings, policy, "policy", problems), problems
             continue
         values = tomllib.loads(RECIPE)
+        if "images" in tomllib.loads(block):  # instead of a template
+            del values["template"]
         for section, piece in tomllib.loads(block).items():
             whole = section in ("template", "objective") or not isinstance(piece, dict)
             values[section] = piece if whole else {**values.get(section, {}), **piece}

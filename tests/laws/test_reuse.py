@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from benchmarks.speed.memory import saved
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
-from kit import ATTENTION, PLACEMENTS, REUSING, Kit, full_logprobs, noisy
+from kit import ATTENTION, PLACEMENTS, REUSING, Kit, full_logprobs, kit, noisy
 from kit_loss import assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
 BY_LENGTH = ("llama-dynamic", "llama-longrope")
@@ -194,6 +195,23 @@ def test_stored_prefixes_are_not_computed_again() -> None:
     (prefix,) = made.model.prefixes_of([made.sequences[0].prefix])
     assert prefix.length == len(made.sequences[0].prefix)
     assert not prefix.keys.requires_grad
+
+
+def test_behind_400_tokens_a_step_keeps_at_most_a_third_of_the_full_pass() -> None:
+    """As in SynQT: activations of prompt and answer only, and nothing stale in a second step."""
+    rows = tiny.reviews(8)[3:5]
+    long = [dataclasses.replace(e, columns={"review": e.columns["review"] * 20}) for e in rows]
+    made = kit(rows=long, attention="sdpa", tie=False)
+    assert [len(s.prefix) for s in made.sequences] == [416, 436]
+    prompt, weights = noisy(made.start).requires_grad_(True), list(made.loaded.model.parameters())
+    made.model.prepare(made.sequences)
+    scored = [(s, s.targets, ()) for s in made.sequences]
+    reused = saved(lambda: made.model.outcome(prompt, made.sequences), weights)
+    full = saved(lambda: made.model.forward.in_full(prompt, scored, 2), weights)
+    assert 0 < reused <= 0.35 * full, (reused, full)
+    first = loss_and_gradient(made.model, made.start, made.sequences)
+    again = loss_and_gradient(made.model, made.start, made.sequences)
+    assert all(map(torch.equal, first, again))
 
 
 def test_another_cache_is_handed_over_and_nothing_is_tried_again() -> None:

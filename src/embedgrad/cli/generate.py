@@ -106,7 +106,7 @@ def generate(
         answering, place = opened.answering, 0.0 if text_prompt else 1.0 if at is None else at
         decoding = decoding_of(answering, options)
         columns = opened.prompt.template.columns
-        queries = queries_from(query, sys.stdin.buffer, columns)
+        queries = queries_from(query, sys.stdin.buffer, columns, opened.recipe.images)
         if not as_stream:
             for reply in answer(answering, queries, place=place, decoding=decoding):
                 print_values(

@@ -170,7 +170,7 @@ def inspect(
         opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
         sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
-        if rows:
+        if rows and opened.recipe.images is None:
             data = opened.read_data()
             sequences = opened.sequencer.build((data.dev or data.test or data.train)[:rows])
             worth = row_worth(opened.prompt, opened.evaluator, sequences, progress)

@@ -4,6 +4,7 @@
     reviews.json                          an array of objects, or one a line
     reviews.csv    .tsv                   a header, then rows of as many cells
     reviews.parquet                       optional extra "parquet"
+    digits.npz                            arrays with an entry per row
     hub:OWNER/NAME[@CONFIG][:SPLIT]       optional extra "hub"
     pandas.DataFrame, datasets.Dataset    in Python
 
@@ -24,6 +25,7 @@ from typing import Any
 from embedgrad.data.arrow import brief, import_extra, read_arrow, read_frame, read_parquet
 from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
 from embedgrad.data.chat import add_chat_columns
+from embedgrad.data.images import read_arrays
 from embedgrad.data.json_rows import read_json, read_json_lines
 from embedgrad.data.separated import read_separated
 from embedgrad.data.table import Parsed, Table, data_error
@@ -166,4 +168,5 @@ _READERS: dict[str, Callable[..., Parsed]] = {
     ".csv": partial(read_separated, delimiter=","),
     ".tsv": partial(read_separated, delimiter="\t"),
     ".parquet": read_parquet,
+    ".npz": read_arrays,
 }

@@ -62,12 +62,14 @@ def read_splits(
     limit: Mapping[str, int] | None = None,
     allow_duplicates: bool = False,
     drop_duplicates: bool = False,
+    convert: Callable[[Table], Table] | None = None,
     problems: Problems | None = None,
 ) -> Splits:
     """Read files, Hub data sets, data frames or `Dataset`s, and split their examples.
 
     The arguments are those of `read_table`, `examples_from` and `make_splits`. Without `labelled` a
-    file may lack the column `answer`; the answers of its examples are then "".
+    file may lack the column `answer`; the answers of its examples are then "". `convert` makes
+    every table another, as of images, which then has the columns that are used.
 
     `problems` gets what would else be raised, where the rows or the check that failed can be left
     out; without it the first problem is raised.
@@ -84,7 +86,8 @@ def read_splits(
             return None
         table: Table | None = None
         try:
-            table = read_table(source, used=used)
+            table = read_table(source, used=None if convert else used)
+            table = convert(table) if convert else table
             notes.update(dict.fromkeys(table.notes))
             if (named := table.class_labels(answer)) and not (labels or choices):
                 advice = f"set {advise_mapping(named)} to answer by name"

@@ -81,7 +81,13 @@ def open_runs(
     exported = []
     for name, path in runs.items():
         run = open_run(path, overrides, report, model=model)
+        run.recipe.needs_text("an export")
         model, settings = run.model, run.recipe.export
+        if run.prompt.rows.shape[1] != model.info.width:
+            raise ExportError(
+                f"{path}: has rows for every layer (parameterization.deep), which no other engine "
+                "takes; `embedgrad generate` answers with it, and a training without deep exports"
+            )
         try:
             pool = run.check_rows()
         except DataError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from embedgrad.evaluation.evaluator import Evaluator, summarize
 from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.vision import VisionModel
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -38,14 +39,20 @@ class TokenDrift:
 
 
 def token_drift(
-    prompt: PromptEmbedding, model: LanguageModel, *, nearest: int = 3
+    prompt: PromptEmbedding, model: LanguageModel | VisionModel, *, nearest: int = 3
 ) -> list[TokenDrift]:
-    """Drift of every row, with its nearest vocabulary tokens by cosine."""
+    """Drift of every row, with its nearest vocabulary tokens by cosine.
+
+    Without a vocabulary, as for images, the mean drift of each layer's rows.
+    """
+    if isinstance(model, VisionModel):
+        return _layer_drift(prompt)
     table = model.vocabulary_rows()
-    ids = nearest_tokens(prompt.rows.to(table), table, nearest)
+    rows, start = (r[:, : table.shape[1]].to(table) for r in (prompt.rows, prompt.start_rows))
+    ids = nearest_tokens(rows, table, nearest)
     tokenizer, own = model.tokenizer, prompt.prompt_ids
     mean_norm = table.norm(dim=1).mean().item()
-    same = nearest_tokens(prompt.start_rows.to(table), table, 1)
+    same = nearest_tokens(start, table, 1)
     tokens = [(n, token) for n, span in enumerate(prompt.spans, 1) for token in span.tokens]
     return [
         TokenDrift(
@@ -60,10 +67,28 @@ def token_drift(
             ),
             # Twins in the table (equal rows) count as the token itself.
             unchanged=ids[p][0] in (own[p], same[p][0]),
-            typical=prompt.rows[p].norm().item() / mean_norm,
+            typical=rows[p].norm().item() / mean_norm,
         )
         for p, (number, token) in enumerate(tokens)
     ]
+
+
+def _layer_drift(prompt: PromptEmbedding) -> list[TokenDrift]:
+    """Means over the rows of a span that are called alike but for the last word, a number."""
+    drifts = []
+    for number, (span, place) in enumerate(
+        zip(prompt.spans, prompt.places().values(), strict=True), 1
+    ):
+        own: dict[str, list[int]] = {}
+        for row, token in enumerate(span.tokens, place.start):
+            own.setdefault(token.rpartition(" ")[0] or token, []).append(row)
+        for name, rows in own.items():
+            far, alike = prompt.drift[rows].mean().item(), prompt.cosine[rows].mean().item()
+            norms = prompt.rows[rows].norm(dim=1) / prompt.start_rows[rows].norm(dim=1)
+            label = f"{span.text}: {name}"
+            typical = norms.mean().item()
+            drifts.append(TokenDrift(number, label, far, alike, (), True, typical))
+    return drifts
 
 
 def drift_facts(prompt: PromptEmbedding, tokens: Sequence[TokenDrift]) -> dict[str, Any]:
@@ -72,15 +97,16 @@ def drift_facts(prompt: PromptEmbedding, tokens: Sequence[TokenDrift]) -> dict[s
     "spans" has the same for each span, where there are several.
     """
 
-    def facts(place: slice) -> dict[str, Any]:
-        drift, cosine, part = prompt.drift[place], prompt.cosine[place], tokens[place]
+    def facts(place: slice, number: int = 0) -> dict[str, Any]:
+        drift, cosine = prompt.drift[place], prompt.cosine[place]
+        part = [token for token in tokens if number in (0, token.span)]
         return {
             "drift": {"mean": drift.mean().item(), "max": drift.max().item()},
             "cosine": {"mean": cosine.mean().item(), "min": cosine.min().item()},
             "nearest_tokens_unchanged": sum(t.unchanged for t in part) / len(part),
         }
 
-    spans = [facts(place) for place in prompt.places().values()]
+    spans = [facts(place, number) for number, place in enumerate(prompt.places().values(), 1)]
     several = {"spans": spans} if len(spans) > 1 else {}
     return {**facts(slice(None)), **several, "tokens": [asdict(token) for token in tokens]}
 

@@ -29,6 +29,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives.distill import TAUGHT, Taught
 from embedgrad.parts.scorers import Exact, Scorer
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
@@ -133,7 +134,7 @@ class Evaluator:
     def __init__(
         self,
         model: Backbone,
-        sequencer: Sequencer | JointSequencer,
+        sequencer: Sequencer | JointSequencer | ImageSequencer,
         evaluation: Evaluation = Evaluation(),
     ):
         self.model = model
@@ -379,7 +380,6 @@ def evaluate(
     if not sequences:
         raise DataError("no rows to score; give at least one example")
     prompt = unwrap(prompt)
-
     # Rows that dev left as they were need no second pass; merged text is other tokens.
     kept = torch.equal(prompt.rows, prompt.start_rows) and all(s.plain is None for s in sequences)
     prefixes = [sequence.prefix for sequence in sequences]
@@ -394,7 +394,7 @@ def evaluate(
     if not kept:
         own = part_of(report, "refined prompt", 0, len(sequences))
         refined = evaluator.score(prompt.rows, sequences, own, log)
-    if evaluator.target.choices:
+    if evaluator.target.choices and isinstance(evaluator.model, LanguageModel):
         refined = evaluator.add_replies(refined, prompt.rows, sequences, log)
         text = refined if kept else text
     return compare_answers(text, refined, evaluator.target.choices)

@@ -22,8 +22,9 @@ from embedgrad.formatting import percent
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.place import PLACES, place_of, place_span
-from embedgrad.recipe.build import open_model, prepare, read_warm_start
+from embedgrad.recipe.build import open_model, prepare
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
 

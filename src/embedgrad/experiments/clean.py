@@ -28,8 +28,9 @@ from embedgrad.errors import DataError, ModelError, OptionError, RecipeError, Ru
 from embedgrad.events import Report, say, stage
 from embedgrad.experiments.run_folder import preparing
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.recipe.build import Prepared, prepare, read_data, start_rows
+from embedgrad.recipe.build import Prepared, prepare, read_data
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import start_rows
 from embedgrad.report.page.run_files import json_lines
 from embedgrad.report.page.suspects import RANKING, suspects_page
 from embedgrad.report.terminal.bars import show
@@ -94,6 +95,7 @@ def clean(
     out = Path(out)
     if not 0 <= drop < 1:
         raise OptionError(f"drop: {drop}; expected a share of the rows from 0 to less than 1")
+    recipe.needs_text("clean")
     recipe = _checked(recipe, report)
     splits = read_data(recipe)
     if not splits.dev:

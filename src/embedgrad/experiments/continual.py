@@ -60,6 +60,7 @@ def continue_run(
     A continuation in `out` that was interrupted is resumed. Raises `RunError` for a run without
     scores, or of other words, and what `run` and `open_run` raise.
     """
+    recipe.needs_text("continue")
     earlier, out = Path(earlier), Path(out)
     resume = (out / "recipe.toml").is_file()
     previous, chain = _scores_of(earlier), _chain(earlier)

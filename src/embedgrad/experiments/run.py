@@ -42,10 +42,11 @@ from embedgrad.experiments.run_folder import (
 )
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import embedding_digest
-from embedgrad.recipe.build import prepare, read_warm_start
+from embedgrad.recipe.build import prepare
 from embedgrad.recipe.check_rows import keep_rows
 from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show
@@ -138,11 +139,14 @@ def _run(
             units = ready.training.units([s.example.group for s in ready.train])
             check_resumed(out, checkpoint, found, ready.training.steps_in_all(len(units)))
             report = begin()
-        keep_rows(out, sequencer, ready.splits)
+        if recipe.images is None:
+            keep_rows(out, sequencer, ready.splits)
         if recipe.report.elicit and not (out / ELICITATION).exists():
             before = Task(recipe, model, sequencer, ready.train, ready.dev, report)
             write_json(out / ELICITATION, finite(elicit(before, report)))
-        effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
+        effect, notes = None, list[str]()
+        if recipe.images is None:
+            effect, notes = measure_prefixes(model, recipe, sequencer, ready.train)
         say(report, notes)
 
     stage(report, "refining")
@@ -163,6 +167,7 @@ def _run(
             training=ready.training,
             parts=ready.parts,
             evaluation=recipe.evaluation,
+            start=ready.start,
             warm_start=warm_start,
             teacher=ready.teacher,
             checkpoint=checkpoint,

@@ -10,32 +10,38 @@ from torch import Tensor
 
 from embedgrad.data.bounded_reads import parse_json
 from embedgrad.data.examples import Example, cell_text
+from embedgrad.data.images import image_query
 from embedgrad.errors import DataError, EmbedgradError, OptionError, nearest
 from embedgrad.formatting import visible
 from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.generation import generate, stream
 from embedgrad.parts.registry import build, values_of
+from embedgrad.prompt.images import Images
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.open_run import Answering
 from embedgrad.recipe.overrides import check_values
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-Query = str | Mapping[str, str]
-"""The text of the template's one column, or the texts of all of them."""
+Query = str | Mapping[str, Any]
+"""The text of the template's one column, or the texts of all of them; of an image its columns."""
 
 CUT = " [cut]"  # behind an answer that did not end by itself
 
 
 def queries_from(
-    query: str | None, lines: Iterable[bytes], columns: Sequence[str]
+    query: str | None,
+    lines: Iterable[bytes],
+    columns: Sequence[str],
+    images: Images | None = None,
 ) -> Iterator[Example]:
     """Examples without an answer: one from `query`, or one per JSON line. Raises `DataError`.
 
-    A query, or a line that is only a JSON string, is the text of the template's one column.
+    A query, or a line that is only a JSON string, is the text of the template's one column. With
+    `images` a line has the columns of an image.
     """
     if query is not None:
-        yield example_of(query, columns, "the query")
+        yield example_of(query, columns, "the query", images=images)
         return
     for number, line in enumerate(lines, start=1):
         where = f"standard input:{number}"
@@ -47,7 +53,7 @@ def queries_from(
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"
             ) from error
-        yield example_of(row, columns, where)
+        yield example_of(row, columns, where, images=images)
 
 
 def decoding_of(run: Answering, given: Mapping[str, Any]) -> Decoding:
@@ -242,7 +248,7 @@ def model_inputs(
 
 
 def examples_of(
-    queries: Query | Sequence[Query], columns: Sequence[str]
+    queries: Query | Sequence[Query], columns: Sequence[str], images: Images | None = None
 ) -> tuple[list[Example], bool]:
     """Queries from Python as examples, and whether it is one alone. Raises `DataError`."""
     alone = isinstance(queries, str | Mapping)
@@ -255,7 +261,8 @@ def examples_of(
                 f"{where}: {type(query).__name__}; expected a text, or a mapping with "
                 f"{', '.join(columns)}"
             )
-        examples.append(example_of(query, columns, where, "give a mapping with their texts"))
+        advice = "give a mapping with their texts"
+        examples.append(example_of(query, columns, where, advice, images))
     return examples, alone
 
 
@@ -264,11 +271,14 @@ def example_of(
     columns: Sequence[str],
     where: str,
     advice: str = "give JSON lines with all of them on standard input",
+    images: Images | None = None,
 ) -> Example:
     """A query as an example; every column of the template must have text.
 
     `advice` is for a text where the template has several columns.
     """
+    if images is not None:
+        return image_query(row, where, images.read)
     if isinstance(row, str):
         if len(columns) != 1:
             raise DataError(

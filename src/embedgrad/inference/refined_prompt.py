@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,8 +24,9 @@ from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.recipe.build import open_model
 from embedgrad.recipe.hub import local_folder
-from embedgrad.recipe.open_run import Answering, load_prompt, model_of
+from embedgrad.recipe.open_run import Answering, images_of, load_prompt, model_of, recipe_of
 from embedgrad.report.terminal.bars import show
 
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
@@ -114,7 +116,7 @@ class RefinedPrompt:
         decoding: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
         """Values of `answer`, one per query."""
-        examples, _ = examples_of(queries, self.template.columns)
+        examples, _ = examples_of(queries, self.template.columns, images_of(self.prompt))
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
         values: list[dict[str, Any]] = []
@@ -152,6 +154,9 @@ class RefinedPrompt:
     def _load_model(self, model: LanguageModel | str | None, report: Report) -> LanguageModel:
         if isinstance(model, LanguageModel):
             return model
+        if images_of(self.prompt) is not None:
+            named = [f"model.name={json.dumps(model)}"] if model else []
+            return open_model(recipe_of(self.prompt, Path(), named), report)
         if model is not None:
             return load_model(model, report=report)
         made_for = model_of(self.prompt, "give model=")

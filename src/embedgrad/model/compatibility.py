@@ -24,10 +24,11 @@ def fit_to_model(
     known = prompt.provenance.get("model")
     made_for = known if isinstance(known, dict) else {}
     width, digest = prompt.rows.shape[1], made_for.get("embedding_digest")
-    if width != model.width:
+    if not width or width % model.width:
         problem = f"its rows are {width} wide, the model's {model.width}"
     elif digest == model.embedding_digest and max(prompt.prompt_ids) < model.vocabulary:
         own = embed(prompt.prompt_ids).detach().cpu().float()
+        own = torch.nn.functional.pad(own, (0, width - model.width))  # rows for later layers
         # Others are kept: training may start elsewhere than at the words.
         return replace(prompt, start_rows=own) if near(prompt.start_rows, own, 1e-2) else prompt
     else:
@@ -35,7 +36,10 @@ def fit_to_model(
         problem = f"the embedding tables differ ({str(digest)[:19]}, here {here})"
         inside = max(prompt.prompt_ids) < model.vocabulary
         if not inside or not torch.allclose(
-            embed(prompt.prompt_ids).cpu().float(), prompt.start_rows, rtol=2e-2, atol=1e-3
+            embed(prompt.prompt_ids).cpu().float(),
+            prompt.start_rows[:, : model.width],
+            rtol=2e-2,
+            atol=1e-3,
         ):
             problem += ", and the rows that its words start from"
     raise ArtifactError(

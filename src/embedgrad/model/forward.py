@@ -15,8 +15,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from embedgrad.errors import ModelError
 from embedgrad.model.attention import attend_to
 from embedgrad.model.capabilities import attention_windows, rope_limit, why_not_reusable
+from embedgrad.model.deep import NOT_DEEP, Deep, DeepLayers, layer_list
 from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.packing import (
@@ -59,6 +61,7 @@ class ForwardPass:
         self.linear_lm_head = False
         layers = getattr(self._config, "num_hidden_layers", 0)
         self.feed_forward = last_feed_forward(loaded.model, layers)
+        self.layers = DeepLayers(loaded.model, layers)
 
     @property
     def one_by_one(self) -> bool:
@@ -72,6 +75,13 @@ class ForwardPass:
             return self.why_not_reusable is None
         length = sequence.length(prompt) + max(len(ids) for ids in targets)
         return length <= self.longest_reuse
+
+    def widen(self, rows_PD: Tensor) -> Tensor:
+        """Rows for every layer that begin as the text's. Raises `ModelError`."""
+        if self.one_by_one or not self.layers.count:
+            why = self.why_not_reusable or "its rotary scaling changes by length"
+            raise ModelError(NOT_DEEP.format(f"this model ({why})"))
+        return self.layers.widen(rows_PD)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids in the model's dtype."""
@@ -88,7 +98,10 @@ class ForwardPass:
         return mean_D.to(self.dtype)
 
     def splice(self, ids_BT: Tensor, prompt_at: Tensor, prompt_PD: Tensor) -> Tensor:
-        """Embeddings [B, T, D] in the model's dtype, the rows at flat positions `prompt_at`."""
+        """Embeddings [B, T, D] in the model's dtype, the rows at flat positions `prompt_at`.
+
+        What rows for every layer [P, L D] add to later layers goes along to `fill` and `logits`.
+        """
         with torch.no_grad():
             embeds = self.embed(ids_BT.clamp(min=0))
             if (ids_BT < 0).any():  # no tokens
@@ -97,7 +110,11 @@ class ForwardPass:
         if not len(prompt_at):
             return embeds
         rows = prompt_PD.to(embeds).repeat(len(ids_BT), 1)
-        return embeds.flatten(0, 1).index_copy(0, prompt_at, rows).view_as(embeds)
+        own, later = rows[:, : embeds.shape[2]], rows[:, embeds.shape[2] :]
+        spliced = embeds.flatten(0, 1).index_copy(0, prompt_at, own).view_as(embeds)
+        if later.numel():
+            spliced.deep = Deep(prompt_at, self.layers.split(later))  # type: ignore[attr-defined]
+        return spliced
 
     def on_prefixes(
         self, context: CachedContext, scored: Scored, width: int, more: int = 0
@@ -155,7 +172,8 @@ class ForwardPass:
         } | ({"logits_to_keep": keep_BT} if model is self.model else {})
         own = contextlib.nullcontext() if self.joins_keys else attend_to(self._config, cache)
         # Attention and hooks belong to the model, so only one pass runs at a time.
-        with self._lock, own, only_at(self.feed_forward, keep_BT):
+        deep = self.layers.adding(getattr(embeds_BTD, "deep", None))
+        with self._lock, own, deep, only_at(self.feed_forward, keep_BT):
             output = model(**arguments)
         if not self.joins_keys and cache.attended != set(range(len(cache.own_keys))):
             raise NotImplementedError("a layer with an attention of its own")
@@ -166,6 +184,7 @@ class ForwardPass:
 
         A target that begins another is read in the other's pass.
         """
+        self.layers.refuse(prompt_PD)
         if self.longest_reuse is not None and (len(scored), width) != (1, 1):
             # Rotary scaling by length sees the longest line of a batch, so each goes alone.
             return torch.cat([self._alone(prompt_PD, *one, width, more) for one in scored])
@@ -227,6 +246,7 @@ class ForwardPass:
 
     def embed_in_full(self, prompt_PD: Tensor, sequence: TokenSequence) -> Tensor:
         """Embeddings [1, T, D] of prefix, prompt and suffix."""
+        self.layers.refuse(prompt_PD)
         ids, places = full_context(sequence, len(prompt_PD))
         return self.splice(self._indices([ids]), self._indices(places), prompt_PD)
 
@@ -279,11 +299,9 @@ def in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
 
 def last_feed_forward(model: Any, layers: int) -> nn.Module | None:
     """The `mlp` of the last of the model's layers, where most models have it."""
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            mlp = getattr(module[-1], "mlp", None)
-            return mlp if isinstance(mlp, nn.Module) else None
-    return None
+    found = layer_list(model, layers)
+    mlp = getattr(found[-1], "mlp", None) if found else None
+    return mlp if isinstance(mlp, nn.Module) else None
 
 
 @contextlib.contextmanager

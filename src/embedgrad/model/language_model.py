@@ -33,6 +33,7 @@ from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.model.prefixes import PrefixStore
 from embedgrad.model.workers import here
 from embedgrad.prompt.boundaries import Ids
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.span import Span
@@ -103,7 +104,7 @@ class LanguageModel:
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         return tuple({int(i) for i in (*ends, self.tokenizer.eos_token_id) if i is not None})
 
-    def ends_of(self, sequencer: Sequencer | JointSequencer) -> Ids:
+    def ends_of(self, sequencer: Sequencer | JointSequencer | ImageSequencer) -> Ids:
         """Tokens that end an answer to a template: the model's own, and its end of a turn."""
         return tuple({*sequencer.end_ids, *self.end_ids})
 

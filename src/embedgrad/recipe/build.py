@@ -6,31 +6,33 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
-from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.data.images import PIXELS
 from embedgrad.data.problems import Problems
 from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, say, stage
+from embedgrad.model.backbone import Prompt
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.device import choose_device
 from embedgrad.model.prefix_cache import PrefixCache, Spill
+from embedgrad.model.vision import load_vision_model
 from embedgrad.parts.objectives import Distill
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.span import rows_by_span
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.replay import Replay
+from embedgrad.recipe.warm_start import start_rows
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
 from embedgrad.training.engine import Engine
 from embedgrad.training.rollouts import Rollouts
@@ -48,6 +50,7 @@ class Prepared:
     `solutions` says where these come from; `training` is the recipe's, with the metric for them.
     `demonstrations` are shown before every query; `parts` leave a row's own out of its training,
     and replay rows of earlier runs.
+    `start` are start rows other than the words' own, as images have.
     With a `teacher` the rows of dev and test that lack an answer have the teacher's.
     """
 
@@ -63,6 +66,7 @@ class Prepared:
     parts: Parts
     teacher: Teacher | None = None
     demonstrations: Sequence[Example] = ()
+    start: Prompt | None = None
 
 
 def prepare(
@@ -159,7 +163,9 @@ def prepare(
         asked = Rollouts(model, evaluator, train, sampling, by, seed=0, start=start)
         say(report, [asked.try_engine()])
     ready = (splits, model, sequencer, written, solutions, train, dev, test)
-    return Prepared(*ready, training, parts, teacher, shown.examples)
+    vision: Any = model  # where the recipe has images; see `open_model`
+    first = vision.start(sequencer, train) if recipe.images else None
+    return Prepared(*ready, training, parts, teacher, shown.examples, first)
 
 
 def open_teacher(
@@ -282,7 +288,7 @@ def read_data(
             solution=data.solution if with_solutions else None,
             group=data.group,
             task=data.task,
-            extra=objective.columns,
+            extra=(*objective.columns, *((PIXELS,) if recipe.images else ())),
             compared=recipe.evaluation.group,
             teacher=taught.columns if taught else (),
             labelled=objective.needs_labels,
@@ -293,6 +299,7 @@ def read_data(
             limit=data.limit,
             allow_duplicates=data.allow_duplicates,
             drop_duplicates=data.drop_duplicates,
+            convert=recipe.images and recipe.images.read,
             problems=problems,
         )
     except DataError as error:
@@ -311,37 +318,15 @@ def read_data(
 
 
 def open_model(recipe: Recipe, report: Report) -> LanguageModel:
-    """The recipe's model with the recipe's prefix cache."""
+    """The recipe's model with the recipe's prefix cache; of a recipe with images a `VisionModel`.
+
+    That one has of a language model what a run asks of it, and no text.
+    """
+    if recipe.images is not None:
+        own = {**asdict(recipe.model), "prefix_cache_budget": recipe.prefix_cache.budget}
+        return cast(LanguageModel, load_vision_model(recipe.images, **own, report=report))
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
-
-
-def read_warm_start(
-    recipe: Recipe, model: LanguageModel, sequencer: Sequencer
-) -> dict[str, Tensor] | None:
-    """The rows to begin at, by span; None: those of the words.
-
-    Raises `RunError` for a prompt of other words, `ArtifactError` for one of another model, and
-    `RecipeError` where the parameterization cannot begin there.
-    """
-    if recipe.training.warm_start is None:
-        return None
-    folder = Path(recipe.training.warm_start)
-    prompt = fit_to_model(artifact.load(prompt_folder(folder)), model.info, model.embed)
-    theirs, ours = ([span.text for span in spans] for spans in (prompt.spans, sequencer.spans))
-    if theirs != ours:
-        raise RunError(
-            f"training.warm_start: {folder} refines {theirs}, and this recipe {ours}; the words of "
-            "both must be the same"
-        )
-    rows = rows_by_span(prompt.rows, prompt.spans)
-    recipe.parts.parameterization.reach(rows, start_rows(model, sequencer))
-    return rows
-
-
-def start_rows(model: LanguageModel, sequencer: Sequencer) -> dict[str, Tensor]:
-    """The rows of a prompt's own words, by span."""
-    return rows_by_span(model.embed(sequencer.prompt_ids), sequencer.spans)
 
 
 def load_parts(

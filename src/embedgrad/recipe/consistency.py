@@ -10,6 +10,7 @@ from embedgrad.data.splits import NAMES as SPLITS
 from embedgrad.errors import RecipeError, nearest
 from embedgrad.model.prefix_cache import budget_bytes
 from embedgrad.parts.objectives import Distill, Regret
+from embedgrad.prompt.images import TEMPLATE
 from embedgrad.recipe.settings import DataSettings, PrefixCacheSettings
 from embedgrad.training.self_training import source_problems
 
@@ -71,6 +72,8 @@ def check_together(
         problems.append("training.metric: 'regret' is for objective.name = 'regret'; set another")
     if not (taught or objective is None or objective.needs_labels):
         problems.append("objective: 'distill' needs a [teacher]; add the section")
+    if sections.get("images"):
+        _check_images(sections, objective, problems)
     if sections["teacher"]:
         _check_teacher(solutions, objective, problems)
     if solutions and objective and objective.sampling and solutions.source not in TARGETLESS:
@@ -85,6 +88,25 @@ def check_together(
         _check_splits(data, problems)
     if sections["prefix_cache"]:
         _check_prefixes(sections["prefix_cache"], problems)
+
+
+def _check_images(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
+    """What a recipe of images cannot have, as there is no text."""
+    shown, sampling, target = (sections[n] for n in ("demonstrations", "sampling", "target"))
+    of_text = {
+        "template": sections["template"] != TEMPLATE,
+        "teacher": sections["teacher"] is not None,
+        "demonstrations.k": shown and shown.k,
+        "sampling.engine": sampling and sampling.engine,
+        "objective": objective and (objective.sampling or not objective.needs_labels),
+    }
+    problems += [
+        f"{name}: is for text, which a recipe with [images] has not; take it or [images] out"
+        for name, given in of_text.items()
+        if given
+    ]
+    if target and not target.choices:
+        problems.append("target.choices: lists none; a vision transformer chooses among classes")
 
 
 def _check_teacher(solutions: Any, objective: Any, problems: list[str]) -> None:

@@ -15,8 +15,10 @@ from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, quiet, stage
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.parts.registry import build
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.images import Images
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.recipe.build import (
     open_model,
@@ -32,7 +34,7 @@ from embedgrad.recipe.paths import find_run, is_path
 from embedgrad.recipe.recipe import Recipe
 
 CURE = "give --set model.name=PLACE"
-_KEPT = ("evaluation", "export")  # of the recipe that an artifact records
+_KEPT = ("evaluation", "export", "images")  # of the recipe that an artifact records
 
 
 @final
@@ -143,7 +145,7 @@ def open_run(
         )
     if run is None:
         prompt = load_prompt(folder)
-        recipe = _recipe_of(prompt, folder, overrides)
+        recipe = recipe_of(prompt, folder, overrides)
     else:
         recipe = Recipe.read_run(run, overrides, trust_scorer=trust_scorer)
         prompt = load_prompt(folder)
@@ -190,7 +192,14 @@ def _with_recorded_model(recipe: Recipe, prompt: PromptEmbedding, run: Path) -> 
     return replace(recipe, model=replace(recipe.model, name=name))
 
 
-def _recipe_of(prompt: PromptEmbedding, folder: Path, overrides: Sequence[str]) -> Recipe:
+def images_of(prompt: PromptEmbedding) -> Images | None:
+    """How a prompt's images are read; None for one of text."""
+    recipe = prompt.provenance.get("recipe")
+    saved = recipe.get("images") if isinstance(recipe, dict) else None
+    return build(Images, saved, "images", []) if isinstance(saved, dict) else None
+
+
+def recipe_of(prompt: PromptEmbedding, folder: Path, overrides: Sequence[str]) -> Recipe:
     """A recipe to use a prompt alone, as far as the artifact knows it; nothing that runs code."""
     saved = prompt.provenance.get("recipe")
     saved = saved if isinstance(saved, dict) else {}

@@ -25,8 +25,10 @@ from embedgrad.errors import (
 )
 from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
+from embedgrad.parts.parameterizations import is_deep
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
 from embedgrad.parts.scorers import SandboxedFunction
+from embedgrad.prompt.images import TEMPLATE, Images
 from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import ROLES, Message, Template, by_role, only
@@ -70,6 +72,13 @@ class Recipe:
     export: ExportSettings = ExportSettings()
     merges: str = "report"
     place: str | None = None
+    images: Images | None = None
+
+    def needs_text(self, what: str) -> None:
+        """Raise `RecipeError` for a recipe of images, which `what` cannot do."""
+        if self.images is not None:
+            can = "optimize, resume, evaluate, inspect, generate and report do"
+            raise RecipeError("recipe", [f"images: {what} does not work with images; {can}"])
 
     @property
     def group_column(self) -> str | None:
@@ -125,12 +134,16 @@ class Recipe:
         sections: dict[str, Any] = {
             name: build(kind, values.get(name, {}), name, problems)
             for name, kind in SECTIONS.items()
-            if kind is not None and (name in values or name not in REQUIRED) and name != "teacher"
+            if kind is not None
+            and (name in values or name not in (*REQUIRED, "images"))
+            and name != "teacher"
         }
         sections["teacher"] = _teacher(values["teacher"], problems) if "teacher" in values else None
         sections["template"], prompt = None, dict[str, Any]()
         if "template" in values:
             sections["template"], prompt = _template(values["template"], problems)
+        elif "images" in values:
+            sections["template"] = TEMPLATE
         parts = {
             "trust_region": sections.pop("trust_region"),
             "schedule": sections.pop("schedule"),
@@ -144,6 +157,8 @@ class Recipe:
             },
         }
         check_together(sections, parts["objective"], problems, taught="teacher" in values)
+        if sections.get("images") and is_deep(parts["parameterization"]):
+            problems.append("parameterization.deep: [images] has queries in every layer anyway")
         sampled = parts["objective"] and parts["objective"].sampling and not sections["teacher"]
         if sampled and sections["solutions"]:
             # It trains on answers that the model writes, so no others are read or written.
@@ -188,6 +203,8 @@ class Recipe:
         built = {**vars(self.parts), **vars(self)}
         for name, kind in SECTIONS.items():
             part = built[name]
+            if name == "template" and self.images is not None:
+                continue
             if name == "template":
                 own = {"merges": self.merges, "place": self.place}
                 values[name] = {**self.template.as_dict(), **own}
@@ -212,12 +229,13 @@ class Recipe:
 
 AUTO = "auto"  # a place that a run chooses on dev
 VERSION = 2  # of a resolved recipe; version 1 had no such field
-REQUIRED = ("model", "data", "template")
+REQUIRED = ("model", "data", "template")  # or, instead of a template, images
 # Every section with its type; None for the template and the parts, which are built elsewhere.
 SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "data": DataSettings,
     "template": None,
+    "images": Images,
     "target": Target,
     "demonstrations": Demonstrations,
     "trust_region": TrustRegion,
@@ -281,7 +299,8 @@ def _check_names(values: dict[str, Any], problems: list[str]) -> None:
             problems.append(f"{name}: is now {RENAMED[name]}")
         elif name not in SECTIONS:
             problems.append(f"{name}: unknown section; {nearest(str(name), SECTIONS)}")
-    problems += [f"{name}: missing section" for name in REQUIRED if name not in values]
+    needed = [name for name in REQUIRED if name != "template" or "images" not in values]
+    problems += [f"{name}: missing section" for name in needed if name not in values]
 
 
 def _teacher(values: object, problems: list[str]) -> Teaching | None:

@@ -38,7 +38,7 @@ class DataSettings:
     """Where examples come from, and how they are split."""
 
     train: str
-    """A .jsonl, .json, .csv, .tsv or .parquet file, or `hub:OWNER/NAME[@CONFIG][:SPLIT]`."""
+    """A .jsonl, .json, .csv, .tsv, .parquet or .npz file, or `hub:OWNER/NAME[@CONFIG][:SPLIT]`."""
     dev: str | None = None
     """As train; unset: a share of train."""
     test: str | None = None

@@ -94,6 +94,8 @@ def _differences(recipes: Mapping[str, Recipe]) -> list[str]:
         if recipe.place == AUTO
     ]
     some = recipes[first]
+    if any(recipe.images is not None for recipe in recipes.values()):
+        problems.append("images: not with [[tasks]]; train each task by itself")
     if some.parts.objective.sampling or some.teacher:
         problems.append("objective: with [[tasks]] prompts are trained on answers in the data")
     if some.parts.objective.decides:

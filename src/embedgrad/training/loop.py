@@ -32,9 +32,10 @@ from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.workers import here
 from embedgrad.parts.augmentations import BatchContext
-from embedgrad.parts.parameterizations import Theta, all_rows
+from embedgrad.parts.parameterizations import Theta, all_rows, is_deep
 from embedgrad.parts.transforms import Context, Setup
 from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import rows_by_span
@@ -56,7 +57,7 @@ class Loop:
     def __init__(
         self,
         model: Backbone,
-        sequencer: Sequencer | JointSequencer,
+        sequencer: Sequencer | JointSequencer | ImageSequencer,
         train: Sequence[TokenSequence],
         dev: Sequence[TokenSequence],
         training: Training,
@@ -75,6 +76,8 @@ class Loop:
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text, self.scores_text = start is None, True
         text_PD = model.embed(sequencer.prompt_ids)
+        if self.language_model and is_deep(parts.parameterization):
+            text_PD = self.language_model.forward.widen(text_PD)
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
@@ -378,10 +381,13 @@ class Loop:
         return self.seconds_before + time.perf_counter() - self.began
 
     def result(
-        self, sequencer: Sequencer, ended: str, names: Sequence[str] | None = None
+        self,
+        sequencer: Sequencer | ImageSequencer,
+        ended: str,
+        names: Sequence[str] | None = None,
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
-        model = self.language_model
+        info = getattr(self.model, "info", None)
         best, start = (
             _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
             for prompt in (self.best.prompt, self.start_prompt)
@@ -394,7 +400,7 @@ class Loop:
             start_rows=start,
             rows=best,
             trust_region=self.parts.trust_region,
-            provenance={} if model is None else {"model": model.info.facts()},
+            provenance={} if info is None else {"model": info.facts()},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self.seconds(), self.best)
 

@@ -8,6 +8,7 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.events import Report
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.parts.parameterizations import Theta
+from embedgrad.prompt.images import ImageSequencer
 from embedgrad.prompt.joint import JointSequencer
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.report.terminal.bars import show
@@ -19,7 +20,7 @@ from embedgrad.training.teacher import Teacher
 
 def optimize(
     model: Backbone,
-    sequencer: Sequencer,
+    sequencer: Sequencer | ImageSequencer,
     train: Sequence[TokenSequence],
     dev: Sequence[TokenSequence] = (),
     *,

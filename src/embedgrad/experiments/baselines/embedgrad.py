@@ -22,8 +22,8 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import Reward
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.recipe.build import read_warm_start
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts
 

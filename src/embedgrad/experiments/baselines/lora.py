@@ -28,8 +28,8 @@ from embedgrad.experiments.baselines.peft_loop import Line, PeftMethod, samples_
 from embedgrad.model.backbone import join_spans
 from embedgrad.model.packing import full_context
 from embedgrad.prompt.sequence import TokenSequence
-from embedgrad.recipe.build import read_warm_start
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
 

@@ -74,6 +74,7 @@ def compare(
     the recipe names cannot run, and the errors of its data, template and model.
     """
     recipe = Recipe.from_dict(recipe.as_dict())  # one that was made in Python is not checked yet
+    recipe.needs_text("a comparison")
     parts, skipped = plan_parts(recipe)
     folder = Folder(out)
     new = not folder.path.exists()

@@ -32,9 +32,10 @@ from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.template import Renderer
-from embedgrad.recipe.build import load_parts, read_data, read_warm_start, with_replay
+from embedgrad.recipe.build import load_parts, read_data, with_replay
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import AUTO, Recipe
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
@@ -85,6 +86,7 @@ def plan(
     run from starting; a plan that they end early lacks what comes after. Raises `ModelError` for
     a model that cannot be used.
     """
+    recipe.needs_text("a plan")
     began = time.time()
     problems, start = Problems(), began - (started or began)
     splits: Splits | None = None

@@ -37,7 +37,8 @@ def problem_of(folder: Path) -> str | None:
         return f"no {CONFIG}{', but an adapter' + MERGE if adapter else ''}"
     if adapter:
         return f"it holds an adapter{MERGE}"
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+    reads_text = _model_type(folder) != "vit"
+    if reads_text and not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         return "no tokenizer (tokenizer.json); save the model's tokenizer into the folder too"
     if (folder / WEIGHTS).is_file():
         return None
@@ -87,6 +88,14 @@ def missing_packages(folder: Path) -> list[str]:
         names = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
         needed |= names if sentencepiece else {"tiktoken": "tiktoken"}
     return [package for package, module in needed.items() if not _installed(module)]
+
+
+def _model_type(folder: Path) -> object:
+    """What config.json names; None where it cannot be read."""
+    try:
+        return read_json(folder / CONFIG, _LARGEST_CONFIG).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _installed(module: str) -> bool:

@@ -24,6 +24,10 @@ class Free(Parameterization):
     is ours, so that one step size serves all models.
     """
 
+    deep: bool = False
+    """Rows for every layer of the model, and not only where the words are embedded; the trust
+    region is around all rows of a token together. No other engine takes such a prompt."""
+
     def init(self, start: Prompt, generator: torch.Generator) -> Theta:
         return {name: torch.zeros_like(rows) for name, rows in start.items()}
 
@@ -41,6 +45,11 @@ class Free(Parameterization):
             moved = not torch.equal(inside, rows)
             fitted[name] = _change(inside, first) if moved else theta[name]
         return fitted
+
+
+def is_deep(parameterization: Parameterization) -> bool:
+    """Whether it has rows for every layer."""
+    return isinstance(parameterization, Free) and parameterization.deep
 
 
 def _change(rows: Tensor, start: Tensor) -> Tensor:
