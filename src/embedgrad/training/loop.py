@@ -99,8 +99,9 @@ class Loop:
         self.rollouts: Rollouts | None = None
         if sampling is not None:
             own = (model, self.evaluator, train, sampling, parts.sampling)
-            first = self.start_prompt
-            self.rollouts = Rollouts(*own, seed=training.seed, start=first, report=report)
+            self.rollouts = Rollouts(
+                *own, seed=training.seed, start=self.start_prompt, report=report
+            )
         metric = training.metric_for(parts.objective, choices=bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.best_theta = self._theta_copy()
@@ -375,10 +376,7 @@ class Loop:
         return self.seconds_before + time.perf_counter() - self.began
 
     def result(
-        self,
-        sequencer: Sequencer | ImageSequencer,
-        ended: str,
-        names: Sequence[str] | None = None,
+        self, sequencer: Sequencer | ImageSequencer, ended: str, names: Sequence[str] | None = None
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
         info = getattr(self.model, "info", None)
