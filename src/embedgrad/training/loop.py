@@ -76,8 +76,8 @@ class Loop:
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text, self.scores_text = start is None, True
         text_PD = model.embed(sequencer.prompt_ids)
-        if self.language_model and is_deep(parts.parameterization):
-            text_PD = self.language_model.forward.widen(text_PD)
+        if isinstance(model, LanguageModel) and is_deep(parts.parameterization):
+            text_PD = model.forward.widen(text_PD)
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
@@ -100,8 +100,8 @@ class Loop:
         self.rollouts: Rollouts | None = None
         if sampling is not None:
             own = (model, self.evaluator, train, sampling, parts.sampling)
-            first = self.start_prompt
-            self.rollouts = Rollouts(*own, seed=training.seed, start=first, report=report)
+            given = {"seed": training.seed, "start": self.start_prompt, "report": report}
+            self.rollouts = Rollouts(*own, **given)  # type: ignore[arg-type]
         metric = training.metric_for(parts.objective, choices=bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.best_theta = self.copy_theta()
@@ -381,13 +381,9 @@ class Loop:
         return self.seconds_before + time.perf_counter() - self.began
 
     def result(
-        self,
-        sequencer: Sequencer | ImageSequencer,
-        ended: str,
-        names: Sequence[str] | None = None,
+        self, sequencer: Sequencer | ImageSequencer, ended: str, names: Sequence[str] | None = None
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
-        info = getattr(self.model, "info", None)
         best, start = (
             _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
             for prompt in (self.best.prompt, self.start_prompt)
@@ -400,7 +396,7 @@ class Loop:
             start_rows=start,
             rows=best,
             trust_region=self.parts.trust_region,
-            provenance={} if info is None else {"model": info.facts()},
+            provenance={"model": i.facts()} if (i := getattr(self.model, "info", None)) else {},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self.seconds(), self.best)
 
