@@ -100,8 +100,8 @@ class Loop:
         self.rollouts: Rollouts | None = None
         if sampling is not None:
             own = (model, self.evaluator, train, sampling, parts.sampling)
-            given = {"seed": training.seed, "start": self.start_prompt, "report": report}
-            self.rollouts = Rollouts(*own, **given)  # type: ignore[arg-type]
+            start = self.start_prompt
+            self.rollouts = Rollouts(*own, seed=training.seed, start=start, report=report)
         metric = training.metric_for(parts.objective, choices=bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
         self.best_theta = self.copy_theta()
@@ -159,12 +159,10 @@ class Loop:
             self.memory = self.parts.objective.init(self.train, measured, self.total)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
+            train, dev = (here().stored(rows) for rows in (self.train, self.dev))
             self.language_model.prefix_cache.expect(
-                ([s.prefix for s in here().stored(self.train)], left / self.steps_per_epoch),
-                (
-                    [s.prefix for s in here().stored(self.dev)],
-                    (left / self.every + new) * self.evaluator.lookups,
-                ),
+                ([s.prefix for s in train], left / self.steps_per_epoch),
+                ([s.prefix for s in dev], (left / self.every + new) * self.evaluator.lookups),
             )
         self.scores_text = not (warm_start and self.parts.keeps_start)
         if self.dev and new and self.scores_text:
@@ -385,7 +383,7 @@ class Loop:
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
         best, start = (
-            _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
+            torch.cat([rows for name, rows in prompt.items() if names is None or name in names], -2)
             for prompt in (self.best.prompt, self.start_prompt)
         )
         prompt = PromptEmbedding(
@@ -393,14 +391,9 @@ class Loop:
             target=sequencer.target,
             spans=sequencer.spans,
             date=sequencer.renderer.date,
-            start_rows=start,
-            rows=best,
+            start_rows=start.cpu(),
+            rows=best.cpu(),
             trust_region=self.parts.trust_region,
             provenance={"model": i.facts()} if (i := getattr(self.model, "info", None)) else {},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self.seconds(), self.best)
-
-
-def _tensor(prompt: Prompt) -> Tensor:
-    """The rows of all spans one behind the other, [P, D] or, with rows per layer, [L, P, D]."""
-    return torch.cat(list(prompt.values()), dim=-2).cpu()

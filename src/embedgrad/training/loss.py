@@ -139,12 +139,16 @@ class Loss:
     def gradient_in_memory(
         self, theta: Theta, batch: Sequence[TokenSequence], accumulate: int, state: State
     ) -> tuple[Gradient, int]:
-        """`gradient` in as many parts as fit into memory, at least `accumulate`; and how many."""
+        """`gradient` in as many parts as fit into memory, at least `accumulate`; and how many.
+
+        Among several workers none tries again alone, as the others would wait for its part.
+        """
         while True:
             try:
                 return self.gradient(theta, batch, accumulate, state), accumulate
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or accumulate >= len(batch):
+                last = accumulate >= len(batch) or here().count > 1
+                if last or not is_out_of_memory(error):
                     raise
             accumulate = min(2 * accumulate, len(batch))
             gc.collect()  # out here, as the error keeps the tensors of its frames
