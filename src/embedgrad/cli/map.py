@@ -42,7 +42,7 @@ def map(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine one prompt for every row of a table, as for each customer or language.
+    """Refine a prompt for each row of a table, such as one per customer.
 
     Each process loads the model once. The same command goes on after an interruption, does nothing
     twice, and tries again what failed.
