@@ -25,10 +25,11 @@ from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.recipe.build import open_model, prepare, read_warm_start
+from embedgrad.recipe.build import open_model, prepare
 from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.settings import ModelSettings
+from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import LOWER_IS_BETTER
