@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit import reseal
 from run_kit import Command, values, write_jsonl
 
 
@@ -63,6 +64,7 @@ class Place:
         described = {**json.loads(path.read_text("utf-8")), **entries}
         kept = {name: value for name, value in described.items() if value is not None}
         path.write_text(json.dumps(kept), "utf-8")
+        reseal(path.parent)
         return self.run
 
     def sign(self, content: bytes) -> Path:

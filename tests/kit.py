@@ -6,14 +6,17 @@ import copy
 import dataclasses
 import datetime
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import tiny
+from embedgrad.atomic_files import seal
 from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
@@ -181,3 +184,11 @@ def cut(sequence: TokenSequence, prompt_ids: Sequence[int]) -> list[int]:
         assert ids[place] == 0
         ids[place] = token
     return [*sequence.prefix, *prompt_ids[:first], *ids]
+
+
+def reseal(folder: Path) -> None:
+    """Write a prompt's digest again, as if what its JSON says now had been saved so."""
+    path = folder / "prompt.json"
+    values = {k: v for k, v in json.loads(path.read_text("utf-8")).items() if k != "sha256"}
+    rows = (folder / "prompt.safetensors").read_bytes()
+    path.write_text(json.dumps(seal(values, rows)), "utf-8")

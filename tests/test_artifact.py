@@ -25,7 +25,7 @@ from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.template import Template
 from embedgrad.prompt.trust_region import TrustRegion
-from kit import DAY, LABELS, PLACEMENTS, Kit, kit, noisy
+from kit import DAY, LABELS, PLACEMENTS, Kit, kit, noisy, reseal
 
 refused = functools.partial(refusals.refused, error=ArtifactError)
 ROWS, JSON = "prompt.safetensors", "prompt.json"
@@ -88,6 +88,7 @@ def rewrite(folder: Path, content: bytes | dict[str, Tensor] | None = None, **ch
             place = place[part]
         place[last] = value
     (folder / JSON).write_text(json.dumps(values))
+    reseal(folder)
 
 
 # -------------------------------------------------------------------------------- saved and loaded
@@ -365,3 +366,38 @@ def test_rows_per_layer_are_no_artifact(prompt: PromptEmbedding, tmp_path: Path)
     with pytest.raises(ArtifactError, match=r"rows of shape \[3, .*none per layer"):
         save(deep, tmp_path / "prompt")
     assert not (tmp_path / "prompt").exists()
+
+
+# ------------------------------------------------------------------------------- changed by a hand
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"positive"', '"positif"'),
+        ('"Review: {review}', '"Revieu: {review}'),
+        ('"date": "2024', '"date": "2023'),
+        ('"radius": 0.3', '"radius": 0.9'),
+    ],
+)
+def test_an_entry_that_changed_after_it_was_saved_is_refused(
+    folder: Path, before: str, after: str
+) -> None:
+    """Each is a whole prompt, but another one."""
+    text = (folder / JSON).read_text(encoding="utf-8")
+    assert before in text
+    (folder / JSON).write_text(text.replace(before, after), encoding="utf-8")
+    with refused(JSON, "the digest differs"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["old", "new"])
+def test_a_prompt_that_a_killed_process_left_aside_is_put_back(
+    prompt: PromptEmbedding, tmp_path: Path, kind: str
+) -> None:
+    folder = save(prompt, tmp_path / "run" / "prompt")
+    rows = load(folder).rows
+    aside = folder.rename(folder.with_name(f".prompt.{kind}-0123abcd"))
+    assert torch.equal(load(tmp_path / "run").rows, rows)
+    assert folder.is_dir()
+    assert not aside.exists()

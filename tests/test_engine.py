@@ -415,7 +415,7 @@ def test_a_run_goes_on_with_the_engine_elsewhere(
     ):
         run(recipe_of(model_folder, data, other.address), out, lambda event: None)
     assert (out / "prompt").is_dir()
-    assert Checkpoint.load(out / "checkpoint").step > 0
+    assert Checkpoint.find(out / "checkpoint").step > 0
     with refused("no server answers", error=EngineError):
         run(recipe_of(model_folder, data, other.address), out, lambda event: None, resume=True)
     recipe = recipe_of(

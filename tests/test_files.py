@@ -105,7 +105,7 @@ def let_everything_fail(
             patch.setattr(files, "open", disk.open, raising=False)
             patch.setattr(os, "fsync", disk.wrap("fsync", os.fsync))
             patch.setattr(os, "replace", disk.wrap("replace", os.replace))
-            patch.setattr(Path, "mkdir", disk.wrap("mkdir", Path.mkdir))
+            patch.setattr(os, "mkdir", disk.wrap("mkdir", os.mkdir))
             try:
                 write()
                 error = ""
@@ -235,30 +235,31 @@ def test_an_interruption_leaves_the_old_folder(
 
 @pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_a_killed_write_hides_no_checkpoint(tmp_path: Path, at: int, is_whole: bool) -> None:
+def test_a_killed_write_hides_no_folder(tmp_path: Path, at: int, is_whole: bool) -> None:
     """A process that dies at a rename cleans up nothing: the new copy comes back, or the old."""
-    rows = torch.arange(6.0).view(2, 3)
-    optimizer = {"state": {}, "param_groups": [{"params": [0], "lr": 0.1}]}
-    old, new = (Checkpoint(step, {"a": rows}, optimizer, {"span": rows}) for step in (3, 4))
-    folder = tmp_path / "checkpoint"
-    old.save(folder)
+    folder = tmp_path / "prompt"
+    write_folder(folder, {"a": b"old"})
     if os.fork() == 0:
         calls, replace = iter(range(1, 9)), os.replace
         os.replace = lambda a, b: os._exit(9) if next(calls) == at else replace(a, b)  # type: ignore[assignment, func-returns-value]
-        new.save(folder)
+        write_folder(folder, {"a": b"new"})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
     assert folder.exists() == (at == 1)
-    (aside,) = tmp_path.glob(".checkpoint.new-*")
+    (aside,) = tmp_path.glob(".prompt.new-*")
     if not is_whole:
-        (aside / "checkpoint.safetensors").write_bytes(b"half")
-    found = Checkpoint.find(folder)
-    assert found is not None
-    assert found.step == (4 if at == 2 and is_whole else 3)
+        (aside / "a").write_bytes(b"half")
+
+    def check(copy: Path) -> None:
+        if (copy / "a").read_bytes() not in (b"old", b"new"):
+            raise RunError("not whole")
+
+    files.restore_folder(folder, check)
+    assert (folder / "a").read_bytes() == (b"new" if at == 2 and is_whole else b"old")
     (tmp_path / ".result.json.0123abcd").write_bytes(b"half")
     (tmp_path / ".keep").write_bytes(b"not ours")
     files.remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".keep", "checkpoint"]
+    assert sorted(os.listdir(tmp_path)) == [".keep", "prompt"]
 
 
 def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM
 
 import tiny
+from embedgrad.atomic_files import scratch_folder, seal
+from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.model.loading import gguf_conversion as gguf_file
 from embedgrad.model.loading import load
@@ -540,7 +542,7 @@ def test_a_gguf_is_converted_once_and_computes_the_same(
     assert (info.kind, info.license, info.path) == ("gguf", "mit", str(next(cached.iterdir())))
     assert (info.context, info.width, info.tied) == (512, 32, True)
     source = json.loads((Path(info.path) / "source.json").read_text())
-    assert (source["sha256"], source["file"]) == (info.gguf_sha256, "tiny.gguf")
+    assert (source["gguf_sha256"], source["file"]) == (info.gguf_sha256, "tiny.gguf")
     assert set(source["versions"]) == {"gguf", "tokenizers", "torch", "transformers"}
 
 
@@ -587,9 +589,10 @@ def test_a_second_process_may_be_faster(tmp_path: Path, monkeypatch: pytest.Monk
 
     def race(file: Path, header: Any, aside: Path) -> list[str]:
         notes = convert(file, header, aside)
-        faster = aside.with_name(aside.name[1:].rpartition("-")[0])
+        faster = aside.with_name("-".join(aside.name[1:].split("-")[:2]))
         shutil.copytree(aside, faster)
-        (faster / "source.json").write_text('{"license": "of the faster one"}')
+        source = {"license": "of the faster one", "notes": [], "files": {}}
+        (faster / "source.json").write_text(json.dumps(seal(source)))
         return notes
 
     monkeypatch.setattr(gguf_file, "_convert", race)
@@ -628,15 +631,36 @@ def test_the_cache_folder_follows_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(gguf_file.cache_folder()) == os.path.expanduser(expected)
+    assert str(cache_folder()) == os.path.expanduser(expected)
 
 
-def test_a_damaged_conversion_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["source.json", "model.safetensors", "tokenizer.json", "gone"])
+def test_a_damaged_conversion_is_made_again_with_one_line(tmp_path: Path, name: str) -> None:
     write_gguf(tmp_path / "tiny.gguf")
-    info = load(str(tmp_path / "tiny.gguf"), device="cpu").info
-    (Path(info.path) / "source.json").write_text("{")
-    with refused("source.json: damaged", "delete its folder"):
+    folder = Path(load(str(tmp_path / "tiny.gguf"), device="cpu").info.path)
+    whole, told = {p.name: p.read_bytes() for p in folder.iterdir()}, list[dict[str, Any]]()
+    if name == "gone":
+        (folder / "model.safetensors").unlink()
+    else:
+        content = bytearray(whole[name])
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+    load(str(tmp_path / "tiny.gguf"), device="cpu", report=told.append)
+    assert told[0]["text"].startswith(f"{folder}: ")
+    assert told[0]["text"].endswith("; the model is converted again")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole
+
+
+def test_what_a_killed_conversion_left_is_swept_at_the_next(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    folder = Path(load(str(tmp_path / "tiny.gguf"), device="cpu").info.path)
+    shutil.rmtree(folder)
+    with scratch_folder(folder.parent, f".{folder.name}") as alive:
+        dead = alive.with_name(alive.name.replace(str(os.getpid()), "999999999"))
+        dead.mkdir()
+        (dead / "model.safetensors").write_bytes(b"half")
         load(str(tmp_path / "tiny.gguf"), device="cpu")
+        assert sorted(folder.parent.iterdir()) == sorted([alive, folder])
 
 
 @pytest.mark.parametrize(

@@ -285,19 +285,25 @@ def stopping(step: int) -> Callable[[dict[str, Any]], None]:
     return report
 
 
-@pytest.mark.parametrize("name", ["embedgrad", "random-init", *PROMPTS, "peft-lora"])
+OWN_LOOP = ("embedgrad", "random-init")
+
+
+@pytest.mark.parametrize("name", [*OWN_LOOP, *PROMPTS, "peft-lora"])
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
     task, method = task_of(small()), METHODS[name]
     whole = method.train(task, 3)
     kept = replace(task, state=tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         method.train(replace(kept, report=stopping(5)), 3)  # the last look at dev was at 4
-    state = Checkpoint.load(tmp_path / "state")
-    assert (state.step, state.seconds > 0) == (4, True)
-    replace(state, seconds=1000).save(tmp_path / "state")
+    state = Checkpoint.find(tmp_path / "state")
+    assert state is not None
+    # Our own loop keeps a state however it ends.
+    assert (state.step, state.seconds > 0) == (5 if name in OWN_LOOP else 4, True)
+    replace(state, seconds=1000).keep(tmp_path / "state")
     events: list[dict[str, Any]] = []
     again = method.train(replace(kept, report=events.append), 3)
-    assert [event["step"] for event in events if event["event"] == "step"] == [5]
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == ([] if name in OWN_LOOP else [5])
     assert again.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
     assert 1000 < again.facts["train_seconds"] < 2000
@@ -327,12 +333,14 @@ def test_a_training_cut_off_at_the_end_of_its_patience_makes_no_more_steps(
 def test_a_state_that_cannot_be_read_is_told_and_not_used(name: str, tmp_path: Path) -> None:
     task, method, folder = task_of(small()), METHODS[name], tmp_path / "state"
     whole = method.train(replace(task, state=folder), 0)
-    (folder / "checkpoint.safetensors").write_bytes(b"no tensors")
+    kept = sorted(folder.iterdir())
+    for state in kept:
+        (state / "checkpoint.safetensors").write_bytes(b"no tensors")
     events: list[dict[str, Any]] = []
     again = method.train(replace(task, state=folder, report=events.append), 0)
     notes = [event for event in events if event["event"] == "note"]
-    (line,) = [n["text"] for n in notes if "starts from the beginning" in n["text"]]
-    assert "the checkpoint cannot be read" in line
+    lines = [n["text"] for n in notes if "the checkpoint cannot be read" in n["text"]]
+    assert len(lines) == len(kept) == 2
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
 
 

@@ -226,7 +226,7 @@ def test_a_resumed_training_is_the_same_and_the_base_model_bit_for_bit_as_it_was
     kept = replace(task, state=tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         METHODS[name].train(replace(kept, report=stop), 3)
-    assert Checkpoint.load(tmp_path / "state").step == 2
+    assert Checkpoint.find(tmp_path / "state").step == 2
     again = METHODS[name].train(kept, 3)
     assert all(torch.equal(value, again.tensors[n]) for n, value in whole.tensors.items())
     facts = ({**one.facts, "train_seconds": None} for one in (whole, again))
@@ -250,7 +250,7 @@ def test_steps_without_anything_to_learn_are_counted_across_an_interruption(
             method.train(task, 0)
         with pytest.raises(DataError):
             method.train(kept, 0)
-        assert Checkpoint.load(tmp_path / name).step == 2
+        assert Checkpoint.find(tmp_path / name).step == 2
         with pytest.raises(DataError) as again:  # goes on at step 2, where one more is the third
             method.train(kept, 0)
         assert str(again.value) == str(whole.value)

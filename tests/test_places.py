@@ -22,6 +22,7 @@ from embedgrad.errors import RunError
 from embedgrad.recipe.check_rows import FILE, read_rows
 from embedgrad.recipe.open_run import open_run
 from embedgrad.recipe.paths import share_folder
+from kit import reseal
 from run_kit import ROWS, Command, values, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -195,6 +196,7 @@ def test_a_run_that_moves_alone_finds_its_model(
     prompt = json.loads((alone / "prompt" / "prompt.json").read_text("utf-8"))
     prompt["model"]["name"] = str(project.folder / "models" / "llama")  # as if made in this copy
     (alone / "prompt" / "prompt.json").write_text(json.dumps(prompt), "utf-8")
+    reseal(alone / "prompt")
     succeeds(embedgrad("generate", alone, "A film.", "--quiet"))
     shutil.move(project.folder / "models", tmp_path / "models")
     done = embedgrad("generate", alone, "A film.", "--quiet")

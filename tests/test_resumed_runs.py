@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
+from embedgrad.atomic_files import seal
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import write_events
@@ -57,7 +58,9 @@ def rows_of(folder: Path) -> torch.Tensor:
 def assert_as_whole(folder: Path, result: Any, whole: tuple[Path, dict[str, Any]]) -> None:
     """The bits of rows and checkpoint, and all that was scored."""
     assert torch.equal(rows_of(folder), rows_of(whole[0]))
-    one, other = (Checkpoint.load(at / "checkpoint") for at in (folder, whole[0]))
+    one, other = (Checkpoint.find(at / "checkpoint") for at in (folder, whole[0]))
+    assert one is not None
+    assert other is not None
     assert (one.step, one.best_step, one.history) == (other.step, other.best_step, other.history)
     assert all(torch.equal(one.theta[name], other.theta[name]) for name in other.theta)
     assert {name: result[name] for name in SCORES} == {name: whole[1][name] for name in SCORES}
@@ -192,8 +195,9 @@ def test_a_finished_run_may_be_trained_for_longer(
     done = embedgrad("resume", out, "--json", "--set", "training.epochs=2")
     assert done.code == 0, done.err
     assert done.json["train"]["steps"] == 6
-    history = Checkpoint.load(out / "checkpoint").history
-    assert [score["step"] for score in history] == [0, 3, 6]
+    checkpoint = Checkpoint.find(out / "checkpoint")
+    assert checkpoint is not None
+    assert [score["step"] for score in checkpoint.history] == [0, 3, 6]
     assert Recipe.read(out / "recipe.toml").training.epochs == 2
     for less in ("epochs=1", "steps=4"):
         line = embedgrad("resume", out, "--set", f"training.{less}").err
@@ -265,9 +269,7 @@ def test_other_data_and_another_model_are_refused(
     assert run(recipe, out, resume=True)["train"]["ended"] == "finished"
 
 
-def test_checkpoints_of_earlier_versions_and_damaged_ones_are_refused(
-    longer: Recipe, tmp_path: Path
-) -> None:
+def test_checkpoints_of_earlier_versions_are_refused(longer: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
     path = out / "recipe.toml"
@@ -276,13 +278,12 @@ def test_checkpoints_of_earlier_versions_and_damaged_ones_are_refused(
     with refused(f"{out} was written by an older embedgrad", error=RunError):
         run(longer, out, resume=True)
     path.write_text(text)
-    path = out / "checkpoint" / "checkpoint.json"
+    path = out / "checkpoint" / "step-000005" / "checkpoint.json"
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "format": 1}))
+    del values["sha256"]
+    tensors = path.with_suffix(".safetensors").read_bytes()
+    path.write_text(json.dumps(seal({**values, "format": 1}, tensors)))
     with refused("checkpoint format 1, but this version reads 2", error=RunError):
-        run(longer, out, resume=True)
-    path.write_text("{")
-    with refused("the checkpoint cannot be read", error=RunError):
         run(longer, out, resume=True)
 
 
@@ -303,8 +304,9 @@ def test_files_of_another_version_are_refused(
 def test_a_checkpoint_beyond_the_run_is_refused(longer: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
-    checkpoint = Checkpoint.load(out / "checkpoint")
-    dataclasses.replace(checkpoint, step=300).save(out / "checkpoint")
+    checkpoint = Checkpoint.find(out / "checkpoint")
+    assert checkpoint is not None
+    dataclasses.replace(checkpoint, step=300).keep(out / "checkpoint")
     with refused("its checkpoint is of step 300 of 12", error=RunError):
         run(longer, out, resume=True)
 
@@ -325,16 +327,28 @@ def test_a_run_without_a_checkpoint_starts_again_and_says_so(
     assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("kind", ["old", "new"])
-def test_a_run_resumes_from_a_checkpoint_left_aside(
-    kind: str, longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
+@pytest.mark.parametrize(
+    ("damaged", "step"), [(["step-000005"], 4), (["step-000005", "step-000004"], 0)]
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(
+    damaged: list[str], step: int, longer: Recipe, tmp_path: Path, whole: tuple[Path, Any]
 ) -> None:
     out, events = tmp_path / "run", list[Event]()
     run(longer, out, interrupting(5))
-    (out / "checkpoint").rename(out / f".checkpoint.{kind}-0123abcd")
+    assert sorted(p.name for p in (out / "checkpoint").iterdir()) == ["step-000004", "step-000005"]
+    for name in damaged:
+        path = out / "checkpoint" / name / "checkpoint.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
     assert_as_whole(out, run(longer, out, events.append, resume=True), whole)
-    assert {"event": "note", "text": "resuming at step 4"} in events
-    assert not list(out.glob(".*"))
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    for name in damaged:
+        (line,) = [note for note in notes if f"{name}: the checkpoint cannot be read" in note]
+        assert line.endswith("it is passed over")
+    assert (
+        f"resuming at step {step}" if step else "no checkpoint: starts again at step 0"
+    ) in notes
 
 
 def test_a_run_killed_while_it_loads_resumes(
@@ -350,7 +364,7 @@ def test_a_run_killed_while_it_loads_resumes(
         run(longer, out, kill)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
-    assert {path.name for path in out.iterdir()} == {"events.jsonl", "recipe.toml"}
+    assert {path.name for path in out.iterdir()} == {".lock", "events.jsonl", "recipe.toml"}
     assert_as_whole(out, run(longer, out, resume=True), whole)
 
 
@@ -415,9 +429,10 @@ def test_a_run_resumes_on_the_day_of_its_beginning(
 ) -> None:
     out = tmp_path / "run"
     run(longer, out, interrupting(5))
-    checkpoint = Checkpoint.load(out / "checkpoint")
+    checkpoint = Checkpoint.find(out / "checkpoint")
+    assert checkpoint is not None
     checkpoint.made_from["date"] = "2001-02-03"
-    checkpoint.save(out / "checkpoint")
+    checkpoint.keep(out / "checkpoint")
     assert_as_whole(out, run(longer, out, resume=True), whole)
     prompt = json.loads((out / "prompt" / "prompt.json").read_text("utf-8"))
     assert "2001-02-03" in json.dumps(prompt)

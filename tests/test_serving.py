@@ -522,7 +522,7 @@ def test_the_verb_serves_until_it_is_asked_to_end(trained: Path) -> None:
         with OpenAI(base_url=first.rpartition(" ")[2], api_key="none") as client:
             assert [model.id for model in client.models.list()] == ["my-run"]
         verb.send_signal(signal.SIGTERM)
-        assert verb.wait(30) == 130
+        assert verb.wait(30) == 143
         assert verb.stderr.read().decode().splitlines() == ["interrupted"]
     assert not any(map(_runs, [child.pid for child in children]))
 

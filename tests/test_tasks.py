@@ -95,7 +95,7 @@ def test_a_task_is_a_run_like_any_other(
 def test_tasks_share_factors(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     result = run_tasks(recipes_of(recipe_file()), tmp_path / "out")
     shared = load_file(tmp_path / "out" / "family.safetensors")
-    checkpoint = Checkpoint.load(tmp_path / "out" / "checkpoint")
+    checkpoint = Checkpoint.find(tmp_path / "out" / "checkpoint")
     assert torch.equal(shared["right"], checkpoint.best_theta["right"])
     assert shared["right"].abs().max() > 0
     assert result["trained_numbers"] == sum(v.numel() for v in shared.values()) + 2 * 3
@@ -118,7 +118,7 @@ def test_a_further_task_trains_its_own_numbers_alone(
     family = {"name": "cp", "family": str(tmp_path / "out")}
     settings = values(model_folder, data, parameterization=family)
     run(Recipe.from_dict(settings), tmp_path / "new")
-    theta = Checkpoint.load(tmp_path / "new" / "checkpoint").theta
+    theta = Checkpoint.find(tmp_path / "new" / "checkpoint").theta
     assert {name: value.numel() for name, value in theta.items()} == {"span codes": 3}
     assert not torch.equal(theta["span codes"], torch.ones(1, 3))
     assert (tmp_path / "out" / "family.safetensors").read_bytes() == before
@@ -193,7 +193,7 @@ def test_owa_compares_tasks(
         result = run_tasks(recipes, tmp_path / folder, resume=resume)
     assert [group["group"] for group in result["tasks"]["a"]["groups"]["text"]] == ["a"]
     assert torch.equal(*(rows_of(tmp_path / run / "b")["rows"] for run in ("whole", "cut")))
-    kept = Checkpoint.load(tmp_path / "cut" / "checkpoint").objective
+    kept = Checkpoint.find(tmp_path / "cut" / "checkpoint").objective
     assert sorted(kept) == ["a", "b"]
     assert embedgrad("evaluate", tmp_path / "cut" / "a").code == 0
 

@@ -82,7 +82,8 @@ def test_a_prompt_is_written_when_it_is_trained_and_when_it_is_scored(
 
     monkeypatch.setattr(artifact, "save", note)
     run_tasks(recipes_of(recipe_file(), "training.steps=1"), tmp_path / "out")
-    assert written == ["good", "again", "good", "again"]
+    assert written == ["good", "again"] * (len(written) // 2)  # and when better rows are found
+    assert len(written) >= 6
 
 
 def test_a_run_interrupted_before_it_trains_leaves_nothing(

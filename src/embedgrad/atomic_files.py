@@ -1,19 +1,32 @@
-"""Atomic file writes: a failed write keeps the old contents."""
+"""Atomic file writes, digests and locks: nothing is half written.
+
+What a write names aside begins with a dot and ends in a tag; what dies with it is swept later.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedgrad.errors import RunError
+import filelock
+import psutil
+
+from embedgrad.errors import EmbedgradError, RunError
+
+LOCK = ".lock"
+SEAL = "sha256"  # the entry of a JSON object that holds the digest of the others
+_NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "node"  # other machines may share a folder
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -23,7 +36,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _write(aside, content)
         os.replace(aside, path)
     except OSError as error:
@@ -45,13 +58,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     aside, old = (folder.with_name(f".{folder.name}.{what}-{tag}") for what in ("new", "old"))
     try:
         _refuse_losses(folder, files)
-        aside.mkdir(parents=True)
+        _make_folder(aside)
         for name, content in files.items():
             _write(aside / name, content)
         _flush_folder(aside)
         if os.path.exists(folder):
             os.replace(folder, old)
         os.replace(aside, folder)
+        _flush_folder(folder.parent)  # before the old copy goes
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -62,17 +76,24 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if os.path.exists(folder):
             shutil.rmtree(old, ignore_errors=True)
-    _flush_folder(folder.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there. Raises `RunError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be removed ({error.strerror or error})") from error
 
 
 def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
     """Put back a copy of a missing folder that a killed `write_folder` left aside, the new first.
 
-    `check` raises `RunError` for a copy that is not whole.
+    `check` raises an `EmbedgradError` for a copy that is not whole.
     """
     for kind in ("new", "old"):
         for aside in folder.parent.glob(f".{folder.name}.{kind}-*"):
-            with contextlib.suppress(OSError, RunError):
+            with contextlib.suppress(OSError, EmbedgradError):
                 if not os.path.exists(folder):
                     check(aside)
                     os.replace(aside, folder)
@@ -81,14 +102,93 @@ def restore_folder(folder: Path, check: Callable[[Path], object]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writes left aside in a folder that nobody else writes to."""
     for path in folder.glob(".*"):
-        if is_leftover(path):
+        if is_leftover(path) and path.name != LOCK:
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file has the name of a write that is under way, or was killed."""
-    return re.fullmatch(r"\..+\.((new|old)-)?[0-9a-f]{8}", path.name) is not None
+    """Whether a file has the name of a lock or a write that is under way, or was killed."""
+    return re.fullmatch(r"\.lock|\..+\.((new|old)-)?[0-9a-f]{8}", path.name) is not None
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder until the end; a process that dies lets go of it.
+
+    Raises `RunError`, which names the process that holds it.
+    """
+    path = folder / LOCK
+    lock = filelock.FileLock(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "is no regular file")
+        lock.acquire(blocking=False)
+        path.write_text(str(os.getpid()), encoding="ascii")
+    except filelock.Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError, ValueError):
+            holder = f"process {int(path.read_text(encoding='ascii'))}"
+        raise RunError(
+            f"{folder}: {holder} is at work in it; wait until it has ended, or end it"
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # still held, so that nobody locks a file without a name
+            path.unlink()
+        lock.release()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder in `parent`, removed at the end unless it was renamed.
+
+    Folders of this name that dead processes of this machine left are removed first. Raises
+    `OSError`.
+    """
+    for left in parent.glob(f"{name.replace('[', '[[]')}-{_NODE}-*-*"):
+        owner = re.fullmatch(r"(\d{1,9})-[0-9a-f]{8}", left.name[len(name) + len(_NODE) + 2 :])
+        if owner and not psutil.pid_exists(int(owner[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f"{name}-{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_folder(folder: Path, place: Path) -> None:
+    """Flush a folder of finished files to disk and give it its name. Raises `OSError`."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _flush_folder(path)
+    _flush_folder(folder)
+    os.rename(folder, place)
+    _flush_folder(place.parent)
+
+
+def seal(values: Mapping[str, Any], content: bytes = b"") -> dict[str, Any]:
+    """The values, and the digest of them and of the `content` of a file beside them."""
+    return {**values, SEAL: _digest(values, content)}
+
+
+def check_seal(values: dict[str, Any], content: bytes = b"") -> None:
+    """Take the digest out of sealed values that were read back. Raises `ValueError`."""
+    if values.pop(SEAL, None) != _digest(values, content):
+        raise ValueError("is not as it was written: the digest differs")
+
+
+def _digest(values: Mapping[str, Any], content: bytes) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(content + text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -121,6 +221,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return value
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, to last."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        _flush_folder(folder.parent)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,8 +1,9 @@
-"""Package versions and peak memory, which measurements depend on."""
+"""Package versions, peak memory and the cache folder."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("embedgrad", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def cache_folder() -> Path:
+    """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
+    if own := os.environ.get("EMBEDGRAD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -34,9 +34,25 @@ class EmbedgradError(Exception):
     refinement: Any = None
 
 
+def rows_so_far(error: Exception) -> Any:
+    """The refinement that an error which ended a training holds, or None."""
+    return getattr(error, "refinement", None)
+
+
+def add_place(error: Exception, where: object) -> None:
+    """Say in an error where the last good rows are."""
+    place = f"the last good rows are in {where}"
+    if isinstance(error, EmbedgradError):
+        error.args = (f"{error}; {place}",)
+    else:
+        error.add_note(place)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has no memory left; known by the name, as torch is slow to import."""
-    return type(error).__name__ == "OutOfMemoryError"
+    """Whether memory is lacking; a device's is known by the name, as torch is slow to import."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def is_panic(error: BaseException) -> bool:
@@ -49,8 +65,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, EmbedgradError):
         return str(error)
     if is_out_of_memory(error):
+        what = " ".join(str(error).partition(". ")[0].split()) or "out of memory"
         return (
-            f"{str(error).partition('. ')[0]}; make training.batch_size, "
+            f"{what[max(0, what.find('DefaultCPUAllocator')) :]}; make training.batch_size, "
             "evaluation.batch_size or prefix_cache.budget smaller, or training.accumulate larger"
         )
     return " ".join(f"{type(error).__name__}: {error}".split())

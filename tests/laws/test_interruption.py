@@ -15,6 +15,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from embedgrad.atomic_files import seal
 from embedgrad.errors import DivergenceError, RunError
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.language_model import LanguageModel
@@ -23,7 +24,7 @@ from embedgrad.parts.optimizers import OPTIMIZERS, SGD, Schedule
 from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.trust_region import TrustRegion
-from embedgrad.training.checkpoint import Checkpoint, digest
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 from seam_parts import Average
@@ -282,7 +283,7 @@ def test_a_wrong_value_is_refused(saved: Path, name: str, value: Any, is_sealed:
     values = {**json.loads(path.read_text()), name: value}
     if is_sealed:  # as if it had been written so
         del values["sha256"]
-        values["sha256"] = digest((saved / "checkpoint.safetensors").read_bytes(), values)
+        values = seal(values, (saved / "checkpoint.safetensors").read_bytes())
     path.write_text(json.dumps(values))
     with pytest.raises(RunError, match="checkpoint cannot be read") as caught:
         Checkpoint.load(saved)

@@ -2,7 +2,7 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 2 a mistake
 in the input (reported in one line), 4 no reliable gain although --require-gain was given, 130
-interrupted by Ctrl-C or SIGTERM.
+interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -71,7 +72,16 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; a mistake in the input gives one line and exit status 2."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    came = list[int]()  # what Ctrl-C does is Python's own; the others are treated like it
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, interrupt)
     # Offline the Hub's client warns at every attempt; the error of the last one is enough.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -85,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if code == INTERRUPTED:
             warn("interrupted")
     except (KeyboardInterrupt, typer.Abort, Interruption) as interrupted:
-        code = INTERRUPTED
-        warn(str(interrupted) or "interrupted")
+        code = 128 + came[0] if came else INTERRUPTED
+        with suppress(OSError):  # the terminal may be gone
+            warn(str(interrupted) or "interrupted")
     except NoGain as error:
         code = NO_GAIN
         warn(str(error))
@@ -104,12 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not isinstance(error, BrokenPipeError):  # as of `| head`
             what = f"error: standard output cannot be written ({error.strerror})"
             warn(f"{what}; files are as they would be with it")
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         warn(f"error: {one_line(error)}")
     sys.exit(code)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

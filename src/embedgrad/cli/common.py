@@ -41,6 +41,12 @@ Plain = Annotated[
 RequireGain = Annotated[
     bool, typer.Option("--require-gain", help="Exit with status 4 if there is no reliable gain.")
 ]
+TrustScorer = Annotated[
+    bool,
+    typer.Option(
+        "--trust-scorer", help="Run the callable scorer of a run that was made elsewhere."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe.")]
 Prompt = Annotated[
@@ -59,7 +65,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimiz
 
 @final
 class Interruption(Exception):
-    """Ctrl-C or SIGTERM, after saving what could be saved; the message says what that is."""
+    """Ctrl-C, SIGTERM or SIGHUP, after saving what could be saved, which the message tells."""
 
 
 @final

@@ -20,6 +20,7 @@ from embedgrad.cli.common import (
     RequireGain,
     Run,
     Set,
+    TrustScorer,
     app,
     echo,
     print_values,
@@ -62,6 +63,7 @@ def optimize(
 def resume(
     run: Run,
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -76,7 +78,7 @@ def resume(
 
     path = run / "recipe.toml"
     tasks = read_tasks(path, overrides or ()) if path.is_file() else None
-    recipe = tasks or read_resumable(run, overrides or ())
+    recipe = tasks or read_resumable(run, overrides or (), trust_scorer=trust_scorer)
     execute(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 
 
@@ -90,6 +92,7 @@ def evaluate(
     ] = "test",
     policy: Policy = None,
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     require_gain: RequireGain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -123,7 +126,7 @@ def evaluate(
             _refuse_no_gain(result)
         return
     with Progress(quiet=quiet) as progress:
-        opened = open_run(run, overrides or (), progress)
+        opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
         examples = getattr(opened.read_data(), split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
@@ -152,6 +155,7 @@ def inspect(
         ),
     ] = 48,
     overrides: Set = None,
+    trust_scorer: TrustScorer = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -163,7 +167,7 @@ def inspect(
     from embedgrad.report.terminal.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        opened = open_run(run, overrides or (), progress)
+        opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
         sequences = []
         tokens = [asdict(token) for token in token_drift(opened.prompt, opened.model)]
         if rows and opened.recipe.images is None:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from embedgrad.atomic_files import publish_folder, scratch_folder
 from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import DESTINATIONS
@@ -64,21 +64,21 @@ class _Export:
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A new folder that becomes `out` at the end, or is removed if anything fails.
+    """A new folder that becomes `out` at the end, on disk, or is removed if anything fails.
 
     Raises `ExportError` if `out` exists or cannot be made.
     """
     refuse_existing(out)
     parents = [parent for parent in out.parents if not parent.exists()]
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with one_line(out):
-            aside.mkdir(parents=True)
-        yield aside
-        with one_line(out):
-            os.rename(aside, out)
+        with contextlib.ExitStack() as stack:
+            with one_line(out):
+                name = f".{out.name}.new"
+                aside = stack.enter_context(scratch_folder(out.parent, name))
+            yield aside
+            with one_line(out):
+                publish_folder(aside, out)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may have put files there
             for parent in parents:
                 parent.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Annotated, cast, final
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, ModelError
+from embedgrad.evaluation.answers import AnswerLog
+from embedgrad.evaluation.answers import ScoredAnswer as ScoredAnswer
 from embedgrad.evaluation.plain_scores import ComparisonScores, Scores
 from embedgrad.evaluation.sampled import Sampled, summarize_samples
 from embedgrad.evaluation.significance import bootstrap_mean, macro_f1, paired_test, score_interval
@@ -33,34 +35,6 @@ from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.report.terminal.bars import show
 
 REPLIES = 200  # at most this many rows with choices are asked for their greedy reply
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ScoredAnswer:
-    """One row's answer: the right one, the prediction, and how likely the right one was.
-
-    `correct` is 1 or 0, or between where a user's function grades; `cut` means that a free answer
-    did not end by itself, `unread` that it is wrong and the scorer finds no answer in it. `loss` is
-    in nats: per choice for choices (over a teacher's shares where it has said them), else per token
-    of the answer. `probabilities` are those of the choices among themselves, or None for free text.
-    `reply` is what the model writes to a row with choices by itself, decoded greedily, where it was
-    asked. `answer_loss` is in nats per token of the right choice, among all that the model could
-    write. `samples` are further answers, sampled, with their `sample_scores`.
-    """
-
-    source: str
-    answer: str
-    predicted: str
-    correct: float
-    loss: float
-    probabilities: Mapping[str, float] | None
-    cut: bool = False
-    unread: bool = False
-    reply: str | None = None
-    answer_loss: float | None = None
-    samples: tuple[str, ...] = ()
-    sample_scores: tuple[float, ...] = ()
 
 
 @final
@@ -184,18 +158,20 @@ class Evaluator:
         start: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
         report: Report = quiet,
+        log: AnswerLog | None = None,
     ) -> list[ScoredAnswer]:
         """The text prompt's answers: start rows, and plain tokens where text merges with them."""
         merged = [i for i, s in enumerate(sequences) if s.plain is not None]
         if not merged:
-            return self.score(start, sequences, report)
+            return self.score(start, sequences, report, log, "text prompt")
         start_PD = join_spans(start)
         same = [i for i, s in enumerate(sequences) if s.plain is None]
         answers: dict[int, ScoredAnswer] = {}
         for part, rows in ((same, start_PD), (merged, start_PD[:0])):
             batch = [sequences[i].uncut() if part is merged else sequences[i] for i in part]
             part_report = part_of(report, "rows", len(answers), len(sequences))
-            answers |= zip(part, self.score(rows, batch, part_report), strict=True)
+            of = "merged text" if part is merged else "text prompt"
+            answers |= zip(part, self.score(rows, batch, part_report, log, of), strict=True)
         return [answers[i] for i in range(len(sequences))]
 
     @torch.no_grad()
@@ -204,33 +180,46 @@ class Evaluator:
         prompt: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
         report: Report = quiet,
+        log: AnswerLog | None = None,
+        of: str = "refined prompt",
     ) -> list[ScoredAnswer]:
-        """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN."""
+        """The answers with a prompt, in the order of `sequences`. Raises `ModelError` for NaN.
+
+        A `log` keeps the answers as those `of` this prompt, and those that it has are not computed.
+        """
         if not sequences:
             return []
         answers: dict[int, ScoredAnswer] = {}
         # Rows of like length together, so that little is padding.
         lengths = [len(sequence.prefix) + len(sequence.suffix) for sequence in sequences]
         order = sorted(range(len(sequences)), key=lengths.__getitem__)
-        choices = bool(self.target.choices)
         for start in range(0, len(order), self.evaluation.batch_size):
             batch = order[start : start + self.evaluation.batch_size]
-            rows = [sequences[i] for i in batch]
-            replies = [] if choices else self._write(prompt, rows)
-            outcome = self.model.outcome(
-                prompt, rows, choices=choices, normalize=self.target.normalize
-            )
-            if outcome.scores_BC.isnan().any():
-                raise ModelError(NOT_FINITE)
-            shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
-            losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
-            for b, i in enumerate(batch):
-                if choices:
-                    answers[i] = self.choose(sequences[i], shares_BC[b], losses[b].item())
-                else:
-                    answers[i] = self._free(sequences[i].example, replies[b], losses[b].item())
+            found = log.get(of, start, len(batch)) if log else None
+            if found is None:
+                found = self._score_batch(prompt, [sequences[i] for i in batch])
+                if log:
+                    log.add(of, start, found)
+            answers |= zip(batch, found, strict=True)
             report(scoring("rows", len(answers), len(sequences)))
         return [answers[i] for i in range(len(sequences))]
+
+    def _score_batch(
+        self, prompt: Prompt | Tensor, rows: Sequence[TokenSequence]
+    ) -> list[ScoredAnswer]:
+        choices = bool(self.target.choices)
+        replies = [] if choices else self._write(prompt, rows)
+        outcome = self.model.outcome(prompt, rows, choices=choices, normalize=self.target.normalize)
+        if outcome.scores_BC.isnan().any():
+            raise ModelError(NOT_FINITE)
+        shares_BC = torch.softmax(outcome.scores_BC.float(), dim=1).cpu()
+        losses = -(outcome.answer_logprobs_B / outcome.answer_tokens_B.clamp(min=1)).cpu()
+        return [
+            self.choose(row, shares_BC[b], losses[b].item())
+            if choices
+            else self._free(row.example, replies[b], losses[b].item())
+            for b, row in enumerate(rows)
+        ]
 
     def greedy_replies(
         self, prompt: Prompt | Tensor, sequences: Sequence[TokenSequence]
@@ -254,12 +243,21 @@ class Evaluator:
         answers: Sequence[ScoredAnswer],
         prompt: Prompt | Tensor,
         sequences: Sequence[TokenSequence],
+        log: AnswerLog | None = None,
     ) -> list[ScoredAnswer]:
         """The answers, with the greedy replies to up to `REPLIES` rows spread over them."""
-        some = reply_rows(len(sequences))
-        replies = self.greedy_replies(prompt, [sequences[i] for i in some])
-        written = dict(zip(some, replies, strict=True))
-        return [replace(answer, reply=written.get(i)) for i, answer in enumerate(answers)]
+        some, full = reply_rows(len(sequences)), list(answers)
+        for start in range(0, len(some), self.evaluation.batch_size):
+            batch = some[start : start + self.evaluation.batch_size]
+            found = log.get("replies", start, len(batch)) if log else None
+            if found is None:
+                replies = self.greedy_replies(prompt, [sequences[i] for i in batch])
+                found = [replace(full[i], reply=r) for i, r in zip(batch, replies, strict=True)]
+                if log:
+                    log.add("replies", start, found)
+            for i, answer in zip(batch, found, strict=True):
+                full[i] = answer
+        return full
 
     def choose(
         self, sequence: TokenSequence, shares_C: Tensor, answer_loss: float | None = None
@@ -371,11 +369,13 @@ def evaluate(
     prompt: PromptEmbedding | HoldsPrompt,
     sequences: Sequence[TokenSequence],
     report: Report = show,
+    log: AnswerLog | None = None,
 ) -> Comparison:
     """Score a prompt's text and its refined rows on the same examples.
 
-    `report` gets which prompt is being scored, rows done, and rows in all. Raises `DataError`
-    where there are no rows.
+    `report` gets which prompt is being scored, rows done, and rows in all. A `log` holds the
+    answers so far, from which a scoring that was ended goes on. Raises `DataError` where there are
+    no rows.
     """
     if not sequences:
         raise DataError("no rows to score; give at least one example")
@@ -389,12 +389,12 @@ def evaluate(
             (prefixes, (1 if kept else 2) * evaluator.lookups), (again, 1)
         )
     text = refined = evaluator.score_text_prompt(
-        prompt.start_rows, sequences, part_of(report, "text prompt", 0, len(sequences))
+        prompt.start_rows, sequences, part_of(report, "text prompt", 0, len(sequences)), log
     )
     if not kept:
         own = part_of(report, "refined prompt", 0, len(sequences))
-        refined = evaluator.score(prompt.rows, sequences, own)
+        refined = evaluator.score(prompt.rows, sequences, own, log)
     if evaluator.target.choices and isinstance(evaluator.model, LanguageModel):
-        refined = evaluator.add_replies(refined, prompt.rows, sequences)
+        refined = evaluator.add_replies(refined, prompt.rows, sequences, log)
         text = refined if kept else text
     return compare_answers(text, refined, evaluator.target.choices)

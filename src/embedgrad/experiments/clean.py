@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict, final
 
@@ -132,18 +133,19 @@ def clean(
                 "rank them anew in another folder"
             )
     else:
-        with preparing(out, resume=held is not None):
-            ready = prepare(recipe, None, report, model=model)
-            if ready.model.dtype not in (torch.float32, torch.float64):
-                raise ModelError(
-                    f"the model is in {ready.model.info.dtype}, too coarse for second "
-                    "derivatives; load it with dtype 'float32'"
-                )
-            problem = _problem(ready, by, anchor, curvature_rows, report)
-        tuned = _tune(problem, tuning, out / STATE, settings, report)
-        stage(report, "scoring the training rows")
-        rows = _ranking(problem, tuned, ready)
-        result = _result(problem, tuned, rows, settings)
+        with ExitStack() as stack:
+            with preparing(out, report, stack, resume=held is not None):
+                ready = prepare(recipe, None, report, model=model)
+                if ready.model.dtype not in (torch.float32, torch.float64):
+                    raise ModelError(
+                        f"the model is in {ready.model.info.dtype}, too coarse for second "
+                        "derivatives; load it with dtype 'float32'"
+                    )
+                problem = _problem(ready, by, anchor, curvature_rows, report)
+            tuned = _tune(problem, tuning, out / STATE, settings, report)
+            stage(report, "scoring the training rows")
+            rows = _ranking(problem, tuned, ready)
+            result = _result(problem, tuned, rows, settings)
     return _write(recipe, out, result, rows, drop)
 
 

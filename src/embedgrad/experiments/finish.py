@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 import torch
 
-from embedgrad.atomic_files import finite, to_json_lines, write_file, write_json
+from embedgrad.atomic_files import finite, remove_file, to_json_lines, write_file, write_json
 from embedgrad.environment import peak_memory
 from embedgrad.errors import RecipeError, RunError
+from embedgrad.evaluation.answers import AnswerLog
 from embedgrad.evaluation.evaluator import Evaluator, evaluate
 from embedgrad.evaluation.per_group import GroupComparison, compare_groups
 from embedgrad.evaluation.plain_scores import Difference, Scores
@@ -19,14 +22,18 @@ from embedgrad.events import Report, say
 from embedgrad.experiments.agreement import Agreement, agree
 from embedgrad.experiments.choose_place import Places
 from embedgrad.model.compatibility import fit_to_model
+from embedgrad.model.loading.info import weights_digest
 from embedgrad.model.workers import here
 from embedgrad.prompt import artifact
-from embedgrad.recipe.build import Prepared
+from embedgrad.prompt.embedding import PromptEmbedding
+from embedgrad.recipe.build import Prepared, sources
 from embedgrad.recipe.provenance import TrainFacts, predictions, provenance_of, training_facts
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
 from embedgrad.training.engine import summarize
 from embedgrad.training.settings import Refinement
+
+ANSWERS = "answers.jsonl"  # until the test rows are scored
 
 
 @final
@@ -117,8 +124,9 @@ def finish(
     result["interrupted"] = refinement.ended in ("interrupted", "stopped")
     if test and not result["interrupted"]:
         evaluator = Evaluator(model, sequencer, recipe.evaluation)
+        log = AnswerLog(out / ANSWERS, _scored_with(recipe, ready, prompt))
         try:
-            comparison = evaluate(evaluator, prompt, test, report)
+            comparison = evaluate(evaluator, prompt, test, report, log)
             groups = compare_groups(recipe.group_column, ready.splits.test, comparison)
             regret = compare_regret(recipe.parts.objective, ready.splits.test, comparison)
             scores = finite({**comparison.as_dict(), **groups, **regret})
@@ -143,4 +151,25 @@ def finish(
         result["workers"] = {"count": here().count, "bytes_sent": here().step_sent}
     result["version"] = RESULT_VERSION
     write_json(out / "result.json", result)
+    if not result["interrupted"]:
+        remove_file(out / ANSWERS)
     return cast(RunResult, {**result, "artifact": str(out / "prompt")})
+
+
+def _scored_with(recipe: Recipe, ready: Prepared, prompt: PromptEmbedding) -> dict[str, Any]:
+    """All that the answers to the test rows depend on."""
+    rows = torch.cat([prompt.rows, prompt.start_rows]).contiguous().numpy().tobytes()
+    return {
+        "rows": hashlib.sha256(rows).hexdigest(),
+        "model": ready.model.info.facts(),
+        "weights": weights_digest(ready.model.model),
+        "evaluation": {
+            **asdict(recipe.evaluation),
+            "scorer": recipe.evaluation.scorer.fingerprint(),
+        },
+        "template": prompt.template.as_dict(),
+        "target": asdict(prompt.target),
+        "date": prompt.date.isoformat(),
+        "teacher": repr(recipe.teacher),
+        "test": sources(recipe, ready.splits)["test"]["sha256"],
+    }

@@ -2,12 +2,13 @@
 
 RUN/recipe.toml        every setting, defaults included
 RUN/prompt/            the artifact
-RUN/checkpoint/        the training at its last evaluation, from which a run resumes
+RUN/checkpoint/step-N/ the training after a step, from which a run resumes; the last two stay
 RUN/events.jsonl       what happened, one JSON object a line
 RUN/places.json        the trials of the prompt's place, if the run chose it
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/elicitation.json   what there was to elicit before the training, if the recipe asks
 RUN/check_rows.jsonl   rows by which exports are checked
+RUN/answers.jsonl      answers to the test rows until all are scored, from which scoring goes on
 RUN/predictions.jsonl  the test rows with both prompts' answers
 RUN/result.json        the scores
 """
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from embedgrad.atomic_files import finite, write_file, write_json
-from embedgrad.errors import EmbedgradError
+from embedgrad.errors import add_place, rows_so_far
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.baselines import Task
 from embedgrad.experiments.choose_place import choose_place, read_places, with_choice
@@ -35,6 +36,7 @@ from embedgrad.experiments.run_folder import (
     begin_files,
     check_resumed,
     facts_of,
+    let_scorer_run,
     preparing,
     read_finished,
 )
@@ -48,6 +50,7 @@ from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.event_files import write_events
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show
+from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
 from embedgrad.training.self_training import refuse_inside
@@ -85,6 +88,7 @@ def run(
     recipe = Recipe.from_dict(recipe.as_dict())  # it may be made in Python, without any checks
     refuse_inside(recipe.solutions, out)
     recipe = with_choice(recipe, out) if resume else recipe
+    let_scorer_run(recipe, resume=resume)
     if resume and (finished := read_finished(recipe, out)) is not None:
         steps = finished["train"]["steps"]
         say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
@@ -92,20 +96,24 @@ def run(
     with ExitStack() as stack:
         settings = flatten(recipe.as_dict())
         events = write_events(report, out, trackers=recipe.report.trackers, settings=settings)
+        prepared = preparing(out, report, stack, resume=resume)
         start_events = partial(stack.enter_context, events)
-        return _run(recipe, out, start_events, model, resume=resume, should_stop=should_stop)
+        return _run(
+            recipe, out, prepared, start_events, model, resume=resume, should_stop=should_stop
+        )
 
 
 def _run(
     recipe: Recipe,
     out: Path,
+    prepared: AbstractContextManager[Checkpoint | None],
     start_events: Callable[[], Report],
     model: LanguageModel | None,
     *,
     resume: bool,
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    with preparing(out, resume=resume) as checkpoint:
+    with prepared as checkpoint:
         made_from = checkpoint.made_from if checkpoint else {}
 
         def begin() -> Report:
@@ -164,13 +172,14 @@ def _run(
             teacher=ready.teacher,
             checkpoint=checkpoint,
             report=report,
-            keep=lambda state: replace(state, made_from=found).save(out / "checkpoint"),
+            keep=lambda state: replace(state, made_from=found).keep(out / "checkpoint"),
+            keep_best=lambda best: save_prompt(recipe, ready, best, out),
             should_stop=should_stop,
         )
-    except EmbedgradError as error:
-        if error.refinement is not None:
-            save_prompt(recipe, ready, error.refinement, out)
-            error.args = (f"{error}; the last good rows are in {out / 'prompt'}",)
+    except Exception as error:
+        if (kept := rows_so_far(error)) is not None:
+            save_prompt(recipe, ready, kept, out)
+            add_place(error, out / "prompt")
         raise
     save_prompt(recipe, ready, refinement, out)
     return finish(recipe, ready, refinement, out, report, effect=effect, places=places)

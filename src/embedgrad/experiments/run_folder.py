@@ -7,13 +7,21 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.atomic_files import is_leftover, remove_leftovers, write_file
+from embedgrad.atomic_files import (
+    is_leftover,
+    lock_folder,
+    remove_file,
+    remove_leftovers,
+    restore_folder,
+    write_file,
+)
 from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import EmbedgradError, RunError
+from embedgrad.events import Report
 from embedgrad.experiments.choose_place import read_places
 from embedgrad.experiments.compare.recipe_diff import (
     MAY_CHANGE,
@@ -23,6 +31,7 @@ from embedgrad.experiments.compare.recipe_diff import (
 )
 from embedgrad.experiments.finish import RunResult
 from embedgrad.model.loading.info import weights_digest
+from embedgrad.parts.scorers import SandboxedFunction
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, sources
 from embedgrad.recipe.paths import moved
@@ -51,16 +60,20 @@ def make_folder(out: Path) -> None:
 
 
 @contextmanager
-def preparing(out: Path, *, resume: bool) -> Iterator[Checkpoint | None]:
+def preparing(
+    out: Path, report: Report, stack: ExitStack, *, resume: bool
+) -> Iterator[Checkpoint | None]:
     """A run's folder until its training begins; gives the checkpoint that it resumes from.
 
-    A new run that fails inside leaves no folder behind, unless it holds what took long: solutions,
-    or trials of places. Raises `RunError` where the folder cannot be made or the checkpoint read.
+    The folder stays locked until `stack` ends. A new run that fails inside leaves no folder behind,
+    unless it holds what took long: solutions, or trials of places. Raises `RunError` where the
+    folder cannot be made, or another process has it.
     """
     parents = [parent for parent in out.parents if not parent.exists()]
-    checkpoint = Checkpoint.find(out / "checkpoint") if resume else None
     if not resume:
         make_folder(out)
+    stack.enter_context(lock_folder(out))
+    checkpoint = Checkpoint.find(out / "checkpoint", report) if resume else None
     try:
         yield checkpoint
     except BaseException as error:
@@ -74,14 +87,22 @@ def preparing(out: Path, *, resume: bool) -> Iterator[Checkpoint | None]:
         raise
 
 
+def let_scorer_run(recipe: Recipe, *, resume: bool) -> None:
+    """A new run's recipe is the user's own; a folder to resume may come from anywhere."""
+    if isinstance(scorer := recipe.evaluation.scorer, SandboxedFunction):
+        scorer.ask_first() if resume else scorer.trust()
+
+
 def begin_files(
     out: Path, toml: str, checkpoint: Checkpoint | None, tasks: Sequence[str] = ()
 ) -> None:
     """Write a run's recipe, and take away what the run writes anew from its checkpoint on."""
-    remove_leftovers(out)
+    for folder in (out, *(out / name for name in tasks)):
+        restore_folder(folder / "prompt", artifact.load)
+        remove_file(folder / "result.json")  # of a shorter run
+        remove_leftovers(folder)
+    remove_leftovers(out / "checkpoint")
     drop_events(out / "events.jsonl", checkpoint.step if checkpoint else -1)
-    for folder in (out, *(out / name for name in tasks)):  # results of a shorter run
-        (folder / "result.json").unlink(missing_ok=True)
     write_file(out / "recipe.toml", toml.encode())
 
 
@@ -92,6 +113,10 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     if column := recipe.parts.objective.group_column:
         names = json.dumps([sequence.example.group_in(column) for sequence in ready.train])
         more["groups"] = {"sha256": hashlib.sha256(names.encode()).hexdigest()}
+    solutions = [sequence.example.solution for sequence in ready.train]
+    if any(solution is not None for solution in solutions):  # a split's digest has answers only
+        texts = json.dumps(solutions).encode()
+        more["set of solutions"] = {"sha256": hashlib.sha256(texts).hexdigest()}
     if files := recipe.parts.parameterization.files:
         digests = [hashlib.sha256(read_bytes(file, LARGEST_FILE)).hexdigest() for file in files]
         more["parameterization"] = {"sha256": ",".join(digests)}
@@ -151,7 +176,9 @@ def has_ended(result: Mapping[str, Any], changed: Sequence[str]) -> bool:
     return not (more or result["interrupted"])
 
 
-def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_resumable(
+    out: Path, overrides: Sequence[str] = (), *, trust_scorer: bool = False
+) -> Recipe:
     """The recipe of a run that can be resumed. Raises `RunError` and `RecipeError`."""
     require_run(out)
     whole = out.resolve().parent
@@ -162,7 +189,7 @@ def read_resumable(out: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"{out}: was trained with the other tasks of {out.parent}; "
                 f"`embedgrad resume {out.parent}` resumes it"
             )
-    return Recipe.read_run(out, overrides)
+    return Recipe.read_run(out, overrides, trust_scorer=trust_scorer)
 
 
 def read_finished(recipe: Recipe, out: Path) -> RunResult | None:

@@ -3,7 +3,7 @@
 OUT/recipe.toml            every setting of every task
 OUT/TASK/                  a run folder as `run` writes it, which every command takes
 OUT/family.safetensors     what the prompts share, if the parameterization shares anything
-OUT/checkpoint/            the training at its last evaluation
+OUT/checkpoint/step-N/     the training after a step; the last two stay
 OUT/events.jsonl           what happened
 OUT/result.json            the scores of all tasks
 """
@@ -21,7 +21,7 @@ from typing import Any, TypedDict, cast, final
 
 from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.data.bounded_reads import read_json
-from embedgrad.errors import EmbedgradError, RecipeError, RunError
+from embedgrad.errors import RecipeError, RunError, add_place, rows_so_far
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.experiments.compare.recipe_diff import flatten
 from embedgrad.experiments.finish import RunResult, finish, save_prompt
@@ -32,6 +32,7 @@ from embedgrad.experiments.run_folder import (
     check_resumed,
     facts_of,
     has_ended,
+    let_scorer_run,
     preparing,
     require_run,
 )
@@ -50,6 +51,7 @@ from embedgrad.report.terminal.bars import show
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize_tasks
 from embedgrad.training.self_training import refuse_inside
+from embedgrad.training.settings import Refinement
 
 
 @final
@@ -85,12 +87,13 @@ def run_tasks(
     out = Path(out)
     for recipe in recipes.values():
         refuse_inside(recipe.solutions, out)
+        let_scorer_run(recipe, resume=resume)
     if resume and (finished := _read_finished(recipes, out)) is not None:
         say(report, [f"{out}: finished already; nothing is left to resume"])
         return finished
     some = next(iter(recipes.values()))
     with ExitStack() as stack:
-        with preparing(out, resume=resume) as checkpoint:
+        with preparing(out, report, stack, resume=resume) as checkpoint:
 
             def begin() -> Report:
                 begin_files(out, as_toml(recipes, out), checkpoint, list(recipes))
@@ -169,6 +172,11 @@ def _train(
             each.model, recipes[name], each.sequencer, each.train
         )
         say(report, notes)
+
+    def save_prompts(refined: Mapping[str, Refinement]) -> None:
+        for name, refinement in refined.items():
+            save_prompt(recipes[name], ready[name], refinement, out / name)
+
     stage(report, "refining")
     try:
         refined, theta = optimize_tasks(
@@ -181,18 +189,17 @@ def _train(
             evaluation=some.evaluation,
             checkpoint=checkpoint,
             report=report,
-            keep=lambda state: replace(state, made_from=dict(found)).save(out / "checkpoint"),
+            keep=lambda state: replace(state, made_from=dict(found)).keep(out / "checkpoint"),
+            keep_best=save_prompts,
             should_stop=should_stop,
         )
-    except EmbedgradError as error:
-        for name, refinement in (error.refinement or {}).items():
-            save_prompt(recipes[name], ready[name], refinement, out / name)
-        if error.refinement:
-            error.args = (f"{error}; the last good rows are in {out}/*/prompt",)
+    except Exception as error:
+        if (kept := rows_so_far(error)) is not None:
+            save_prompts(kept)
+            add_place(error, f"{out}/*/prompt")
         raise
     save_family(theta, out)
-    for name, refinement in refined.items():  # before any is scored, which may fail
-        save_prompt(recipes[name], ready[name], refinement, out / name)
+    save_prompts(refined)  # before any is scored, which may fail
     tasks: dict[str, RunResult] = {}
     for name, refinement in refined.items():
         if any(task["interrupted"] for task in tasks.values()):  # while one was scored

@@ -1,16 +1,16 @@
 """The saved prompt (artifact) and its files on disk.
 
-The two files belong together: the JSON holds the digest of the other. Nothing in them is executed,
-and everything is checked before it is used.
+The two files belong together: the JSON holds a digest of itself and the other. Nothing in them is
+executed, and everything is checked before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, final
@@ -22,10 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from embedgrad.atomic_files import write_folder
+from embedgrad.atomic_files import (
+    SEAL,
+    check_seal,
+    lock_folder,
+    restore_folder,
+    seal,
+    write_folder,
+)
 from embedgrad.data.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
-from embedgrad.errors import ArtifactError, EmbedgradError
+from embedgrad.errors import ArtifactError, EmbedgradError, RunError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
 from embedgrad.prompt.span import Span
@@ -92,7 +99,8 @@ def save(prompt: PromptEmbedding | HoldsPrompt, folder: str | Path) -> Path:
         **prompt.provenance,
     }
     try:
-        text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+        sealed = seal(described, content)
+        text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ArtifactError(
             f"{folder}: the provenance holds what JSON cannot ({error}); nothing was written"
@@ -104,8 +112,10 @@ def save(prompt: PromptEmbedding | HoldsPrompt, folder: str | Path) -> Path:
 def load(folder: str | Path) -> PromptEmbedding:
     """Read a saved prompt. Raises `ArtifactError` that says what is missing, damaged or unknown."""
     folder = Path(folder)
-    if not (folder / JSON_FILE).is_file() and (folder / "prompt" / JSON_FILE).is_file():
-        folder = folder / "prompt"  # a run folder was given
+    if not (folder / JSON_FILE).is_file():
+        _restore(folder)
+        if (folder / "prompt" / JSON_FILE).is_file():
+            folder = folder / "prompt"  # a run folder was given
     values = _read_json(folder / JSON_FILE)
     path = folder / ROWS_FILE
     content = _read_bytes(path, LARGEST_FILE)
@@ -125,6 +135,8 @@ def load(folder: str | Path) -> PromptEmbedding:
         spans = tuple(map(_build_span, entries.spans, template.spans))
         count = sum(len(span.ids) for span in spans)
         rows, start_rows = _read_rows(path, content, count, entries.rows.width)
+        if SEAL in values:  # earlier versions wrote none
+            check_seal(values, content)
         return PromptEmbedding(
             template=template,
             target=target,
@@ -209,10 +221,19 @@ def _from_json(cls: type[T], values: Any, name: str, *needed: str) -> T:
         raise ValueError(f"{place}: {first['msg']}") from error
 
 
-_WRITTEN_BY_SAVE = {"format", "version", "target", "trust_region", *_ENTRY_NAMES}
+_WRITTEN_BY_SAVE = {SEAL, "format", "version", "target", "trust_region", *_ENTRY_NAMES}
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _restore(folder: Path) -> None:
+    """Put back a prompt, a run's too, that a process left aside when it died replacing it."""
+    for place in (folder, folder / "prompt"):
+        with contextlib.suppress(RunError):  # somebody is at work there
+            if not place.exists() and any(place.parent.glob(f".{place.name}.*-*")):
+                with lock_folder(place.parent):
+                    restore_folder(place, load)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     content = _read_bytes(path, LARGEST_JSON)
     try:
         values = parse_json(content, unique_keys)

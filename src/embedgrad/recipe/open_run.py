@@ -122,13 +122,15 @@ def open_run(
     report: Report = quiet,
     *,
     model: LanguageModel | None = None,
+    trust_scorer: bool = False,
 ) -> OpenRun:
     """Load the recipe, artifact and model of a run, and check that they belong together.
 
     A prompt's folder is opened as its run if it lies in one, else with what the artifact says.
     `overrides` change the recipe, but cannot change what the prompt was trained with. A loaded
-    `model` replaces the recipe's; `hub:OWNER/NAME` is a prompt on the Hub. Raises `RunError`,
-    `RecipeError`, `ArtifactError` and `ModelError`.
+    `model` replaces the recipe's; `trust_scorer` lets a user's scorer that it names run;
+    `hub:OWNER/NAME` is a prompt on the Hub. Raises `RunError`, `RecipeError`, `ArtifactError` and
+    `ModelError`.
     """
     folder = local_folder(folder, report)
     if not folder.is_dir():
@@ -145,7 +147,7 @@ def open_run(
         prompt = load_prompt(folder)
         recipe = recipe_of(prompt, folder, overrides)
     else:
-        recipe = Recipe.read_run(run, overrides)
+        recipe = Recipe.read_run(run, overrides, trust_scorer=trust_scorer)
         prompt = load_prompt(folder)
         if model is None and _is_gone(recipe.model.name):
             recipe = _with_recorded_model(recipe, prompt, run)

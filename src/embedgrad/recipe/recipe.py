@@ -27,6 +27,7 @@ from embedgrad.evaluation.evaluator import Evaluation
 from embedgrad.parts.optimizers import Schedule
 from embedgrad.parts.parameterizations import is_deep
 from embedgrad.parts.registry import build, build_part, build_parts, part_values, values_of
+from embedgrad.parts.scorers import SandboxedFunction
 from embedgrad.prompt.images import TEMPLATE, Images
 from embedgrad.prompt.place import PLACES, place_span
 from embedgrad.prompt.sequence import Target
@@ -96,14 +97,22 @@ class Recipe:
         return cls.from_dict(values, str(path))
 
     @classmethod
-    def read_run(cls, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a run's recipe.toml. Raises `RecipeError`, and `RunError` for an older version."""
+    def read_run(
+        cls, folder: Path, overrides: Sequence[str] = (), *, trust_scorer: bool = False
+    ) -> Recipe:
+        """Read a run's recipe.toml. Raises `RecipeError`, and `RunError` for an older version.
+
+        A user's scorer that it names runs only if it has run here before, or `trust_scorer`.
+        """
         path = folder / "recipe.toml"
         values = read_toml(path)
         check_run_version(folder, values)
         anchor(values, folder)
         override(values, overrides)
-        return cls.from_dict(values, str(path))
+        recipe = cls.from_dict(values, str(path))
+        if isinstance(scorer := recipe.evaluation.scorer, SandboxedFunction):
+            scorer.trust() if trust_scorer else scorer.ask_first()
+        return recipe
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -77,8 +77,8 @@ def write_events(
         write = fan_out(log, *others)
 
         def both(event: dict[str, Any]) -> None:
+            write(event)  # first, as `report` may raise
             report(event)
-            write(event)
 
         yield both
 

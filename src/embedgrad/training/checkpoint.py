@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from embedgrad.atomic_files import restore_folder, write_folder
+from embedgrad.atomic_files import check_seal, seal, write_folder
 from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
 from embedgrad.errors import RunError
+from embedgrad.events import Report, quiet, say
 
 FORMAT = 2
+_NAME = re.compile(r"step-(\d{6,12})")
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
-_PLAIN = ("step", "best_step", "history", "seconds", "made_from", "dead")
+KEPT = 2  # the newest checkpoint, and the one before it, should the newest be damaged
+_PLAIN = ("step", "best_step", "history", "seconds", "made_from", "dead", "accumulate", "skipped")
 
 
 @final
@@ -36,7 +40,8 @@ class Checkpoint:
     training time so far.
     `made_from` holds plain JSON values that must be the same when a run resumes, such as digests;
     `dead` counts what was sampled in the last steps, if there was nothing to learn from it, and
-    `objective` is what the objective remembers.
+    `objective` is what the objective remembers. `accumulate` is the number of parts of a batch, if
+    memory asked for more than the recipe does, and `skipped` counts steps that were left out.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
@@ -53,6 +58,24 @@ class Checkpoint:
     best_theta: dict[str, Tensor] = field(default_factory=dict)
     dead: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Tensor] = field(default_factory=dict)
+    accumulate: Annotated[StrictInt, Ge(0)] = 0
+    skipped: Annotated[StrictInt, Ge(0)] = 0
+
+    def keep(self, folder: Path) -> None:
+        """Save in a folder of all checkpoints, of which the last two stay. Raises `RunError`.
+
+        The first one is read back, so that a disk that loses what it writes is noticed at once.
+        No file says which is the newest: their names do, and a name appears with the whole folder.
+        """
+        own = folder / f"step-{self.step:06d}"
+        self.save(own)
+        names = _newest_first(folder)
+        if len(names) == 1:
+            self.load(own)
+        kept = names[names.index(own) :][:KEPT]
+        for path in names:  # newer ones are damaged: the training comes to their steps again
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, folder: Path) -> None:
         """Write the folder, aside first, so that it is always whole. Raises `RunError`."""
@@ -81,28 +104,37 @@ class Checkpoint:
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
         content = tensors_to_bytes(tensors)
-        text = json.dumps({**values, "sha256": digest(content, values)}, indent=1)
+        text = json.dumps(seal(values, content), indent=1)
         write_folder(folder, {TENSORS: content, VALUES: text.encode()})
 
     @classmethod
-    def find(cls, folder: Path) -> Checkpoint | None:
-        """Load the checkpoint, or one that a killed `save` left aside. Raises `RunError`."""
-        restore_folder(folder, cls.load)
-        return cls.load(folder) if folder.exists() else None
+    def find(cls, folder: Path, report: Report = quiet) -> Checkpoint | None:
+        """The newest whole checkpoint that `keep` left in a folder; None: there is none.
+
+        `report` gets a line about each that is damaged. Raises `RunError` for one that is whole and
+        of another version.
+        """
+        for path in _newest_first(folder):
+            try:
+                return cls.load(path)
+            except RunError as error:
+                if error.__cause__ is None:  # nothing is damaged
+                    raise
+                say(report, [f"{error}; it is passed over"])
+        return None
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote. Raises `RunError` where it is missing, damaged or too old."""
         try:
             values = read_json(folder / VALUES)
+            content = read_bytes(folder / TENSORS, LARGEST_FILE)
+            check_seal(values, content)
             if values["format"] != FORMAT:
                 raise RunError(
                     f"{folder}: checkpoint format {values['format']}, but this version reads "
                     f"{FORMAT}; start the run again"
                 )
-            content = read_bytes(folder / TENSORS, LARGEST_FILE)
-            if values.pop("sha256") != digest(content, values):
-                raise ValueError("its files are not as they were written: the digest differs")
             history, groups = values["history"], values.pop("optimizer_groups")
             if (
                 any({"step", "accuracy", "log_loss"} - score.keys() for score in history)
@@ -130,14 +162,13 @@ class Checkpoint:
             SafetensorError,
         ) as error:
             why = " ".join(" ".join(str(error).splitlines()[:3]).split())  # pydantic's has more
-            raise RunError(
-                f"{folder}: the checkpoint cannot be read ({why}); start a new run"
-            ) from error
+            raise RunError(f"{folder}: the checkpoint cannot be read ({why})") from error
 
 
-def digest(tensors: bytes, values: Mapping[str, Any]) -> str:
-    """SHA-256 of a checkpoint: the file of its tensors, and the values beside it."""
-    return hashlib.sha256(tensors + json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder; one that is half written has another name."""
+    steps = {int(m[1]): path for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def _below(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:

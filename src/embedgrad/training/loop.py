@@ -10,11 +10,10 @@ the lower loss decides.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -22,13 +21,13 @@ from torch import Tensor
 from embedgrad.errors import (
     DataError,
     DivergenceError,
-    EmbedgradError,
-    EngineError,
     ModelError,
     RunError,
+    is_out_of_memory,
+    one_line,
 )
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
-from embedgrad.events import Report
+from embedgrad.events import Report, say
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.workers import here
@@ -42,7 +41,9 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.loss import Loss
+from embedgrad.training.interruption import held
+from embedgrad.training.loop_state import restore_checkpoint, take_checkpoint
+from embedgrad.training.loss import Loss, length_of
 from embedgrad.training.rollouts import Rollouts
 from embedgrad.training.selection import Best, score_dev
 from embedgrad.training.settings import Parts, Refinement, Training
@@ -103,11 +104,14 @@ class Loop:
             self.rollouts = Rollouts(*own, **given)  # type: ignore[arg-type]
         metric = training.metric_for(parts.objective, choices=bool(sequencer.target.choices))
         self.best = Best(metric, self.start_prompt, rows=len(dev))
-        self.best_theta = self._theta_copy()
+        self.best_theta = self.copy_theta()
         self.proven = self.start_prompt  # the last whose loss was finite
-        self.step = 0
-        self.began, self.seconds_before = time.perf_counter(), 0.0
-        self.checkpoint = self._checkpoint()
+        self.step, self.skipped, self.dead = 0, 0, dict[str, Any]()
+        self.accumulate = training.accumulate
+        self.whole = False  # whether what is here is what the next step needs, and nothing more
+        self.saved = self.began = time.perf_counter()
+        self.seconds_before = 0.0
+        self.checkpoint = take_checkpoint(self)
 
     def train_through(
         self,
@@ -115,37 +119,42 @@ class Loop:
         warm_start: Prompt | None,
         keep: Callable[[Checkpoint], None],
         should_stop: Callable[[], bool],
-    ) -> tuple[str, EmbedgradError | None]:
+    ) -> tuple[str, Exception | None]:
         """Begin or resume, and take all steps; returns why it ended, and the error that ended it.
 
-        Raises `RunError` for a checkpoint that does not fit: nothing was trained.
+        Whatever ends it, there are best rows, and a checkpoint of the last whole step. Raises
+        `RunError` for a checkpoint that does not fit: nothing was trained.
         """
-        failure: EmbedgradError | None = None
+        if checkpoint is not None:
+            restore_checkpoint(self, checkpoint)
+        failure: Exception | None = None
         try:
             self.start(checkpoint, warm_start)
             ended = self.run(keep, should_stop)
         except KeyboardInterrupt:
             ended = "interrupted"
-        except RunError:
-            raise
-        except EmbedgradError as error:  # a user's scorer may fail at any answer
+        except Exception as error:  # a user's scorer may fail at any answer, memory at any step
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
-            if isinstance(error, EngineError):  # an engine or a worker, which may come back
-                self.checkpoint = self._checkpoint()
-                keep(self.checkpoint)
+            if is_out_of_memory(error):
+                failure = ModelError(f"step {self.step + 1}: {one_line(error)}")
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
-        self._note_theta()  # also of rows that Ctrl-C came after
-        end = {"event": "end", "ended": ended, "steps": self.step, "seconds": self._seconds()}
-        self.report(end)
+        self.note_theta()  # also of rows that Ctrl-C came after
+        try:
+            if self.whole and ended not in ("finished", "patience", "stopped"):
+                self._keep(keep)
+            end = {"event": "end", "ended": ended, "steps": self.step}
+            self.report({**end, "seconds": self.seconds()})
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        except Exception as error:
+            ended, failure = "failed", failure or error
         return ended, failure
 
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        else:
+        if checkpoint is None:
             measured = self.loss.measured(self.theta)
             self.memory = self.parts.objective.init(self.train, measured, self.total)
         left, new = self.total - self.step, not self.best.history
@@ -164,15 +173,19 @@ class Loop:
             rows = {
                 name: warm_start[name].to(self.start_prompt[name]) for name in self.start_prompt
             }
-            self._set_theta(self.parts.parameterization.reach(rows, self.start_prompt))
+            self.set_theta(self.parts.parameterization.reach(rows, self.start_prompt))
             self._into_region()
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
             if self.dev:
                 self._evaluate(warm=True)
-        self.checkpoint = self._checkpoint()
+        self.checkpoint, self.whole = take_checkpoint(self), True
 
     def run(self, keep: Callable[[Checkpoint], None], should_stop: Callable[[], bool]) -> str:
         """All steps; returns why it ended."""
+        scored = not self.dev or self.step in [score["step"] for score in self.best.history]
+        if self.step and self._is_due() and not scored:  # it ended in the middle
+            self._evaluate()
+            self._keep(keep)
         if self.best.stops_early(self.training.patience):  # ended right after its last checkpoint
             return "patience"
         for step, batch in self._batches(self.step):
@@ -183,64 +196,44 @@ class Loop:
                 batch, figures = self.rollouts.draw(self.prompt(), batch, step)
                 if self.teacher is not None:
                     batch = self.teacher.teach(batch, self.prompt())
-            for _ in range(self.updates if batch else 0):  # without answers to learn from no step
-                loss, norm = self._step(step, batch)
-            self.step = step + 1
-            self._report_step(loss, norm, len(batch), time.perf_counter() - began, figures)
-            evaluate = self.step % self.every == 0 or self.step == self.total
-            if evaluate and self.dev:
+            with held():
+                for _ in range(self.updates if batch else 0):  # no answers to learn from: no step
+                    loss, norm = self._step_or_skip(step, batch)
+                self.step, self.whole = step + 1, True
+                self.dead = self.rollouts.dead if self.rollouts else {}
+                figures |= {"skipped": self.skipped} if self.skipped else {}
+                self._report_step(loss, norm, len(batch), time.perf_counter() - began, figures)
+            due = self._is_due()
+            if due and self.dev:
                 self._evaluate()
-            elif evaluate:
+            elif due:
                 self.best.take(self.prompt(), self.step)
             stop = self.step < self.total and should_stop()
-            if evaluate or stop:
-                self.checkpoint = self._checkpoint()
-                keep(self.checkpoint)
-            if evaluate and self.best.stops_early(self.training.patience):
+            late = time.perf_counter() - self.saved > self.training.checkpoint_seconds
+            if due or stop or late:
+                self._keep(keep)
+            if due and self.best.stops_early(self.training.patience):
                 return "patience"
             if stop:
                 return "stopped"
         return "finished"
 
-    def _checkpoint(self) -> Checkpoint:
-        """The state of the loop, copied so that the next step cannot change it."""
-        self._note_theta()
-        return Checkpoint(
-            step=self.step,
-            theta=self._theta_copy(),
-            optimizer=copy.deepcopy(self.optimizer.state_dict()),
-            transforms=copy.deepcopy(self.transforms),
-            objective=dict(self.memory),
-            best={name: rows.clone() for name, rows in self.best.prompt.items()},
-            best_theta=self.best_theta,
-            best_step=self.best.step,
-            history=list(self.best.history),
-            seconds=self._seconds(),
-            dead=self.rollouts.dead if self.rollouts else {},
-        )
+    def _is_due(self) -> bool:
+        """Whether the present step is one after which dev is scored."""
+        return self.step % self.every == 0 or self.step == self.total
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        saved, own = (
-            [{name: value.shape for name, value in tensors.items()} for tensors in pair]
-            for pair in ((checkpoint.theta, checkpoint.best), (self.theta, self.start_prompt))
-        )
-        if saved != own or len(checkpoint.transforms) != len(self.transforms):
-            raise RunError("the checkpoint belongs to another prompt, model or set of parts")
-        self._set_theta(checkpoint.theta)
-        self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
-        self.optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
-        device = next(iter(self.theta.values())).device
-        self.transforms = [
-            {name: value.to(device, copy=True) for name, value in state.items()}
-            for state in checkpoint.transforms
-        ]
-        best = {name: checkpoint.best[name].to(rows) for name, rows in self.start_prompt.items()}
-        history = list(checkpoint.history)
-        self.best = Best(self.best.metric, best, checkpoint.best_step, history, len(self.dev))
-        self.best_theta, self.memory = checkpoint.best_theta, dict(checkpoint.objective)
-        self.step, self.seconds_before = checkpoint.step, checkpoint.seconds
-        if self.rollouts is not None:
-            self.rollouts.dead = checkpoint.dead
+    def _keep(self, keep: Callable[[Checkpoint], None]) -> None:
+        """Write a checkpoint; one that cannot be written is told, and tried after the next step."""
+        self.checkpoint = take_checkpoint(self)
+        try:
+            with held():
+                keep(self.checkpoint)
+        except RunError as error:
+            if self.saved > 0:
+                say(self.report, [f"{error}; training goes on, and tries again after every step"])
+            self.saved = -math.inf
+        else:
+            self.saved = time.perf_counter()
 
     def _batches(self, first: int) -> Iterator[tuple[int, list[TokenSequence]]]:
         """Batches by step; an epoch's depend on nothing but seed and epoch."""
@@ -261,27 +254,38 @@ class Loop:
                     sequences = augmentation(sequences, context)
                 yield step, sequences
 
+    def _step_or_skip(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
+        """A step; where it would diverge and the recipe says so, none."""
+        try:
+            return self._step(step, batch)
+        except DivergenceError as error:
+            if not self.whole or self.training.not_finite == "stop":
+                raise
+            self.skipped += 1
+            if self.skipped == 1:
+                say(self.report, [f"{error}; left out (told once, all are counted)"])
+            return math.nan, math.nan
+
     def _step(self, step: int, batch: Sequence[TokenSequence]) -> tuple[float, float]:
         """Move theta; returns the loss and the length of its gradient."""
         parts, norm = self.parts, math.nan
         context: Context | None = None
-        old = self._theta_copy()
+        old = self.copy_theta()
 
         def closure() -> float:
             nonlocal norm, context
             if any(not torch.equal(value, old[name]) for name, value in self.theta.items()):
                 self._into_region()  # the optimizer asks for the gradient of another point
-            loss, gradients, losses_B, outcome = self.loss.gradient(
-                self.theta, batch, self.training.accumulate, self.memory
+            found, parts_in = self.loss.gradient_in_memory(
+                self.theta, batch, self.accumulate, self.memory
             )
-            norm = math.sqrt(sum(g.pow(2).sum().item() for g in gradients.values()))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                where = ", ".join(s.example.source for s in batch[:3])
-                raise DivergenceError(
-                    f"step {step + 1}: the loss is {loss} and its gradient's length {norm} (rows "
-                    f"{where}, ...); stopped before the step; try a smaller "
-                    "optimizer.learning_rate, or model.dtype = 'float32'"
-                )
+            if parts_in > self.accumulate:
+                where = f"out of memory: from step {step + 1} on a batch is computed in"
+                say(self.report, [f"{where} {parts_in} parts; the gradient is the same"])
+                self.accumulate = parts_in
+            loss, gradients, losses_B, outcome = found
+            norm = length_of(found, step, batch)
+            self.whole = False  # until the step is done
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
             context = Context(step, self.total, batch, outcome, losses_B, rate)
             for i, transform in enumerate(parts.transforms):
@@ -299,10 +303,10 @@ class Loop:
         assert context is not None, "the optimizer did not call its closure"
         self.memory = parts.objective.update(self.memory, context.losses_B, context.outcome)
         with torch.no_grad():
-            theta = self._theta_copy()
+            theta = self.copy_theta()
             for i, transform in enumerate(parts.transforms):
                 theta, self.transforms[i] = transform.after(old, theta, self.transforms[i], context)
-            self._set_theta(theta)
+            self.set_theta(theta)
             self._into_region()
         return loss, norm
 
@@ -312,25 +316,27 @@ class Loop:
             where = f"step {self.step + 1}: a row went to infinity"
             raise DivergenceError(f"{where}; try a smaller optimizer.learning_rate")
         region, fit = self.parts.trust_region, self.parts.parameterization.fit
-        self._set_theta(fit(self._theta_copy(), self.origin, self.start_prompt, region))
+        self.set_theta(fit(self.copy_theta(), self.origin, self.start_prompt, region))
         inside = region.holds(all_rows(self.prompt()), all_rows(self.start_prompt))
         assert inside, "a row left the trust region"
 
     def prompt(self) -> Prompt:
-        """The prompt as it is now, differentiable in theta."""
+        """The prompt now, differentiable in theta."""
         return self.parts.parameterization.prompt(self.theta, self.start_prompt)
 
-    def _theta_copy(self) -> Theta:
+    def copy_theta(self) -> Theta:
+        """Theta as it is now."""
         return {name: value.detach().clone() for name, value in self.theta.items()}
 
     @torch.no_grad()
-    def _note_theta(self) -> None:
+    def note_theta(self) -> None:
         """Keep the theta of the best prompt, if it is the present one."""
         if torch.equal(all_rows(self.prompt()), all_rows(self.best.prompt)):
-            self.best_theta = self._theta_copy()
+            self.best_theta = self.copy_theta()
 
     @torch.no_grad()
-    def _set_theta(self, theta: Theta) -> None:
+    def set_theta(self, theta: Theta) -> None:
+        """Move theta there."""
         for name, value in theta.items():
             self.theta[name].copy_(value)
 
@@ -345,8 +351,8 @@ class Loop:
             raise DivergenceError(why) from error
         objective, choices = self.parts.objective, self.sequencer.target.choices
         self.best.add(score_dev(self.step, self.dev, answers, choices, objective), prompt)
-        place = {"total": self.total, "every": self.every, "warm_start": warm}
-        self.report({**self.best.event(text=self.scores_text), **place})
+        event = self.best.event(text=self.scores_text) | {"total": self.total, "every": self.every}
+        self.report({**event, "warm_start": warm})
 
     @torch.no_grad()
     def _report_step(
@@ -370,7 +376,7 @@ class Loop:
             }
         )
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.seconds_before + time.perf_counter() - self.began
 
@@ -392,7 +398,7 @@ class Loop:
             trust_region=self.parts.trust_region,
             provenance={"model": i.facts()} if (i := getattr(self.model, "info", None)) else {},
         )
-        return Refinement(prompt, self.checkpoint, ended, self.step, self._seconds(), self.best)
+        return Refinement(prompt, self.checkpoint, ended, self.step, self.seconds(), self.best)
 
 
 def _tensor(prompt: Prompt) -> Tensor:

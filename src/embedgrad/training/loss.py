@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from embedgrad.errors import DivergenceError, is_out_of_memory
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
@@ -133,6 +135,35 @@ class Loss:
         outcome, losses_B = join_outcomes(outcomes), torch.cat(losses)
         loss = reduce(losses_B, outcome)
         return Gradient(loss.item(), dict(zip(theta, sums, strict=True)), losses_B, outcome)
+
+    def gradient_in_memory(
+        self, theta: Theta, batch: Sequence[TokenSequence], accumulate: int, state: State
+    ) -> tuple[Gradient, int]:
+        """`gradient` in as many parts as fit into memory, at least `accumulate`; and how many."""
+        while True:
+            try:
+                return self.gradient(theta, batch, accumulate, state), accumulate
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or accumulate >= len(batch):
+                    raise
+            accumulate = min(2 * accumulate, len(batch))
+            gc.collect()  # out here, as the error keeps the tensors of its frames
+            torch.cuda.empty_cache()
+
+
+def length_of(found: Gradient, step: int, batch: Sequence[TokenSequence]) -> float:
+    """The gradient's length. Raises `DivergenceError` where it or the loss is not finite."""
+    length = math.sqrt(sum(g.pow(2).sum().item() for g in found.gradients.values()))
+    if math.isfinite(found.loss) and math.isfinite(length):
+        return length
+    bad = (~found.losses_B.isfinite()).nonzero().flatten().tolist()
+    some = [batch[i] for i in bad] or batch
+    where = ", ".join(s.example.source for s in some[:3]) + ", ..." * (len(some) > 3)
+    raise DivergenceError(
+        f"step {step + 1}: the loss is {found.loss} and its gradient's length {length} (rows "
+        f"{where}); stopped before the step; try a smaller optimizer.learning_rate, or "
+        "model.dtype = 'float32', or training.not_finite = 'skip'"
+    )
 
 
 def reads_end(objective: Objective, target: Target, batch: Sequence[TokenSequence]) -> bool:

@@ -33,6 +33,7 @@ def optimize(
     checkpoint: Checkpoint | None = None,
     report: Report = show,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    keep_best: Callable[[Refinement], None] = lambda refinement: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Refinement:
     """Refine the rows of the span on `train`, and keep those that score best on `dev`.
@@ -41,18 +42,24 @@ def optimize(
     from; the trust region stays around the text's. `teacher` says what it finds likely in answers
     that the objective samples. Without dev examples the last rows are kept. `report` gets one event
     (plain JSON values) per step, evaluation and note. `keep` gets a checkpoint after every
-    evaluation, and `checkpoint` resumes from one. `should_stop` is asked after every step; then, as
-    after Ctrl-C, the best rows so far are returned. Raises `DivergenceError` before a step whose
-    loss or gradient is not finite, and what a scorer raises;
+    evaluation, every `training.checkpoint_seconds` and however the training ends, and `keep_best`
+    the best rows so far with the first checkpoint after they were found; a `RunError` of theirs is
+    reported, and they are called again. `checkpoint` resumes from a checkpoint. `should_stop` is
+    asked after every step; then, as after Ctrl-C, the best rows so far are returned. Raises
+    `DivergenceError` before a step whose loss or gradient is not finite, and what a scorer raises;
     the error's `refinement` holds the best rows so far.
     """
     loop = Loop(model, sequencer, train, dev, training, parts, evaluation, report, start, teacher)
+
+    def result(ended: str) -> Refinement:
+        return loop.result(sequencer, ended)
+
+    keep = _with_best(loop, keep, lambda: keep_best(result("running")))
     ended, failure = loop.train_through(checkpoint, warm_start, keep, should_stop)
-    refinement = loop.result(sequencer, ended)
     if failure is not None:
-        failure.refinement = refinement
+        failure.refinement = result(ended)  # type: ignore[attr-defined]
         raise failure
-    return refinement
+    return result(ended)
 
 
 def optimize_tasks(
@@ -67,6 +74,7 @@ def optimize_tasks(
     checkpoint: Checkpoint | None = None,
     report: Report = show,
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    keep_best: Callable[[Mapping[str, Refinement]], None] = lambda refined: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Refinement], Theta]:
     """Refine the prompts of several tasks in one training; see `optimize`.
@@ -82,12 +90,33 @@ def optimize_tasks(
         start=None,
         teacher=None,
     )
+
+    def results(ended: str) -> dict[str, Refinement]:
+        names, found = iter(loop.start_prompt), dict[str, Refinement]()
+        for name, sequencer in tasks.items():
+            own = [next(names) for _ in sequencer.spans]
+            found[name] = loop.result(sequencer, ended, own)
+        return found
+
+    keep = _with_best(loop, keep, lambda: keep_best(results("running")))
     ended, failure = loop.train_through(checkpoint, None, keep, should_stop)
-    names, found = iter(loop.start_prompt), dict[str, Refinement]()
-    for name, sequencer in tasks.items():
-        own = [next(names) for _ in sequencer.spans]
-        found[name] = loop.result(sequencer, ended, own)
     if failure is not None:
-        failure.refinement = found
+        failure.refinement = results(ended)  # type: ignore[attr-defined]
         raise failure
-    return found, loop.best_theta
+    return results(ended), loop.best_theta
+
+
+def _with_best(
+    loop: Loop, keep: Callable[[Checkpoint], None], keep_best: Callable[[], None]
+) -> Callable[[Checkpoint], None]:
+    """`keep`, and then `keep_best` where there are new best rows."""
+    kept: int | None = None
+
+    def both(checkpoint: Checkpoint) -> None:
+        nonlocal kept
+        keep(checkpoint)
+        if kept != checkpoint.best_step:
+            keep_best()
+            kept = checkpoint.best_step
+
+    return both

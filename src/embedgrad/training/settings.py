@@ -49,6 +49,11 @@ class Training:
     losses, and scores within one standard error are equal."""
     patience: Annotated[int, Gt(0)] | None = None
     """Early stopping: evaluations without a better score after which to stop; unset: never."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """What a batch whose loss or gradient is not finite does: it ends the training before its
+    step, or is left out and counted."""
+    checkpoint_seconds: Annotated[float, Gt(0)] = 60.0
+    """Seconds between checkpoints; there is one after every evaluation too."""
     seed: Annotated[int, Ge(0)] = 0
     """Decides the order of the examples, and any random start."""
     warm_start: str | None = None

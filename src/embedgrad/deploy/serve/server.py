@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from embedgrad.atomic_files import scratch_folder
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.export import export
 from embedgrad.deploy.folder import FILE, VERSION, digest, read_export
@@ -89,9 +90,9 @@ def serve(
     if not host.startswith(LOOPBACK):
         say(report, [f"other machines can reach {host}, and the server asks for no password"])
     with ExitStack() as stack:
-        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedgrad-serve-"))
+        logs = stack.enter_context(scratch_folder(Path(tempfile.gettempdir()), "embedgrad-serve"))
         stage(report, f"starting {engine}")
-        process = ServerProcess(engine, command, Path(logs) / "server.log")
+        process = ServerProcess(engine, command, logs / "server.log")
         stack.callback(process.stop)
         process.wait_until_ready(f"{root}/health", LONGEST_START)
         return Served(url, model, examples, *described, process, stack.pop_all())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -12,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from embedgrad.atomic_files import scratch_folder
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.gguf_file import replace_rows, table_rows
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -185,7 +185,7 @@ class LlamaCppEngine(Engine):
                 f"{parent}: the check needs {size:,} bytes for a copy of the model, but "
                 f"only {free:,} are free; make room"
             )
-        with tempfile.TemporaryDirectory(prefix=".start-rows-", dir=parent) as aside:
+        with scratch_folder(parent, ".start-rows") as aside:
             copy = Path(shutil.copy(self._file, aside))
             rows = table_rows(self._exported.prompt.start_rows, self._job.model.info)
             replace_rows(copy, list(self._new_ids), rows)

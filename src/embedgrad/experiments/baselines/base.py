@@ -51,7 +51,7 @@ class Task:
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of an interrupted training, or None if there is none that can be read."""
         try:
-            return Checkpoint.find(self.state) if self.state else None
+            return Checkpoint.find(self.state, self.report) if self.state else None
         except RunError as error:
             say(self.report, [f"{error}; this training starts from the beginning"])
             return None
@@ -59,7 +59,7 @@ class Task:
     def keep(self, state: Checkpoint) -> None:
         """Save a checkpoint. Raises `RunError`."""
         if self.state is not None:
-            state.save(self.state)
+            state.keep(self.state)
 
     @property
     def metric(self) -> str:

@@ -145,7 +145,7 @@ class PeftMethod(Method):
         optimizer = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
         best = Best(task.metric, {}, rows=len(task.dev))
         kept, ended, step = self.copy_trained(model), "finished", 0
-        learned, policy = task.learned, None
+        learned, policy, kept_at = task.learned, None, began
         if samples_answers(recipe):
             questions = [self.question(task, sequence) for sequence in task.train]
             rows, reference = partial(self.rows, task, model), partial(self.reference, model)
@@ -219,8 +219,11 @@ class PeftMethod(Method):
                     **task.model.prefix_cache.progress,
                 }
             )
-            if step % every == 0 or step == total:
+            due = step % every == 0 or step == total
+            if due:
                 evaluate()
+            if due or time.perf_counter() - kept_at > training.checkpoint_seconds:
+                kept_at = time.perf_counter()
                 seconds = before + time.perf_counter() - began
                 theta = {f"leaf.{i}": leaf.detach() for i, leaf in enumerate(leaves)}
                 theta |= {f"kept.{name}": value for name, value in kept.items()}
@@ -228,7 +231,7 @@ class PeftMethod(Method):
                 state.best_step, state.history = best.step, best.history
                 state.dead = {} if policy is None else policy.rollouts.dead
                 task.keep(state)
-                if best.stops_early(training.patience):
+                if due and best.stops_early(training.patience):
                     ended = "patience"
                     break
         seconds = before + time.perf_counter() - began

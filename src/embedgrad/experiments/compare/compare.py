@@ -22,7 +22,7 @@ from typing import Any, cast, final
 
 import torch
 
-from embedgrad.atomic_files import to_json_lines, write_file, write_json
+from embedgrad.atomic_files import lock_folder, to_json_lines, write_file, write_json
 from embedgrad.errors import EmbedgradError, RecipeError, RunError, one_line
 from embedgrad.events import Report, part_of, say, stage
 from embedgrad.experiments.baselines import METHODS, Answers, Task
@@ -50,7 +50,12 @@ from embedgrad.training.self_training import refuse_inside
 
 BLOCK = 256  # test rows with choices that are answered before they are saved
 BATCHES = 4  # batches of free answers, which take longer
-FAILURES = (EmbedgradError, RuntimeError, ValueError)  # out of memory, and what PEFT refuses
+FAILURES = (
+    EmbedgradError,
+    MemoryError,
+    RuntimeError,
+    ValueError,
+)  # out of memory, and what PEFT refuses
 
 
 def compare(
@@ -72,19 +77,23 @@ def compare(
     recipe.needs_text("a comparison")
     parts, skipped = plan_parts(recipe)
     folder = Folder(out)
-    folder.open(recipe)
     new = not folder.path.exists()
     if new:
         refuse_inside(recipe.solutions, folder.path)
     failed: dict[Part, str] = {}
     interrupted = False
     with contextlib.ExitStack() as stack:
-        try:
+        if folder.path.is_dir():
+            stack.enter_context(lock_folder(folder.path))
+        folder.open(recipe)
+        if new:
             try:
-                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.path.mkdir(parents=True)
             except OSError as error:
                 reason = f"cannot be made ({error.strerror}); choose another --out"
                 raise RunError(f"{folder.path}: {reason}") from error
+            stack.enter_context(lock_folder(folder.path))
+        try:
             report = stack.enter_context(write_events(report, folder.path))
             trained = all(map(folder.is_trained, parts))
             setup = _set_up(recipe, folder, report, model, trained=trained)
@@ -99,24 +108,24 @@ def compare(
             _score(setup, folder, parts, failed)
         except KeyboardInterrupt:
             interrupted = True
-    examples = [sequence.example for sequence in setup.test]
-    results = results_of(folder, recipe, setup.task.model.info, examples) | setup.facts
-    results |= {
-        "skipped": skipped,
-        "failed": _failures_by_method(failed),
-        "interrupted": interrupted,
-        "planned": len(parts),
-        "trained": sum(map(folder.is_trained, parts)),
-        "scored": sum(map(folder.is_scored, parts)),
-    }
-    if results["rows"]:
-        write_json(folder.path / "results.json", results)
-        write_file(folder.path / "table.md", methods_markdown(results).encode())
-        rows = predictions_of(folder, examples, recipe.group_column)
-        write_file(folder.path / "predictions.jsonl", to_json_lines(rows))
-        figure = figure_svg(results)
-        if figure is not None:
-            write_file(folder.path / "figure.svg", figure)
+        examples = [sequence.example for sequence in setup.test]
+        results = results_of(folder, recipe, setup.task.model.info, examples) | setup.facts
+        results |= {
+            "skipped": skipped,
+            "failed": _failures_by_method(failed),
+            "interrupted": interrupted,
+            "planned": len(parts),
+            "trained": sum(map(folder.is_trained, parts)),
+            "scored": sum(map(folder.is_scored, parts)),
+        }
+        if results["rows"]:
+            write_json(folder.path / "results.json", results)
+            write_file(folder.path / "table.md", methods_markdown(results).encode())
+            rows = predictions_of(folder, examples, recipe.group_column)
+            write_file(folder.path / "predictions.jsonl", to_json_lines(rows))
+            figure = figure_svg(results)
+            if figure is not None:
+                write_file(folder.path / "figure.svg", figure)
     return cast(CompareResult, results)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -26,7 +25,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from embedgrad.atomic_files import finite, to_json_lines, write_file, write_folder, write_json
+from embedgrad.atomic_files import (
+    SEAL,
+    check_seal,
+    finite,
+    remove_file,
+    seal,
+    to_json_lines,
+    write_file,
+    write_folder,
+    write_json,
+)
 from embedgrad.data.bounded_reads import (
     LARGEST_FILE,
     parse_json,
@@ -38,7 +47,7 @@ from embedgrad.data.bounded_reads import (
 )
 from embedgrad.environment import versions
 from embedgrad.errors import RunError
-from embedgrad.evaluation.evaluator import ScoredAnswer
+from embedgrad.evaluation.answers import ScoredAnswer
 from embedgrad.experiments.baselines import METHODS, Answers, Trained
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, show
 from embedgrad.recipe.paths import anchor
@@ -157,13 +166,14 @@ class Folder:
         values = {
             "method": part.method,
             "seed": part.seed,
-            "sha256": hashlib.sha256(content).hexdigest(),
             "versions": versions("peft"),
             "facts": finite({**trained.facts, "threads": torch.get_num_threads()}),
         }
         files = {
             "trained.safetensors": content,
-            "trained.json": json.dumps(values, indent=1, ensure_ascii=False).encode(),
+            "trained.json": json.dumps(
+                seal(values, content), indent=1, ensure_ascii=False
+            ).encode(),
         }
         write_folder(self.work / part.folder, files)
         shutil.rmtree(self.unfinished / part.folder, ignore_errors=True)
@@ -174,11 +184,11 @@ class Folder:
         values = _read_json(folder / "trained.json")
         try:
             content = read_bytes(folder / "trained.safetensors", LARGEST_FILE)
-            if hashlib.sha256(content).hexdigest() != values["sha256"]:
-                raise ValueError("its digest differs from the one that was written")
             missing = sorted(FACTS - values["facts"].keys())
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
+            if hashlib.sha256(content).hexdigest() != values[SEAL]:  # as earlier versions wrote
+                check_seal(values, content)
             return Trained(tensors_from_bytes(content), values["facts"])
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(
@@ -190,9 +200,10 @@ class Folder:
     ) -> None:
         """Write the answers to the test rows, then the scores."""
         folder = self.work / part.folder
-        write_file(folder / "answers.jsonl", to_json_lines(map(asdict, answers)))
-        write_json(folder / "scored.json", scores)
-        self._partial(part).unlink(missing_ok=True)
+        lines = to_json_lines(map(asdict, answers))
+        write_file(folder / "answers.jsonl", lines)
+        write_json(folder / "scored.json", seal(finite(scores), lines))
+        remove_file(self._partial(part))
 
     def save_partial_answers(
         self, part: Part, answers: Answers, seconds: float, scorer: Mapping[str, Any]
@@ -221,7 +232,7 @@ class Folder:
             values = _read_json(path)
             if values["training"] != self._digest(part):
                 raise ValueError("of another training")
-            answered = [_scored_answer(a) for a in values["answered"]]
+            answered = [ScoredAnswer.from_values(a) for a in values["answered"]]
             if len(answered) != len(values["tokens"]):
                 raise ValueError("answers and tokens differ in number")
             answers = Answers(answered, values["tokens"])
@@ -253,6 +264,11 @@ class Folder:
         sound &= {"log_loss", "macro_f1"} <= values.keys()  # either may be null
         if not sound:
             raise RunError(f"{path}: is damaged (it lacks scores); {again}")
+        try:
+            if SEAL in values:  # earlier versions wrote none
+                check_seal(values, path.with_name("answers.jsonl").read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: is damaged ({error}); {again}") from error
         return values
 
     def answers(self, part: Part) -> list[dict[str, Any]]:
@@ -270,7 +286,7 @@ class Folder:
         """The answers to `count` test rows. Raises `RunError` if they are damaged."""
         values = self.answers(part)
         try:
-            answers = [_scored_answer(value) for value in values]
+            answers = [ScoredAnswer.from_values(value) for value in values]
             if len(answers) != count:
                 raise ValueError(f"{len(answers)} answers for {count} scores")
         except (KeyError, TypeError, ValueError) as error:
@@ -292,16 +308,6 @@ class Folder:
             part = Part(str(values.get("method", "")), values.get("seed"))
             if part.method in METHODS and part.folder == path.parent.name:
                 yield part
-
-
-def _scored_answer(values: Mapping[str, Any]) -> ScoredAnswer:
-    """An answer from its JSON, where null is an infinite loss.
-
-    Raises `KeyError` or `TypeError` for anything else.
-    """
-    loss = values["loss"]
-    tuples = {name: tuple(values.get(name) or ()) for name in ("samples", "sample_scores")}
-    return ScoredAnswer(**{**values, **tuples, "loss": math.inf if loss is None else loss})
 
 
 def _read_json(path: Path, advice: str = "delete its folder") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from embedgrad.recipe.recipe import Recipe
 MAY_CHANGE = (
     *("compare.methods", "compare.seeds", "export.", "report."),
     *("prefix_cache.budget", "prefix_cache.spill", "version"),
+    "training.checkpoint_seconds",
 )
 
 # Where an engine is and how long it may take; whether there is one counts.

@@ -7,10 +7,11 @@ import importlib.util
 import json
 import sys
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, final
 
+from embedgrad.atomic_files import scratch_folder
 from embedgrad.errors import EngineError
 from embedgrad.formatting import one_line
 from embedgrad.model.llamacpp.process import ServerProcess, free_port
@@ -31,13 +32,15 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
             )
         self.model = model
         self._patience = patience
-        self._folder = tempfile.TemporaryDirectory(prefix="embedgrad-llamacpp-")
+        self._stack = ExitStack()
+        aside = scratch_folder(Path(tempfile.gettempdir()), "embedgrad-llamacpp")
+        log = self._stack.enter_context(aside) / "log"
         port = free_port("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{port}"
         module = "embedgrad.model.llamacpp.child"
         options = {"model": str(model), "port": port, **options}
         command = [sys.executable, "-m", module, json.dumps(options)]
-        self._process = ServerProcess("llama.cpp", command, Path(self._folder.name) / "log")
+        self._process = ServerProcess("llama.cpp", command, log)
         try:
             self._process.wait_until_ready(f"{self.address}/health", patience)
         except BaseException as error:
@@ -74,7 +77,7 @@ class LlamaCppServer(AbstractContextManager["LlamaCppServer"]):
     def close(self) -> None:
         """End the process."""
         self._process.stop()
-        self._folder.cleanup()
+        self._stack.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()

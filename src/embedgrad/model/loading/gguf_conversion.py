@@ -7,13 +7,13 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from embedgrad.atomic_files import check_seal, publish_folder, scratch_folder, seal
 from embedgrad.data.bounded_reads import open_regular, read_json
+from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
 from embedgrad.model.loading.gguf_check import compare_with_llamacpp
@@ -40,17 +40,20 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     parent = cache_folder() / "converted"
     folder = parent / f"{digest[:16]}-{VERSION}"
     if folder.is_dir():
-        say(report, _source(folder)["notes"])
-        return folder, digest
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
-    except OSError as error:
-        raise ModelError(
-            f"the cache folder {parent} cannot be written: {error.strerror};"
-            " set EMBEDGRAD_CACHE to a folder that can"
-        ) from error
-    try:
+        damage = _damage(folder)
+        if damage is None:
+            say(report, _source(folder)["notes"])
+            return folder, digest
+        say(report, [f"{folder}: {damage}; the model is converted again"])
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            aside = stack.enter_context(scratch_folder(parent, f".{folder.name}"))
+        except OSError as error:
+            raise ModelError(
+                f"the cache folder {parent} cannot be written: {error.strerror};"
+                " set EMBEDGRAD_CACHE to a folder that can"
+            ) from error
         needed, free = header.weights * 4, shutil.disk_usage(parent).free
         if needed > free:
             raise ModelError(
@@ -64,21 +67,40 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
             libraries = ("gguf", "torch", "transformers", "tokenizers")
             source = {
                 "file": file.name,
-                "sha256": digest,
+                "gguf_sha256": digest,
                 "license": header.metadata.get("general.license"),
                 "notes": notes,
                 "versions": {name: importlib.metadata.version(name) for name in libraries},
+                "files": {path.name: _digest(path) for path in sorted(aside.iterdir())},
             }
-            (aside / SOURCE).write_text(json.dumps(source, indent=2) + "\n", "utf-8")
+            (aside / SOURCE).write_text(json.dumps(seal(source), indent=2) + "\n", "utf-8")
             try:
-                os.rename(aside, folder)
+                publish_folder(aside, folder)
             except OSError:
-                if not folder.is_dir():  # else another process was faster, with as good a result
+                if not folder.is_dir() or _damage(
+                    folder
+                ):  # else another process was faster, with as good a result
                     raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     say(report, notes)
     return folder, digest
+
+
+def _damage(folder: Path) -> str | None:
+    """What is damaged in a converted model's folder; None if it is as it was written."""
+    try:
+        for name, digest in _source(folder)["files"].items():
+            if _digest(folder / name) != digest:
+                return f"{name} is damaged"
+    except ModelError:
+        return f"{SOURCE} is damaged"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def license_of(folder: Path) -> str | None:
@@ -89,15 +111,9 @@ def license_of(folder: Path) -> str | None:
 
 def _source(folder: Path) -> dict[str, Any]:
     with model_errors(f"{folder / SOURCE}: damaged; delete its folder, to convert the model again"):
-        source = read_json(folder / SOURCE)
-        return {"license": source["license"], "notes": source.get("notes", ()), **source}
-
-
-def cache_folder() -> Path:
-    """$EMBEDGRAD_CACHE, else $XDG_CACHE_HOME/embedgrad, else ~/.cache/embedgrad."""
-    if own := os.environ.get("EMBEDGRAD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
+        source: dict[str, Any] = read_json(folder / SOURCE)
+        check_seal(source)
+        return source
 
 
 def _convert(file: Path, header: GgufHeader, aside: Path) -> list[str]:

@@ -27,7 +27,7 @@ from embedgrad.errors import ModelError
 from embedgrad.model.loading.gguf_header import GgufHeader
 
 # Change it when the same file is converted to something else: old copies are not used then.
-VERSION = 3
+VERSION = 4
 
 # Names, sizes that show in the shapes of tensors, and what only embedding models use.
 _WITHOUT_EFFECT = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Annotated, Any, final
 
 from annotated_types import Gt, Le
 
+from embedgrad.environment import cache_folder
 from embedgrad.errors import RecipeError
 from embedgrad.parts.scorers.base import Scorer
 from embedgrad.prompt import sandbox, sandbox_child
@@ -56,7 +59,33 @@ class SandboxedFunction(_FunctionScorer):
     folder: str | None = None
     """Where its module is; unset: the recipe's folder, the current one, or where Python looks."""
 
+    asks = False  # whether it may not run, as nobody here has trusted it
+
+    def ask_first(self) -> None:
+        """Refuse to run from here on, unless the user has run or trusted this very function."""
+        object.__setattr__(self, "asks", not self._trust_file().exists())
+
+    def trust(self) -> None:
+        """Run, and remember in the cache that the user wants that."""
+        object.__setattr__(self, "asks", False)
+        with suppress(OSError):  # then it is asked again
+            self._trust_file().parent.mkdir(parents=True, exist_ok=True)
+            self._trust_file().touch()
+
+    def _trust_file(self) -> Path:
+        module = self.function.partition(":")[0]
+        path = _find_source(module, self.folder)
+        known = [self.function, str(path and path.resolve()), _source_digest(module, self.folder)]
+        key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        return cache_folder() / "trusted-scorers" / key
+
     def score(self, reply: str, answer: str) -> float:
+        if self.asks:
+            what = (
+                f"{self.function!r} is code that came with the run, and nobody has run it here; "
+                "read it, and give --trust-scorer to `embedgrad evaluate` once to allow it"
+            )
+            raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
         if not _NAME.fullmatch(self.function):
             what = f"{self.function!r} names no function; expected 'package.module:function'"
             raise RecipeError("recipe", [f"evaluation.scorer.function: {what}"])
@@ -144,14 +173,20 @@ def _describe(function: str, reply: str, what: str, advice: str) -> str:
 
 
 def _source_digest(module: str, first: str | None) -> str | None:
-    """SHA-256 of a module's file, found as Python would and without running anything."""
+    """SHA-256 of a module's file."""
+    path = _find_source(module, first)
+    return None if path is None else _digest(path.read_bytes())
+
+
+def _find_source(module: str, first: str | None) -> Path | None:
+    """A module's file, found as Python would and without running anything."""
     place = module.replace(".", "/")
     for folder in (first or "", "", *sys.path):
         for name in (f"{place}/__init__.py", f"{place}.py"):
             path = Path(folder, name)
             with suppress(OSError):
-                if path.is_file():
-                    return _digest(path.read_bytes())
+                if path.is_file() and os.access(path, os.R_OK):
+                    return path
     return None  # compiled, or in an archive
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.examples import Example
+from embedgrad.environment import cache_folder
 from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import Reply, replies
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.model.loading.gguf_conversion import cache_folder
 from embedgrad.model.loading.info import weights_digest
 from embedgrad.parts.scorers import name_of
 from embedgrad.parts.scorers.checks import check_answers
