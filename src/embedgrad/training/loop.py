@@ -385,7 +385,7 @@ class Loop:
     ) -> Refinement:
         """The best rows so far as a prompt, or those of the spans of one of several tasks."""
         best, start = (
-            _tensor({name: rows for name, rows in prompt.items() if names is None or name in names})
+            torch.cat([r for name, r in prompt.items() if name in (names or prompt)], dim=-2).cpu()
             for prompt in (self.best.prompt, self.start_prompt)
         )
         prompt = PromptEmbedding(
@@ -399,8 +399,3 @@ class Loop:
             provenance={"model": i.facts()} if (i := getattr(self.model, "info", None)) else {},
         )
         return Refinement(prompt, self.checkpoint, ended, self.step, self.seconds(), self.best)
-
-
-def _tensor(prompt: Prompt) -> Tensor:
-    """The rows of all spans one behind the other, [P, D] or, with rows per layer, [L, P, D]."""
-    return torch.cat(list(prompt.values()), dim=-2).cpu()
