@@ -75,8 +75,8 @@ class Loop:
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text, self.scores_text = start is None, True
-        deep = isinstance(model, LanguageModel) and is_deep(parts.parameterization)
-        text_PD = (model.forward.widen if deep else torch.clone)(model.embed(sequencer.prompt_ids))
+        deep = self.language_model if is_deep(parts.parameterization) else None
+        text_PD = (deep.forward.widen if deep else torch.clone)(model.embed(sequencer.prompt_ids))
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)
