@@ -42,7 +42,7 @@ def map(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine a prompt for each row of a table, such as one per customer.
+    """Refine a prompt for each row of a table, say each customer.
 
     Each process loads the model once. The same command goes on after an interruption, does nothing
     twice, and tries again what failed.

@@ -27,7 +27,7 @@ def push(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push a refined prompt, with a model card, to the Hugging Face Hub."""
+    """Push a refined prompt to the Hugging Face Hub."""
     from embedgrad.deploy.hub import push as upload
 
     result = upload(run, repository, private=private, base_model=base_model)
