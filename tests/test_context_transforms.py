@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embedgrad.errors import RecipeError
 from embedgrad.parts.optimizers import AdamW
-from embedgrad.parts.parameterizations import LowRank
+from embedgrad.parts.parameterizations import Free, LowRank
 from embedgrad.parts.registry import build_parts
 from embedgrad.parts.transforms import (
     Clip,
@@ -24,9 +24,11 @@ from embedgrad.parts.transforms import (
 from embedgrad.parts.transforms.context import RowMap, train_tokens
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import small, train
+from kit_vision import vision_kit
 from refusals import refused
 from seam_parts import no_context
 
@@ -174,3 +176,18 @@ def test_a_context_transform_trains_another_prompt_and_resumes_to_the_bit(part: 
     assert torch.equal(whole.prompt.rows, again.prompt.rows)
     plain = train(made, training, parts=Parts(), dev=())
     assert not torch.equal(whole.prompt.rows, plain.prompt.rows)
+
+
+@pytest.mark.parametrize("part", [*MAPS, ContextPull(strength=1.0)])
+def test_rows_that_are_no_embeddings_of_words_are_refused(part: Transform) -> None:
+    made = small()
+    deep = Parts(transforms=(part,), parameterization=Free(deep=True))
+    with refused("leave it or parameterization.deep out", error=RecipeError):
+        train(made, parts=deep)
+    images = vision_kit(6)
+    with refused("and images have none; leave it out", error=RecipeError):
+        optimize(
+            *(images.model, images.sequencer, images.sequences),
+            parts=Parts(transforms=(part,)),
+            start=images.start,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from embedgrad import load
 from embedgrad.experiments import map as mapping
 from embedgrad.recipe.recipe import Recipe
-from run_kit import Command
+from run_kit import Command, Done
 
 pytest_plugins = ["tiny_runs"]
 
@@ -108,6 +109,8 @@ def test_a_row_that_fails_is_retried_and_leaves_the_others_alone(
         ("name\n../a\n", "'../a'; expected a name of its own"),
         ("name\na\na\n", "'a'; expected a name of its own"),
         ("name\nstate\n", "'state'; expected a name of its own"),
+        ("name\nresults.csv\n", "'results.csv'; expected a name of its own"),
+        (f"name\n{'a' * 300}\n", "expected a name of its own"),
         ("training.size\n3\n", "table.csv:2: training.size: unknown option"),
         ("training.steps\nmany\n", "table.csv:2: training.steps"),
     ],
@@ -124,6 +127,24 @@ def test_a_table_that_makes_no_recipes_is_refused(
     assert done.code == 2
     assert says in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_was_changed_is_not_taken_for_finished(
+    recipe: Write, table: Callable[..., Path], embedgrad: Command, tmp_path: Path
+) -> None:
+    def mapped(rows: str) -> Done:
+        command = ("--over", table(rows), "--out", tmp_path / "out", "--workers", "0", "--quiet")
+        return embedgrad("map", recipe(training={}), *command)
+
+    assert mapped("name,training.epochs\na,1\n").code == 0
+    other = mapped("name,training.epochs,training.seed\na,1,7\n")
+    assert (other.code, len(other.lines)) == (2, 1)
+    assert "a: training.seed" in other.err
+    assert "a resumed run keeps its recipe" in other.err
+    # A longer training goes on where it was.
+    assert mapped("name,training.epochs\na,2\n").code == 0
+    result = json.loads((tmp_path / "out" / "a" / "result.json").read_text())
+    assert result["train"]["steps"] == 6
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import tomli_w
 import torch
 
 import embedgrad as eg
+from embedgrad.errors import RunError
 from embedgrad.inference.policy import Decision
 from embedgrad.inference.pool import Pool
 from embedgrad.model.generation import next_logits
@@ -267,6 +268,7 @@ def test_budgets_hold_for_written_answers(policy: Write) -> None:
         ({"validators": ["margins"]}, "validators.0: Input should be 'format', 'arithmetic'"),
         ({"validators": []}, "validators: []; expected one or more"),
         ({"prompts": []}, "prompts: []; expected one or more"),
+        ({"prompts": [{"run": "finished", "text": True}]}, "prompts.0.text: unknown option"),
         ({"validators": ["agreement"]}, "samples: 1; 'agreement' compares two or more"),
         ({"samples": 3, "max_calls": 2}, "max_calls: 2; a round takes 3, as samples says"),
         ({"pattern": "("}, "pattern: '(' is no regular expression"),
@@ -320,6 +322,28 @@ def test_the_command_line_takes_a_run_or_a_policy(
     done = embedgrad(*(given.get(argument, argument) for argument in arguments), "--quiet")
     assert (done.code, len(done.lines)) == (2, 1)
     assert told in done.err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"thresholds": [[7, 0.5]]},
+        {"thresholds": [[0, "0.5"]]},
+        {"thresholds": [[0, 0.0]]},
+        {"rounds": []},
+        {"rounds": 3},
+    ],
+)
+def test_damaged_thresholds_are_not_used_and_set_again(
+    damage: dict[str, Any], policy: Write, pool: Pool
+) -> None:
+    whole = json.loads(pool._kept.read_text())
+    pool._kept.write_text(json.dumps(whole | damage))
+    again = eg.load_policy(policy(precision=0.6), report=eg.quiet)
+    with pytest.raises(RunError, match="has no thresholds for these prompts and settings"):
+        again.generate("Fine.", eg.quiet)
+    again.calibrate(eg.quiet)
+    assert json.loads(pool._kept.read_text()) == whole
 
 
 def test_rows_that_are_missing_are_told(policy: Write, embedgrad: Command, runs: Path) -> None:

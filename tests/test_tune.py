@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,20 @@ def test_a_setting_says_what_it_may_be() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a=1", "a=2..1", "a=0..1 log", "a=[1]", "a=1..2 linear", "a=x..y", "a", "a=[", "a=1..2..3"],
+    [
+        *(
+            "a=1",
+            "a=2..1",
+            "a=0..1 log",
+            "a=[1]",
+            "a=1..2 linear",
+            "a=x..y",
+            "a",
+            "a=[",
+            "a=1..2..3",
+        ),
+        *("a=false..true", "a=2026-01-01..2026-02-01", "a=0.1..nan"),
+    ],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with refused("--over", text, "write NAME=LOW..HIGH", error=RecipeError):
@@ -72,6 +87,18 @@ def test_values_that_the_recipe_does_not_take_are_refused_before_any_trial(
     done = embedgrad("tune", recipe(), "--over", over, "--out", tmp_path / "study")
     assert done.code == 2
     assert says in done.err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_setting_that_is_named_twice_is_refused(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    over = ("--over", SIZE, "--over", "training.batch_size=[4, 7]")
+    done = embedgrad("tune", recipe(), *over, "--out", tmp_path / "study")
+    assert (done.code, done.lines) == (
+        2,
+        ["error: --over: training.batch_size twice; name it once"],
+    )
     assert not (tmp_path / "study").exists()
 
 
@@ -185,6 +212,52 @@ def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path:
     found = tune(path, out, [RATE], lambda event: None, trials=2)
     assert [trial["trial"] for trial in sorted(found["trials"], key=lambda t: t["trial"])] == [0, 2]
     assert json.loads(settings) in [t["optimizer.learning_rate"] for t in found["trials"]]
+
+
+def losing(study: Any) -> Any:
+    """A trial of a process that has ended; not waited for, it is a zombie."""
+    gone = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert gone.stdout is not None
+    with gone.stdout:
+        gone.stdout.read()
+    trial = study.ask()
+    trial.set_user_attr("worker", f"{tuning.socket.gethostname()} {gone.pid}")
+    return gone
+
+
+def test_a_trial_that_is_lost_meanwhile_is_begun_again(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, gone = tuning._run, []
+
+    def lose(one: Recipe, model: Any, study: Any, trial: Any, report: Any) -> None:
+        if not trial.number:
+            gone.append(losing(study))
+        run(one, model, study, trial, report)
+
+    monkeypatch.setattr(tuning, "_run", lose)
+    path = recipe(training={"steps": 1})
+    found = tune(path, tmp_path / "study", [RATE], lambda event: None, trials=2)
+    gone[0].wait()
+    assert sorted(trial["trial"] for trial in found["trials"]) == [0, 2]
+
+
+def test_two_processes_that_start_together_bring_a_trial_back_once(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Recipe.read(recipe())
+    studies = [tuning._open(tmp_path, made, [Setting.parse(RATE)], 0) for _ in range(2)]
+    gone, lose = losing(studies[0]), tuning._lose
+
+    def slowly(study: Any, trial: Any) -> None:
+        time.sleep(0.2)
+        lose(study, trial)
+
+    monkeypatch.setattr(tuning, "_lose", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda study: tuning._begun(study, tmp_path), studies)) == [0, 0]
+    gone.wait()
+    assert [trial.state.name for trial in studies[0].trials] == ["FAIL", "WAITING"]
 
 
 @pytest.mark.slow

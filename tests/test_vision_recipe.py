@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import embedgrad as eg
 from embedgrad.data.images import with_images
 from embedgrad.data.splits import read_splits
 from embedgrad.errors import DataError, ModelError, RecipeError, RunError
+from embedgrad.experiments.tune import tune
 from embedgrad.recipe.open_run import open_run
 from kit_vision import CLASSES, pictures, tiny_vit
 
@@ -186,6 +188,14 @@ def test_a_model_that_reads_no_images(place: Path, tmp_path: Path) -> None:
     refused(place, tmp_path / "b", r"gpt2 is not a vision transformer", model={"name": str(other)})
 
 
+def test_layers_that_the_config_leaves_out(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "vit", tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    message = r"weights are of layers that its config\.json leaves out, such as .*layer"
+    refused(place, tmp_path / "run", message, model={"name": str(tmp_path / "vit")})
+
+
 def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     sections = {
         "template": {"text": "[[Good?]] {review}"},
@@ -212,8 +222,27 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     assert eg.Recipe.from_dict(recipe.as_dict()) == recipe
 
 
-def test_an_export_is_refused(place: Path, tmp_path: Path) -> None:
+def test_an_export_and_a_policy_are_refused(place: Path, tmp_path: Path) -> None:
     eg.run(eg.Recipe.from_dict(values(place)), tmp_path / "run", eg.quiet)
     with pytest.raises((RecipeError, RunError), match="an export does not work with images"):
         eg.export(tmp_path / "run", "vocabulary", tmp_path / "out", report=eg.quiet)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "policy.toml").write_text('prompts = [{ run = "run" }]')
+    with pytest.raises(RecipeError, match="a policy does not work with images"):
+        eg.load_policy(tmp_path / "policy.toml", report=eg.quiet)
+
+
+def test_trials_begin_where_a_run_begins(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = tmp_path / "shades.toml"
+    recipe.write_text(tomli_w.dumps(values(place, training={"steps": 2, "batch_size": 8})))
+    over = ["optimizer.learning_rate=0.01..0.02"]
+    found = tune(recipe, tmp_path / "study", over, eg.quiet, trials=1)
+    evaluations: list[dict[str, Any]] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            evaluations.append(event["best"])
+
+    eg.run(eg.Recipe.read(found["recipe"]), tmp_path / "run", note)
+    assert found["trials"][0]["dev"]["log_loss"] == evaluations[-1]["log_loss"]

@@ -25,6 +25,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedgrad"
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error as error:
+        return isinstance(error, psutil.AccessDenied)
+
+
 def versions(*more: str) -> dict[str, str]:
     """Versions of what the numbers depend on, and of `more` packages where they are installed."""
     by_name = {"python": sys.version.split()[0]}

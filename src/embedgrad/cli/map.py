@@ -60,6 +60,7 @@ def map(
     own += ["--retries", str(retries), *(part for s in settings for part in ("--set", s))]
     try:
         with Progress(quiet=quiet) as progress:
+            mapping.check_finished(jobs, out)
             if workers:
                 options = {"workers": min(workers, len(jobs)), "retries": retries}
                 found = mapping.map_rows(jobs, out, own, progress, **options)

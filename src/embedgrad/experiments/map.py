@@ -21,13 +21,14 @@ from typing import Any, TypedDict, final
 
 from filelock import FileLock, Timeout
 
-from embedgrad.atomic_files import write_file, write_json
+from embedgrad.atomic_files import remove_file, write_file, write_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
 from embedgrad.evaluation.significance import holm
 from embedgrad.evaluation.verdict import word
 from embedgrad.events import Report, quiet, say, scoring
 from embedgrad.experiments.run import run
+from embedgrad.experiments.run_folder import read_finished
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import open_model
 from embedgrad.recipe.overrides import as_toml
@@ -36,7 +37,7 @@ from embedgrad.recipe.settings import ModelSettings
 from embedgrad.report.terminal.bars import show
 
 RESULTS, STATE, NAME = "results.csv", "state", "name"
-PLAIN = re.compile(r"\w[\w.-]*")
+PLAIN = re.compile(r"\w[\w.-]{0,63}")
 DEATHS = 3  # of workers in a row, without a row that was finished in between
 PAUSE = 0.5  # seconds
 COLUMNS = (NAME, "status", "text", "refined", "p_value", "verdict", "prompt", "error")
@@ -87,7 +88,7 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
     for number, (row, source) in enumerate(zip(table.rows, table.sources, strict=True), start=1):
         cells = {n: value for n, value in row.items() if n != NAME and value not in ("", None)}
         name = str(row.get(NAME) or number)
-        if name in jobs or name == STATE or not PLAIN.fullmatch(name):
+        if name in jobs or name in (STATE, RESULTS) or not PLAIN.fullmatch(name):
             problems.append(f"{source}: {name!r}; expected a name of its own of letters and digits")
             continue
         settings = [f"{n}={v if isinstance(v, str) else as_toml(v)}" for n, v in cells.items()]
@@ -98,6 +99,16 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
     if problems:
         raise RecipeError("--over", problems)
     return list(jobs.values())
+
+
+def check_finished(jobs: Sequence[Job], out: Path) -> None:
+    """Let rows go on that are to be trained longer than they were.
+
+    Raises `RunError` where a finished run is one of other settings than its row's.
+    """
+    for job in jobs:
+        if job.result(out) is not None and read_finished(job.recipe, out / job.name) is None:
+            remove_file(out / job.name / "result.json")
 
 
 def work(

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, final
 
-import psutil
 from filelock import FileLock
 
 from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.environment import is_running
 from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.model.language_model import LanguageModel
@@ -62,7 +62,12 @@ class Setting:
             bounds, _, scale = given.partition(" ")
             low, high = (tomllib.loads(f"v = {part}")["v"] for part in bounds.split(".."))
             log = scale.strip() == "log"
-            if not low < high or (log and low <= 0) or scale.strip() not in ("", "log"):
+            numbers = {type(low), type(high)} <= {int, float}
+            if (
+                not (numbers and low < high)
+                or (log and low <= 0)
+                or scale.strip() not in ("", "log")
+            ):
                 raise ValueError("expected LOW < HIGH, and with log 0 < LOW")
             whole = isinstance(low, int) and isinstance(high, int)
             return cls(name, low, high, log=log, whole=whole)
@@ -115,10 +120,9 @@ def tune(
     _check(path, overrides, space, recipe)
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, recipe, space, seed)
-    _bring_back(study)
     loaded: tuple[ModelSettings, LanguageModel] | None = None
     failure: EmbedgradError | None = None
-    while (number := _begun(study)) < trials:
+    while (number := _begun(study, out)) < trials:
         trial = study.ask()
         trial.set_user_attr("worker", _process())
         settings = [f"{setting.name}={setting.suggest(trial)}" for setting in space]
@@ -142,6 +146,9 @@ def tune(
 def _check(path: Path, overrides: Sequence[str], space: Sequence[Setting], recipe: Recipe) -> None:
     if not space:
         raise OptionError("--over: name at least one setting to tune, as NAME=LOW..HIGH")
+    names = [setting.name for setting in space]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise OptionError(f"--over: {twice[0]} twice; name it once")
     for setting in space:
         for value in setting.ends:
             one = Recipe.read(path, [*overrides, f"{setting.name}={value}"])
@@ -208,6 +215,7 @@ def _run(recipe: Recipe, model: LanguageModel, study: Any, trial: Any, report: R
         training=ready.training,
         parts=ready.parts,
         evaluation=recipe.evaluation,
+        start=ready.start,
         teacher=ready.teacher,
         warm_start=read_warm_start(recipe, ready.model, ready.sequencer),
         report=watch,
@@ -255,19 +263,19 @@ def _process() -> str:
     return f"{socket.gethostname()} {os.getpid()}"
 
 
-def _begun(study: Any) -> int:
-    """How many trials ended or are on their way, without those that were lost."""
+def _begun(study: Any, out: Path) -> int:
+    """How many trials ended or are on their way, without those that were lost.
+
+    Those whose process is gone from this machine are lost now, and will be begun again.
+    """
+    with FileLock(out / f"{JOURNAL}.lost.lock"):  # by one process only
+        for trial in study.trials:
+            host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
+            here = host == socket.gethostname()
+            if here and trial.state.name == "RUNNING" and not is_running(int(pid)):
+                _lose(study, trial)
     lost = study.user_attrs
     return sum(t.state.name != "WAITING" and f"lost {t.number}" not in lost for t in study.trials)
-
-
-def _bring_back(study: Any) -> None:
-    """Let trials be begun again whose process is gone from this machine."""
-    for trial in study.trials:
-        host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
-        here = host == socket.gethostname()
-        if here and trial.state.name == "RUNNING" and not psutil.pid_exists(int(pid)):
-            _lose(study, trial)
 
 
 def _lose(study: Any, trial: Any) -> None:

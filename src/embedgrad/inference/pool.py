@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, final
 
 from embedgrad.atomic_files import finite, write_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, RecipeError, RunError
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
@@ -20,7 +21,7 @@ from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.inference.answer import Query, examples_of, in_batches
 from embedgrad.inference.asking import Asked, Inputs
 from embedgrad.inference.calibration import Round, halve, lowest_threshold, measure, predict
-from embedgrad.inference.policy import Attempt, Decision, PolicySettings, follow
+from embedgrad.inference.policy import Attempt, Decision, PolicySettings, PooledPrompt, follow
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.registry import build
 from embedgrad.recipe.open_run import OpenRun, open_run
@@ -152,17 +153,15 @@ class Pool:
         stage(report, "setting thresholds on dev rows")
         order = halve(len(self.prompts), len(dev), score, self.settings.rounds)
         self.set_thresholds(table, order, len(dev))
-        write_json(
-            self._kept,
+        found = finite(
             {
-                "policy": self._digest,
-                "prompts": [self.names[prompt] for prompt in order],
                 "thresholds": list(self.thresholds.items()),
                 "rounds": [one._asdict() for one in self.rounds],
-                "dev_rows": len(dev),
-                "dev_answers": len(table),
-            },
+            }
         )
+        names = [self.names[prompt] for prompt in order]
+        counts = {"dev_rows": len(dev), "dev_answers": len(table)}
+        write_json(self._kept, {"policy": self._stamp(found), "prompts": names, **found, **counts})
         return table
 
     def set_thresholds(self, table: Table, order: Sequence[int], rows: int) -> None:
@@ -246,10 +245,15 @@ class Pool:
             made.update(rows_PD.contiguous().cpu().numpy().tobytes())
         return made.hexdigest()
 
+    def _stamp(self, found: Mapping[str, Any]) -> str:
+        """A digest of what `calibrate` found, and of what that is for."""
+        return hashlib.sha256(f"{self._digest} {json.dumps(found)}".encode()).hexdigest()
+
     def _read_calibration(self) -> tuple[dict[int, float], list[Round]]:
         try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
-            if kept["policy"] != self._digest:
+            kept = read_json(self._kept)
+            found = {name: kept[name] for name in ("thresholds", "rounds")}
+            if kept["policy"] != self._stamp(found):
                 return {}, []
             thresholds = {int(p): math.inf if t is None else t for p, t in kept["thresholds"]}
             return thresholds, [Round(**one) for one in kept["rounds"]]
@@ -279,6 +283,7 @@ def load_policy(
             runs.append(open_run(folder, overrides, report, model=model))
         except ArtifactError as error:
             raise ArtifactError(f"{file}: prompts.{i}: {error}") from error
+        runs[i].recipe.needs_text("a policy")
         model = runs[0].model
         for name in ("columns", "choices"):
             own, first = (
@@ -307,7 +312,10 @@ def _read_settings(file: Path) -> PolicySettings:
         problem = 'no such file; a policy begins with prompts = [{ run = "runs/first" }]'
         raise RecipeError(str(file), [problem])
     problems: list[str] = []
-    settings = build(PolicySettings, read_toml(file), "", problems)
+    values = read_toml(file)
+    for i, prompt in enumerate(p if isinstance(p := values.get("prompts"), list) else ()):
+        build(PooledPrompt, prompt, f"prompts.{i}", problems)
+    settings = None if problems else build(PolicySettings, values, "", problems)
     if settings is not None:
         for name in ("prompts", "validators"):
             if not getattr(settings, name):

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from embedgrad.environment import is_running
 from embedgrad.errors import EngineError
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -182,12 +182,7 @@ class Workers:
     def _runs(self, rank: int) -> bool:
         """Whether a worker's process runs, as far as can be told from here."""
         host, pid = self.store.get(f"worker/{rank}").decode().split()
-        if host != socket.gethostname():
-            return True
-        try:
-            return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return host != socket.gethostname() or is_running(int(pid))
 
     def _name(self, rank: int) -> str:
         host, pid = self.store.get(f"worker/{rank}").decode().split()

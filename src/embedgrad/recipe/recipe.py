@@ -77,7 +77,7 @@ class Recipe:
     def needs_text(self, what: str) -> None:
         """Raise `RecipeError` for a recipe of images, which `what` cannot do."""
         if self.images is not None:
-            can = "optimize, resume, evaluate, inspect, generate and report do"
+            can = "optimize, resume, tune, map, evaluate, inspect, generate and report do"
             raise RecipeError("recipe", [f"images: {what} does not work with images; {can}"])
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from embedgrad.model.loading.info import ModelInfo, card_license, weights_digest
 from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
+_LAYER = re.compile(r"\blayers?\.\d")  # a pooler and a head are left out on purpose
 MOST_ROWS = 2**16  # of a prompt: what stands for a vocabulary
 
 
@@ -63,6 +65,9 @@ def load_vision(
     if missing := sorted(loading["missing_keys"]):
         why = f"{len(missing)} weights are not in the file, such as {missing[0]}"
         raise ModelError(f"{what}: {why}")
+    if unused := sorted(name for name in loading["unexpected_keys"] if _LAYER.search(name)):
+        why = f"{len(unused)} weights are of layers that its config.json leaves out, such as"
+        raise ModelError(f"{what}: {why} {unused[0]}; download both again")
     info = replace(
         describe_vision(model, name),
         revision=source.revision,

@@ -183,6 +183,12 @@ def _moments(counts: Mapping[int, int], setup: Setup) -> tuple[Tensor, Tensor]:
 
 
 def _check_rows(theta: Theta, setup: Setup, name: str) -> None:
+    if all_rows(setup.start).shape[1] != setup.embed([0]).shape[1]:
+        problem = f"{name}: goes by the embeddings of words; leave it or parameterization.deep out"
+        raise RecipeError("transforms", [problem])
+    if max(train_tokens(setup), default=0) >= setup.vocabulary:
+        problem = f"{name}: goes by the embeddings of words, and images have none; leave it out"
+        raise RecipeError("transforms", [problem])
     if {n: v.shape for n, v in theta.items()} != {n: v.shape for n, v in setup.start.items()}:
         raise RecipeError(
             "transforms",
