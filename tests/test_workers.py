@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from embedgrad import load
+from embedgrad.atomic_files import write_folder
+from embedgrad.experiments.together import _hand_over
 from embedgrad.model.workers import Workers
 from embedgrad.training.checkpoint import Checkpoint
 from kit import kit
@@ -147,9 +149,23 @@ def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- a worker that dies
 
 
+def test_what_a_worker_saved_is_kept_where_the_first_one_is_gone(tmp_path: Path) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    for folder, text in ((own, "newer"), (out, "older")):
+        for name in ("checkpoint/step-000003", "prompt", "task/prompt"):
+            write_folder(folder / name, {"file": text.encode()})
+    write_folder(own / "checkpoint" / "step-000004", {"file": b"newer"})
+    _hand_over(own, out)
+    assert {file.read_text() for file in out.rglob("file")} == {"newer"}
+    assert len([*out.rglob("file")]) == 4
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "end"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)]
+)
 def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
-    recipe: Write, embedgrad: Command, tmp_path: Path
+    rank: int, end: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
     path = recipe(training={"epochs": 300, "evaluate_every": 100})
     out = tmp_path / "run"
@@ -161,26 +177,28 @@ def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
         limit = time.monotonic() + 120
         while not (out / "checkpoint").exists() and time.monotonic() < limit:
             time.sleep(0.05)
-        worker = victim(launcher.pid)
-        os.kill(worker, signal.SIGKILL)
+        worker = victim(launcher.pid, rank)
+        os.kill(worker, end)
         _, told = launcher.communicate(timeout=120)
     assert launcher.returncode != 0
-    assert f"worker 1 (process {worker} on {socket.gethostname()}) ended" in told
-    kept = Checkpoint.load(out / "checkpoint")
+    assert f"worker {rank} (process {worker} on {socket.gethostname()}) ended" in told
+    assert f"the last good rows are in {out / 'prompt'}" in told
+    kept = Checkpoint.find(out / "checkpoint")
+    assert kept is not None
     assert torch.isfinite(load(out).rows).all()
     done = embedgrad("resume", out, "--json", "--quiet")
     assert done.code == 0, done.err
     assert done.json["train"]["steps"] == 900 > kept.step > 0
 
 
-def victim(launcher: int) -> int:
-    """The process of the second worker."""
+def victim(launcher: int, rank: int) -> int:
+    """The process of a worker."""
     import psutil
 
     (found,) = [
         child.pid
         for child in psutil.Process(launcher).children()
-        if child.environ().get("RANK") == "1"
+        if child.environ().get("RANK") == str(rank)
     ]
     return found
 

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             signal.signal(number, interrupt)
     # Offline the Hub's client warns at every attempt; the error of the last one is enough.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # A worker that is gone fills screens with frames of C++; the error says who it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed from the beginning

@@ -217,6 +217,7 @@ def execute(
         else:
             result = run(recipe, out, log, resume=resume)
             runs, saved = [result], {}
+        workers.waits = not result["interrupted"]
         lost = "".join(f"; {name}" for name in workers.dead().values())
     if not workers.is_first:
         return

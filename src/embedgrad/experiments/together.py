@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from embedgrad.atomic_files import write_file
+from embedgrad.atomic_files import write_file, write_folder
 from embedgrad.errors import EmbedgradError, RecipeError, one_line
 from embedgrad.events import Report, quiet
 from embedgrad.model.workers import Workers, joined
@@ -47,7 +47,13 @@ def together(
                             then = Recipe.read_run(out).as_toml(own)
                             write_file(own / "recipe.toml", then.encode())
                     workers.wait()
-                    yield workers, _silent(recipe), own, quiet
+                    try:
+                        yield workers, _silent(recipe), own, quiet
+                    except EmbedgradError as error:
+                        error.args = (str(error).replace(str(own), str(out)),)
+                        if workers.speaks():
+                            _hand_over(own, out)
+                        raise
         except Exception as error:
             if workers.count > 1:
                 says = workers.speaks()
@@ -55,6 +61,13 @@ def together(
                 if not says and isinstance(error, EmbedgradError):
                     raise SystemExit(2) from error
             raise
+
+
+def _hand_over(own: Path, out: Path) -> None:
+    """Keep what a worker saved, where the first one is gone. Raises `RunError`."""
+    for folder in (*own.glob("checkpoint/step-*"), *own.rglob("prompt")):
+        files = {file.name: file.read_bytes() for file in folder.iterdir()}
+        write_folder(out / folder.relative_to(own), files)
 
 
 def _silent(recipe: What) -> What:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, TypedDict, final
 from filelock import FileLock
 
 from embedgrad.atomic_files import finite, write_file, write_json
+from embedgrad.data.bounded_reads import parse_toml
 from embedgrad.environment import is_running
 from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
@@ -55,12 +55,12 @@ class Setting:
         name, _, given = (part.strip() for part in text.partition("="))
         try:
             if given.startswith("["):
-                values = tuple(as_toml(value) for value in tomllib.loads(f"v = {given}")["v"])
+                values = tuple(as_toml(value) for value in parse_toml(f"v = {given}")["v"])
                 if len(set(values)) < 2:
                     raise ValueError("expected two values or more")
                 return cls(name, values=values)
             bounds, _, scale = given.partition(" ")
-            low, high = (tomllib.loads(f"v = {part}")["v"] for part in bounds.split(".."))
+            low, high = (parse_toml(f"v = {part}")["v"] for part in bounds.split(".."))
             log = scale.strip() == "log"
             numbers = {type(low), type(high)} <= {int, float}
             if (

@@ -42,6 +42,7 @@ class Workers:
 
     def __init__(self, rank: int = 0, count: int = 1, store: Any = None):
         self.rank, self.count, self.store = rank, count, store
+        self.waits = True  # for the others at the end; not where it was interrupted, maybe alone
         # Bytes since `begin_step`, and those of the last step.
         self.sent = self.step_sent = {"gradients": 0, "log-probabilities": 0}
         if store is not None:
@@ -122,7 +123,8 @@ class Workers:
 
     def leave(self) -> None:
         """End together: the first one, which may hold the store, last."""
-        self.wait()
+        if self.waits:
+            self.wait()
         with suppress(RuntimeError):
             if not self.is_first:
                 self.store.set(f"left/{self.rank}", "")
@@ -163,7 +165,8 @@ class Workers:
             unknown = [rank for rank in range(self.count) if rank != self.rank]
             while unknown:
                 for rank in list(unknown):
-                    if self.store.check([f"failed/{rank}"]) or not self._runs(rank):
+                    said = any(self.store.check([f"{what}/{rank}"]) for what in ("failed", "left"))
+                    if said or not self._runs(rank):
                         lost[rank] = self._name(rank)
                     elif not self.store.check([f"lives/{rank}"]):
                         continue
