@@ -222,6 +222,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], dict[str, Any], tuple[st
     ),
     "--place": (nothing, ["--place", "top"], {}, ("template.place: 'top'; expected one of auto",)),
     "--set": (nothing, ["--set", "training.epoch=1"], {}, ("did you mean 'epochs'?",)),
+    "a prompt longer than a file's name": (
+        *(nothing, [], {"prompt": "word " * 80, "data": "none.csv"}),
+        ("none.csv: no such file",),
+    ),
     "arguments swapped": (
         *(nothing, [], {"prompt": "reviews.csv", "data": PROMPT}),
         ("reviews.csv: is a file; the prompt comes first, then the data",),
