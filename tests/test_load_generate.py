@@ -109,7 +109,8 @@ def test_a_notebook_shows_the_words_and_their_drift(job: Job, tmp_path: Path) ->
     assert f"<q>{html.escape(prompt.spans[0].text)}</q>" in shown
     far = [float(cell) for cell in re.findall(r"</td><td>([\d.]+)</td><td>", shown)]
     assert far == [round(d, 3) for d in sorted(prompt.drift.tolist(), reverse=True)]
-    assert "\u00b7" in shown and "\u0120" not in shown
+    assert "\u00b7" in shown
+    assert "\u0120" not in shown
     hostile = replace(prompt.spans[0], text="<img src=x>\u202e")
     odd = RefinedPrompt(replace(prompt.prompt, spans=(hostile, *prompt.spans[1:])))
     assert "<q>&lt;img src=x&gt;\\u202e</q>" in odd._repr_html_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,8 +145,13 @@ def _notes(
     else:
         values = ", ".join(map(repr, choices))
         notes.append(f"Guessed that column {answer!r} is the answer, one of {values}.")
-        if all(choice.lstrip("-").isdigit() for choice in choices):
-            notes.append("These answers are numbers; if they stand for words, map them in labels.")
+        if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", choice) for choice in choices):
+            notes.append(
+                "These answers are numbers; if they stand for words, say which by data.labels "
+                f"(refine: --label {choices[0]}=WORD)."
+            )
+        if answer in choices:
+            notes.append(f"Column {answer!r} has the name of an answer: is there no header?")
     if group is not None:
         notes.append(f"Guessed that rows with one {group!r} belong together in one split.")
     return notes
