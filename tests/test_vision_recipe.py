@@ -16,7 +16,10 @@ from transformers import ViTConfig
 import embedgrad as eg
 from embedgrad.data.images import with_images
 from embedgrad.data.splits import read_splits
+from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.hub import prompt_card
 from embedgrad.errors import DataError, ModelError, RecipeError, RunError
+from embedgrad.inference.play import play
 from embedgrad.recipe.open_run import open_run
 from kit_vision import CLASSES, pictures, tiny_vit
 
@@ -212,8 +215,12 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     assert eg.Recipe.from_dict(recipe.as_dict()) == recipe
 
 
-def test_an_export_is_refused(place: Path, tmp_path: Path) -> None:
+def test_an_export_and_a_page_are_refused(place: Path, tmp_path: Path) -> None:
     eg.run(eg.Recipe.from_dict(values(place)), tmp_path / "run", eg.quiet)
     with pytest.raises((RecipeError, RunError), match="an export does not work with images"):
         eg.export(tmp_path / "run", "vocabulary", tmp_path / "out", report=eg.quiet)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(RecipeError, match="`embedgrad play` does not work with images"):
+        play([tmp_path / "run"])
+    card = prompt_card(eg.load(tmp_path / "run").prompt, Base("o/vit", None, public=True), "a/b")
+    assert "embedgrad export" not in card
