@@ -58,6 +58,8 @@ def guess_columns(
     rest = [name for name in values if name not in (group, text)]
     answer = answer or _guess_answer(rest, choices)
     text = text or _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    if text == answer:
+        raise data_error(table.name, f"column {text!r} is both text and answer; name two columns")
     only = set(values.get(answer or "", ()))
     if len(only) == 1 and len(table.rows) > 1:
         problem = f"column {answer!r} holds {quote(only.pop())} in every row"
@@ -73,6 +75,12 @@ def guess_columns(
                 raise data_error(table.name, f"{problem}; {closest(label, answers)}")
         labels = {**labels, **(words or {})}
         answers = tuple(dict.fromkeys(labels.get(choice, choice) for choice in answers))
+        if len(answers) < 2:
+            problem = f"every answer in column {answer!r} means {quote(answers[0])}"
+            raise data_error(table.name, f"{problem}; expected at least two answers")
+    elif words:
+        problem = f"the values of column {answer!r} are no labels, as they are too many or too long"
+        raise data_error(table.name, f"{problem}; leave out what labels mean, or name the column")
     notes = [*table.notes, *_notes(text, answer, answers, group), *more]
     return Guess(text, answer, answers, group, tuple(notes), labels)
 

@@ -72,6 +72,9 @@ def write_starter(
         columns = ", ".join(table.columns)
         problem = f"none of its columns ({columns}) looks like an answer; name one with --answer"
         raise data_error(table.name, problem)
+    if guess.answer in named:
+        problem = f"the prompt names {guess.answer!r}, which seems to be the answer"
+        raise data_error(table.name, f"{problem}; leave it out, or name another with --answer")
     there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
     limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
     used = {guess.text, guess.answer, guess.group, None if guess.choices else _solution(table)}
