@@ -18,6 +18,7 @@ from embedgrad.experiments.compare.compare import plan_parts
 from embedgrad.experiments.plan import plan
 from embedgrad.prompt.place import PLACES, place_of, place_span
 from embedgrad.recipe.open_run import open_run
+from embedgrad.report.terminal.tables import describe_place
 from run_kit import Command, save_model, values
 
 pytest_plugins = ["tiny_runs"]
@@ -162,6 +163,20 @@ def test_a_run_takes_the_best_place_and_is_a_run_of_that_template(
     assert embedgrad("report", tmp_path / "run", "--no-model").code == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"place {places['chosen']}, chosen on dev" in page
+
+
+def test_the_choice_is_told_by_what_decides_it() -> None:
+    def trial(accuracy: float, log_loss: float, answer_loss: float) -> dict[str, Any]:
+        score = {"accuracy": accuracy, "log_loss": log_loss, "answer_loss": answer_loss}
+        return {"rows": 4, "steps": 2, "refined": score, "seconds_per_step": 0.05}
+
+    trials = {"system": trial(0.625, 0.619, 5.922), "before": trial(0.5, 0.685, 5.798)}
+    assert describe_place({"place": {"chosen": "before", "trials": trials}}) == [
+        "place before, chosen on dev after 2 steps in each:",
+        "  system: 62.5 %, log-loss 0.619 + answer loss 5.922; 4 rows, 0.05 s a step",
+        "  before: 50.0 %, log-loss 0.685 + answer loss 5.798; 4 rows, 0.05 s a step",
+        "  within one standard error of the best, the lowest sum of losses is chosen",
+    ]
 
 
 def test_killed_trials_resume_to_the_same_choice(

@@ -259,7 +259,15 @@ def test_what_is_not_fitted_says_so(tmp_path: Path) -> None:
         ({"prompt": "{text} is it good?"}, "names the column {text}, but not what to refine"),
         ({"prompt": "[[Good"}, "a span that is not closed"),
         ({"settings": 5}, "settings: '5' (int); expected a mapping"),
+        ({"settings": {3: 2}}, "3: unknown section"),
+        (
+            {"settings": {"training": 2, "training.epochs": 3}},
+            "settings: training is '2' (int), and training.epochs is set too; give one of them",
+        ),
+        ({"labels": {"0": "bad"}}, "labels: '0'; none of them is a class of y"),
+        ({"labels": ["bad"]}, "labels: \"['bad']\" (list); expected a mapping"),
         ({"prompt": ""}, "the prompt: it is empty"),
+        ({"prompt": 5}, "prompt: '5' (int); expected a text or a Template"),
         ({"model": "tinny"}, "model 'tinny' was not found"),
     ],
 )
@@ -325,7 +333,16 @@ def test_free_answers_are_generated_and_scored(
     assert json.loads((tmp_path / "prompt" / "prompt.json").read_text())["model"]["name"]
 
 
+def test_settings_of_the_caller_stay_as_they_are() -> None:
+    section = {"steps": 2, "batch_size": 8}
+    made = eg.PromptClassifier("tiny", PROMPT, verbose=False)
+    made.set_params(settings={"training": section, "training.steps": 1}).fit(X, Y)
+    assert (made.recipe_.training.steps, section["steps"]) == (1, 2)
+
+
 def test_answers_that_are_no_texts_are_refused(generator: eg.PromptGenerator) -> None:
+    with pytest.raises(eg.InputError, match="X holds 1 texts, and y 2; give one for each"):
+        generator.score(["x"], ["a", "b"])
     for answers, told in ((["a", 3], "y[1] is '3'"), (None, "the target y is None")):
         with pytest.raises(eg.InputError) as error:
             clone(generator).fit(["x", "y"], answers)

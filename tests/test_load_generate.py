@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from embedgrad.deploy.job import Job
 from embedgrad.deploy.verify import parity as checks
 from embedgrad.deploy.verify.embeddings import SnippetEngine
 from embedgrad.deploy.verify.reference import compute_reference
+from embedgrad.inference.refined_prompt import RefinedPrompt
 from embedgrad.model.generation import replies
 from embedgrad.prompt.artifact import save
 from embedgrad.prompt.embedding import PromptEmbedding
@@ -98,6 +101,20 @@ def test_a_loaded_prompt_is_what_it_was(job: Job, tmp_path: Path) -> None:
     assert again.provenance == prompt.provenance
     with pytest.raises(AttributeError):
         prompt.rows = prompt.start_rows
+
+
+def test_a_notebook_shows_the_words_and_their_drift(job: Job, tmp_path: Path) -> None:
+    prompt = embedgrad.load(saved(job, tmp_path / "prompt"))
+    shown = prompt._repr_html_()
+    assert f"<q>{html.escape(prompt.spans[0].text)}</q>" in shown
+    far = [float(cell) for cell in re.findall(r"</td><td>([\d.]+)</td><td>", shown)]
+    assert far == [round(d, 3) for d in sorted(prompt.drift.tolist(), reverse=True)]
+    assert "\u00b7" in shown
+    assert "\u0120" not in shown
+    hostile = replace(prompt.spans[0], text="<img src=x>\u202e")
+    odd = RefinedPrompt(replace(prompt.prompt, spans=(hostile, *prompt.spans[1:])))
+    assert "<q>&lt;img src=x&gt;\\u202e</q>" in odd._repr_html_()
+    assert RefinedPrompt(None)._repr_html_() == "<pre>RefinedPrompt</pre>"  # type: ignore[arg-type]
 
 
 def test_a_query_is_answered_by_a_text_and_a_list_by_a_list(free: Job, tmp_path: Path) -> None:

@@ -741,10 +741,10 @@ def test_thumbs_are_kept_and_rows_are_written(page_of: Callable[..., Page]) -> N
         page.click("#rows")
         wait(page, "document.getElementById('written').textContent !== ''")
         (told,) = page.texts("#written")
-        assert told.startswith("1 rows are in ")
-        rows = Path(told.removeprefix("1 rows are in ").partition(";")[0]).read_text()
+        assert told.startswith("1 row in ")
+        rows = Path(told.removeprefix("1 row in ").partition(";")[0]).read_text()
         assert json.loads(rows) == {"review": "A thumb for this.", "label": "negative"}
-        said = Path(told.removeprefix("1 rows are in ").partition("_rows")[0] + ".jsonl")
+        said = Path(told.removeprefix("1 row in ").partition("_rows")[0] + ".jsonl")
         assert json.loads(said.read_text().splitlines()[-1])["note"] == "dull"
         page.click("#sample")
         wait(page, ANSWERED)

@@ -220,8 +220,29 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], dict[str, Any], tuple[st
         *(nothing, ["--label", "postive=good"], {}),
         ("no row has the answer 'postive' in column 'label'; did you mean 'positive'?",),
     ),
+    "labels that mean one": (
+        *(nothing, ["--label", "positive=good", "--label", "negative=good"], {}),
+        ("every answer in column 'label' means 'good'; expected at least two answers",),
+    ),
+    "labels of free answers": (
+        *(rows([{**row, "label": f"{i} of many"} for i, row in enumerate(ROWS)]),),
+        *(["--label", "positive=good"], {}),
+        ("the values of column 'label' are no labels, as they are too many or too long",),
+    ),
+    "one column for both": (
+        *(nothing, ["--text", "label", "--answer", "label"], {}),
+        ("column 'label' is both text and answer; name two columns",),
+    ),
+    "the answer in the prompt": (
+        *(nothing, [], {"prompt": "{review} {label} [[Good?]]"}),
+        ("the prompt names 'label', which seems to be the answer; leave it out",),
+    ),
     "--place": (nothing, ["--place", "top"], {}, ("template.place: 'top'; expected one of auto",)),
     "--set": (nothing, ["--set", "training.epoch=1"], {}, ("did you mean 'epochs'?",)),
+    "a prompt longer than a file's name": (
+        *(nothing, [], {"prompt": "word " * 80, "data": "none.csv"}),
+        ("none.csv: no such file",),
+    ),
     "arguments swapped": (
         *(nothing, [], {"prompt": "reviews.csv", "data": PROMPT}),
         ("reviews.csv: is a file; the prompt comes first, then the data",),

@@ -82,6 +82,37 @@ def test_json_says_the_path_and_the_notes(embedgrad: Command, tmp_path: Path) ->
     assert any("'negative', 'positive'" in note for note in done.json["notes"])
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (
+            {"label": ["0.0", "1.0"]},
+            "These answers are numbers; if they stand for words, say which by data.labels "
+            "(refine: --label 0.0=WORD).",
+        ),
+        (
+            {"label": ["no", "yes"], "split": ["train", "test"], "id": ["", "7"]},
+            "Not used: 'split', 'id'.",
+        ),
+        ({"yes": ["no", "yes"]}, "Column 'yes' has the name of an answer: is there no header?"),
+    ],
+)
+def test_what_may_be_wrong_is_said(
+    columns: dict[str, list[str]], told: str, embedgrad: Command, tmp_path: Path
+) -> None:
+    rows = [
+        {"text": f"The film number {i}.", **{name: of[i % 2] for name, of in columns.items()}}
+        for i in range(40)
+    ]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    done = embedgrad("new", data, "--out", tmp_path / "new.toml", "--json")
+    assert told in done.json["notes"]
+    plain = [{"text": row["text"], "label": "ab"[i % 2]} for i, row in enumerate(rows)]
+    data = write_jsonl(tmp_path / "plain.jsonl", plain)
+    done = embedgrad("new", data, "--out", tmp_path / "plain.toml", "--json")
+    assert [note.split()[0] for note in done.json["notes"]] == ["Guessed", "Guessed", "Assumed"]
+
+
 def new(embedgrad: Command, folder: Path, rows: Rows, *options: str, name: str = "d.jsonl") -> Path:
     data = write_jsonl(folder / name, rows)
     done = embedgrad("new", data, "--out", folder / "new.toml", *options)

@@ -17,8 +17,11 @@ from transformers import ViTConfig
 import embedgrad as eg
 from embedgrad.data.images import with_images
 from embedgrad.data.splits import read_splits
+from embedgrad.deploy.base_model import Base
+from embedgrad.deploy.hub import prompt_card
 from embedgrad.errors import DataError, ModelError, RecipeError, RunError
 from embedgrad.experiments.tune import tune
+from embedgrad.inference.play import play
 from embedgrad.recipe.open_run import open_run
 from kit_vision import CLASSES, pictures, tiny_vit
 
@@ -222,7 +225,7 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     assert eg.Recipe.from_dict(recipe.as_dict()) == recipe
 
 
-def test_an_export_and_a_policy_are_refused(place: Path, tmp_path: Path) -> None:
+def test_an_export_a_policy_and_a_page_are_refused(place: Path, tmp_path: Path) -> None:
     eg.run(eg.Recipe.from_dict(values(place)), tmp_path / "run", eg.quiet)
     with pytest.raises((RecipeError, RunError), match="an export does not work with images"):
         eg.export(tmp_path / "run", "vocabulary", tmp_path / "out", report=eg.quiet)
@@ -230,6 +233,10 @@ def test_an_export_and_a_policy_are_refused(place: Path, tmp_path: Path) -> None
     (tmp_path / "policy.toml").write_text('prompts = [{ run = "run" }]')
     with pytest.raises(RecipeError, match="a policy does not work with images"):
         eg.load_policy(tmp_path / "policy.toml", report=eg.quiet)
+    with pytest.raises(RecipeError, match="`embedgrad play` does not work with images"):
+        play([tmp_path / "run"])
+    card = prompt_card(eg.load(tmp_path / "run").prompt, Base("o/vit", None, public=True), "a/b")
+    assert "embedgrad export" not in card
 
 
 def test_trials_begin_where_a_run_begins(place: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import count
 from pathlib import Path
@@ -77,7 +78,7 @@ def refine(
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.recipe.starter import write_starter
 
-    if Path(prompt).is_file():
+    if os.path.isfile(prompt):  # not Path.is_file, which a long text makes raise
         raise OptionError(f"{prompt}: is a file; the prompt comes first, then the data")
     run = out or new_run(re.sub(r"[^\w.-]+", "-", Path(data).stem))
     if run.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ def guess_columns(
     rest = [name for name in values if name not in (group, text)]
     answer = answer or _guess_answer(rest, choices)
     text = text or _guess_text(table, {n: t for n, t in values.items() if n not in (answer, group)})
+    if text == answer:
+        raise data_error(table.name, f"column {text!r} is both text and answer; name two columns")
     only = set(values.get(answer or "", ()))
     if len(only) == 1 and len(table.rows) > 1:
         problem = f"column {answer!r} holds {quote(only.pop())} in every row"
@@ -72,6 +75,12 @@ def guess_columns(
                 raise data_error(table.name, f"{problem}; {closest(label, answers)}")
         labels = {**labels, **(words or {})}
         answers = tuple(dict.fromkeys(labels.get(choice, choice) for choice in answers))
+        if len(answers) < 2:
+            problem = f"every answer in column {answer!r} means {quote(answers[0])}"
+            raise data_error(table.name, f"{problem}; expected at least two answers")
+    elif words:
+        problem = f"the values of column {answer!r} are no labels, as they are too many or too long"
+        raise data_error(table.name, f"{problem}; leave out what labels mean, or name the column")
     notes = [*table.notes, *_notes(text, answer, answers, group), *more]
     return Guess(text, answer, answers, group, tuple(notes), labels)
 
@@ -144,8 +153,13 @@ def _notes(
     else:
         values = ", ".join(map(repr, choices))
         notes.append(f"Guessed that column {answer!r} is the answer, one of {values}.")
-        if all(choice.lstrip("-").isdigit() for choice in choices):
-            notes.append("These answers are numbers; if they stand for words, map them in labels.")
+        if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", choice) for choice in choices):
+            notes.append(
+                "These answers are numbers; if they stand for words, say which by data.labels "
+                f"(refine: --label {choices[0]}=WORD)."
+            )
+        if answer in choices:
+            notes.append(f"Column {answer!r} has the name of an answer: is there no header?")
     if group is not None:
         notes.append(f"Guessed that rows with one {group!r} belong together in one split.")
     return notes

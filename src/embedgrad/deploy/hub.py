@@ -19,7 +19,7 @@ from embedgrad.model.loading.quiet import one_line, silence_libraries
 from embedgrad.prompt import artifact
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.recipe.hub import HUB, check_repository
-from embedgrad.recipe.open_run import load_prompt, model_of
+from embedgrad.recipe.open_run import images_of, load_prompt, model_of
 from embedgrad.recipe.settings import ExportSettings
 
 LOGIN = "run `hf auth login`, or set HF_TOKEN"
@@ -92,6 +92,7 @@ def prompt_card(prompt: PromptEmbedding, base: Base, repository: str) -> str:
     data = (known.get("data") or {}).get("test") or {}
     metrics = {"accuracy": "accuracy", "macro_f1": "f1"}
     choices = bool(prompt.target.choices)
+    deep = ((known.get("recipe") or {}).get("parameterization") or {}).get("deep")
     results = [
         EvalResult(
             task_type="text-classification" if choices else "text-generation",
@@ -122,6 +123,7 @@ def prompt_card(prompt: PromptEmbedding, base: Base, repository: str) -> str:
         title=repository,
         base=base,
         hub=HUB,
+        exports=not deep and images_of(prompt) is None,
         spans=[span.text for span in prompt.spans],
         choices=prompt.target.choices,
         program=(

@@ -121,21 +121,27 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         if not isinstance(self.settings, Mapping | None):
             raise OptionError(f"settings: {_shown(self.settings)}; expected a mapping")
         for name, value in (self.settings or {}).items():
-            *sections, option = name.split(".")
+            *sections, option = str(name).split(".")
             inner: Any = values
             for section in sections:
-                inner = inner.setdefault(section, {})
+                held = inner.get(section, {})
+                if not isinstance(held, Mapping):
+                    both = f"{section} is {_shown(held)}, and {name} is set too"
+                    raise OptionError(f"settings: {both}; give one of them")
+                inner[section] = dict(held)  # the caller's own stays as it is
+                inner = inner[section]
             inner[option] = value
         return Recipe.from_dict(values, type(self).__name__)
 
     def _fit(self, X: Any, answers: Sequence[str], choices: Sequence[str], asked: str) -> None:
         """Run the recipe on rows of texts; `asked` is the prompt where none was given."""
         prompt = asked if self.prompt is None else self.prompt
+        if not isinstance(prompt, str | Template):
+            raise OptionError(f"prompt: {_shown(prompt)}; expected a text or a Template")
         if not isinstance(prompt, Template):
             prompt = Template.chat(user=user_message(prompt, TEXT))
         rows = texts_of(X, prompt.columns)
-        if len(rows) != len(answers):
-            raise InputError(f"X holds {len(rows)} texts, and y {len(answers)}; give one for each")
+        _check_pairs(rows, answers)
         with _LOCK, tempfile.TemporaryDirectory() as folder:
             data, out = Path(folder, "texts.jsonl"), Path(folder, "run")
             pairs = zip(rows, answers, strict=True)
@@ -218,11 +224,20 @@ class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
         if len(classes) < 2:
             held = f"one class only, {quote(classes[0])}, in" if len(classes) else "no class in"
             raise InputError(f"y holds {held} {len(labels)} samples; expected at least two classes")
-        words = [str((self.labels or {}).get(c, c)) for c in classes.tolist()]
+        words = self._words(classes.tolist())
         self._fit(X, [words[code] for code in codes], words, choice_prompt(words))
         self.classes_ = classes
         self.prompt_ = self.prompt_.with_provenance(classes=classes.tolist())
         return self._fitted()
+
+    def _words(self, classes: Sequence[Any]) -> list[str]:
+        """What the model is asked for, by class."""
+        if not isinstance(self.labels, Mapping | None):
+            raise OptionError(f"labels: {_shown(self.labels)}; expected a mapping")
+        if self.labels and not any(c in self.labels for c in classes):
+            keys, known = (", ".join(map(repr, names)) for names in (self.labels, classes))
+            raise InputError(f"labels: {keys}; none of them is a class of y, which are {known}")
+        return [str((self.labels or {}).get(c, c)) for c in classes]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """How likely the model finds each class, shape [texts, classes], as in `classes_`."""
@@ -262,7 +277,9 @@ class PromptGenerator(PromptEstimator):
 
     def score(self, X: Any, y: Any) -> float:
         """The mean of the recipe's scorer over the answers to X; y are the right ones."""
-        pairs = zip(self.generate(X), list(y), strict=True)
+        replies, answers = self.generate(X), list(y)
+        _check_pairs(replies, answers)
+        pairs = zip(replies, answers, strict=True)
         scorer = self.recipe_.evaluation.scorer
         return float(np.mean([scorer.score(reply, answer) for reply, answer in pairs]))
 
@@ -285,6 +302,11 @@ def texts_of(X: Any, columns: Sequence[str]) -> list[dict[str, str]]:
     if not rows:
         raise InputError("X holds no texts; expected at least one")
     return rows
+
+
+def _check_pairs(texts: Sequence[Any], answers: Sequence[Any]) -> None:
+    if len(texts) != len(answers):
+        raise InputError(f"X holds {len(texts)} texts, and y {len(answers)}; give one for each")
 
 
 def _shown(value: object) -> str:

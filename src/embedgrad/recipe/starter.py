@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import tomli_w
@@ -14,7 +14,7 @@ from embedgrad.data.guess_columns import Guess, guess_columns
 from embedgrad.data.labels import closest, escape
 from embedgrad.data.markup import parse
 from embedgrad.data.readers import read_table
-from embedgrad.data.table import Table, data_error
+from embedgrad.data.table import Table, data_error, quote
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.parts.scorers import parse_number
 from embedgrad.recipe.paths import relocate
@@ -22,6 +22,7 @@ from embedgrad.recipe.recipe import Recipe
 
 PROMPT = "the prompt"
 FEW = 100  # test rows
+FEW_NAMES = 8  # of columns
 QUICK = {"train": (0.6, 256), "dev": (0.2, 150), "test": (0.2, 500)}  # shares, rows for a verdict
 CHOICE_PROMPT = "Which of these is it: {choices}? Answer with one of them only:"
 STEPS_PROMPT = "Please reason step by step, then give the final answer."
@@ -71,9 +72,14 @@ def write_starter(
         columns = ", ".join(table.columns)
         problem = f"none of its columns ({columns}) looks like an answer; name one with --answer"
         raise data_error(table.name, problem)
+    if guess.answer in named:
+        problem = f"the prompt names {guess.answer!r}, which seems to be the answer"
+        raise data_error(table.name, f"{problem}; leave it out, or name another with --answer")
     there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
     limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
-    limit, notes = LIMIT, [*guess.notes, *(() if plain else (CHAT_NOTE,))]
+    used = {guess.text, guess.answer, guess.group, None if guess.choices else _solution(table)}
+    notes = [*guess.notes, *_unused(table, {*used, *named}), *(() if plain else (CHAT_NOTE,))]
+    limit = LIMIT
     if prompt is not None and limits:
         most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
         notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
@@ -212,6 +218,15 @@ def _task(table: Table, guess: Guess) -> tuple[str, str, str]:
 def _solution(table: Table) -> str | None:
     """The column with worked solutions, by its name."""
     return next((name for name in table.columns if name.lower() in SOLUTIONS), None)
+
+
+def _unused(table: Table, used: Collection[str | None]) -> list[str]:
+    """A note on columns of text that the recipe does not read."""
+    rest = [
+        n for n in table.columns if n not in used and any(cell_text(r.get(n)) for r in table.rows)
+    ]
+    more = f" and {len(rest) - FEW_NAMES} more" if len(rest) > FEW_NAMES else ""
+    return [f"Not used: {', '.join(map(quote, rest[:FEW_NAMES]))}{more}."] if rest else []
 
 
 def _toml(value: str | list[str] | dict[str, str]) -> str:

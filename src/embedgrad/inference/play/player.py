@@ -240,6 +240,7 @@ def open_runs(folders: Sequence[Path], overrides: Sequence[str], report: Report)
         made_for = load_prompt(here).provenance.get("model") if models else None
         model = next((known for facts, known in models if facts and facts == made_for), None)
         run = runs[folder] = open_run(here, overrides, report, model=model)
+        run.recipe.needs_text("`embedgrad play`")
         if model is None:
             models.append((run.prompt.provenance.get("model"), run.model))
     return Player(runs)

@@ -15,6 +15,7 @@ let note = "";       // about the query
 let sample = -1;
 
 const run = () => runs[state.run];
+const plural = (n, what) => `${n.toLocaleString("en")} ${n === 1 ? what : `${what}s`.replace("querys", "queries")}`;
 const remember = () => sessionStorage.setItem(location.pathname, JSON.stringify(state));
 
 async function post(path, body, signal) {
@@ -138,7 +139,7 @@ function showNext(next) {
   const before = next.before.length > BEFORE ? `\u2026${next.before.slice(-BEFORE)}` : next.before;
   byId("where").textContent = run().choices.length ? "What the model would write first if nothing held it to the choices."
     : !next.differ ? "The answers are alike; these are the likeliest first tokens."
-    : before ? `Where the answers part, behind \u201c${before}\u201d.` : "The answers part at their first token.";
+    : before ? `Where the answers part, after \u201c${before}\u201d.` : "The answers part at their first token.";
   for (const name of SIDES) document.querySelector(`#next .${name} .bars`).replaceChildren(...bars(next[name]));
   byId("next").hidden = false;
 }
@@ -187,17 +188,16 @@ for (const [name, side] of Object.entries(sides)) {
 
 function count() {
   const { judged, rows } = run().feedback;
-  const plural = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
   byId("counts").textContent = judged
-    ? `${plural(judged, "answer")} judged. The right answer is known for ${plural(rows, "query").replace("querys", "queries")}.`
-    : "Judge answers by their thumbs; where you say what is right, the query becomes a training row.";
+    ? `${plural(judged, "answer")} judged. The right answer is known for ${plural(rows, "query")}.`
+    : "Judge answers with the thumbs. Where you say what is right, the query becomes a training row.";
   byId("rows").hidden = !rows;
 }
 
 byId("rows").addEventListener("click", async () => {
   try {
     const { file, rows } = await (await post("rows", { run: state.run })).json();
-    byId("written").textContent = `${rows} rows are in ${file}; data.train of a recipe reads it.`;
+    byId("written").textContent = `${plural(rows, "row")} in ${file}; data.train of a recipe reads it.`;
   } catch (error) { byId("written").textContent = error.message; }
 });
 

@@ -324,12 +324,17 @@ def describe_place(result: Row) -> list[str]:
         return []
     steps = trials[place["chosen"]]["steps"]
     lines = [f"place {place['chosen']}, chosen on dev after {steps} steps in each:"]
-    lines += [
-        f"  {name}: {percent(trial['refined']['accuracy'])}, log-loss "
-        f"{trial['refined']['log_loss']:.3f}; {trial['rows']} rows, "
-        f"{trial['seconds_per_step']:.2f} s a step"
-        for name, trial in trials.items()
-    ]
+    for name, trial in trials.items():
+        score = trial["refined"]
+        losses = f"log-loss {score['log_loss']:.3f}"
+        if "answer_loss" in score:  # see `Best`
+            losses += f" + answer loss {score['answer_loss']:.3f}"
+        lines.append(
+            f"  {name}: {percent(score['accuracy'])}, {losses}; {trial['rows']} rows, "
+            f"{trial['seconds_per_step']:.2f} s a step"
+        )
+    if any("answer_loss" in trial["refined"] for trial in trials.values()):
+        lines.append("  within one standard error of the best, the lowest sum of losses is chosen")
     return [*lines, *(f"  {name}: {why}" for name, why in place.get("left_out", {}).items())]
 
 
