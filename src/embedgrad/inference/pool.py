@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, final
 
 from embedgrad.atomic_files import finite, write_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.examples import Example
 from embedgrad.errors import ArtifactError, DataError, RecipeError, RunError
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
@@ -248,7 +249,7 @@ class Pool:
 
     def _read_calibration(self) -> tuple[dict[int, float], list[Round]]:
         try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+            kept = read_json(self._kept)
             if kept["policy"] != self._digest:
                 return {}, []
             thresholds = {int(p): math.inf if t is None else t for p, t in kept["thresholds"]}

@@ -19,8 +19,10 @@ from embedgrad.model.loading.quiet import silence_libraries
 
 _CHUNK_ROWS = 4096
 # Names of numbers of modules, or of names: layers, heads, experts, labels.
-_COUNTED = re.compile(r"(layers?|heads?|experts?|labels|blocks|groups|codebooks)(_per_\w+)?$")
-MOST_PARTS = 2**12
+_COUNTED = re.compile(
+    r"((?<!feature_)layers?|heads?|experts?|labels|blocks|groups|codebooks)(_per_\w+)?$"
+)
+MOST_PARTS, MOST_EXPERTS = 2**12, 2**14
 _SAMPLE = 1024  # numbers of each weight
 
 
@@ -86,8 +88,9 @@ def check_counts(values: object) -> None:
     for name, value in values.items() if isinstance(values, dict) else ():
         if isinstance(value, int) and _COUNTED.search(name):
             least = 1 if name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") else 0
-            if not least <= value <= MOST_PARTS:
-                raise ValueError(f"{name} is {value:,}, not between {least} and {MOST_PARTS:,}")
+            most = MOST_EXPERTS if "expert" in name else MOST_PARTS
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value:,}, not between {least} and {most:,}")
         check_counts(value)
 
 

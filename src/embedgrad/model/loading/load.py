@@ -35,9 +35,11 @@ from embedgrad.model.loading.info import (
 from embedgrad.model.loading.quiet import model_errors, one_line
 from embedgrad.model.loading.resolve import resolve
 
+_COMPUTED = re.compile(  # in old checkpoints
+    r"\.(inv_freq|masked_bias|causal_mask|attn(\.attention)?\.bias|position_ids)$"
+)
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
 # differentiated twice. Passes over stored prefixes have an attention of their own.
-_COMPUTED = re.compile(r"\.(inv_freq|masked_bias|attn\.bias|position_ids)$")  # in old checkpoints
 ATTENTIONS = ("auto", "sdpa", "eager")
 
 
