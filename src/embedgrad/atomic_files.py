@@ -124,7 +124,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError(errno.EINVAL, "is no regular file")
         lock.acquire(blocking=False)
-        path.write_text(str(os.getpid()), encoding="ascii")
+        with contextlib.suppress(OSError):  # Windows lets nobody write to a file with a lock
+            path.write_text(str(os.getpid()), encoding="ascii")
     except filelock.Timeout:
         holder = "another process"
         with contextlib.suppress(OSError, ValueError):
