@@ -29,6 +29,11 @@ _NO_NAME = re.compile(
 _LONG_NAME = re.compile(rf"(?:\.[^.,=\n\[\]]*){{{DEEPEST}}}")
 
 
+def most_unpacked(length: int) -> int:
+    """Bytes that data of strangers may take where they are packed into `length` bytes."""
+    return 2**26 + 64 * length
+
+
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
     """Open a file of at most `most` bytes. Raises `OSError`, also for a pipe and a device."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -92,6 +93,24 @@ def check_counts(values: object) -> None:
             if not least <= value <= most:
                 raise ValueError(f"{name} is {value:,}, not between {least} and {most:,}")
         check_counts(value)
+
+
+def check_weights(
+    what: str, model: nn.Module, loading: Mapping[str, Any], unneeded: re.Pattern[str]
+) -> None:
+    """Raise `ModelError` for weights that a model lacks, and for others than it may leave out."""
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"
+            f" such as {missing[0]}"
+        )
+    unused = sorted(name for name in loading["unexpected_keys"] if not unneeded.search(name))
+    if unused:  # transformers would leave them out
+        raise ModelError(
+            f"{what}: {len(unused)} weights in the file are no part of the {type(model).__name__} "
+            f"that its config.json describes, such as {unused[0]}; download both again"
+        )
 
 
 def check_finite(what: str, table_VD: Tensor) -> None:
