@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,9 @@ import tomli_w
 import torch
 
 from embedgrad import Recipe, RunError
-from embedgrad.atomic_files import seal
+from embedgrad.atomic_files import check_seal, seal
+from embedgrad.data.bounded_reads import MOST_VALUES
+from embedgrad.evaluation.answers import ScoredAnswer
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.evaluation.significance import (
     bootstrap_mean,
@@ -26,10 +29,10 @@ from embedgrad.evaluation.significance import (
     wilson_interval,
 )
 from embedgrad.evaluation.verdict import row_differences, verdicts
-from embedgrad.experiments.baselines import METHODS
+from embedgrad.experiments.baselines import METHODS, Answers
 from embedgrad.experiments.baselines.base import Method
 from embedgrad.experiments.compare.compare import compare
-from embedgrad.experiments.compare.folder import Folder
+from embedgrad.experiments.compare.folder import Folder, Part
 from embedgrad.experiments.compare.recipe_diff import recipe_differences, shared_settings
 from embedgrad.experiments.compare.results import wrong_answers
 from embedgrad.recipe.settings import COMPARED as ALL
@@ -384,7 +387,8 @@ def test_a_scoring_goes_on_behind_its_last_block(
         assert compare(recipe, copied)["interrupted"] is True
     assert blocks == [5, 5]
     kept = json.loads(so_far.read_text())
-    so_far.write_text(json.dumps({**kept, "seconds": 1000}))
+    check_seal(kept)
+    so_far.write_text(json.dumps(seal({**kept, "seconds": 1000})))
     monkeypatch.setattr(method, "answer", answer, raising=False)
     results = compare(recipe, copied)
     assert blocks == [5, 5, ROWS["test"] - 10]
@@ -392,7 +396,9 @@ def test_a_scoring_goes_on_behind_its_last_block(
     assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
     assert json.loads((part / "scored.json").read_text())["scoring_seconds"] > 1000
 
-    for damaged in ("{", json.dumps({**kept, "training": "another"}), json.dumps({"training": 0})):
+    flipped = seal(kept) | {"tokens": [9, *kept["tokens"][1:]]}
+    others = ({**kept, "training": "another"}, {"training": 0}, [])
+    for damaged in ("{", json.dumps(flipped), *(json.dumps(seal(v) if v else v) for v in others)):
         (part / "scored.json").unlink()
         so_far.write_text(damaged)
         blocks.clear()
@@ -403,6 +409,18 @@ def test_a_scoring_goes_on_behind_its_last_block(
             sum("is scored again from the start" in str(event.get("text")) for event in events) == 1
         )
         assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
+
+
+def test_the_answers_to_many_rows_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, part = Folder(tmp_path), Part("text", None)
+    monkeypatch.setattr(folder, "_digest", lambda part: "a training")
+    folder.work.mkdir()
+    likely = {f"choice {i}": 0.1 for i in range(MOST_VALUES // 40)}
+    answers = [ScoredAnswer("test:1", "a", "b", 0, math.inf, likely) for _ in range(41)]
+    folder.save_partial_answers(part, Answers(answers, [1] * 41), 1.5, {})
+    assert folder.partial_answers(part) == (Answers(answers, [1] * 41), 1.5, {})
 
 
 def test_a_training_goes_on_at_its_last_look_at_dev(

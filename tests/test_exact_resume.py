@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.optimizers import SGD, AdamW, Extrapolated, Optimizer
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.loop import Loop
+from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import QUICK, small, train
 from laws.test_interruption import same
@@ -269,6 +272,20 @@ def test_batches_that_are_not_finite_can_be_left_out_and_counted() -> None:
     assert line.endswith("left out (told once, all are counted)")
     assert torch.isfinite(found.prompt.rows).all()
     assert not torch.equal(found.prompt.rows, found.prompt.start_rows)
+
+
+def test_a_later_update_of_a_step_can_be_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, plain = list[int](), Loss.gradient
+
+    def gradient(self: Loss, *arguments: Any) -> Any:
+        computed.append(1)
+        found = plain(self, *arguments)
+        return found._replace(loss=math.nan) if len(computed) == 2 else found
+
+    monkeypatch.setattr(Loss, "gradient", gradient)
+    monkeypatch.setattr(Loop, "updates", property(lambda _: 2, lambda *_: None), raising=False)
+    found = train(small(), dataclasses.replace(QUICK, not_finite="skip"))
+    assert (found.ended, found.checkpoint.skipped, len(computed)) == ("finished", 1, 12)
 
 
 # -- scoring ---------------------------------------------------------------------------------------

@@ -282,9 +282,15 @@ def test_what_else_is_in_a_folder_is_not_lost(tmp_path: Path, prompt: PromptEmbe
     home = tmp_path / "home"
     (home / "papers").mkdir(parents=True)
     (home / "papers" / "thesis.tex").write_text("years of work")
-    with refused("home", "papers"):
+    (home / ".DS_Store").touch()  # macOS leaves one in every folder that it shows
+    with refused("home", "it holds papers; move what is yours elsewhere; or name a new folder"):
         artifact.save(prompt, home)
+    (home / ".DS_Store").unlink()
     assert contents(tmp_path) == {"home/papers/thesis.tex": b"years of work"}
+    write_folder(tmp_path / "shown", {"a": b"1"})
+    (tmp_path / "shown" / ".DS_Store").touch()
+    write_folder(tmp_path / "shown", {"a": b"2"})
+    assert (tmp_path / "shown" / "a").read_bytes() == b"2"
 
 
 def test_the_current_folder_can_be_written_to(

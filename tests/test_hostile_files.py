@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,19 @@ from safetensors.torch import load_file, save_file
 import tiny
 from bad_kit import Place, at
 from embedgrad import DataError, ModelError, Recipe, RecipeError, TemplateError
-from embedgrad.data.bounded_reads import MOST_VALUES, parse_json, parse_toml
+from embedgrad.data.bounded_reads import (
+    LARGEST_FILE,
+    MOST_VALUES,
+    parse_json,
+    parse_toml,
+    read_bytes,
+)
 from embedgrad.data.readers import read_table
 from embedgrad.errors import RunError, border
 from embedgrad.model.loading.info import check_counts
 from embedgrad.prompt import chat_rendering
 from embedgrad.prompt.chat_rendering import render
+from embedgrad.prompt.sandbox import end_workers
 from refusals import refused
 from run_kit import Command, Done
 
@@ -83,14 +91,16 @@ def test_weights_that_a_config_leaves_out_are_refused(embedgrad: Command, place:
     save_file({**tensors, "model.layers.7.extra": torch.ones(2)}, path, {"format": "pt"})
     one_line(embedgrad, *arguments, parts=("1 weights in the file", "model.layers.7.extra"))
     # What old checkpoints hold, and every model computes itself, is none.
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    save_file({**tensors, name: torch.ones(2)}, path, {"format": "pt"})
+    names = ("self_attn.rotary_emb.inv_freq", "attn.attention.bias", "attn.causal_mask")
+    computed = {f"model.layers.0.{name}": torch.ones(2) for name in names}
+    save_file({**tensors, **computed}, path, {"format": "pt"})
     assert embedgrad("plan", place.folder / "recipe.toml", "--quiet").code == 0
 
 
 def test_the_counts_of_real_models_are_accepted() -> None:
     check_counts({"num_hidden_layers": 126, "num_labels": 1000, "n_routed_experts": 384})
     check_counts({"num_attention_heads": 128, "layer_types": ["full"] * 80, "num_experts": 0})
+    check_counts({"num_experts": 16_384, "vision_feature_layer": -2})  # Doge, Phi-4 multimodal
     with pytest.raises(ValueError, match="n_layer is 0"):
         check_counts({"vision": {"n_layer": 0}})
 
@@ -132,6 +142,16 @@ def test_what_breaks_a_limit_names_its_model(monkeypatch: pytest.MonkeyPatch) ->
     tokenizer.name_or_path = "models/strange"
     with refused("the chat template of strange took longer than 0.5 s", error=TemplateError):
         render(tokenizer, [{"role": "user", "content": "hi"}], LOOP)
+
+
+def test_code_in_the_current_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jinja2.py").write_text("raise SystemExit(3)\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    end_workers()
+    tokenizer = tiny.tokenizer("metaspace")
+    assert render(tokenizer, [{"role": "user", "content": "hi"}], "{{ messages[0].content }}")
 
 
 @pytest.mark.parametrize("chat", [tiny.CHATML, tiny.TRIMMING, tiny.PLAIN, tiny.DATED])
@@ -233,6 +253,14 @@ def test_dots_that_are_no_names_are_read() -> None:
 )
 def test_odd_settings_are_one_line(embedgrad: Command, place: Place, setting: str) -> None:
     one_line(embedgrad, *place.optimize(setting))
+
+
+def test_reading_takes_the_memory_of_the_file_and_not_of_its_bound(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"small")
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "small", LARGEST_FILE) == b"small"
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_json_has_bounds() -> None:

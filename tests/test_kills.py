@@ -292,6 +292,14 @@ def test_a_folder_belongs_to_one_process_until_that_has_ended(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_takes_no_text_is_one(tmp_path: Path) -> None:
+    """As on Windows, where nobody writes to a file with a lock."""
+    denied = mock.patch.object(Path, "write_text", side_effect=PermissionError(13, "denied"))
+    told = refused("another process is at work in it", error=RunError)
+    with denied, lock_folder(tmp_path), told:
+        lock_folder(tmp_path).__enter__()
+
+
 def test_runs_and_comparisons_refuse_a_second_process(
     model_folder: Path, data: Path, finished: tuple[Path, Any], embedgrad: Command, tmp_path: Path
 ) -> None:

@@ -285,6 +285,22 @@ def test_checkpoints_of_earlier_versions_are_refused(longer: Recipe, tmp_path: P
     path.write_text(json.dumps(seal({**values, "format": 1}, tensors)))
     with refused("checkpoint format 1, but this version reads 2", error=RunError):
         run(longer, out, resume=True)
+    path.rename(out / "checkpoint" / path.name)  # where they once were
+    before = contents(out)
+    with refused("a checkpoint as earlier versions wrote them", error=RunError):
+        run(longer, out, resume=True)
+    assert contents(out) == before
+
+
+def test_what_a_recipe_of_an_earlier_version_called_otherwise_is_read(
+    longer: Recipe, tmp_path: Path
+) -> None:
+    text = longer.as_toml(tmp_path)
+    assert "[report]\ntrackers = []\n" in text
+    for old, now in (("false", ()), ("true", ("tensorboard",))):
+        report = f"[report]\ntensorboard = {old}\n"
+        (tmp_path / "recipe.toml").write_text(text.replace("[report]\ntrackers = []\n", report))
+        assert Recipe.read_run(tmp_path).report.trackers == now
 
 
 @pytest.mark.parametrize("name", ["result.json", "prompt/prompt.json"])

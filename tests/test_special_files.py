@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from bad_kit import Place, at
+from embedgrad import RunError
+from embedgrad.experiments.compare.folder import SCORES, Folder, Part
+from refusals import refused
 from run_kit import Command
 
 pytest_plugins = ["tiny_runs"]
@@ -146,3 +149,13 @@ def test_a_special_file_ends_in_one_line(
         assert done.code == 2
         assert len(done.lines) == 1, done.err
         assert done.err.startswith("error: ")
+
+
+def test_a_pipe_in_the_place_of_answers_is_not_waited_for(tmp_path: Path) -> None:
+    folder, part = Folder(tmp_path), Part("text", None)
+    (folder.work / "text").mkdir(parents=True)
+    scores: dict[str, object] = dict.fromkeys((*SCORES, "log_loss", "macro_f1"), 0)
+    folder.save_scores(part, [], {**scores, "correct": "", "interval": []})
+    pipe(folder.work / "text" / "answers.jsonl")
+    with refused("scored.json: is damaged (", "delete it to score again", error=RunError):
+        folder.scores(part)

@@ -9,6 +9,7 @@ import pytest
 
 from embedgrad import Recipe, RecipeError, run
 from embedgrad.events import quiet
+from embedgrad.parts.scorers import function
 from embedgrad.recipe.open_run import open_run
 from run_kit import Command, values, write_jsonl
 
@@ -92,11 +93,17 @@ def test_a_run_from_elsewhere_asks_before_its_code_runs(
 
 
 def test_a_cache_that_cannot_be_written_asks_again(
-    judged: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    judged: Path, cache: Path, embedgrad: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(cache)
     cache.write_text("in the way")
+    monkeypatch.setattr(function, "_trusted", set())  # as in another process
+    more = ("resume", judged, "--quiet", "--set", "training.steps=2")
+    assert embedgrad(*more).code == 2
+    assert embedgrad(*more, "--trust-scorer").code == 0
+    monkeypatch.setattr(function, "_trusted", set())
     opened = open_run(judged, trust_scorer=True)
     assert opened.evaluator.evaluation.scorer.score("7", "7") == 1.0
+    monkeypatch.setattr(function, "_trusted", set())
     with pytest.raises(RecipeError, match="--trust-scorer"):
         open_run(judged).evaluator.evaluation.scorer.score("7", "7")

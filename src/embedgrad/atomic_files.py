@@ -26,6 +26,7 @@ from embedgrad.errors import EmbedgradError, RunError
 
 LOCK = ".lock"
 SEAL = "sha256"  # the entry of a JSON object that holds the digest of the others
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems that show folders
 _NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "node"  # other machines may share a folder
 
 
@@ -124,7 +125,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError(errno.EINVAL, "is no regular file")
         lock.acquire(blocking=False)
-        path.write_text(str(os.getpid()), encoding="ascii")
+        with contextlib.suppress(OSError):  # Windows lets nobody write to a file with a lock
+            path.write_text(str(os.getpid()), encoding="ascii")
     except filelock.Timeout:
         holder = "another process"
         with contextlib.suppress(OSError, ValueError):
@@ -194,10 +196,12 @@ def _digest(values: Mapping[str, Any], content: bytes) -> str:
 def _refuse_losses(folder: Path, files: Mapping[str, bytes]) -> None:
     if not os.path.exists(folder):
         return
-    others = sorted(set(os.listdir(folder)) - set(files))  # OSError where it is no folder
+    others = sorted(set(os.listdir(folder)) - set(files) - _LITTER)  # OSError where it is no folder
     if others or folder == Path.cwd():
-        what = f"it holds {', '.join(others[:3])}" if others else "it is the current folder"
-        raise RunError(f"{folder}: is not replaced, because {what}; name a new folder")
+        what = "it is the current folder"
+        if others:
+            what = f"it holds {', '.join(others[:3])}; move what is yours elsewhere"
+        raise RunError(f"{folder}: is not replaced, because {what}; or name a new folder")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from embedgrad.data.bounded_reads import most_unpacked
 from embedgrad.data.table import Parsed, Row, data_error, first_repeat, quote
 from embedgrad.errors import DataError
 from embedgrad.formatting import size
 
-_ROOM, _GROWTH = 2**26, 64  # bytes that a file's values may take, and more for each of its own
 _MOST_ROWS = 8  # for each byte of a file
 _PIECE = 256  # rows
 
@@ -32,7 +32,7 @@ def read_parquet(data: bytes, name: str, used: Used = None) -> Parsed:
         _check_claims(file.metadata, len(data))
     except Exception as error:  # files may be broken in any way
         raise data_error(name, f"is not a readable Parquet file ({brief(error)})") from None
-    most = _ROOM + _GROWTH * len(data)
+    most = most_unpacked(len(data))
 
     def read(column: str) -> Any:
         """A column, in pieces: one text of a dictionary may stand in a million rows."""
@@ -51,7 +51,7 @@ def _check_claims(metadata: Any, length: int) -> None:
     if metadata.num_rows > _MOST_ROWS * length:
         raise ValueError(f"{metadata.num_rows:,} rows in {size(length)}")
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    if (whole := sum(group.total_byte_size for group in groups)) > _ROOM + _GROWTH * length:
+    if (whole := sum(group.total_byte_size for group in groups)) > most_unpacked(length):
         raise ValueError(f"{size(whole)}, packed into {size(length)}")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 LARGEST_FILE = 2**31  # bytes of data, rows and events
 LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
 MOST_VALUES = 2**20  # in one document of JSON: lists, objects and their members
+MOST_VALUES_OF_ROWS = 2**24  # in one of rows and answers
 LONGEST_LINE = 2**26  # bytes
 DEEPEST = 64  # nested values, and parts of a dotted name in TOML
 
@@ -26,6 +27,11 @@ _NO_NAME = re.compile(
     r"""\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*""", re.S
 )
 _LONG_NAME = re.compile(rf"(?:\.[^.,=\n\[\]]*){{{DEEPEST}}}")
+
+
+def most_unpacked(length: int) -> int:
+    """Bytes that data of strangers may take where they are packed into `length` bytes."""
+    return 2**26 + 64 * length
 
 
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
@@ -50,7 +56,7 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
 def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
     """A whole file of at most `most` bytes. Raises `OSError`."""
     with open_regular(path, most) as file:
-        return file.read(most)  # files below /proc are larger than they say
+        return file.read(os.fstat(file.fileno()).st_size)  # `most` would be taken from memory
 
 
 def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
@@ -63,11 +69,13 @@ def read_json(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> Any:
     return parse_json(read_bytes(path, most))
 
 
-def parse_json(content: bytes, hook: Callable[[Any], Any] | None = None) -> Any:
+def parse_json(
+    content: bytes, hook: Callable[[Any], Any] | None = None, most: int = MOST_VALUES
+) -> Any:
     """What JSON holds; `hook` makes objects of their pairs. Raises `ValueError`."""
     opened = content.count(b"[") + content.count(b"{")
-    if opened + content.count(b",") > MOST_VALUES:
-        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    if opened + content.count(b",") > most:
+        raise ValueError(f"it holds more than {most:,} values")
     try:
         values = json.loads(content, object_pairs_hook=hook)
         if opened > DEEPEST:

@@ -17,11 +17,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from embedgrad.data.bounded_reads import LARGEST_FILE
+from embedgrad.data.bounded_reads import most_unpacked
 from embedgrad.data.examples import Example
 from embedgrad.data.labels import closest
 from embedgrad.data.table import Parsed, Row, Table, data_error, quote
 from embedgrad.errors import DataError
+from embedgrad.formatting import size
 
 IMAGE, PIXELS = "image", "pixels"  # a row's digest, and its numbers as fp32 bytes
 
@@ -31,11 +32,16 @@ def read_arrays(data: bytes, name: str) -> Parsed:
     import numpy as np
 
     try:
+        most, columns = most_unpacked(len(data)), dict[str, Any]()
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            if sum(part.file_size for part in packed.infolist()) > LARGEST_FILE:
-                raise ValueError("larger than memory should hold")
+            if (whole := sum(part.file_size for part in packed.infolist())) > most:
+                raise ValueError(f"{size(whole)}, packed into {size(len(data))}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            columns = {key: arrays[key].tolist() for key in arrays.files}
+            for key in arrays.files:
+                shape = (cells := arrays[key]).shape
+                if math.prod(max(1, n) for n in shape) > most:  # cells without bytes
+                    raise ValueError(f"{key} of shape {list(shape)} in {size(len(data))}")
+                columns[key] = cells.tolist()
     except Exception as error:  # a file from elsewhere: zip, header or numbers may be damaged
         why = str(error).partition("\n")[0]
         problem = f"is not a .npz file of plain arrays ({why}); write it with numpy.savez"

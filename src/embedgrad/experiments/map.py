@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any, TypedDict, final
 from filelock import FileLock, Timeout
 
 from embedgrad.atomic_files import remove_file, write_file, write_json
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.readers import read_table
 from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
 from embedgrad.evaluation.significance import holm
@@ -64,7 +64,7 @@ class Job:
     def result(self, out: Path) -> Mapping[str, Any] | None:
         """The result of its run, if it is finished."""
         try:
-            found = json.loads((out / self.name / "result.json").read_text(encoding="utf-8"))
+            found = read_json(out / self.name / "result.json")
             return None if found["interrupted"] else found
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -72,7 +72,7 @@ class Job:
     def failures(self, out: Path) -> list[str]:
         """Why it failed, each time."""
         try:
-            found = json.loads((out / STATE / f"{self.name}.json").read_text(encoding="utf-8"))
+            found = read_json(out / STATE / f"{self.name}.json")
             return [str(line) for line in found["errors"]]
         except (OSError, ValueError, LookupError, TypeError):
             return []

@@ -59,12 +59,12 @@ def call(
 ) -> Any:
     """Call "package.module:function" with JSON values; it returns one, or a score if it `scores`.
 
-    The child looks for modules in `folder` first, then in the current folder, then where this
-    process finds its own.
+    The child looks for modules in `folder` first, then, for what `scores`, in the current folder,
+    which may be a stranger's, then where this process finds its own.
     Calls from several threads take turns. Raises `SandboxError`, after `seconds` at the latest, to
     which the first call adds the time of an import.
     """
-    key = function, os.path.abspath(folder) if folder else "", _current_folder()
+    key = function, os.path.abspath(folder) if folder else "", _current_folder() if scores else ""
     request = {"arguments": arguments, "seconds": seconds, "scores": scores}
     with _lock:
         process = _processes.get(key)

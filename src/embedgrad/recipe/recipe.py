@@ -263,12 +263,14 @@ RENAMED = {
 
 
 def check_run_version(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raise `RunError` if an older embedgrad wrote the recipe of a run or comparison."""
+    """Raise `RunError` for a recipe of an older embedgrad; what has another name since gets it."""
     if values.get("version", 1) == 1 or not RENAMED.keys().isdisjoint(values):
         raise RunError(
             f"{folder} was written by an older embedgrad (recipe version 1; this one reads "
             f"{VERSION}): run its recipe again"
         )
+    if isinstance(report := values.get("report"), dict) and report.pop("tensorboard", False):
+        report["trackers"] = ["tensorboard"]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -114,6 +114,11 @@ class Checkpoint:
         `report` gets a line about each that is damaged. Raises `RunError` for one that is whole and
         of another version.
         """
+        if (folder / VALUES).is_file():
+            raise RunError(
+                f"{folder}: a checkpoint as earlier versions wrote them; resume with the one that "
+                "wrote it, or start a new run"
+            )
         for path in _newest_first(folder):
             try:
                 return cls.load(path)

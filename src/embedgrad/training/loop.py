@@ -257,7 +257,7 @@ class Loop:
         try:
             return self._step(step, batch)
         except DivergenceError as error:
-            if not self.whole or self.training.not_finite == "stop":
+            if self.touched or self.training.not_finite == "stop":
                 raise
             self.skipped += 1
             if self.skipped == 1:
@@ -268,7 +268,7 @@ class Loop:
         """Move theta; returns the loss and the length of its gradient."""
         parts, norm = self.parts, math.nan
         context: Context | None = None
-        old = self.copy_theta()
+        old, self.touched = self.copy_theta(), False
 
         def closure() -> float:
             nonlocal norm, context
@@ -283,7 +283,7 @@ class Loop:
                 self.accumulate = parts_in
             loss, gradients, losses_B, outcome = found
             norm = length_of(found, step, batch)
-            self.whole = False  # until the step is done
+            self.whole, self.touched = False, True  # until the step is done
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
             context = Context(step, self.total, batch, outcome, losses_B, rate)
             for i, transform in enumerate(parts.transforms):

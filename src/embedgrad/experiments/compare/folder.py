@@ -38,6 +38,7 @@ from embedgrad.atomic_files import (
 )
 from embedgrad.data.bounded_reads import (
     LARGEST_FILE,
+    MOST_VALUES_OF_ROWS,
     parse_json,
     parse_toml,
     read_bytes,
@@ -218,7 +219,7 @@ class Folder:
         }
         self.unfinished.mkdir(exist_ok=True)
         # Not `finite`: an infinite loss must stay infinite.
-        write_file(self._partial(part), json.dumps(values, ensure_ascii=False).encode())
+        write_file(self._partial(part), json.dumps(seal(values)).encode())
 
     def partial_answers(self, part: Part) -> tuple[Answers, float, dict[str, Any] | None]:
         """What `save_partial_answers` wrote: answers, seconds, scorer (None: unknown).
@@ -229,7 +230,8 @@ class Folder:
         if not path.exists():
             return Answers([], []), 0.0, None
         try:
-            values = _read_json(path)
+            values = parse_json(read_bytes(path, LARGEST_FILE), most=MOST_VALUES_OF_ROWS)
+            check_seal(values)
             if values["training"] != self._digest(part):
                 raise ValueError("of another training")
             answered = [ScoredAnswer.from_values(a) for a in values["answered"]]
@@ -237,7 +239,7 @@ class Folder:
                 raise ValueError("answers and tokens differ in number")
             answers = Answers(answered, values["tokens"])
             return answers, float(values["seconds"]), values.get("scorer")
-        except (RunError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: cannot be used ({error})") from error
 
     def _partial(self, part: Part) -> Path:
@@ -266,7 +268,7 @@ class Folder:
             raise RunError(f"{path}: is damaged (it lacks scores); {again}")
         try:
             if SEAL in values:  # earlier versions wrote none
-                check_seal(values, path.with_name("answers.jsonl").read_bytes())
+                check_seal(values, read_bytes(path.with_name("answers.jsonl"), LARGEST_FILE))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: is damaged ({error}); {again}") from error
         return values

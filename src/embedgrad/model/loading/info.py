@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,8 +20,10 @@ from embedgrad.model.loading.quiet import silence_libraries
 
 _CHUNK_ROWS = 4096
 # Names of numbers of modules, or of names: layers, heads, experts, labels.
-_COUNTED = re.compile(r"(layers?|heads?|experts?|labels|blocks|groups|codebooks)(_per_\w+)?$")
-MOST_PARTS = 2**12
+_COUNTED = re.compile(
+    r"((?<!feature_)layers?|heads?|experts?|labels|blocks|groups|codebooks)(_per_\w+)?$"
+)
+MOST_PARTS, MOST_EXPERTS = 2**12, 2**14
 _SAMPLE = 1024  # numbers of each weight
 
 
@@ -86,9 +89,28 @@ def check_counts(values: object) -> None:
     for name, value in values.items() if isinstance(values, dict) else ():
         if isinstance(value, int) and _COUNTED.search(name):
             least = 1 if name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") else 0
-            if not least <= value <= MOST_PARTS:
-                raise ValueError(f"{name} is {value:,}, not between {least} and {MOST_PARTS:,}")
+            most = MOST_EXPERTS if "expert" in name else MOST_PARTS
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value:,}, not between {least} and {most:,}")
         check_counts(value)
+
+
+def check_weights(
+    what: str, model: nn.Module, loading: Mapping[str, Any], unneeded: re.Pattern[str]
+) -> None:
+    """Raise `ModelError` for weights that a model lacks, and for others than it may leave out."""
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"
+            f" such as {missing[0]}"
+        )
+    unused = sorted(name for name in loading["unexpected_keys"] if not unneeded.search(name))
+    if unused:  # transformers would leave them out
+        raise ModelError(
+            f"{what}: {len(unused)} weights in the file are no part of the {type(model).__name__} "
+            f"that its config.json describes, such as {unused[0]}; download both again"
+        )
 
 
 def check_finite(what: str, table_VD: Tensor) -> None:

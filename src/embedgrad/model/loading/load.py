@@ -27,6 +27,7 @@ from embedgrad.model.loading.info import (
     card_license,
     check_counts,
     check_finite,
+    check_weights,
     context_length,
     embedding_digest,
     embedding_scale,
@@ -35,9 +36,11 @@ from embedgrad.model.loading.info import (
 from embedgrad.model.loading.quiet import model_errors, one_line
 from embedgrad.model.loading.resolve import resolve
 
+_COMPUTED = re.compile(  # in old checkpoints
+    r"\.(inv_freq|masked_bias|causal_mask|attn(\.attention)?\.bias|position_ids)$"
+)
 # "auto" is sdpa (fast) where the model has it (Gemma 2 has not). Only eager attention can be
 # differentiated twice. Passes over stored prefixes have an attention of their own.
-_COMPUTED = re.compile(r"\.(inv_freq|masked_bias|attn\.bias|position_ids)$")  # in old checkpoints
 ATTENTIONS = ("auto", "sdpa", "eager")
 
 
@@ -179,18 +182,7 @@ def _load_weights(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    missing = sorted(loading["missing_keys"])
-    if missing:  # transformers would fill them with random numbers
-        raise ModelError(
-            f"{what}: {len(missing)} weights that {type(model).__name__} needs are not in the file,"
-            f" such as {missing[0]}"
-        )
-    unused = sorted(name for name in loading["unexpected_keys"] if not _COMPUTED.search(name))
-    if unused:  # transformers would leave them out
-        raise ModelError(
-            f"{what}: {len(unused)} weights in the file are no part of the {type(model).__name__} "
-            f"that its config.json describes, such as {unused[0]}; download both again"
-        )
+    check_weights(what, model, loading, _COMPUTED)
     model.requires_grad_(False).eval()
     frozen: PreTrainedModel = model
     return frozen

@@ -8,15 +8,22 @@ from typing import Any
 
 from transformers import AutoConfig, ViTModel
 
+from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet
-from embedgrad.model.loading.checkpoint_folder import check_folder
+from embedgrad.model.loading.checkpoint_folder import CONFIG, check_folder
 from embedgrad.model.loading.device import choose_device, choose_dtype, use_real_cores
-from embedgrad.model.loading.info import ModelInfo, card_license, weights_digest
+from embedgrad.model.loading.info import (
+    ModelInfo,
+    card_license,
+    check_counts,
+    check_weights,
+    weights_digest,
+)
 from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
-_LAYER = re.compile(r"\blayers?\.\d")  # a pooler and a head are left out on purpose
+_HEADS = re.compile(r"^(vit\.)?(pooler|classifier|decoder)\.|\.mask_token$")  # not needed here
 MOST_ROWS = 2**16  # of a prompt: what stands for a vocabulary
 
 
@@ -43,6 +50,7 @@ def load_vision(
     check_folder(source.path)
     with model_errors(f"{what}: cannot be loaded"):
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        check_counts(read_json(source.path / CONFIG))
         config = AutoConfig.from_pretrained(source.path, **local)
         if config.model_type != "vit":
             raise ModelError(
@@ -62,12 +70,7 @@ def load_vision(
             **local,
         )
         model.to(place)
-    if missing := sorted(loading["missing_keys"]):
-        why = f"{len(missing)} weights are not in the file, such as {missing[0]}"
-        raise ModelError(f"{what}: {why}")
-    if unused := sorted(name for name in loading["unexpected_keys"] if _LAYER.search(name)):
-        why = f"{len(unused)} weights are of layers that its config.json leaves out, such as"
-        raise ModelError(f"{what}: {why} {unused[0]}; download both again")
+    check_weights(what, model, loading, _HEADS)
     info = replace(
         describe_vision(model, name),
         revision=source.revision,

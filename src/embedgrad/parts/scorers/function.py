@@ -27,6 +27,7 @@ from embedgrad.prompt import sandbox, sandbox_child
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _SHOWN = 60  # characters of a reply in a message
+_trusted = set[Path]()  # in this process: the cache may be read-only
 
 
 class _FunctionScorer(Scorer):
@@ -63,14 +64,16 @@ class SandboxedFunction(_FunctionScorer):
 
     def ask_first(self) -> None:
         """Refuse to run from here on, unless the user has run or trusted this very function."""
-        object.__setattr__(self, "asks", not self._trust_file().exists())
+        file = self._trust_file()
+        object.__setattr__(self, "asks", not (file in _trusted or file.exists()))
 
     def trust(self) -> None:
         """Run, and remember in the cache that the user wants that."""
         object.__setattr__(self, "asks", False)
-        with suppress(OSError):  # then it is asked again
-            self._trust_file().parent.mkdir(parents=True, exist_ok=True)
-            self._trust_file().touch()
+        _trusted.add(file := self._trust_file())
+        with suppress(OSError):  # then another process asks again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
 
     def _trust_file(self) -> Path:
         module = self.function.partition(":")[0]
