@@ -54,9 +54,12 @@ OPTIONS = {
         *("PROMPT", "DATA", "--model", "--place", "--text", "--answer", "--label", "--out"),
         *("--plain", "--set", "--require-gain", "--json", "--quiet"),
     },
-    "resume": {"RUN", "--set", "--require-gain", "--json", "--quiet"},
-    "evaluate": {"RUN", "--split", "--policy", "--set", "--require-gain", "--json", "--quiet"},
-    "inspect": {"RUN", "--rows", "--set", "--json", "--quiet"},
+    "resume": {"RUN", "--trust-scorer", "--set", "--require-gain", "--json", "--quiet"},
+    "evaluate": {
+        *("RUN", "--split", "--policy", "--trust-scorer", "--set", "--require-gain"),
+        *("--json", "--quiet"),
+    },
+    "inspect": {"RUN", "--rows", "--trust-scorer", "--set", "--json", "--quiet"},
     "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
     "clean": {
         *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),

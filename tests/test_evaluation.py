@@ -56,7 +56,7 @@ def test_replies_that_run_into_the_limit_are_counted() -> None:
     assert [reply.cut for (reply,) in never] == [True, True]
     everything = tuple(range(model.info.vocabulary))
     at_once = replies(model, rows, sequences, decoding, end_ids=everything)
-    assert at_once == [(("", False),), (("", False),)]
+    assert at_once == [(Reply("", False),), (Reply("", False),)]
     evaluator = Evaluator(model, sequencer, Evaluation(max_new_tokens=1))
     evaluator.end_ids = ()
     answered = evaluator.score(rows, sequences)

@@ -290,11 +290,10 @@ def test_a_border_turns_everything_into_one_line() -> None:
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(embedgrad: Command, place: Place) -> None:
-    path = place.run / "prompt" / "prompt.json"
-    described = json.loads(path.read_text("utf-8"))
+    described = json.loads((place.run / "prompt" / "prompt.json").read_text("utf-8"))
     described["spans"][0]["token_ids"][0] = 2**31 - 1
-    path.write_text(json.dumps(described), "utf-8")
-    one_line(embedgrad, "evaluate", place.run, parts=("this prompt was made for",))
+    run = place.describe(**described)
+    one_line(embedgrad, "evaluate", run, parts=("this prompt was made for",))
 
 
 def spoiled_export(embedgrad: Command, place: Place, change: Callable[[Any], None]) -> Path:

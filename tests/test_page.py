@@ -726,7 +726,7 @@ def test_objects_in_objects_without_end_cost_their_part(name: str, tmp_path: Pat
     deep = f'{{"{name}": {{"name": ' + '{"a":' * 900 + "1" + "}" * 902
     (folder / "prompt" / "prompt.json").write_text(deep, encoding="utf-8")
     html = written(folder)
-    assert "Left out: provenance (damaged: RecursionError(" in notes(html)
+    assert "prompt/prompt.json is damaged (it is nested too deeply)" in notes(html)
     assert 'id="answers"' in html
 
 

@@ -27,6 +27,7 @@ from embedgrad.inference.play import server as serving
 from embedgrad.inference.play.app import build_app
 from embedgrad.inference.play.player import KEPT, Player, open_runs
 from embedgrad.report.page.safe_text import readable
+from kit import reseal
 from run_kit import CHOICES, Command, save_model, values
 
 pytest_plugins = ["tiny_runs"]
@@ -570,6 +571,7 @@ def test_a_run_without_its_model_is_told(
     for name in ("recipe.toml", "prompt/prompt.json"):
         text = (run / name).read_text("utf-8")
         (run / name).write_text(text.replace(model_folder.name, "gone"), "utf-8")
+    reseal(run / "prompt")
     told = one_error(embedgrad("play", run, "--quiet"))
     assert "its model is not at" in told
     assert "gone any more" in told

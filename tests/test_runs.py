@@ -87,8 +87,8 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(elsewhere: Finished)
         "prompt/prompt.json",
         "prompt/prompt.safetensors",
         "check_rows.jsonl",
-        "checkpoint/checkpoint.json",
-        "checkpoint/checkpoint.safetensors",
+        *(f"checkpoint/step-00000{step}/checkpoint.json" for step in (3, 6)),
+        *(f"checkpoint/step-00000{step}/checkpoint.safetensors" for step in (3, 6)),
     }
 
 

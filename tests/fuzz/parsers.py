@@ -21,6 +21,7 @@ import pyarrow.parquet
 import made_runs
 import tiny
 from embedgrad import DataError, EmbedgradError, Recipe, compare, export, load_model, quiet, run
+from embedgrad.atomic_files import SEAL, seal
 from embedgrad.data.bounded_reads import parse_json
 from embedgrad.data.guess_columns import guess_columns
 from embedgrad.data.readers import read_table
@@ -99,10 +100,13 @@ def read_artifact(folder: Path) -> None:
 def sign_artifact(files: Files) -> Files:
     try:
         described = json.loads(files["prompt.json"])
-        described["rows"]["sha256"] = hashlib.sha256(files["prompt.safetensors"]).hexdigest()
-    except (ValueError, LookupError, TypeError, RecursionError):
+        rows = files["prompt.safetensors"]
+        described["rows"]["sha256"] = hashlib.sha256(rows).hexdigest()
+        described.pop(SEAL, None)
+        sealed = json.dumps(seal(described, rows))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return files
-    return {**files, "prompt.json": json.dumps(described).encode()}
+    return {**files, "prompt.json": sealed.encode()}
 
 
 # ------------------------------------------------------------------------------------ template
@@ -292,17 +296,17 @@ def export_seeds() -> list[Files]:
 
 
 def checkpoint_seeds() -> list[Files]:
-    return [files_of(_home() / "checkpoint")]
+    return [files_of(max((_home() / "checkpoint").glob("step-*")))]
 
 
 def sign_checkpoint(files: Files) -> Files:
     try:
         described = json.loads(files[checkpoint.VALUES])
-        described.pop("sha256")
-        described["sha256"] = checkpoint.digest(files[checkpoint.TENSORS], described)
+        described.pop(SEAL, None)
+        sealed = json.dumps(seal(described, files[checkpoint.TENSORS]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return files
-    return {**files, checkpoint.VALUES: json.dumps(described).encode()}
+    return {**files, checkpoint.VALUES: sealed.encode()}
 
 
 PARSERS = {

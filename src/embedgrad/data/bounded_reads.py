@@ -70,9 +70,16 @@ def read_json(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> Any:
 
 
 def parse_json(
-    content: bytes, hook: Callable[[Any], Any] | None = None, most: int = MOST_VALUES
+    content: bytes,
+    hook: Callable[[Any], Any] | None = None,
+    most: int = MOST_VALUES,
+    *,
+    halves: bool = False,
 ) -> Any:
-    """What JSON holds; `hook` makes objects of their pairs. Raises `ValueError`."""
+    """What JSON holds; `hook` makes objects of their pairs. Raises `ValueError`.
+
+    Texts with half of a surrogate pair, which no file can hold, are refused but for `halves`.
+    """
     opened = content.count(b"[") + content.count(b"{")
     if opened + content.count(b",") > most:
         raise ValueError(f"it holds more than {most:,} values")
@@ -82,7 +89,7 @@ def parse_json(
             _refuse_deep(values)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if b"\\ud" in content.lower():
+    if not halves and b"\\ud" in content.lower():
         json.dumps(values, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     return values
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from embedgrad.atomic_files import publish_folder, scratch_folder
 from embedgrad.data.bounded_reads import open_regular, read_json
 from embedgrad.deploy.choices import Choices
+from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import DESTINATIONS
 from embedgrad.errors import ExportError, RunError, border
 from embedgrad.formatting import size
@@ -171,6 +172,8 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         raise ExportError(f"{path}: {place}: {first['msg']}; export the run again") from error
     if values["destination"] not in DESTINATIONS:
         raise ExportError(f"{path}: unknown destination {values['destination']!r}")
+    for name in values["prompts"]:
+        check_name(name)
     return values
 
 

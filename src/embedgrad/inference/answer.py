@@ -48,7 +48,7 @@ def queries_from(
         if not line.strip():
             continue
         try:
-            row = parse_json(line.decode("utf-8-sig").encode())
+            row = parse_json(line.decode("utf-8-sig").encode(), halves=True)
         except ValueError as error:
             raise DataError(
                 f"{where}: is not JSON ({error}); expected an object per line"

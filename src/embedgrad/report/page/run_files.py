@@ -175,7 +175,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         if not line.strip():
             continue
         try:
-            value = parse_json(line)
+            value = parse_json(line, halves=True)  # a page shows them
         except ValueError:
             value = None
         yield number, value if isinstance(value, dict) else None
