@@ -18,6 +18,7 @@ from embedgrad.parts.objectives import OWA, Regret
 from embedgrad.parts.optimizers import Extrapolated, Schedule
 from embedgrad.parts.parameterizations import CP, LowRank, Subspace
 from embedgrad.parts.registry import KINDS
+from embedgrad.parts.transforms.context import ContextPull
 from embedgrad.recipe.recipe import SECTIONS
 from embedgrad.recipe.settings import (
     DataSettings,
@@ -147,6 +148,7 @@ OF_PARTS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         **{n: st.none() for n in ("k", "width", "decisions", "constraints", "place", "weights")},
         "penalty": st.floats(1.5, 9),
     },
+    ContextPull: {"sign": st.just("minus")},
     Extrapolated: {"base": st.sampled_from(["adamw", "lars", {"name": "sgd", "momentum": 0.5}])},
 }
 

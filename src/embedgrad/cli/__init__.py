@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(arguments or ["--help"], prog_name="embedgrad", standalone_mode=False) or 0
         sys.stdout.flush()
         if code == INTERRUPTED:
+            code = 128 + came[0] if came else INTERRUPTED
             warn("interrupted")
     except (KeyboardInterrupt, typer.Abort, Interruption) as interrupted:
         code = 128 + came[0] if came else INTERRUPTED
