@@ -176,6 +176,11 @@ class Workers:
                 time.sleep(0.05)
         return lost
 
+    def failure(self, seconds: float = 0.0) -> EngineError | None:
+        """The error that names the workers that are gone, if any; see `dead`."""
+        lost = self.dead(seconds)
+        return _failure("; ".join(lost.values())) if lost else None
+
     def speaks(self) -> bool:
         """Whether it is on this worker to say why all end: no earlier one lives, or has said it."""
         return self.is_first or set(range(self.rank)) <= {
@@ -205,9 +210,12 @@ class Workers:
             # Its launcher ends us too, and there is something to save.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            lost = self.dead(PATIENCE)
-            why = "; ".join(lost.values()) or f"a worker does not answer ({_first_line(error)})"
-            raise EngineError(f"{why}; `embedgrad resume` goes on, on fewer workers too") from error
+            unknown = f"a worker does not answer ({_first_line(error)})"
+            raise self.failure(PATIENCE) or _failure(unknown) from error
+
+
+def _failure(why: str) -> EngineError:
+    return EngineError(f"{why}; `embedgrad resume` goes on, on fewer workers too")
 
 
 _here = Workers()

@@ -132,7 +132,8 @@ class Loop:
             self.start(checkpoint, warm_start)
             ended = self.run(keep, should_stop)
         except KeyboardInterrupt:
-            ended = "interrupted"
+            failure = here().failure()  # where one is gone, the launcher ends the others
+            ended = "failed" if failure else "interrupted"
         except Exception as error:  # a user's scorer may fail at any answer, memory at any step
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
             failure = error
