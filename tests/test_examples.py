@@ -359,7 +359,7 @@ def test_guess_takes_a_named_answer_with_many_values_as_generation() -> None:
 def test_guess_finds_the_group_and_warns_about_numbered_answers() -> None:
     guess = guess_columns(many(Group_ID=[1, 2, 3], Review=WORDS, stars=["1", "2"]))
     assert (guess.text, guess.answer, guess.group) == ("Review", "stars", "Group_ID")
-    assert any("map them in labels" in note for note in guess.notes)
+    assert any("say which by data.labels" in note for note in guess.notes)
     assert any("'Group_ID' belong together" in note for note in guess.notes)
     assert guess_columns(many(group=[1, 2], Review=WORDS)).answer is None
 
