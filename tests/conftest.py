@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker on each core; before torch is imported
@@ -10,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker on each core; before t
 import psutil
 import pytest
 from hypothesis import settings
+
+from browser import Browser, find_browser
 
 # Times of one example say nothing on a busy machine; the first one also builds models.
 settings.register_profile("steady", deadline=None, print_blob=True)
@@ -32,3 +35,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == SUMMARY:
                 terminalreporter.write_line(value)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium on the path (Debian's package: chromium)")
+    started = Browser(path, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from browser import Browser, Page, find_browser
+from browser import Browser, Page
 from embedgrad.evaluation.per_class import per_class
 from embedgrad.report.page.page import comparison_page, run_page
 from embedgrad.report.page.run_files import compared_rows, read_comparison, read_run
@@ -22,16 +22,6 @@ PHONE = 375  # pixels
 FIRST_ROWS_WITHIN = 2_000  # milliseconds
 TEXT = ".row > .column > .foreign"
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium on the path (Debian's package: chromium)")
-    started = Browser(path, tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
 
 
 @pytest.fixture

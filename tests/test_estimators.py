@@ -191,10 +191,10 @@ def test_its_state_holds_no_model(fitted: eg.PromptClassifier) -> None:
     file = io.BytesIO()
     joblib.dump(fitted, file)
     assert file.tell() < 30_000  # the model alone has 400,000 bytes
-    estimators._MODELS.clear()
+    estimators._KEPT.model = None
     file.seek(0)
     again = joblib.load(file)
-    assert not estimators._MODELS
+    assert estimators._KEPT.model is None
     assert np.array_equal(again.predict_proba(X), fitted.predict_proba(X))
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from embedgrad import load
 from embedgrad.experiments import map as mapping
+from embedgrad.recipe import build
 from embedgrad.recipe.recipe import Recipe
 from run_kit import Command, Done
 
@@ -52,13 +53,13 @@ def test_every_row_has_a_prompt_and_nothing_is_done_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loads, open_model = [], mapping.open_model
+    loads, open_model = [], build.open_model
 
     def counted(*arguments: Any) -> Any:
         loads.append(arguments)
         return open_model(*arguments)
 
-    monkeypatch.setattr(mapping, "open_model", counted)
+    monkeypatch.setattr(build, "open_model", counted)
     path, out = recipe(training={"steps": 2}), tmp_path / "out"
     command = ("map", path, "--over", table(), "--out", out, "--workers", "0", "--quiet")
     done = embedgrad(*command)

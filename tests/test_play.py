@@ -20,7 +20,7 @@ import torch
 from starlette.testclient import TestClient
 
 import embedgrad as eg
-from browser import Browser, Page, find_browser
+from browser import Browser, Page
 from embedgrad.errors import EmbedgradError, OptionError
 from embedgrad.inference.play import Playing, play
 from embedgrad.inference.play import server as serving
@@ -621,16 +621,6 @@ def test_the_command_prints_the_address_and_serves(
 # -- in a browser ----------------------------------------------------------------------------------
 
 PHONE = 375
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium on the path (Debian's package: chromium)")
-    started = Browser(path, tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import psutil
 
+from embedgrad.environment import is_running
 from embedgrad.errors import EmbedgradError, RunError
 
 LOCK = ".lock"
@@ -154,7 +154,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """
     for left in parent.glob(f"{name.replace('[', '[[]')}-{_NODE}-*-*"):
         owner = re.fullmatch(r"(\d{1,9})-[0-9a-f]{8}", left.name[len(name) + len(_NODE) + 2 :])
-        if owner and not psutil.pid_exists(int(owner[1])):
+        if owner and not is_running(int(owner[1])):
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / f"{name}-{_NODE}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(mode=0o700, parents=True)

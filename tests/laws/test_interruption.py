@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
+from embedgrad.training.interruption import held
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 from seam_parts import Average
@@ -152,6 +155,26 @@ def test_ctrl_c_before_the_first_step_gives_the_text_prompt() -> None:
     refined = train(small(), EVERY_STEP, report=interrupt_at(0, "evaluation"))
     assert (refined.ended, refined.steps) == ("interrupted", 0)
     assert torch.equal(refined.prompt.rows, refined.prompt.start_rows)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL, print])
+def test_a_handler_that_is_set_while_signals_are_held_stays(
+    handler: Any,
+) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        own = signal.getsignal(signal.SIGTERM)
+        with held(), held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == []
+        assert came == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+        with held():
+            signal.signal(signal.SIGTERM, handler)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --------------------------------------------------------------------------------------- resuming

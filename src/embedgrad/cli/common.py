@@ -53,6 +53,13 @@ Prompt = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A folder that `optimize` wrote, or a saved prompt's."),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Public name of a base model that is not loaded from the Hub, as owner/name.",
+    ),
+]
 Policy = Annotated[
     Path | None,
     typer.Option(

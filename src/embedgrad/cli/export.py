@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedgrad.cli.common import AsJson, Quiet, Set, app, echo, print_values
+from embedgrad.cli.common import AsJson, BaseModel, Quiet, Set, app, echo, print_values
 from embedgrad.cli.completion import DESTINATIONS, one_of
 
 CheckRows = Annotated[
@@ -47,13 +47,7 @@ def export(
             autocompletion=one_of("copy", "link"),
         ),
     ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Public name of a base model that is not loaded from the Hub, as owner/name.",
-        ),
-    ] = None,
+    base_model: BaseModel = None,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -44,8 +44,8 @@ def map(
 ) -> None:
     """Refine a prompt for each row of a table, say each customer.
 
-    Each process loads the model once. The same command goes on after an interruption, does nothing
-    twice, and tries again what failed.
+    Each process loads the model once. After an interruption, run the same command again: it skips
+    finished rows, resumes the others and tries failed ones again.
     """
     from embedgrad.errors import RunError
     from embedgrad.experiments import map as mapping

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedgrad.cli.common import AsJson, Prompt, app, echo, print_values
+from embedgrad.cli.common import AsJson, BaseModel, Prompt, app, echo, print_values
 
 
 @app.command(epilog="Example:  embedgrad push runs/first my-name/review-prompt")
@@ -18,13 +18,7 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Public name of a base model that is not loaded from the Hub, as owner/name.",
-        ),
-    ] = None,
+    base_model: BaseModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Push a refined prompt to the Hugging Face Hub."""

@@ -44,7 +44,8 @@ def tune(
     """Try settings of a recipe and keep those that do best on dev.
 
     Worse trials are stopped early, and no test row is read. The same command in another shell, or
-    on another machine with the same folder, shares the work; after an interruption it goes on.
+    on another machine with the same folder, shares the work, or continues it
+    after an interruption.
     """
     from embedgrad.experiments.tune import tune as search
     from embedgrad.report.terminal.progress import Progress

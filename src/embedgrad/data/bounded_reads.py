@@ -7,6 +7,7 @@ a hundred times as much memory. Problems are `OSError` (with a `strerror`) and `
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -57,6 +58,12 @@ def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
     """A whole file of at most `most` bytes. Raises `OSError`."""
     with open_regular(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # `most` would be taken from memory
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file of any size, which is not held in memory. Raises `OSError`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, final
 
 from embedgrad.atomic_files import write_file, write_json
-from embedgrad.data.bounded_reads import read_text
+from embedgrad.data.bounded_reads import file_digest, read_text
 from embedgrad.deploy import folder as folders
 from embedgrad.deploy.base_model import shareable
 from embedgrad.deploy.card import build_card, low_agreement, smaller_ways, update_check
@@ -186,7 +186,7 @@ def _runs_of(folder: Path, entries: Mapping[str, Any], moved: Runs) -> dict[str,
                 f"{folder}: the run that it was made from is not in {run}; tell where it is with "
                 f"--run {name}=RUN"
             )
-        if folders.digest(rows) != prompts[name]["artifact"]:
+        if file_digest(rows) != prompts[name]["artifact"]:
             raise ExportError(
                 f"{folder}: was made from other rows than those in {run}; export that run again"
             )
@@ -211,7 +211,7 @@ def _entries(
         "prompts": {
             prompt.name: {
                 "run": _relative(prompt.folder, out),
-                "artifact": folders.digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
+                "artifact": file_digest(aside / folders.OWN / prompt.name / artifact.ROWS_FILE),
                 "tokens": [len(span.ids) for span in prompt.spans],
                 "scores": prompt.prompt.provenance.get("scores"),
                 "choices": (choices := Choices.of(prompt)) and asdict(choices),

@@ -10,7 +10,6 @@ OUT/verify.json              the report of the check
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from embedgrad.atomic_files import publish_folder, scratch_folder
-from embedgrad.data.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import file_digest, read_json
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import DESTINATIONS
@@ -128,13 +127,7 @@ def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its path, except those that describe the export."""
     describing = {folder / name for name in (FILE, CARD, REPORT)}
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {p.relative_to(folder).as_posix(): digest(p) for p in files if p not in describing}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files if p not in describing}
 
 
 def sizes(folder: Path) -> tuple[int, int]:
@@ -187,5 +180,5 @@ def check_files(folder: Path, entries: Mapping[str, Any]) -> None:
             raise ExportError(f"{folder / FILE}: names {name!r}, which is not in the export")
         if missing:
             raise ExportError(f"{path}: is missing; export the run again")
-        if digest(path) != expected:
+        if file_digest(path) != expected:
             raise ExportError(f"{path}: was changed (its digest differs); export the run again")

@@ -1,4 +1,4 @@
-"""Scored answers, and a file of them from which scoring goes on."""
+"""Scored answers, and a file that keeps them for a resumed scoring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from embedgrad.atomic_files import check_seal, seal
+from embedgrad.atomic_files import SEAL, check_seal, seal
 from embedgrad.data.bounded_reads import read_lines
 
 
@@ -61,7 +61,7 @@ class AnswerLog:
     """
 
     def __init__(self, path: Path, made_from: Mapping[str, Any]):
-        self.path, self._made_from = path, seal(made_from)["sha256"]
+        self.path, self._made_from = path, seal(made_from)[SEAL]
         self._known = dict[tuple[str, int], list[ScoredAnswer]]()
         lines: list[bytes] = []
         with suppress(OSError):

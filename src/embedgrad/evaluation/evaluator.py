@@ -374,7 +374,7 @@ def evaluate(
     """Score a prompt's text and its refined rows on the same examples.
 
     `report` gets which prompt is being scored, rows done, and rows in all. A `log` holds the
-    answers so far, from which a scoring that was ended goes on. Raises `DataError` where there are
+    answers so far, which a resumed scoring does not repeat. Raises `DataError` where there are
     no rows.
     """
     if not sequences:

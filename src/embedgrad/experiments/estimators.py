@@ -21,10 +21,9 @@ from embedgrad.events import quiet
 from embedgrad.experiments.run import run
 from embedgrad.inference.answer import example_of
 from embedgrad.inference.refined_prompt import RefinedPrompt, load
-from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt import artifact
 from embedgrad.prompt.template import Template
-from embedgrad.recipe.build import open_model
+from embedgrad.recipe.build import KeptModel
 from embedgrad.recipe.open_run import model_of
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.starter import FREE_PROMPT, choice_prompt, user_message
@@ -40,7 +39,7 @@ except ImportError:
 
 TEXT, ANSWER = "text", "the answer"  # columns
 _LOCK = threading.RLock()  # a model computes for one thread at a time
-_MODELS: dict[Any, LanguageModel] = {}  # the one that was used last
+_KEPT = KeptModel()  # of all estimators of this process
 
 
 class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
@@ -148,7 +147,7 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             write_file(data, to_json_lines({**row, ANSWER: answer} for row, answer in pairs))
             recipe = self._recipe(str(data), prompt, choices)
             report = show if self.verbose else quiet
-            result = run(recipe, out, report, model=model_for(recipe, report))
+            result = run(recipe, out, report, model=_KEPT.open(recipe, report))
             self.recipe_, self.result_, self.prompt_ = recipe, result, load(out)
 
     def _fitted(self) -> Self:
@@ -162,7 +161,7 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         rows = texts_of(X, self.prompt_.template.columns)
         report = show if self.verbose else quiet
         with _LOCK:
-            model = model_for(self.recipe_, report)
+            model = _KEPT.open(self.recipe_, report)
             told: list[Any] = ask(self.prompt_, rows, model=model, report=report, **options)
         return told
 
@@ -311,12 +310,3 @@ def _check_pairs(texts: Sequence[Any], answers: Sequence[Any]) -> None:
 
 def _shown(value: object) -> str:
     return f"{quote(value)} ({type(value).__name__})"
-
-
-def model_for(recipe: Recipe, report: Any) -> LanguageModel:
-    """The recipe's model, loaded once; of several the last one is kept."""
-    key = (recipe.model, recipe.prefix_cache)
-    if key not in _MODELS:
-        _MODELS.clear()
-        _MODELS[key] = open_model(recipe, report)
-    return _MODELS[key]

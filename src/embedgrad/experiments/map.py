@@ -29,11 +29,9 @@ from embedgrad.evaluation.verdict import word
 from embedgrad.events import Report, quiet, say, scoring
 from embedgrad.experiments.run import run
 from embedgrad.experiments.run_folder import read_finished
-from embedgrad.model.language_model import LanguageModel
-from embedgrad.recipe.build import open_model
+from embedgrad.recipe.build import KeptModel
 from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.recipe.settings import ModelSettings
 from embedgrad.report.terminal.bars import show
 
 RESULTS, STATE, NAME = "results.csv", "state", "name"
@@ -102,7 +100,7 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
 
 
 def check_finished(jobs: Sequence[Job], out: Path) -> None:
-    """Let rows go on that are to be trained longer than they were.
+    """Reopen finished rows that are to be trained longer than they were.
 
     Raises `RunError` where a finished run is one of other settings than its row's.
     """
@@ -124,7 +122,7 @@ def work(
     process, also where that dies. What it left is continued.
     """
     (out / STATE).mkdir(parents=True, exist_ok=True)
-    loaded: tuple[ModelSettings, LanguageModel] | None = None
+    kept = KeptModel()
     left = [job for job in jobs if not _over(job, out, retries)]
     while left:
         busy = []
@@ -138,12 +136,9 @@ def work(
             with lock:
                 while not _over(job, out, retries):
                     try:
-                        if loaded is None or loaded[0] != job.recipe.model:
-                            loaded = job.recipe.model, open_model(job.recipe, report)
+                        model = kept.open(job.recipe, report)
                         resume = (out / job.name / "recipe.toml").is_file()
-                        result = run(
-                            job.recipe, out / job.name, report, model=loaded[1], resume=resume
-                        )
+                        result = run(job.recipe, out / job.name, report, model=model, resume=resume)
                         if result["interrupted"]:
                             raise KeyboardInterrupt
                     except EmbedgradError as error:

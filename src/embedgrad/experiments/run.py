@@ -8,7 +8,7 @@ RUN/places.json        the trials of the prompt's place, if the run chose it
 RUN/solutions.jsonl    what the model wrote to be trained on, if it did
 RUN/elicitation.json   what there was to elicit before the training, if the recipe asks
 RUN/check_rows.jsonl   rows by which exports are checked
-RUN/answers.jsonl      answers to the test rows until all are scored, from which scoring goes on
+RUN/answers.jsonl      answers to the test rows, kept until all are scored
 RUN/predictions.jsonl  the test rows with both prompts' answers
 RUN/result.json        the scores
 """

@@ -25,10 +25,9 @@ from embedgrad.environment import is_running
 from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError, RunError
 from embedgrad.events import Report, quiet, say, stage
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.recipe.build import open_model, prepare
+from embedgrad.recipe.build import KeptModel, prepare
 from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import AUTO, Recipe
-from embedgrad.recipe.settings import ModelSettings
 from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.optimize import optimize
@@ -120,7 +119,7 @@ def tune(
     _check(path, overrides, space, recipe)
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, recipe, space, seed)
-    loaded: tuple[ModelSettings, LanguageModel] | None = None
+    kept = KeptModel()
     failure: EmbedgradError | None = None
     while (number := _begun(study, out)) < trials:
         trial = study.ask()
@@ -130,9 +129,7 @@ def tune(
         with _lost_on_interruption(study, trial):
             try:
                 one = Recipe.read(path, [*overrides, *settings])
-                if loaded is None or loaded[0] != one.model:
-                    loaded = one.model, open_model(one, report)
-                _run(one, loaded[1], study, trial, report)
+                _run(one, kept.open(one, report), study, trial, report)
             except EmbedgradError as error:
                 failure = error
                 say(report, [f"trial {number + 1} failed: {error}"])

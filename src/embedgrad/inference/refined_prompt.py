@@ -85,9 +85,9 @@ class RefinedPrompt:
         loaded once. `report` gets events. Raises `ArtifactError`, `DataError`, `EmbedgradError` and
         `ModelError`.
         """
-        answers = self._ask(queries, model, report, decoding)
+        answers, alone = self._ask(queries, model, report, decoding)
         texts = [[str(s["answer"]) for s in a.get("answers", [])] or a["answer"] for a in answers]
-        return texts[0] if isinstance(queries, str | Mapping) else texts
+        return texts[0] if alone else texts
 
     def probabilities(
         self,
@@ -102,8 +102,9 @@ class RefinedPrompt:
         """
         if not self.target.choices:
             raise OptionError("probabilities: this prompt's answers are generated; use generate")
-        found = [a["probabilities"] for a in self._ask(queries, model, report, {})]
-        return found[0] if isinstance(queries, str | Mapping) else found
+        answers, alone = self._ask(queries, model, report, {})
+        found = [answer["probabilities"] for answer in answers]
+        return found[0] if alone else found
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the words, and how far each token moved."""
@@ -126,16 +127,16 @@ class RefinedPrompt:
         model: LanguageModel | str | None,
         report: Report,
         decoding: Mapping[str, Any],
-    ) -> list[dict[str, Any]]:
-        """Values of `answer`, one per query."""
-        examples, _ = examples_of(queries, self.template.columns, images_of(self.prompt))
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Values of `answer`, one per query, and whether one query was given alone."""
+        examples, alone = examples_of(queries, self.template.columns, images_of(self.prompt))
         settings = self._decoding(decoding)
         opened = self._answering(model, report)
         values: list[dict[str, Any]] = []
         for value in answer(opened, examples, decoding=settings):
             values.append(value)
             report(scoring("queries", len(values), len(examples)))
-        return values
+        return values, alone
 
     def _decoding(self, given: Mapping[str, Any]) -> Decoding:
         """As the artifact says, changed by what is given."""

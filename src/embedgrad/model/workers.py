@@ -215,7 +215,7 @@ class Workers:
 
 
 def _failure(why: str) -> EngineError:
-    return EngineError(f"{why}; `embedgrad resume` goes on, on fewer workers too")
+    return EngineError(f"{why}; `embedgrad resume` continues the run, with fewer workers too")
 
 
 _here = Workers()

@@ -329,6 +329,23 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
 
 
+@final
+class KeptModel:
+    """The model of the last recipe, opened once for all recipes that say the same of it."""
+
+    def __init__(self) -> None:
+        self.made_from: object = None
+        self.model: LanguageModel | None = None
+
+    def open(self, recipe: Recipe, report: Report) -> LanguageModel:
+        """The recipe's model, as from `open_model`; there is never room needed for two."""
+        made_from = recipe.model, recipe.prefix_cache, recipe.images
+        if self.model is None or self.made_from != made_from:
+            self.model = None
+            self.model, self.made_from = open_model(recipe, report), made_from
+        return self.model
+
+
 def load_parts(
     recipe: Recipe, report: Report, *, weights: bool = True
 ) -> tuple[LoadedModel, PrefixCache]:

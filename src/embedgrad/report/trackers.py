@@ -52,11 +52,7 @@ class Tracker:
 
     def __init__(self, name: TrackerName, folder: Path, settings: Mapping[str, Any]):
         self.name = name
-        try:
-            found = find_spec(name) is not None
-        except ValueError:  # a module without a spec
-            found = name in sys.modules
-        if not found:
+        if find_spec(name) is None:
             raise RunError(
                 f"report.trackers: the package {name} is missing; pip install 'embedgrad[{name}]'"
             )

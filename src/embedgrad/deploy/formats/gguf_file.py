@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedgrad.deploy.folder import digest
+from embedgrad.data.bounded_reads import file_digest
 from embedgrad.errors import ExportError
 from embedgrad.model.loading import ModelInfo
 from embedgrad.model.loading.gguf_header import SCALARS, HeaderCursor, read_header
@@ -146,7 +146,7 @@ class Weight:
 def from_gguf(info: ModelInfo) -> Contents:
     """The GGUF file that a model was loaded from. Raises `ExportError` if it has changed."""
     file = resolve(info.name, revision=None, local_files_only=True).path
-    sha256 = digest(file)
+    sha256 = file_digest(file)
     if sha256 != info.gguf_sha256:
         raise ExportError(
             f"{file}: is not the file that the model was loaded from (its SHA-256 begins with "

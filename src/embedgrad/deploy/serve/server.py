@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import final
 
 from embedgrad.atomic_files import scratch_folder
+from embedgrad.data.bounded_reads import file_digest
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.export import export
-from embedgrad.deploy.folder import FILE, VERSION, digest, read_export
+from embedgrad.deploy.folder import FILE, VERSION, read_export
 from embedgrad.deploy.requests import example_requests
 from embedgrad.deploy.serve.describe import describe
 from embedgrad.deploy.serve.engines import find_engine
@@ -135,7 +136,7 @@ def _digest(folder: Path, overrides: Sequence[str]) -> str:
     inputs = [prompt / artifact.JSON_FILE, prompt / artifact.ROWS_FILE]
     inputs += [recipe] if recipe.is_file() else []
     try:
-        parts = [str(VERSION), *map(digest, inputs), *overrides]
+        parts = [str(VERSION), *map(file_digest, inputs), *overrides]
     except OSError as error:
         raise RunError(
             f"{error.filename}: cannot be read ({error.strerror}); give a folder that "

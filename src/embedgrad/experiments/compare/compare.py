@@ -50,12 +50,8 @@ from embedgrad.training.self_training import refuse_inside
 
 BLOCK = 256  # test rows with choices that are answered before they are saved
 BATCHES = 4  # batches of free answers, which take longer
-FAILURES = (
-    EmbedgradError,
-    MemoryError,
-    RuntimeError,
-    ValueError,
-)  # out of memory, and what PEFT refuses
+# Our own, out of memory, and what PEFT refuses.
+FAILURES = (EmbedgradError, MemoryError, RuntimeError, ValueError)
 
 
 def compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedgrad.atomic_files import check_seal, publish_folder, scratch_folder, seal
-from embedgrad.data.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import file_digest, read_json
 from embedgrad.environment import cache_folder
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, say
@@ -35,8 +34,7 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
     that transformers cannot convert, and when the cache cannot hold the result.
     """
     header = read_header(file)
-    with open_regular(file) as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_digest(file)
     parent = cache_folder() / "converted"
     folder = parent / f"{digest[:16]}-{VERSION}"
     if folder.is_dir():
@@ -71,15 +69,14 @@ def convert_gguf(file: Path, report: Report) -> tuple[Path, str]:
                 "license": header.metadata.get("general.license"),
                 "notes": notes,
                 "versions": {name: importlib.metadata.version(name) for name in libraries},
-                "files": {path.name: _digest(path) for path in sorted(aside.iterdir())},
+                "files": {path.name: file_digest(path) for path in sorted(aside.iterdir())},
             }
             (aside / SOURCE).write_text(json.dumps(seal(source), indent=2) + "\n", "utf-8")
             try:
                 publish_folder(aside, folder)
             except OSError:
-                if not folder.is_dir() or _damage(
-                    folder
-                ):  # else another process was faster, with as good a result
+                # Another process may have been faster, with as good a result.
+                if not folder.is_dir() or _damage(folder):
                     raise
     say(report, notes)
     return folder, digest
@@ -89,18 +86,13 @@ def _damage(folder: Path) -> str | None:
     """What is damaged in a converted model's folder; None if it is as it was written."""
     try:
         for name, digest in _source(folder)["files"].items():
-            if _digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 return f"{name} is damaged"
     except ModelError:
         return f"{SOURCE} is damaged"
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     return None
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def license_of(folder: Path) -> str | None:
