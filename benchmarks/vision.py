@@ -140,7 +140,7 @@ class InSequence:
         return Outcome(logprobs_BC, tokens_BC, gold_B, (None,) * len(batch), normalize)
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("pictures are classified, and nothing is written")
 
 
 def saved_bytes(loss: Loss, theta: dict[str, Tensor], batch: Sequence[TokenSequence]) -> int:
