@@ -10,12 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker on each core; before t
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from browser import Browser, find_browser
 
 # Times of one example say nothing on a busy machine; the first one also builds models.
-settings.register_profile("steady", deadline=None, print_blob=True)
+settings.register_profile(
+    "steady", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steady")
 
 MEMORY_OF_A_WORKER = 3 * 2**30

@@ -217,7 +217,8 @@ def fit_together(recipe: Recipe) -> Recipe:
     elif not target.choices and objective.needs_choices(available=False):
         target = replace(target, choices=("no", "yes"))
     free, metric, solutions = not target.choices, training.metric, recipe.solutions
-    if (metric == "regret" and not isinstance(objective, Regret)) or (metric == "macro_f1" and free):
+    for_regret = isinstance(objective, Regret)
+    if (metric == "regret" and not for_regret) or (metric == "macro_f1" and free):
         training = replace(training, metric="auto")
     if training.batch_by == "groups" and recipe.data.group is None:
         training = replace(training, batch_by="examples")
