@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-import typer
 from typer.testing import CliRunner
 
 import embedgrad
@@ -34,6 +33,7 @@ from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.registry import build, build_part
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.tasks import read_tasks
+from run_kit import get_command
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"
@@ -772,7 +772,7 @@ def parse(line: str) -> dict[str, Any]:
     _, verb, *arguments = shlex.split(" ".join(line.split()), comments=True)
     if verb == "--help":
         return {}
-    group: Any = typer.main.get_command(app)
+    group: Any = get_command(app)
     assert verb in group.commands, f"no such verb: {verb}"
     if not arguments:  # a mention of the verb
         return {}

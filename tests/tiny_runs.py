@@ -5,7 +5,6 @@ A test file gets them by `pytest_plugins = ["tiny_runs"]`; what it imports stand
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import shutil
@@ -24,15 +23,11 @@ from huggingface_hub import constants
 import tiny
 from bad_kit import Place
 from embedgrad.cli import main
-from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
+from run_kit import ROWS, Command, Done, get_command, save_model, values, write_jsonl
 
 # Threads gain nothing on tiny tensors and cost much on a busy machine; also for new processes.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-# Typer builds every verb anew for each call, which takes longer than most of them.
-_built = functools.cache(typer.main.get_command)
 
 
 class _Terminal(io.TextIOWrapper):
@@ -46,7 +41,7 @@ def embedgrad(
 ) -> Iterator[Command]:
     """`embedgrad("parts", "--json", stdin=...)` -> `Done`, in this process; None: a terminal."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(typer.main, "get_command", _built)
+    monkeypatch.setattr(typer.main, "get_command", get_command)
 
     def command(*arguments: object, stdin: str | bytes | None = b"") -> Done:
         content = stdin.encode() if isinstance(stdin, str) else stdin
