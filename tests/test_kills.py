@@ -129,7 +129,8 @@ def test_a_run_survives_the_failure_of_any_operation_on_a_file(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     """The k-th fails once, by turns for want of space, of a right, or of a working disk."""
-    recipe = Recipe.from_dict(values(model_folder, data, training=SHORT))
+    few = {"limit": {"train": 6, "dev": 4, "test": 4}}
+    recipe = Recipe.from_dict(values(model_folder, data, training=SHORT, data=few))
     model = load_model(str(model_folder), device="cpu")
     with Disk().mounted() as disk:
         run(recipe, tmp_path / "whole", quiet, model=model)
