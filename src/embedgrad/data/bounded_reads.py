@@ -1,7 +1,7 @@
 """Read files of strangers: regular ones only, of bounded size.
 
 A pipe would be waited for without end, a device read without end, and a few bytes of JSON can take
-a hundred times as much memory. Problems are `OSError` (with a `strerror`) and `ValueError`.
+a hundred times as much memory. Problems are `ValueError` and `OSError`, which names the file.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except ValueError:  # a NUL in its name
-        raise OSError(errno.EINVAL, "is no name of a file") from None
+        raise OSError(errno.EINVAL, "is no name of a file", path) from None
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file")
-    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes")
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", path)
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
