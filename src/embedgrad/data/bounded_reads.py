@@ -14,8 +14,9 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
 LARGEST_FILE = 2**31  # bytes of data, rows and events
 LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
@@ -58,6 +59,15 @@ def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
     """A whole file of at most `most` bytes. Raises `OSError`."""
     with open_regular(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # `most` would be taken from memory
+
+
+def read_part(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of an open file, of which a part is wanted. Raises `OSError` where it is large."""
+    left = LARGEST_FILE
+    for line in iter(partial(file.readline, LONGEST_LINE), b""):
+        if (left := left - len(line)) < 0:
+            raise OSError(errno.EFBIG, f"its first rows are larger than {LARGEST_FILE:,} bytes")
+        yield line
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
