@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT)]  # as `python -m` has it
 
 from benchmarks import gpu  # noqa: E402
 from benchmarks.speed import peers, scoring, steps, workloads  # noqa: E402
+from benchmarks.speed.bench import Bench  # noqa: E402
 
 pytestmark = pytest.mark.harness
 
@@ -35,9 +36,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "SHAPES", SHAPES)
     monkeypatch.setattr(steps, "matmul_rate", lambda like: 1e9)
     monkeypatch.setattr(scoring, "NEW_TOKENS", 5)
+    monkeypatch.setattr(Bench, "pairs", lambda self, count: 1)
 
 
-def measure(out: Path, seconds: float = 600.0) -> list[dict[str, Any]]:
+def measure(out: Path, seconds: float = 6000.0) -> list[dict[str, Any]]:
     gpu.measure("tiny", gpu.TINY["tiny"], out, seconds, rehearse=True)
     rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.exists() else []
     return rows
@@ -54,13 +56,12 @@ def test_every_workload_has_a_row_beside_every_peer_and_is_not_measured_again(
     }
     for row in rows:
         assert row["model"] == "tiny"
-        assert (row["pairs"], row["ratio"] > 0) == (5, True)
+        assert (row["pairs"], row["ratio"] > 0) == (1, True)
         if row["workload"] != "G":
             assert row["same_gradient"]
             assert 0 < row["gradient_difference"] < 0.1  # of two bf16 computations
     with monkeypatch.context() as patch:  # where it is interrupted it goes on
         patch.setattr(steps, "against", None)
-        patch.setattr(scoring, "Generate", peers.Generate)
         assert measure(out) == rows
     values = json.loads(out.read_text())
     values["rows"] = [row for row in rows if row["workload"] != "B"]
@@ -77,7 +78,7 @@ def test_a_workload_ends_with_its_share_of_the_time(
     rows = measure(tmp_path / "gpu.json", 8)
     assert time.monotonic() - began < 40
     assert {row["workload"] for row in rows} <= {"G"}
-    assert [f"tiny, {letter}: out of time" in capsys.readouterr().out for letter in "A"] == [True]
+    assert "tiny, A: out of time" in capsys.readouterr().out
 
 
 def test_sizes_are_those_of_qwen() -> None:
