@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.speed import scoring, steps
 from benchmarks.speed.bench import Bench
@@ -142,15 +142,24 @@ def random_model(size: str, shape: Sequence[int], folder: str, device: str) -> L
     words.save_pretrained(folder)
     torch.manual_seed(0)
     with torch.device(device):
-        made = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     made = made.eval().requires_grad_(False)
     made.config._name_or_path = made.name_or_path = folder
     info = ModelInfo(
-        **{"name": f"Qwen2.5 {size}, random", "revision": None, "kind": "folder", "path": folder},
-        **{"architecture": "Qwen2ForCausalLM", "width": shape[0], "vocabulary": shape[-1]},
-        **{"context": config.max_position_embeddings, "dtype": "bfloat16"},
-        **{"embedding_digest": "random", "embedding_scale": 1.0, "tied": size in TIED},
-        **{"license": None, "gguf_sha256": None},
+        name=f"Qwen2.5 {size}, random",
+        revision=None,
+        kind="folder",
+        path=folder,
+        architecture="Qwen2ForCausalLM",
+        width=config.hidden_size,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        dtype="bfloat16",
+        embedding_digest="random",
+        embedding_scale=1.0,
+        tied=size in TIED,
+        license=None,
+        gguf_sha256=None,
     )
     return LanguageModel(LoadedModel(made, words, info))
 
@@ -177,7 +186,7 @@ def byte_tokenizer() -> Any:
     words = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=words, eos_token="<|im_end|>", pad_token="<|im_end|>"
     )
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})

@@ -87,10 +87,10 @@ class Results:
 
     def write(self) -> None:
         """Write the file; of the one model that has targets with what was reached by now."""
-        first = ("machine", "versions", "finished")
+        first = ["machine", "versions", "finished"]
         if self.model is None:
             self.values["reached"] = reached(self.values)
-            first = (*first, "reached")
+            first.append("reached")
         order = [*first, *sorted(set(self.values) - {*first, "rows"}), "rows"]
         write_json(self.path, {name: self.values[name] for name in order})
 
