@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+import export_kit
 from embedgrad import load
 from embedgrad.atomic_files import write_file, write_json
 from embedgrad.errors import EngineError
@@ -101,6 +102,29 @@ def test_every_row_has_a_prompt_and_nothing_is_done_twice(
     monkeypatch.setattr(mapping, "run", lambda *a, **o: pytest.fail("done twice"))
     again = embedgrad(*command, "--json").json
     assert (again["finished"], again["failed"]) == (2, 0)
+
+
+def test_one_export_serves_every_row(
+    recipe: Write, table: Callable[..., Path], embedgrad: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    model = {"name": str(export_kit.save_base(tmp_path / "model"))}
+    path = recipe(model=model, training={"steps": 1}, optimizer={"learning_rate": 0.2})
+    mapped = embedgrad("map", path, "--over", table(), "--out", out, "--workers", "0", "--quiet")
+    assert mapped.code == 0, mapped.err
+    call = ("export", out, "--to", "vocabulary", "--check-rows", "4", "--quiet", "--out")
+    done = embedgrad(*call, tmp_path / "one", "--json")
+    assert done.code == 0, done.err
+    assert done.json["verify"]["passed"] is True
+    served = done.json["prompts"]
+    assert list(served) == ["plain", "other"]
+    assert served["plain"]["artifact"] != served["other"]["artifact"]
+    # One that is missing would be answered by another one.
+    csv_file = out / "results.csv"
+    csv_file.write_text(csv_file.read_text().replace("other,finished", "other,failed"))
+    refused = embedgrad(*call, tmp_path / "two")
+    assert refused.code == 2
+    assert "1 of 2 prompts are not finished, other for one" in refused.lines[0]
 
 
 def test_a_row_that_fails_is_retried_and_leaves_the_others_alone(

@@ -30,10 +30,11 @@ from embedgrad.experiments.run import run
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.recipe.build import KeptModel
 from embedgrad.recipe.overrides import as_toml
+from embedgrad.recipe.paths import MAPPED
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.terminal.bars import show
 
-RESULTS, STATE, NAME = "results.csv", "state", "name"
+STATE, NAME = "state", "name"
 PLAIN = re.compile(r"\w[\w.-]{0,63}")
 DEATHS = 3  # of workers in a row that did not even begin a row
 PAUSE = 0.5  # seconds
@@ -116,7 +117,7 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
     for number, (row, source) in enumerate(zip(table.rows, table.sources, strict=True), start=1):
         cells = {n: value for n, value in row.items() if n != NAME and value not in ("", None)}
         name = str(row.get(NAME) or number)
-        if name in jobs or name in (STATE, RESULTS) or not PLAIN.fullmatch(name):
+        if name in jobs or name in (STATE, MAPPED) or not PLAIN.fullmatch(name):
             problems.append(f"{source}: {name!r}; expected a name of its own of letters and digits")
             continue
         settings = [f"{n}={v if isinstance(v, str) else as_toml(v)}" for n, v in cells.items()]
@@ -260,6 +261,6 @@ def collect(jobs: Sequence[Job], out: Path, reasons: Mapping[str, str] | None = 
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_file(out / RESULTS, text.getvalue().encode())
+    write_file(out / MAPPED, text.getvalue().encode())
     counts = [sum(row["status"] == status for row in rows) for status in ("finished", "failed")]
-    return Mapped(rows=rows, finished=counts[0], failed=counts[1], results=str(out / RESULTS))
+    return Mapped(rows=rows, finished=counts[0], failed=counts[1], results=str(out / MAPPED))
