@@ -67,7 +67,7 @@ def map(
 
     out = out or Path("runs", f"map-{recipe.stem}")
     settings = with_model(overrides, model)
-    jobs = mapping.read_jobs(recipe, over, settings)
+    jobs = mapping.read_jobs(recipe, over, settings, check=not join)
     own = ["map", str(recipe), "--over", str(over), "--out", str(out), "--join", "--quiet"]
     own += ["--retries", str(retries), *(part for s in settings for part in ("--set", s))]
     starting: AbstractContextManager[Callable[[], Worker]] = nullcontext(partial(LocalWorker, own))

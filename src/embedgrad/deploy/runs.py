@@ -46,7 +46,7 @@ def name_runs(runs: Runs) -> dict[str, Path]:
         return {name: Path(run) for name, run in runs.items()}
     paths: dict[str, Path] = {}
     given = [runs] if isinstance(runs, str | Path) else runs
-    for run in (one for folder in given for one in _mapped(Path(folder)) or [folder]):
+    for run in (one for folder in given for one in _mapped(Path(folder)) or [Path(folder)]):
         before, equals, after = str(run).partition("=")
         if equals and not Path(run).exists():
             check_name(before)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, final
 
@@ -54,10 +56,16 @@ class Mapped(TypedDict):
 @final
 @dataclass(frozen=True)
 class Job:
-    """A row of the table: the name of its run, and its recipe."""
+    """A row of the table: the name of its run, and what its recipe is read from."""
 
     name: str
-    recipe: Recipe
+    path: Path
+    settings: tuple[str, ...]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its recipe, once it is asked for. Raises `RecipeError`."""
+        return Recipe.read(self.path, self.settings)
 
     def result(self, out: Path) -> Mapping[str, Any] | None:
         """The result of its run, if it is finished."""
@@ -107,8 +115,12 @@ class Job:
         return max((folder.name for folder in folders), key=lambda n: (len(n), n), default="")
 
 
-def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job]:
+def read_jobs(
+    path: Path, over: Path, overrides: Sequence[str] = (), *, check: bool = True
+) -> list[Job]:
     """The rows of a table as recipes. Raises `RecipeError` for rows that make none.
+
+    A worker does not `check` those again, thousands maybe, before it begins.
 
     A column is a setting, as in `--set`, and an empty cell leaves it as it is; the column `name`
     names the run, or else the row's number does.
@@ -121,8 +133,9 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
             problems.append(f"{source}: {name!r}; expected a name of its own of letters and digits")
             continue
         settings = [f"{n}={v if isinstance(v, str) else as_toml(v)}" for n, v in cells.items()]
+        jobs[name] = Job(name, path, (*overrides, *settings))
         try:
-            jobs[name] = Job(name, Recipe.read(path, [*overrides, *settings]))
+            _ = check and jobs[name].recipe
         except RecipeError as error:
             problems += [f"{source}: {problem}" for problem in error.problems]
     if problems:
@@ -206,17 +219,19 @@ def map_rows(
     Raises `EngineError` where workers die before they begin a row. What an earlier call finished is
     not done again, and what failed is tried again.
     """
+    (out / STATE).mkdir(parents=True, exist_ok=True)
     begun, reasons = [start() for _ in range(workers)], dict[str, str]()
     left, before, deaths = list(jobs), list[object](), 0
     try:
         while begun:
             time.sleep(PAUSE)
             ended = [(w, why) for w in begun if (why := w.ended()) is not None]
-            still = [job for job in left if not job.over(out, retries)]
-            if len(still) < len(left):
-                left = still
+            touched = {path.stem for path in (out / STATE).glob("*.json")} | {*os.listdir(out)}
+            over = {j.name for j in left if j.name in touched and j.over(out, retries)}
+            if over:
+                left = [job for job in left if job.name not in over]
                 report(scoring("prompts", len(jobs) - len(left), len(jobs)))
-            now: list[object] = [(job.name, job.state(out)) for job in left]
+            now: list[object] = [(j.name, j.state(out)) for j in left if j.name in touched]
             deaths, before = deaths if now == before else 0, now
             for worker, why in ended:
                 begun.remove(worker)

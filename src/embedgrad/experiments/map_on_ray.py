@@ -21,7 +21,8 @@ class _Actor:
     def work(
         self, recipe: Path, over: Path, out: Path, overrides: Sequence[str], retries: int, name: str
     ) -> None:
-        work(read_jobs(recipe, over, overrides), out, retries=retries, worker=name)
+        jobs = read_jobs(recipe, over, overrides, check=False)
+        work(jobs, out, retries=retries, worker=name)
 
 
 @final
