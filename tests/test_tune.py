@@ -174,6 +174,57 @@ def test_a_trial_that_fails_ends_no_study(
         tune(path, tmp_path / "other", [RATE], note, trials=2)
 
 
+def test_of_several_objectives_those_are_kept_that_no_other_one_beats(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    words = "[[Is it good?]]", "[[Is the review positive or negative?]]"
+    texts = json.dumps([f"{{review}} {text}" for text in words])
+    call = ("tune", recipe(training={"steps": 1}), "--over", f"template.user={texts}")
+    goals = ("--objective", "log_loss", "--objective", "tokens", "--trials", "3", "--json")
+    found = embedgrad(*call, *goals, "--out", tmp_path / "study", "--quiet").json
+    assert (found["objectives"], found["lower"]) == (["log_loss", "tokens"], ["log_loss", "tokens"])
+    values = [(t["values"]["log_loss"], t["values"]["tokens"]) for t in found["trials"]]
+    assert len({tokens for _, tokens in values}) == 2  # the length of the span is a setting
+    for (loss, tokens), trial in zip(values, found["trials"], strict=True):
+        beaten = any(a <= loss and b <= tokens and (a, b) != (loss, tokens) for a, b in values)
+        assert trial["front"] is not beaten
+    fronts = [loss for (loss, _), t in zip(values, found["trials"], strict=True) if t["front"]]
+    assert fronts == sorted(fronts)
+    assert values[0][0] == min(fronts)
+    best = Recipe.read(tmp_path / "study" / "best.toml")
+    assert best.template.as_dict()["user"] in json.loads(found["trials"][0]["template.user"])
+
+
+def test_an_objective_that_there_is_not_is_refused(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    call = ("tune", recipe(), "--over", RATE, "--out", tmp_path / "study", "--objective", "loss")
+    done = embedgrad(*call)
+    assert (done.code, done.lines) == (
+        2,
+        [
+            "error: --objective: unknown 'loss'; did you mean 'log_loss'? known: accuracy, "
+            "log_loss, macro_f1, regret, seconds, tokens"
+        ],
+    )
+
+
+def test_a_database_holds_a_study_that_two_folders_share(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, url = recipe(training={"steps": 1}), f"sqlite:///{tmp_path / 'study.db'}"
+    call = ("tune", path, "--over", RATE, "--storage", url, "--quiet", "--json", "--out")
+    here = embedgrad(*call, tmp_path / "a", "--trials", "1").json["trials"]
+    there = embedgrad(*call, tmp_path / "b", "--trials", "2").json["trials"]
+    assert (len(here), len(there)) == (1, 2)
+    assert here[0]["dev"] in [trial["dev"] for trial in there]
+    assert len({trial["optimizer.learning_rate"] for trial in there}) == 2
+    assert not (tmp_path / "a" / "journal.log").exists()
+    wrong = embedgrad(*call[:-1], "--storage", "nosuch://db", "--out", tmp_path / "c")
+    assert wrong.code == 2
+    assert wrong.lines[-1].startswith("error: --storage: cannot be used (")
+
+
 # ------------------------------------------------------------------------ several, and interrupted
 
 
@@ -203,7 +254,7 @@ def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path:
     path, out = recipe(training={"steps": 1}), tmp_path / "study"
     tune(path, out, [RATE], lambda event: None, trials=1)
     space = [Setting.parse(RATE)]
-    study = tuning._open(out, Recipe.read(path), space, 0)
+    study = tuning._open(out, Recipe.read(path), space)
     lost = study.ask()
     settings = space[0].suggest(lost)
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -230,10 +281,10 @@ def test_a_trial_that_is_lost_meanwhile_is_begun_again(
 ) -> None:
     run, gone = tuning._run, []
 
-    def lose(one: Recipe, model: Any, study: Any, trial: Any, report: Any) -> None:
+    def lose(one: Recipe, model: Any, study: Any, trial: Any, *others: Any) -> None:
         if not trial.number:
             gone.append(losing(study))
-        run(one, model, study, trial, report)
+        run(one, model, study, trial, *others)
 
     monkeypatch.setattr(tuning, "_run", lose)
     path = recipe(training={"steps": 1})
@@ -246,7 +297,7 @@ def test_two_processes_that_start_together_bring_a_trial_back_once(
     recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Recipe.read(recipe())
-    studies = [tuning._open(tmp_path, made, [Setting.parse(RATE)], 0) for _ in range(2)]
+    studies = [tuning._open(tmp_path, made, [Setting.parse(RATE)]) for _ in range(2)]
     gone, lose = losing(studies[0]), tuning._lose
 
     def slowly(study: Any, trial: Any) -> None:
