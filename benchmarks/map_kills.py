@@ -41,7 +41,7 @@ RESULT = ROOT / "benchmarks" / "results" / "map-kills.json"
 MOST_COMPARED = 10
 RECIPE = """
 model = { name = "model", device = "cpu" }
-data = { train = "rows.csv", dev = "rows.csv", test = "rows.csv", answer = "label", allow_duplicates = true }
+data = { train = "rows.csv", dev_share = 0.3, test_share = 0.3, answer = "label" }
 template = { text = "Review: {text} [[Is it good?]]" }
 target = { choices = [" yes", " no"] }
 training = { steps = 3, batch_size = 4 }
@@ -75,7 +75,8 @@ def kill_one(driver: int, jobs: list[Job], out: Path) -> tuple[bool, str]:
     """Kill a worker of the map; whether there was one, and which row it had at work."""
     workers = []
     with suppress(psutil.Error):
-        workers = psutil.Process(driver).children()
+        children = psutil.Process(driver).children()  # one of them forks the workers
+        workers = [worker for child in children for worker in child.children()]
     if not workers:
         return False, ""
     victim = random.choice(workers)

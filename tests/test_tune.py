@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from embedgrad.errors import DivergenceError, RecipeError
+from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.experiments import tune as tuning
 from embedgrad.experiments.tune import Setting, tune
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.figures import study as figures
 from refusals import refused
 from run_kit import Command
 
@@ -177,7 +178,7 @@ def test_a_trial_that_fails_ends_no_study(
 def test_of_several_objectives_those_are_kept_that_no_other_one_beats(
     recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
-    words = "[[Is it good?]]", "[[Is the review positive or negative?]]"
+    words = "[[Is the review positive?]]", "[[Is the review positive or negative?]]"
     texts = json.dumps([f"{{review}} {text}" for text in words])
     call = ("tune", recipe(training={"steps": 1}), "--over", f"template.user={texts}")
     goals = ("--objective", "log_loss", "--objective", "tokens", "--trials", "3", "--json")
@@ -191,8 +192,8 @@ def test_of_several_objectives_those_are_kept_that_no_other_one_beats(
     fronts = [loss for (loss, _), t in zip(values, found["trials"], strict=True) if t["front"]]
     assert fronts == sorted(fronts)
     assert values[0][0] == min(fronts)
-    best = Recipe.read(tmp_path / "study" / "best.toml")
-    assert best.template.as_dict()["user"] in json.loads(found["trials"][0]["template.user"])
+    best = (tmp_path / "study" / "best.toml").read_text("utf-8")
+    assert json.loads(found["trials"][0]["template.user"]) in best
 
 
 def test_an_objective_that_there_is_not_is_refused(
@@ -335,3 +336,76 @@ def test_two_processes_share_a_study(recipe: Write, tmp_path: Path) -> None:
     rates = [trial["optimizer.learning_rate"] for trial in trials_of(out)]
     assert 4 <= len(rates) <= 5  # both may ask for the last one
     assert len(set(rates)) == len(rates)
+
+
+# ---------------------------------------------------------------------------------------- its page
+
+
+def study(**changes: Any) -> dict[str, Any]:
+    """A study of four trials of two settings, one of them stopped early."""
+    kinds = ['"system"', '"<b>"', '"system"', '"system"']
+    trials = [
+        {
+            **{"trial": i, "optimizer.learning_rate": 10.0**-i, "template.place": kinds[i]},
+            **{"dev": {}, "values": {"accuracy": score, "tokens": 8 - i}},
+            **{"pruned": i == 3, "front": i == 1},
+        }
+        for i, score in enumerate([0.6, 0.9, 0.7, 0.5])
+    ]
+    rate, place = {"log": True, "values": []}, {"log": False, "values": ['"system"', '"<b>"']}
+    return {
+        **{"objectives": ["accuracy"], "lower": [], "metric": "accuracy"},
+        **{"settings": {"optimizer.learning_rate": rate, "template.place": place}},
+        **{"trials": sorted(trials, key=lambda t: -t["values"]["accuracy"]), "recipe": "best.toml"},
+        **changes,
+    }
+
+
+def test_the_figures_show_every_trial_and_the_best_so_far() -> None:
+    (axes,) = figures.history(study()).axes
+    line, *dots = axes.lines
+    assert list(line.get_xdata()) == [1, 2, 3]  # one that was stopped early is no best
+    assert list(line.get_ydata()) == pytest.approx([60, 90, 90])
+    places = [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots]
+    assert places == [(1, 60), (2, 90), (2, 90), (3, pytest.approx(70)), (4, 50)]  # and a ring
+    rates, kinds = figures.settings(study()).axes
+    assert (rates.get_xscale(), rates.get_xlabel()) == ("log", "optimizer.learning_rate")
+    assert [dot.get_xdata()[0] for dot in rates.lines] == [1, 0.1, 0.1, 0.01, 0.001]
+    assert [dot.get_xdata()[0] for dot in kinds.lines] == [0, 1, 1, 0, 0]
+    assert [label.get_text() for label in kinds.get_xticklabels()] == ['"system"', '"<b>"']
+    falling = study(objectives=["tokens"], lower=["tokens"])
+    (axes,) = figures.history(falling).axes
+    assert list(axes.lines[0].get_ydata()) == [8, 7, 6]
+
+
+def test_the_front_joins_what_nothing_beats() -> None:
+    both = study(objectives=["accuracy", "tokens"], lower=["tokens"])
+    both["trials"][1]["front"] = True
+    (axes,) = figures.front(both).axes
+    assert list(zip(*axes.lines[0].get_data(), strict=True)) == [
+        *((6, pytest.approx(70)), (7, pytest.approx(90))),
+    ]
+    with refused("front: the study has one objective", error=RunError):
+        figures.front(study())
+    with refused("no trial that finished", error=RunError):
+        figures.history(study(trials=[]))
+
+
+def test_report_makes_a_page_and_figures_of_a_study(embedgrad: Command, tmp_path: Path) -> None:
+    (tmp_path / "trials.json").write_text(json.dumps(study()))
+    done = embedgrad("report", tmp_path)
+    assert done.code == 0, done.err
+    page = (tmp_path / "report.html").read_text("utf-8")
+    for part in ("How it went", "What each setting did", "Every trial", "&lt;b&gt;"):
+        assert part in page
+    assert "<b>" not in page
+    assert "What is not here" not in page
+    assert page.count('<svg class="figure"') == 2
+    assert embedgrad("report", tmp_path, "--figure", "history", "--format", "png").code == 0
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+    other = embedgrad("report", tmp_path, "--figure", "curves", "--format", "png")
+    assert (other.code, "unknown figure 'curves'" in other.err) == (2, True)
+    (tmp_path / "trials.json").write_text('{"trials": [{}]}')
+    damaged = embedgrad("report", tmp_path)
+    assert (damaged.code, len(damaged.lines)) == (2, 1)
+    assert "trials.json: is no file of `embedgrad tune`" in damaged.err

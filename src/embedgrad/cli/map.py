@@ -47,7 +47,6 @@ def map(
         ),
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed row is retried.")] = 2,
-    join: Annotated[bool, typer.Option(hidden=True)] = False,  # a worker of another map
     overrides: Set = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -67,18 +66,16 @@ def map(
 
     out = out or Path("runs", f"map-{recipe.stem}")
     settings = with_model(overrides, model)
-    jobs = mapping.read_jobs(recipe, over, settings, check=not join)
-    own = ["map", str(recipe), "--over", str(over), "--out", str(out), "--join", "--quiet"]
-    own += ["--retries", str(retries), *(part for s in settings for part in ("--set", s))]
-    starting: AbstractContextManager[Callable[[], Worker]] = nullcontext(partial(LocalWorker, own))
+    jobs = mapping.read_jobs(recipe, over, settings)
+    table = (recipe, over, out, settings, retries)
+    starting: AbstractContextManager[Callable[[], Worker]]
+    starting = nullcontext(partial(LocalWorker, mapping.join, *table))
     if ray is not None:
         from embedgrad.experiments.map_on_ray import ray_workers
 
-        starting = ray_workers(ray, recipe, over, out, settings, retries)
+        starting = ray_workers(ray, *table)
     try:
         with Progress(quiet=quiet) as progress:
-            if join:
-                return mapping.work(jobs, out, progress, retries=retries)
             mapping.prepare(jobs, out)
             if ray is None and not workers:
                 mapping.work(jobs, out, progress, retries=retries)

@@ -155,6 +155,18 @@ def prepare(jobs: Sequence[Job], out: Path) -> None:
             remove_file(out / job.name / "result.json")
 
 
+def join(
+    path: Path,
+    over: Path,
+    out: Path,
+    overrides: Sequence[str],
+    retries: int,
+    worker: str = "",
+) -> None:
+    """What a worker does: `work` for a table that was checked already."""
+    work(read_jobs(path, over, overrides, check=False), out, retries=retries, worker=worker)
+
+
 def work(
     jobs: Sequence[Job], out: Path, report: Report = quiet, *, retries: int = 2, worker: str = ""
 ) -> None:

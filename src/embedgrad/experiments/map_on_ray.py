@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.errors import EngineError, OptionError, one_line
-from embedgrad.experiments.map import read_jobs, work
+from embedgrad.experiments.map import join
 from embedgrad.experiments.map_workers import Worker
 
 
@@ -18,11 +18,8 @@ from embedgrad.experiments.map_workers import Worker
 class _Actor:
     """Does `work` in a process of the cluster, which loads the model once."""
 
-    def work(
-        self, recipe: Path, over: Path, out: Path, overrides: Sequence[str], retries: int, name: str
-    ) -> None:
-        jobs = read_jobs(recipe, over, overrides, check=False)
-        work(jobs, out, retries=retries, worker=name)
+    def work(self, *arguments: Any) -> None:
+        join(*arguments)
 
 
 @final
