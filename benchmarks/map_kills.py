@@ -55,9 +55,10 @@ def prepare(folder: Path, prompts: int) -> tuple[Path, Path]:
         texts = [f"{how} film number {i}" for i, how in enumerate(["A good", "A bad"] * 6)]
         tokenizer = ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(texts, vocab_size=300, special_tokens=["<s>"])
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<s>")
+        make: Any = PreTrainedTokenizerFast
+        fast = make(tokenizer_object=tokenizer._tokenizer, eos_token="<s>")
         fast.save_pretrained(folder / "model")
-        sizes: dict[str, int] = {"hidden_size": 32, "intermediate_size": 64}
+        sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}
         sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=len(fast), bos_token_id=0, eos_token_id=0, **sizes)

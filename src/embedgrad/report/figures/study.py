@@ -28,6 +28,8 @@ def history(study: Study) -> Figure:
 
     Raises `RunError` where no trial has finished.
     """
+    from matplotlib.ticker import MaxNLocator
+
     trials, name = _trials(study), study["objectives"][0]
     with style():
         figure = new_figure(WIDTH, 240)
@@ -42,7 +44,7 @@ def history(study: Study) -> Figure:
         _dots(axes, trials, places, values)
         axes.set_title(_title(name))
         axes.set_xlabel("trial")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.04, y=0.12)
     return figure
 
