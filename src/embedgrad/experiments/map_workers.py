@@ -1,4 +1,4 @@
-"""Workers of `embedgrad map`: processes of this machine, and what they all have in common."""
+"""Workers of `embedgrad map`: what all have, and local processes."""
 
 from __future__ import annotations
 

@@ -217,8 +217,10 @@ def _open(
     except Exception as error:
         if url is None:
             raise
-        why = f"cannot be used ({one_line(error)}); give one as SQLAlchemy writes it"
-        raise RunError(f"--storage: {why}, for example sqlite:///study.db") from error
+        raise RunError(
+            f"--storage: cannot be used ({one_line(error)}); give a URL as SQLAlchemy writes it, "
+            "for example sqlite:///study.db"
+        ) from error
     told = [recipe.as_dict(out), [vars(setting) for setting in space], *objectives]
     text = json.dumps(told, sort_keys=True)
     made_from = hashlib.sha256(text.encode()).hexdigest()
