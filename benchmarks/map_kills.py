@@ -129,7 +129,7 @@ def run_killed(folder: Path, prompts: int, every: float, workers: int, result: P
     ]
     counts |= {"compared": len(same), "different": same.count(False)}
     machine = {"cores": os.cpu_count(), "versions": versions()}
-    write_json(result, {**counts, "hit": hit, "command": sys.argv[1:], **machine})
+    write_json(result, {**counts, "hit": hit, **machine})
 
 
 def main(arguments: list[str] | None = None) -> None:
