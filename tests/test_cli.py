@@ -67,11 +67,11 @@ OPTIONS = {
     },
     "tune": {
         *("RECIPE.toml", "--over", "--out", "--trials", "--seed", "--set", "--model", "--json"),
-        "--quiet",
+        *("--objective", "--storage", "--quiet"),
     },
     "map": {
         *("RECIPE.toml", "--over", "--out", "--workers", "--retries", "--set", "--model"),
-        *("--json", "--quiet"),
+        *("--ray", "--json", "--quiet"),
     },
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
