@@ -51,6 +51,7 @@ def report(
     from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
     from embedgrad.recipe.paths import find_run
+    from embedgrad.report.page.figure import draw_comparison, draw_run
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import (
         compared_rows,
@@ -73,14 +74,14 @@ def report(
         more: list[str] = []
         compared = compared_rows(run if run.is_dir() else run.parent, more)
         page = partial(comparison_page, results, name, compared, [*notes, *more])
-        draw = partial(_comparison_figure, results)
+        draw = partial(draw_comparison, results)
     else:
         files = read_run(run)
         if figure in (None, "interpolation") and not files.alone:
             notes = _interpolate(files, rows, overrides or (), no_model, quiet)
         classes = per_class(row for _, row in files.survey)
         page = partial(run_page, files, run.resolve().name, notes, classes)
-        draw = partial(_run_figure, files, notes)
+        draw = partial(draw_run, files, notes)
     written = page().encode() if figure is None else _image(run, figure, form, draw)
     write_file(path, written)
     if not no_model:
@@ -148,25 +149,3 @@ def _image(run: Path, name: str, form: str, draw: Callable[[str], Any]) -> bytes
         return image(draw(name), form)
     except DAMAGE as error:
         raise RunError(f"{run}: {name} cannot be drawn: {error}") from error
-
-
-def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
-    from embedgrad.errors import RunError
-    from embedgrad.report.figures import run as figures
-    from embedgrad.report.page.facts import describe_drift
-
-    if name == "curves":
-        return figures.curves(files.events)
-    if name == "reliability":
-        return figures.reliability([row for _, row in files.survey])
-    if name == "interpolation" and files.interpolation:
-        return figures.interpolation_figure(files.interpolation)
-    if name == "drift" and (tokens := describe_drift(files)):
-        return figures.heat_strip(tokens["rows"], tokens["radius"])
-    raise RunError(" ".join([*notes, *files.notes]) or "the run has no data for it")
-
-
-def _comparison_figure(results: dict[str, Any], name: str) -> Any:
-    from embedgrad.report.figures import comparison as figures
-
-    return figures.forest(results) if name == "forest" else figures.accuracy_against_cost(results)
