@@ -103,11 +103,15 @@ def measure(
         for name, recipe in recipes.items():
             began = (folders[name] / "recipe.toml").exists()
             eg.run(recipe, folders[name], model=model, resume=began)
-        thetas = [Checkpoint.load(folder / "checkpoint").theta for folder in folders.values()]
+        trained = list(folders.values())
     else:
         eg.run_tasks(recipes, out, model=model, resume=(out / "recipe.toml").exists())
-        thetas = [Checkpoint.load(out / "checkpoint").theta]
-    numbers = sum(value.numel() for theta in thetas for value in theta.values())
+        trained = [out]
+    numbers = 0
+    for folder in trained:
+        checkpoint = Checkpoint.find(folder / "checkpoint")
+        assert checkpoint is not None  # a run that ended left it
+        numbers += sum(value.numel() for value in checkpoint.theta.values())
     scores: dict[str, dict[str, float]] = {}
     for name, folder in folders.items():
         opened = open_run(folder, model=model)
