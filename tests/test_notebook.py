@@ -49,7 +49,7 @@ def test_a_result_says_in_a_notebook_what_the_terminal_says(
     shown = result._repr_html_()  # type: ignore[attr-defined]
     assert words(shown) == terminal(comparison_table(result), capsys)
     assert f"<b>{verdict(result['difference'])}</b>" in shown
-    assert '<td style="text-align:right">' in shown
+    assert 'text-align:right">' in shown
     again: Any = eg.run(eg.Recipe.read_run(folder), folder, eg.quiet, resume=True)
     assert again._repr_html_() == shown
     copied = copy.deepcopy(result)

@@ -1,4 +1,4 @@
-"""A matplotlib figure that a notebook shows in light or dark, as the pages do."""
+"""A matplotlib figure that notebooks show in light or in dark colors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class NotebookFigure(Figure):
     """Shown as SVG in the reader's colors."""
 
     def _repr_svg_(self) -> str:
-        titles = "; ".join(filter(None, (axes.get_title("left") for axes in self.axes)))
+        names = (axes.get_title("left") or axes.get_xlabel() for axes in self.axes)
+        titles = "; ".join(filter(None, names))
         svg = inline_svg(self, "notebook", titles or "figure")
         opening, rest = svg.replace('class="figure"', f'class="{OWN}"', 1).split(">", 1)
         space = 'xmlns="http://www.w3.org/2000/svg"'  # it may stand alone, as an image

@@ -15,6 +15,8 @@ from embedgrad.report.terminal.tables import Sentence
 
 MOST = 50  # tokens
 BLANKS = str.maketrans("\u0120\u2581\u010a", "\u00b7\u00b7\u21b5")  # as tokenizers mark them
+CELL = "white-space:nowrap"
+WIDE = "display:block;overflow-x:auto"  # a narrow page scrolls it
 
 T = TypeVar("T")
 
@@ -55,13 +57,13 @@ def table_html(shown: RenderableType) -> str:
             rows = zip(*(column.cells for column in shown.columns), strict=True)
             styles = (str(row.style) for row in shown.rows)
             body = (_row("td", sides, cells, s) for cells, s in zip(rows, styles, strict=True))
-            return f"<table>{head}{''.join(body)}</table>"
+            return f'<table style="{WIDE}">{head}{"".join(body)}</table>'
         case Sentence():
             indent = f"padding-left:{shown.indent}ch"
             return f'<div style="{indent}">{_styled(shown.text, shown.style)}</div>'
         case Text():
             return f"<div>{_styled(shown.plain, str(shown.style))}</div>"
-    return ""  # a blank line
+    return "<br>"  # a blank line
 
 
 def prompt_html(prompt: Any) -> str:
@@ -69,7 +71,8 @@ def prompt_html(prompt: Any) -> str:
     tokens = [token.translate(BLANKS) for span in prompt.spans for token in span.tokens]
     moved = [*zip(tokens, prompt.drift.tolist(), prompt.cosine.tolist(), strict=True)]
     farthest = sorted(moved, key=lambda token: -token[1])[:MOST]
-    words = " ... ".join(f"<q>{_safe(span.text)}</q>" for span in prompt.spans)
+    texts = (span.text.replace("\n", "\u21b5") for span in prompt.spans)
+    words = " ... ".join(f"<q>{_safe(text)}</q>" for text in texts)
     sides = ("left", "right", "right")
     rows = (_row("td", sides, (token, f"{d:.3f}", f"{c:.3f}")) for token, d, c in farthest)
     left = f"<div>{len(tokens) - MOST} tokens more</div>" if len(tokens) > MOST else ""
@@ -79,7 +82,9 @@ def prompt_html(prompt: Any) -> str:
 
 def _row(tag: str, sides: Sequence[str], cells: Iterable[RenderableType], style: str = "") -> str:
     pairs = zip(sides, cells, strict=True)
-    made = (f'<{tag} style="text-align:{s}">{_styled(str(c), style)}</{tag}>' for s, c in pairs)
+    made = (
+        f'<{tag} style="{CELL};text-align:{s}">{_styled(str(c), style)}</{tag}>' for s, c in pairs
+    )
     return f"<tr>{''.join(made)}</tr>"
 
 
