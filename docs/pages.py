@@ -74,7 +74,7 @@ def _output(output: dict[str, Any]) -> str:
     shown = ["".join(kinds[kind]) for kind in ("image/svg+xml", "text/html") if kind in kinds]
     text = shown[0] if shown else f"<pre>{escape(''.join(kinds['text/plain']))}</pre>"
     lines = (line for line in text.splitlines() if line.strip())  # a blank one ends HTML
-    return "\n".join(['<div class="output">', *lines, "</div>"])
+    return "\n".join(['<div class="output" style="overflow-x:auto">', *lines, "</div>"])
 
 
 def _to_tutorial(link: re.Match[str]) -> str:

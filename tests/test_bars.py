@@ -95,7 +95,7 @@ def test_a_notebook_has_one_output_per_cell_which_is_renewed(
         bars(event)
     (shown,) = outputs
     assert any(re.search(r"text prompt:   0%\|[^\n]*<", html) for html in shown)
-    lines = re.fullmatch(r'<pre style="margin:0">(.*)</pre>', shown[-1], re.S)
+    lines = re.fullmatch(r'<pre style="margin:0;white-space:pre-wrap">(.*)</pre>', shown[-1], re.S)
     assert lines is not None
     first, second, bar = lines[1].split("\n")
     assert (first, second) == ("loading mod\\x1b[31mel", "a note")
@@ -104,7 +104,7 @@ def test_a_notebook_has_one_output_per_cell_which_is_renewed(
     kernel.execution_count = 8
     bars({"event": "note", "text": "<b>"})
     assert len(outputs) == 2
-    assert outputs[1][-1] == '<pre style="margin:0">&lt;b&gt;</pre>'
+    assert outputs[1][-1] == '<pre style="margin:0;white-space:pre-wrap">&lt;b&gt;</pre>'
 
 
 def test_a_log_gets_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -925,7 +925,7 @@ def test_the_site_has_every_page_and_public_name(tmp_path: Path) -> None:
     tutorial = (tmp_path / "docs" / "tutorial.md").read_text("utf-8")
     assert "```python\nimport csv\n" in tutorial
     assert "](deploy.md)" in tutorial
-    assert '<div class="output">\n<svg class="embedgrad-figure"' in tutorial
+    assert 'style="overflow-x:auto">\n<svg class="embedgrad-figure"' in tutorial
 
 
 def test_the_citation_has_the_version() -> None:

@@ -140,7 +140,10 @@ class _Cell:
 
     def _data(self) -> dict[str, str]:
         text = "\n".join(self._lines).rstrip()
-        return {"text/plain": text, "text/html": f'<pre style="margin:0">{escape(text)}</pre>'}
+        return {
+            "text/plain": text,
+            "text/html": f'<pre style="margin:0;white-space:pre-wrap">{escape(text)}</pre>',
+        }
 
 
 def _training(event: dict[str, Any]) -> str:
