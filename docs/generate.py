@@ -312,6 +312,7 @@ REGIONS: dict[str, Callable[[Path, str, str], str]] = {
     "few-rows": lambda root, _up, _: few_rows.table(root),
     "step-study": lambda root, _up, _: quality.study(root),
     "speed": lambda root, up, _: speeds.summary(root, up),
+    "workers": lambda root, up, _: speeds.workers(root, up),
     "speed-rows": lambda root, _up, _: speeds.rows(root),
     "speed-reached": lambda root, _up, _: speeds.reached(root),
     "speed-growth": lambda root, _up, _: speeds.growth(root),

@@ -27,6 +27,27 @@ def summary(root: Path, up: str) -> str:
     return measured.markdown(table) + _missing(results) + source
 
 
+def workers(root: Path, up: str) -> str:
+    """A step of two workers against that of one, and what the model of it says."""
+    results = measured.read(root, "workers")
+    if results is None or "summary" not in results:
+        return "Not measured yet: `workers`.\n"
+    found = results["summary"]
+    step, checkpoint = found["seconds"], found["checkpoint"]
+    table = [
+        ("", "measured"),
+        ("a step of one process", _seconds(step["alone"])),
+        ("of two processes that know nothing of each other", _seconds(step["apart"])),
+        ("of two workers, with twice the rows", _seconds(step["together"])),
+        ("efficiency", f"{found['efficiency']:.2f}"),
+        ("the same by the model", f"{step['alone'] / found['modelled_seconds']:.2f}"),
+        ("sent in a step", f"{found['bytes']:,} bytes, {found['bytes_beside_rows']:,} beside rows"),
+        ("a checkpoint a minute", f"{100 * checkpoint['share']:.3f} % of the time"),
+    ]
+    link = f"[workers.json]({up}{measured.FOLDER}/workers.json)"
+    return measured.markdown(table) + f"\nMedians, one thread a process; from {link}.\n"
+
+
 def rows(root: Path) -> str:
     """Every row of the file."""
     results = _results(root)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from embedgrad.errors import DivergenceError, ModelError, RunError
 from embedgrad.evaluation.answers import AnswerLog
@@ -197,31 +199,50 @@ def test_a_batch_that_does_not_fit_into_memory_is_computed_in_parts(rows: int, p
     assert notes == []
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 5])
-@pytest.mark.parametrize("error", [RuntimeError(NO_MEMORY), MemoryError()])
-def test_without_memory_for_one_row_the_step_before_is_kept(
-    fails_at: int, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = dataclasses.replace(QUICK, batch_size=1)
-    whole, kept = train(small(), training), list[Checkpoint]()
+SINGLE = Training(steps=11, batch_size=1, evaluate_every=11)
+
+
+@functools.cache
+def whole() -> Tensor:
+    return train(small(), SINGLE).prompt.rows
+
+
+def failing(fails_at: int, error: Exception | None) -> Any:
+    """A pass that fails where it is the given one of the training, or says nothing but NaN."""
     passes, plain = iter(range(1, 100)), LanguageModel.outcome
 
     def outcome(self: LanguageModel, *arguments: Any, **options: Any) -> Outcome:
-        if torch.is_grad_enabled() and next(passes) == fails_at:
+        found = plain(self, *arguments, **options)
+        if not torch.is_grad_enabled() or next(passes) != fails_at:
+            return found
+        if error is not None:
             raise error
-        return plain(self, *arguments, **options)
+        return dataclasses.replace(found, logprobs_BC=found.logprobs_BC * torch.nan)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(LanguageModel, "outcome", outcome)
-        with pytest.raises(
-            ModelError, match=rf"^step {fails_at}: .*training\.batch_size"
-        ) as caught:
-            train(small(), training, keep=kept.append)
-    assert "\n" not in str(caught.value)
-    assert caught.value.refinement.ended == "failed"
-    assert kept[-1].step == fails_at - 1
-    resumed = train(small(), training, checkpoint=kept[-1])
-    assert torch.equal(resumed.prompt.rows, whole.prompt.rows)
+    return outcome
+
+
+@pytest.mark.parametrize("fails_at", range(1, 11))
+def test_when_a_pass_fails_the_step_before_is_kept(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory = [RuntimeError(NO_MEMORY), MemoryError()][fails_at % 2]
+    size = r"a batch of 1 rows of up to \d+ tokens, 1 at a time; make training\.batch_size"
+    ends = {
+        "failed": (no_memory, rf"^step {fails_at}: out of memory for {size}"),
+        "diverged": (None, rf"^step {fails_at}: .*optimizer\.learning_rate.*model\.dtype"),
+    }
+    for ended, (error, told) in ends.items():
+        kept = list[Checkpoint]()
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModel, "outcome", failing(fails_at, error))
+            with pytest.raises((ModelError, DivergenceError), match=told) as caught:
+                train(small(), SINGLE, keep=kept.append)
+        assert "\n" not in str(caught.value)
+        assert caught.value.refinement.ended == ended
+        assert kept[-1].step == fails_at - 1
+        resumed = train(small(), SINGLE, checkpoint=kept[-1])
+        assert torch.equal(resumed.prompt.rows, whole())
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
-from embedgrad.errors import ModelError
+from embedgrad.errors import ModelError, RecipeError
 from embedgrad.model.backbone import join_spans
 from embedgrad.model.outcome import Outcome
-from embedgrad.parts.objectives import OWA, Objective
+from embedgrad.parts.objectives import OWA, CrossEntropy, Objective
 from embedgrad.prompt.sequence import Target, TokenSequence
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.training.hypergradient import Hyper, conjugate_gradients, hypergradient
@@ -85,6 +85,19 @@ def test_hypergradients_are_within_5_percent_of_finite_differences(
             ends.append(training.outer(solved(training, moved, x, share))[0])
         numeric = (ends[0] - ends[1]) / (2 * step)
         assert found.gradient[name][place].item() == pytest.approx(numeric, rel=0.05), name
+
+
+def test_excess_losses_are_those_over_the_text_prompt() -> None:
+    """Both groups have none at the start, and so the same share."""
+    training, _ = toy(dataclasses.replace(FAIR, excess=True))
+    value, shares = training.reduce(training.text_N, {}), [0.5, 0.5]
+    assert value.item() == pytest.approx(-FAIR.smoothing / 2 * sum(p * p for p in shares))
+
+
+@pytest.mark.parametrize("name", ["mix", "smoothing"])
+def test_what_an_objective_lacks_cannot_be_tuned(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"objective: '{name}' is for"):
+        toy(CrossEntropy("choices"))[0].hyper(name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -222,31 +235,63 @@ class Bilinear:
     def outcome(self, prompt: Any, batch: Any, **_: Any) -> Outcome:
         query_BD = torch.stack([self.words[list(s.prefix)].mean(0) for s in batch])
         margin_B = query_BD @ join_spans(prompt).mean(0) * 30
-        scores_BC = torch.log_softmax(torch.stack([margin_B, -margin_B], 1), 1)
+        neither_B = join_spans(prompt)[0, 0].expand(len(margin_B))
+        logits_B3 = torch.stack([margin_B, -margin_B, neither_B], 1)
+        scores_BC = torch.log_softmax(logits_B3, 1)[:, :2]
         gold_B = torch.tensor([s.gold for s in batch])
-        return Outcome(
-            scores_BC, torch.ones_like(gold_B)[:, None].repeat(1, 2), gold_B, (None,) * len(batch)
-        )
+        ones_BC = torch.ones_like(gold_B)[:, None].repeat(1, 2)
+        extra = {"group": [s.example.group_in("group") for s in batch]}
+        return Outcome(scores_BC, ones_BC, gold_B, (None,) * len(batch), extra=extra)
 
 
-def toy() -> tuple[WeightedTraining, list[bool]]:
+def toy(
+    objective: Objective = CrossEntropy(), anchor: float = 0.1, dtype: torch.dtype = torch.float32
+) -> tuple[WeightedTraining, list[bool]]:
     """A task that can be learned: words have a side, queries are 6 words, 30 % are flipped."""
     generator = torch.Generator().manual_seed(0)
-    words = torch.randn(40, 16, generator=generator)
-    side = torch.randn(16, generator=generator)
+    words = torch.randn(40, 16, generator=generator).to(dtype)
+    side = torch.randn(16, generator=generator).to(dtype)
 
     def row(flip: bool) -> TokenSequence:
         ids = tuple(torch.randint(40, (6,), generator=generator).tolist())
         gold = int(words[list(ids)].mean(0) @ side < 0) ^ flip
-        return TokenSequence(ids, (), ((0,), (1,)), gold, None, Example({}, str(gold), "toy"))
+        example = Example({}, str(gold), "toy").with_extra(group="ab"[ids[0] % 2])
+        return TokenSequence(ids, (), ((0,), (1,)), gold, None, example)
 
     flips = (torch.rand(120, generator=generator) < 0.3).tolist()
     train, dev = [row(flip) for flip in flips], [row(False) for _ in range(60)]
-    start = {"span": torch.randn(2, 16, generator=generator)}
+    start = {"span": torch.randn(2, 16, generator=generator).to(dtype)}
     model: Any = Bilinear(words)
-    loss = Loss(model, Parts(), Target(choices=("a", "b")), start)
+    loss = Loss(model, Parts(objective=objective), Target(choices=("a", "b")), start)
     origin = Parts().parameterization.init(start, generator)
-    return WeightedTraining(loss, origin, train, dev, anchor=0.1), flips
+    return WeightedTraining(loss, origin, train, dev, anchor=anchor), flips
+
+
+FAIR = OWA("group", smoothing=0.05)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(CrossEntropy("both"), "mix"), (FAIR, "smoothing")],
+)
+def test_what_an_objective_is_made_of_can_be_tuned(objective: Objective, name: str) -> None:
+    training, _ = toy(objective, anchor=2.0, dtype=torch.float64)
+    x, ends = training.start_x, list[float]()
+
+    def solve(hyper: Hyper) -> Tensor:
+        state = State(x, hyper, 1.0, 0.1, 0, {}, [])
+        found, norm = minimize(training, state, passes=200, target=1e-5)
+        assert norm <= 1e-5
+        return found.x
+
+    hyper = training.hyper(name)
+    found = hypergradient(training, solve(hyper), hyper, inner_norm=0.0, steps=40, tolerance=1e-6)
+    assert found.solved.damping == 0
+    for sign in (1, -1):
+        ends.append(training.outer(solve({name: hyper[name] + sign * 0.1}))[0])
+    numeric = (ends[0] - ends[1]) / 0.2
+    assert found.gradient[name].item() == pytest.approx(numeric, rel=0.01)
+    assert abs(numeric) > 1e-6
 
 
 def test_flipped_labels_rank_high_and_dev_gains_from_weights() -> None:

@@ -58,10 +58,12 @@ def attend(
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     cache, layer = _cache.get(), module.layer_idx
     cache.attended.add(layer)
-    *stored, own = cache.masks[cache.kinds[layer] if cache.kinds else next(iter(cache.masks))]
+    masks = cache.masks[cache.kinds[layer] if cache.kinds else next(iter(cache.masks))]
+    # On another device only where the model is spread over several.
+    *stored, own = (mask if mask is None else mask.to(query.device) for mask in masks)
     assert own is not None
-    keys = [piece.keys[layer] for piece in cache.cached]
-    values = [piece.values[layer] for piece in cache.cached]
+    keys = [piece.keys[layer].to(query.device) for piece in cache.cached]
+    values = [piece.values[layer].to(query.device) for piece in cache.cached]
     batch, heads, length, size = query.shape
     grouped = heads // key.shape[1]
     scale = 1 / math.sqrt(size) if scaling is None else scaling

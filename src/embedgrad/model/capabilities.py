@@ -104,6 +104,8 @@ def _has_linear_lm_head(forward: ForwardPass) -> bool:
         with forward.model.base_model.register_forward_hook(see):
             plain = forward.model(input_ids=ids, use_cache=False).logits
         layer = forward.model.get_output_embeddings()
+        if {seen[0].device, layer.weight.device} != {forward.device}:  # a model that is spread
+            return False
         logits = torch.nn.functional.linear(seen[0], layer.weight, getattr(layer, "bias", None))
     except Exception:  # an unknown model may raise anything
         return False

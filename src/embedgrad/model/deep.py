@@ -73,7 +73,8 @@ class DeepLayers:
 
         def add(rows_ND: Tensor, _: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden_BTD, *rest = inputs
-            added = hidden_BTD.flatten(0, 1).index_add(0, deep.at, rows_ND.to(hidden_BTD))  # type: ignore[union-attr]
+            at = deep.at.to(hidden_BTD.device)  # type: ignore[union-attr]
+            added = hidden_BTD.flatten(0, 1).index_add(0, at, rows_ND.to(hidden_BTD))
             return (added.view_as(hidden_BTD), *rest)
 
         with contextlib.ExitStack() as stack:

@@ -21,6 +21,7 @@ from embedgrad.model.capabilities import attention_windows, rope_limit, why_not_
 from embedgrad.model.deep import NOT_DEEP, Deep, DeepLayers, layer_list
 from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
+from embedgrad.model.loading.spread import Offloaded
 from embedgrad.model.packing import (
     PackedBatch,
     Packing,
@@ -62,6 +63,7 @@ class ForwardPass:
         layers = getattr(self._config, "num_hidden_layers", 0)
         self.feed_forward = last_feed_forward(loaded.model, layers)
         self.layers = DeepLayers(loaded.model, layers)
+        self._offloaded = Offloaded(loaded.model)
 
     @property
     def one_by_one(self) -> bool:
@@ -173,7 +175,8 @@ class ForwardPass:
         own = contextlib.nullcontext() if self.joins_keys else attend_to(self._config, cache)
         # Attention and hooks belong to the model, so only one pass runs at a time.
         deep = self.layers.adding(getattr(embeds_BTD, "deep", None))
-        with self._lock, own, deep, only_at(self.feed_forward, keep_BT):
+        kept = only_at(self.feed_forward, keep_BT)
+        with self._lock, own, deep, kept, self._offloaded.reloading():
             output = model(**arguments)
         if not self.joins_keys and cache.attended != set(range(len(cache.own_keys))):
             raise NotImplementedError("a layer with an attention of its own")
@@ -256,7 +259,7 @@ class ForwardPass:
     def full_pass(self, embeds: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
-        with self._lock:
+        with self._lock, self._offloaded.reloading():
             more = {"attention_mask": mask_BT, "use_cache": False, "logits_to_keep": keep_BT}
             logits: Tensor = self.model(inputs_embeds=embeds, **more).logits
         return logits
@@ -313,11 +316,11 @@ def only_at(feed_forward: nn.Module | None, keep_BT: Tensor) -> Iterator[None]:
 
     def gather(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (hidden_BTD,) = inputs
-        return (hidden_BTD[keep_BT][None],)
+        return (hidden_BTD[keep_BT.to(hidden_BTD.device)][None],)
 
     def scatter(_: nn.Module, __: tuple[Tensor], output_1ND: Tensor) -> Tensor:
         zeros = output_1ND.new_zeros(*keep_BT.shape, output_1ND.shape[-1])
-        return torch.index_put(zeros, (keep_BT,), output_1ND[0])
+        return torch.index_put(zeros, (keep_BT.to(zeros.device),), output_1ND[0])
 
     before = feed_forward.register_forward_pre_hook(gather)
     with before, feed_forward.register_forward_hook(scatter):  # a handle removes its hook

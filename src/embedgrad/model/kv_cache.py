@@ -159,8 +159,10 @@ class FixedKVCache(KVCache):
         if not self.joined:
             return key_states, value_states
         batch = len(key_states)
-        keys = [piece.keys[layer_idx].expand(batch, -1, -1, -1) for piece in self.cached]
-        values = [piece.values[layer_idx].expand(batch, -1, -1, -1) for piece in self.cached]
+        keys, values = (
+            [part[layer_idx].to(key_states.device).expand(batch, -1, -1, -1) for part in parts]
+            for parts in ([p.keys for p in self.cached], [p.values for p in self.cached])
+        )
         return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
 
@@ -245,7 +247,8 @@ class GrowingKVCache(KVCache):
                     place = room[start : start + len(rows)]
                     place[:, :, :pad] = 0
                     index = at[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-                    place[:, :, pad:longest] = own.index_select(0, rows).gather(2, index)
+                    some = own.index_select(0, rows.to(own.device))
+                    place[:, :, pad:longest] = some.gather(2, index.to(own.device))
                     start += len(rows)
                 getattr(copy, name).append(room)
         return copy

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, final
 
@@ -28,6 +28,7 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.forward import ForwardPass, in_order
 from embedgrad.model.generation import Reply, replies
 from embedgrad.model.loading import LoadedModel, load
+from embedgrad.model.loading.spread import DeviceMap
 from embedgrad.model.outcome import Outcome
 from embedgrad.model.prefix_cache import CachedPrefix, PrefixCache
 from embedgrad.model.prefixes import PrefixStore
@@ -48,13 +49,22 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Mapping[str, int | str] = {},
     prefix_cache_budget: str | float = 0.25,
     report: Report = show,
 ) -> LanguageModel:
     """Load a frozen model: Hub id, folder, `.gguf` file, or `package:NAME`. Raises `ModelError`."""
     stage(report, f"loading {name}")
     loaded = load(
-        name, revision=revision, device=device, dtype=dtype, attention=attention, report=report
+        name,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        device_map=device_map,
+        max_memory=max_memory,
+        report=report,
     )
     return LanguageModel(loaded, prefix_cache_budget=prefix_cache_budget)
 

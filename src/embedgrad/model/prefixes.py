@@ -121,7 +121,10 @@ class PrefixStore:
         cache = FixedKVCache(stack_prefixes(first, forward.device) if first else ())
         layout = TokenLayout.trunk(positions.expand(len(batch), -1))
         forward.fill(forward.embed(torch.tensor(batch, device=forward.device)), layout, cache)
-        keys, values = torch.stack(cache.own_keys, 1), torch.stack(cache.own_values, 1)
+        keys, values = (
+            torch.stack([part.to(forward.device) for part in parts], 1)
+            for parts in (cache.own_keys, cache.own_values)
+        )
         self._token_bytes = (keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[3])
         built = []
         for b in range(len(group)):

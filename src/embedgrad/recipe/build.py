@@ -324,6 +324,7 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     """
     if recipe.images is not None:
         own = {**asdict(recipe.model), "prefix_cache_budget": recipe.prefix_cache.budget}
+        del own["device_map"], own["max_memory"]
         return cast(LanguageModel, load_vision_model(recipe.images, **own, report=report))
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)
@@ -355,7 +356,7 @@ def load_parts(
     spill = None if prefixes.spill is None else Spill(prefixes.spill, prefixes.spill_budget, report)
     loaded = load(**asdict(recipe.model), weights=weights, report=report)
     cache = PrefixCache.on(
-        choose_device(recipe.model.device),
+        loaded.model.device if weights else choose_device(recipe.model.device),
         prefixes.budget,
         spill=spill,
         precision=prefixes.precision,

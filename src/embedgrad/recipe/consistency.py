@@ -92,8 +92,10 @@ def check_together(
 
 def _check_images(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
     """What a recipe of images cannot have, as there is no text."""
-    shown, sampling, target = (sections[n] for n in ("demonstrations", "sampling", "target"))
+    names = ("demonstrations", "sampling", "target", "model")
+    shown, sampling, target, model = (sections[name] for name in names)
     of_text = {
+        "model.device_map": model and model.device_map,
         "template": sections["template"] != TEMPLATE,
         "teacher": sections["teacher"] is not None,
         "demonstrations.k": shown and shown.k,

@@ -30,6 +30,13 @@ class ModelSettings:
     """auto, float32, bfloat16, float16, float64; the refined rows are always kept in float32."""
     attention: str = "auto"
     """Attention of full passes: auto (sdpa if the model has it), sdpa, or eager."""
+    device_map: str | Mapping[str, int | str] | None = None
+    """Where the parts of a model larger than a device are, in transformers' words: auto, balanced,
+    sequential, or by name, as in { "model.embed_tokens" = 0, "model.layers" = "cpu", ... }; unset:
+    all of it on the device."""
+    max_memory: Mapping[str, int | str] = field(default_factory=dict)
+    """The most that its parts take of each device, as in { 0 = "20GiB", cpu = "60GiB" }, where
+    device_map is auto; what is left over stays on disk."""
 
 
 @final

@@ -141,18 +141,26 @@ class Loss:
     ) -> tuple[Gradient, int]:
         """`gradient` in as many parts as fit into memory, at least `accumulate`; and how many.
 
-        Among several workers none tries again alone, as the others would wait for its part.
+        Among several workers none tries again alone, as the others would wait for its part. Raises
+        `MemoryError` with the size of what does not fit.
         """
         while True:
             try:
                 return self.gradient(theta, batch, accumulate, state), accumulate
             except (MemoryError, RuntimeError) as error:
-                last = accumulate >= len(batch) or here().count > 1
-                if last or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                if accumulate >= len(batch) or here().count > 1:
+                    raise MemoryError(self._size(batch, accumulate)) from error
             accumulate = min(2 * accumulate, len(batch))
             gc.collect()  # out here, as the error keeps the tensors of its frames
             torch.cuda.empty_cache()
+
+    def _size(self, batch: Sequence[TokenSequence], accumulate: int) -> str:
+        prompt = sum(rows.shape[-2] for rows in self.start.values())
+        tokens = max(s.length(prompt) + max(map(len, s.targets), default=0) for s in batch)
+        rows = f"a batch of {len(batch)} rows of up to {tokens} tokens"
+        return f"out of memory for {rows}, {math.ceil(len(batch) / accumulate)} at a time"
 
 
 def length_of(found: Gradient, step: int, batch: Sequence[TokenSequence]) -> float:

@@ -1,7 +1,9 @@
 """Weighted training: weights of rows, of sources and of the text to tune.
 
-    g(x) = 1/n sum_i w_i l_i(x) + anchor / 2 sum_p |e_p - e0_p|^2 / |e0_p|^2
+    g(x) = R(w_1 l_1(x), ..., w_n l_n(x)) + anchor / 2 sum_p |e_p - e0_p|^2 / |e0_p|^2
     f(x) = the objective of the dev rows
+
+R is the mean, or with the objective owa the ordered weighted average of the groups' means.
 
 x is the theta of the prompt as one vector, e_p its rows, e0_p the text's. The anchor stands in for
 the trust region: a quadratic price of leaving it, which gives g the curvature that a minimum needs.
@@ -11,14 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import final
 
 import torch
 from torch import Tensor
 
-from embedgrad.errors import DivergenceError, ModelError
+from embedgrad.errors import DivergenceError, ModelError, RecipeError
 from embedgrad.events import Report, quiet, scoring
 from embedgrad.model.outcome import Outcome
+from embedgrad.parts.objectives import OWA, CrossEntropy
+from embedgrad.parts.objectives.owa import project
 from embedgrad.parts.parameterizations import Theta, all_rows
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training.hypergradient import Bilevel, Hyper
@@ -35,6 +40,9 @@ class WeightedTraining(Bilevel):
         examples [n]   w_i = 2 sigmoid(lambda_i): 1 at the start, from 0 to 2
         sources [S]    the same for all rows of a source, which `sources` names row by row
         anchor []      the logarithm of a factor of the anchor
+        mix []         l_i = 2 sigmoid(lambda) of the loss over the choices and 2 sigmoid(-lambda)
+                       of that over the answer, for cross_entropy over both
+        smoothing []   the logarithm of a factor of the smoothing, for owa
 
     Products of A take `curvature_rows` of the training rows, the same each time (None: all).
     """
@@ -56,15 +64,32 @@ class WeightedTraining(Bilevel):
         self.origin, self.batch_size, self.report = origin, batch_size, report
         self.start_x = torch.cat([value.flatten() for value in origin.values()])
         self.sources = list(dict.fromkeys(sources or ()))
-        places = [self.sources.index(name) for name in sources or ()]
-        self.source_of = torch.tensor(places, dtype=torch.long, device=self.start_x.device)
+        self.source_of = self._numbered(sources or ())
+        objective = loss.parts.objective
+        self.fair = objective if isinstance(objective, OWA) else None
+        groups = [s.example.group_in(self.fair.group) for s in train] if self.fair else []
+        self.group_of = self._numbered(groups)
         count = min(curvature_rows or len(train), len(train))
         self.curved = [i * len(train) // count for i in range(count)]  # evenly over the rows
 
+    def _numbered(self, names: Sequence[str]) -> Tensor:
+        """Each name's place among the different ones."""
+        places = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        numbers = [places[name] for name in names]
+        return torch.tensor(numbers, dtype=torch.long, device=self.start_x.device)
+
     def hyper(self, *names: str) -> Hyper:
-        """The start of what is to be tuned: the training as it is."""
-        sizes = {"examples": (len(self.train),), "sources": (len(self.sources),), "anchor": ()}
-        return {name: self.start_x.new_zeros(sizes[name]) for name in names}
+        """The start of what is to be tuned: the training as it is.
+
+        Raises `RecipeError` for what the objective does not have.
+        """
+        x = self.start_x
+        if "mix" in names and len(self._terms(self.theta(x), self.train[:1])) < 2:
+            raise RecipeError("objective", ["'mix' is for cross_entropy over both; set it"])
+        if "smoothing" in names and not (self.fair and self.fair.smoothing):
+            raise RecipeError("objective", ["'smoothing' is for owa with some; set both"])
+        sizes = {"examples": (len(self.train),), "sources": (len(self.sources),)}
+        return {name: x.new_zeros(sizes.get(name, ())) for name in names}
 
     def theta(self, x: Tensor) -> Theta:
         """The vector as named tensors."""
@@ -94,18 +119,39 @@ class WeightedTraining(Bilevel):
         half = self.start_x.new_tensor(self.anchor / 2)
         return half * hyper["anchor"].exp() if "anchor" in hyper else half
 
+    def reduce(self, losses_N: Tensor, hyper: Hyper) -> Tensor:
+        """R, differentiable in the losses and in `hyper`."""
+        weighted_N = self.weights(hyper) * losses_N
+        if self.fair is None:
+            return weighted_N.mean()
+        if self.fair.excess:
+            weighted_N = weighted_N - self.text_N
+        counts_G = torch.bincount(self.group_of)
+        means_G = losses_N.new_zeros(len(counts_G)).index_add(0, self.group_of, weighted_N)
+        means_G, weights = means_G / counts_G, self.fair.weights_of(len(counts_G))
+        smoothing = self.fair.smoothing * hyper.get("smoothing", losses_N.new_zeros(())).exp()
+        shares = project(means_G.tolist(), weights, smoothing.item())
+        shares_G = losses_N.new_tensor(shares)
+        return shares_G @ means_G - smoothing / 2 * (shares_G @ shares_G)
+
+    def shares(self, x: Tensor, hyper: Hyper) -> Tensor:
+        """The derivative of R in every row's loss, shape [n]; the same for all x if R is a mean."""
+        losses_N = _mixed(self._all_terms(x), hyper) if self.fair else x.new_zeros(len(self.train))
+        leaf = losses_N.requires_grad_(True)
+        (shares_N,) = torch.autograd.grad(self.reduce(leaf, hyper), leaf)
+        return shares_N
+
     def inner(self, x: Tensor, hyper: Hyper) -> tuple[float, Tensor]:
-        """g and its gradient, by one pass over the training rows. Raises `DivergenceError`."""
-        weights, n = self.weights(hyper), len(self.train)
+        """g and its gradient, by a pass over the training rows. Raises `DivergenceError`."""
+        shares_N, losses = self.shares(x, hyper), list[Tensor]()
         leaf = x.detach().clone().requires_grad_(True)
         value = self.price(hyper) * self.drift(leaf)
         (total,) = torch.autograd.grad(value, leaf)
-        worth = value.item()
-        for rows in self._batches(range(n)):
-            losses_B = self.loss(self.theta(leaf), [self.train[i] for i in rows])
-            share = (weights[rows] * losses_B).sum() / n
-            total = total + torch.autograd.grad(share, leaf)[0]
-            worth += share.item()
+        for rows in self._batches(range(len(self.train))):
+            losses_B = self._losses(leaf, rows, hyper)
+            total = total + torch.autograd.grad((shares_N[rows] * losses_B).sum(), leaf)[0]
+            losses.append(losses_B.detach())
+        worth = (value.detach() + self.reduce(torch.cat(losses), hyper)).item()
         if not (math.isfinite(worth) and bool(torch.isfinite(total).all())):
             raise DivergenceError("the loss of the weighted rows is not finite; see model.dtype")
         return worth, total
@@ -120,7 +166,12 @@ class WeightedTraining(Bilevel):
 
     def product(self, x: Tensor, hyper: Hyper, v: Tensor) -> Tensor:
         """A v, differentiated twice. Raises `ModelError` for a model that allows it once."""
-        weights = self.weights(hyper)
+        scale = len(self.train) / len(self.curved)
+        shares_N, change_N = scale * self.shares(x, hyper), None
+        if self.fair:
+            t = self.reach(x, v)
+            ends = [self.shares(x + s * v, hyper) for s in (t, -t)]
+            change_N = scale * (ends[0] - ends[1]) / (2 * t)
         leaf = x.detach().clone().requires_grad_(True)
 
         def twice(value: Tensor) -> Tensor:
@@ -137,8 +188,11 @@ class WeightedTraining(Bilevel):
 
         total = twice(self.price(hyper) * self.drift(leaf))
         for rows in self._batches(self.curved):
-            losses_B = self.loss(self.theta(leaf), [self.train[i] for i in rows])
-            total = total + twice((weights[rows] * losses_B).sum() / len(self.curved))
+            losses_B = self._losses(leaf, rows, hyper)
+            if change_N is not None:
+                change = (change_N[rows] * losses_B).sum()
+                total = total + torch.autograd.grad(change, leaf, retain_graph=True)[0]
+            total = total + twice((shares_N[rows] * losses_B).sum())
         return total
 
     def mixed(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
@@ -147,7 +201,7 @@ class WeightedTraining(Bilevel):
         So the product of every row's gradient with q costs no backward pass.
         """
         t = self.reach(x, q)
-        above, below = (self._in_hyper(self.losses(x + s * q), x + s * q, hyper) for s in (t, -t))
+        above, below = (self._in_hyper(x + s * q, hyper) for s in (t, -t))
         return {name: (above[name] - below[name]) / (2 * t) for name in hyper}
 
     def reach(self, x: Tensor, q: Tensor) -> float:
@@ -161,20 +215,41 @@ class WeightedTraining(Bilevel):
         far = (moved_PD.norm(dim=1) / start_PD.norm(dim=1).clamp(min=1e-12)).max().item()
         return float(REACH.get(x.dtype, 1e-3) * 1e-3 / (max(far, 1e-30) * size.item()))
 
-    def _in_hyper(self, losses_N: Tensor, x: Tensor, hyper: Hyper) -> Hyper:
+    def _in_hyper(self, x: Tensor, hyper: Hyper) -> Hyper:
         """dg/dhyper, which needs losses alone."""
         leaves = {
             name: value.detach().clone().requires_grad_(True) for name, value in hyper.items()
         }
         with torch.no_grad():
             drift = self.drift(x)
-        value = (self.weights(leaves) * losses_N).mean() + self.price(leaves) * drift
+        terms_KN = self._all_terms(x)
+        value = self.reduce(_mixed(terms_KN, leaves), leaves) + self.price(leaves) * drift
         found = torch.autograd.grad(value, list(leaves.values()))
         return dict(zip(leaves, found, strict=True))
 
-    def losses(self, x: Tensor) -> Tensor:
-        """The loss of every training row, shape [n], without a graph."""
-        return self.outcome(x)[0]
+    def _terms(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
+        """Each kind of loss of some rows, shape [K, B]."""
+        objective, outcome = self.loss.parts.objective, self.loss.outcome(theta, batch)
+        if isinstance(objective, CrossEntropy):
+            return torch.stack([*objective.terms(outcome).values()])
+        return objective.losses(outcome)[None]
+
+    def _losses(self, x: Tensor, rows: Sequence[int], hyper: Hyper) -> Tensor:
+        return _mixed(self._terms(self.theta(x), [self.train[i] for i in rows]), hyper)
+
+    @torch.no_grad()
+    def _all_terms(self, x: Tensor) -> Tensor:
+        """Each kind of loss of every training row, shape [K, n], without a graph."""
+        theta, terms = self.theta(x), list[Tensor]()
+        for rows in self._batches(range(len(self.train))):
+            terms.append(self._terms(theta, [self.train[i] for i in rows]))
+            self.report(scoring("training rows", rows[-1] + 1, len(self.train)))
+        return torch.cat(terms, 1)
+
+    @cached_property
+    def text_N(self) -> Tensor:
+        """The loss of every training row with the text prompt, shape [n]."""
+        return self._all_terms(self.start_x).sum(0)
 
     @torch.no_grad()
     def outcome(self, x: Tensor) -> tuple[Tensor, Outcome]:
@@ -190,3 +265,10 @@ class WeightedTraining(Bilevel):
     def _batches(self, rows: Sequence[int]) -> list[list[int]]:
         size = self.batch_size
         return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _mixed(terms_KB: Tensor, hyper: Hyper) -> Tensor:
+    """The loss of each row from its kinds of loss."""
+    if "mix" not in hyper:
+        return terms_KB.sum(0)
+    return 2 * torch.sigmoid(hyper["mix"] * terms_KB.new_tensor([1.0, -1.0])) @ terms_KB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -35,6 +36,7 @@ from embedgrad.model.loading.info import (
 )
 from embedgrad.model.loading.quiet import model_errors, one_line
 from embedgrad.model.loading.resolve import resolve
+from embedgrad.model.loading.spread import DeviceMap, check_spread, placement
 
 _COMPUTED = re.compile(  # in old checkpoints
     r"\.(inv_freq|masked_bias|causal_mask|attn(\.attention)?\.bias|position_ids)$"
@@ -60,6 +62,8 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Mapping[str, int | str] = {},
     local_files_only: bool = False,
     report: Report = quiet,
     weights: bool = True,
@@ -69,6 +73,8 @@ def load(
     `name` is tried as `package:NAME` (a GGUF that an installed Python package carries), a `.gguf`
     file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
     converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
+    With a `device_map`, as transformers takes it, its parts are spread over devices, memory and
+    disk, of which each takes `max_memory` at most.
     `report` gets a note before something that takes long, and what to know of the model. Without
     `weights` none are read: the model is on the meta device, and its `embedding_digest` is "".
 
@@ -77,6 +83,7 @@ def load(
     if attention not in ATTENTIONS:
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
     use_real_cores()
+    spread = placement(device, device_map, max_memory)
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = resolve(name, revision=revision, local_files_only=local_files_only, report=report)
@@ -90,14 +97,16 @@ def load(
     tokenizer = load_tokenizer(what, folder)
     model: Any  # partly without types
     if weights:
-        model = _load_weights(what, folder, config, precision, attention)
+        model = _load_weights(what, folder, config, precision, attention, spread)
+        say(report, check_spread(what, model))
     else:
         auto: Any = AutoModelForCausalLM
         with torch.device("meta"):
             model = auto.from_config(config)
     with model_errors(f"{what}: does not run on {place} in {precision}"):
         if weights:
-            model.to(place)
+            if not spread:
+                model.to(place)
             _check_trial(what, model)
         table_VD = embedding_table(model)
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -168,7 +177,12 @@ def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _load_weights(
-    what: str, folder: Path, config: Any, precision: torch.dtype, attention: str
+    what: str,
+    folder: Path,
+    config: Any,
+    precision: torch.dtype,
+    attention: str,
+    spread: Mapping[str, Any],
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     with model_errors(f"{what}: cannot be loaded"):
@@ -181,6 +195,7 @@ def _load_weights(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **spread,
         )
     check_weights(what, model, loading, _COMPUTED)
     model.requires_grad_(False).eval()

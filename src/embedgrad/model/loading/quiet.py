@@ -55,9 +55,12 @@ def silence_libraries() -> Iterator[None]:
     """Run model libraries without their log lines, warnings and progress bars."""
     verbosity = transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()
+    spreading = logging.getLogger("accelerate")  # whose warning about offloaded weights is our note
+    level = spreading.level
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     hub_logging.set_verbosity(logging.CRITICAL)
+    spreading.setLevel(logging.CRITICAL)
     transformers_logging.disable_progress_bar()  # the Hub's bars too
     try:
         with warnings.catch_warnings():
@@ -66,5 +69,6 @@ def silence_libraries() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
+        spreading.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

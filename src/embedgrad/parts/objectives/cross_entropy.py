@@ -39,19 +39,25 @@ class CrossEntropy(Objective):
         return self.over in ("choices", "both") or (self.over == "auto" and available)
 
     def losses(self, outcome: Outcome) -> Tensor:
+        return torch.stack([*self.terms(outcome).values()]).sum(0)
+
+    def terms(self, outcome: Outcome) -> dict[str, Tensor]:
+        """The loss over the "answer", that over the "choices", or both; each of shape [B]."""
         available = outcome.logprobs_BC.shape[1] > 1
-        answer_B, tokens_B = -outcome.answer_logprobs_B, outcome.answer_tokens_B
-        if self.needs_end and outcome.end_logprobs_B is not None:
-            answer_B, tokens_B = answer_B - outcome.end_logprobs_B, tokens_B + 1
-        answer_B = answer_B / tokens_B.clamp(min=1)
-        if not self.needs_choices(available=available):
-            return answer_B
-        if not available:  # a softmax over one is 1, and teaches nothing
+        chosen = self.needs_choices(available=available)
+        if chosen and not available:  # a softmax over one is 1, and teaches nothing
             problem = f"{self.over!r}, but there are no choices; name them in target.choices"
             raise RecipeError("objective.over", [problem])
-        shares_BC = torch.log_softmax(outcome.scores_BC, dim=1)
-        choice_B = -shares_BC.gather(1, outcome.gold_B[:, None]).squeeze(1)
-        return choice_B if self.over == "choices" else choice_B + answer_B
+        terms = {}
+        if chosen:
+            shares_BC = torch.log_softmax(outcome.scores_BC, dim=1)
+            terms["choices"] = -shares_BC.gather(1, outcome.gold_B[:, None]).squeeze(1)
+        if self.over != "choices":
+            answer_B, tokens_B = -outcome.answer_logprobs_B, outcome.answer_tokens_B
+            if self.needs_end and outcome.end_logprobs_B is not None:
+                answer_B, tokens_B = answer_B - outcome.end_logprobs_B, tokens_B + 1
+            terms["answer"] = answer_B / tokens_B.clamp(min=1)
+        return terms
 
     def reduce(self, losses_B: Tensor, outcome: Outcome) -> Tensor:
         return losses_B.mean()

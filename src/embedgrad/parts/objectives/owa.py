@@ -190,7 +190,7 @@ class OWA(Objective):
         """The losses by which groups are compared, and the groups' weights p."""
         typical = fmean(loss for loss in estimates.values() if loss is not None)
         compared = [typical if loss is None else loss for loss in estimates.values()]
-        weights, scale = self._weights(len(compared)), self.smoothing
+        weights, scale = self.weights_of(len(compared)), self.smoothing
         point = compared
         if rate := self.dual_rate:
             old = [state[n][2].item() if n in state else 1 / len(compared) for n in estimates]
@@ -229,7 +229,7 @@ class OWA(Objective):
                 estimates[name] = now + memory * (past - now)
         return estimates
 
-    def _weights(self, groups: int) -> list[float]:
+    def weights_of(self, groups: int) -> list[float]:
         """Weights for this number of groups, from the largest loss to the smallest."""
         match self.weights:
             case "mean":
