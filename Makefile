@@ -53,7 +53,7 @@ fuzz: $(INSTALLED) ## read 100,000 changed files with every reader; an hour (PAR
 lowest: ## install the lowest versions that pyproject.toml allows into .lowest, and run quick tests
 	@$(PYTHON) -m venv .lowest
 	@.lowest/bin/python -m pip --quiet --disable-pip-version-check install uv
-	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[hub,parquet]'
+	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[hub,parquet,tune]'
 	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python pytest pytest-xdist hypothesis
 	@.lowest/bin/python -m pytest -n 0 -W default $(QUICK)
 
