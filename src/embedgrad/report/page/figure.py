@@ -27,7 +27,9 @@ def figure(folder: str | Path, name: str) -> Figure:
     """
     folder = Path(folder)
     results, trials = read_comparison(folder), read_study(folder)
-    known = run.FIGURES_OF_RUNS if results is None else comparison.FIGURES_OF_COMPARISONS
+    known: Sequence[str] = (
+        run.FIGURES_OF_RUNS if results is None else comparison.FIGURES_OF_COMPARISONS
+    )
     known = known if trials is None else study.FIGURES_OF_STUDIES
     if name not in known:
         raise OptionError(f"figure: {name!r} is unknown; {nearest(name, known)}")
