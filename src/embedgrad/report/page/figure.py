@@ -1,4 +1,4 @@
-"""One figure of a run, a comparison or a study: `embedgrad.figure(path, name)`."""
+"""`embedgrad.figure`: one figure of a run, a comparison or a study."""
 
 from __future__ import annotations
 
