@@ -666,11 +666,45 @@ def test_the_python_of_the_docs_runs(
     for name in ("tiny", "reviews.csv", "reviews.toml"):
         (tmp_path / name).symlink_to(workspace / name)
     monkeypatch.chdir(tmp_path)
-    for name in ("python.md", "errors.md"):
+    pool = 'prompts = [{ run = "runs/first" }, { run = "runs/first", text_prompt = true }]\n'
+    Path("policy.toml").write_text(pool, encoding="utf-8")
+    elsewhere = ("python.md", "adding-a-part.md")  # first, as it makes runs/first; in its own test
+    others = [path.name for path in DOCS if path.name not in elsewhere]
+    for name in ("python.md", *others):
         for code in blocks(ROOT / "docs" / name, "python"):
             exec(compile(code.replace(MODEL, "tiny"), name, "exec"), {})
     saved = Recipe.read("runs/first/recipe.toml")
     assert saved.training.epochs == 8
+
+
+def test_the_tutorial_runs(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").symlink_to(workspace / "tiny")
+    table = tmp_path / "runs" / "tutorial" / "reviews.csv"
+    table.parent.mkdir(parents=True)
+    shutil.copyfile(workspace / "reviews.csv", table)
+    monkeypatch.chdir(tmp_path)
+    # A model without training gives every token some chance, also the new ones.
+    monkeypatch.setattr("embedgrad.deploy.verify.parity.ADDED_MASS", 1.0)
+    notebook = json.loads(text_of(ROOT / "tutorial.ipynb"))
+    held: dict[str, Any] = {}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        assert cell["execution_count"] == number
+        code = ast.parse("".join(cell["source"]).replace(MODEL, "tiny"))
+        last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
+        exec(compile(code, "tutorial", "exec"), held)
+        if last is None:
+            continue
+        shown = eval(compile(ast.Expression(last.value), "tutorial", "eval"), held)  # type: ignore[attr-defined]
+        for form in ("html", "svg"):
+            made = getattr(shown, f"_repr_{form}_", lambda: "")() or ""
+            assert not made.startswith("<pre>"), made
+            results = (o for o in cell["outputs"] if o["output_type"] == "execute_result")
+            kept = {kind for output in results for kind in output["data"]}
+            assert any(form in kind for kind in kept) == bool(made), "run it again"
+    assert held["served"]["verify"]["passed"]
 
 
 @pytest.fixture(scope="module")
@@ -897,6 +931,10 @@ def test_the_site_has_every_page_and_public_name(tmp_path: Path) -> None:
     assert len(re.findall(r"^- \[.+\]\(.+\.html\)$", listed, re.M)) == len(pages)
     names = re.findall(r"^::: embedgrad\.(\w+)$", (tmp_path / "docs" / "api.md").read_text(), re.M)
     assert names == embedgrad.__all__
+    tutorial = (tmp_path / "docs" / "tutorial.md").read_text("utf-8")
+    assert "```python\nimport csv\n" in tutorial
+    assert "](deploy.md)" in tutorial
+    assert 'style="overflow-x:auto">\n<svg class="embedgrad-figure"' in tutorial
 
 
 def test_the_citation_has_the_version() -> None:
