@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
+from embedgrad.model.loading.info import weights_digest
 from kit_loss import loss_and_gradient, mixed
 from run_kit import save_model, values
 
@@ -56,6 +58,7 @@ def test_gradients_are_those_of_the_whole_model(
     model = spread(save_model(tmp_path / "model", architecture, tie=False), **options)
     offloaded = any(weight.is_meta for weight in model.model.parameters())
     assert offloaded == (options["device_map"] != "cpu")
+    assert weights_digest(model.model) == weights_digest(made.model.model)
     assert model.why_not_reusable is None
     loss, gradient = loss_and_gradient(model, made.start, made.sequences)
     expected, slope = loss_and_gradient(made.model, made.start, made.sequences)
@@ -104,6 +107,8 @@ def test_a_run_has_the_rows_of_a_plain_one(
         model_folder, data, model={**SMALL, "device": "auto", "max_memory": {"cpu": "140KB"}}
     )
     run(Recipe.from_dict(recipe), tmp_path / "run", report=report)
+    facts = [json.loads((at / "result.json").read_text()) for at in (tmp_path / "run", finished[0])]
+    assert facts[0]["model"]["weights"] == facts[1]["model"]["weights"]
     expected = load_prompt(finished[0]).rows
     assert (load_prompt(tmp_path / "run").rows - expected).abs().max().item() < 1e-6
     assert any(note.startswith("parts of the model: ") and "disk" in note for note in notes)

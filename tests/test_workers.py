@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -77,19 +78,31 @@ def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
 # --------------------------------------------------------------------------------- the same numbers
 
 
-@pytest.mark.slow
-def test_two_workers_compute_what_one_does() -> None:
-    """Gradients of means and of other objectives, in parts too, and the order of free answers."""
-    first, second = (done.json for done in two([TESTS / "worker_program.py"]))
+@functools.cache
+def one() -> Any:
+    """What one worker prints."""
     path = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     program = [sys.executable, str(TESTS / "worker_program.py")]
-    alone = json.loads(subprocess.run(program, capture_output=True, env=path, check=True).stdout)
+    return json.loads(subprocess.run(program, capture_output=True, env=path, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "fsdp"])
+def test_two_workers_compute_what_one_does(how: str) -> None:
+    """Gradients of means and of other objectives, in parts too, and the order of free answers."""
+    first, second = (done.json for done in two([TESTS / "worker_program.py", how]))
+    alone = one()
     for name, numbers in alone["numbers"].items():
         assert first["numbers"][name] == second["numbers"][name]
         assert first["numbers"][name] == pytest.approx(numbers, abs=1e-10), name
     assert first["answers"] == second["answers"] == alone["answers"]
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-10)
     assert alone["sent"] == {"gradients": 0, "log-probabilities": 0}
+    # Layers are shared out, the embedding table (512 x 32, tied) is not.
+    whole, table = alone["weights"], 512 * 32
+    part = table + (whole - table) // 2
+    for found in (first, second):
+        assert abs(found["weights"] - (whole if how == "whole" else part)) <= 32
     # No prefix is computed twice.
     misses = [found["stored"]["misses"] for found in (first, second)]
     assert sum(misses) == alone["stored"]["misses"]
@@ -122,6 +135,19 @@ def test_a_run_of_two_workers_has_the_rows_of_one(
     steps = read_jsonl(tmp_path / "two" / "events.jsonl")
     sent = {step["bytes_sent"] for step in steps if step["event"] == "step"}
     assert sent == {sum(first.json["workers"]["bytes_sent"].values())}
+
+
+@pytest.mark.slow
+def test_workers_that_share_out_the_weights_have_the_rows_of_one(
+    finished: tuple[Path, Any], recipe: Write, tmp_path: Path
+) -> None:
+    path = recipe(model={"fsdp": True})
+    command = ["-m", "embedgrad", "optimize", path, "--out", tmp_path / "two", "--quiet"]
+    first, second = two(command)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    moved = (load(tmp_path / "two").rows - load(finished[0]).rows).abs().max().item()
+    assert moved < 1e-6
+    assert answers(tmp_path / "two") == answers(finished[0])
 
 
 def files(folder: Path) -> list[str]:
@@ -165,12 +191,13 @@ def test_what_a_worker_saved_is_kept_where_the_first_one_is_gone(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rank", "end"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)]
+    ("rank", "end", "fsdp"),
+    [(1, signal.SIGKILL, True), (0, signal.SIGKILL, False), (1, signal.SIGTERM, False)],
 )
 def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
-    rank: int, end: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
+    rank: int, end: signal.Signals, fsdp: bool, recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
-    path = recipe(training={"epochs": 300, "evaluate_every": 100})
+    path = recipe(training={"epochs": 300, "evaluate_every": 100}, model={"fsdp": fsdp})
     out = tmp_path / "run"
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = ["-m", "embedgrad", "optimize", str(path), "--out", str(out), "--quiet"]
