@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 import tiny
 from embedgrad import Recipe, run
@@ -20,7 +21,7 @@ from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.info import weights_digest
-from kit_loss import loss_and_gradient, mixed
+from kit_loss import full_loss_and_gradient, loss_and_gradient, mixed
 from run_kit import save_model, values
 
 pytest_plugins = ["tiny_runs"]
@@ -107,11 +108,32 @@ def test_a_run_has_the_rows_of_a_plain_one(
         model_folder, data, model={**SMALL, "device": "auto", "max_memory": {"cpu": "140KB"}}
     )
     run(Recipe.from_dict(recipe), tmp_path / "run", report=report)
-    facts = [json.loads((at / "result.json").read_text()) for at in (tmp_path / "run", finished[0])]
-    assert facts[0]["model"]["weights"] == facts[1]["model"]["weights"]
     expected = load_prompt(finished[0]).rows
     assert (load_prompt(tmp_path / "run").rows - expected).abs().max().item() < 1e-6
     assert any(note.startswith("parts of the model: ") and "disk" in note for note in notes)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao, when it is imported
+def test_gradients_reach_the_rows_through_quantized_weights(tmp_path: Path) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    made = mixed(dtype=torch.float32, attention="sdpa")
+    plain, folder = save_model(tmp_path / "plain", tie=False), tmp_path / "int8"
+    auto: Any = AutoModelForCausalLM
+    settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    small = auto.from_pretrained(plain, quantization_config=settings, device_map="cpu")
+    small.save_pretrained(folder)
+    made.loaded.tokenizer.save_pretrained(folder)
+    model = spread(folder)
+    assert "Int8" in type(model.model.model.layers[0].mlp.up_proj.weight).__name__
+    assert model.why_not_reusable is None
+    loss, gradient = loss_and_gradient(model, made.start, made.sequences)
+    again = dataclasses.replace(made, loaded=made.loaded._replace(model=model.model))
+    expected, slope = full_loss_and_gradient(again, made.start, made.sequences)
+    assert torch.allclose(loss, expected.float(), rtol=1e-5)
+    assert torch.allclose(gradient, slope.float(), rtol=1e-3, atol=1e-4)
+    whole = loss_and_gradient(made.model, made.start, made.sequences)[1]
+    near = torch.nn.functional.cosine_similarity(gradient.flatten(), whole.flatten(), 0)
+    assert 0.99 < near < 1 - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -120,6 +142,7 @@ def test_a_run_has_the_rows_of_a_plain_one(
         ({"device": "cpu", "device_map": "auto"}, "device 'cpu' and a device_map are given"),
         ({"max_memory": {"cpu": "1GB"}}, "max_memory is for device_map = 'auto'"),
         ({"device_map": {"": "disk"}}, "its embedding table is kept in memory or on disk"),
+        ({"device_map": "auto", "fsdp": True}, "device_map and fsdp are both given"),
         ({"device_map": "everywhere"}, "cannot be loaded: .*'auto'"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "cannot be loaded: .*GB"),
     ],

@@ -100,6 +100,8 @@ def load(
     what = f"model {name!r} in {folder}"
     config = load_config(what, folder)
     tokenizer = load_tokenizer(what, folder)
+    if not spread and getattr(config, "quantization_config", None):
+        spread = {"device_map": {"": place}}  # not all quantized weights can be moved
     model: Any  # partly without types
     if weights:
         model = _load_weights(what, folder, config, precision, attention, spread)
