@@ -523,47 +523,86 @@ def test_a_folder_of_an_older_version_is_refused(
         compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
 
 
-def test_a_damaged_training_is_told(copied: Path, model_folder: Path, data: Path) -> None:
-    part = copied / "work" / "embedgrad-seed-0"
-    (part / "scored.json").unlink()
-    content = bytearray((part / "trained.safetensors").read_bytes())
-    content[-1] ^= 1
-    (part / "trained.safetensors").write_bytes(bytes(content))
-    with refused("embedgrad-seed-0", "damaged", "train again", error=RunError):
-        compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)
-
-
 LONG = "1" * (ROWS["test"] + 1)
+SEED = "embedgrad-seed-0"
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "parts"),
-    [
-        ("text/scored.json", {}, ("scored.json", "damaged", "delete it to score again")),
-        ("text/scored.json", "[", ("scored.json", "cannot be read", "delete it to score again")),
-        ("text/scored.json", {"correct": LONG}, ("of other test rows", "delete it to score again")),
-        ("text/scored.json", {"accuracy": None}, ("damaged", "delete it to score again")),
-        ("text/scored.json", {"scores": [1.0]}, ("damaged", "delete it to score again")),
-        ("text/scored.json", {"interval": None}, ("damaged", "delete it to score again")),
-        ("text/trained.json", {"facts": {}}, ("it lacks dev, examples_seen", "train again")),
-        ("text/scored.json", {"accuracy": 0.1}, ("digest differs", "delete it to score again")),
-        ("text/trained.json", {"versions": {}}, ("digest differs", "train again")),
-        ("comparison.json", "[", ("cannot be read", "restore it, or choose another --out")),
-        ("comparison.json", None, ("cannot be read", "restore it, or choose another --out")),
-        ("comparison.json", {"day": "nonsense"}, ("has no day", "choose another --out")),
-    ],
-)
-def test_what_is_damaged_is_told_and_left(
-    copied: Path, model_folder: Path, data: Path, name: str, change: Any, parts: tuple[str, ...]
-) -> None:
+def damage(copied: Path, name: str, change: Any) -> None:
+    """Change the JSON of a part, or cut it, or flip a bit of its tensors or answers."""
     path = copied / "work" / name
+    if change == "bit":
+        content = bytearray(path.read_bytes())
+        content[-10] ^= 1
+        path.write_bytes(bytes(content))
+        return
     held = json.loads(path.read_text())
     if "correct" in held and change != {"accuracy": 0.1}:
         del held["sha256"]  # or that would be all that is told
     path.unlink()
     if change is not None:
-        content = change if change == "[" else json.dumps({**held, **change} if change else {})
-        path.write_text(content)
+        path.write_text(change if change == "[" else json.dumps({**held, **change}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("text/scored.json", {"correct": None}, "it lacks scores"),
+        ("text/scored.json", "[", "cannot be read"),
+        ("text/scored.json", {"correct": LONG}, f"{ROWS['test']} answers for {len(LONG)} scores"),
+        ("text/scored.json", {"accuracy": None}, "it lacks scores"),
+        ("text/scored.json", {"scores": [1.0]}, "it lacks scores"),
+        ("text/scored.json", {"interval": None}, "it lacks scores"),
+        ("text/scored.json", {"accuracy": 0.1}, "digest differs"),
+        (f"{SEED}/answers.jsonl", "bit", "digest differs"),
+        ("text/trained.json", {"facts": {}}, "it lacks dev, examples_seen"),
+        ("text/trained.json", {"versions": {}}, "digest differs"),
+        (f"{SEED}/trained.safetensors", "bit", "digest differs"),
+        (f"{SEED}/trained.json", "[", "cannot be read"),
+        (f"{SEED}/trained.json", {"seed": 1}, "it is of another part"),
+    ],
+)
+def test_a_damaged_part_is_done_again_with_one_line(
+    copied: Path,
+    whole: tuple[Path, dict[str, Any]],
+    model_folder: Path,
+    data: Path,
+    name: str,
+    change: Any,
+    told: str,
+) -> None:
+    damage(copied, name, change)
+    trains = "trained" in name
+    done_again = "is trained again" if trains else "is scored again"
+    recipe = {**SMALL, "compare": {**OWN, "methods": ["random-init"], "seeds": [0]}}
+    if SEED in name:  # in a call that does not ask for the part, it is left
+        advice = "delete the folder|delete its folder" if trains else "delete it to score again"
+        with pytest.raises(RunError, match=advice):
+            compare(Recipe.from_dict(values(model_folder, data, **recipe)), copied)
+    events: list[dict[str, Any]] = []
+    results = compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied, events.append)
+    texts = [str(event.get("text")) for event in events]
+    (line,) = (text for text in texts if done_again in text)
+    assert told in line
+    assert "delete" not in line
+    trained = [text for text in texts if ": training " in text]
+    assert len(trained) == trains
+    kept = copied / "work" / f".{Path(name).parent}.damaged"
+    assert kept.is_dir() == trains
+    assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("[", ("cannot be read", "restore it, or choose another --out")),
+        (None, ("cannot be read", "restore it, or choose another --out")),
+        ({"day": "nonsense"}, ("has no day", "choose another --out")),
+    ],
+)
+def test_what_all_parts_share_is_told_and_left_where_it_is_damaged(
+    copied: Path, model_folder: Path, data: Path, change: Any, parts: tuple[str, ...]
+) -> None:
+    damage(copied, "comparison.json", change)
     before = {path: path.read_bytes() for path in (copied / "work").rglob("*") if path.is_file()}
     with refused(str(copied), *parts, error=RunError):
         compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied)

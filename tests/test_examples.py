@@ -24,7 +24,7 @@ from refusals import refused
 def table(rows: Sequence[Row], name: str = "reviews.csv") -> Table:
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     sources = [f"{name}:{line}" for line in range(2, len(rows) + 2)]
-    return Table(name, columns, list(rows), sources, "digest")
+    return Table(name, columns, list(rows), sources)
 
 
 REVIEWS = table(

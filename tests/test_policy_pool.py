@@ -183,6 +183,23 @@ def test_the_trace_of_an_answer_names_prompts_and_thresholds(
     assert embedgrad("generate", "--policy", path, query).code == 2
 
 
+def test_thresholds_do_not_outlive_the_dev_rows_they_were_set_on(policy: Write) -> None:
+    path = policy(precision=0.6)
+    said: list[str] = []
+
+    def evaluate(*overrides: str) -> str:
+        said.clear()
+        pool = eg.load_policy(path, overrides, eg.quiet)
+        pool.evaluate("test", lambda event: said.append(str(event.get("text"))))
+        return path.with_suffix(".calibrated.json").read_text()
+
+    whole = evaluate()
+    assert evaluate() == whole
+    assert not any("anew" in text for text in said)
+    assert json.loads(evaluate("data.limit={dev=4}"))["dev_rows"] == 4
+    assert sum("the dev rows have changed; thresholds are set anew" in t for t in said) == 1
+
+
 def test_a_larger_pool_is_halved_on_dev_rows(policy: Write) -> None:
     pool = eg.load_policy(policy(rounds=1), report=eg.quiet)
     table = pool.calibrate(eg.quiet)

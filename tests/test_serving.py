@@ -301,6 +301,16 @@ def test_a_folder_that_is_neither_run_nor_export(
     assert told.endswith("give a folder that `optimize` or `export` wrote")
 
 
+@pytest.mark.parametrize("name", ["prompt.safetensors", "prompt.json"])
+def test_what_is_no_regular_file_is_named(
+    run: Path, name: str, stand_in: Callable[[str], None]
+) -> None:
+    path = run / "prompt" / name
+    path.unlink()
+    path.mkdir()
+    assert refused(RunError, run).startswith(f"{path}: cannot be read (Is a directory)")
+
+
 # -- the export ------------------------------------------------------------------------------------
 
 

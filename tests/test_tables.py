@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -61,7 +60,6 @@ def test_json_lines_come_back_with_their_types_and_lines(tmp_path: Path, suffix:
         columns=("text", "label"),
         rows=ROWS,
         sources=[f"{name}:2", f"{name}:3", f"{name}:4"],
-        digest=hashlib.sha256(content.encode()).hexdigest(),
     )
 
 
@@ -72,7 +70,6 @@ def test_separated_values_come_back_as_text(tmp_path: Path, suffix: str, delimit
     table = read_table(put(tmp_path, f"reviews.{suffix}", content))
     assert table.columns == ("text", "label")
     assert table.rows == [{"text": text, "label": label} for text, label in cells]
-    assert table.digest == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_parquet_comes_back_with_its_types_and_row_numbers(tmp_path: Path) -> None:
@@ -83,7 +80,6 @@ def test_parquet_comes_back_with_its_types_and_row_numbers(tmp_path: Path) -> No
     assert table.columns == ("text", "label")
     assert table.rows == rows
     assert table.sources == [f"reviews.parquet:{i}" for i in (1, 2, 3, 4)]
-    assert table.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5))
@@ -281,7 +277,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_hub_data_set_comes_back_with_rows_names_and_fingerprint(
+def test_hub_data_set_comes_back_with_rows_and_names(
     hub: list[tuple[Any, ...]],
 ) -> None:
     table = read_table("hub:owner/some-name@plain:train", revision="abc123")
@@ -292,9 +288,6 @@ def test_hub_data_set_comes_back_with_rows_names_and_fingerprint(
     assert table.sources == [f"hub:owner/some-name@plain:train:{i}" for i in (1, 2, 3)]
     other = read_table("hub:owner/some-name", split="test")
     assert other.rows == [ROWS[2], ROWS[0]]  # as selected, not the whole table behind
-    assert table.digest.endswith(":train")
-    assert other.digest.endswith(":test")
-    assert table.digest.partition(":")[0] != other.digest.partition(":")[0]
 
 
 def test_hub_split_may_be_left_out_only_if_there_is_one(hub: list[tuple[Any, ...]]) -> None:
@@ -578,7 +571,6 @@ def test_a_pandas_data_frame_is_read() -> None:
     assert table.rows[1] == {"text": None, "label": "y", "stars": 3, "score": None, "when": None,
                              "odd": None}  # fmt: skip
     assert [type(cell) for cell in table.rows[0].values()][:4] == [str, str, int, float]
-    assert table.digest != read_table(frame.iloc[:1]).digest
     with refused("pandas.Series: cannot be read", "DataFrame"):
         read_table(frame["text"])
 

@@ -30,7 +30,7 @@ class Bench:
 
     `quick` makes one pair of each. `kept` keeps rows that were measured already, as in an
     interrupted full run. `data` is a folder of real rows; None: the Hub. `python` is
-    the interpreter whose start is measured.
+    the interpreter whose start is measured. `shared`: peers run on our weights, which are large.
     """
 
     model: LanguageModel
@@ -39,6 +39,17 @@ class Bench:
     kept: bool = False
     data: Path | None = None
     python: str = sys.executable
+    shared: bool = False
+
+    @property
+    def source(self) -> Any:
+        """What a peer is made from: the folder that it loads, or the model itself."""
+        return self.model.model if self.shared else self.model.info.path
+
+    @property
+    def half(self) -> bool:
+        """Whether the weights have 16 bits."""
+        return self.model.info.dtype != "float32"
 
     def pairs(self, count: int) -> int:
         """Number of pairs to measure where a full run measures `count`."""

@@ -62,6 +62,14 @@ def ratios(ours: dict[str, int], peer: dict[str, int]) -> dict[str, float]:
     return {"memory_ratio": max(found.values()), **found}
 
 
+def on_gpu(step: Callable[[], object]) -> int:
+    """The most that a step allocates on the GPU beyond what it finds there, in bytes."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def main() -> None:
     """Measure one side as standard input says; the result is the last line of standard output."""
     spec = json.load(sys.stdin)

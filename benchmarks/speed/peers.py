@@ -1,8 +1,8 @@
 """The peers: PEFT's prompt tuning and CPT, and a plain loop over `inputs_embeds`.
 
-Each loads the model itself, with plain `transformers`, and runs the whole sequence with full logits
-as its documentation does. A peer gets the same token sequences, pads them on the right, and makes
-the same AdamW step.
+Each loads the model itself, with plain `transformers`, or takes a loaded one, and runs the whole
+sequence with full logits as its documentation does. A peer gets the same token sequences, pads them
+on the right, and makes the same AdamW step.
 
 PEFT puts the prompt before everything else, chat header included, and nowhere else. So its steps
 run the nearest thing, `prompt_first`: as many tokens, in another order.
@@ -55,6 +55,7 @@ def pad(
     targets: Sequence[Ids] | None = None,
     *,
     left: bool = False,
+    device: torch.device | None = None,
 ) -> Padded:
     """Rows with `prompt` places for the prompt and an answer each (unset: the right one)."""
     if targets is None:
@@ -77,7 +78,7 @@ def pad(
             labels_BT[row, end - len(target) : end] = torch.tensor(target)
         place = start + len(sequence.prefix)
         prompt_BT[row, place : place + prompt] = True
-    return Padded(ids_BT, mask_BT, labels_BT, prompt_BT)
+    return Padded(*(x.to(device) for x in (ids_BT, mask_BT, labels_BT, prompt_BT)))
 
 
 class Peer:
@@ -88,9 +89,11 @@ class Peer:
     model: Any
     rows: torch.nn.Parameter
 
-    def _load(self, folder: str) -> Any:
+    def _load(self, source: Any) -> Any:
+        if not isinstance(source, str):
+            return source
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         return model.requires_grad_(False)
 
     def _begin(self) -> None:
@@ -128,10 +131,11 @@ class InputsEmbeds(Peer):
 
     name = "inputs_embeds"
 
-    def __init__(self, folder: str, prompt_ids: Sequence[int]):
-        self.model = self._load(folder)
+    def __init__(self, source: Any, prompt_ids: Sequence[int]):
+        self.model = self._load(source)
         self.table = self.model.get_input_embeddings()
-        self.rows = torch.nn.Parameter(self.table(torch.tensor(prompt_ids)).clone())
+        ids = torch.tensor(prompt_ids, device=self.table.weight.device)
+        self.rows = torch.nn.Parameter(self.table(ids).clone())
         self._begin()
 
     def _embeds(self, batch: Padded, rows_PD: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class InputsEmbeds(Peer):
 
     def loss(self, sequences: Sequence[TokenSequence], rows_PD: Tensor | None = None) -> Tensor:
         rows_PD = self.rows if rows_PD is None else rows_PD
-        batch = pad(sequences, len(rows_PD))
+        batch = pad(sequences, len(rows_PD), device=self.rows.device)
         loss: Tensor = self.model(
             inputs_embeds=self._embeds(batch, rows_PD),
             attention_mask=batch.mask_BT,
@@ -192,14 +196,16 @@ class Generate(InputsEmbeds):
 
     name = "transformers-generate"
 
-    def __init__(self, folder: str, prompt_ids: Sequence[int]):
-        super().__init__(folder, prompt_ids)
+    def __init__(self, source: Any, prompt_ids: Sequence[int]):
+        super().__init__(source, prompt_ids)
         self.model.generation_config.eos_token_id = None  # nobody may end early
 
     @torch.no_grad()
     def tokens(self, sequences: Sequence[TokenSequence], new_tokens: int) -> Tensor:
         """Greedy answers [B, T] of exactly this many tokens."""
-        batch = pad(sequences, len(self.rows), [()] * len(sequences), left=True)
+        batch = pad(
+            sequences, len(self.rows), [()] * len(sequences), left=True, device=self.rows.device
+        )
         new: Tensor = self.model.generate(
             inputs_embeds=self._embeds(batch, self.rows.detach()),
             attention_mask=batch.mask_BT,
@@ -215,8 +221,9 @@ class _Peft(Peer):
 
     note = "PEFT can only put the prompt first: the same number of tokens, in that order"
 
-    def __init__(self, folder: str, prompt_ids: Sequence[int]):
-        model = self._load(folder)  # a fresh one, as get_peft_model changes what it is given
+    def __init__(self, source: Any, prompt_ids: Sequence[int]):
+        model = self._load(source)
+        folder = getattr(source, "name_or_path", source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it asks for a renamed property
             self.model = get_peft_model(model, self._config(folder, prompt_ids))
@@ -231,7 +238,7 @@ class _Peft(Peer):
         return prompt_first(sequence)
 
     def loss(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        batch = pad(sequences, 0)
+        batch = pad(sequences, 0, device=self.rows.device)
         loss: Tensor = self.model(
             input_ids=batch.ids_BT,
             attention_mask=batch.mask_BT,

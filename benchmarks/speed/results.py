@@ -32,8 +32,8 @@ KEY = ("workload", "prefixes", "peer")
 class Results:
     """What is in the file, and what of it counts."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, model: str | None = None):
+        self.path, self.model = path, model
         self.code = code_digest()
         self.values: dict[str, Any] = {"finished": False, "rows": []}
         if path.exists():
@@ -59,6 +59,7 @@ class Results:
         """Whether a row of (workload, prefixes, peer) counts for an interrupted full run."""
         return any(
             tuple(row[name] for name in KEY) == key
+            and row.get("model") == self.model
             and row["pairs"] >= pairs
             and row["code"] == self.code
             for row in self.values["rows"]
@@ -66,10 +67,12 @@ class Results:
 
     def put(self, row: Row) -> None:
         """Add a row, in the place of the one with its key, and write the file."""
-        row = {**row, "code": self.code}
-        rows = [r for r in self.values["rows"] if any(r[name] != row[name] for name in KEY)]
+        of_model = {} if self.model is None else {"model": self.model}
+        row = {**of_model, **row, "code": self.code}
+        names = ("model", *KEY)
+        rows = [r for r in self.values["rows"] if any(r.get(n) != row.get(n) for n in names)]
         self.values["rows"] = sorted(
-            [*rows, row], key=lambda r: tuple(r[name] or "" for name in KEY)
+            [*rows, row], key=lambda r: tuple(r.get(name) or "" for name in names)
         )
         self.write()
 
@@ -83,9 +86,11 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """Write the file, with what was reached by now."""
-        self.values["reached"] = reached(self.values)
-        first = ("machine", "versions", "finished", "reached")
+        """Write the file; of the one model that has targets with what was reached by now."""
+        first = ["machine", "versions", "finished"]
+        if self.model is None:
+            self.values["reached"] = reached(self.values)
+            first.append("reached")
         order = [*first, *sorted(set(self.values) - {*first, "rows"}), "rows"]
         write_json(self.path, {name: self.values[name] for name in order})
 
@@ -113,7 +118,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Where it is timed."""
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -87,7 +87,7 @@ def real_rows(bench: Bench) -> None:
 def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
     """One row: our step and a peer's in turns, and whether both agree in the same token order."""
     letter, model, sequences = workload.letter, workload.model, workload.sequences
-    ours, peer = workload.ours, kind(model.info.path, workload.prompt)
+    ours, peer = workload.ours, kind(bench.source, workload.prompt)
 
     def sides(rows: list[TokenSequence]) -> tuple[dict[str, Side[Step]], Side[Step]]:
         theirs = [peer.layout(row) for row in rows]
@@ -96,15 +96,21 @@ def against(bench: Bench, workload: Workload, kind: Kind, pairs: int) -> None:
         our_side = side(lambda: ours.step(rows), ours.reset)
         return {"stored": our_side}, side(lambda: peer.step(theirs), peer.reset)
 
-    rate = [matmul_rate()] if letter in WITH_MATMUL else []
+    weights = model.model.get_output_embeddings().weight
+    rate = [matmul_rate(weights)] if letter in WITH_MATMUL else []
     found = bench.timed(sides, sequences, pairs)["stored"]
     row = {**found.summary(), "note": peer.note}
     if rate:  # the machine's speed changes as others use it
-        rate.append(matmul_rate())
+        rate.append(matmul_rate(weights))
         row["matmul_fraction"] = workload.work / row["our_seconds"] / statistics.mean(rate)
     same_layout = peer.layout(sequences[0]) == sequences[0]
-    row |= compare_steps(found.ours if same_layout else workload.prompt_first, found.peer)
-    if letter in WITH_MEMORY and not (bench.quick and kind is not InputsEmbeds):
+    own = found.ours if same_layout else workload.prompt_first
+    row |= compare_steps(own, found.peer, half=bench.half)
+    if weights.is_cuda:
+        theirs = [peer.layout(sequence) for sequence in sequences]
+        steps = (lambda: ours.step(sequences)), (lambda: peer.step(theirs))
+        row["memory_ratio"] = memory.on_gpu(steps[0]) / memory.on_gpu(steps[1])
+    elif letter in WITH_MEMORY and not (bench.shared or (bench.quick and kind is not InputsEmbeds)):
         peers = memory.of_step(kind.name, model, workload.prompt, sequences)
         row |= memory.ratios(workload.memory, peers)
     bench.put(letter, workload.title, "stored", kind.name, row)

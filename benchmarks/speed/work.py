@@ -42,12 +42,16 @@ def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **__
     return 2 * _attention(query, key, value)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Floating-point operations per second of a large fp32 `torch.mm`; median of the repeats."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
+def matmul_rate(like: torch.Tensor, repeats: int = 5) -> float:
+    """Floating-point operations per second of a large `torch.mm`; median of the repeats.
+
+    Its matrices are of the kind and in the place of `like`.
+    """
+    size = 8192 if like.is_cuda else 2048
+    left, right = (torch.randn(size, size).to(like) for _ in range(2))
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        torch.mm(left, right)
+        torch.mm(left, right)[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / statistics.median(seconds[1:])

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 from embedgrad.data.bounded_reads import most_unpacked
-from embedgrad.data.table import Parsed, Row, data_error, first_repeat, quote
+from embedgrad.data.table import (
+    Parsed,
+    Row,
+    data_error,
+    first_repeat,
+    only_first,
+    quote,
+    refuse_many,
+)
 from embedgrad.errors import DataError
 from embedgrad.formatting import size
 
@@ -22,28 +32,33 @@ _PIECE = 256  # rows
 Used = Collection[str] | None  # the columns that must be read; None: all that can be
 
 
-def read_parquet(data: bytes, name: str, used: Used = None) -> Parsed:
-    """A Parquet file. Raises DataError."""
+def read_parquet(file: BinaryIO, name: str, used: Used = None, most: int | None = None) -> Parsed:
+    """A Parquet file, or its first `most` rows. Raises DataError."""
     arrow = import_extra("pyarrow", "parquet", name)
     parquet = import_extra("pyarrow.parquet", "parquet", name)
     try:
-        file = parquet.ParquetFile(arrow.BufferReader(data))
-        schema, count = file.schema_arrow, file.metadata.num_rows
-        _check_claims(file.metadata, len(data))
+        length = file.seek(0, os.SEEK_END)
+        opened = parquet.ParquetFile(file)
+        schema, whole = opened.schema_arrow, opened.metadata.num_rows
+        _check_claims(opened.metadata, length)
     except Exception as error:  # files may be broken in any way
         raise data_error(name, f"is not a readable Parquet file ({brief(error)})") from None
-    most = most_unpacked(len(data))
+    count, room, groups = min(whole, most or whole), most_unpacked(length), list[int]()
+    refuse_many(count, name)
+    while sum(opened.metadata.row_group(i).num_rows for i in groups) < count:
+        groups.append(len(groups))
 
     def read(column: str) -> Any:
         """A column, in pieces: one text of a dictionary may stand in a million rows."""
         pieces, held = [], 0
-        for batch in file.iter_batches(_PIECE, columns=[column]):
+        for batch in opened.iter_batches(_PIECE, row_groups=groups, columns=[column]):
             pieces.append(batch.column(column))
-            if (held := held + batch.nbytes) > most:
-                raise ValueError(f"it holds more than {size(most)}, packed into {size(len(data))}")
-        return arrow.chunked_array(pieces, type=schema.field(column).type)
+            if (held := held + batch.nbytes) > room:
+                raise ValueError(f"it holds more than {size(room)}, packed into {size(length)}")
+        return arrow.chunked_array(pieces, type=schema.field(column).type)[:count]
 
-    return _from_columns(schema, count, read, name, used)
+    parsed = _from_columns(schema, count, read, name, used)
+    return replace(parsed, notes=(*parsed.notes, only_first(count))) if count < whole else parsed
 
 
 def _check_claims(metadata: Any, length: int) -> None:

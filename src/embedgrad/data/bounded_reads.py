@@ -1,7 +1,7 @@
 """Read files of strangers: regular ones only, of bounded size.
 
 A pipe would be waited for without end, a device read without end, and a few bytes of JSON can take
-a hundred times as much memory. Problems are `OSError` (with a `strerror`) and `ValueError`.
+a hundred times as much memory. Problems are `ValueError` and `OSError`, which names the file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BufferedReader
-from typing import Any
+from typing import Any, BinaryIO
 
 LARGEST_FILE = 2**31  # bytes of data, rows and events
 LARGEST_TEXT = 2**26  # bytes of a file that a person or a program of ours wrote
@@ -42,22 +43,31 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except ValueError:  # a NUL in its name
-        raise OSError(errno.EINVAL, "is no name of a file") from None
+        raise OSError(errno.EINVAL, "is no name of a file", path) from None
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file")
-    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes")
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", path)
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
     """A whole file of at most `most` bytes. Raises `OSError`."""
     with open_regular(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # `most` would be taken from memory
+
+
+def read_part(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of an open file, of which a part is wanted. Raises `OSError` where it is large."""
+    left = LARGEST_FILE
+    for line in iter(partial(file.readline, LONGEST_LINE), b""):
+        if (left := left - len(line)) < 0:
+            raise OSError(errno.EFBIG, f"its first rows are larger than {LARGEST_FILE:,} bytes")
+        yield line
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -97,7 +97,7 @@ def image_query(row: object, where: str, read: Callable[[Table], Table]) -> Exam
     """An example without an answer of columns by name; `read` is `with_images` of a recipe."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected the columns of an image by name, as in training")
-    (cells,) = read(Table(where, tuple(row), [dict(row)], [where], "")).rows
+    (cells,) = read(Table(where, tuple(row), [dict(row)], [where])).rows
     return Example({IMAGE: str(cells[IMAGE])}, "", where, extra={PIXELS: cells[PIXELS]})
 
 

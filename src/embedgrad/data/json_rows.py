@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, quote
+from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
 
 LINES = "one plain JSON object a line (an array belongs into a .json file)"
 ARRAY = "an array of plain JSON objects, or one object a line"
@@ -15,9 +16,10 @@ ARRAY = "an array of plain JSON objects, or one object a line"
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-def read_json_lines(data: bytes, name: str) -> Parsed:
-    """One object a line. Raises DataError."""
-    return _parse(_each_line(decode(data, name), name, LINES))
+def read_json_lines(data: bytes, name: str, *, cut: bool = False) -> Parsed:
+    """One object a line; `cut` says that others follow. Raises DataError."""
+    parsed = _parse(_each_line(decode(data, name), name, LINES))
+    return replace(parsed, notes=(only_first(len(parsed.rows)),)) if cut else parsed
 
 
 def read_json(data: bytes, name: str) -> Parsed:

@@ -14,21 +14,23 @@ Nothing is repaired and nothing is skipped but blank lines: what cannot be read 
 from __future__ import annotations
 
 import difflib
-import hashlib
+import errno
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from embedgrad.data.arrow import brief, import_extra, read_arrow, read_frame, read_parquet
-from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
+from embedgrad.data.arrow import Used, brief, import_extra, read_arrow, read_frame, read_parquet
+from embedgrad.data.bounded_reads import LARGEST_FILE, open_regular, read_part
 from embedgrad.data.chat import add_chat_columns
 from embedgrad.data.images import read_arrays
 from embedgrad.data.json_rows import read_json, read_json_lines
-from embedgrad.data.separated import read_separated
-from embedgrad.data.table import Parsed, Table, data_error
+from embedgrad.data.separated import first_rows, read_separated
+from embedgrad.data.table import Parsed, Table, data_error, only_first, refuse_many
 from embedgrad.errors import DataError, border
 from embedgrad.formatting import visible
 
@@ -43,25 +45,27 @@ def read_table(
     *,
     split: str | None = None,
     revision: str | None = None,
-    used: Collection[str] | None = None,
+    used: Used = None,
+    most: int | None = None,
 ) -> Table:
     """Read a data file, a Hub data set, a pandas data frame or a `datasets.Dataset`.
 
     An existing path always wins over a Hub name. `split` and `revision` belong to Hub data sets
     only. `used` names the columns that must be readable (None: unknown); a Parquet or Hub column
-    that is not among them may be left out. Raises DataError.
+    that is not among them may be left out. `most` is the number of rows after which reading stops,
+    where the source has an order to stop in: lines, Parquet, data sets. Raises DataError.
     """
     if not isinstance(source, str | os.PathLike):
-        return add_chat_columns(_read_object(source, used), used)
+        return add_chat_columns(_read_object(source, used, most), used)
     text = os.fspath(source)
     with border(visible(text), DataError):
         if not os.path.exists(text) and text.startswith("hub:"):
-            return add_chat_columns(_read_hub(text, split, revision, used), used)
-        return add_chat_columns(_read_file(text, split, revision, used), used)
+            return add_chat_columns(_read_hub(text, split, revision, used, most), used)
+        return add_chat_columns(_read_file(text, split, revision, used, most), used)
 
 
 def _read_file(
-    text: str, split: str | None, revision: str | None, used: Collection[str] | None
+    text: str, split: str | None, revision: str | None, used: Used, most: int | None
 ) -> Table:
     path = Path(text)
     if not os.path.exists(text):
@@ -84,15 +88,24 @@ def _read_file(
         raise data_error(
             text, f"unknown kind of data file {path.suffix!r}; known: {', '.join(_READERS)}"
         )
+    first = _FIRST.get(reader)
+    stops = first is not None or reader is read_parquet
     try:
-        data = read_bytes(path, LARGEST_FILE)
+        with open_regular(path, None if stops and most else LARGEST_FILE) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise data_error(text, "the file is empty; expected at least one row")
+            if reader is read_parquet:
+                return Table.of(path.name, read_parquet(file, path.name, used, most))
+            if first and most:
+                head = b"".join(first(read_part(file), most))
+                return Table.of(path.name, reader(head, path.name, cut=bool(file.read(1))))
+            data = file.read()
     except OSError as error:
-        raise data_error(text, f"cannot be read ({error.strerror or error})") from None
-    if not data:
-        raise data_error(text, "the file is empty; expected at least one row")
-    options = {"used": used} if reader is read_parquet else {}
-    parsed = reader(data, path.name, **options)
-    return Table.of(path.name, parsed, hashlib.sha256(data).hexdigest())
+        hint = "; data.limit reads its first rows alone" if stops else ""
+        hint = hint if error.errno == errno.EFBIG else ""
+        raise data_error(text, f"cannot be read ({error.strerror or error}){hint}") from None
+    refuse_many(data.count(b"\n"), path.name)
+    return Table.of(path.name, reader(data, path.name))
 
 
 def _listing(folder: Path, most: int = 8) -> str:
@@ -109,7 +122,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read_hub(
-    source: str, split: str | None, revision: str | None, used: Collection[str] | None
+    source: str, split: str | None, revision: str | None, used: Used, most: int | None
 ) -> Table:
     match = _HUB.fullmatch(source)
     if match is None:
@@ -134,39 +147,44 @@ def _read_hub(
         split, dataset = next(iter(dataset.items()))
     config = f"@{match['config']}" if match["config"] else ""
     name = f"hub:{match['path']}{config}:{split}"
-    return _read_dataset(dataset, name, split, used)
+    return _read_dataset(dataset, name, used, most)
 
 
-def _read_dataset(
-    dataset: Any, name: str, split: str | None, used: Collection[str] | None
-) -> Table:
+def _read_dataset(dataset: Any, name: str, used: Used, most: int | None) -> Table:
+    refuse_many(min(len(dataset), most or len(dataset)), name)
     # Arrow format: columns of images or sound stay undecoded, selected rows stay selected
-    parsed = read_arrow(dataset.with_format("arrow")[:], name, used)
-    return Table.of(name, parsed, f"{dataset._fingerprint}:{split}")
+    parsed = read_arrow(dataset.with_format("arrow")[:most], name, used)
+    cut = (only_first(len(parsed.rows)),) if len(parsed.rows) < len(dataset) else ()
+    return Table.of(name, replace(parsed, notes=(*parsed.notes, *cut)))
 
 
-def _read_object(source: Any, used: Collection[str] | None) -> Table:
+def _read_object(source: Any, used: Used, most: int | None) -> Table:
     """A pandas data frame or a data set, told apart without importing either."""
     kinds = [f"{t.__module__.partition('.')[0]}.{t.__name__}" for t in type(source).__mro__]
     if "datasets.Dataset" in kinds:
-        return _read_dataset(source, f"Dataset {source.split or ''}".strip(), source.split, used)
+        return _read_dataset(source, f"Dataset {source.split or ''}".strip(), used, most)
     if "pandas.DataFrame" in kinds:
-        parsed = read_frame(source, "DataFrame")
-        content = repr(parsed.rows).encode()
-        return Table.of("DataFrame", parsed, hashlib.sha256(content).hexdigest())
+        return Table.of("DataFrame", read_frame(source, "DataFrame"))
     advice = "; name one of its splits" if "datasets.DatasetDict" in kinds else ""
     raise data_error(
         kinds[0], f"cannot be read; expected a file's name, a DataFrame or a Dataset{advice}"
     )
 
 
+_CSV, _TSV = (partial(read_separated, delimiter=delimiter) for delimiter in ",\t")
 _READERS: dict[str, Callable[..., Parsed]] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
     ".json-lines": read_json_lines,
     ".json": read_json,
-    ".csv": partial(read_separated, delimiter=","),
-    ".tsv": partial(read_separated, delimiter="\t"),
+    ".csv": _CSV,
+    ".tsv": _TSV,
     ".parquet": read_parquet,
     ".npz": read_arrays,
+}
+# The lines of a file's first rows.
+_FIRST: dict[Callable[..., Parsed], Callable[[Iterator[bytes], int], Iterable[bytes]]] = {
+    read_json_lines: islice,
+    _CSV: partial(first_rows, delimiter=","),
+    _TSV: partial(first_rows, delimiter="\t"),
 }

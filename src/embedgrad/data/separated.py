@@ -6,14 +6,17 @@ file. So a row of several lines is refused where each of its lines could be a ro
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import final
 
-from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, quote
+from embedgrad.data.bounded_reads import LARGEST_FILE
+from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
 
 # Excel takes a first line "sep=;" as the separator, and shows the rest.
 _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
@@ -30,18 +33,14 @@ class Record:
     text: str
 
 
-def read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
-    """Parse a whole file. Raises DataError."""
+def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False) -> Parsed:
+    """Parse a file, or the `cut` first lines of one. Raises DataError."""
     text = decode(data, name)
     skipped, notes = 0, []
     if match := _SEPARATOR.match(text):
         skipped, delimiter, text = 1, match[1], text[match.end() :]
-    # the csv module refuses cells over 128 KiB, and only a process-wide setting lifts that
-    old_limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    try:
-        records = _records(text, name, delimiter, skipped)
-    finally:
-        csv.field_size_limit(old_limit)
+    with _large_cells():
+        records = _records(text, name, delimiter, skipped, cut)
     if not records:
         return Parsed((), [], [])
     start, written = records[0].line, records[0].cells
@@ -66,12 +65,38 @@ def read_separated(data: bytes, name: str, delimiter: str) -> Parsed:
             advice = f"quote cells that hold {delimiter!r}"
             raise data_error(f"{name}:{record.line}", f"{counts} as in the header; {advice}")
     notes += _check_quotes(records, name, delimiter)
+    notes += [only_first(len(records) - 1)] if cut else []
     rows: list[Row] = [dict(zip(header, record.cells, strict=True)) for record in records[1:]]
     return Parsed(tuple(header), rows, [record.line for record in records[1:]], tuple(notes))
 
 
-def _records(text: str, name: str, delimiter: str, skipped: int) -> list[Record]:
-    """Records that are not blank."""
+def first_rows(lines: Iterator[bytes], most: int, delimiter: str) -> list[bytes]:
+    """The lines of the header and the first rows; the last row may lack its end."""
+    read: list[bytes] = []
+
+    def each() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line.decode("latin-1")  # never fails, and quotes stay what they are
+
+    with _large_cells(), contextlib.suppress(csv.Error):  # which the whole reading tells better
+        for _ in islice(csv.reader(each(), delimiter=delimiter), most + 1):
+            pass
+    return read
+
+
+@contextlib.contextmanager
+def _large_cells() -> Iterator[None]:
+    """Cells of any size: csv refuses those over 128 KiB, but for a process-wide setting."""
+    before = csv.field_size_limit(LARGEST_FILE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _records(text: str, name: str, delimiter: str, skipped: int, cut: bool) -> list[Record]:
+    """Records that are not blank; of lines that are `cut` not one that ends elsewhere."""
     lines = io.StringIO(text, newline="").readlines()
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     records: list[Record] = []
@@ -83,6 +108,8 @@ def _records(text: str, name: str, delimiter: str, skipped: int) -> list[Record]
                 records.append(Record(start + skipped + 1, cells, written))
             start = reader.line_num
     except csv.Error as error:
+        if cut and reader.line_num == len(lines):
+            return records
         advice = 'a cell that holds a quote is written "like ""this"""'
         line = start + skipped + 1
         raise data_error(f"{name}:{line}", f"broken quoting ({error}); {advice}") from None

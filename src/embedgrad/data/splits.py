@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,11 @@ from embedgrad.data.examples import Example, cell_text, examples_from, solution_
 from embedgrad.data.labels import advise_mapping, note_twins
 from embedgrad.data.problems import Problems
 from embedgrad.data.readers import Source, read_table
-from embedgrad.data.table import Table, data_error, quote
+from embedgrad.data.table import MOST_ROWS, Table, data_error, quote
 from embedgrad.errors import DataError, nearest
 
 NAMES = ("train", "dev", "test")
+DRAWN_FROM = 2**17  # rows: of a longer source, a limit draws of its first ones
 
 Refuse = Callable[[DataError], None]
 
@@ -71,6 +73,9 @@ def read_splits(
     file may lack the column `answer`; the answers of its examples are then "". `convert` makes
     every table another, as of images, which then has the columns that are used.
 
+    A source whose splits all have a limit is read up to `DRAWN_FROM` rows, or up to twice as many
+    as the limits need, and no further.
+
     `problems` gets what would else be raised, where the rows or the check that failed can be left
     out; without it the first problem is raised.
     """
@@ -81,12 +86,18 @@ def read_splits(
     used = {*columns, *of_solution, *single, *extra, *teacher, *(where or ())}
     notes: dict[str, None] = {}
 
-    def read(source: Source | None) -> list[Example] | None:
+    carved = {"dev": 0.0 if dev is not None else dev_share}
+    carved["test"] = 0.0 if test is not None else test_share
+
+    def read(name: str, source: Source | None) -> list[Example] | None:
         if source is None:
             return None
+        shares = {n: share for n, share in carved.items() if share} if name == "train" else {}
+        shares[name] = 1 - sum(shares.values())
+        most = None if where else _rows_to_read(shares, limit or {})
         table: Table | None = None
         try:
-            table = read_table(source, used=None if convert else used)
+            table = read_table(source, used=None if convert else used, most=most)
             table = convert(table) if convert else table
             notes.update(dict.fromkeys(table.notes))
             if (named := table.class_labels(answer)) and not (labels or choices):
@@ -121,16 +132,16 @@ def read_splits(
             where=where,
         )
 
-    rows = read(train) or []
+    rows = read("train", train) or []
     balanced = labelled or any(example.answer for example in rows)
     splits = make_splits(
         rows,
-        read(dev),
-        read(test),
+        read("dev", dev),
+        read("test", test),
         columns=columns,
         choices=(choices or None) if balanced else None,
         # A split that is named is never carved, not even if none of its rows can be read.
-        fractions=(0.0 if dev else dev_share, 0.0 if test else test_share),
+        fractions=(carved["dev"], carved["test"]),
         seed=seed,
         limit=limit,
         allow_duplicates=allow_duplicates,
@@ -138,6 +149,14 @@ def read_splits(
         problems=problems,
     )
     return replace(splits, notes=(*notes, *splits.notes))
+
+
+def _rows_to_read(shares: Mapping[str, float], limit: Mapping[str, int]) -> int | None:
+    """How many rows of a source its splits are drawn from; None: of all, as one has no limit."""
+    if not shares.keys() <= limit.keys() or min(shares.values()) <= 0:
+        return None
+    twice = (math.ceil(2 * limit[name] / share) for name, share in shares.items())
+    return min(max(DRAWN_FROM, *twice), MOST_ROWS)
 
 
 def _single_rows(table: Table, where: Mapping[str, str]) -> Iterator[Table]:

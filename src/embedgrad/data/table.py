@@ -11,6 +11,8 @@ from embedgrad.errors import DataError
 
 Row = dict[str, object]
 
+MOST_ROWS = 2**22  # of a source; with their texts they take some gigabytes
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -30,28 +32,25 @@ class Table:
     """Rows of one source.
 
     `sources[i]` is where `rows[i]` begins, "reviews.csv:18" (line of a text file, row of any
-    other, both 1-based). `digest` is the SHA-256 of the file's bytes or of a Python object's rows;
-    for a Hub data set its fingerprint and split. `notes` are sentences on how it was read.
-    `class_names` holds the names of a column's numbers 0, 1, ... where the data brings them (the
-    `ClassLabel` of Hub data sets).
+    other, both 1-based). `notes` are sentences on how it was read. `class_names` holds the names of
+    a column's numbers 0, 1, ... where the data brings them (the `ClassLabel` of Hub data sets).
     """
 
     name: str
     columns: tuple[str, ...]
     rows: list[Row]
     sources: list[str]
-    digest: str
     notes: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, parsed: Parsed, digest: str) -> Table:
+    def of(cls, name: str, parsed: Parsed) -> Table:
         """A source's table; raises DataError where it has no rows."""
         if not parsed.rows:
             raise data_error(name, "holds no rows; expected at least one")
         sources = [f"{name}:{number}" for number in parsed.numbers]
         notes = tuple(f"{name}: {note}." for note in parsed.notes)
-        return cls(name, parsed.columns, parsed.rows, sources, digest, notes, parsed.class_names)
+        return cls(name, parsed.columns, parsed.rows, sources, notes, parsed.class_names)
 
     def class_labels(self, column: str) -> dict[str, str]:
         """The names of a column's numbers as a mapping for `data.labels`; empty without names."""
@@ -62,6 +61,21 @@ def data_error(where: str, problem: str, about: str = "") -> DataError:
     """Build a DataError of one line; what does not print becomes an escape."""
     line = f"{where}: {problem}"
     return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), about)
+
+
+def refuse_many(count: int, name: str) -> None:
+    """Raise DataError for more rows than may be held at once."""
+    if count > MOST_ROWS:
+        raise data_error(
+            name,
+            f"holds about {count:,} rows, and {MOST_ROWS:,} may be held at once; with data.limit "
+            "for every split that comes from it, only its first rows are read",
+        )
+
+
+def only_first(rows: int) -> str:
+    """The note on a source that is not read to its end."""
+    return f"only its first {rows:,} rows are read, of which data.limit draws"
 
 
 def quote(value: object, width: int = 60) -> str:

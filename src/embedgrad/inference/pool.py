@@ -53,6 +53,7 @@ class Pool:
         self._batch_size = evaluation.batch_size
         self._kept = file.with_suffix(".calibrated.json")
         self._digest = self._fingerprint()
+        self._dev = ""  # digest of the dev rows that the thresholds were set on
         self.thresholds, self.rounds = self._read_calibration()
 
     def generate(self, queries: Query | Sequence[Query], report: Report = show) -> Any:
@@ -140,7 +141,8 @@ class Pool:
         Each threshold is set on the rows that reach its round, so that the precision holds for all
         that is accepted. Raises `DataError` without dev rows.
         """
-        dev = self._runs[0].read_data().dev
+        splits = self._runs[0].read_data()
+        dev, self._dev = splits.dev, splits.digests["dev"]
         if not dev:
             raise DataError(f"{self.file}: {self.names[0]} has no dev rows to set thresholds on")
         table: Table = {}
@@ -155,6 +157,7 @@ class Pool:
         self.set_thresholds(table, order, len(dev))
         found = finite(
             {
+                "dev": self._dev,
                 "thresholds": list(self.thresholds.items()),
                 "rounds": [one._asdict() for one in self.rounds],
             }
@@ -179,11 +182,16 @@ class Pool:
     def evaluate(self, split: str = "test", report: Report = show) -> dict[str, Any]:
         """The policy's scores on a split, beside a majority vote of the same prompts and the first.
 
-        Thresholds are set first if they are not. Raises `DataError` for a split without rows.
+        Thresholds are set first if they are not, or were set on other dev rows. Raises `DataError`
+        for a split without rows.
         """
-        if not self.thresholds:
+        splits = self._runs[0].read_data()
+        changed = self.thresholds and self._dev != splits.digests["dev"]
+        if changed:
+            say(report, [f"{self._kept}: the dev rows have changed; thresholds are set anew"])
+        if changed or not self.thresholds:
             self.calibrate(report)
-        examples = getattr(self._runs[0].read_data(), split)
+        examples = getattr(splits, split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         stage(report, f"answering {split} rows")
@@ -252,9 +260,10 @@ class Pool:
     def _read_calibration(self) -> tuple[dict[int, float], list[Round]]:
         try:
             kept = read_json(self._kept)
-            found = {name: kept[name] for name in ("thresholds", "rounds")}
+            found = {name: kept[name] for name in ("dev", "thresholds", "rounds")}
             if kept["policy"] != self._stamp(found):
                 return {}, []
+            self._dev = kept["dev"]
             thresholds = {int(p): math.inf if t is None else t for p, t in kept["thresholds"]}
             return thresholds, [Round(**one) for one in kept["rounds"]]
         except (OSError, ValueError, LookupError, TypeError):

@@ -81,7 +81,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         if folder.path.is_dir():
             stack.enter_context(lock_folder(folder.path))
-        folder.open(recipe)
+        mended = folder.open(recipe, parts)
         if new:
             try:
                 folder.path.mkdir(parents=True)
@@ -91,6 +91,7 @@ def compare(
             stack.enter_context(lock_folder(folder.path))
         try:
             report = stack.enter_context(write_events(report, folder.path))
+            say(report, mended)
             trained = all(map(folder.is_trained, parts))
             setup = _set_up(recipe, folder, report, model, trained=trained)
         except BaseException:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -90,16 +91,17 @@ class Folder:
         self.work = self.path / "work"
         self.unfinished = self.work / "unfinished"
 
-    def open(self, recipe: Recipe) -> None:
+    def open(self, recipe: Recipe, parts: Sequence[Part]) -> list[str]:
         """Check that the folder belongs to this recipe. Raises `RunError` naming what differs.
 
-        A folder without a finished part may belong to any recipe.
+        A folder without a finished part may belong to any recipe. What is damaged of `parts` is put
+        aside, so that it is done again, and told; damage of others is raised.
         """
         if not any(self._parts()):
             if self.path.exists() and (not self.path.is_dir() or self._foreign()):
                 raise RunError(f"{self.path}: exists and is no comparison; choose another --out")
             shutil.rmtree(self.unfinished, ignore_errors=True)  # perhaps of another recipe
-            return
+            return []
         path = self.path / "recipe.toml"
         try:
             before = parse_toml(read_text(path))
@@ -114,10 +116,33 @@ class Folder:
                 f"{self.path}: is a comparison of another recipe: {'; '.join(different[:3])}{more}"
                 "; choose another --out"
             )
-        for part in self._parts():  # raises for damage before any time is spent
+        told = []
+        for part in self._parts():  # damage is found before any time is spent
+            try:
+                self.training(part)
+                if self.is_scored(part):
+                    self.scored_answers(part, len(self.scores(part)["correct"]))
+            except RunError as error:
+                if part not in parts:
+                    raise
+                told.append(f"{str(error).rpartition('; ')[0]}; {self._put_aside(part)}")
+        return told
+
+    def _put_aside(self, part: Part) -> str:
+        """Make room for a damaged part, whose training may be whole; what is done about it."""
+        folder = self.work / part.folder
+        try:
             self.training(part)
-            if self.is_scored(part):
-                self.scores(part)
+            remove_file(folder / "scored.json")
+            return f"{part} is scored again"
+        except RunError as damage:
+            aside = folder.with_name(f".{part.folder}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                os.replace(folder, aside)
+            except OSError:
+                raise damage from None
+            return f"{part} is trained again, and what is there is kept in {aside.name}"
 
     def agree(self, recipe: Recipe, shared: Mapping[str, Any]) -> None:
         """Record what all parts share. Raises `RunError` if earlier parts have other values."""
@@ -185,6 +210,8 @@ class Folder:
         values = _read_json(folder / "trained.json")
         try:
             content = read_bytes(folder / "trained.safetensors", LARGEST_FILE)
+            if (values["method"], values["seed"]) != part:
+                raise ValueError("it is of another part")
             missing = sorted(FACTS - values["facts"].keys())
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
@@ -306,9 +333,9 @@ class Folder:
 
     def _parts(self) -> Iterator[Part]:
         for path in sorted(self.work.glob("[!.]*/trained.json")):  # a dot: half written
-            values = _read_json(path)
-            part = Part(str(values.get("method", "")), values.get("seed"))
-            if part.method in METHODS and part.folder == path.parent.name:
+            method, _, seed = path.parent.name.partition("-seed-")
+            part = Part(method, int(seed) if seed.isdecimal() else None)
+            if method in METHODS and part.folder == path.parent.name:
                 yield part
 
 
