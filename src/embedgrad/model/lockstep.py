@@ -1,4 +1,4 @@
-"""Weights shared out over workers (FSDP): each keeps a part of every layer, and all go in step.
+"""Lockstep: workers that share out weights (FSDP) make equally many passes.
 
     worker 0:  pass  pass  pass |
     worker 1:  pass  idle  idle | exchange
