@@ -30,6 +30,11 @@ def plan_table(plan: Values) -> RenderableType:
     return Group(*parts, *_budget(plan.get("budget", {})))
 
 
+def plan_and_problems(plan: Values) -> RenderableType:
+    """What would keep a run from starting, which a command says as its error, and the plan."""
+    return Group(*(sentence(text, "bold") for text in plan["problems"]), plan_table(plan))
+
+
 def _model(plan: Values) -> Iterator[str]:
     model = plan["model"]
     kind = f"{model['architecture']} in {model['dtype']} on {model['device']}"

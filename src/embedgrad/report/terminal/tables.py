@@ -360,11 +360,11 @@ def _drift_line(part: Row) -> str:
 
 def sentence(text: str, style: str = "", indent: int = 0) -> RenderableType:
     """A line that a terminal breaks between words, and that stays whole in a file."""
-    return _Sentence(visible(text), style, indent)
+    return Sentence(visible(text), style, indent)
 
 
 @final
-class _Sentence(NamedTuple):
+class Sentence(NamedTuple):
     text: str
     style: str
     indent: int

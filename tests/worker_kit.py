@@ -1,15 +1,9 @@
-"""What one of several workers computes: a program for `test_workers`, which prints JSON.
-
-python tests/worker_program.py [fsdp]
-
-with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or alone.
-"""
+"""What one of several workers computes, for `test_workers`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Any
 
 import torch
@@ -31,18 +25,18 @@ from seam_parts import OrderedAverage, WorstGroup
 OBJECTIVES = {"mean": CrossEntropy(), "ordered": OrderedAverage(), "worst": WorstGroup()}
 
 
-def shared(made: Kit) -> Kit:
-    """The kit, with the weights of its model shared out if the program is to."""
-    if "fsdp" not in sys.argv:
+def shared(made: Kit, fsdp: bool) -> Kit:
+    """The kit, with the weights of its model shared out if asked."""
+    if not fsdp:
         return made
     if not isinstance(made.loaded.model.base_model, FSDPModule):  # kits share it too
         shard(made.loaded.model, 3, torch.device("cpu"))
     return dataclasses.replace(made, model=LanguageModel(made.loaded))
 
 
-def found() -> dict[str, Any]:
+def found(fsdp: bool = False) -> dict[str, Any]:
     """Gradients of several objectives, and free answers, of this worker and all others."""
-    made, values = shared(kit(rows=9)), dict[str, Any]()
+    made, values = shared(kit(rows=9), fsdp), dict[str, Any]()
     theta = Free().reach({"span": noisy(made.start)}, {"span": made.start})
     theta["span"].requires_grad_(True)
     for name, objective in OBJECTIVES.items():
@@ -55,7 +49,7 @@ def found() -> dict[str, Any]:
             numbers = gradient.gradients["span"].flatten().tolist()
             losses = gradient.losses_B.tolist()
             values[f"{name} {accumulate}"] = [gradient.loss, *losses, *numbers]
-    free = shared(kit(rows=9, target=Target()))
+    free = shared(kit(rows=9, target=Target()), fsdp)
     evaluator = Evaluator(free.model, free.sequencer, Evaluation(max_new_tokens=4, batch_size=4))
     scored = evaluator.score(noisy(free.start), free.sequences)
     return {
@@ -71,6 +65,7 @@ def found() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def tell(fsdp: bool) -> None:
+    """Print it as JSON, by the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
     with joined():
-        print(json.dumps(found()))
+        print(json.dumps(found(fsdp)))
