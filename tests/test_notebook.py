@@ -17,7 +17,7 @@ import pytest
 import embedgrad as eg
 from embedgrad.report.page.notebook import shown_as, table_html
 from embedgrad.report.terminal.methods_table import methods_table
-from embedgrad.report.terminal.plan_table import plan_and_problems
+from embedgrad.report.terminal.plan_table import plan_and_problems, plan_table
 from embedgrad.report.terminal.tables import comparison_table, drift_table, show, verdict
 from embedgrad.report.terminal.tasks_table import tasks_table
 from kit_loop import QUICK, small, train
@@ -78,6 +78,12 @@ def test_a_plan_shows_its_problems(recipe: Callable[..., Path]) -> None:
     assert shown.startswith(f'<div style="padding-left:0ch"><b>{plan["problems"][0]}</b>')
     assert "<b>model</b>" in shown
     assert words(shown) == words(table_html(plan_and_problems(plan)))
+
+
+def test_a_plan_names_tokens_as_people_read_them(capsys: pytest.CaptureFixture[str]) -> None:
+    span = {"ids": [1, 2], "tokens": ["\u010a", "\u0120Good"]}
+    show(plan_table({"spans": [span], "merged": {"rows": 0, "first": None}}))
+    assert "2 tokens: \u21b5 \u00b7Good\n" in capsys.readouterr().out
 
 
 def test_foreign_text_is_shown_as_text_and_nothing_raises() -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from embedgrad.report.figures.theme import css_variables, inline_svg
 
 OWN = "embedgrad-figure"
-RULES = "--sans: sans-serif; background: var(--paper); max-width: 32rem;"
+RULES = "--sans: sans-serif; background: var(--paper); max-width: 100%; height: auto;"
 
 
 @final
@@ -21,6 +21,6 @@ class NotebookFigure(Figure):
         titles = "; ".join(filter(None, names))
         svg = inline_svg(self, "notebook", titles or "figure")
         opening, rest = svg.replace('class="figure"', f'class="{OWN}"', 1).split(">", 1)
-        space = 'xmlns="http://www.w3.org/2000/svg"'  # it may stand alone, as an image
+        space = 'width="512" xmlns="http://www.w3.org/2000/svg"'  # it may stand alone, as an image
         rules = f"<style>{css_variables(f'.{OWN}')}.{OWN} {{ {RULES} }}</style>"
         return f"{opening} {space}>{rules}{rest}"

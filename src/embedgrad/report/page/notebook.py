@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from embedgrad.report.page.safe_text import readable, without_home
-from embedgrad.report.terminal.tables import Sentence
+from embedgrad.report.terminal.tables import BLANKS, Sentence
 
 MOST = 50  # tokens
-BLANKS = str.maketrans("\u0120\u2581\u010a", "\u00b7\u00b7\u21b5")  # as tokenizers mark them
 CELL = "white-space:nowrap"
 WIDE = "display:block;overflow-x:auto"  # a narrow page scrolls it
 

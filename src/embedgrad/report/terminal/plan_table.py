@@ -10,7 +10,7 @@ from rich.text import Text
 
 from embedgrad.formatting import duration, operations, size
 from embedgrad.report.expectation import describe
-from embedgrad.report.terminal.tables import sentence
+from embedgrad.report.terminal.tables import BLANKS, sentence
 
 Values = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def _data(plan: Values) -> Iterator[str]:
 
 def _spans(plan: Values) -> Iterator[str]:
     for span in plan["spans"]:
-        yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
+        yield f"{len(span['ids'])} tokens: {' '.join(span['tokens']).translate(BLANKS)}"
     rows, first = plan["merged"]["rows"], plan["merged"]["first"]
     yield f"{rows} rows merge with it (first: {first})" if rows else "no row merges with it"
 
