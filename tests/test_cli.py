@@ -67,11 +67,11 @@ OPTIONS = {
     },
     "tune": {
         *("RECIPE.toml", "--over", "--out", "--trials", "--seed", "--set", "--model", "--json"),
-        "--quiet",
+        *("--objective", "--storage", "--quiet"),
     },
     "map": {
         *("RECIPE.toml", "--over", "--out", "--workers", "--retries", "--set", "--model"),
-        *("--json", "--quiet"),
+        *("--ray", "--json", "--quiet"),
     },
     "compress": {
         *("LONG_PROMPT.txt", "--queries", "--tokens", "--column", "--model", "--out", "--margin"),
@@ -313,10 +313,12 @@ def test_what_the_shell_completes_is_what_there_is() -> None:
     from embedgrad.experiments.baselines import METHODS
     from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
     from embedgrad.report.figures.run import FIGURES_OF_RUNS
+    from embedgrad.report.figures.study import FIGURES_OF_STUDIES
 
     assert tuple(DESTINATIONS) == completion.DESTINATIONS
     assert tuple(ENGINES) == completion.ENGINES
-    assert (*FIGURES_OF_RUNS, *FIGURES_OF_COMPARISONS) == completion.FIGURES
+    figures = (*FIGURES_OF_RUNS, *FIGURES_OF_COMPARISONS, *FIGURES_OF_STUDIES)
+    assert figures == completion.FIGURES
     assert tuple(METHODS) == completion.METHODS
     assert completion.SPLITS == NAMES
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from embedgrad.errors import DivergenceError, RecipeError
+from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.experiments import tune as tuning
 from embedgrad.experiments.tune import Setting, tune
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.report.figures import study as figures
 from refusals import refused
 from run_kit import Command
 
@@ -174,6 +175,57 @@ def test_a_trial_that_fails_ends_no_study(
         tune(path, tmp_path / "other", [RATE], note, trials=2)
 
 
+def test_of_several_objectives_those_are_kept_that_no_other_one_beats(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    words = "[[Is the review positive?]]", "[[Is the review positive or negative?]]"
+    texts = json.dumps([f"{{review}} {text}" for text in words])
+    call = ("tune", recipe(training={"steps": 1}), "--over", f"template.user={texts}")
+    goals = ("--objective", "log_loss", "--objective", "tokens", "--trials", "3", "--json")
+    found = embedgrad(*call, *goals, "--out", tmp_path / "study", "--quiet").json
+    assert (found["objectives"], found["lower"]) == (["log_loss", "tokens"], ["log_loss", "tokens"])
+    values = [(t["values"]["log_loss"], t["values"]["tokens"]) for t in found["trials"]]
+    assert len({tokens for _, tokens in values}) == 2  # the length of the span is a setting
+    for (loss, tokens), trial in zip(values, found["trials"], strict=True):
+        beaten = any(a <= loss and b <= tokens and (a, b) != (loss, tokens) for a, b in values)
+        assert trial["front"] is not beaten
+    fronts = [loss for (loss, _), t in zip(values, found["trials"], strict=True) if t["front"]]
+    assert fronts == sorted(fronts)
+    assert values[0][0] == min(fronts)
+    best = (tmp_path / "study" / "best.toml").read_text("utf-8")
+    assert json.loads(found["trials"][0]["template.user"]) in best
+
+
+def test_an_objective_that_there_is_not_is_refused(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    call = ("tune", recipe(), "--over", RATE, "--out", tmp_path / "study", "--objective", "loss")
+    done = embedgrad(*call)
+    assert (done.code, done.lines) == (
+        2,
+        [
+            "error: --objective: unknown 'loss'; did you mean 'log_loss'? known: accuracy, "
+            "log_loss, macro_f1, regret, seconds, tokens"
+        ],
+    )
+
+
+def test_a_database_holds_a_study_that_two_folders_share(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path, url = recipe(training={"steps": 1}), f"sqlite:///{tmp_path / 'study.db'}"
+    call = ("tune", path, "--over", RATE, "--storage", url, "--quiet", "--json", "--out")
+    here = embedgrad(*call, tmp_path / "a", "--trials", "1").json["trials"]
+    there = embedgrad(*call, tmp_path / "b", "--trials", "2").json["trials"]
+    assert (len(here), len(there)) == (1, 2)
+    assert here[0]["dev"] in [trial["dev"] for trial in there]
+    assert len({trial["optimizer.learning_rate"] for trial in there}) == 2
+    assert not (tmp_path / "a" / "journal.log").exists()
+    wrong = embedgrad(*call[:-1], "--storage", "nosuch://db", "--out", tmp_path / "c")
+    assert wrong.code == 2
+    assert wrong.lines[-1].startswith("error: --storage: cannot be used (")
+
+
 # ------------------------------------------------------------------------ several, and interrupted
 
 
@@ -203,7 +255,7 @@ def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path:
     path, out = recipe(training={"steps": 1}), tmp_path / "study"
     tune(path, out, [RATE], lambda event: None, trials=1)
     space = [Setting.parse(RATE)]
-    study = tuning._open(out, Recipe.read(path), space, 0)
+    study = tuning._open(out, Recipe.read(path), space)
     lost = study.ask()
     settings = space[0].suggest(lost)
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -230,10 +282,10 @@ def test_a_trial_that_is_lost_meanwhile_is_begun_again(
 ) -> None:
     run, gone = tuning._run, []
 
-    def lose(one: Recipe, model: Any, study: Any, trial: Any, report: Any) -> None:
+    def lose(one: Recipe, model: Any, study: Any, trial: Any, *others: Any) -> None:
         if not trial.number:
             gone.append(losing(study))
-        run(one, model, study, trial, report)
+        run(one, model, study, trial, *others)
 
     monkeypatch.setattr(tuning, "_run", lose)
     path = recipe(training={"steps": 1})
@@ -246,7 +298,7 @@ def test_two_processes_that_start_together_bring_a_trial_back_once(
     recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Recipe.read(recipe())
-    studies = [tuning._open(tmp_path, made, [Setting.parse(RATE)], 0) for _ in range(2)]
+    studies = [tuning._open(tmp_path, made, [Setting.parse(RATE)]) for _ in range(2)]
     gone, lose = losing(studies[0]), tuning._lose
 
     def slowly(study: Any, trial: Any) -> None:
@@ -284,3 +336,76 @@ def test_two_processes_share_a_study(recipe: Write, tmp_path: Path) -> None:
     rates = [trial["optimizer.learning_rate"] for trial in trials_of(out)]
     assert 4 <= len(rates) <= 5  # both may ask for the last one
     assert len(set(rates)) == len(rates)
+
+
+# ---------------------------------------------------------------------------------------- its page
+
+
+def study(**changes: Any) -> dict[str, Any]:
+    """A study of four trials of two settings, one of them stopped early."""
+    kinds = ['"system"', '"<b>"', '"system"', '"system"']
+    trials = [
+        {
+            **{"trial": i, "optimizer.learning_rate": 10.0**-i, "template.place": kinds[i]},
+            **{"dev": {}, "values": {"accuracy": score, "tokens": 8 - i}},
+            **{"pruned": i == 3, "front": i == 1},
+        }
+        for i, score in enumerate([0.6, 0.9, 0.7, 0.5])
+    ]
+    rate, place = {"log": True, "values": []}, {"log": False, "values": ['"system"', '"<b>"']}
+    return {
+        **{"objectives": ["accuracy"], "lower": [], "metric": "accuracy"},
+        **{"settings": {"optimizer.learning_rate": rate, "template.place": place}},
+        **{"trials": sorted(trials, key=lambda t: -t["values"]["accuracy"]), "recipe": "best.toml"},
+        **changes,
+    }
+
+
+def test_the_figures_show_every_trial_and_the_best_so_far() -> None:
+    (axes,) = figures.history(study()).axes
+    line, *dots = axes.lines
+    assert list(line.get_xdata()) == [1, 2, 3]  # one that was stopped early is no best
+    assert list(line.get_ydata()) == pytest.approx([60, 90, 90])
+    places = [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots]
+    assert places == [(1, 60), (2, 90), (2, 90), (3, pytest.approx(70)), (4, 50)]  # and a ring
+    rates, kinds = figures.settings(study()).axes
+    assert (rates.get_xscale(), rates.get_xlabel()) == ("log", "optimizer.learning_rate")
+    assert [dot.get_xdata()[0] for dot in rates.lines] == [1, 0.1, 0.1, 0.01, 0.001]
+    assert [dot.get_xdata()[0] for dot in kinds.lines] == [0, 1, 1, 0, 0]
+    assert [label.get_text() for label in kinds.get_xticklabels()] == ['"system"', '"<b>"']
+    falling = study(objectives=["tokens"], lower=["tokens"])
+    (axes,) = figures.history(falling).axes
+    assert list(axes.lines[0].get_ydata()) == [8, 7, 6]
+
+
+def test_the_front_joins_what_nothing_beats() -> None:
+    both = study(objectives=["accuracy", "tokens"], lower=["tokens"])
+    both["trials"][1]["front"] = True
+    (axes,) = figures.front(both).axes
+    assert list(zip(*axes.lines[0].get_data(), strict=True)) == [
+        *((6, pytest.approx(70)), (7, pytest.approx(90))),
+    ]
+    with refused("front: the study has one objective", error=RunError):
+        figures.front(study())
+    with refused("no trial that finished", error=RunError):
+        figures.history(study(trials=[]))
+
+
+def test_report_makes_a_page_and_figures_of_a_study(embedgrad: Command, tmp_path: Path) -> None:
+    (tmp_path / "trials.json").write_text(json.dumps(study()))
+    done = embedgrad("report", tmp_path)
+    assert done.code == 0, done.err
+    page = (tmp_path / "report.html").read_text("utf-8")
+    for part in ("How it went", "What each setting did", "Every trial", "&lt;b&gt;"):
+        assert part in page
+    assert "<b>" not in page
+    assert "What is not here" not in page
+    assert page.count('<svg class="figure"') == 2
+    assert embedgrad("report", tmp_path, "--figure", "history", "--format", "png").code == 0
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+    other = embedgrad("report", tmp_path, "--figure", "curves", "--format", "png")
+    assert (other.code, "unknown figure 'curves'" in other.err) == (2, True)
+    (tmp_path / "trials.json").write_text('{"trials": [{}]}')
+    damaged = embedgrad("report", tmp_path)
+    assert (damaged.code, len(damaged.lines)) == (2, 1)
+    assert "trials.json: is no file of `embedgrad tune`" in damaged.err

@@ -8,7 +8,11 @@ from pathlib import Path
 # Repeated here, as the tables that they come from need PyTorch; a test compares them.
 DESTINATIONS = ("safetensors", "vocabulary", "gguf", "peft", "vllm", "sglang")
 ENGINES = ("llamacpp", "transformers", "vllm")
-FIGURES = ("curves", "drift", "reliability", "interpolation", "cost", "forest")
+FIGURES = (
+    *("curves", "drift", "reliability", "interpolation"),  # of a run
+    *("cost", "forest"),  # of a comparison
+    *("history", "settings", "front"),  # of a study
+)
 METHODS = (
     *("text", "no-template", "best-of-n", "few-shot", "batch-calibration", "threshold"),
     *("linear-probe", "knn", "embedgrad", "embedgrad-no-region", "random-init", "random-reward"),

@@ -22,8 +22,8 @@ def export(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that `optimize` wrote, or saved prompts, each as RUN or NAME=RUN; the "
-            "first is the default for requests.",
+            help="Folders that `optimize` or `map` wrote, or saved prompts, each as RUN or "
+            "NAME=RUN; the first is the default for requests.",
         ),
     ],
     to: Annotated[

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +39,14 @@ def map(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes; 0: this one, beside others in the same folder.")
     ] = 1,
-    retries: Annotated[int, typer.Option(min=0, help="How often a failed row is retried.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let actors of this Ray cluster do the work; local: start one on this machine.",
+        ),
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed row is retried.")] = 2,
     overrides: Set = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -49,6 +59,7 @@ def map(
     """
     from embedgrad.errors import RunError
     from embedgrad.experiments import map as mapping
+    from embedgrad.experiments.map_workers import LocalWorker, Worker
     from embedgrad.report.terminal.mapped_table import mapped_table
     from embedgrad.report.terminal.progress import Progress
     from embedgrad.report.terminal.tables import show
@@ -56,17 +67,23 @@ def map(
     out = out or Path("runs", f"map-{recipe.stem}")
     settings = with_model(overrides, model)
     jobs = mapping.read_jobs(recipe, over, settings)
-    own = ["map", str(recipe), "--over", str(over), "--out", str(out), "--workers", "0", "--quiet"]
-    own += ["--retries", str(retries), *(part for s in settings for part in ("--set", s))]
+    table = (recipe, over, out, settings, retries)
+    starting: AbstractContextManager[Callable[[], Worker]]
+    starting = nullcontext(partial(LocalWorker, mapping.join, *table))
+    if ray is not None:
+        from embedgrad.experiments.map_on_ray import ray_workers
+
+        starting = ray_workers(ray, *table)
     try:
         with Progress(quiet=quiet) as progress:
-            mapping.check_finished(jobs, out)
-            if workers:
-                options = {"workers": min(workers, len(jobs)), "retries": retries}
-                found = mapping.map_rows(jobs, out, own, progress, **options)
-            else:
+            mapping.prepare(jobs, out)
+            if ray is None and not workers:
                 mapping.work(jobs, out, progress, retries=retries)
                 found = mapping.collect(jobs, out)
+            else:
+                options = {"workers": min(max(1, workers), len(jobs)), "retries": retries}
+                with starting as start:
+                    found = mapping.map_rows(jobs, out, start, progress, **options)
     except KeyboardInterrupt as error:
         raise Interruption(f"interrupted; the same command continues in {out}") from error
     print_values(found, as_json, lambda shown: show(mapped_table(shown)))

@@ -20,7 +20,8 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A folder that `optimize` or `compare` wrote, or a saved prompt's."
+            metavar="RUN",
+            help="A folder that `optimize`, `compare` or `tune` wrote, or a saved prompt's.",
         ),
     ],
     out: Annotated[
@@ -46,11 +47,14 @@ def report(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a page or a figure of a run or a comparison."""
+    """Make a page or a figure of a run, a comparison or a study."""
     from embedgrad.atomic_files import write_file
     from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
     from embedgrad.recipe.paths import find_run
+    from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
+    from embedgrad.report.figures.run import FIGURES_OF_RUNS
+    from embedgrad.report.figures.study import FIGURES_OF_STUDIES
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import (
         compared_rows,
@@ -58,10 +62,12 @@ def report(
         read_run,
         version_notes,
     )
+    from embedgrad.report.page.study import read_study, study_page
 
     run = find_run(run) or run
-    results = read_comparison(run)
-    _check_form(form, figure, results is not None)
+    results, study = read_comparison(run), read_study(run)
+    known = FIGURES_OF_COMPARISONS if results is not None else FIGURES_OF_RUNS
+    _check_form(form, figure, known if study is None else FIGURES_OF_STUDIES)
     file = f"{figure or 'report'}.{form}"
     path = out or (run / file if run.is_dir() else run.with_name(f"{run.stem}-{file}"))
     if path.suffix != f".{form}":
@@ -74,6 +80,9 @@ def report(
         compared = compared_rows(run if run.is_dir() else run.parent, more)
         page = partial(comparison_page, results, name, compared, [*notes, *more])
         draw = partial(_comparison_figure, results)
+    elif study is not None:
+        page = partial(study_page, study, run.resolve().name)
+        draw = partial(_study_figure, study)
     else:
         files = read_run(run)
         if figure in (None, "interpolation") and not files.alone:
@@ -90,12 +99,9 @@ def report(
     print_values(values, as_json, lambda _: echo(line))
 
 
-def _check_form(form: str, figure: str | None, comparison: bool) -> None:
+def _check_form(form: str, figure: str | None, known: Sequence[str]) -> None:
     from embedgrad.errors import nearest
-    from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
-    from embedgrad.report.figures.run import FIGURES_OF_RUNS
 
-    known = FIGURES_OF_COMPARISONS if comparison else FIGURES_OF_RUNS
     if form not in FORMATS:
         raise typer.BadParameter(f"--format: unknown format {form!r}; {nearest(form, FORMATS)}")
     if figure is not None and figure not in known:
@@ -170,3 +176,10 @@ def _comparison_figure(results: dict[str, Any], name: str) -> Any:
     from embedgrad.report.figures import comparison as figures
 
     return figures.forest(results) if name == "forest" else figures.accuracy_against_cost(results)
+
+
+def _study_figure(study: dict[str, Any], name: str) -> Any:
+    from embedgrad.report.figures import study as figures
+
+    drawn = {"history": figures.history, "settings": figures.settings, "front": figures.front}
+    return drawn[name](study)

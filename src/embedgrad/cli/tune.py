@@ -36,6 +36,20 @@ def tune(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, of all processes.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is tried.")] = 0,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What to judge by in place of the training's metric: accuracy, macro_f1, "
+            "log_loss, regret, tokens or seconds; may be repeated.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="An SQL database to share the study by; unset: a file in --out."
+        ),
+    ] = None,
     overrides: Set = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -57,7 +71,15 @@ def tune(
     try:
         with Progress(quiet=quiet) as progress:
             found = search(
-                recipe, out, over or (), progress, trials=trials, seed=seed, overrides=settings
+                recipe,
+                out,
+                over or (),
+                progress,
+                trials=trials,
+                seed=seed,
+                overrides=settings,
+                objectives=objective or (),
+                storage=storage,
             )
     except KeyboardInterrupt as error:
         raise Interruption(f"interrupted; the same command continues in {out}") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from embedgrad.data.examples import Example
+from embedgrad.data.readers import read_table
 from embedgrad.deploy.base_model import anonymous
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import ExportedPrompt, Job
@@ -17,7 +18,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.check_rows import whole_rows
 from embedgrad.recipe.open_run import OpenRun, open_run
-from embedgrad.recipe.paths import find_run
+from embedgrad.recipe.paths import MAPPED, find_run
 
 Runs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 ROWS = 32  # to check with, and as many others to calibrate with
@@ -35,13 +36,17 @@ def why_unchecked(job: Job) -> str | None:
 
 
 def name_runs(runs: Runs) -> dict[str, Path]:
-    """Run folders by prompt name: that of NAME=RUN, else the folder's. Raises `ExportError`."""
+    """Run folders by prompt name: that of NAME=RUN, else the folder's. Raises `ExportError`.
+
+    The folder of `embedgrad map` stands for all its runs, in the order of its table.
+    """
     if isinstance(runs, Mapping):
         for name in runs:
             check_name(name)
         return {name: Path(run) for name, run in runs.items()}
     paths: dict[str, Path] = {}
-    for run in [runs] if isinstance(runs, str | Path) else runs:
+    given = [runs] if isinstance(runs, str | Path) else runs
+    for run in (one for folder in given for one in _mapped(Path(folder)) or [Path(folder)]):
         before, equals, after = str(run).partition("=")
         if equals and not Path(run).exists():
             check_name(before)
@@ -59,6 +64,18 @@ def name_runs(runs: Runs) -> dict[str, Path]:
     if not paths:
         raise ExportError("no run to export; give at least one")
     return paths
+
+
+def _mapped(folder: Path) -> list[Path]:
+    if not (folder / MAPPED).is_file():
+        return []
+    rows = read_table(folder / MAPPED).rows
+    if left := [str(row.get("name")) for row in rows if row.get("status") != "finished"]:
+        raise ExportError(
+            f"{folder}: {len(left)} of {len(rows)} prompts are not finished, {left[0]} for one; "
+            "map them again, or name the runs to export"
+        )
+    return [folder / str(row["name"]) for row in rows]
 
 
 def open_runs(

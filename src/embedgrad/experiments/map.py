@@ -2,19 +2,19 @@
 
 OUT/NAME/           the run of a row
 OUT/results.csv     the scores of all rows
-OUT/state/          locks of rows that are at work, and why rows failed
+OUT/state/          locks of rows that are at work, who is at work, and why rows failed
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, final
 
@@ -27,16 +27,18 @@ from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
 from embedgrad.evaluation.significance import holm
 from embedgrad.evaluation.verdict import word
 from embedgrad.events import Report, quiet, say, scoring
+from embedgrad.experiments.map_workers import DIED, Worker, this_process
 from embedgrad.experiments.run import run
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.recipe.build import KeptModel
 from embedgrad.recipe.overrides import as_toml
+from embedgrad.recipe.paths import MAPPED
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.terminal.bars import show
 
-RESULTS, STATE, NAME = "results.csv", "state", "name"
+STATE, NAME = "state", "name"
 PLAIN = re.compile(r"\w[\w.-]{0,63}")
-DEATHS = 3  # of workers in a row, without a row that was finished in between
+DEATHS = 3  # of workers in a row that did not even begin a row
 PAUSE = 0.5  # seconds
 COLUMNS = (NAME, "status", "text", "refined", "p_value", "verdict", "prompt", "error")
 
@@ -54,10 +56,16 @@ class Mapped(TypedDict):
 @final
 @dataclass(frozen=True)
 class Job:
-    """A row of the table: the name of its run, and its recipe."""
+    """A row of the table: the name of its run, and what its recipe is read from."""
 
     name: str
-    recipe: Recipe
+    path: Path
+    settings: tuple[str, ...]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its recipe, once it is asked for. Raises `RecipeError`."""
+        return Recipe.read(self.path, self.settings)
 
     def result(self, out: Path) -> Mapping[str, Any] | None:
         """The result of its run, if it is finished."""
@@ -67,17 +75,52 @@ class Job:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def failures(self, out: Path) -> list[str]:
-        """Why it failed, each time."""
+    def state(self, out: Path) -> tuple[list[str], str, str]:
+        """Why it failed, each time; who is at work, or died of it, and from which checkpoint."""
         try:
-            found = read_json(out / STATE / f"{self.name}.json")
-            return [str(line) for line in found["errors"]]
+            found = read_json(self._file(out))
+            errors = [str(line) for line in found["errors"]]
+            return errors, str(found["worker"]), str(found["checkpoint"])
         except (OSError, ValueError, LookupError, TypeError):
-            return []
+            return [], "", ""
+
+    def note(self, out: Path, errors: Sequence[str], worker: str = "") -> None:
+        """Keep why it failed, and who is at work."""
+        values = {"errors": errors, "worker": worker, "checkpoint": self._checkpoint(out)}
+        write_json(self._file(out), values)
+
+    def forget(self, out: Path) -> None:
+        """Let it be tried as if it had never failed. Raises `RunError`."""
+        remove_file(self._file(out))
+
+    def failures(self, out: Path) -> list[str]:
+        """Why it failed, each time; for who holds its lock.
+
+        A process that died while it was at work counts, unless it left a new checkpoint: a long
+        training outlives any number of machines that are taken away.
+        """
+        errors, worker, checkpoint = self.state(out)
+        died = worker and checkpoint == self._checkpoint(out)
+        return [*errors, DIED.format(worker)] if died else errors
+
+    def over(self, out: Path, retries: int) -> bool:
+        """Whether it is finished or given up."""
+        return self.result(out) is not None or len(self.state(out)[0]) > retries
+
+    def _file(self, out: Path) -> Path:
+        return out / STATE / f"{self.name}.json"
+
+    def _checkpoint(self, out: Path) -> str:
+        folders = (out / self.name / "checkpoint").glob("step-*")
+        return max((folder.name for folder in folders), key=lambda n: (len(n), n), default="")
 
 
-def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job]:
+def read_jobs(
+    path: Path, over: Path, overrides: Sequence[str] = (), *, check: bool = True
+) -> list[Job]:
     """The rows of a table as recipes. Raises `RecipeError` for rows that make none.
+
+    A worker does not `check` those again, thousands maybe, before it begins.
 
     A column is a setting, as in `--set`, and an empty cell leaves it as it is; the column `name`
     names the run, or else the row's number does.
@@ -86,12 +129,13 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
     for number, (row, source) in enumerate(zip(table.rows, table.sources, strict=True), start=1):
         cells = {n: value for n, value in row.items() if n != NAME and value not in ("", None)}
         name = str(row.get(NAME) or number)
-        if name in jobs or name in (STATE, RESULTS) or not PLAIN.fullmatch(name):
+        if name in jobs or name in (STATE, MAPPED) or not PLAIN.fullmatch(name):
             problems.append(f"{source}: {name!r}; expected a name of its own of letters and digits")
             continue
         settings = [f"{n}={v if isinstance(v, str) else as_toml(v)}" for n, v in cells.items()]
+        jobs[name] = Job(name, path, (*overrides, *settings))
         try:
-            jobs[name] = Job(name, Recipe.read(path, [*overrides, *settings]))
+            _ = check and jobs[name].recipe
         except RecipeError as error:
             problems += [f"{source}: {problem}" for problem in error.problems]
     if problems:
@@ -99,117 +143,140 @@ def read_jobs(path: Path, over: Path, overrides: Sequence[str] = ()) -> list[Job
     return list(jobs.values())
 
 
-def check_finished(jobs: Sequence[Job], out: Path) -> None:
-    """Reopen finished rows that are to be trained longer than they were.
+def prepare(jobs: Sequence[Job], out: Path) -> None:
+    """Let failed rows be tried again, and reopen those to be trained longer than they were.
 
     Raises `RunError` where a finished run is one of other settings than its row's.
     """
     for job in jobs:
-        if job.result(out) is not None and read_finished(job.recipe, out / job.name) is None:
+        if job.result(out) is None:
+            job.forget(out)
+        elif read_finished(job.recipe, out / job.name) is None:
             remove_file(out / job.name / "result.json")
 
 
-def work(
-    jobs: Sequence[Job],
+def join(
+    path: Path,
+    over: Path,
     out: Path,
-    report: Report = quiet,
-    *,
-    retries: int = 1,
+    overrides: Sequence[str],
+    retries: int,
+    worker: str = "",
+) -> None:
+    """What a worker does: `work` for a table that was checked already."""
+    work(read_jobs(path, over, overrides, check=False), out, retries=retries, worker=worker)
+
+
+def work(
+    jobs: Sequence[Job], out: Path, report: Report = quiet, *, retries: int = 2, worker: str = ""
 ) -> None:
     """Run the rows that are neither finished nor given up, one after the other.
 
     Other processes may do the same in the same folder: a row that is at work is locked by its
-    process, also where that dies. What it left is continued.
+    process, also where that dies. What it left is continued. `worker` is this process's name.
     """
     (out / STATE).mkdir(parents=True, exist_ok=True)
-    kept = KeptModel()
-    left = [job for job in jobs if not _over(job, out, retries)]
+    kept, worker = KeptModel(), worker or this_process()
+    left = [job for job in jobs if not job.over(out, retries)]
     while left:
         busy = []
         for job in left:
-            lock = FileLock(out / STATE / f"{job.name}.lock")
             try:
-                lock.acquire(timeout=0)
+                with FileLock(out / STATE / f"{job.name}.lock", timeout=0):
+                    _try(job, out, report, kept, retries=retries, worker=worker)
             except Timeout:
                 busy.append(job)
-                continue
-            with lock:
-                while not _over(job, out, retries):
-                    try:
-                        model = kept.open(job.recipe, report)
-                        resume = (out / job.name / "recipe.toml").is_file()
-                        result = run(job.recipe, out / job.name, report, model=model, resume=resume)
-                        if result["interrupted"]:
-                            raise KeyboardInterrupt
-                    except EmbedgradError as error:
-                        why = [*job.failures(out), one_line(error)]
-                        write_json(out / STATE / f"{job.name}.json", {"errors": why})
-                        say(report, [f"{job.name} failed: {why[-1]}"])
-            lock.release()
-        left = [job for job in busy if not _over(job, out, retries)]
+        left = [job for job in busy if not job.over(out, retries)]
         if left:
             time.sleep(PAUSE)
+
+
+def _try(
+    job: Job, out: Path, report: Report, kept: KeptModel, *, retries: int, worker: str
+) -> None:
+    while not job.over(out, retries):
+        errors = job.failures(out)
+        job.note(out, errors, worker if len(errors) <= retries else "")
+        if len(errors) > retries:
+            return  # died of it once too often
+        try:
+            model = kept.open(job.recipe, report)
+            resume = (out / job.name / "recipe.toml").is_file()
+            result = run(job.recipe, out / job.name, report, model=model, resume=resume)
+            if result["interrupted"]:
+                raise KeyboardInterrupt
+            job.forget(out)
+        except KeyboardInterrupt:
+            job.note(out, errors)
+            raise
+        except Exception as error:
+            job.note(out, [*errors, one_line(error)])
+            say(report, [f"{job.name} failed: {one_line(error)}"])
+            if not isinstance(error, EmbedgradError):
+                raise  # the next process begins with nothing that this one has broken
 
 
 def map_rows(
     jobs: Sequence[Job],
     out: Path,
-    arguments: Sequence[str],
+    start: Callable[[], Worker],
     report: Report = show,
     *,
     workers: int = 1,
-    retries: int = 1,
+    retries: int = 2,
 ) -> Mapped:
-    """Run every row by processes of this package that do `work`, and collect the results.
+    """Run every row by workers that do `work`, and collect the results.
 
-    `arguments` are those of their command line.
-
-    A process that dies is started again. Raises `EngineError` where they die without finishing
-    anything. What an earlier call finished is not done again, and what failed is tried again.
+    A worker that dies is started again, and a row that it died of is tried again, `retries` times.
+    Raises `EngineError` where workers die before they begin a row. What an earlier call finished is
+    not done again, and what failed is tried again.
     """
-    command = [sys.executable, "-m", "embedgrad", *arguments]
     (out / STATE).mkdir(parents=True, exist_ok=True)
-    for job in jobs:
-        (out / STATE / f"{job.name}.json").unlink(missing_ok=True)
-    begun = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
-    finished, deaths, done = set[str](), 0, 0
+    begun, reasons = [start() for _ in range(workers)], dict[str, str]()
+    left, before, deaths = list(jobs), list[object](), 0
     try:
         while begun:
             time.sleep(PAUSE)
-            over = {j.name for j in jobs if j.name not in finished and _over(j, out, retries)}
-            finished |= over
-            deaths = 0 if over else deaths
-            if len(finished) > done:
-                done = len(finished)
-                report(scoring("prompts", done, len(jobs)))
-            ended = [process for process in begun if process.poll() is not None]
-            begun = [process for process in begun if process.returncode is None]
-            for process in ended:
-                if process.returncode and len(finished) < len(jobs):
+            ended = [(w, why) for w in begun if (why := w.ended()) is not None]
+            touched = {path.stem for path in (out / STATE).glob("*.json")} | {*os.listdir(out)}
+            over = {j.name for j in left if j.name in touched and j.over(out, retries)}
+            if over:
+                left = [job for job in left if job.name not in over]
+                report(scoring("prompts", len(jobs) - len(left), len(jobs)))
+            now: list[object] = [(j.name, j.state(out)) for j in left if j.name in touched]
+            deaths, before = deaths if now == before else 0, now
+            for worker, why in ended:
+                begun.remove(worker)
+                if why:
+                    reasons[DIED.format(worker.name)] = f"its process {why}"
+                if why and left:
                     deaths += 1
-                    say(report, [f"a worker ended with status {process.returncode}"])
+                    say(report, [f"a worker {why}; another one takes its place"])
                     if deaths > DEATHS * workers:
                         raise EngineError(
-                            f"{out}: workers end again and again without finishing a row; the "
+                            f"{out}: workers end again and again without beginning a row; the "
                             "same command with --workers 0 says why"
                         )
-                    begun.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                    begun.append(start())
     finally:
-        for process in begun:
-            process.terminate()
-        for process in begun:
-            process.wait()
-    return collect(jobs, out)
+        for worker in begun:
+            worker.stop()
+        while any(worker.ended() is None for worker in begun):
+            time.sleep(PAUSE / 10)
+    return collect(jobs, out, reasons)
 
 
-def collect(jobs: Sequence[Job], out: Path) -> Mapped:
-    """Write `results.csv`, a line for every row; verdicts by Holm's correction over all of them."""
+def collect(jobs: Sequence[Job], out: Path, reasons: Mapping[str, str] | None = None) -> Mapped:
+    """Write `results.csv`, a line for every row; verdicts by Holm's correction over all of them.
+
+    `reasons` say better what a failure was.
+    """
     rows = []
     for job in jobs:
-        result, failures = job.result(out), job.failures(out)
+        result, failures = job.result(out), job.state(out)[0]
         row: dict[str, Any] = {NAME: job.name, "status": "finished" if result else "unfinished"}
         if result is None and failures:
-            row |= {"status": "failed", "error": failures[-1]}
+            row |= {"status": "failed", "error": (reasons or {}).get(failures[-1], failures[-1])}
         if result and "refined" in result:
             row |= {name: result[name]["accuracy"] for name in ("text", "refined")}
             row["p_value"] = result["difference"]["p_value"]
@@ -221,10 +288,6 @@ def collect(jobs: Sequence[Job], out: Path) -> Mapped:
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_file(out / RESULTS, text.getvalue().encode())
+    write_file(out / MAPPED, text.getvalue().encode())
     counts = [sum(row["status"] == status for row in rows) for status in ("finished", "failed")]
-    return Mapped(rows=rows, finished=counts[0], failed=counts[1], results=str(out / RESULTS))
-
-
-def _over(job: Job, out: Path, retries: int) -> bool:
-    return job.result(out) is not None or len(job.failures(out)) > retries
+    return Mapped(rows=rows, finished=counts[0], failed=counts[1], results=str(out / MAPPED))

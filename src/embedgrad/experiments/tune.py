@@ -1,6 +1,6 @@
 """Tune settings of a recipe on dev, by Optuna, in one process or several.
 
-STUDY/journal.log   every trial, as Optuna's journal storage writes it
+STUDY/journal.log   every trial, as Optuna's journal storage writes it, or an SQL database
 STUDY/trials.json   the trials, best first
 STUDY/best.toml     the recipe with the best settings
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,18 +21,30 @@ from filelock import FileLock
 from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.data.bounded_reads import parse_toml
 from embedgrad.environment import is_running
-from embedgrad.errors import DataError, EmbedgradError, OptionError, RecipeError, RunError
+from embedgrad.errors import (
+    DataError,
+    EmbedgradError,
+    OptionError,
+    RecipeError,
+    RunError,
+    nearest,
+    one_line,
+)
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.map_workers import this_process
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import KeptModel, prepare
 from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.warm_start import read_warm_start
+from embedgrad.report.figures.series import METRICS
+from embedgrad.report.page.study import TRIALS
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import LOWER_IS_BETTER
 
-JOURNAL, TRIALS, BEST = "journal.log", "trials.json", "best.toml"
+JOURNAL, BEST = "journal.log", "best.toml"
+COSTS = ("tokens", "seconds")  # objectives besides those on dev: of the prompt, of the training
 
 
 @final
@@ -89,9 +100,16 @@ class Setting:
 
 @final
 class Tuned(TypedDict):
-    """The content of `trials.json`: the trials, best first, and where the best recipe is."""
+    """The content of `trials.json`: the trials, best first, and where the best recipe is.
+
+    Of several objectives those in `lower` are better where they are lower, and the `front` of a
+    trial says that no other one beats it in all of them.
+    """
 
     metric: str
+    objectives: list[str]
+    lower: list[str]
+    settings: dict[str, dict[str, Any]]
     trials: list[dict[str, Any]]
     recipe: str
 
@@ -105,36 +123,46 @@ def tune(
     trials: int = 20,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    storage: str | None = None,
 ) -> Tuned:
     """Train a recipe with other settings again and again, and keep those that do best on dev.
 
     TPE suggests the settings, the median of earlier trials' dev scores stops the worse ones early,
     and no test row is read. The same call in another process shares the study: together they run
-    `trials` trials, and what a process that died had begun is begun again. Raises `RecipeError`
+    `trials` trials, and what a process that died had begun is begun again. `objectives` are scores
+    on dev or `COSTS`, in place of the training's metric; of several ones the trials are kept that
+    no other one beats in all, and none is stopped early. `storage` is the URL of an SQL database
+    in place of a file in `out`. Raises `RecipeError`
     for settings that the recipe does not take, `RunError` for a folder of another study, and what
     the recipe's data and model raise.
     """
     space = [Setting.parse(text) for text in over]
     recipe = Recipe.read(path, overrides)
     _check(path, overrides, space, recipe)
+    for name in objectives:
+        if name not in (*METRICS, *COSTS):
+            known = nearest(name, (*METRICS, *COSTS))
+            raise OptionError(f"--objective: unknown {name!r}; {known}")
     out.mkdir(parents=True, exist_ok=True)
-    study = _open(out, recipe, space, seed)
+    study = _open(out, recipe, space, objectives, storage)
     kept = KeptModel()
     failure: EmbedgradError | None = None
     while (number := _begun(study, out)) < trials:
         trial = study.ask()
-        trial.set_user_attr("worker", _process())
+        study.sampler = _sampler(seed, trial.number)
+        trial.set_user_attr("worker", this_process())
         settings = [f"{setting.name}={setting.suggest(trial)}" for setting in space]
         stage(report, f"trial {number + 1} of {trials}: {', '.join(settings)}")
         with _lost_on_interruption(study, trial):
             try:
                 one = Recipe.read(path, [*overrides, *settings])
-                _run(one, kept.open(one, report), study, trial, report)
+                _run(one, kept.open(one, report), study, trial, report, objectives)
             except EmbedgradError as error:
                 failure = error
                 say(report, [f"trial {number + 1} failed: {error}"])
                 _tell(study, trial, "FAIL")
-    found = _write(study, out, path, overrides, space)
+    found = _write(study, out, path, overrides, space, objectives)
     if not found["trials"] and failure is not None:
         raise failure
     return found
@@ -157,7 +185,13 @@ def _check(path: Path, overrides: Sequence[str], space: Sequence[Setting], recip
         raise DataError("data.dev: no dev rows, which judge the trials; set data.dev_share")
 
 
-def _open(out: Path, recipe: Recipe, space: Sequence[Setting], seed: int) -> Any:
+def _open(
+    out: Path,
+    recipe: Recipe,
+    space: Sequence[Setting],
+    objectives: Sequence[str] = (),
+    url: str | None = None,
+) -> Any:
     """The study in a folder. Raises `OptionError` without Optuna, `RunError` for another one."""
     try:
         import optuna
@@ -169,40 +203,62 @@ def _open(out: Path, recipe: Recipe, space: Sequence[Setting], seed: int) -> Any
     # The system's lock, which ends with its process; Optuna's own outlive a killed one.
     lock: Any = FileLock(out / f"{JOURNAL}.lock")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name="tune",
-        storage=optuna.storages.JournalStorage(
+    try:
+        storage = url or optuna.storages.JournalStorage(
             JournalFileBackend(str(out / JOURNAL), lock_obj=lock)
-        ),
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
-        direction="maximize",
-    )
-    text = json.dumps([recipe.as_dict(out), [vars(setting) for setting in space]], sort_keys=True)
+        )
+        study = optuna.create_study(
+            study_name="tune",
+            storage=storage,
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+            directions=["maximize"] * max(1, len(objectives)),
+        )
+    except Exception as error:
+        if url is None:
+            raise
+        raise RunError(
+            f"--storage: cannot be used ({one_line(error)}); give a URL as SQLAlchemy writes it, "
+            "for example sqlite:///study.db"
+        ) from error
+    told = [recipe.as_dict(out), [vars(setting) for setting in space], *objectives]
+    text = json.dumps(told, sort_keys=True)
     made_from = hashlib.sha256(text.encode()).hexdigest()
     if study.user_attrs.get("made_from", made_from) != made_from:
         raise RunError(f"{out}: holds a study of another recipe or space; choose another folder")
     study.set_user_attr("made_from", made_from)
-    # A stream of its own for every call that takes part, by its place in the journal.
-    own = f"call {len(study.user_attrs)} of {_process()}"
-    study.set_user_attr(own, True)
-    stream = list(study.user_attrs).index(own)
-    study.sampler = optuna.samplers.TPESampler(seed=1000 * seed + stream, constant_liar=True)
     return study
 
 
-def _run(recipe: Recipe, model: LanguageModel, study: Any, trial: Any, report: Report) -> None:
+def _sampler(seed: int, number: int) -> Any:
+    """Where a trial's settings come from: a stream of its own, whichever process asks."""
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=1_000_003 * seed + number, constant_liar=True)
+
+
+def _run(
+    recipe: Recipe,
+    model: LanguageModel,
+    study: Any,
+    trial: Any,
+    report: Report,
+    objectives: Sequence[str],
+) -> None:
     """Train with a trial's settings, as long as it looks worth it."""
     ready = prepare(recipe, None, quiet, model=model)
     metric, seen, stops = ready.training.metric, 0, False
+    names = list(objectives) or [metric]
 
-    def worth(score: Mapping[str, float]) -> float:
-        return -score[metric] if metric in LOWER_IS_BETTER else score[metric]
+    def worth(values: Mapping[str, float]) -> list[float]:
+        if lacking := [name for name in names if name not in values]:
+            raise OptionError(f"--objective: the recipe has no {lacking[0]} on dev")
+        return [-values[name] if _is_lower(name) else values[name] for name in names]
 
     def watch(event: dict[str, Any]) -> None:
         nonlocal seen, stops
-        if event["event"] == "evaluation":
-            trial.report(worth(event["best"]), seen)
+        if event["event"] == "evaluation" and len(names) == 1 and names[0] in event["best"]:
+            trial.report(*worth(event["best"]), seen)
             seen, stops = seen + 1, trial.should_prune()
         if event["event"] != "end":
             report(event)
@@ -221,30 +277,53 @@ def _run(recipe: Recipe, model: LanguageModel, study: Any, trial: Any, report: R
     if refinement.ended == "interrupted":
         raise KeyboardInterrupt
     best = refinement.best.score
+    tokens = refinement.prompt.rows.shape[-2]
+    values = {**best, "tokens": tokens, "seconds": refinement.seconds}
     trial.set_user_attr("metric", metric)
     trial.set_user_attr("dev", finite(best))
+    trial.set_user_attr("values", finite({name: values[name] for name in names if name in values}))
     if refinement.ended == "stopped":
         _tell(study, trial, "PRUNED")
     else:
-        study.tell(trial, worth(best))
+        study.tell(trial, worth(values))
 
 
 def _write(
-    study: Any, out: Path, path: Path, overrides: Sequence[str], space: Sequence[Setting]
+    study: Any,
+    out: Path,
+    path: Path,
+    overrides: Sequence[str],
+    space: Sequence[Setting],
+    objectives: Sequence[str],
 ) -> Tuned:
     """Write the trials, best first, and the best recipe. Equal trials: the lower log-loss first."""
     found = []
+    front = {trial.number for trial in study.best_trials} if len(objectives) > 1 else set()
     for trial in study.trials:
         if trial.state.name not in ("COMPLETE", "PRUNED") or "dev" not in trial.user_attrs:
             continue
         tried = {s.name: trial.params[s.name] for s in space}
-        dev, pruned = trial.user_attrs["dev"], trial.state.name == "PRUNED"
-        found.append({"trial": trial.number, **tried, "dev": dev, "pruned": pruned})
+        kept = {name: trial.user_attrs[name] for name in ("dev", "values")}
+        ended = {"pruned": trial.state.name == "PRUNED", "front": trial.number in front}
+        found.append({"trial": trial.number, **tried, **kept, **ended})
     metrics = {trial.user_attrs.get("metric") for trial in study.trials} - {None}
     metric = min(metrics, default="accuracy")
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    found.sort(key=lambda t: (t["pruned"], sign * t["dev"][metric], t["dev"]["log_loss"]))
-    tuned: Tuned = {"metric": metric, "trials": found, "recipe": str(out / BEST)}
+    names = list(objectives) or [metric]
+    sign = 1 if _is_lower(names[0]) else -1
+
+    def rank(trial: dict[str, Any]) -> tuple[Any, ...]:
+        first = sign * trial["values"][names[0]]
+        return trial["pruned"], not trial["front"], first, trial["dev"]["log_loss"]
+
+    found.sort(key=rank)
+    tuned: Tuned = {
+        "metric": metric,
+        "objectives": names,
+        "lower": [name for name in names if _is_lower(name)],
+        "settings": {s.name: {"log": s.log, "values": list(s.values)} for s in space},
+        "trials": found,
+        "recipe": str(out / BEST),
+    }
     write_json(out / TRIALS, tuned)
     if found:
         settings = [
@@ -256,8 +335,8 @@ def _write(
     return tuned
 
 
-def _process() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
+def _is_lower(objective: str) -> bool:
+    return objective in (*LOWER_IS_BETTER, *COSTS)
 
 
 def _begun(study: Any, out: Path) -> int:

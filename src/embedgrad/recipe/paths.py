@@ -16,6 +16,7 @@ from embedgrad.report.page.run_files import PROMPT_FILE
 
 RECIPE = "recipe.toml"  # of a run
 PROMPT = "prompt"  # its artifact's folder
+MAPPED = "results.csv"  # of a folder of `embedgrad map`
 DATA = ("data.train", "data.dev", "data.test")
 MODEL = "model.name"
 SCORER = "evaluation.scorer.folder"

@@ -54,6 +54,9 @@ _TITLES = re.compile(r'<section id="(\w+)" aria-labelledby="[\w-]+">\s*<h2 [^>]*
 LABELS = {
     "cost": "Accuracy by training time, method by method",
     "curves": "Training loss and dev score by step",
+    "front": "The first objective against the second, trial by trial",
+    "history": "Score by trial, and the best score so far",
+    "settings": "Score by each setting that was tuned",
     "forest": "Difference to the text prompt with its interval, method by method",
     "reliability": "Accuracy by confidence, for both prompts",
     "continual": "Accuracy on each task after each training",
@@ -78,19 +81,19 @@ def run_page(
     """
 
     def learning() -> dict[str, Any]:
-        drawn = _svg("curves", figures.curves(run.events))
+        drawn = draw("curves", figures.curves(run.events))
         return {"learned": describe_learning(run), "drawn": drawn, "word": word}
 
     def interpolation() -> dict[str, Any]:
-        drawn = _svg("interpolation", figures.interpolation_figure(run.interpolation))
+        drawn = draw("interpolation", figures.interpolation_figure(run.interpolation))
         return {**run.interpolation, "drawn": drawn, "word": word}
 
     def reliability() -> dict[str, Any]:
         bins = {name: calibration(confidences(survey, name)) for name in ("text", "refined")}
-        return {"bins": bins, "drawn": _svg("reliability", figures.reliability(survey))}
+        return {"bins": bins, "drawn": draw("reliability", figures.reliability(survey))}
 
     def continual() -> dict[str, Any]:
-        drawn = _svg("continual", figures.continual_figure(chain))
+        drawn = draw("continual", figures.continual_figure(chain))
         return {**chain, "drawn": drawn, "rows": rows_of(chain)}
 
     def tasks() -> dict[str, Any] | None:
@@ -163,11 +166,11 @@ def comparison_page(
         page.part("verdict", lambda: describe_verdict(results)),
         '<div class="figures">',
         page.part(
-            "differences", lambda: {"drawn": _svg("forest", comparison_figures.forest(results))}
+            "differences", lambda: {"drawn": draw("forest", comparison_figures.forest(results))}
         ),
         page.part(
             "cost",
-            lambda: {"drawn": _svg("cost", comparison_figures.accuracy_against_cost(results))},
+            lambda: {"drawn": draw("cost", comparison_figures.accuracy_against_cost(results))},
         ),
         "</div>",
         page.part("groups", lambda: describe_groups(results)),
@@ -247,7 +250,8 @@ class Page:
         return page
 
 
-def _svg(name: str, figure: Figure) -> str:
+def draw(name: str, figure: Figure) -> str:
+    """A figure as an element of the page, with its label."""
     return inline_svg(figure, name, LABELS[name])
 
 

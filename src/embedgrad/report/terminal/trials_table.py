@@ -16,14 +16,17 @@ def trials_table(result: Row) -> RenderableType:
     if not result["trials"]:
         return sentence("no trial has finished")
     table = new_table()
-    for name in ("trial", "dev accuracy", "log-loss", "settings"):
+    more = [name for name in result["objectives"] if name not in ("accuracy", "log_loss")]
+    for name in ("trial", "dev accuracy", "log-loss", *more, "settings"):
         table.add_column(name, justify="left" if name == "settings" else "right")
     for trial in result["trials"][:SHOWN]:
-        given = {n: v for n, v in trial.items() if n not in ("trial", "dev", "pruned")}
+        given = {name: trial[name] for name in result["settings"]}
         listed = [f"{n}={f'{v:.4g}' if isinstance(v, float) else v}" for n, v in given.items()]
         listed += ["(stopped early)"] if trial["pruned"] else []
-        scores = percent(trial["dev"]["accuracy"]), f"{trial['dev']['log_loss']:.3f}"
+        scores = [percent(trial["dev"]["accuracy"]), f"{trial['dev']['log_loss']:.3f}"]
+        scores += [f"{trial['values'][name]:.4g}" for name in more]
         settings = Text(visible(" ".join(listed)), overflow="fold")
         table.add_row(str(trial["trial"] + 1), *scores, settings)
-    said = f"{len(result['trials'])} trials by dev {result['metric'].replace('_', '-')}; the best"
+    judged = " and ".join(name.replace("_", "-") for name in result["objectives"])
+    said = f"{len(result['trials'])} trials by dev {judged}; the best"
     return Group(table, sentence(f"{said} recipe is {result['recipe']}"))
