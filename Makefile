@@ -14,7 +14,7 @@ DATA := data/reviews/manifest.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants fuzz lowest docs site clean
+.PHONY: help demo test test-harness laws check bench bench-quick reproduce golden mutants fuzz lowest wheel docs site clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,9 +53,18 @@ fuzz: $(INSTALLED) ## read 100,000 changed files with every reader; an hour (PAR
 lowest: ## install the lowest versions that pyproject.toml allows into .lowest, and run quick tests
 	@$(PYTHON) -m venv .lowest
 	@.lowest/bin/python -m pip --quiet --disable-pip-version-check install uv
-	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct \
-		--editable . pytest pytest-xdist hypothesis pyarrow pandas datasets tomli-w
+	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[hub,parquet,tune]'
+	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python pytest pytest-xdist hypothesis
 	@.lowest/bin/python -m pytest -n 0 -W default $(QUICK)
+
+wheel: ## build the wheel into dist/, at most 1 MB, install it into an empty environment and run it there
+	@rm -rf dist
+	@$(PYTHON) -m venv dist/venv
+	@dist/venv/bin/python -m pip --quiet --disable-pip-version-check install build
+	@dist/venv/bin/python -m build --wheel --outdir dist . >/dev/null
+	@test $$(cat dist/*.whl | wc -c) -lt 1000000
+	@dist/venv/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt dist/*.whl
+	@cd dist && venv/bin/embedgrad --help >/dev/null && ls *.whl
 
 golden: $(INSTALLED) ## write the golden curves again, after a decision to change the numbers
 	@PYTHONPATH=tests $(BIN)/python -m golden.curves

@@ -8,6 +8,7 @@
     docs/elicit.svg  what there was to elicit against what was gained
     docs/quality.svg the picture of training time to a dev score
     docs/few-rows.svg the picture of accuracy by training rows
+    docs/gallery-*.svg a figure for each task of docs/gallery.md
     src/embedgrad/cli/completion.txt    kinds and settings that the shell completes
     <!-- generated: NAME --> ... <!-- end -->    in README.md and docs/*.md, by REGIONS
 
@@ -29,6 +30,7 @@ from typing import Any
 import elicited
 import few_rows
 import gains
+import gallery
 import measured
 import quality
 import related
@@ -90,6 +92,7 @@ def stale_files(root: Path) -> dict[Path, str]:
         picture = drawn.drawing(root)
         if picture is not None:
             pages[root / drawn.PLACE] = picture
+    pages |= gallery.drawings(root)
     return {
         path: text
         for path, text in pages.items()

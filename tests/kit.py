@@ -21,6 +21,7 @@ from embedgrad.data.examples import Example
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.prefix_cache import PrefixCache
+from embedgrad.model.prefixes import PrefixStore
 from embedgrad.prompt.sequence import Sequencer, Target, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 
@@ -92,16 +93,23 @@ def kit(
             Example(e.columns, LONG_CHOICES[i % 3], e.source, e.group)
             for i, e in enumerate(examples)
         ]
-    loaded = _loaded(architecture, tokenizer, chat, **model)
+    loaded, tried = _tried(architecture, tokenizer, chat, **model)
     sequencer = Sequencer(
         Renderer(template, loaded.tokenizer, date=DAY), loaded.tokenizer, target, rows=examples
     )
-    language_model = LanguageModel(loaded, prefix_cache_budget=budget)
+    language_model = copy.copy(tried)
+    language_model.forward = copy.copy(tried.forward)
+    cache = PrefixCache.on(loaded.model.device, budget)
+    language_model.prefixes = PrefixStore(language_model.forward, cache)
     start = language_model.embed(sequencer.prompt_ids)
     return Kit(loaded, language_model, sequencer, sequencer.build(examples), start)
 
 
-_loaded = functools.lru_cache(tiny.loaded)
+@functools.lru_cache
+def _tried(*arguments: Any, **options: Any) -> tuple[LoadedModel, LanguageModel]:
+    """What `tiny.loaded` builds, with what a language model finds out about it, once."""
+    loaded = tiny.loaded(*arguments, **options)
+    return loaded, LanguageModel(loaded, prefix_cache_budget=0)
 
 
 @torch.no_grad()

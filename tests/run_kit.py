@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import typer
 
 import tiny
 
@@ -35,6 +38,8 @@ class Done:
 
 
 Command = Callable[..., Done]
+# Typer builds every verb anew for each call, which takes longer than most of them.
+get_command = functools.cache(typer.main.get_command)
 
 
 def save_model(folder: Path, architecture: str = "llama", **options: Any) -> Path:

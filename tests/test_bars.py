@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import sys
 import types
 from typing import Any
@@ -49,14 +50,9 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("place", ["terminal", "notebook"])
-def test_a_script_and_a_notebook_show_loss_score_step_and_time(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = Terminal() if place == "terminal" else io.StringIO()
+def test_a_script_shows_loss_score_step_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    if place == "notebook":  # its standard error is no terminal
-        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     monkeypatch.setattr("embedgrad.report.terminal.bars.DELAY", 0)
     bars = Bars()
     for event in EVENTS:
@@ -68,6 +64,47 @@ def test_a_script_and_a_notebook_show_loss_score_step_and_time(
     assert "dev 60.0 % (31 to 83), best 60.0 % (31 to 83), loss 0.412" in text
     assert "text prompt:   0%|" in text
     assert text.endswith(" \r"), "a bar of scoring is gone at the end"
+
+
+def test_a_notebook_has_one_output_per_cell_which_is_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs: list[list[str]] = []  # each with what it showed, in order
+
+    def display(data: dict[str, str], *, raw: bool, display_id: bool) -> Any:
+        shown = [data["text/html"]]
+        outputs.append(shown)
+        update = lambda new, raw: shown.append(new["text/html"])  # noqa: E731
+        return types.SimpleNamespace(update=update)
+
+    kernel = types.SimpleNamespace(execution_count=7)
+    modules = {
+        "ipykernel": {},
+        "IPython": {"get_ipython": lambda: kernel},
+        "IPython.display": {"display": display},
+    }
+    for name, held in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(held)
+        monkeypatch.setitem(sys.modules, name, module)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("embedgrad.report.terminal.bars.DELAY", 0)
+    bars = Bars()
+    for event in EVENTS:
+        bars(event)
+    (shown,) = outputs
+    assert any(re.search(r"text prompt:   0%\|[^\n]*<", html) for html in shown)
+    lines = re.fullmatch(r'<pre style="margin:0;white-space:pre-wrap">(.*)</pre>', shown[-1], re.S)
+    assert lines is not None
+    first, second, bar = lines[1].split("\n")
+    assert (first, second) == ("loading mod\\x1b[31mel", "a note")
+    assert re.search(r"1/4 \[.*dev 60.0 % \(31 to 83\), best .*, loss 0.412", bar)
+    assert stream.getvalue() == ""
+    kernel.execution_count = 8
+    bars({"event": "note", "text": "<b>"})
+    assert len(outputs) == 2
+    assert outputs[1][-1] == '<pre style="margin:0;white-space:pre-wrap">&lt;b&gt;</pre>'
 
 
 def test_a_log_gets_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import embedgrad as eg
 from embedgrad.cli import app, main
-from run_kit import Command, Done
+from run_kit import Command, Done, get_command
 
 pytest_plugins = ["tiny_runs"]
 
@@ -134,7 +133,7 @@ ENDING = tuple(verb for verb in VERBS if verb not in ("play", "serve", "push", "
 
 
 def verbs() -> dict[str, Any]:
-    group: Any = typer.main.get_command(app)
+    group: Any = get_command(app)
     return dict(group.commands)
 
 

@@ -417,10 +417,10 @@ def test_the_answers_to_many_rows_are_read_back(
     folder, part = Folder(tmp_path), Part("text", None)
     monkeypatch.setattr(folder, "_digest", lambda part: "a training")
     folder.work.mkdir()
-    likely = {f"choice {i}": 0.1 for i in range(MOST_VALUES // 40)}
-    answers = [ScoredAnswer("test:1", "a", "b", 0, math.inf, likely) for _ in range(41)]
-    folder.save_partial_answers(part, Answers(answers, [1] * 41), 1.5, {})
-    assert folder.partial_answers(part) == (Answers(answers, [1] * 41), 1.5, {})
+    answers = Answers([ScoredAnswer("test:1", "a", "b", 0, math.inf, {"a": 0.1})], [1])
+    scorer = {"numbers": [0] * MOST_VALUES}  # as many values as probabilities of many rows
+    folder.save_partial_answers(part, answers, 1.5, scorer)
+    assert folder.partial_answers(part) == (answers, 1.5, scorer)
 
 
 def test_a_training_goes_on_at_its_last_look_at_dev(

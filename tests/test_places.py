@@ -101,11 +101,10 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("moved", [False, True], ids=["in place", "moved together"])
 def test_every_command_works_from_every_folder(
-    command: str, moved: bool, project: Project, embedgrad: Command, tmp_path: Path
+    command: str, project: Project, embedgrad: Command, tmp_path: Path
 ) -> None:
-    place = project.moved(tmp_path / "other") if moved else project
+    place = project.moved(tmp_path / "other")
     done = embedgrad(*COMMANDS[command](place), "--quiet")
     succeeds(done)
     assert "Left out" not in done.err
@@ -353,10 +352,11 @@ def test_no_file_of_an_export_holds_a_path_of_this_machine(
     out = tmp_path / "served" / "out"
     sets = ["--set", f"model.name={project.folder / 'models' / 'llama'}"]
     sets += ["--base-model", named] if named else []
-    done = embedgrad("export", project.run, "--to", to, "--out", out, "--json", *sets)
+    few = ["--check-rows", 4, "--json"]
+    done = embedgrad("export", project.run, "--to", to, "--out", out, *few, *sets)
     succeeds(done)
     assert done.json["verify"]["passed"]
-    succeeds(embedgrad("verify", out, "--json"))
+    succeeds(embedgrad("verify", out, *few))
     for path in out.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

@@ -249,10 +249,10 @@ def test_arithmetic_is_computed_again(text: str, expected: float) -> None:
 
 
 def test_checking_a_hostile_answer_takes_linear_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in ("1 " * 50_000 + "=" + "2" * 50_000, "(" * 90 + "=1" * 20_000, "1+1=" * 20_000):
         check_arithmetic(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_format_asks_for_an_end_an_answer_and_the_pattern() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedgrad import Target, Template, load_model
+from embedgrad import Recipe, Target, Template, load_model, run
 from embedgrad.data.examples import Example
 
 pytestmark = [
@@ -63,7 +63,7 @@ def test_the_text_prompt_scores_what_plain_transformers_says(model):
             assert score.item() == pytest.approx(logprobs[token].item(), abs=2e-4)
 
 
-def test_a_recipe_learns_and_a_new_process_gives_the_same_scores(tmp_path: Path):
+def test_a_recipe_learns_and_a_new_process_gives_the_same_scores(model, tmp_path: Path):
     for split, rows in (("train", ROWS[:18]), ("dev", ROWS[18:27]), ("test", ROWS[27:])):
         lines = "\n".join(json.dumps(row) for row in rows)
         (tmp_path / f"{split}.jsonl").write_text(lines)
@@ -89,17 +89,14 @@ def test_a_recipe_learns_and_a_new_process_gives_the_same_scores(tmp_path: Path)
     )
     out = tmp_path / "run"
 
-    def embedgrad(*arguments: str) -> dict:
-        command = [sys.executable, "-m", "embedgrad", *arguments, "--json", "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    result = embedgrad("optimize", str(recipe), "--out", str(out))
+    result = json.loads(json.dumps(run(Recipe.read(recipe), out, model=model)))
     assert result["train"]["steps"] == 6
     assert result["refined"]["log_loss"] < result["text"]["log_loss"] - 0.02
     assert result["cosine"]["min"] > 0.95
     assert result["nearest_tokens_unchanged"] == 1.0
-    again = embedgrad("evaluate", str(out))
+    command = [sys.executable, "-m", "embedgrad", "evaluate", str(out), "--json", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
     for key in ("text", "refined", "difference"):
         assert again[key] == result[key]

@@ -6,9 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from embedgrad import DivergenceError, Recipe, RunError, run
 from embedgrad.atomic_files import seal
+from embedgrad.cli import main
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.report.event_files import write_events
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.selection import Best
+from forked import Child
 from refusals import refused
 from run_kit import Command, values, write_jsonl
 
@@ -136,15 +135,15 @@ def test_a_killed_run_resumes_from_the_command_line(
     recipe: Write, embedgrad: Command, tmp_path: Path, whole: tuple[Path, Any]
 ) -> None:
     path, out = recipe(training=LONG), tmp_path / "run"
-    command = [sys.executable, "-m", "embedgrad", "optimize", path, "--out", out, "--quiet"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    command = ["optimize", str(path), "--out", str(out), "--quiet"]
+    with Child(lambda: main(command), told=tmp_path / "told") as process:
         limit = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < limit:
+        while not process.ended() and time.monotonic() < limit:
             if (out / "checkpoint").exists():
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        process.kill()
+        process.wait()
     assert (out / "checkpoint").exists()
     (out / "result.json").unlink(missing_ok=True)  # a fast machine may have finished
     done = embedgrad("resume", out, "--json")

@@ -577,7 +577,7 @@ def test_printed_requests_get_choices(
     with serve(run, port=0) as server, OpenAI(base_url=server.url, api_key="none") as client:
         curl, program, ranking = server.examples
         assert json.loads(shlex.split(curl)[-1])["grammar"] in program
-        for example, answer in zip(examples[:8], answers, strict=False):
+        for example, answer in zip(examples[:4], answers, strict=False):
             messages = plain_messages(opened.prompt.template, example.columns)
             plain = client.chat.completions.create(model=server.model, messages=messages)
             text = json.dumps(messages[0]["content"])
@@ -599,12 +599,12 @@ def test_the_demo_s_questions_get_the_predictions_of_evaluate(
     # Checks of exports have tests of their own.
     monkeypatch.setattr(served, "export", functools.partial(served.export, verify=False))
     monkeypatch.chdir(ROOT)
-    short = ["data.limit={train=32, dev=32, test=1}", "training={steps=4, batch_size=8}"]
+    short = ["data.limit={train=16, dev=16, test=1}", "training={steps=2, batch_size=8}"]
     recipe = Recipe.read(ROOT / "recipes" / "demo.toml", short)
     embedgrad_run(recipe, tmp_path / "demo")
     run = open_run(tmp_path / "demo")
     examples = read_data(run.recipe).dev
-    assert len(examples) == 32
+    assert len(examples) == 16
     sequences = run.sequencer.build(examples)
     answers = run.evaluator.score(run.prompt.rows, sequences)  # as `embedgrad evaluate`
     tokens = [ids[0] for ids in sequences[0].targets]

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from embedgrad import DivergenceError, Recipe, RunError, load, run
+from embedgrad import DivergenceError, Recipe, RunError, load, load_model, run
 from embedgrad.atomic_files import finite
+from embedgrad.cli import main
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.model.backbone import join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.training.checkpoint import Checkpoint
+from forked import Child
 from run_kit import ROWS, Command, values
 
 pytest_plugins = ["tiny_runs"]
@@ -50,22 +50,20 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
     number: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
     path, out = recipe(training={"epochs": 100_000, "evaluate_every": 2}), tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-m", "embedgrad", "optimize", path, "--out", out, "--quiet", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+
+    def work() -> None:
         # A test that runs in the background of a shell would hand down a deaf SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        main(["optimize", str(path), "--out", str(out), "--quiet", "--json"])
+
+    with Child(work, told=tmp_path / "told") as process:
         limit = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < limit:
-            if (out / "checkpoint").exists():
-                break
+        while not (out / "checkpoint").exists() and time.monotonic() < limit:
             time.sleep(0.05)
-        process.send_signal(number)
-        printed, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
+        process.kill(number)
+        status = process.wait()
+    printed, told = ((tmp_path / "told" / name).read_text("utf-8") for name in ("out", "err"))
+    assert status == 128 + number, told
     result = json.loads(printed)
     assert result["artifact"] == str(out / "prompt")
     assert {**result, "artifact": "prompt"} == json.loads((out / "result.json").read_text("utf-8"))
@@ -302,10 +300,11 @@ class Disk:
 
 
 def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
-    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Recipe, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = load_model(str(model_folder), device="cpu")
     disk = Disk(monkeypatch, 10**6)
-    run(small, tmp_path / "whole")
+    run(small, tmp_path / "whole", model=model)
     writes = disk.flushed
     assert writes > 10
     told = []
@@ -314,7 +313,7 @@ def test_a_disk_that_fills_up_at_any_write_is_one_line_and_breaks_nothing(
         out = tmp_path / f"room-{room}"
         Disk(monkeypatch, room)
         try:
-            run(small, out)
+            run(small, out, model=model)
         except RunError as error:
             told.append(str(error))
         else:  # everything was written, and only the folder itself could not be flushed

@@ -9,16 +9,19 @@ import time
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from embedgrad.cli import main
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.experiments import tune as tuning
 from embedgrad.experiments.tune import Setting, tune
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.figures import study as figures
+from forked import Child
 from refusals import refused
 from run_kit import Command
 
@@ -315,24 +318,14 @@ def test_two_processes_that_start_together_bring_a_trial_back_once(
 @pytest.mark.slow
 def test_two_processes_share_a_study(recipe: Write, tmp_path: Path) -> None:
     path, out = recipe(training={"steps": 2}), tmp_path / "study"
-    command = [
-        sys.executable,
-        "-m",
-        "embedgrad",
-        "tune",
-        str(path),
-        "--over",
-        RATE,
-        "--out",
-        str(out),
-    ]
-    processes = [
-        subprocess.Popen([*command, "--trials", "4", "--quiet"], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in processes:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+    command = ["tune", str(path), "--over", RATE, "--out", str(out), "--trials", "4", "--quiet"]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(Child(lambda: main(command), told=tmp_path / f"told-{n}"))
+            for n in range(2)
+        ]
+        for n, process in enumerate(processes):
+            assert process.wait(300) == 0, (tmp_path / f"told-{n}" / "err").read_text("utf-8")
     rates = [trial["optimizer.learning_rate"] for trial in trials_of(out)]
     assert 4 <= len(rates) <= 5  # both may ask for the last one
     assert len(set(rates)) == len(rates)

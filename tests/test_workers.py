@@ -11,46 +11,49 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from embedgrad import load
 from embedgrad.atomic_files import write_folder
+from embedgrad.cli import main
 from embedgrad.experiments.together import _hand_over
 from embedgrad.model.workers import Workers
 from embedgrad.training.checkpoint import Checkpoint
+from forked import Child
 from kit import kit
 from run_kit import Command, Done
+from worker_kit import found, tell
 
 pytest_plugins = ["tiny_runs"]
 
 Write = Callable[..., Path]
-TESTS = Path(__file__).parent
 
 
-def two(arguments: Sequence[object]) -> list[Done]:
-    """What two workers leave that were started with the variables that torchrun sets."""
+def two(work: Callable[[], object], told: Path) -> list[Done]:
+    """What two workers leave that have the variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env={**os.environ, **where, **path, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+    told.mkdir()
+    folders = [told / f"worker-{rank}" for rank in range(2)]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(Child(work, {**where, "RANK": str(rank)}, folder))
+            for rank, folder in enumerate(folders)
+        ]
+        codes = [process.wait(300) for process in processes]
+    return [
+        Done(int(code or 0), *((folder / name).read_text("utf-8") for name in ("out", "err")))
+        for code, folder in zip(codes, folders, strict=True)
     ]
-    told = [process.communicate(timeout=300) for process in processes]
-    return [Done(p.returncode, *texts) for p, texts in zip(processes, told, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------ shares
@@ -78,12 +81,10 @@ def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_compute_what_one_does() -> None:
+def test_two_workers_compute_what_one_does(tmp_path: Path) -> None:
     """Gradients of means and of other objectives, in parts too, and the order of free answers."""
-    first, second = (done.json for done in two([TESTS / "worker_program.py"]))
-    path = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    program = [sys.executable, str(TESTS / "worker_program.py")]
-    alone = json.loads(subprocess.run(program, capture_output=True, env=path, check=True).stdout)
+    first, second = (done.json for done in two(tell, tmp_path / "told"))
+    alone = json.loads(json.dumps(found()))
     for name, numbers in alone["numbers"].items():
         assert first["numbers"][name] == second["numbers"][name]
         assert first["numbers"][name] == pytest.approx(numbers, abs=1e-10), name
@@ -140,8 +141,8 @@ def answers(folder: Path) -> list[Any]:
 @pytest.mark.slow
 def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
     path = recipe(data={"train": str(tmp_path / "missing.jsonl")})
-    command = ["-m", "embedgrad", "optimize", path, "--out", tmp_path / "run", "--quiet"]
-    first, second = two(command)
+    command = ["optimize", str(path), "--out", str(tmp_path / "run"), "--quiet"]
+    first, second = two(lambda: main(command), tmp_path / "told")
     assert (first.code, second.code) == (2, 2)
     (line,) = first.lines
     assert "missing.jsonl" in line
@@ -170,40 +171,43 @@ def test_what_a_worker_saved_is_kept_where_the_first_one_is_gone(tmp_path: Path)
 def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
     rank: int, end: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
-    path = recipe(training={"epochs": 300, "evaluate_every": 100})
+    path = recipe(training={"epochs": 100, "evaluate_every": 20})
     out = tmp_path / "run"
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = ["-m", "embedgrad", "optimize", str(path), "--out", str(out), "--quiet"]
-    with subprocess.Popen(
-        [sys.executable, *launch, *command], stderr=subprocess.PIPE, text=True
-    ) as launcher:
+    pids, told = tmp_path / "pids", tmp_path / "told"
+    pids.mkdir()
+    with Child(lambda: launch(path, out, pids), told=told) as launcher:
         limit = time.monotonic() + 120
         while not (out / "checkpoint").exists() and time.monotonic() < limit:
             time.sleep(0.05)
-        worker = victim(launcher.pid, rank)
+        worker = int((pids / str(rank)).read_text())
         os.kill(worker, end)
-        _, told = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0
-    assert f"worker {rank} (process {worker} on {socket.gethostname()}) ended" in told
-    assert f"the last good rows are in {out / 'prompt'}" in told
+        assert launcher.wait(120) != 0
+    said = (told / "err").read_text("utf-8")
+    assert f"worker {rank} (process {worker} on {socket.gethostname()}) ended" in said
+    assert f"the last good rows are in {out / 'prompt'}" in said
     kept = Checkpoint.find(out / "checkpoint")
     assert kept is not None
     assert torch.isfinite(load(out).rows).all()
     done = embedgrad("resume", out, "--json", "--quiet")
     assert done.code == 0, done.err
-    assert done.json["train"]["steps"] == 900 > kept.step > 0
+    assert done.json["train"]["steps"] == 300 > kept.step > 0
 
 
-def victim(launcher: int, rank: int) -> int:
-    """The process of a worker."""
-    import psutil
+def launch(path: Path, out: Path, pids: Path) -> None:
+    """What `torchrun --nproc-per-node 2 --standalone` does, with workers that are forked."""
+    config = LaunchConfig(
+        *(1, 1, 2),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, work)(path, out, pids)
 
-    (found,) = [
-        child.pid
-        for child in psutil.Process(launcher).children()
-        if child.environ().get("RANK") == str(rank)
-    ]
-    return found
+
+def work(path: Path, out: Path, pids: Path) -> None:
+    (pids / os.environ["RANK"]).write_text(str(os.getpid()))
+    main(["optimize", str(path), "--out", str(out), "--quiet"])
 
 
 def test_other_commands_take_one_process(

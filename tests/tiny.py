@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tiny_text import (
@@ -109,22 +110,63 @@ _SHARED = {
 }
 
 
-class _StayDouble(TorchFunctionMode):
-    """Ignore casts of float64 tensors to float32."""
+class _StayDouble:
+    """Within it, this thread's casts of float64 tensors to float32 are ignored.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if func is torch.Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-            kwargs = {
-                name: torch.float64 if value is torch.float32 else value
-                for name, value in kwargs.items()
-            }
-        return func(*args, **kwargs)
+    It takes the place of the three functions by which `transformers` casts; a
+    `TorchFunctionMode` would cost more than the tiny models themselves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._own = threading.local()
+        plain_to, plain_float = torch.Tensor.to, torch.Tensor.float
+        plain_softmax = functional.softmax
+
+        def keeps(value: torch.Tensor) -> bool:
+            return value.dtype == torch.float64 and getattr(self._own, "depth", 0) > 0
+
+        def to(value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if keeps(value):
+                args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+                if kwargs.get("dtype") is torch.float32:
+                    kwargs["dtype"] = torch.float64
+            return plain_to(value, *args, **kwargs)
+
+        def to_float(value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return value if keeps(value) else plain_float(value, *args, **kwargs)
+
+        def softmax(value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if keeps(value) and kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+            return plain_softmax(value, *args, **kwargs)
+
+        self._places = [
+            (torch.Tensor, "to", to, plain_to),
+            (torch.Tensor, "float", to_float, plain_float),
+            (functional, "softmax", softmax, plain_softmax),
+        ]
+
+    def __enter__(self) -> None:
+        self._own.depth = getattr(self._own, "depth", 0) + 1
+        if self._own.depth == 1:
+            self._count(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._own.depth -= 1
+        if self._own.depth == 0:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._threads += more
+            if self._threads == max(more, 0):  # the first one comes, or the last one goes
+                for place, name, own, plain in self._places:
+                    setattr(place, name, own if more > 0 else plain)
+
+
+_STAY_DOUBLE = _StayDouble()
 
 
 def _forward_in_double(module: torch.nn.Module) -> None:
@@ -132,7 +174,7 @@ def _forward_in_double(module: torch.nn.Module) -> None:
 
     @functools.wraps(plain)
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _StayDouble():
+        with _STAY_DOUBLE:
             return plain(self, *args, **kwargs)
 
     # A bound method and not a closure: a deep copy of the model must call its own weights.

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+import typer
 from huggingface_hub import constants
 
 import tiny
 from bad_kit import Place
 from embedgrad.cli import main
-from run_kit import ROWS, Command, Done, save_model, values, write_jsonl
+from run_kit import ROWS, Command, Done, get_command, save_model, values, write_jsonl
 
 # Threads gain nothing on tiny tensors and cost much on a busy machine; also for new processes.
 torch.set_num_threads(1)
@@ -40,6 +41,7 @@ def embedgrad(
 ) -> Iterator[Command]:
     """`embedgrad("parts", "--json", stdin=...)` -> `Done`, in this process; None: a terminal."""
     before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(typer.main, "get_command", get_command)
 
     def command(*arguments: object, stdin: str | bytes | None = b"") -> Done:
         content = stdin.encode() if isinstance(stdin, str) else stdin

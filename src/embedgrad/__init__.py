@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from embedgrad.prompt.trust_region import TrustRegion
     from embedgrad.recipe.recipe import Recipe
     from embedgrad.recipe.tasks import read_tasks
+    from embedgrad.report.page.figure import figure
     from embedgrad.training.optimize import optimize, optimize_tasks
     from embedgrad.training.settings import Parts, Refinement, Training
 
@@ -101,6 +102,7 @@ __all__ = [
     "continue_run",
     "evaluate",
     "export",
+    "figure",
     "load",
     "load_model",
     "load_policy",
@@ -151,6 +153,7 @@ _HOMES = {
     "prompt.trust_region": ("TrustRegion",),
     "recipe.recipe": ("Recipe",),
     "recipe.tasks": ("read_tasks",),
+    "report.page.figure": ("figure",),
     "training.optimize": ("optimize", "optimize_tasks"),
     "training.settings": ("Parts", "Refinement", "Training"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -38,8 +39,11 @@ def versions(*more: str) -> dict[str, str]:
     by_name = {"python": sys.version.split()[0]}
     for name in (*PACKAGES, *more):
         with suppress(importlib.metadata.PackageNotFoundError):
-            by_name[name] = importlib.metadata.version(name)
+            by_name[name] = _version_of(name)
     return by_name
+
+
+_version_of = functools.cache(importlib.metadata.version)  # which reads a file
 
 
 def peak_memory(device: torch.device | None = None) -> int:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.interruption import held
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
+from pairwise import pairwise
 from seam_parts import Average
 
 EVERY_STEP = dataclasses.replace(QUICK, evaluate_every=1)
@@ -197,14 +199,17 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "budget"),
-    [(torch.float32, "1 GiB"), (torch.float64, "1 GiB"), (torch.float64, 60_000)],
+    ("optimizer", "parameterization", "precision"),
+    pairwise(
+        sorted(OPTIMIZERS),
+        sorted(PARAMETERIZATIONS),
+        [(torch.float32, "1 GiB"), (torch.float64, "1 GiB"), (torch.float64, 60_000)],
+    ),
 )
-@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_resumed_run_gives_the_same_bits(
-    tmp_path: Path, optimizer: str, parameterization: str, dtype: torch.dtype, budget: str | int
+    tmp_path: Path, optimizer: str, parameterization: str, precision: tuple[torch.dtype, str | int]
 ) -> None:
+    dtype, budget = precision
     parts = Parts(
         optimizer=OPTIMIZERS[optimizer](),
         parameterization=PARAMETERIZATIONS[parameterization](),
@@ -259,10 +264,16 @@ def test_a_checkpoint_does_not_change_after_it_is_kept() -> None:
 # -- a damaged checkpoint --------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "checkpoint"
+    train(small(), LONGER, keep=lambda checkpoint: checkpoint.save(folder))
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    train(small(), LONGER, keep=lambda checkpoint: checkpoint.save(tmp_path / "checkpoint"))
-    return tmp_path / "checkpoint"
+def saved(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize(

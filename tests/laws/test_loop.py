@@ -23,6 +23,7 @@ from embedgrad.training.optimize import optimize
 from embedgrad.training.settings import Parts, Training
 from kit import Kit
 from kit_loop import QUICK, small, train
+from pairwise import pairwise
 
 
 def digest(made: Kit) -> str:
@@ -61,11 +62,13 @@ def test_rows_are_kept_in_float32_for_a_model_that_is_not() -> None:
     assert not torch.equal(refined.prompt.rows, refined.prompt.rows.bfloat16().float())
 
 
-@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize(
-    "region",
-    [TrustRegion(0.3), TrustRegion(0.05, 0.999), TrustRegion(1e-4), TrustRegion(None, 0.99)],
+    ("optimizer", "parameterization", "region"),
+    pairwise(
+        sorted(OPTIMIZERS),
+        sorted(PARAMETERIZATIONS),
+        [TrustRegion(0.3), TrustRegion(0.05, 0.999), TrustRegion(1e-4), TrustRegion(None, 0.99)],
+    ),
 )
 def test_the_region_holds_after_every_step(
     optimizer: str, parameterization: str, region: TrustRegion

@@ -55,6 +55,7 @@ def report(
     from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
     from embedgrad.report.figures.run import FIGURES_OF_RUNS
     from embedgrad.report.figures.study import FIGURES_OF_STUDIES
+    from embedgrad.report.page.figure import draw_comparison, draw_run, draw_study
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import (
         compared_rows,
@@ -79,17 +80,17 @@ def report(
         more: list[str] = []
         compared = compared_rows(run if run.is_dir() else run.parent, more)
         page = partial(comparison_page, results, name, compared, [*notes, *more])
-        draw = partial(_comparison_figure, results)
+        draw = partial(draw_comparison, results)
     elif study is not None:
         page = partial(study_page, study, run.resolve().name)
-        draw = partial(_study_figure, study)
+        draw = partial(draw_study, study)
     else:
         files = read_run(run)
         if figure in (None, "interpolation") and not files.alone:
             notes = _interpolate(files, rows, overrides or (), no_model, quiet)
         classes = per_class(row for _, row in files.survey)
         page = partial(run_page, files, run.resolve().name, notes, classes)
-        draw = partial(_run_figure, files, notes)
+        draw = partial(draw_run, files, notes)
     written = page().encode() if figure is None else _image(run, figure, form, draw)
     write_file(path, written)
     if not no_model:
@@ -154,32 +155,3 @@ def _image(run: Path, name: str, form: str, draw: Callable[[str], Any]) -> bytes
         return image(draw(name), form)
     except DAMAGE as error:
         raise RunError(f"{run}: {name} cannot be drawn: {error}") from error
-
-
-def _run_figure(files: Any, notes: Sequence[str], name: str) -> Any:
-    from embedgrad.errors import RunError
-    from embedgrad.report.figures import run as figures
-    from embedgrad.report.page.facts import describe_drift
-
-    if name == "curves":
-        return figures.curves(files.events)
-    if name == "reliability":
-        return figures.reliability([row for _, row in files.survey])
-    if name == "interpolation" and files.interpolation:
-        return figures.interpolation_figure(files.interpolation)
-    if name == "drift" and (tokens := describe_drift(files)):
-        return figures.heat_strip(tokens["rows"], tokens["radius"])
-    raise RunError(" ".join([*notes, *files.notes]) or "the run has no data for it")
-
-
-def _comparison_figure(results: dict[str, Any], name: str) -> Any:
-    from embedgrad.report.figures import comparison as figures
-
-    return figures.forest(results) if name == "forest" else figures.accuracy_against_cost(results)
-
-
-def _study_figure(study: dict[str, Any], name: str) -> Any:
-    from embedgrad.report.figures import study as figures
-
-    drawn = {"history": figures.history, "settings": figures.settings, "front": figures.front}
-    return drawn[name](study)

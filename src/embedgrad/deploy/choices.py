@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-from pydantic import TypeAdapter
-
+from embedgrad.data.typed import adapter_of
 from embedgrad.deploy.job import ExportedPrompt
 from embedgrad.deploy.rules import made_up
 from embedgrad.prompt.boundaries import Ids
@@ -57,7 +56,7 @@ class Choices:
     def read(cls, entry: Mapping[str, Any]) -> Self | None:
         """Those of a prompt's entry in `export.json`; None for free answers."""
         known = entry.get("choices")
-        return known and TypeAdapter(cls).validate_python(known)
+        return known and adapter_of(cls).validate_python(known)
 
     @property
     def single(self) -> bool:

@@ -19,11 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, final
 
 from annotated_types import MinLen
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from embedgrad.atomic_files import publish_folder, scratch_folder
 from embedgrad.data.bounded_reads import file_digest, read_json
+from embedgrad.data.typed import adapter_of
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.formats.token_names import check_name
 from embedgrad.deploy.job import DESTINATIONS
@@ -158,7 +159,7 @@ def read_export(folder: str | Path) -> dict[str, Any]:
             f"{VERSION}; export the run again"
         )
     try:
-        TypeAdapter(_Export).validate_json(json.dumps(values), strict=True)
+        adapter_of(_Export).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -48,8 +48,10 @@ from embedgrad.recipe.prefix_cache_effect import measure_prefixes
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.event_files import write_events
+from embedgrad.report.page.notebook import shown_as
 from embedgrad.report.page.run_files import ELICITATION
 from embedgrad.report.terminal.bars import show
+from embedgrad.report.terminal.tables import comparison_table
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import Best
@@ -92,15 +94,16 @@ def run(
     if resume and (finished := read_finished(recipe, out)) is not None:
         steps = finished["train"]["steps"]
         say(report, [f"{out}: finished already, at step {steps}; nothing is left to resume"])
-        return finished
+        return shown_as(comparison_table, finished)
     with ExitStack() as stack:
         settings = flatten(recipe.as_dict())
         events = write_events(report, out, trackers=recipe.report.trackers, settings=settings)
         prepared = preparing(out, report, stack, resume=resume)
         start_events = partial(stack.enter_context, events)
-        return _run(
+        result = _run(
             recipe, out, prepared, start_events, model, resume=resume, should_stop=should_stop
         )
+        return shown_as(comparison_table, result)
 
 
 def _run(

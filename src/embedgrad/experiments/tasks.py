@@ -46,8 +46,10 @@ from embedgrad.recipe.provenance import TrainFacts
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.tasks import as_toml, read_tasks
 from embedgrad.report.event_files import write_events
+from embedgrad.report.page.notebook import shown_as
 from embedgrad.report.page.run_files import RESULT_VERSION
 from embedgrad.report.terminal.bars import show
+from embedgrad.report.terminal.tasks_table import tasks_table
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize_tasks
 from embedgrad.training.self_training import refuse_inside
@@ -90,7 +92,7 @@ def run_tasks(
         let_scorer_run(recipe, resume=resume)
     if resume and (finished := _read_finished(recipes, out)) is not None:
         say(report, [f"{out}: finished already; nothing is left to resume"])
-        return finished
+        return shown_as(tasks_table, finished)
     some = next(iter(recipes.values()))
     with ExitStack() as stack:
         with preparing(out, report, stack, resume=resume) as checkpoint:
@@ -108,7 +110,8 @@ def run_tasks(
         if resume:
             at = f"resuming at step {checkpoint.step}" if checkpoint else AGAIN
             say(told, [at])
-        return _train(recipes, ready, found, out, told, checkpoint, should_stop)
+        result = _train(recipes, ready, found, out, told, checkpoint, should_stop)
+        return shown_as(tasks_table, result)
 
 
 def _prepare_all(

@@ -27,7 +27,7 @@ from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.recipe.build import open_model
 from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.open_run import Answering, images_of, load_prompt, model_of, recipe_of
-from embedgrad.report.page.notebook import prompt_html
+from embedgrad.report.page.notebook import or_else, prompt_html
 from embedgrad.report.terminal.bars import show
 
 EXPORT_FOLDER = "embedgrad"  # of an export, which keeps a prompt's artifact beside its files
@@ -108,14 +108,7 @@ class RefinedPrompt:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the words, and how far each token moved."""
-        try:
-            tokens = [t for span in self.spans for t in span.tokens]
-            return prompt_html(
-                [span.text for span in self.spans],
-                zip(tokens, self.drift.tolist(), self.cosine.tolist(), strict=True),
-            )
-        except Exception:  # a notebook shows a traceback in place of it
-            return "<pre>RefinedPrompt</pre>"
+        return or_else("RefinedPrompt", lambda: prompt_html(self.prompt))
 
     def __reduce__(self) -> tuple[type[RefinedPrompt], tuple[PromptEmbedding]]:
         """A copy has no model; it loads its own."""

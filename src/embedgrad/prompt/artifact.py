@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, final
 
 import torch
 from annotated_types import Ge, Lt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -32,6 +32,7 @@ from embedgrad.atomic_files import (
 )
 from embedgrad.data.bounded_reads import parse_json, read_bytes
 from embedgrad.data.json_rows import unique_keys
+from embedgrad.data.typed import adapter_of
 from embedgrad.errors import ArtifactError, EmbedgradError, RunError
 from embedgrad.prompt.embedding import HoldsPrompt, PromptEmbedding, unwrap
 from embedgrad.prompt.sequence import Target
@@ -214,7 +215,8 @@ def _from_json(cls: type[T], values: Any, name: str, *needed: str) -> T:
     for entry in needed:
         values[entry]
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        found: T = adapter_of(cls).validate_json(json.dumps(values), strict=True)
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (name, *first["loc"]))

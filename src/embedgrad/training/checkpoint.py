@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, final
 
 from annotated_types import Ge
-from pydantic import ConfigDict, StrictFloat, StrictInt, TypeAdapter
+from pydantic import ConfigDict, StrictFloat, StrictInt
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from embedgrad.atomic_files import check_seal, seal, write_folder
 from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
+from embedgrad.data.typed import adapter_of
 from embedgrad.errors import RunError
 from embedgrad.events import Report, quiet, say
 
@@ -161,7 +162,8 @@ class Checkpoint:
                 "objective": _below(tensors, "objective."),
                 "transforms": [states.get(i, {}) for i in range(values["transforms"])],
             }
-            return TypeAdapter(cls).validate_python(values)
+            found: Checkpoint = adapter_of(cls).validate_python(values)
+            return found
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,

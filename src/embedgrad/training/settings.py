@@ -12,6 +12,7 @@ from typing import Annotated, Literal, final
 from annotated_types import Ge, Gt, Lt
 
 from embedgrad.errors import DataError, RecipeError
+from embedgrad.formatting import duration
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
@@ -20,6 +21,10 @@ from embedgrad.parts.transforms import Clip, Transform
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.prompt.trust_region import TrustRegion
+from embedgrad.report.figures.series import METRICS
+from embedgrad.report.page.notebook import or_else, prompt_html, table_html
+from embedgrad.report.terminal.progress import ENDINGS, dev_score
+from embedgrad.report.terminal.tables import sentence
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.selection import Best
@@ -214,3 +219,15 @@ class Refinement:
     steps: int
     seconds: float
     best: Best
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how the training ended, its best dev score, and the prompt."""
+        return or_else("Refinement", self._html)
+
+    def _html(self) -> str:
+        line = f"{self.steps} steps in {duration(self.seconds)} ({ENDINGS[self.ended]})"
+        if self.best.history:
+            dev, metric = self.best.event(), self.best.metric
+            first, best = (dev_score(metric, dev[name]) for name in ("text", "best"))
+            line += f"; dev {METRICS[metric]} {first} at first, {best} at step {self.best.step}"
+        return table_html(sentence(line)) + prompt_html(self.prompt)

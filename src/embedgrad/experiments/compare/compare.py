@@ -42,8 +42,9 @@ from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.recipe.build import prepare, sources
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.report.event_files import write_events
+from embedgrad.report.page.notebook import shown_as
 from embedgrad.report.terminal.bars import show
-from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown
+from embedgrad.report.terminal.methods_table import figure_svg, methods_markdown, methods_table
 from embedgrad.training.engine import SamplingEngine
 from embedgrad.training.selection import accuracy_interval
 from embedgrad.training.self_training import refuse_inside
@@ -123,7 +124,7 @@ def compare(
             figure = figure_svg(results)
             if figure is not None:
                 write_file(folder.path / "figure.svg", figure)
-    return cast(CompareResult, results)
+    return shown_as(methods_table, cast(CompareResult, results))
 
 
 def plan_parts(recipe: Recipe) -> tuple[list[Part], dict[str, str]]:

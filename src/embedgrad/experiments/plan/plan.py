@@ -36,7 +36,9 @@ from embedgrad.recipe.build import load_parts, read_data, with_replay
 from embedgrad.recipe.prefix_cache_effect import lack_of_room
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.warm_start import read_warm_start
+from embedgrad.report.page.notebook import shown_as
 from embedgrad.report.terminal.bars import show
+from embedgrad.report.terminal.plan_table import plan_and_problems
 from embedgrad.training.demonstrations import check_length, demonstrate
 from embedgrad.training.self_training import source_of
 
@@ -116,6 +118,7 @@ def plan(
         "data": {},
         "notes": [],
     }
+    values = shown_as(plan_and_problems, values)
     if splits is None:
         return values
     if recipe.teacher:

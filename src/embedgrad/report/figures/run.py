@@ -82,7 +82,7 @@ def curves(events: Sequence[Row]) -> Figure:
 def interpolation_figure(interpolation: Row) -> Figure:
     """Accuracy and log-loss along the straight line from the text rows, and beyond the refined."""
     points = interpolation["points"]
-    places = [point["t"] for point in points]
+    places = [number(point["t"]) for point in points]
     with style():
         figure = new_figure(WIDTH, 400)
         upper, lower = figure.subplots(2, sharex=True)

@@ -62,9 +62,9 @@ def style() -> Iterator[None]:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, its size in SVG units; inside `style()`."""
-    from matplotlib.figure import Figure
+    from embedgrad.report.figures.notebook import NotebookFigure
 
-    return Figure(figsize=(width * UNIT, height * UNIT), layout="constrained")
+    return NotebookFigure(figsize=(width * UNIT, height * UNIT), layout="constrained")
 
 
 def image(figure: Figure, form: str) -> bytes:
@@ -105,11 +105,11 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 _VARIABLES = {light: f"var(--{name})" for name, light in LIGHT.items()}
 
 
-def css_variables() -> str:
-    """The colors as custom properties: light, and dark where the reader prefers it."""
+def css_variables(of: str = ":root") -> str:
+    """The colors as custom properties of `of`: light, and dark where the reader prefers it."""
 
     def block(index: int) -> str:
         return " ".join(f"--{name}: {pair[index]};" for name, pair in COLORS.items())
 
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {block(1)} }} }}"
-    return f":root {{ {block(0)} }}\n{dark}\n"
+    dark = f"@media (prefers-color-scheme: dark) {{ {of} {{ {block(1)} }} }}"
+    return f"{of} {{ {block(0)} }}\n{dark}\n"

@@ -1,29 +1,95 @@
-"""What notebooks show of a prompt."""
+"""What notebooks show of prompts and results, in the notebook's own colors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import Any, TypeVar, cast, final
 
-from embedgrad.report.page.safe_text import readable
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from embedgrad.report.page.safe_text import readable, without_home
+from embedgrad.report.terminal.tables import BLANKS, Sentence
 
 MOST = 50  # tokens
-BLANKS = str.maketrans("\u0120\u2581\u010a", "\u00b7\u00b7\u21b5")  # as tokenizers mark them
+CELL = "white-space:nowrap"
+WIDE = "display:block;overflow-x:auto"  # a narrow page scrolls it
+
+T = TypeVar("T")
 
 
-def prompt_html(spans: Sequence[str], moved: Iterable[tuple[str, float, float]]) -> str:
-    """A prompt's words, and a table of its tokens by drift, with the cosine."""
-    tokens = list(moved)
-    farthest = sorted(tokens, key=lambda token: -token[1])[:MOST]
-    words = " ... ".join(f"<q>{_safe(text)}</q>" for text in spans)
-    rows = "".join(
-        f"<tr><td>{_safe(token.translate(BLANKS))}</td><td>{drift:.3f}</td><td>{cosine:.3f}</td></tr>"
-        for token, drift, cosine in farthest
+@final
+class _Shown(dict[str, Any]):
+    __slots__ = ("_table",)
+
+    def __init__(self, values: Any, table: Callable[[Mapping[str, Any]], RenderableType]):
+        super().__init__(values)
+        self._table = table
+
+    def _repr_html_(self) -> str:
+        return or_else("result", lambda: table_html(self._table(self)))
+
+
+def shown_as(table: Callable[[Mapping[str, Any]], RenderableType], values: T) -> T:
+    """The same dict, which a notebook shows by the table that a terminal shows of it."""
+    return cast(T, _Shown(values, table))
+
+
+def or_else(name: str, make: Callable[[], str]) -> str:
+    """What `make` returns; the name where it fails, as a notebook shows a traceback instead."""
+    try:
+        return make()
+    except Exception:
+        return f"<pre>{name}</pre>"
+
+
+def table_html(shown: RenderableType) -> str:
+    """Tables and lines for a terminal as HTML."""
+    match shown:
+        case Group():
+            return "".join(map(table_html, shown.renderables))
+        case Table():
+            sides = [column.justify for column in shown.columns]
+            head = _row("th", sides, [column.header for column in shown.columns])
+            rows = zip(*(column.cells for column in shown.columns), strict=True)
+            styles = (str(row.style) for row in shown.rows)
+            body = (_row("td", sides, cells, s) for cells, s in zip(rows, styles, strict=True))
+            return f'<table style="{WIDE}">{head}{"".join(body)}</table>'
+        case Sentence():
+            indent = f"padding-left:{shown.indent}ch"
+            return f'<div style="{indent}">{_styled(shown.text, shown.style)}</div>'
+        case Text():
+            return f"<div>{_styled(shown.plain, str(shown.style))}</div>"
+    return "<br>"  # a blank line
+
+
+def prompt_html(prompt: Any) -> str:
+    """A `PromptEmbedding`'s words, and a table of its tokens by drift, with the cosine."""
+    tokens = [token.translate(BLANKS) for span in prompt.spans for token in span.tokens]
+    moved = [*zip(tokens, prompt.drift.tolist(), prompt.cosine.tolist(), strict=True)]
+    farthest = sorted(moved, key=lambda token: -token[1])[:MOST]
+    texts = (span.text.replace("\n", "\u21b5") for span in prompt.spans)
+    words = " ... ".join(f"<q>{_safe(text)}</q>" for text in texts)
+    sides = ("left", "right", "right")
+    rows = (_row("td", sides, (token, f"{d:.3f}", f"{c:.3f}")) for token, d, c in farthest)
+    left = f"<div>{len(tokens) - MOST} tokens more</div>" if len(tokens) > MOST else ""
+    head = _row("th", sides, ("token", "drift", "cosine"))
+    return f"<div>refined: {words}</div><table>{head}{''.join(rows)}</table>{left}"
+
+
+def _row(tag: str, sides: Sequence[str], cells: Iterable[RenderableType], style: str = "") -> str:
+    pairs = zip(sides, cells, strict=True)
+    made = (
+        f'<{tag} style="{CELL};text-align:{s}">{_styled(str(c), style)}</{tag}>' for s, c in pairs
     )
-    left = f"<p>{len(tokens) - MOST} tokens more</p>" if len(tokens) > MOST else ""
-    head = "<tr><th>token</th><th>drift</th><th>cosine</th></tr>"
-    return f"<p>refined: {words}</p><table>{head}{rows}</table>{left}"
+    return f"<tr>{''.join(made)}</tr>"
+
+
+def _styled(text: str, style: str) -> str:
+    return f"<b>{_safe(text)}</b>" if "bold" in style else _safe(text)
 
 
 def _safe(text: str) -> str:
-    return escape(readable(text))
+    return escape(readable(without_home(text)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from html import escape
 from typing import Any, TextIO, final
 
 from embedgrad.formatting import encodable, visible
@@ -10,6 +12,8 @@ from embedgrad.report.terminal.progress import Progress, dev_score
 
 STEPS = "steps"
 DELAY = 1.0  # seconds; what is done sooner shows no bar
+WIDTH = 100  # characters of a bar in a notebook
+LINES = 12  # of a cell's output; older ones are left out
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -18,7 +22,7 @@ class Bars:
     """Shows events as tqdm's bars in a terminal or a notebook, elsewhere as plain lines.
 
     A bar of steps shows the loss, the dev score and the time left, and stays; others go when they
-    are full.
+    are full. In a notebook, bars and lines are one output of the cell, which is renewed.
     """
 
     def __init__(self) -> None:
@@ -26,12 +30,15 @@ class Bars:
         self._figures: dict[str, str] = {}
         self._lines: Progress | None = None
         self._stream: TextIO | None = None
+        self._cell: _Cell | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show an event."""
         if sys.stderr is None:  # a program without a console
             return
-        if not ("ipykernel" in sys.modules or sys.stderr.isatty()):
+        if "ipykernel" in sys.modules:
+            self._cell = _Cell.of_now(self._cell)
+        elif not sys.stderr.isatty():
             if self._lines is None or self._stream is not sys.stderr:
                 self._stream, self._lines = sys.stderr, Progress(stream=sys.stderr)
             self._lines(event)
@@ -65,10 +72,12 @@ class Bars:
             self._bar.total = total
         if self._bar is None or (self._bar.name, self._bar.total) != (name, total):
             self._close()
-            from tqdm.auto import tqdm
+            from tqdm.std import tqdm
 
             self._bar = tqdm(
                 desc=visible(name),
+                file=self._cell or sys.stderr,
+                ncols=WIDTH if self._cell else None,
                 initial=max(done - 1, 0),
                 total=total,
                 leave=training,
@@ -91,9 +100,50 @@ class Bars:
             self._bar = None
 
     def _print(self, text: str) -> None:
-        from tqdm.auto import tqdm
+        from tqdm.std import tqdm
 
-        tqdm.write(encodable(visible(text), sys.stderr.encoding or "utf-8"), file=sys.stderr)
+        stream = self._cell or sys.stderr
+        tqdm.write(encodable(visible(text), stream.encoding or "utf-8"), file=stream)
+
+
+@final
+class _Cell:
+    """The output of one notebook cell as a file: a line that is written again takes its place."""
+
+    encoding = "utf-8"
+
+    def __init__(self, count: int):
+        from IPython.display import display
+
+        self.count, self._lines = count, [""]
+        self._shown: Any = display(self._data(), raw=True, display_id=True)
+
+    @classmethod
+    def of_now(cls, before: _Cell | None) -> _Cell:
+        """The output of the cell that runs now."""
+        from IPython import get_ipython
+
+        count = get_ipython().execution_count
+        return before if before and before.count == count else cls(count)
+
+    def write(self, text: str) -> None:
+        """Add text, and show it."""
+        for piece in re.split("([\r\n])", text):
+            if piece == "\n":
+                self._lines = [*self._lines, ""][-LINES:]
+            else:
+                self._lines[-1] = "" if piece == "\r" else self._lines[-1] + piece
+        self._shown.update(self._data(), raw=True)
+
+    def flush(self) -> None:
+        """Nothing: what is written is shown."""
+
+    def _data(self) -> dict[str, str]:
+        text = "\n".join(self._lines).rstrip()
+        return {
+            "text/plain": text,
+            "text/html": f'<pre style="margin:0;white-space:pre-wrap">{escape(text)}</pre>',
+        }
 
 
 def _training(event: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from embedgrad.formatting import duration, operations, size
 from embedgrad.report.expectation import describe
-from embedgrad.report.terminal.tables import sentence
+from embedgrad.report.terminal.tables import BLANKS, sentence
 
 Values = Mapping[str, Any]
 
@@ -28,6 +28,11 @@ def plan_table(plan: Values) -> RenderableType:
         if plan.get(key):
             parts += [Text(title, style="bold"), *map(_line, lines(plan))]
     return Group(*parts, *_budget(plan.get("budget", {})))
+
+
+def plan_and_problems(plan: Values) -> RenderableType:
+    """What would keep a run from starting, which a command says as its error, and the plan."""
+    return Group(*(sentence(text, "bold") for text in plan["problems"]), plan_table(plan))
 
 
 def _model(plan: Values) -> Iterator[str]:
@@ -56,7 +61,7 @@ def _data(plan: Values) -> Iterator[str]:
 
 def _spans(plan: Values) -> Iterator[str]:
     for span in plan["spans"]:
-        yield f"{len(span['ids'])} tokens: {' '.join(span['tokens'])}"
+        yield f"{len(span['ids'])} tokens: {' '.join(span['tokens']).translate(BLANKS)}"
     rows, first = plan["merged"]["rows"], plan["merged"]["first"]
     yield f"{rows} rows merge with it (first: {first})" if rows else "no row merges with it"
 

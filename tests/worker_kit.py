@@ -1,7 +1,4 @@
-"""What one of several workers computes: a program for `test_workers`, which prints JSON.
-
-python tests/worker_program.py     with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or alone
-"""
+"""What one of several workers computes, for `test_workers`."""
 
 from __future__ import annotations
 
@@ -49,6 +46,7 @@ def found() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def tell() -> None:
+    """Print it as JSON, by the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
     with joined():
         print(json.dumps(found()))
