@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 import tiny
 from embedgrad import Recipe, run
@@ -18,7 +20,8 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel, load
-from kit_loss import loss_and_gradient, mixed
+from embedgrad.model.loading.info import weights_digest
+from kit_loss import full_loss_and_gradient, loss_and_gradient, mixed
 from run_kit import save_model, values
 
 pytest_plugins = ["tiny_runs"]
@@ -56,6 +59,7 @@ def test_gradients_are_those_of_the_whole_model(
     model = spread(save_model(tmp_path / "model", architecture, tie=False), **options)
     offloaded = any(weight.is_meta for weight in model.model.parameters())
     assert offloaded == (options["device_map"] != "cpu")
+    assert weights_digest(model.model) == weights_digest(made.model.model)
     assert model.why_not_reusable is None
     loss, gradient = loss_and_gradient(model, made.start, made.sequences)
     expected, slope = loss_and_gradient(made.model, made.start, made.sequences)
@@ -109,12 +113,36 @@ def test_a_run_has_the_rows_of_a_plain_one(
     assert any(note.startswith("parts of the model: ") and "disk" in note for note in notes)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torchao, when it is imported
+def test_gradients_reach_the_rows_through_quantized_weights(tmp_path: Path) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    made = mixed(dtype=torch.float32, attention="sdpa")
+    plain, folder = save_model(tmp_path / "plain", tie=False), tmp_path / "int8"
+    auto: Any = AutoModelForCausalLM
+    settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    small = auto.from_pretrained(plain, quantization_config=settings, device_map="cpu")
+    small.save_pretrained(folder)
+    made.loaded.tokenizer.save_pretrained(folder)
+    model = spread(folder)
+    assert "Int8" in type(model.model.model.layers[0].mlp.up_proj.weight).__name__
+    assert model.why_not_reusable is None
+    loss, gradient = loss_and_gradient(model, made.start, made.sequences)
+    again = dataclasses.replace(made, loaded=made.loaded._replace(model=model.model))
+    expected, slope = full_loss_and_gradient(again, made.start, made.sequences)
+    assert torch.allclose(loss, expected.float(), rtol=1e-5)
+    assert torch.allclose(gradient, slope.float(), rtol=1e-3, atol=1e-4)
+    whole = loss_and_gradient(made.model, made.start, made.sequences)[1]
+    near = torch.nn.functional.cosine_similarity(gradient.flatten(), whole.flatten(), 0)
+    assert 0.99 < near < 1 - 1e-6
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"device": "cpu", "device_map": "auto"}, "device 'cpu' and a device_map are given"),
         ({"max_memory": {"cpu": "1GB"}}, "max_memory is for device_map = 'auto'"),
         ({"device_map": {"": "disk"}}, "its embedding table is kept in memory or on disk"),
+        ({"device_map": "auto", "fsdp": True}, "device_map and fsdp are both given"),
         ({"device_map": "everywhere"}, "cannot be loaded: .*'auto'"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "cannot be loaded: .*GB"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -80,19 +81,31 @@ def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
 # --------------------------------------------------------------------------------- the same numbers
 
 
+@functools.cache
+def one() -> Any:
+    """What one worker tells."""
+    return json.loads(json.dumps(found()))
+
+
 @pytest.mark.slow
-def test_two_workers_compute_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_workers_compute_what_one_does(fsdp: bool, tmp_path: Path) -> None:
     """Gradients of means and of other objectives, in parts too, and the order of free answers."""
-    first, second = (done.json for done in two(tell, tmp_path / "told"))
-    alone = json.loads(json.dumps(found()))
+    first, second = (done.json for done in two(lambda: tell(fsdp), tmp_path / "told"))
+    alone = one()
     for name, numbers in alone["numbers"].items():
         assert first["numbers"][name] == second["numbers"][name]
         assert first["numbers"][name] == pytest.approx(numbers, abs=1e-10), name
     assert first["answers"] == second["answers"] == alone["answers"]
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-10)
     assert alone["sent"] == {"gradients": 0, "log-probabilities": 0}
+    # Layers are shared out, the embedding table (512 x 32, tied) is not.
+    whole, table = alone["weights"], 512 * 32
+    part = table + (whole - table) // 2
+    for done in (first, second):
+        assert abs(done["weights"] - (part if fsdp else whole)) <= 32
     # No prefix is computed twice.
-    misses = [found["stored"]["misses"] for found in (first, second)]
+    misses = [done["stored"]["misses"] for done in (first, second)]
     assert sum(misses) == alone["stored"]["misses"]
     assert min(misses) > 0
 
@@ -123,6 +136,19 @@ def test_a_run_of_two_workers_has_the_rows_of_one(
     steps = read_jsonl(tmp_path / "two" / "events.jsonl")
     sent = {step["bytes_sent"] for step in steps if step["event"] == "step"}
     assert sent == {sum(first.json["workers"]["bytes_sent"].values())}
+
+
+@pytest.mark.slow
+def test_workers_that_share_out_the_weights_have_the_rows_of_one(
+    finished: tuple[Path, Any], recipe: Write, tmp_path: Path
+) -> None:
+    path = recipe(model={"fsdp": True})
+    command = ["optimize", str(path), "--out", str(tmp_path / "two"), "--quiet"]
+    first, second = two(lambda: main(command), tmp_path / "told")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    moved = (load(tmp_path / "two").rows - load(finished[0]).rows).abs().max().item()
+    assert moved < 1e-6
+    assert answers(tmp_path / "two") == answers(finished[0])
 
 
 def files(folder: Path) -> list[str]:
@@ -166,12 +192,13 @@ def test_what_a_worker_saved_is_kept_where_the_first_one_is_gone(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rank", "end"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)]
+    ("rank", "end", "fsdp"),
+    [(1, signal.SIGKILL, True), (0, signal.SIGKILL, False), (1, signal.SIGTERM, False)],
 )
 def test_a_worker_that_dies_is_named_and_one_goes_on_alone(
-    rank: int, end: signal.Signals, recipe: Write, embedgrad: Command, tmp_path: Path
+    rank: int, end: signal.Signals, fsdp: bool, recipe: Write, embedgrad: Command, tmp_path: Path
 ) -> None:
-    path = recipe(training={"epochs": 100, "evaluate_every": 20})
+    path = recipe(training={"epochs": 100, "evaluate_every": 20}, model={"fsdp": fsdp})
     out = tmp_path / "run"
     pids, told = tmp_path / "pids", tmp_path / "told"
     pids.mkdir()

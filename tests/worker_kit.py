@@ -6,22 +6,37 @@ import dataclasses
 import json
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.lockstep import shard
 from embedgrad.model.workers import here, joined
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.parameterizations import Free
 from embedgrad.prompt.sequence import Target
 from embedgrad.training.loss import Loss
 from embedgrad.training.settings import Parts
-from kit import kit, noisy
+from kit import Kit, kit, noisy
 from seam_parts import OrderedAverage, WorstGroup
 
 OBJECTIVES = {"mean": CrossEntropy(), "ordered": OrderedAverage(), "worst": WorstGroup()}
 
 
-def found() -> dict[str, Any]:
+def shared(made: Kit, fsdp: bool) -> Kit:
+    """The kit, with the weights of its model shared out if asked."""
+    if not fsdp:
+        return made
+    if not isinstance(made.loaded.model.base_model, FSDPModule):  # kits share it too
+        shard(made.loaded.model, 3, torch.device("cpu"))
+    return dataclasses.replace(made, model=LanguageModel(made.loaded))
+
+
+def found(fsdp: bool = False) -> dict[str, Any]:
     """Gradients of several objectives, and free answers, of this worker and all others."""
-    made, values = kit(rows=9), dict[str, Any]()
+    made, values = shared(kit(rows=9), fsdp), dict[str, Any]()
     theta = Free().reach({"span": noisy(made.start)}, {"span": made.start})
     theta["span"].requires_grad_(True)
     for name, objective in OBJECTIVES.items():
@@ -34,7 +49,7 @@ def found() -> dict[str, Any]:
             numbers = gradient.gradients["span"].flatten().tolist()
             losses = gradient.losses_B.tolist()
             values[f"{name} {accumulate}"] = [gradient.loss, *losses, *numbers]
-    free = kit(rows=9, target=Target())
+    free = shared(kit(rows=9, target=Target()), fsdp)
     evaluator = Evaluator(free.model, free.sequencer, Evaluation(max_new_tokens=4, batch_size=4))
     scored = evaluator.score(noisy(free.start), free.sequences)
     return {
@@ -43,10 +58,14 @@ def found() -> dict[str, Any]:
         "losses": [answer.loss for answer in scored],
         "sent": dict(here().sent),
         "stored": made.model.prefix_cache.figures,
+        "weights": sum(
+            (w.to_local() if isinstance(w, DTensor) else w).numel()
+            for w in made.loaded.model.parameters()
+        ),
     }
 
 
-def tell() -> None:
+def tell(fsdp: bool) -> None:
     """Print it as JSON, by the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
     with joined():
-        print(json.dumps(found()))
+        print(json.dumps(found(fsdp)))

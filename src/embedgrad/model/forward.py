@@ -22,6 +22,7 @@ from embedgrad.model.deep import NOT_DEEP, Deep, DeepLayers, layer_list
 from embedgrad.model.kv_cache import CachedContext, FixedKVCache, KVCache, TokenLayout
 from embedgrad.model.loading import LoadedModel
 from embedgrad.model.loading.spread import Offloaded
+from embedgrad.model.lockstep import Lockstep
 from embedgrad.model.packing import (
     PackedBatch,
     Packing,
@@ -64,6 +65,7 @@ class ForwardPass:
         self.feed_forward = last_feed_forward(loaded.model, layers)
         self.layers = DeepLayers(loaded.model, layers)
         self._offloaded = Offloaded(loaded.model)
+        self.lockstep = Lockstep(loaded.model, loaded.info.width)
 
     @property
     def one_by_one(self) -> bool:
@@ -176,6 +178,7 @@ class ForwardPass:
         # Attention and hooks belong to the model, so only one pass runs at a time.
         deep = self.layers.adding(getattr(embeds_BTD, "deep", None))
         kept = only_at(self.feed_forward, keep_BT)
+        self.lockstep.begin()
         with self._lock, own, deep, kept, self._offloaded.reloading():
             output = model(**arguments)
         if not self.joins_keys and cache.attended != set(range(len(cache.own_keys))):
@@ -259,6 +262,7 @@ class ForwardPass:
     def full_pass(self, embeds: Tensor, mask_BT: Tensor, keep_BT: Tensor) -> Tensor:
         """Logits [N, V] at the N kept places, by the model's own masks; padding on the right."""
         self.forget_longest_pass()
+        self.lockstep.begin()
         with self._lock, self._offloaded.reloading():
             more = {"attention_mask": mask_BT, "use_cache": False, "logits_to_keep": keep_BT}
             logits: Tensor = self.model(inputs_embeds=embeds, **more).logits

@@ -204,7 +204,10 @@ class LanguageModel:
             order += reused + others
         # A worker without examples has no lines, which are in the graph of the rows all the same.
         none = prompt_PD.new_zeros(0, width + more) * (0 if parts else prompt_PD.sum())
-        logprobs = here().fill(in_order(parts or [none], order), share, len(batch))
+        lines = in_order(parts or [none], order)
+        if self.forward.lockstep.needed:
+            lines = lines + self.forward.lockstep.finish(prompt_PD)
+        logprobs = here().fill(lines, share, len(batch))
         logprobs_BC = logprobs[:, :width].masked_fill(tokens_BC == 0, -torch.inf)
         per_place = next((len(ids[0]) for *_, ids in scored if ids), 0)
         examples = [s.example for s in batch]
@@ -247,6 +250,7 @@ class LanguageModel:
                 report=quiet,
             )
             answers |= zip(own, written, strict=True)
+        self.forward.lockstep.finish(prompt_PD)
         found = here().gather(answers)
         return [tuple(Reply(*reply) for reply in found[i]) for i in range(len(batch))]
 

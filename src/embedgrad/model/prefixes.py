@@ -53,7 +53,9 @@ class PrefixStore:
             s.suffix and s.prefix == one.prefix and len(s.later) == len(one.later)
             for s in sequences
         )
-        if len(sequences) == 1 or not first or not same:
+        # Gradients that reach a layer by its keys alone do not gather weights that are shared out.
+        apart = self.forward.lockstep.needed
+        if len(sequences) == 1 or not first or not same or apart:
             return CachedContext(prefixes, None, before, prompt_PD)
         begun, more = _shared_spans(sequences)
         count, rows_PD = first + begun, prompt_PD[: first + more]

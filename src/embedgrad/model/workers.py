@@ -116,6 +116,12 @@ class Workers:
             whole |= json.loads(bytes(part[: int(length)].tolist()))
         return whole
 
+    def count_up(self, counts: Sequence[int]) -> list[int]:
+        """The sums of all workers' counts."""
+        values = torch.tensor(counts, dtype=torch.long)
+        self._exchange(lambda: dist.all_reduce(values))
+        return [int(value) for value in values]
+
     def wait(self) -> None:
         """Until every worker has come here."""
         if self.count > 1:
@@ -180,6 +186,11 @@ class Workers:
         """The error that names the workers that are gone, if any; see `dead`."""
         lost = self.dead(seconds)
         return _failure("; ".join(lost.values())) if lost else None
+
+    def explain(self, error: Exception) -> Exception:
+        """What ended this worker: the end of another one, where an exchange of PyTorch's failed."""
+        failed = self.count > 1 and isinstance(error, RuntimeError)
+        return (self.failure(PATIENCE) if failed else None) or error
 
     def speaks(self) -> bool:
         """Whether it is on this worker to say why all end: no earlier one lives, or has said it."""

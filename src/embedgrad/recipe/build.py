@@ -324,7 +324,7 @@ def open_model(recipe: Recipe, report: Report) -> LanguageModel:
     """
     if recipe.images is not None:
         own = {**asdict(recipe.model), "prefix_cache_budget": recipe.prefix_cache.budget}
-        del own["device_map"], own["max_memory"]
+        del own["device_map"], own["max_memory"], own["fsdp"]
         return cast(LanguageModel, load_vision_model(recipe.images, **own, report=report))
     loaded, cache = load_parts(recipe, report)
     return LanguageModel(loaded, prefix_cache_budget=0).with_prefix_cache(cache)

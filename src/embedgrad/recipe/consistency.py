@@ -96,6 +96,7 @@ def _check_images(sections: Mapping[str, Any], objective: Any, problems: list[st
     shown, sampling, target, model = (sections[name] for name in names)
     of_text = {
         "model.device_map": model and model.device_map,
+        "model.fsdp": model and model.fsdp,
         "template": sections["template"] != TEMPLATE,
         "teacher": sections["teacher"] is not None,
         "demonstrations.k": shown and shown.k,

@@ -37,6 +37,8 @@ class ModelSettings:
     max_memory: Mapping[str, int | str] = field(default_factory=dict)
     """The most that its parts take of each device, as in { 0 = "20GiB", cpu = "60GiB" }, where
     device_map is auto; what is left over stays on disk."""
+    fsdp: bool = False
+    """Whether several workers share out the weights of every layer; else each has all of them."""
 
 
 @final

@@ -136,7 +136,7 @@ class Loop:
             ended = "failed" if failure else "interrupted"
         except Exception as error:  # a user's scorer may fail at any answer, memory at any step
             ended = "diverged" if isinstance(error, DivergenceError) else "failed"
-            failure = error
+            failure = here().explain(error)
             if is_out_of_memory(error):
                 failure = ModelError(f"step {self.step + 1}: {one_line(error)}")
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from embedgrad.errors import ModelError
 from embedgrad.model.loading.quiet import silence_libraries
+from embedgrad.model.loading.spread import find_weight
 
 _CHUNK_ROWS = 4096
 # Names of numbers of modules, or of names: layers, heads, experts, labels.
@@ -142,14 +143,16 @@ def embedding_digest(table_VD: Tensor) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Digest a sample of every weight in the precision it is loaded in, as "sha256:...".
 
+    It does not depend on where the weights are. Of a model that workers share out, all must ask.
     It tells a fine-tuned model from its base, whose embedding table may be the same.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        if not weight.is_meta:
-            flat = weight.detach().flatten()
-            some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().cpu()
+        whole = find_weight(model, name, weight)
+        if not whole.is_meta:
+            flat = whole.detach().flatten()
+            some = flat[:: max(1, len(flat) // _SAMPLE)].to(weight.dtype).contiguous().cpu()
             digest.update(some.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 

@@ -37,6 +37,8 @@ from embedgrad.model.loading.info import (
 from embedgrad.model.loading.quiet import model_errors, one_line
 from embedgrad.model.loading.resolve import resolve
 from embedgrad.model.loading.spread import DeviceMap, check_spread, placement
+from embedgrad.model.lockstep import shard
+from embedgrad.model.workers import here
 
 _COMPUTED = re.compile(  # in old checkpoints
     r"\.(inv_freq|masked_bias|causal_mask|attn(\.attention)?\.bias|position_ids)$"
@@ -64,6 +66,7 @@ def load(
     attention: str = "auto",
     device_map: DeviceMap | None = None,
     max_memory: Mapping[str, int | str] = {},
+    fsdp: bool = False,
     local_files_only: bool = False,
     report: Report = quiet,
     weights: bool = True,
@@ -74,7 +77,7 @@ def load(
     file, a folder, then a model of the Hub: the local cache first, the network last. A GGUF is
     converted to safetensors once. Only safetensors weights are read, and no code of a model is run.
     With a `device_map`, as transformers takes it, its parts are spread over devices, memory and
-    disk, of which each takes `max_memory` at most.
+    disk, of which each takes `max_memory` at most; with `fsdp` several workers share them out.
     `report` gets a note before something that takes long, and what to know of the model. Without
     `weights` none are read: the model is on the meta device, and its `embedding_digest` is "".
 
@@ -84,6 +87,8 @@ def load(
         raise ModelError(f"attention {attention!r} is not known; known: {', '.join(ATTENTIONS)}")
     use_real_cores()
     spread = placement(device, device_map, max_memory)
+    if fsdp and spread:
+        raise ModelError("device_map and fsdp are both given; leave one of them out")
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = resolve(name, revision=revision, local_files_only=local_files_only, report=report)
@@ -95,6 +100,8 @@ def load(
     what = f"model {name!r} in {folder}"
     config = load_config(what, folder)
     tokenizer = load_tokenizer(what, folder)
+    if not spread and getattr(config, "quantization_config", None):
+        spread = {"device_map": {"": place}}  # not all quantized weights can be moved
     model: Any  # partly without types
     if weights:
         model = _load_weights(what, folder, config, precision, attention, spread)
@@ -105,6 +112,9 @@ def load(
             model = auto.from_config(config)
     with model_errors(f"{what}: does not run on {place} in {precision}"):
         if weights:
+            if fsdp and here().count > 1:
+                layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+                shard(model, layers, place)
             if not spread:
                 model.to(place)
             _check_trial(what, model)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 import torch
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from embedgrad.errors import ModelError
 
@@ -49,6 +50,24 @@ def check_spread(what: str, model: Any) -> list[str]:
     return [f"parts of the model: {', '.join(counted)}"] if len(counted) > 1 else []
 
 
+def find_weight(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A weight wherever it is: with the workers that share it out, in memory, or on disk."""
+    if isinstance(weight, DTensor):
+        return weight.full_tensor()
+    module, _, last = name.rpartition(".")
+    for hook in _hooks(model.get_submodule(module)) if weight.is_meta else ():
+        found: Tensor = hook.weights_map[last]
+        return found
+    return weight
+
+
+def _hooks(module: nn.Module) -> list[AlignDevicesHook]:
+    """What loads a module's weights for each pass."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])
+    return [one for one in hooks if isinstance(one, AlignDevicesHook) and one.offload]
+
+
 @final
 class _Source(NamedTuple):
     """Where a weight is loaded from, and its place in what was loaded."""
@@ -67,10 +86,8 @@ class Offloaded:
         self._loaded: dict[int, _Source] = {}  # by address
         self._any = False
         for module in model.modules():
-            hook = getattr(module, "_hf_hook", None)
-            for one in getattr(hook, "hooks", [hook]):
-                if isinstance(one, AlignDevicesHook) and one.offload:
-                    self._watch(one)
+            for hook in _hooks(module):
+                self._watch(hook)
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
