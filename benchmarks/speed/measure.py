@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.speed.ours import Step
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-HALF_LOSS, HALF_GRADIENT = 1e-2, 0.1  # of 16-bit weights, where two orders of sums differ so much
+HALF_LOSS, HALF_GRADIENT = 1e-2, 0.1  # 16-bit weights: 0.001 and 0.03 at 24 and at 48 layers
 SCORE_TOLERANCE = 1e-4
 
 T = TypeVar("T")

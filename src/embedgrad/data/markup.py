@@ -37,9 +37,8 @@ def parse(text: str, where: str) -> tuple[Piece, ...]:
     end = 0
 
     def close(kind: str) -> None:
-        if literal or kind == "span":
-            pieces.append(Piece(kind, "".join(literal)))
-            literal.clear()
+        pieces.append(Piece(kind, "".join(literal)))
+        literal.clear()
 
     def refuse(problem: str, position: int) -> TemplateError:
         around = text[max(0, position - 10) : position + 20]
