@@ -77,7 +77,7 @@ def test_a_notebook_has_one_output_per_cell_which_is_renewed(
         update = lambda new, raw: shown.append(new["text/html"])  # noqa: E731
         return types.SimpleNamespace(update=update)
 
-    kernel = types.SimpleNamespace(execution_count=7)
+    kernel = types.SimpleNamespace(execution_count=7, kernel=object())
     modules = {
         "ipykernel": {},
         "IPython": {"get_ipython": lambda: kernel},
@@ -105,6 +105,18 @@ def test_a_notebook_has_one_output_per_cell_which_is_renewed(
     bars({"event": "note", "text": "<b>"})
     assert len(outputs) == 2
     assert outputs[1][-1] == '<pre style="margin:0;white-space:pre-wrap">&lt;b&gt;</pre>'
+
+
+@pytest.mark.parametrize("shell", [None, types.SimpleNamespace(execution_count=1)])
+def test_a_script_that_imports_ipython_is_no_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: Any
+) -> None:
+    module = types.ModuleType("IPython")
+    vars(module)["get_ipython"] = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    Bars()({"event": "note", "text": "a note"})
+    assert "a note" in capsys.readouterr().err
 
 
 def test_a_log_gets_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -591,6 +591,27 @@ def test_a_damaged_part_is_done_again_with_one_line(
     assert [r["correct"] for r in results["rows"]] == [r["correct"] for r in whole[1]["rows"]]
 
 
+def test_a_part_without_its_record_is_trained_again(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    (copied / "work" / "text" / "trained.json").unlink()
+    events: list[dict[str, Any]] = []
+    compare(Recipe.from_dict(values(model_folder, data, **SMALL)), copied, events.append)
+    texts = [str(event.get("text")) for event in events]
+    assert sum("text has lost its trained.json; text is trained again" in t for t in texts) == 1
+
+
+def test_a_comparison_whose_parts_were_all_put_aside_stays_one(
+    copied: Path, model_folder: Path, data: Path
+) -> None:
+    recipe = Recipe.from_dict(values(model_folder, data, **SMALL))
+    for path in (copied / "work").glob("[!.]*/trained.json"):
+        path.write_text("[")
+    folder, parts = Folder(copied), list(Folder(copied)._parts())
+    assert len(folder.open(recipe, parts)) == len(parts)
+    assert folder.open(recipe, parts) == []  # a call that ended there is repeated
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [

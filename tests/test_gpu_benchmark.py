@@ -70,6 +70,7 @@ def test_every_workload_has_a_row_beside_every_peer_and_is_not_measured_again(
     assert "reached" not in json.loads(out.read_text())  # those targets are of another model
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_workload_ends_with_its_share_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

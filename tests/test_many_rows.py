@@ -28,6 +28,13 @@ def first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedgrad.data.splits.DRAWN_FROM", FIRST)
 
 
+@pytest.fixture
+def few_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 rows are all that may be held at once."""
+    for module in ("table", "readers", "splits"):
+        monkeypatch.setattr(f"embedgrad.data.{module}.MOST_ROWS", 2000)
+
+
 def row(i: int) -> dict[str, str]:
     return {"text": f"film\n{i}", "label": ("good", "bad")[i % 2]}
 
@@ -62,6 +69,7 @@ def beyond(path: Path) -> None:
             file.truncate(3 << 30)  # a hole, which takes no room on the disk
 
 
+@pytest.mark.usefixtures("few_fit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_stops_reading(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"many.{kind}", 3000)
@@ -76,6 +84,7 @@ def test_a_limit_stops_reading(tmp_path: Path, kind: str) -> None:
     assert note.endswith("rows are read, of which data.limit draws.")
 
 
+@pytest.mark.usefixtures("few_fit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_what_a_limit_leaves(tmp_path: Path, kind: str) -> None:
     def peak(count: int) -> int:
@@ -87,8 +96,8 @@ def test_memory_does_not_grow_with_what_a_limit_leaves(tmp_path: Path, kind: str
         finally:
             tracemalloc.stop()
 
-    peak(2000)  # what is imported at first
-    few, many = peak(2000), peak(40_000)
+    peak(3000)  # what is imported at first
+    few, many = peak(3000), peak(40_000)
     assert many < 1.2 * few
 
 
@@ -130,21 +139,70 @@ def test_a_large_limit_reads_twice_its_rows(tmp_path: Path) -> None:
     assert any("first 1,400 rows" in note for note in splits.notes)
 
 
+def test_no_limit_moves_a_row_to_another_split(tmp_path: Path) -> None:
+    """Test rows of a run with limits are none that a run without them trains on."""
+    path = write(tmp_path / "many.jsonl", 3000)
+    whole, limited = read(path, {}), read(path, {"train": 600, "dev": 5, "test": 300})
+    for name in ("train", "dev", "test"):
+        sources = {example.source for example in getattr(whole, name)}
+        assert {example.source for example in getattr(limited, name)} <= sources
+
+
+@pytest.mark.usefixtures("few_fit")
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: Dataset.from_json(str(path))])
 def test_more_rows_than_can_be_held_are_refused_before_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
+    tmp_path: Path, make: Callable[[Path], Any]
 ) -> None:
-    for module in ("table", "splits"):
-        monkeypatch.setattr(f"embedgrad.data.{module}.MOST_ROWS", 2000)
     source = make(write(tmp_path / "many.jsonl", 3000))
-    with refused("holds about 3,000 rows, and 2,000 may be held at once; with data.limit"):
+    with refused("holds 3,000 ", "and 2,000 may be held at once; with data.limit"):
         read(source, {})
     assert len(read(source).train) == 20
 
 
-def test_a_row_that_is_cut_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "many.csv"  # Excel's separator is no comma, so that lines are counted
-    rows = (f'{one["label"]};"{one["text"]}"\n' for one in map(row, range(3000)))
-    path.write_text("".join(["sep=;\n", "label;text\n", *rows]))
-    notes = read(path).notes
-    assert any("only its first 499 rows are read" in note for note in notes)
+@pytest.mark.usefixtures("few_fit")
+def test_lines_of_an_array_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps([row(i) for i in range(900)], indent=1))
+    assert path.read_text().count("\n") > 2000
+    assert len(read_table(path).rows) == 900
+    path.write_text(json.dumps([row(i) for i in range(2001)]))
+    with refused("many.json: holds 2,001 rows", "cut it into smaller files"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(["sep=;\n", "label;text\n", *(f'good;"film\n{i}"\n' for i in range(50))]),
+        "\n" * 40 + "text,label\n" + "".join(f"film {i},good\n\n\n" for i in range(50)),
+        "text,label\r" + "".join(f"film {i},good\r\n" for i in range(50)),
+        "text,label\n" + "".join(f"film {i},good" + "\n\r"[i == 3] for i in range(50)),
+        "\ufefftext,label\r\n" + "".join(f'"film ""{i}""",good\r\n' for i in range(50)),
+    ],
+    ids=["separator", "blank lines", "old header", "one old line", "mark"],
+)
+@pytest.mark.parametrize("most", [1, 20, 49])
+def test_the_first_rows_are_those_of_the_whole(tmp_path: Path, text: str, most: int) -> None:
+    path = tmp_path / "many.csv"
+    path.write_bytes(text.encode())
+    whole, first = read_table(path), read_table(path, most=most)
+    count = len(first.rows)
+    assert count in (most, most + 1)  # a line that ends the old way brings the next one along
+    assert (first.columns, first.rows) == (whole.columns, whole.rows[:count])
+    assert first.sources == whole.sources[:count]
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(f"\n\n{json.dumps(row(i))}\n" for i in range(50)))
+    first = read_table(path, most=20)
+    assert (len(first.rows), first.sources[-1]) == (20, "many.jsonl:60")
+
+
+def test_a_row_that_is_cut_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedgrad.data.bounded_reads.LONGEST_LINE", 100)
+    path = tmp_path / "many.csv"
+    path.write_bytes(b"text,label\r" + b"".join(b"film %d,good\r" % i for i in range(50)))
+    first = read_table(path, most=3)
+    assert first.rows == read_table(path).rows[: len(first.rows)]
+    assert 3 <= len(first.rows) < 10

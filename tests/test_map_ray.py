@@ -50,9 +50,10 @@ class PlayedRay(types.ModuleType):
         super().__init__("ray")
         self.asked: list[Any] = []
         self.exceptions = types.ModuleType("ray.exceptions")
-        vars(self.exceptions).update(
-            {name: type(name, (Exception,), {}) for name in ("RayActorError", "RayTaskError")}
-        )
+        known = {"RayError": type("RayError", (Exception,), {})}
+        for name in ("GetTimeoutError", "RayActorError", "RayTaskError"):
+            known[name] = type(name, (known["RayError"],), {})
+        vars(self.exceptions).update(known)
 
     def init(self, **how: Any) -> None:
         if how["address"] == "nowhere":

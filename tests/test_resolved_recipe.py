@@ -166,7 +166,11 @@ TARGETS = instances(
 )
 RECIPES = st.builds(
     Recipe,
-    model=instances(ModelSettings),
+    model=instances(
+        ModelSettings,
+        device_map=st.sampled_from([None, "auto", {"model.layers": "cpu", "lm_head": 0}]),
+        max_memory=st.dictionaries(st.sampled_from(["0", "cpu"]), st.sampled_from([7, "1GiB"])),
+    ),
     data=instances(
         DataSettings,
         limit=st.dictionaries(st.sampled_from(["train", "dev", "test"]), st.integers(1, 2**62)),

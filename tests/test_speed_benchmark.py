@@ -74,7 +74,7 @@ def bench(
     for module in (workloads, steps, scoring):
         monkeypatch.setattr(module, "SHAPES", SHAPES)
     monkeypatch.setattr(steps, "WITH_MEMORY", ())
-    monkeypatch.setattr(steps, "matmul_rate", lambda: 1e9)
+    monkeypatch.setattr(steps, "matmul_rate", lambda _: 1e9)
     monkeypatch.setattr(steps, "D_BATCH", 4)
     monkeypatch.setattr(scoring, "NEW_TOKENS", 5)
     model.prefix_cache.clear()
@@ -225,7 +225,7 @@ def test_the_rate_of_a_multiply_counts_its_operations() -> None:
     for _ in range(50):
         a @ a
     rate = 50 * 2 * 256**3 / (time.perf_counter() - began)
-    assert rate / 20 < matmul_rate(size=256) < rate * 20
+    assert rate / 20 < matmul_rate(a, repeats=1) < rate * 20
 
 
 def test_prefix_reuse_does_less_work(model: LanguageModel) -> None:

@@ -11,16 +11,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from embedgrad.cli import main
 from embedgrad.errors import DivergenceError, RecipeError, RunError
+from embedgrad.events import quiet
 from embedgrad.experiments import tune as tuning
 from embedgrad.experiments.tune import Setting, tune
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.figures import study as figures
+from embedgrad.report.terminal.tables import show as print_table
+from embedgrad.report.terminal.trials_table import trials_table
 from forked import Child
 from refusals import refused
 from run_kit import Command
@@ -310,9 +314,37 @@ def test_two_processes_that_start_together_bring_a_trial_back_once(
 
     monkeypatch.setattr(tuning, "_lose", slowly)
     with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(lambda study: tuning._begun(study, tmp_path), studies)) == [0, 0]
+        assert list(threads.map(lambda study: tuning._begun(study, tmp_path, quiet), studies)) == [
+            0,
+            0,
+        ]
     gone.wait()
     assert [trial.state.name for trial in studies[0].trials] == ["FAIL", "WAITING"]
+
+
+def test_settings_that_end_every_process_fail_in_the_end(recipe: Write, tmp_path: Path) -> None:
+    study = tuning._open(tmp_path, Recipe.read(recipe()), [Setting.parse(RATE)])
+    told: list[dict[str, Any]] = []
+    for deaths in range(1, tuning.DEATHS + 1):
+        gone = losing(study)
+        ended = tuning._begun(study, tmp_path, told.append)
+        gone.wait()
+        assert ended == (deaths == tuning.DEATHS)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * tuning.DEATHS
+    assert [event["text"] for event in told] == ["trial 3 failed: its process died 3 times"]
+
+
+def test_a_score_that_is_not_finite_is_the_worst(recipe: Write, tmp_path: Path) -> None:
+    space, trials = [Setting.parse(RATE)], []
+    for number, loss in enumerate((None, 0.7)):
+        known = {"dev": {"accuracy": 0.5, "log_loss": loss}, "values": {"log_loss": loss}}
+        state = SimpleNamespace(name="COMPLETE")
+        of = {"params": {space[0].name: 0.1}, "user_attrs": known}
+        trials.append(SimpleNamespace(number=number, state=state, **of))
+    study = SimpleNamespace(best_trials=[], trials=trials)
+    found = tuning._write(study, tmp_path, recipe(), [], space, ["log_loss"])
+    assert [trial["trial"] for trial in found["trials"]] == [1, 0]
+    print_table(trials_table(dict(found)))
 
 
 @pytest.mark.slow

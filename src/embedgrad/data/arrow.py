@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from embedgrad.data.bounded_reads import most_unpacked
 from embedgrad.data.table import (
     Parsed,
+    Part,
     Row,
     data_error,
     first_repeat,
@@ -32,8 +33,8 @@ _PIECE = 256  # rows
 Used = Collection[str] | None  # the columns that must be read; None: all that can be
 
 
-def read_parquet(file: BinaryIO, name: str, used: Used = None, most: int | None = None) -> Parsed:
-    """A Parquet file, or its first `most` rows. Raises DataError."""
+def read_parquet(file: BinaryIO, name: str, used: Used = None, part: Part = Part()) -> Parsed:
+    """A Parquet file, or its first rows. Raises DataError."""
     arrow = import_extra("pyarrow", "parquet", name)
     parquet = import_extra("pyarrow.parquet", "parquet", name)
     try:
@@ -43,18 +44,22 @@ def read_parquet(file: BinaryIO, name: str, used: Used = None, most: int | None 
         _check_claims(opened.metadata, length)
     except Exception as error:  # files may be broken in any way
         raise data_error(name, f"is not a readable Parquet file ({brief(error)})") from None
-    count, room, groups = min(whole, most or whole), most_unpacked(length), list[int]()
+    count, room, groups = part.rows_of(whole), most_unpacked(length), list[int]()
     refuse_many(count, name)
-    while sum(opened.metadata.row_group(i).num_rows for i in groups) < count:
+    have = 0
+    while have < count:
+        have += opened.metadata.row_group(len(groups)).num_rows
         groups.append(len(groups))
 
     def read(column: str) -> Any:
         """A column, in pieces: one text of a dictionary may stand in a million rows."""
-        pieces, held = [], 0
+        pieces, held, rows = [], 0, 0
         for batch in opened.iter_batches(_PIECE, row_groups=groups, columns=[column]):
             pieces.append(batch.column(column))
             if (held := held + batch.nbytes) > room:
                 raise ValueError(f"it holds more than {size(room)}, packed into {size(length)}")
+            if (rows := rows + len(batch)) >= count:
+                break
         return arrow.chunked_array(pieces, type=schema.field(column).type)[:count]
 
     parsed = _from_columns(schema, count, read, name, used)

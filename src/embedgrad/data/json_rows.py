@@ -22,6 +22,15 @@ def read_json_lines(data: bytes, name: str, *, cut: bool = False) -> Parsed:
     return replace(parsed, notes=(only_first(len(parsed.rows)),)) if cut else parsed
 
 
+def first_lines(lines: Iterator[bytes], most: int) -> Iterator[bytes]:
+    """The lines of the first rows, and the blank ones between them."""
+    for line in lines:
+        yield line
+        most -= bool(line.strip())
+        if not most:
+            return
+
+
 def read_json(data: bytes, name: str) -> Parsed:
     """An array of objects, or one object a line. Raises DataError."""
     text = decode(data, name)

@@ -20,17 +20,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from embedgrad.data.arrow import Used, brief, import_extra, read_arrow, read_frame, read_parquet
 from embedgrad.data.bounded_reads import LARGEST_FILE, open_regular, read_part
 from embedgrad.data.chat import add_chat_columns
 from embedgrad.data.images import read_arrays
-from embedgrad.data.json_rows import read_json, read_json_lines
+from embedgrad.data.json_rows import first_lines, read_json, read_json_lines
 from embedgrad.data.separated import first_rows, read_separated
-from embedgrad.data.table import Parsed, Table, data_error, only_first, refuse_many
+from embedgrad.data.table import MOST_ROWS, Parsed, Part, Table, data_error, only_first, refuse_many
 from embedgrad.errors import DataError, border
 from embedgrad.formatting import visible
 
@@ -47,26 +46,27 @@ def read_table(
     revision: str | None = None,
     used: Used = None,
     most: int | None = None,
+    carved: bool = False,
 ) -> Table:
     """Read a data file, a Hub data set, a pandas data frame or a `datasets.Dataset`.
 
     An existing path always wins over a Hub name. `split` and `revision` belong to Hub data sets
     only. `used` names the columns that must be readable (None: unknown); a Parquet or Hub column
     that is not among them may be left out. `most` is the number of rows after which reading stops,
-    where the source has an order to stop in: lines, Parquet, data sets. Raises DataError.
+    where the source has an order to stop in: lines, Parquet, data sets; one that is `carved` is
+    read whole all the same, unless it is too large for that. Raises DataError.
     """
+    part = Part(most, carved)
     if not isinstance(source, str | os.PathLike):
-        return add_chat_columns(_read_object(source, used, most), used)
+        return add_chat_columns(_read_object(source, used, part), used)
     text = os.fspath(source)
     with border(visible(text), DataError):
         if not os.path.exists(text) and text.startswith("hub:"):
-            return add_chat_columns(_read_hub(text, split, revision, used, most), used)
-        return add_chat_columns(_read_file(text, split, revision, used, most), used)
+            return add_chat_columns(_read_hub(text, split, revision, used, part), used)
+        return add_chat_columns(_read_file(text, split, revision, used, part), used)
 
 
-def _read_file(
-    text: str, split: str | None, revision: str | None, used: Used, most: int | None
-) -> Table:
+def _read_file(text: str, split: str | None, revision: str | None, used: Used, part: Part) -> Table:
     path = Path(text)
     if not os.path.exists(text):
         if path.parent.is_dir():
@@ -91,21 +91,33 @@ def _read_file(
     first = _FIRST.get(reader)
     stops = first is not None or reader is read_parquet
     try:
-        with open_regular(path, None if stops and most else LARGEST_FILE) as file:
+        with open_regular(path, None if stops and part.most else LARGEST_FILE) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise data_error(text, "the file is empty; expected at least one row")
             if reader is read_parquet:
-                return Table.of(path.name, read_parquet(file, path.name, used, most))
-            if first and most:
-                head = b"".join(first(read_part(file), most))
+                return Table.of(path.name, read_parquet(file, path.name, used, part))
+            if first and part.most and not (part.carved and _fits(file)):
+                head = b"".join(first(read_part(file), part.most))
                 return Table.of(path.name, reader(head, path.name, cut=bool(file.read(1))))
             data = file.read()
     except OSError as error:
         hint = "; data.limit reads its first rows alone" if stops else ""
         hint = hint if error.errno == errno.EFBIG else ""
         raise data_error(text, f"cannot be read ({error.strerror or error}){hint}") from None
-    refuse_many(data.count(b"\n"), path.name)
-    return Table.of(path.name, reader(data, path.name))
+    if first:  # before they are parsed
+        refuse_many(data.count(b"\n"), path.name, "lines")
+    parsed = reader(data, path.name)
+    refuse_many(len(parsed.rows), path.name, stops=False)
+    return Table.of(path.name, parsed)
+
+
+def _fits(file: BinaryIO) -> bool:
+    """Whether a file of lines may be read whole."""
+    if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+        return False
+    lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**16), b""))
+    file.seek(0)
+    return lines <= MOST_ROWS
 
 
 def _listing(folder: Path, most: int = 8) -> str:
@@ -122,7 +134,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read_hub(
-    source: str, split: str | None, revision: str | None, used: Used, most: int | None
+    source: str, split: str | None, revision: str | None, used: Used, part: Part
 ) -> Table:
     match = _HUB.fullmatch(source)
     if match is None:
@@ -147,22 +159,23 @@ def _read_hub(
         split, dataset = next(iter(dataset.items()))
     config = f"@{match['config']}" if match["config"] else ""
     name = f"hub:{match['path']}{config}:{split}"
-    return _read_dataset(dataset, name, used, most)
+    return _read_dataset(dataset, name, used, part)
 
 
-def _read_dataset(dataset: Any, name: str, used: Used, most: int | None) -> Table:
-    refuse_many(min(len(dataset), most or len(dataset)), name)
+def _read_dataset(dataset: Any, name: str, used: Used, part: Part) -> Table:
+    most = part.rows_of(len(dataset))
+    refuse_many(most, name)
     # Arrow format: columns of images or sound stay undecoded, selected rows stay selected
     parsed = read_arrow(dataset.with_format("arrow")[:most], name, used)
     cut = (only_first(len(parsed.rows)),) if len(parsed.rows) < len(dataset) else ()
     return Table.of(name, replace(parsed, notes=(*parsed.notes, *cut)))
 
 
-def _read_object(source: Any, used: Used, most: int | None) -> Table:
+def _read_object(source: Any, used: Used, part: Part) -> Table:
     """A pandas data frame or a data set, told apart without importing either."""
     kinds = [f"{t.__module__.partition('.')[0]}.{t.__name__}" for t in type(source).__mro__]
     if "datasets.Dataset" in kinds:
-        return _read_dataset(source, f"Dataset {source.split or ''}".strip(), used, most)
+        return _read_dataset(source, f"Dataset {source.split or ''}".strip(), used, part)
     if "pandas.DataFrame" in kinds:
         return Table.of("DataFrame", read_frame(source, "DataFrame"))
     advice = "; name one of its splits" if "datasets.DatasetDict" in kinds else ""
@@ -184,7 +197,7 @@ _READERS: dict[str, Callable[..., Parsed]] = {
 }
 # The lines of a file's first rows.
 _FIRST: dict[Callable[..., Parsed], Callable[[Iterator[bytes], int], Iterable[bytes]]] = {
-    read_json_lines: islice,
+    read_json_lines: first_lines,
     _CSV: partial(first_rows, delimiter=","),
     _TSV: partial(first_rows, delimiter="\t"),
 }

@@ -19,6 +19,7 @@ from embedgrad.data.bounded_reads import LARGEST_FILE
 from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
 
 # Excel takes a first line "sep=;" as the separator, and shows the rest.
+_ENDED = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
 _LINE = re.compile(r"\r\n|\r|\n")
 
@@ -41,6 +42,8 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
         skipped, delimiter, text = 1, match[1], text[match.end() :]
     with _large_cells():
         records = _records(text, name, delimiter, skipped, cut)
+    if cut and not text.endswith(("\r", "\n")):  # in the middle of a very long line
+        records = records[:-1]
     if not records:
         return Parsed((), [], [])
     start, written = records[0].line, records[0].cells
@@ -72,15 +75,19 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
 
 def first_rows(lines: Iterator[bytes], most: int, delimiter: str) -> list[bytes]:
     """The lines of the header and the first rows; the last row may lack its end."""
-    read: list[bytes] = []
+    read = list(islice(lines, 1))
+    first = read[0].decode("latin-1").removeprefix("\xef\xbb\xbf") if read else ""
+    if match := _SEPARATOR.match(first):
+        delimiter, first = match[1], first[match.end() :]
 
     def each() -> Iterator[str]:
+        yield from _ENDED.findall(first)
         for line in lines:
             read.append(line)
-            yield line.decode("latin-1")  # never fails, and quotes stay what they are
+            yield from _ENDED.findall(line.decode("latin-1"))  # never fails, and keeps quotes
 
     with _large_cells(), contextlib.suppress(csv.Error):  # which the whole reading tells better
-        for _ in islice(csv.reader(each(), delimiter=delimiter), most + 1):
+        for _ in islice(filter(None, csv.reader(each(), delimiter=delimiter)), most + 1):
             pass
     return read
 
@@ -88,7 +95,7 @@ def first_rows(lines: Iterator[bytes], most: int, delimiter: str) -> list[bytes]
 @contextlib.contextmanager
 def _large_cells() -> Iterator[None]:
     """Cells of any size: csv refuses those over 128 KiB, but for a process-wide setting."""
-    before = csv.field_size_limit(LARGEST_FILE)
+    before = csv.field_size_limit(LARGEST_FILE - 1)  # a C long, of 32 bits on Windows
     try:
         yield
     finally:

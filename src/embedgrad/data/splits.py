@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,8 +72,9 @@ def read_splits(
     file may lack the column `answer`; the answers of its examples are then "". `convert` makes
     every table another, as of images, which then has the columns that are used.
 
-    A source whose splits all have a limit is read up to `DRAWN_FROM` rows, or up to twice as many
-    as the limits need, and no further.
+    A source whose splits all have a limit is read up to `DRAWN_FROM` rows, or twice the limit of a
+    single split, and no further. One that is carved is read so only if it is too large to be read
+    without limits, as which rows become train, dev and test depends on all that are read.
 
     `problems` gets what would else be raised, where the rows or the check that failed can be left
     out; without it the first problem is raised.
@@ -92,12 +92,15 @@ def read_splits(
     def read(name: str, source: Source | None) -> list[Example] | None:
         if source is None:
             return None
-        shares = {n: share for n, share in carved.items() if share} if name == "train" else {}
-        shares[name] = 1 - sum(shares.values())
-        most = None if where else _rows_to_read(shares, limit or {})
+        parts = {name, *(n for n, share in carved.items() if share)} if name == "train" else {name}
+        limits = [(limit or {}).get(part) for part in parts]
+        most = None if where or None in limits else DRAWN_FROM
+        if most and len(parts) == 1:
+            most = min(max(most, 2 * limits[0]), MOST_ROWS)  # type: ignore[operator]
         table: Table | None = None
         try:
-            table = read_table(source, used=None if convert else used, most=most)
+            options = {"used": None if convert else used, "most": most, "carved": len(parts) > 1}
+            table = read_table(source, **options)  # type: ignore[arg-type]
             table = convert(table) if convert else table
             notes.update(dict.fromkeys(table.notes))
             if (named := table.class_labels(answer)) and not (labels or choices):
@@ -149,14 +152,6 @@ def read_splits(
         problems=problems,
     )
     return replace(splits, notes=(*notes, *splits.notes))
-
-
-def _rows_to_read(shares: Mapping[str, float], limit: Mapping[str, int]) -> int | None:
-    """How many rows of a source its splits are drawn from; None: of all, as one has no limit."""
-    if not shares.keys() <= limit.keys() or min(shares.values()) <= 0:
-        return None
-    twice = (math.ceil(2 * limit[name] / share) for name, share in shares.items())
-    return min(max(DRAWN_FROM, *twice), MOST_ROWS)
 
 
 def _single_rows(table: Table, where: Mapping[str, str]) -> Iterator[Table]:

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import NamedTuple, final
 
 from embedgrad.errors import DataError
 
 Row = dict[str, object]
 
 MOST_ROWS = 2**22  # of a source; with their texts they take some gigabytes
+
+
+@final
+class Part(NamedTuple):
+    """The first `most` rows of a source; of one to be `carved` only where all are too many."""
+
+    most: int | None = None
+    carved: bool = False
+
+    def rows_of(self, whole: int) -> int:
+        """How many of all rows are read."""
+        all_fit = self.carved and whole <= MOST_ROWS
+        return whole if self.most is None or all_fit else min(whole, self.most)
 
 
 @final
@@ -63,14 +76,12 @@ def data_error(where: str, problem: str, about: str = "") -> DataError:
     return DataError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), about)
 
 
-def refuse_many(count: int, name: str) -> None:
-    """Raise DataError for more rows than may be held at once."""
+def refuse_many(count: int, name: str, what: str = "rows", *, stops: bool = True) -> None:
+    """Raise DataError for more rows, or lines, than may be held at once."""
     if count > MOST_ROWS:
-        raise data_error(
-            name,
-            f"holds about {count:,} rows, and {MOST_ROWS:,} may be held at once; with data.limit "
-            "for every split that comes from it, only its first rows are read",
-        )
+        advice = "with data.limit for every split that comes from it, only its first rows are read"
+        problem = f"holds {count:,} {what}, and {MOST_ROWS:,} may be held at once"
+        raise data_error(name, f"{problem}; {advice if stops else 'cut it into smaller files'}")
 
 
 def only_first(rows: int) -> str:

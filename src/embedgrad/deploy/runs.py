@@ -75,7 +75,11 @@ def _mapped(folder: Path) -> list[Path]:
             f"{folder}: {len(left)} of {len(rows)} prompts are not finished, {left[0]} for one; "
             "map them again, or name the runs to export"
         )
-    return [folder / str(row["name"]) for row in rows]
+    names = [str(row.get("name")) for row in rows]
+    for name in names:
+        if Path(name).name != name:
+            raise ExportError(f"{folder / MAPPED}: {name!r} is no name of a run; map it again")
+    return [folder / name for name in names]
 
 
 def open_runs(

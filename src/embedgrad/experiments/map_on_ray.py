@@ -36,15 +36,15 @@ class RayWorker(Worker):
 
     def ended(self) -> str | None:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
         try:
             ray.get(self._done, timeout=0)
-        except TimeoutError:
-            return None
-        except RayTaskError as error:
+        except RayTaskError as error:  # of the worker's own error's type too
             return f"failed ({one_line(error.cause)})"
-        except RayActorError as error:
+        except GetTimeoutError:
+            return None
+        except RayError as error:
             said = str(error).strip().split("\n")[-1]
             said = said.partition("exit detail: ")[2] or said
             return f"died (Ray: {said.partition('. ')[0]})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from embedgrad.training.optimize import optimize
 from embedgrad.training.selection import LOWER_IS_BETTER
 
 JOURNAL, BEST = "journal.log", "best.toml"
+DEATHS = 3  # of a process by the same settings
 COSTS = ("tokens", "seconds")  # objectives besides those on dev: of the prompt, of the training
 
 
@@ -148,7 +150,7 @@ def tune(
     study = _open(out, recipe, space, objectives, storage)
     kept = KeptModel()
     failure: EmbedgradError | None = None
-    while (number := _begun(study, out)) < trials:
+    while (number := _begun(study, out, report)) < trials:
         trial = study.ask()
         study.sampler = _sampler(seed, trial.number)
         trial.set_user_attr("worker", this_process())
@@ -312,8 +314,10 @@ def _write(
     sign = 1 if _is_lower(names[0]) else -1
 
     def rank(trial: dict[str, Any]) -> tuple[Any, ...]:
-        first = sign * trial["values"][names[0]]
-        return trial["pruned"], not trial["front"], first, trial["dev"]["log_loss"]
+        first, second = trial["values"][names[0]], trial["dev"]["log_loss"]
+        worst = math.inf  # None: not finite
+        rest = worst if first is None else sign * first, worst if second is None else second
+        return trial["pruned"], not trial["front"], *rest
 
     found.sort(key=rank)
     tuned: Tuned = {
@@ -339,19 +343,31 @@ def _is_lower(objective: str) -> bool:
     return objective in (*LOWER_IS_BETTER, *COSTS)
 
 
-def _begun(study: Any, out: Path) -> int:
+def _begun(study: Any, out: Path, report: Report) -> int:
     """How many trials ended or are on their way, without those that were lost.
 
-    Those whose process is gone from this machine are lost now, and will be begun again.
+    Those whose process is gone from this machine are lost now, and will be begun again, unless
+    these settings ended a process `DEATHS` times.
     """
     with FileLock(out / f"{JOURNAL}.lost.lock"):  # by one process only
         for trial in study.trials:
             host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
             here = host == socket.gethostname()
             if here and trial.state.name == "RUNNING" and not is_running(int(pid)):
-                _lose(study, trial)
+                _bury(study, trial, report)
     lost = study.user_attrs
     return sum(t.state.name != "WAITING" and f"lost {t.number}" not in lost for t in study.trials)
+
+
+def _bury(study: Any, trial: Any, report: Report) -> None:
+    study.set_user_attr(f"died {trial.number}", True)
+    died = study.user_attrs
+    deaths = sum(t.params == trial.params for t in study.trials if f"died {t.number}" in died)
+    if deaths < DEATHS:
+        _lose(study, trial)
+    else:
+        say(report, [f"trial {trial.number + 1} failed: its process died {deaths} times"])
+        _tell(study, trial, "FAIL")
 
 
 def _lose(study: Any, trial: Any) -> None:

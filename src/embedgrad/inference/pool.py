@@ -142,7 +142,7 @@ class Pool:
         that is accepted. Raises `DataError` without dev rows.
         """
         splits = self._runs[0].read_data()
-        dev, self._dev = splits.dev, splits.digests["dev"]
+        dev = splits.dev
         if not dev:
             raise DataError(f"{self.file}: {self.names[0]} has no dev rows to set thresholds on")
         table: Table = {}
@@ -155,6 +155,7 @@ class Pool:
         stage(report, "setting thresholds on dev rows")
         order = halve(len(self.prompts), len(dev), score, self.settings.rounds)
         self.set_thresholds(table, order, len(dev))
+        self._dev = splits.digests["dev"]
         found = finite(
             {
                 "dev": self._dev,

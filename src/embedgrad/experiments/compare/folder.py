@@ -97,11 +97,17 @@ class Folder:
         A folder without a finished part may belong to any recipe. What is damaged of `parts` is put
         aside, so that it is done again, and told; damage of others is raised.
         """
+        lost = [
+            f"{part} has lost its trained.json; {self._put_aside(part)}"
+            for part in parts
+            if (self.work / part.folder).is_dir()
+            and not (self.work / part.folder / "trained.json").is_file()
+        ]
         if not any(self._parts()):
             if self.path.exists() and (not self.path.is_dir() or self._foreign()):
                 raise RunError(f"{self.path}: exists and is no comparison; choose another --out")
             shutil.rmtree(self.unfinished, ignore_errors=True)  # perhaps of another recipe
-            return []
+            return lost
         path = self.path / "recipe.toml"
         try:
             before = parse_toml(read_text(path))
@@ -116,7 +122,7 @@ class Folder:
                 f"{self.path}: is a comparison of another recipe: {'; '.join(different[:3])}{more}"
                 "; choose another --out"
             )
-        told = []
+        told = lost
         for part in self._parts():  # damage is found before any time is spent
             try:
                 self.training(part)
@@ -328,6 +334,8 @@ class Folder:
 
     def _foreign(self) -> list[str]:
         """Files that no comparison has before its first part; a killed write leaves a dot file."""
+        if (self.work / "comparison.json").is_file():  # all of its parts were put aside
+            return []
         names = (path.name for path in self.path.iterdir())
         return [name for name in names if name not in _FIRST and not name.startswith(".")]
 

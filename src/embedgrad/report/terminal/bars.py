@@ -36,8 +36,11 @@ class Bars:
         """Show an event."""
         if sys.stderr is None:  # a program without a console
             return
-        if "ipykernel" in sys.modules:
-            self._cell = _Cell.of_now(self._cell)
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None and getattr(shell, "kernel", None) is not None:  # a notebook
+            if self._cell is None or self._cell.count != shell.execution_count:
+                self._close()
+                self._cell = _Cell(shell.execution_count)
         elif not sys.stderr.isatty():
             if self._lines is None or self._stream is not sys.stderr:
                 self._stream, self._lines = sys.stderr, Progress(stream=sys.stderr)
@@ -117,14 +120,6 @@ class _Cell:
 
         self.count, self._lines = count, [""]
         self._shown: Any = display(self._data(), raw=True, display_id=True)
-
-    @classmethod
-    def of_now(cls, before: _Cell | None) -> _Cell:
-        """The output of the cell that runs now."""
-        from IPython import get_ipython
-
-        count = get_ipython().execution_count
-        return before if before and before.count == count else cls(count)
 
     def write(self, text: str) -> None:
         """Add text, and show it."""

@@ -23,8 +23,10 @@ def trials_table(result: Row) -> RenderableType:
         given = {name: trial[name] for name in result["settings"]}
         listed = [f"{n}={f'{v:.4g}' if isinstance(v, float) else v}" for n, v in given.items()]
         listed += ["(stopped early)"] if trial["pruned"] else []
-        scores = [percent(trial["dev"]["accuracy"]), f"{trial['dev']['log_loss']:.3f}"]
-        scores += [f"{trial['values'][name]:.4g}" for name in more]
+        loss = trial["dev"]["log_loss"]
+        scores = [percent(trial["dev"]["accuracy"]), "-" if loss is None else f"{loss:.3f}"]
+        others = [trial["values"][name] for name in more]
+        scores += ["-" if value is None else f"{value:.4g}" for value in others]
         settings = Text(visible(" ".join(listed)), overflow="fold")
         table.add_row(str(trial["trial"] + 1), *scores, settings)
     judged = " and ".join(name.replace("_", "-") for name in result["objectives"])
