@@ -133,6 +133,11 @@ COMPARISONS = {
         [*FORMER, "compare.seeds=[0, 1, 2, 3, 4]"],
         [*files("bbh_causal_judgement"), *CAUSAL],
     ),
+    "compare-operation-smollm2-135m": Compared(
+        "operation.toml",
+        ['compare.methods=["text", "embedgrad", "batch-calibration"]'],
+        [*files("svamp"), 'data.answer="type"', "data.dev_share=0", "template.user={template}"],
+    ),
     "compare-gsm8k-qwen2.5-coder-0.5b": Compared(
         "gsm8k.toml",
         [

@@ -26,6 +26,7 @@ TASKS = {  # results file -> task, and what is special about it
         for rows in (32, 100, 256, 1000)
     },
     "imdb-smollm2-135m": ("IMDb", ""),
+    "operation-smollm2-135m": ("SVAMP", "which operation solves it"),
     "causal-judgement-smollm2-135m": ("Causal judgement", "split by story"),
     "causal-judgement-random-split-smollm2-135m": ("Causal judgement", "random split"),
     "svamp-smollm2-135m": ("SVAMP", "trained on answers"),
