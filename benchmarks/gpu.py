@@ -8,8 +8,8 @@ of Qwen2.5 0.5B, 1.5B, 7B and 14B. The weights are random, and the tokenizer has
 so nothing is downloaded. Losses and gradients are compared, and a row in which they differ is void.
 
 It ends within `--minutes`: every size has its share of the time that is left, in a process of its
-own, and every workload its share of that. Each row is written as it is done; the same command goes
-on where one was interrupted or ran out of time.
+own, and every workload its share of that. Each row is written as it is done; the same command
+resumes after an interruption, or where the time ran out.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
         try:
             subprocess.run(command, cwd=ROOT, timeout=max(share, 0), check=False)
         except subprocess.TimeoutExpired:
-            print(f"{size}: out of time; the same command goes on", flush=True)
+            print(f"{size}: out of time; the same command continues", flush=True)
     results = Results(arguments.out, "")
     rows = {(row["model"], row["workload"]) for row in results.values["rows"]}
     if rows >= {(size, letter) for size in known for letter in WORKLOADS}:

@@ -52,10 +52,7 @@ def report(
     from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
     from embedgrad.recipe.paths import find_run
-    from embedgrad.report.figures.comparison import FIGURES_OF_COMPARISONS
-    from embedgrad.report.figures.run import FIGURES_OF_RUNS
-    from embedgrad.report.figures.study import FIGURES_OF_STUDIES
-    from embedgrad.report.page.figure import draw_comparison, draw_run, draw_study
+    from embedgrad.report.page.figure import draw_comparison, draw_run, draw_study, figures_of
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import (
         compared_rows,
@@ -67,8 +64,7 @@ def report(
 
     run = find_run(run) or run
     results, study = read_comparison(run), read_study(run)
-    known = FIGURES_OF_COMPARISONS if results is not None else FIGURES_OF_RUNS
-    _check_form(form, figure, known if study is None else FIGURES_OF_STUDIES)
+    _check_form(form, figure, figures_of(results, study))
     file = f"{figure or 'report'}.{form}"
     path = out or (run / file if run.is_dir() else run.with_name(f"{run.stem}-{file}"))
     if path.suffix != f".{form}":

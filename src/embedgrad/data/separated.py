@@ -19,7 +19,6 @@ from embedgrad.data.bounded_reads import LARGEST_FILE
 from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
 
 # Excel takes a first line "sep=;" as the separator, and shows the rest.
-_ENDED = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
 _LINE = re.compile(r"\r\n|\r|\n")
 
@@ -36,10 +35,9 @@ class Record:
 
 def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False) -> Parsed:
     """Parse a file, or the `cut` first lines of one. Raises DataError."""
-    text = decode(data, name)
-    skipped, notes = 0, []
-    if match := _SEPARATOR.match(text):
-        skipped, delimiter, text = 1, match[1], text[match.end() :]
+    whole, notes = decode(data, name), list[str]()
+    delimiter, text = _separator_in(whole, delimiter)
+    skipped = int(text != whole)
     with _large_cells():
         records = _records(text, name, delimiter, skipped, cut)
     if cut and not text.endswith(("\r", "\n")):  # in the middle of a very long line
@@ -76,20 +74,25 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
 def first_rows(lines: Iterator[bytes], most: int, delimiter: str) -> list[bytes]:
     """The lines of the header and the first rows; the last row may lack its end."""
     read = list(islice(lines, 1))
-    first = read[0].decode("latin-1").removeprefix("\xef\xbb\xbf") if read else ""
-    if match := _SEPARATOR.match(first):
-        delimiter, first = match[1], first[match.end() :]
+    first = b"".join(read).decode("latin-1").removeprefix("\xef\xbb\xbf")
+    delimiter, first = _separator_in(first, delimiter)
 
     def each() -> Iterator[str]:
-        yield from _ENDED.findall(first)
+        yield from io.StringIO(first, newline="")
         for line in lines:
             read.append(line)
-            yield from _ENDED.findall(line.decode("latin-1"))  # never fails, and keeps quotes
+            yield from io.StringIO(line.decode("latin-1"), newline="")  # never fails, keeps quotes
 
     with _large_cells(), contextlib.suppress(csv.Error):  # which the whole reading tells better
         for _ in islice(filter(None, csv.reader(each(), delimiter=delimiter)), most + 1):
             pass
     return read
+
+
+def _separator_in(text: str, delimiter: str) -> tuple[str, str]:
+    """The separator that a first line names, else `delimiter`; and the text behind that line."""
+    match = _SEPARATOR.match(text)
+    return (match[1], text[match.end() :]) if match else (delimiter, text)
 
 
 @contextlib.contextmanager

@@ -92,15 +92,12 @@ def read_splits(
     def read(name: str, source: Source | None) -> list[Example] | None:
         if source is None:
             return None
-        parts = {name, *(n for n, share in carved.items() if share)} if name == "train" else {name}
-        limits = [(limit or {}).get(part) for part in parts]
-        most = None if where or None in limits else DRAWN_FROM
-        if most and len(parts) == 1:
-            most = min(max(most, 2 * limits[0]), MOST_ROWS)  # type: ignore[operator]
+        others = [n for n, share in carved.items() if share] if name == "train" else []
+        most = None if where else _rows_to_read([(limit or {}).get(n) for n in (name, *others)])
         table: Table | None = None
         try:
-            options = {"used": None if convert else used, "most": most, "carved": len(parts) > 1}
-            table = read_table(source, **options)  # type: ignore[arg-type]
+            own = None if convert else used
+            table = read_table(source, used=own, most=most, carved=bool(others))
             table = convert(table) if convert else table
             notes.update(dict.fromkeys(table.notes))
             if (named := table.class_labels(answer)) and not (labels or choices):
@@ -152,6 +149,14 @@ def read_splits(
         problems=problems,
     )
     return replace(splits, notes=(*notes, *splits.notes))
+
+
+def _rows_to_read(limits: Sequence[int | None]) -> int | None:
+    """How many rows of a source its splits, with these limits, are drawn from; None: of all."""
+    known = [limit for limit in limits if limit is not None]
+    if len(known) < len(limits):
+        return None
+    return DRAWN_FROM if len(known) > 1 else min(max(DRAWN_FROM, 2 * known[0]), MOST_ROWS)
 
 
 def _single_rows(table: Table, where: Mapping[str, str]) -> Iterator[Table]:

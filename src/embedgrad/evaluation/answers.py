@@ -75,7 +75,7 @@ class AnswerLog:
                     self._known[values["of"], values["first"]] = answers
 
     def get(self, of: str, first: int, rows: int) -> list[ScoredAnswer] | None:
-        """The answers to a batch of so many rows, if the file has them."""
+        """The answers to a batch of `rows` rows, if the file has all of them."""
         known = self._known.get((of, first), [])
         return known if len(known) == rows else None
 

@@ -27,7 +27,7 @@ from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
 from embedgrad.evaluation.significance import holm
 from embedgrad.evaluation.verdict import word
 from embedgrad.events import Report, quiet, say, scoring
-from embedgrad.experiments.map_workers import DIED, Worker, this_process
+from embedgrad.experiments.map_workers import DIED, Worker, process_name
 from embedgrad.experiments.run import run
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.recipe.build import KeptModel
@@ -176,7 +176,7 @@ def work(
     process, also where that dies. What it left is continued. `worker` is this process's name.
     """
     (out / STATE).mkdir(parents=True, exist_ok=True)
-    kept, worker = KeptModel(), worker or this_process()
+    kept, worker = KeptModel(), worker or process_name()
     left = [job for job in jobs if not job.over(out, retries)]
     while left:
         busy = []

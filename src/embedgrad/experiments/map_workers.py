@@ -15,9 +15,9 @@ DIED = "its process died ({})"  # with the worker's name
 PRELOADED = ["embedgrad.experiments.map"]
 
 
-def this_process() -> str:
-    """The name of this process among all machines."""
-    return f"{socket.gethostname()} {os.getpid()}"
+def process_name(pid: int | None = None) -> str:
+    """The name of a process of this machine, by default this one, among those of all machines."""
+    return f"{socket.gethostname()} {os.getpid() if pid is None else pid}"
 
 
 class Worker(ABC):
@@ -44,7 +44,7 @@ class LocalWorker(Worker):
         context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(target=_call, args=(do, *arguments))
         self._process.start()
-        self.name = f"{socket.gethostname()} {self._process.pid}"
+        self.name = process_name(self._process.pid)
 
     def ended(self) -> str | None:
         status = self._process.exitcode

@@ -22,11 +22,11 @@ What = Recipe | dict[str, Recipe]
 def together(
     recipe: What, out: Path, report: Report, *, resume: bool
 ) -> Iterator[tuple[Workers, What, Path, Report]]:
-    """The recipe of a worker, where it runs it, and whom it tells.
+    """The recipe of a worker, the folder that it runs in, and what it reports to.
 
-    The first one is told `out` and `report`. The others do the same in a folder that is thrown
-    away, beginning with a copy of what is resumed, and tell nobody. Alone nothing changes. Raises
-    `SystemExit` on the others for what the first one says.
+    The first worker runs in `out` and reports. The others run in a temporary folder, with a copy of
+    what is resumed, and report nothing. A single process runs as usual. Raises `SystemExit` on the
+    others for an error that the first one reports.
     """
     with joined() as workers:
         try:

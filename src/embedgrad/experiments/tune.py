@@ -32,7 +32,7 @@ from embedgrad.errors import (
     one_line,
 )
 from embedgrad.events import Report, quiet, say, stage
-from embedgrad.experiments.map_workers import this_process
+from embedgrad.experiments.map_workers import process_name
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import KeptModel, prepare
 from embedgrad.recipe.overrides import as_toml
@@ -153,7 +153,7 @@ def tune(
     while (number := _begun(study, out, report)) < trials:
         trial = study.ask()
         study.sampler = _sampler(seed, trial.number)
-        trial.set_user_attr("worker", this_process())
+        trial.set_user_attr("worker", process_name())
         settings = [f"{setting.name}={setting.suggest(trial)}" for setting in space]
         stage(report, f"trial {number + 1} of {trials}: {', '.join(settings)}")
         with _lost_on_interruption(study, trial):

@@ -15,6 +15,7 @@ from typing import Any, final
 from embedgrad.atomic_files import finite, write_json
 from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.examples import Example
+from embedgrad.data.splits import Splits
 from embedgrad.errors import ArtifactError, DataError, RecipeError, RunError
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.events import Report, quiet, say, scoring, stage
@@ -141,7 +142,9 @@ class Pool:
         Each threshold is set on the rows that reach its round, so that the precision holds for all
         that is accepted. Raises `DataError` without dev rows.
         """
-        splits = self._runs[0].read_data()
+        return self._calibrate(self._runs[0].read_data(), report)
+
+    def _calibrate(self, splits: Splits, report: Report) -> Table:
         dev = splits.dev
         if not dev:
             raise DataError(f"{self.file}: {self.names[0]} has no dev rows to set thresholds on")
@@ -191,7 +194,7 @@ class Pool:
         if changed:
             say(report, [f"{self._kept}: the dev rows have changed; thresholds are set anew"])
         if changed or not self.thresholds:
-            self.calibrate(report)
+            self._calibrate(splits, report)
         examples = getattr(splits, split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")

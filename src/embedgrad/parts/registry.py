@@ -93,7 +93,7 @@ def build(cls: type[T], values: object, path: str, problems: list[str]) -> T | N
     options = {name: value for name, value in values.items() if name in fields}
     plain = {n: None if _means_unset(fields[n], value) else value for n, value in options.items()}
     try:
-        instance: T = adapter_of(cls).validate_json(json.dumps(plain, default=str), strict=True)
+        instance = adapter_of(cls).validate_json(json.dumps(plain, default=str), strict=True)
     except ValidationError as error:
         reasons: dict[tuple[str, str], list[str]] = {}  # an option of several types has one of each
         for entry in error.errors(include_url=False):

@@ -215,8 +215,7 @@ def _from_json(cls: type[T], values: Any, name: str, *needed: str) -> T:
     for entry in needed:
         values[entry]
     try:
-        found: T = adapter_of(cls).validate_json(json.dumps(values), strict=True)
-        return found
+        return adapter_of(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (name, *first["loc"]))

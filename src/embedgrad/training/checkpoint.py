@@ -162,8 +162,7 @@ class Checkpoint:
                 "objective": _below(tensors, "objective."),
                 "transforms": [states.get(i, {}) for i in range(values["transforms"])],
             }
-            found: Checkpoint = adapter_of(cls).validate_python(values)
-            return found
+            return adapter_of(cls).validate_python(values)
         except (
             *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
             SafetensorError,

@@ -222,7 +222,7 @@ class Loop:
         return self.step % self.every == 0 or self.step == self.total
 
     def _keep(self, keep: Callable[[Checkpoint], None]) -> None:
-        """Write a checkpoint; one that cannot be written is told, and tried after the next step."""
+        """Write a checkpoint; if that fails, report it and retry after the next step."""
         self.checkpoint = take_checkpoint(self)
         try:
             with held():

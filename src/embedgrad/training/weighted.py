@@ -12,7 +12,7 @@ the trust region: a quadratic price of leaving it, which gives g the curvature t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import final
 
@@ -84,7 +84,7 @@ class WeightedTraining(Bilevel):
         Raises `RecipeError` for what the objective does not have.
         """
         x = self.start_x
-        if "mix" in names and len(self._terms(self.theta(x), self.train[:1])) < 2:
+        if "mix" in names and len(self._terms(self._outcome(x, [0]))) < 2:
             raise RecipeError("objective", ["'mix' is for cross_entropy over both; set it"])
         if "smoothing" in names and not (self.fair and self.fair.smoothing):
             raise RecipeError("objective", ["'smoothing' is for owa with some; set both"])
@@ -227,39 +227,40 @@ class WeightedTraining(Bilevel):
         found = torch.autograd.grad(value, list(leaves.values()))
         return dict(zip(leaves, found, strict=True))
 
-    def _terms(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
+    def _outcome(self, x: Tensor, rows: Sequence[int]) -> Outcome:
+        """What the model says of some training rows."""
+        return self.loss.outcome(self.theta(x), [self.train[i] for i in rows])
+
+    def _terms(self, outcome: Outcome) -> Tensor:
         """Each kind of loss of some rows, shape [K, B]."""
-        objective, outcome = self.loss.parts.objective, self.loss.outcome(theta, batch)
+        objective = self.loss.parts.objective
         if isinstance(objective, CrossEntropy):
             return torch.stack([*objective.terms(outcome).values()])
         return objective.losses(outcome)[None]
 
     def _losses(self, x: Tensor, rows: Sequence[int], hyper: Hyper) -> Tensor:
-        return _mixed(self._terms(self.theta(x), [self.train[i] for i in rows]), hyper)
+        return _mixed(self._terms(self._outcome(x, rows)), hyper)
 
     @torch.no_grad()
+    def _all_outcomes(self, x: Tensor) -> Iterator[Outcome]:
+        """What the model says of all training rows, without a graph."""
+        for rows in self._batches(range(len(self.train))):
+            yield self._outcome(x, rows)
+            self.report(scoring("training rows", rows[-1] + 1, len(self.train)))
+
     def _all_terms(self, x: Tensor) -> Tensor:
         """Each kind of loss of every training row, shape [K, n], without a graph."""
-        theta, terms = self.theta(x), list[Tensor]()
-        for rows in self._batches(range(len(self.train))):
-            terms.append(self._terms(theta, [self.train[i] for i in rows]))
-            self.report(scoring("training rows", rows[-1] + 1, len(self.train)))
-        return torch.cat(terms, 1)
+        return torch.cat([self._terms(outcome) for outcome in self._all_outcomes(x)], 1)
 
     @cached_property
     def text_N(self) -> Tensor:
         """The loss of every training row with the text prompt, shape [n]."""
         return self._all_terms(self.start_x).sum(0)
 
-    @torch.no_grad()
     def outcome(self, x: Tensor) -> tuple[Tensor, Outcome]:
         """The losses of the training rows, and what the model says of them."""
-        theta, losses, outcomes = self.theta(x), list[Tensor](), list[Outcome]()
-        for rows in self._batches(range(len(self.train))):
-            outcome = self.loss.outcome(theta, [self.train[i] for i in rows])
-            losses.append(self.loss.parts.objective.losses(outcome))
-            outcomes.append(outcome)
-            self.report(scoring("training rows", rows[-1] + 1, len(self.train)))
+        outcomes = list(self._all_outcomes(x))
+        losses = [self.loss.parts.objective.losses(outcome) for outcome in outcomes]
         return torch.cat(losses), join_outcomes(outcomes)
 
     def _batches(self, rows: Sequence[int]) -> list[list[int]]:

@@ -55,10 +55,8 @@ def find_weight(model: nn.Module, name: str, weight: Tensor) -> Tensor:
     if isinstance(weight, DTensor):
         return weight.full_tensor()
     module, _, last = name.rpartition(".")
-    for hook in _hooks(model.get_submodule(module)) if weight.is_meta else ():
-        found: Tensor = hook.weights_map[last]
-        return found
-    return weight
+    hooks = _hooks(model.get_submodule(module)) if weight.is_meta else []
+    return hooks[0].weights_map[last] if hooks else weight
 
 
 def _hooks(module: nn.Module) -> list[AlignDevicesHook]:
@@ -84,10 +82,10 @@ class Offloaded:
 
     def __init__(self, model: nn.Module):
         self._loaded: dict[int, _Source] = {}  # by address
-        self._any = False
-        for module in model.modules():
-            for hook in _hooks(module):
-                self._watch(hook)
+        hooks = [hook for module in model.modules() for hook in _hooks(module)]
+        self._any = bool(hooks)
+        for hook in hooks:
+            self._watch(hook)
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
@@ -101,7 +99,7 @@ class Offloaded:
 
     def _watch(self, hook: AlignDevicesHook) -> None:
         """Note which weights a hook has loaded at present."""
-        load, leave, self._any = hook.pre_forward, hook.post_forward, True
+        load, leave = hook.pre_forward, hook.post_forward
 
         def pre_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             found = load(module, *args, **kwargs)

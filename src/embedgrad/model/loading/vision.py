@@ -24,7 +24,7 @@ from embedgrad.model.loading.quiet import model_errors
 from embedgrad.model.loading.resolve import resolve
 
 _HEADS = re.compile(r"^(vit\.)?(pooler|classifier|decoder)\.|\.mask_token$")  # not needed here
-MOST_ROWS = 2**16  # of a prompt: what stands for a vocabulary
+LONGEST_PROMPT = 2**16  # rows; there is no vocabulary that would bound it
 
 
 def load_vision(
@@ -90,7 +90,7 @@ def describe_vision(model: Any, name: str = "in memory") -> ModelInfo:
         path="",
         architecture=type(model).__name__,
         width=model.config.hidden_size,
-        vocabulary=MOST_ROWS,
+        vocabulary=LONGEST_PROMPT,
         context=0,
         dtype=str(model.dtype).removeprefix("torch."),
         embedding_digest=weights_digest(model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURES_OF_STUDIES = ("history", "settings", "front")
 WIDTH = 440  # SVG units
 SHARES = ("accuracy", "macro_f1")
 COSTS = {"seconds": "seconds of training", "tokens": "tokens of the prompt"}
@@ -136,3 +135,10 @@ def _dots(
         axes.plot([place], [value], "o", markersize=5, color=color, **look)
         if trial.get("best"):
             axes.plot([place], [value], "o", markersize=11, color=color, markerfacecolor="none")
+
+
+FIGURES_OF_STUDIES: dict[str, Callable[[Study], Figure]] = {
+    "history": history,
+    "settings": settings,
+    "front": front,
+}

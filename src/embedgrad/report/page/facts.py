@@ -10,6 +10,7 @@ from operator import itemgetter
 from pathlib import PureWindowsPath
 from typing import Any
 
+from embedgrad.formatting import BLANKS
 from embedgrad.report.figures.comparison import TEXT, rank_methods
 from embedgrad.report.figures.series import MOST_POINTS, is_number
 from embedgrad.report.figures.theme import NO_GAIN
@@ -30,7 +31,6 @@ from embedgrad.report.terminal.tables import (
 
 LINE_END = "\u21b5"
 SPACES = f"\u00b7{LINE_END}"  # as `drift.readable` writes them
-_READABLE = str.maketrans("\u0120\u2581\u010a", SPACES[0] * 2 + LINE_END)  # of byte-level tokens
 OURS = "embedgrad"
 WIDEST_MATRIX = 12  # classes
 MOST_CONFUSIONS = 20
@@ -98,7 +98,7 @@ def describe_drift(run: RunFiles) -> dict[str, Any] | None:
     tokens = run.result.get("tokens")
     if not tokens and run.prompt:
         tokens = [
-            {"span": number, "token": name.translate(_READABLE), "distance": d, "cosine": c}
+            {"span": number, "token": name.translate(BLANKS), "distance": d, "cosine": c}
             for number, span in enumerate(run.prompt["spans"], 1)
             for name, d, c in zip(span["tokens"], span["drift"], span["cosine"], strict=True)
         ]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedgrad.errors import OptionError, RunError, border, nearest
-from embedgrad.report.figures import comparison, run, study
+from embedgrad.report.figures import comparison, run
+from embedgrad.report.figures.study import FIGURES_OF_STUDIES
 from embedgrad.report.page.facts import describe_drift
 from embedgrad.report.page.run_files import RunFiles, read_comparison, read_run
 from embedgrad.report.page.study import read_study
@@ -27,10 +28,7 @@ def figure(folder: str | Path, name: str) -> Figure:
     """
     folder = Path(folder)
     results, trials = read_comparison(folder), read_study(folder)
-    known: Sequence[str] = (
-        run.FIGURES_OF_RUNS if results is None else comparison.FIGURES_OF_COMPARISONS
-    )
-    known = known if trials is None else study.FIGURES_OF_STUDIES
+    known = figures_of(results, trials)
     if name not in known:
         raise OptionError(f"figure: {name!r} is unknown; {nearest(name, known)}")
     if results is not None:
@@ -38,6 +36,15 @@ def figure(folder: str | Path, name: str) -> Figure:
     if trials is not None:
         return draw_study(trials, name)
     return draw_run(read_run(folder), (), name)
+
+
+def figures_of(
+    results: Mapping[str, Any] | None, trials: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """The names of the figures of a comparison, of a study, or of a run, which is neither."""
+    if results is not None:
+        return comparison.FIGURES_OF_COMPARISONS
+    return run.FIGURES_OF_RUNS if trials is None else tuple(FIGURES_OF_STUDIES)
 
 
 def draw_run(files: RunFiles, notes: Sequence[str], name: str) -> Figure:
@@ -61,5 +68,4 @@ def draw_comparison(results: Mapping[str, Any], name: str) -> Figure:
 
 def draw_study(trials: Mapping[str, Any], name: str) -> Figure:
     """A figure of a study."""
-    drawn = {"history": study.history, "settings": study.settings, "front": study.front}
-    return drawn[name](trials)
+    return FIGURES_OF_STUDIES[name](trials)

@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from embedgrad.formatting import BLANKS
 from embedgrad.report.page.safe_text import readable, without_home
-from embedgrad.report.terminal.tables import BLANKS, Sentence
+from embedgrad.report.terminal.tables import Sentence
 
 MOST = 50  # tokens
 CELL = "white-space:nowrap"

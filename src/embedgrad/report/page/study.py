@@ -8,7 +8,7 @@ from typing import Any
 
 from embedgrad.data.bounded_reads import read_json
 from embedgrad.errors import RunError, border
-from embedgrad.report.figures import study as figures
+from embedgrad.report.figures.study import FIGURES_OF_STUDIES
 from embedgrad.report.page.page import DAMAGE, Page, draw
 
 TRIALS = "trials.json"
@@ -34,10 +34,10 @@ def study_page(study: Mapping[str, Any], name: str) -> str:
     """The page of a study: how its trials went, what each setting did, and all of them."""
     page = Page([])
     several = len(study["objectives"]) > 1
-    drawn = {"history": figures.history, "settings": figures.settings, "front": figures.front}
 
     def figure(which: str) -> str:
-        return page.part(f"study_{which}", lambda: {"drawn": draw(which, drawn[which](study))})
+        make = FIGURES_OF_STUDIES[which]
+        return page.part(f"study_{which}", lambda: {"drawn": draw(which, make(study))})
 
     parts = [
         '<div class="figures">',

@@ -36,8 +36,8 @@ class Bars:
         """Show an event."""
         if sys.stderr is None:  # a program without a console
             return
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        if shell is not None and getattr(shell, "kernel", None) is not None:  # a notebook
+        shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if getattr(shell, "kernel", None) is not None:  # a notebook
             if self._cell is None or self._cell.count != shell.execution_count:
                 self._close()
                 self._cell = _Cell(shell.execution_count)

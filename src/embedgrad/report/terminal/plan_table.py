@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from embedgrad.formatting import duration, operations, size
+from embedgrad.formatting import BLANKS, duration, operations, size
 from embedgrad.report.expectation import describe
-from embedgrad.report.terminal.tables import BLANKS, sentence
+from embedgrad.report.terminal.tables import sentence
 
 Values = Mapping[str, Any]
 

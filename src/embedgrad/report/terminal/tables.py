@@ -34,7 +34,6 @@ TYPICAL = (0.5, 2.0)
 FREE_ENOUGH = 0.9  # share of greedy replies that are a choice, below which a warning is due
 NARROWEST = 40  # columns of a terminal; a smaller one wraps lines, where cells would be cut
 OF_FILES = 80  # columns at least where the output is no terminal
-BLANKS = str.maketrans("\u0120\u2581\u010a", "\u00b7\u00b7\u21b5")  # as tokenizers mark them
 LONGEST_CELL = 1000  # characters; more than any terminal is wide
 
 Row = Mapping[str, Any]
