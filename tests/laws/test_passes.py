@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -168,6 +172,19 @@ def test_the_bits_of_a_prefix_do_not_depend_on_its_company(
         for one, other in zip(some, together[4 : 4 + count], strict=True):
             assert torch.equal(one.keys, other.keys)
             assert torch.equal(one.values, other.values)
+
+
+def test_so_it_is_on_a_processor_without_avx512() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "MKL_CBWR"}  # embedgrad sets it
+    these = [f"{Path(__file__)}::{test_the_bits_of_a_prefix_do_not_depend_on_its_company.__name__}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *these, "-k=-7-"],
+        env={**environment, "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "21 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("grouped", [1, 2])

@@ -189,14 +189,17 @@ class Workers:
 
     def explain(self, error: Exception) -> Exception:
         """What ended this worker: the end of another one, where an exchange of PyTorch's failed."""
-        failed = self.count > 1 and isinstance(error, RuntimeError)
-        return (self.failure(PATIENCE) if failed else None) or error
+        if self.count == 1 or not isinstance(error, RuntimeError):
+            return error
+        _outlive_launcher()
+        return self.failure(PATIENCE) or error
 
     def speaks(self) -> bool:
         """Whether it is on this worker to say why all end: no earlier one lives, or has said it."""
-        return self.is_first or set(range(self.rank)) <= {
-            rank for rank in self.dead() if not self.store.check([f"failed/{rank}"])
-        }
+        silent = list[int]()
+        with suppress(RuntimeError):  # where the store is gone too
+            silent = [rank for rank in self.dead() if not self.store.check([f"failed/{rank}"])]
+        return self.is_first or set(range(self.rank)) <= set(silent)
 
     def _runs(self, rank: int) -> bool:
         """Whether a worker's process runs, as far as can be told from here."""
@@ -218,11 +221,15 @@ class Workers:
         try:
             speak()
         except RuntimeError as error:
-            # Its launcher ends us too, and there is something to save.
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _outlive_launcher()
             unknown = f"a worker does not answer ({_first_line(error)})"
             raise self.failure(PATIENCE) or _failure(unknown) from error
+
+
+def _outlive_launcher() -> None:
+    """Go on where the launcher of a worker that is gone ends us too: there is something to save."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _failure(why: str) -> EngineError:

@@ -129,16 +129,17 @@ class Loop:
             restore_checkpoint(self, checkpoint)
         failure: Exception | None = None
         try:
-            self.start(checkpoint, warm_start)
-            ended = self.run(keep, should_stop)
-        except KeyboardInterrupt:
+            try:
+                self.start(checkpoint, warm_start)
+                ended = self.run(keep, should_stop)
+            except Exception as error:  # a user's scorer may fail at any answer, memory at any step
+                ended = "diverged" if isinstance(error, DivergenceError) else "failed"
+                failure = here().explain(error)
+                if is_out_of_memory(error):
+                    failure = ModelError(f"step {self.step + 1}: {one_line(error)}")
+        except KeyboardInterrupt:  # also while a failure is explained
             failure = here().failure()  # where one is gone, the launcher ends the others
             ended = "failed" if failure else "interrupted"
-        except Exception as error:  # a user's scorer may fail at any answer, memory at any step
-            ended = "diverged" if isinstance(error, DivergenceError) else "failed"
-            failure = here().explain(error)
-            if is_out_of_memory(error):
-                failure = ModelError(f"step {self.step + 1}: {one_line(error)}")
         if not self.dev:  # nothing decides which rows are best: take the last of finite loss
             self.best.take(self.prompt() if failure is None else self.proven, self.step)
         self.note_theta()  # also of rows that Ctrl-C came after
@@ -169,9 +170,7 @@ class Loop:
         if self.dev and new and self.scores_text:
             self._evaluate()
         if checkpoint is None and warm_start is not None:
-            rows = {
-                name: warm_start[name].to(self.start_prompt[name]) for name in self.start_prompt
-            }
+            rows = {name: warm_start[name].to(own) for name, own in self.start_prompt.items()}
             self.set_theta(self.parts.parameterization.reach(rows, self.start_prompt))
             self._into_region()
             self.proven = {name: rows.detach().clone() for name, rows in self.prompt().items()}
