@@ -199,6 +199,16 @@ def test_a_row_that_was_changed_is_not_taken_for_finished(
     assert result["train"]["steps"] == 6
 
 
+def test_a_second_map_leaves_what_another_one_is_at_work_on(recipe: Write, tmp_path: Path) -> None:
+    jobs = [mapping.Job(name, recipe(), ()) for name in ("busy", "free")]
+    for job in jobs:
+        job.lock(tmp_path)
+        job.note(tmp_path, ["it failed"], "someone")
+    with jobs[0].lock(tmp_path):
+        mapping.prepare(jobs, tmp_path)
+    assert [job.state(tmp_path)[0] for job in jobs] == [["it failed"], []]
+
+
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[str]]:
     """Rows that run nothing, but kill their process if they are called "bad"; what was tried."""

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,11 @@ class Job:
         values = {"errors": errors, "worker": worker, "checkpoint": self._checkpoint(out)}
         write_json(self._file(out), values)
 
+    def lock(self, out: Path) -> FileLock:
+        """Whose holder is at work on it; `Timeout` where that is another one."""
+        (out / STATE).mkdir(parents=True, exist_ok=True)
+        return FileLock(out / STATE / f"{self.name}.lock", timeout=0)
+
     def forget(self, out: Path) -> None:
         """Let it be tried as if it had never failed. Raises `RunError`."""
         remove_file(self._file(out))
@@ -146,13 +152,15 @@ def read_jobs(
 def prepare(jobs: Sequence[Job], out: Path) -> None:
     """Let failed rows be tried again, and reopen those to be trained longer than they were.
 
-    Raises `RunError` where a finished run is one of other settings than its row's.
+    Rows that another process is at work on are left to it. Raises `RunError` where a finished run
+    is one of other settings than its row's.
     """
     for job in jobs:
-        if job.result(out) is None:
-            job.forget(out)
-        elif read_finished(job.recipe, out / job.name) is None:
-            remove_file(out / job.name / "result.json")
+        with suppress(Timeout), job.lock(out):
+            if job.result(out) is None:
+                job.forget(out)
+            elif read_finished(job.recipe, out / job.name) is None:
+                remove_file(out / job.name / "result.json")
 
 
 def join(
@@ -182,7 +190,7 @@ def work(
         busy = []
         for job in left:
             try:
-                with FileLock(out / STATE / f"{job.name}.lock", timeout=0):
+                with job.lock(out):
                     _try(job, out, report, kept, retries=retries, worker=worker)
             except Timeout:
                 busy.append(job)

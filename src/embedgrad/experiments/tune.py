@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypedDict, final
 
@@ -46,6 +47,7 @@ from embedgrad.training.selection import LOWER_IS_BETTER
 
 JOURNAL, BEST = "journal.log", "best.toml"
 DEATHS = 3  # of a process by the same settings
+UNNAMED = timedelta(minutes=1)  # after which the process of a trial that names none is gone
 COSTS = ("tokens", "seconds")  # objectives besides those on dev: of the prompt, of the training
 
 
@@ -150,10 +152,9 @@ def tune(
     study = _open(out, recipe, space, objectives, storage)
     kept = KeptModel()
     failure: EmbedgradError | None = None
-    while (number := _begun(study, out, report)) < trials:
-        trial = study.ask()
+    while (begun := _begin(study, out, trials, report)) is not None:
+        trial, number = begun
         study.sampler = _sampler(seed, trial.number)
-        trial.set_user_attr("worker", process_name())
         settings = [f"{setting.name}={setting.suggest(trial)}" for setting in space]
         stage(report, f"trial {number + 1} of {trials}: {', '.join(settings)}")
         with _lost_on_interruption(study, trial):
@@ -343,20 +344,31 @@ def _is_lower(objective: str) -> bool:
     return objective in (*LOWER_IS_BETTER, *COSTS)
 
 
-def _begun(study: Any, out: Path, report: Report) -> int:
-    """How many trials ended or are on their way, without those that were lost.
+def _begin(study: Any, out: Path, trials: int, report: Report) -> tuple[Any, int] | None:
+    """The next trial, and how many were begun before; None where there are `trials`.
 
-    Those whose process is gone from this machine are lost now, and will be begun again, unless
-    these settings ended a process `DEATHS` times.
+    Those whose process is gone from this machine are lost and begun again, unless these settings
+    ended a process `DEATHS` times.
     """
     with FileLock(out / f"{JOURNAL}.lost.lock"):  # by one process only
         for trial in study.trials:
-            host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
-            here = host == socket.gethostname()
-            if here and trial.state.name == "RUNNING" and not is_running(int(pid)):
+            if trial.state.name == "RUNNING" and _is_dead(trial):
                 _bury(study, trial, report)
-    lost = study.user_attrs
-    return sum(t.state.name != "WAITING" and f"lost {t.number}" not in lost for t in study.trials)
+        lost = study.user_attrs
+        begun = [t.state.name != "WAITING" and f"lost {t.number}" not in lost for t in study.trials]
+        if sum(begun) >= trials:
+            return None
+        trial = study.ask()
+        trial.set_user_attr("worker", process_name())
+        return trial, sum(begun)
+
+
+def _is_dead(trial: Any) -> bool:
+    """Whether a trial's process is gone, as far as can be told from here."""
+    host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
+    if not host:  # its process died before it said who it is
+        return bool(datetime.now() - trial.datetime_start > UNNAMED)
+    return host == socket.gethostname() and not is_running(int(pid))
 
 
 def _bury(study: Any, trial: Any, report: Report) -> None:

@@ -228,7 +228,10 @@ class Loop:
                 keep(self.checkpoint)
         except RunError as error:
             if self.saved > 0:
-                say(self.report, [f"{error}; training goes on, and tries again after every step"])
+                say(
+                    self.report,
+                    [f"{error}; training continues; the next try is after the next step"],
+                )
             self.saved = -math.inf
         else:
             self.saved = time.perf_counter()
