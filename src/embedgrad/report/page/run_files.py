@@ -54,8 +54,8 @@ def read_run(folder: Path) -> RunFiles:
         if (folder / PROMPT_FILE).is_file():
             return _read_prompt(folder)
         raise RunError(
-            f"{folder}: is no run and no comparison; give a folder that `embedgrad optimize` or "
-            "`embedgrad compare` wrote"
+            f"{folder}: holds no run, comparison, study or prompt; give a folder that `embedgrad "
+            "optimize`, `compare` or `tune` wrote"
         )
     run = RunFiles(folder)
     run.result = _read(run, "result.json", "the scores are left out")
