@@ -58,6 +58,7 @@ COMPLETION = (
     "works in bash, zsh, fish\nand PowerShell, from the next shell on.\n"
 )
 PLACES = {
+    "augmentations": 'a list, applied in order: `augmentations = [{ name = "masked_thought" }]`',
     "transforms": 'a list, applied in order: `transforms = [{ name = "clip" }]`',
     "scorer": 'in `[evaluation]`: `scorer = { name = "exact" }`',
 }
@@ -162,7 +163,9 @@ def parts_page() -> str:
             continue
         default = entry["default"]
         place = PLACES.get(name, f'`{name} = {{ name = "{default}" }}`')
-        choice = f"One of the following, {place}; the default is `{default}`.\n"
+        default = "none" if default is None else f"`{default}`"
+        which = "Any" if name in LISTS else "One"
+        choice = f"{which} of the following, {place}; the default is {default}.\n"
         parts += [f"## {name}\n", choice if entry["parts"] else "None in this version.\n"]
         for part, described in entry["parts"].items():
             parts += [f"### {part}\n", f"{described['summary']}\n", _options(described["options"])]

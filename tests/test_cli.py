@@ -59,7 +59,7 @@ OPTIONS = {
         *("--json", "--quiet"),
     },
     "inspect": {"RUN", "--rows", "--trust-scorer", "--set", "--json", "--quiet"},
-    "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--json", "--quiet")},
+    "continue": {*("RUN", "--on", "--out", "--separate", "--set", "--model", "--json", "--quiet")},
     "clean": {
         *("RECIPE.toml", "OUT", "--drop", "--by", "--rounds", "--passes", "--set", "--model"),
         *("--json", "--quiet"),

@@ -83,6 +83,7 @@ def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
         (["epochs"], "--set: 'epochs': expected section.option=value"),
         (["=3"], "--set: '=3': expected section.option=value"),
         (["model.name.first=x"], "--set: model.name.first: model.name is 'tiny', which has no"),
+        (["objective=owa", "objective.group=a"], "has no 'group'; .*, write objective.name=owa$"),
         (["transforms.3.max_norm=1"], "--set: transforms.3.max_norm: transforms is \\[\\]"),
         (["a", "b"], "--set: 2 problems\n  'a': expected .*\n  'b': expected"),
         (["training.epoch=1"], "r.toml: training.epoch: unknown option; did you mean 'epochs'"),

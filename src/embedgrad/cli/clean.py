@@ -29,16 +29,17 @@ def clean(
     ] = None,
     drop: Annotated[
         float,
-        typer.Option(help="Largest share of rows that cleaned.jsonl lacks; may change later."),
+        typer.Option(help="Largest share of rows to drop from cleaned.jsonl; may change later."),
     ] = 0.1,
     by: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="A column whose values are weighed too, as the annotator."
+            metavar="COLUMN", help="A column whose values are weighed too, such as the annotator."
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Hypergradients; more take longer and may rank better.")
+        int,
+        typer.Option(min=1, help="Number of hypergradients; more take longer and may rank better."),
     ] = 1,
     passes: Annotated[
         int, typer.Option(min=1, help="Most passes over the rows that a round trains for.")

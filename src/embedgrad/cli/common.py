@@ -64,7 +64,7 @@ Policy = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="In place of RUN: a TOML file that says which prompts are asked in turn.",
+        help="Instead of RUN: a TOML file with the prompts to ask in turn.",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `optimize` wrote.")]

@@ -38,7 +38,7 @@ def compress(
 ) -> None:
     """Compress a long system prompt into a few rows.
 
-    Writes a recipe, OUT.toml, and runs it; where no run begins, no recipe is left. The few rows
+    Writes a recipe, OUT.toml, and runs it; if no run starts, the recipe is removed. The few rows
     start at the prompt's first tokens and learn what the model says when it reads the whole prompt.
     """
     from embedgrad.errors import RunError

@@ -41,7 +41,7 @@ def continue_(
 ) -> None:
     """Train a run's prompt on a further task, and keep what it knows.
 
-    For one prompt that serves several tasks. Where each query says its task, one prompt per task
+    For one prompt that serves several tasks. If each query says its task, one prompt per task
     forgets nothing; the table shows both.
     """
     from embedgrad.experiments.continual import continue_run

@@ -35,7 +35,7 @@ def generate(
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest free answer in tokens; unset: as the recipe.")
+        int | None, typer.Option(help="Longest free answer in tokens; unset: the recipe's.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; unset or 0: greedy decoding.")
@@ -49,7 +49,7 @@ def generate(
     samples: Annotated[int | None, typer.Option(help="Number of free answers per query.")] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="Text that ends a free answer; may be repeated; unset: as the recipe."),
+        typer.Option(help="Text that ends a free answer; may be repeated; unset: the recipe's."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     as_stream: Annotated[

@@ -37,13 +37,16 @@ def map(
         Path | None, typer.Option(help="Folder of all runs; unset: runs/map-RECIPE.")
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes; 0: this one, beside others in the same folder.")
+        int,
+        typer.Option(
+            min=0, help="Worker processes; 0: only this one, beside others in the same folder."
+        ),
     ] = 1,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Let actors of this Ray cluster do the work; local: start one on this machine.",
+            help="Let actors of this Ray cluster work; auto: this machine's; local: start one.",
         ),
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed row is retried.")] = 2,
@@ -52,7 +55,7 @@ def map(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine a prompt for each row of a table, say each customer.
+    """Refine a prompt for each row of a table, such as each customer.
 
     Each process loads the model once. After an interruption, run the same command again: it skips
     finished rows, resumes the others and tries failed ones again.

@@ -41,7 +41,7 @@ def plan(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a recipe takes before it runs."""
+    """Estimate what a recipe takes before it runs."""
     import psutil
 
     from embedgrad.errors import RecipeError

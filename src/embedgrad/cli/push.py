@@ -13,7 +13,8 @@ from embedgrad.cli.common import AsJson, BaseModel, Prompt, app, echo, print_val
 def push(
     run: Prompt,
     repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="The repository, made if need be.")
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="The repository; created if it does not exist."),
     ],
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")

@@ -46,19 +46,19 @@ def refine(
             help="Where the words go: system, before, after or around the text; auto tries all."
         ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="The column to read; else guessed.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column to read; unset: guessed.")] = None,
     answer: Annotated[
-        str | None, typer.Option(help="The column with the right answers; else guessed.")
+        str | None, typer.Option(help="The column with the right answers; unset: guessed.")
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LABEL=WORD", help="What a label means, as 1=positive; may be repeated."
+            metavar="LABEL=WORD", help="What a label means, such as 1=positive; may be repeated."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the run, beside its recipe OUT.toml; else runs/DATA."),
+        typer.Option(help="Folder for the run, beside its recipe OUT.toml; unset: runs/DATA."),
     ] = None,
     plain: Plain = False,
     overrides: Set = None,

@@ -35,7 +35,7 @@ def tune(
         Path | None, typer.Option(help="Folder of the study; unset: runs/tune-RECIPE.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, of all processes.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is tried.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the suggestions.")] = 0,
     objective: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,7 +57,7 @@ def tune(
 ) -> None:
     """Try settings of a recipe and keep those that do best on dev.
 
-    Worse trials are stopped early, and no test row is read. The same command in another shell, or
+    Worse trials are stopped early, and no test row is scored. The same command in another shell, or
     on another machine with the same folder, shares the work, or continues it
     after an interruption.
     """

@@ -114,9 +114,9 @@ class Evaluation:
     samples: Annotated[int, Ge(0)] = 0
     """Sampled answers to each test row, scored beside the greedy one (Avg@k); free text only."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """What logits are divided by for these."""
+    """Sampling temperature of these."""
     group: str | None = None
-    """A column by whose values scores are also given apart; unset: that of an objective."""
+    """A column; scores are also given for each of its values. Unset: the objective's."""
 
     def __post_init__(self) -> None:
         check_stop(self.stop, "evaluation.stop")

@@ -133,13 +133,11 @@ def tune(
     """Train a recipe with other settings again and again, and keep those that do best on dev.
 
     TPE suggests the settings, the median of earlier trials' dev scores stops the worse ones early,
-    and no test row is read. The same call in another process shares the study: together they run
-    `trials` trials, and what a process that died had begun is begun again. `objectives` are scores
-    on dev or `COSTS`, in place of the training's metric; of several ones the trials are kept that
-    no other one beats in all, and none is stopped early. `storage` is the URL of an SQL database
-    in place of a file in `out`. Raises `RecipeError`
-    for settings that the recipe does not take, `RunError` for a folder of another study, and what
-    the recipe's data and model raise.
+    and no test row is scored. The same call in another process shares the study and its `trials`;
+    a trial whose process died is begun again. `objectives` are scores on dev or `COSTS`, in place
+    of the training's metric; with several, no trial is stopped early. `storage` is the URL of an
+    SQL database in place of a file in `out`. Raises `RecipeError`, `RunError` for a folder of
+    another study, and what the recipe's data and model raise.
     """
     space = [Setting.parse(text) for text in over]
     recipe = Recipe.read(path, overrides)
@@ -347,8 +345,7 @@ def _is_lower(objective: str) -> bool:
 def _begin(study: Any, out: Path, trials: int, report: Report) -> tuple[Any, int] | None:
     """The next trial, and how many were begun before; None where there are `trials`.
 
-    Those whose process is gone from this machine are lost and begun again, unless these settings
-    ended a process `DEATHS` times.
+    A trial whose process has died here is begun again, unless its settings did so `DEATHS` times.
     """
     with FileLock(out / f"{JOURNAL}.lost.lock"):  # by one process only
         for trial in study.trials:

@@ -35,22 +35,22 @@ class PolicySettings:
     prompts: tuple[PooledPrompt, ...]
     """The pool: prompts for one model, with the same columns and choices."""
     validators: tuple[Literal["format", "arithmetic", "agreement", "margin"], ...] = ("margin",)
-    """What says how far an answer is to be trusted; with several the product counts."""
+    """What scores how far to trust an answer; with several the product counts."""
     precision: Annotated[float, Gt(0), Le(1)] = 0.9
     """Share of accepted answers that are right: thresholds are set on dev rows to reach it."""
     rounds: Annotated[int, Gt(0)] = 3
-    """Most prompts that a query is asked with, the best on dev rows first. Of a larger pool
-    successive halving on dev rows chooses them."""
+    """Most prompts asked per query, the best on dev rows first. From a larger pool successive
+    halving on dev rows chooses them."""
     max_calls: Annotated[int, Gt(0)] | None = None
-    """Most answers that are written or chosen for a query."""
+    """Most answers written or chosen per query."""
     max_tokens: Annotated[int, Gt(0)] | None = None
-    """Most tokens that are read and written for a query."""
+    """Most tokens read and written per query."""
     pattern: str | None = None
     """A regular expression that `format` looks for in the answer."""
     samples: Annotated[int, Gt(0)] = 1
     """Answers per round, the first of them greedy; `agreement` needs two or more."""
     temperature: Annotated[float, Gt(0)] = 0.7
-    """What logits are divided by for the others."""
+    """Sampling temperature of the others."""
 
 
 @final

@@ -42,7 +42,7 @@ class Images:
     """Columns with the numbers of an image, in order: names, or patterns such as pixel*; or one
     column of arrays. Channels first, then lines, as the model reads them."""
     mean: float = 127.5
-    """Taken from every number, before the division by std."""
+    """Subtracted from every number, before the division by std."""
     std: Annotated[float, Gt(0)] = 127.5
     """What every number is divided by; the default maps 0 to 255 on -1 to 1."""
     queries: Annotated[int, Gt(0)] = 4

@@ -37,8 +37,8 @@ class Target:
     normalize: bool = False
     """Compare choices by log-probability per token instead of the sum."""
     end: bool | None = None
-    """Whether the end of the turn belongs to the answer. Unset: to free text; of choices it is
-    learned by `objective.over = "both"`, but choices are compared without it."""
+    """Whether the end of the turn belongs to the answer. Unset: for free text it does; for choices
+    `objective.over = "both"` trains it, but they are compared without it."""
 
     def __post_init__(self) -> None:
         repeated = [choice for choice, n in Counter(self.choices).items() if n > 1]

@@ -16,7 +16,7 @@ BISECTIONS = 24  # as many as an fp32 number has digits
 @final
 @dataclass(frozen=True)
 class TrustRegion:
-    """How far a row may move from where its token put it.
+    """How far a row may move from its token's embedding.
 
     Every row stays within `radius` times its start row's norm, and optionally within an angle.
     Since a row at relative distance r has a cosine of at least sqrt(1 - r^2) to its start, a radius

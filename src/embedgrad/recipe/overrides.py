@@ -49,7 +49,11 @@ def _set(
         elif isinstance(inner, dict):
             index = key
         else:
-            problems.append(f"{name}: {'.'.join(keys[:i])} is {inner!r}, which has no {key!r}")
+            parent = ".".join(keys[:i])
+            problem = f"{name}: {parent} is {inner!r}, which has no {key!r}"
+            if isinstance(inner, str) and (i == 1 or parent == "evaluation.scorer"):
+                problem += f"; to set options too, write {parent}.name={inner}"
+            problems.append(problem)
             return
         if i < len(keys) - 1:
             inner = inner.setdefault(index, {}) if isinstance(inner, dict) else inner[index]

@@ -31,14 +31,14 @@ class ModelSettings:
     attention: str = "auto"
     """Attention of full passes: auto (sdpa if the model has it), sdpa, or eager."""
     device_map: str | Mapping[str, int | str] | None = None
-    """Where the parts of a model larger than a device are, in transformers' words: auto, balanced,
+    """Placement of a model that is too large for one device, as in transformers: auto, balanced,
     sequential, or by name, as in { "model.embed_tokens" = 0, "model.layers" = "cpu", ... }; unset:
     all of it on the device."""
     max_memory: Mapping[str, int | str] = field(default_factory=dict)
-    """The most that its parts take of each device, as in { 0 = "20GiB", cpu = "60GiB" }, where
-    device_map is auto; what is left over stays on disk."""
+    """Most memory that the model takes of each device, as in { 0 = "20GiB", cpu = "60GiB" }, with
+    device_map = "auto"; the rest stays on disk."""
     fsdp: bool = False
-    """Whether several workers share out the weights of every layer; else each has all of them."""
+    """Whether several workers shard the weights of every layer; else each has all of them."""
 
 
 @final

@@ -60,10 +60,10 @@ _PLAIN = {
 @final
 @dataclass(frozen=True)
 class SamplingEngine:
-    """Who samples the answers, where the objective trains on the model's own."""
+    """What samples the answers, if the objective trains on the model's own."""
 
     engine: str | None = None
-    """Address of a vLLM server that samples them, as in "http://127.0.0.1:8000/v1"; unset:
+    """Address of a vLLM server that samples the answers, as in "http://127.0.0.1:8000/v1"; unset:
     embedgrad itself."""
     model: str | None = None
     """The model's name there; unset: the only one that is served."""

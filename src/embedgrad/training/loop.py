@@ -3,9 +3,7 @@
     sequences -> [batch -> losses -> one number -> gradient -> step -> trust region]* -> prompt
 
 Only the prompt's rows move. They are scored on dev before the first step and at every evaluation,
-and the best ones come out: a run never ends with a prompt that dev scores below the text. Where
-training also makes the model write the choice, scores within one standard error count as equal, and
-the lower loss decides.
+and the best ones are kept (`selection.Best`), never any that dev scores below the text prompt.
 """
 
 from __future__ import annotations

@@ -48,15 +48,15 @@ class Training:
     evaluate_every: Annotated[int, Gt(0)] | None = None
     """Steps between evaluations on dev; unset: once per epoch."""
     metric: Literal["auto", "accuracy", "macro_f1", "log_loss", "regret"] = "auto"
-    """What decides which rows are best; auto: regret with objective = "regret", else accuracy for
-    choices, by rewards and where the model is trained on its own solutions, log_loss for other free
-    text. Between equal scores log_loss decides; where the loss is over both, the sum of both
-    losses, and scores within one standard error are equal."""
+    """What decides which rows are best; auto: regret with objective = "regret", log_loss
+    with a teacher, else accuracy for choices, rewards and self-written solutions, log_loss for
+    other free text. Between equal scores log_loss decides; if the loss is over both, the sum of
+    both losses, and scores within one standard error are equal."""
     patience: Annotated[int, Gt(0)] | None = None
     """Early stopping: evaluations without a better score after which to stop; unset: never."""
     not_finite: Literal["stop", "skip"] = "stop"
-    """What a batch whose loss or gradient is not finite does: it ends the training before its
-    step, or is left out and counted."""
+    """What to do if a batch's loss or gradient is not finite: stop before its step, or skip the
+    batch and count it."""
     checkpoint_seconds: Annotated[float, Gt(0)] = 60.0
     """Seconds between checkpoints; there is one after every evaluation too."""
     seed: Annotated[int, Ge(0)] = 0

@@ -44,18 +44,18 @@ NAME = "the teacher's answers"
 @final
 @dataclass(frozen=True)
 class Teaching:
-    """Whose answers are learned: the same frozen model's with another prompt."""
+    """The same frozen model with another prompt, whose answers are learned."""
 
     template: Template | None = None
     """What the teacher reads: as [template], but without words to refine."""
     prompt: str | None = None
     """Instead of a template, a refined prompt: a run's folder or a saved prompt's."""
     temperature: Annotated[float, Ge(0)] = 0.0
-    """How it writes free answers to train on; 0: always the likeliest token."""
+    """Sampling temperature of its free answers to train on; 0: greedy."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Each token is drawn from the most likely ones that together have this probability."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of what is drawn."""
+    """Seed of the sampling."""
     max_new_tokens: Annotated[int, Gt(0)] | None = None
     """Longest answer, in tokens; unset: evaluation.max_new_tokens."""
     margin: Annotated[float, Gt(0), Lt(1)] = 0.05

@@ -68,16 +68,16 @@ class Distill(Objective):
     needs_labels: ClassVar[bool] = False
 
     top: Annotated[int, Gt(0)] = 32
-    """Number k of likely tokens compared one by one in each place: the teacher's likeliest, or with
-    reverse the student's. All others count as one."""
+    """Number k of likely tokens compared one by one at each position: the teacher's likeliest, or
+    with reverse the student's. All others count as one."""
     direction: Literal["forward", "reverse"] = "forward"
     """Whether the teacher or the student writes the answers, and comes first in the KL."""
     samples: Annotated[int, Gt(0)] = 1
     """With reverse: answers per query and step."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """With reverse: how boldly the student samples; 1: from its own distribution."""
+    """With reverse: the student's sampling temperature; 1: its own distribution."""
     max_new_tokens: Annotated[int, Gt(0)] | None = None
-    """With reverse: where an answer is cut, in tokens; unset: evaluation.max_new_tokens."""
+    """With reverse: longest answer, in tokens; unset: evaluation.max_new_tokens."""
 
     @property
     def sampling(self) -> Sampling | None:

@@ -69,7 +69,7 @@ class OWA(Objective):
     times the difference of the weights; 0: only where they are equal."""
     memory: Annotated[float, Ge(0), Lt(1)] | None = None
     """How much of a group's estimate a step keeps; 0: the batch alone decides, but for groups that
-    are missing from it. Left out: 0.9, and 0 in the dual form, where p remembers."""
+    are missing from it. Unset: 0.9, or 0 in the dual form, where p remembers."""
     dual_rate: Annotated[float, Ge(0)] = 0.0
     """Step size of the groups' weights in the dual form, per nat; 0: they have no step of their
     own."""

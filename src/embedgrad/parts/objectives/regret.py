@@ -47,7 +47,7 @@ NEEDS = {
 @final
 @dataclass(frozen=True)
 class Regret(Objective):
-    """Make decisions cheaper that are made by the model's scores of several rows together.
+    """Make cheaper decisions from the model's scores of several rows together.
 
     The rows of one data.group are one decision d, which makes costs . d as low as it can: choose k
     of them, pair them, find a path. It is made by predicted costs p and judged by true ones c:

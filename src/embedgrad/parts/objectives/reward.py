@@ -20,7 +20,7 @@ from embedgrad.prompt.sequence import TokenSequence
 @final
 @dataclass(frozen=True)
 class Reward(Objective):
-    """Make those of the model's own answers more likely that get a reward, and others less.
+    """Make the model's own answers more likely if they get a reward, else less likely.
 
     To each question of a batch the model writes several answers; evaluation.scorer gives each a
     reward r of 0 to 1 (with target.choices: 1 for the right choice), which is compared with those
@@ -64,7 +64,7 @@ class Reward(Objective):
     negative: Annotated[float, Ge(0)] = 1.0
     """Weight of answers that are worse than the others."""
     cut: Literal["wrong", "masked"] = "wrong"
-    """What an answer is that hits the token limit: wrong whatever it says, or left out."""
+    """What becomes of an answer that hits the token limit: it is wrong, or left out."""
     tries: Annotated[int, Gt(0)] = 4
     """Most questions asked per step, in batches, to replace those with nothing to learn from."""
     kl: Annotated[float, Ge(0)] = 0.0
@@ -75,7 +75,7 @@ class Reward(Objective):
     clip: Annotated[float, Gt(0)] = 0.2
     """How far a token's ratio may leave 1 before it stops counting, with more updates than one."""
     random: bool = False
-    """Reward by a coin, whatever the answer: a control, whose gain is not owed to the rewards."""
+    """Reward by coin flip, whatever the answer: a control."""
 
     @property
     def sampling(self) -> Sampling:

@@ -20,7 +20,7 @@ class Schedule:
     warmup: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of all steps in which the step size rises to its full value."""
     shape: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the step size falls to the end of the run."""
+    """How the step size decays until the end of the run."""
 
     def factor(self, step: int, total: int) -> float:
         """Share of the full step size at `step` of `total` (from 0)."""

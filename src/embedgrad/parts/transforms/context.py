@@ -48,7 +48,7 @@ class RowMap(Transform, ABC):
 @final
 @dataclass(frozen=True)
 class ContextProjection(RowMap):
-    """Keep of every row's gradient mainly what lies in the span of the context's embeddings.
+    """Keep mainly the part of each row's gradient in the span of the context's embeddings.
 
     g <- (1 - blend) g + blend g P^T P
     P [r, D]: the first principal components of the embeddings of the training rows' tokens.
@@ -63,8 +63,8 @@ class ContextProjection(RowMap):
     blend: Annotated[float, Ge(0), Le(1)] = 0.5
     """Share of the gradient that is projected; 0: none, 1: nothing leaves the span."""
     of: Literal["gradient", "step"] = "gradient"
-    """What is mapped. AdamW scales a gradient number by number, out of the span again; of a step
-    it holds."""
+    """What is mapped. AdamW rescales a mapped gradient number by number, out of the span again; a
+    mapped step stays in it."""
 
     def init(self, theta: Theta, setup: Setup) -> State:
         _check_rows(theta, setup, "context_projection")
@@ -96,7 +96,7 @@ class EmbeddingMetric(RowMap):
     eps: Annotated[float, Ge(0)] = 1e-3
     """What every direction keeps, as a share of the mean."""
     of: Literal["gradient", "step"] = "gradient"
-    """What is mapped. AdamW scales a gradient number by number, so of a step the map does more."""
+    """What is mapped. AdamW rescales a mapped gradient number by number, but not a mapped step."""
 
     def init(self, theta: Theta, setup: Setup) -> State:
         _check_rows(theta, setup, "embedding_metric")

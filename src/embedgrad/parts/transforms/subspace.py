@@ -45,7 +45,7 @@ class SubspaceMemory(Transform):
     source: Literal["gradient", "update", "svd"] = "gradient"
     """What a new task's directions are taken from."""
     energy: Annotated[float, Ge(0), Le(1)] = 0.99
-    """Share of the squared length of what they are taken from that they keep; 0 keeps nothing."""
+    """Share of the squared length that the directions keep; 0: nothing."""
     rank_share: Annotated[float, Ge(0), Le(1)] = 0.8
     """Most directions of all tasks, as a share of the trained numbers."""
     samples: Annotated[int, Gt(0)] = 256

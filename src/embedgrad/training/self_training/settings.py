@@ -22,11 +22,11 @@ _TRIED = 8  # answers
 @final
 @dataclass(frozen=True)
 class Solutions:
-    """What the model is trained to write where answers are free."""
+    """What the model is trained to write for free answers."""
 
     source: Literal["auto", "column", "answer", "self-written"] = "auto"
     """Column: the worked solutions in data.solution; answer: the answer alone; self-written: what
-    the frozen model writes with the text prompt, where its answer is right; auto: column if
+    the frozen model writes with the text prompt, if its answer is right; auto: column if
     data.solution is set, answer where the scorer accepts nothing else, or else self-written."""
     samples: Annotated[int, Gt(0)] = 4
     """Solutions that the model writes per training question."""
