@@ -338,6 +338,13 @@ def test_free_answers_are_scored_by_their_numbers(generated: Path, embedgrad: Co
     assert stored(generated / "prompt" / "prompt.json")["decoding"]["max_new_tokens"] == 4
 
 
+def test_rows_that_may_have_been_trained_on_are_told(generated: Path, embedgrad: Command) -> None:
+    told = "it may have been trained on rows that are scored here"
+    for setting, other in (("data.seed=3", True), ("data.limit.test=3", False)):
+        done = embedgrad("evaluate", generated, "--set", setting)
+        assert (done.code, told in done.err) == (0, other)
+
+
 def test_training_metric_of_free_answers_is_their_log_loss(generated: Path) -> None:
     training = stored(generated / "prompt" / "prompt.json")["training"]
     losses = {entry["step"]: entry["log_loss"] for entry in training["dev_history"]}

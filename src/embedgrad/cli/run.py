@@ -127,11 +127,15 @@ def evaluate(
         return
     with Progress(quiet=quiet) as progress:
         opened = open_run(run, overrides or (), progress, trust_scorer=trust_scorer)
-        examples = getattr(opened.read_data(), split)
+        data = opened.read_data()
+        examples = getattr(data, split)
         if not examples:
             raise DataError(f"--split {split}: the recipe leaves it no rows; choose another split")
         sequences = opened.sequencer.build(examples)
         say(progress, opened.sequencer.notes(sequences))
+        if overrides and split != "train" and opened.trained_on_others(data):
+            moved = "with --set the training rows are not those that the prompt was trained on"
+            say(progress, [f"{moved}: it may have been trained on rows that are scored here"])
         if split == "train" and (shown := opened.recipe.demonstrations.k):
             in_view = f"{shown} rows of train are demonstrations in the prompt"
             say(progress, [f"{in_view}: these are scored with their own answers in view"])

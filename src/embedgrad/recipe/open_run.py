@@ -78,6 +78,13 @@ class OpenRun:
         teacher = open_teacher(*asked, refined=refined)
         return with_answers(splits, teacher) if teacher else splits
 
+    def trained_on_others(self, splits: Splits) -> bool:
+        """Whether these splits have other training rows than the prompt was trained on."""
+        data = self.prompt.provenance.get("data")
+        train = data.get("train") if isinstance(data, dict) else None
+        known = train.get("sha256") if isinstance(train, dict) else None
+        return known is not None and known != splits.digests.get("train")
+
     def check_rows(self) -> list[Example]:
         """The rows that it kept for checks, else those of its data; none for a prompt alone."""
         kept = None if self.alone else read_rows(self.folder)
