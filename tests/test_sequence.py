@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import tiny
 from embedgrad.errors import DataError, EmbedgradError, TemplateError
-from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 from kit import DAY, LABELS, PLACEMENTS, cut
 from kit_text import CHATS, FREE, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
@@ -123,6 +123,17 @@ def test_a_column_that_merges_keeps_its_plain_tokens() -> None:
     assert merged.uncut() == type(merged)(
         (), merged.plain, merged.targets, merged.gold, None, merged.example, end=merged.end
     )
+
+
+def test_a_row_with_the_end_of_the_turn_and_one_without_a_cut() -> None:
+    plain, targets, inputs = (1, 2, 3, 4, 5), ((7,), (8, 9)), ((17,), (18, 19))
+    own = example("x")
+    row = TokenSequence((1, 2), (3, 0, 5), targets, 1, plain, own, shared=1, later=(1,))
+    row = replace(row, inputs=inputs, end=(6,), rows=(0, 1))
+    ended = replace(row, targets=(*targets, (8, 9, 6)), inputs=(*inputs, (18, 19, 6)), end=())
+    assert row.with_end() == ended
+    assert replace(row, inputs=None).with_end() == replace(ended, inputs=None)
+    assert row.uncut() == TokenSequence((), plain, targets, 1, None, own, end=(6,))
 
 
 def test_rows_that_merge_are_reported_or_refused() -> None:
