@@ -142,11 +142,29 @@ def test_rows_that_merge_are_reported_or_refused() -> None:
     made = sequencer("bytelevel", template, rows=rows)
     sequences = made.build(rows)
     assert [s.plain is None for s in sequences] == [True, False]
-    assert "in 1 of 2 rows" in made.notes(sequences)[0]
+    assert made.notes(sequences) == [
+        "in 1 of 2 rows the text next to a span merges with it; the text prompt is scored with its "
+        "plain tokens there"
+    ]
     refusing = sequencer("bytelevel", template, rows=rows, merges="refuse")
     with pytest.raises(TemplateError, match=r"in 1 of 2 rows .*first: rows\.csv:2.*line feed"):
         refusing.build(rows)
     assert len(refusing.build(rows[:1])) == 1
+
+
+def test_notes_say_what_free_answers_follow_and_what_does_not_end_them() -> None:
+    follow = "answers follow a space, as the text before them has none at its end"
+    endless = "this model has no end token: free answers run to evaluation.max_new_tokens"
+    template = Template.plain("{review}\n[[Is it good?]]")
+    for target, has_end, notes in (
+        (FREE, True, [follow]),
+        (FREE, False, [follow, endless]),
+        (LABELS, False, [follow]),
+    ):
+        made = sequencer("bytelevel", template, target)
+        if not has_end:
+            made.end_ids = ()
+        assert made.notes(made.build([example("x")])) == notes
 
 
 def test_without_columns_nothing_can_merge() -> None:
