@@ -84,9 +84,12 @@ def test_a_chain_of_three_tasks(
     model_folder: Path, data: Path, tasks: Path, earlier: Path, tmp_path: Path, embedgrad: Command
 ) -> None:
     recipe = tmp_path / "second.toml"
-    recipe.write_text(task(model_folder, tasks).as_toml(tmp_path), encoding="utf-8")
+    values = task(model_folder, tasks).as_dict()
+    values["model"]["name"] = "nobody/nothing"  # --model names the one that is there
+    recipe.write_text(Recipe.from_dict(values).as_toml(tmp_path), encoding="utf-8")
     out = tmp_path / "second"
-    done = embedgrad("continue", earlier, "--on", recipe, "--out", out, "--json")
+    command = ("continue", earlier, "--on", recipe, "--model", model_folder, "--out", out)
+    done = embedgrad(*command, "--json")
     assert done.code == 0, done.err
     found = done.json["continual"]
     assert found["tasks"] == ["first", "second"]
@@ -126,7 +129,8 @@ def test_a_chain_of_three_tasks(
     assert last["separate"][2] is None
     assert rows_of(third).shape == rows_of(earlier).shape  # acceptance check (d)
     assert last["trained_numbers"] == found["trained_numbers"] == rows_of(earlier).numel()
-    shown = embedgrad("continue", out, "--on", recipe, "--out", third, "--no-separate")
+    command = ("continue", out, "--on", recipe, "--model", model_folder, "--out", third)
+    shown = embedgrad(*command, "--no-separate")
     assert (shown.code, len(shown.lines)) == (2, 1)
     assert "a resumed run keeps its recipe" in shown.err
 

@@ -509,7 +509,7 @@ def test_a_prompt_for_another_model_is_refused(
         lambda: exported(
             embedgrad, runs, "vocabulary", tmp_path / "out", "--set", f"model.name={other}"
         ),
-        f"this prompt was made for {runs.model}",
+        f"this prompt was made for {runs.model}, not for {other}: ",
         "use the model that it was made for",
     )
 

@@ -219,6 +219,9 @@ def test_a_budget_too_small_for_any_round_gives_no_answer(
     assert "no round fits the budget; 0 calls, 0 tokens" in done.out
     assert embedgrad("generate", "--policy", path, "Fine.", "--json").json["answer"] is None
     assert "leaves 12 rows without an answer" in embedgrad("evaluate", "--policy", path).out
+    one = policy(max_calls=1)
+    assert embedgrad("evaluate", "--policy", one).code == 0
+    assert "; 1 call, " in embedgrad("generate", "--policy", one, "Fine.").out
 
 
 FREE = [{"run": "generated"}, {"run": "generated-noisy"}, {"run": "generated", "text_prompt": True}]

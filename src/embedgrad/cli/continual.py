@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from embedgrad.cli.common import AsJson, Interruption, Quiet, Run, Set, app, print_values
+from embedgrad.cli.common import (
+    AsJson,
+    Interruption,
+    Model,
+    Quiet,
+    Run,
+    Set,
+    app,
+    print_values,
+    with_model,
+)
 from embedgrad.cli.run import show_result
 
 
@@ -25,6 +35,7 @@ def continue_(
         ),
     ] = True,
     overrides: Set = None,
+    model: Model = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,7 +49,7 @@ def continue_(
     from embedgrad.report.event_files import fan_out
     from embedgrad.report.terminal.progress import Progress
 
-    recipe = Recipe.read(on, overrides or ())
+    recipe = Recipe.read(on, with_model(overrides, model))
     with Progress(quiet=quiet) as progress:
         result = continue_run(run, recipe, out, fan_out(progress), separate=separate)
     print_values(result, as_json, _show)

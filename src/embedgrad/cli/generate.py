@@ -142,7 +142,8 @@ def _answer_by_policy(
         how = "no round fits the budget" if values["answer"] is None else "no answer accepted, vote"
         how = f"{values['accepted']}" if values["accepted"] else how
         text = as_text({"answer": values["answer"] or ""})
-        spent = f"{values['calls']} calls, {values['tokens']} tokens"
+        calls = f"{values['calls']} call{'' if values['calls'] == 1 else 's'}"
+        spent = f"{calls}, {values['tokens']} tokens"
         echo(f"{text}  ({visible(how)}; {spent})", whole=True)
 
     with Progress(quiet=quiet) as progress:

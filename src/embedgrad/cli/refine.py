@@ -34,8 +34,8 @@ def refine(
     prompt: Annotated[
         str,
         typer.Argument(
-            help="Your prompt. All its words are refined, or only those in [[double brackets]]; "
-            "{column} puts a column's text there, else the text stands in front."
+            help="Your prompt. All its words are refined, or only those in [[double brackets]]. "
+            "The text goes in front; {column} puts it elsewhere, and then needs brackets."
         ),
     ],
     data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],

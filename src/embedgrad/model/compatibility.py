@@ -42,8 +42,8 @@ def fit_to_model(
             atol=1e-3,
         ):
             problem += ", and the rows that its words start from"
+    revision = f" (revision {made_for['revision']})" if made_for.get("revision") else ""
     raise ArtifactError(
-        f"this prompt was made for {made_for.get('name', 'an unknown model')} (revision "
-        f"{made_for.get('revision')}), not for {model.name}: {problem}; "
-        "use the model that it was made for"
+        f"this prompt was made for {made_for.get('name', 'an unknown model')}{revision}, not for "
+        f"{model.name}: {problem}; use the model that it was made for"
     )

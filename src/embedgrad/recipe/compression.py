@@ -56,8 +56,8 @@ def write_compression(
     columns = read_table(queries, used={column}).columns
     if column not in columns:
         raise DataError(
-            f"{queries}: no column {column!r} with queries; {closest(column, columns)}, and name "
-            "it by --column"
+            f"{queries}: no column {column!r} with queries; {closest(column, columns)}; name it "
+            "with --column"
         )
     user = f"{{{column}}}"
     values: dict[str, Any] = {

@@ -36,7 +36,7 @@ def only_prompt(job: Job, destination: str) -> ExportedPrompt:
     if len(job.prompts) != 1:
         raise ExportError(
             f"--to {destination}: an export holds one prompt, and {len(job.prompts)} were given; "
-            "export each run into its own folder"
+            "export each run into its own folder, or to vocabulary or gguf"
         )
     return job.prompts[0]
 

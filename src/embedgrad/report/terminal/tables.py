@@ -76,8 +76,8 @@ def describe_greedy(share: float) -> str:
     if share >= FREE_ENOUGH:
         return line
     return (
-        f"warning: {line}; train longer (cross-entropy: with objective.over = 'both'), or hold the "
-        "engine to the choices, as `embedgrad serve` shows"
+        f"warning: {line}; train longer (cross-entropy: with objective.over = 'both'), or "
+        "restrict the engine to the choices, as `embedgrad serve` does"
     )
 
 
