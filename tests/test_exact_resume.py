@@ -139,8 +139,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_tried_again(failures: i
     assert kept == list(range(2 + failures, 7)) if failures == 3 else kept == [3, 4, 6]
     (line,) = notes
     assert line == (
-        "RUN/checkpoint: cannot be written (No space left on device); training continues; the next "
-        "try is after the next step"
+        "RUN/checkpoint: cannot be written (No space left on device); training continues, and the "
+        "next step tries again"
     )
 
 

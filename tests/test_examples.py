@@ -375,6 +375,10 @@ def test_guess_leaves_out_what_is_no_text() -> None:
 def test_guess_without_text_is_refused() -> None:
     with refused("reviews.csv: no column holds text", "its columns are a, b"):
         guess_columns(many(a=range(40), b=[1.5]))
+    for cell, kind in (({"x": "y"}, "an object"), (["x"], "a list"), (math.nan, "NaN")):
+        told = f"its columns are a (in reviews.csv:2 {kind}; expected plain text), b"
+        with refused("reviews.csv: no column holds text", told):
+            guess_columns(many(a=[cell], b=[1.5]))
 
 
 def test_a_hundred_thousand_rows_take_about_a_second() -> None:

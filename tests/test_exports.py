@@ -21,6 +21,7 @@ import tiny
 from bad_kit import contents
 from embedgrad import Recipe, run
 from embedgrad.deploy import folder as folders
+from embedgrad.deploy.destinations.client_code import open_example
 from embedgrad.deploy.job import DESTINATIONS, Destination, Job, find_destination
 from embedgrad.deploy.verify import parity
 from embedgrad.prompt import artifact
@@ -681,6 +682,37 @@ def test_an_interrupted_check_leaves_nothing(
 
 
 # -- the card --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["choices", "free"])
+def test_a_model_that_transformers_cannot_answer_with_is_told(
+    runs: Runs,
+    generated: Path,
+    embedgrad: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no layer\nof attention")
+
+    def opened(*arguments: Any) -> Any:
+        program = open_example(*arguments)
+        program.answer = fail
+        return program
+
+    if task == "choices":
+        monkeypatch.setattr("embedgrad.deploy.verify.embeddings.open_example", opened)
+    else:
+        monkeypatch.setattr("transformers.LlamaForCausalLM.generate", fail)
+    run = generated if task == "free" else runs.of("safetensors")
+    done = embedgrad("export", run, "--to", "safetensors", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert done.lines[-1] == (
+        "error: transformers cannot answer with the exported prompt: "
+        "no layer of attention (ValueError)"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_text_stays_text_on_the_card() -> None:

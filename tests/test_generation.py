@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import random
@@ -23,6 +24,7 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.model.answer_batch import choose
 from embedgrad.model.decoding import Decoding, Generation, GrowingText, draw
 from embedgrad.model.generation import Reply, replies, stream
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.registry import build
 from embedgrad.prompt.sequence import Target
 from kit import LABELS, Kit, cut, kit, noisy, plain_logits
@@ -99,6 +101,31 @@ def test_a_token_is_drawn_behind_those_before_it(architecture: str) -> None:
                 spoken += draw(logits_V[None], SAMPLED, [numbers.random()]).tolist()
             text = made.loaded.tokenizer.decode(spoken, skip_special_tokens=True)
             assert found[i][sample] == (text, True, tuple(spoken))
+
+
+@pytest.mark.parametrize("fault", ["raises", "forgets"])
+def test_a_model_that_cannot_generate_answers_in_full_passes(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    made = made_of("mamba", 2)
+    assert made.model.forward.can_generate
+    expected = answers(made, SAMPLED)
+    loaded, plain = made.loaded.model, made.loaded.model.forward
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        if options.get("use_cache"):
+            if fault == "raises":
+                raise IndexError("list index out of range")
+            options["cache_params"] = None
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(loaded, "forward", forward)
+    model = LanguageModel(made.loaded)
+    assert not model.forward.can_generate
+    other = dataclasses.replace(made, model=model)
+    assert answers(other, SAMPLED) == expected
+    pieces, reply = streamed(other, SAMPLED)
+    assert ("".join(pieces), reply) == (expected[0][0].text, expected[0][0])
 
 
 def test_seed_number_and_sample_decide_what_is_drawn() -> None:

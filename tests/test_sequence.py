@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import tiny
 from embedgrad.errors import DataError, EmbedgradError, TemplateError
-from embedgrad.prompt.sequence import Sequencer
+from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.template import Renderer, Template
 from kit import DAY, LABELS, PLACEMENTS, cut
 from kit_text import CHATS, FREE, KINDS, TEXTS, example, plain_ids, sequencer, shared, tokens
@@ -125,17 +125,46 @@ def test_a_column_that_merges_keeps_its_plain_tokens() -> None:
     )
 
 
+def test_a_row_with_the_end_of_the_turn_and_one_without_a_cut() -> None:
+    plain, targets, inputs = (1, 2, 3, 4, 5), ((7,), (8, 9)), ((17,), (18, 19))
+    own = example("x")
+    row = TokenSequence((1, 2), (3, 0, 5), targets, 1, plain, own, shared=1, later=(1,))
+    row = replace(row, inputs=inputs, end=(6,), rows=(0, 1))
+    ended = replace(row, targets=(*targets, (8, 9, 6)), inputs=(*inputs, (18, 19, 6)), end=())
+    assert row.with_end() == ended
+    assert replace(row, inputs=None).with_end() == replace(ended, inputs=None)
+    assert row.uncut() == TokenSequence((), plain, targets, 1, None, own, end=(6,))
+
+
 def test_rows_that_merge_are_reported_or_refused() -> None:
     template = Template.plain("{review}[[\nSo is it good]]\n")
     rows = [example("It was great"), example("Was it great?")]
     made = sequencer("bytelevel", template, rows=rows)
     sequences = made.build(rows)
     assert [s.plain is None for s in sequences] == [True, False]
-    assert "in 1 of 2 rows" in made.notes(sequences)[0]
+    assert made.notes(sequences) == [
+        "in 1 of 2 rows the text next to a span merges with it; the text prompt is scored with its "
+        "plain tokens there"
+    ]
     refusing = sequencer("bytelevel", template, rows=rows, merges="refuse")
     with pytest.raises(TemplateError, match=r"in 1 of 2 rows .*first: rows\.csv:2.*line feed"):
         refusing.build(rows)
     assert len(refusing.build(rows[:1])) == 1
+
+
+def test_notes_say_what_free_answers_follow_and_what_does_not_end_them() -> None:
+    follow = "answers follow a space, as the text before them has none at its end"
+    endless = "this model has no end token: free answers run to evaluation.max_new_tokens"
+    template = Template.plain("{review}\n[[Is it good?]]")
+    for target, has_end, notes in (
+        (FREE, True, [follow]),
+        (FREE, False, [follow, endless]),
+        (LABELS, False, [follow]),
+    ):
+        made = sequencer("bytelevel", template, target)
+        if not has_end:
+            made.end_ids = ()
+        assert made.notes(made.build([example("x")])) == notes
 
 
 def test_without_columns_nothing_can_merge() -> None:

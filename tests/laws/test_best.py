@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator, Summary, summarize
+from embedgrad.evaluation.significance import wilson_interval
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.training import selection
@@ -192,3 +193,22 @@ def test_no_loss_keeps_the_text_prompt_from_rows_that_score_higher() -> None:
     for step, right, loss in ((0, 12, 0.1), (1, 13, 0.9), (2, 12, 0.2)):
         best.add(score_of(step, right / 24, 1.0, 0.5, loss), {})
     assert best.step == 2  # equal to the best step within an error, and to the text
+
+
+def test_an_evaluation_shows_the_last_score_the_best_one_and_the_texts() -> None:
+    best = Best("accuracy", {}, rows=10)
+    for step, accuracy in enumerate((0.5, 0.9, 0.8)):
+        best.add(score_of(step, accuracy, 1.0, None), {})
+    text, first, last = (
+        {"step": step, "accuracy": accuracy, "log_loss": 1.0, "interval": interval}
+        for step, accuracy, interval in zip(
+            range(3), (0.5, 0.9, 0.8), map(wilson_interval, (5, 9, 8), (10, 10, 10)), strict=True
+        )
+    )
+    shown = {"event": "evaluation", **last, "metric": "accuracy", "best": first, "text": text}
+    assert best.event() == shown
+    assert best.event(text=False) == {**shown, "text": None}
+    assert score_of(4, 0.5, 1.0, 0.25, 2.0, 3.0) == {
+        **{"step": 4, "accuracy": 0.5, "log_loss": 1.0},
+        **{"macro_f1": 0.25, "answer_loss": 2.0, "regret": 3.0},
+    }

@@ -18,6 +18,7 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 import tiny
+from embedgrad.errors import ModelError
 from embedgrad.model.attention import attend, attend_to
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import replies
@@ -232,6 +233,33 @@ def test_an_attention_of_the_models_own_is_seen_whatever_its_numbers(dtype: torc
     plain = tiny.loaded("llama", dtype=dtype)
     model = LanguageModel(LoadedModel(falcon, plain.tokenizer, plain.info))
     assert model.why_not_reusable is not None or model.forward.joins_keys
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_model_that_gives_all_logits(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    made = mixed(architecture)
+    rows = noisy(made.start)
+    expected = loss_and_gradient(made.model, rows, made.sequences)
+    plain = made.loaded.model.forward
+    whole = lambda *a, logits_to_keep=None, **options: plain(*a, **options)  # noqa: E731
+    monkeypatch.setattr(made.loaded.model, "forward", whole)
+    model = LanguageModel(made.loaded)
+    model.forward.linear_lm_head = False
+    assert_same(loss_and_gradient(model, rows, made.sequences), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_model_that_runs_on_no_batch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    loaded = tiny.loaded(architecture)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("size 4 must match\nsize 8")
+
+    monkeypatch.setattr(loaded.model, "forward", fail)
+    with pytest.raises(ModelError, match=r"does not run .* \(size 4 must match size 8 \(Runtime"):
+        LanguageModel(loaded)
 
 
 def test_unknown_scores_are_refused() -> None:

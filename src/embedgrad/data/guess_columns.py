@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ TEXT_NAMES = ("text", "question", "review", "sentence", "input", "prompt")
 GROUP_NAMES = ("group", "group_id")
 MOST_CHOICES = 20
 LONGEST_CHOICE = 40  # characters
+_KINDS = {dict: "an object", list: "a list", bytes: "bytes", float: "NaN"}
 
 
 @final
@@ -85,6 +87,20 @@ def guess_columns(
     return Guess(text, answer, answers, group, tuple(notes), labels)
 
 
+def list_columns(table: Table) -> str:
+    """The columns for a message; of one that is no text, the first cell that is none."""
+    return ", ".join(map(functools.partial(_describe, table), table.columns))
+
+
+def _describe(table: Table, name: str) -> str:
+    for row, source in zip(table.rows, table.sources, strict=True):
+        cell = row.get(name)
+        if cell is not None and cell_text(cell) is None:
+            kind = _KINDS.get(type(cell), f"a {type(cell).__name__}")
+            return f"{name} (in {source} {kind}; expected plain text)"
+    return name
+
+
 def _guess_labels(
     table: Table, answer: str, answers: Sequence[str], texts: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -129,7 +145,7 @@ def _guess_text(table: Table, values: Mapping[str, Sequence[str]]) -> str:
     """A known name, else the column with the longest text on average."""
     strings = [n for n in values if all(isinstance(row.get(n), str | None) for row in table.rows)]
     if not strings:
-        columns = ", ".join(table.columns)
+        columns = list_columns(table)
         raise data_error(table.name, f"no column holds text to read; its columns are {columns}")
     known = _sort_known(strings, TEXT_NAMES)
     return known[0] if known else max(strings, key=lambda n: sum(map(len, values[n])))

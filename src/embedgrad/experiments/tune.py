@@ -77,11 +77,8 @@ class Setting:
             low, high = (parse_toml(f"v = {part}")["v"] for part in bounds.split(".."))
             log = scale.strip() == "log"
             numbers = {type(low), type(high)} <= {int, float}
-            if (
-                not (numbers and low < high)
-                or (log and low <= 0)
-                or scale.strip() not in ("", "log")
-            ):
+            scaled = scale.strip() in ("", "log") and not (log and low <= 0)
+            if not (numbers and scaled and low < high):
                 raise ValueError("expected LOW < HIGH, and with log 0 < LOW")
             whole = isinstance(low, int) and isinstance(high, int)
             return cls(name, low, high, log=log, whole=whole)

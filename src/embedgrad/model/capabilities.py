@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
+from embedgrad.errors import ModelError
+from embedgrad.model.loading.quiet import one_line
 from embedgrad.prompt.sequence import TokenSequence
 
 if TYPE_CHECKING:
@@ -60,8 +62,10 @@ def why_not_reusable(model: Any, config: Any) -> str | None:
 
 @torch.no_grad()
 def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
-    """Set how a forward pass computes, by a trial; `prefixes` must store nothing."""
-    forward.linear_lm_head = _has_linear_lm_head(forward)
+    """Set how a forward pass computes, by a trial; `prefixes` must store nothing.
+
+    Raises `ModelError` where not even full passes run.
+    """
     some = [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(16)]
     nobody = Example({}, "", "trial")
     a, b, c, d, e = (tuple(some[i:j]) for i, j in ((0, 5), (5, 8), (8, 10), (11, 13), (13, 15)))
@@ -78,13 +82,18 @@ def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
     fast, forward.feed_forward = forward.feed_forward, None
     full = _try(lambda: forward.in_full(prompt_PD, scored, 2))
     forward.feed_forward = fast
+    if isinstance(full, str):
+        raise ModelError(f"the model does not run on a few texts of several lengths ({full})")
+    if forward.why_not_reusable is not None:
+        return
+    forward.linear_lm_head = _has_linear_lm_head(forward)
     exact = forward.dtype in (torch.float32, torch.float64)
     if exact and _difference(_try(on_prefixes), full, 1e-3) is None:
         return  # the usual case, in the fewest passes
     forward.feed_forward, forward.joins_keys = None, True
     joined = _try(on_prefixes)
     forward.why_not_reusable = _difference(joined, full, 1e-2 if exact else 0.5)
-    if forward.why_not_reusable is not None:
+    if isinstance(joined, str) or forward.why_not_reusable is not None:
         return
     # Rounding hides much in half precision; with joined keys it is nearly the same.
     for forward.feed_forward, forward.joins_keys in ((fast, False), (None, False), (None, True)):
@@ -117,14 +126,13 @@ def _try(compute: Callable[[], Tensor]) -> Tensor | str:
     try:
         return compute()
     except Exception as error:  # an unknown model may raise anything
-        return f"{type(error).__name__}: {error}"
+        return one_line(error)
 
 
-def _difference(found: Tensor | str, expected: Tensor | str, tolerance: float) -> str | None:
+def _difference(found: Tensor | str, expected: Tensor, tolerance: float) -> str | None:
     """Why one way of computing cannot replace another; None if it can."""
-    if isinstance(expected, str) or isinstance(found, str):
-        reason = expected if isinstance(expected, str) else found
-        return f"this model does not take stored prefixes ({reason})"
+    if isinstance(found, str):
+        return f"this model does not take stored prefixes ({found})"
     if not (found - expected).abs().max().item() < tolerance:
         return "with stored prefixes this model gives other results than in full passes"
     return None

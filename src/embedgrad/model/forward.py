@@ -58,8 +58,9 @@ class ForwardPass:
         self.longest_reuse = rope_limit(self._config)
         self.why_not_reusable = why_not_reusable(loaded.model, self._config)
         self._lock = threading.RLock()
-        # `capabilities.try_reuse` finds these out.
+        # `capabilities.try_reuse` and `try_generate` find these out.
         self.joins_keys = False
+        self.can_generate = True
         self.linear_lm_head = False
         layers = getattr(self._config, "num_hidden_layers", 0)
         self.feed_forward = last_feed_forward(loaded.model, layers)
@@ -146,8 +147,7 @@ class ForwardPass:
         self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        logits: Tensor = self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits
-        return logits
+        return _kept(self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits, keep_BT)
 
     def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
         """Log-probabilities [W] of the batch's target tokens."""
@@ -265,8 +265,12 @@ class ForwardPass:
         self.lockstep.begin()
         with self._lock, self._offloaded.reloading():
             more = {"attention_mask": mask_BT, "use_cache": False, "logits_to_keep": keep_BT}
-            logits: Tensor = self.model(inputs_embeds=embeds, **more).logits
-        return logits
+            return _kept(self.model(inputs_embeds=embeds, **more).logits, keep_BT)
+
+    def last_logits(self, embeds_1TD: Tensor) -> Tensor:
+        """Logits [1, V] behind one sequence, in a full pass."""
+        mask_1T = torch.ones(embeds_1TD.shape[:2], dtype=torch.long, device=self.device)
+        return self.full_pass(embeds_1TD, mask_1T, mask_1T.cumsum(1) == embeds_1TD.shape[1])
 
     def forget_longest_pass(self) -> None:
         """Dynamic rotary scaling would carry its longest pass over into shorter ones."""
@@ -274,6 +278,11 @@ class ForwardPass:
             for module in self.model.modules():
                 if hasattr(module, "max_seq_len_cached"):
                     module.max_seq_len_cached = 0
+
+
+def _kept(logits: Tensor, keep_BT: Tensor) -> Tensor:
+    """Logits [N, V], also of a model that gives them in all places (xLSTM)."""
+    return logits[keep_BT] if logits.dim() == 3 else logits
 
 
 def _join_begun(

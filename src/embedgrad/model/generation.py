@@ -21,11 +21,13 @@ from embedgrad.model.answer_batch import AnswerBatch, choose, read
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext
+from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.report.terminal.bars import show
 
 if TYPE_CHECKING:
+    from embedgrad.model.forward import ForwardPass
     from embedgrad.model.language_model import LanguageModel
 
 Waiting = Sequence[tuple[TokenSequence, Sequence[Generation]]]
@@ -170,12 +172,8 @@ def next_logits(
     """Logits [B, V] of the first token of each answer."""
     if not model.forward.one_by_one:
         return read(model, model.prefixes.context_of(prompt_PD, sequences), sequences)[0]
-    logits = []
-    for embeds in (model.forward.embed_in_full(prompt_PD, s) for s in sequences):
-        mask_BT = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
-        keep_BT = mask_BT.cumsum(1) == embeds.shape[1]  # the last place
-        logits.append(model.forward.full_pass(embeds, mask_BT, keep_BT))
-    return torch.cat(logits)
+    contexts = (model.forward.embed_in_full(prompt_PD, s) for s in sequences)
+    return torch.cat([model.forward.last_logits(embeds) for embeds in contexts])
 
 
 def begin(
@@ -265,6 +263,9 @@ def _decode_in_full(
     after_token: Callable[[], None] = lambda: None,
 ) -> None:
     """One answer by `transformers` `generate`, which gets its tokens from `generation`."""
+    if not model.forward.can_generate:
+        _decode_without_cache(model, prompt_PD, sequence, generation, after_token)
+        return
 
     def pick(_: Tensor, scores: Tensor) -> Tensor:
         if generation.over:
@@ -290,6 +291,50 @@ def _decode_in_full(
             logits_processor=LogitsProcessorList([pick]),
             stopping_criteria=StoppingCriteriaList([over]),
         )
+
+
+@torch.no_grad()
+def try_generate(forward: ForwardPass) -> None:
+    """Set whether the model's own `generate` gives from embeddings what full passes give."""
+    some = torch.tensor([[1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(8)]])
+    embeds = forward.embed(some.to(forward.device))
+    try:
+        with silence_libraries(), neutral_generation(forward.model):
+            made = forward.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(
+                    embeds.shape[:2], dtype=torch.long, device=forward.device
+                ),
+                max_new_tokens=3,
+                min_new_tokens=3,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+    except Exception:  # an unknown model may raise anything
+        forward.can_generate = False
+        return
+    full = forward.last_logits(torch.cat([embeds, forward.embed(made.sequences[:, :2])], dim=1))
+    exact = forward.dtype in (torch.float32, torch.float64)
+    most = (1e-3 if exact else 0.1) * full.abs().max()
+    forward.can_generate = bool((made.logits[2].to(full) - full).abs().max() <= most)
+
+
+def _decode_without_cache(
+    model: LanguageModel,
+    prompt_PD: Tensor,
+    sequence: TokenSequence,
+    generation: Generation,
+    after_token: Callable[[], None],
+) -> None:
+    """One answer, every token in a full pass over all before it."""
+    embeds = model.forward.embed_in_full(prompt_PD, sequence)
+    while not generation.over:
+        token = choose(model.forward.last_logits(embeds), [generation])
+        generation.add(int(token))
+        after_token()
+        embeds = torch.cat([embeds, model.forward.embed(token[None])], dim=1)
 
 
 def _steps_in_full(

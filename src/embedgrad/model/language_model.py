@@ -26,7 +26,7 @@ from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.capabilities import try_reuse
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.forward import ForwardPass, in_order
-from embedgrad.model.generation import Reply, replies
+from embedgrad.model.generation import Reply, replies, try_generate
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.spread import DeviceMap
 from embedgrad.model.outcome import Outcome
@@ -87,8 +87,9 @@ class LanguageModel:
         self.prefixes = PrefixStore(
             self.forward, PrefixCache.on(loaded.model.device, prefix_cache_budget)
         )
-        if self.why_not_reusable is None:
-            try_reuse(self.forward, PrefixStore(self.forward, PrefixCache(0)))
+        try_reuse(self.forward, PrefixStore(self.forward, PrefixCache(0)))
+        if self.forward.one_by_one:
+            try_generate(self.forward)
 
     def with_prefix_cache(self, cache: PrefixCache) -> LanguageModel:
         """The same model with its prefixes in another cache; nothing is loaded or tried again."""

@@ -10,7 +10,7 @@ import tomli_w
 
 from embedgrad.atomic_files import write_file
 from embedgrad.data.examples import cell_text
-from embedgrad.data.guess_columns import Guess, guess_columns
+from embedgrad.data.guess_columns import Guess, guess_columns, list_columns
 from embedgrad.data.labels import closest, escape
 from embedgrad.data.markup import parse
 from embedgrad.data.readers import read_table
@@ -69,7 +69,7 @@ def write_starter(
     reads = named[0] if named else reads
     guess = guess_columns(table, text=reads, answer=answer, words=words)
     if prompt is not None and guess.answer is None:
-        columns = ", ".join(table.columns)
+        columns = list_columns(table)
         problem = f"none of its columns ({columns}) looks like an answer; name one with --answer"
         raise data_error(table.name, problem)
     if guess.answer in named:

@@ -226,10 +226,7 @@ class Loop:
                 keep(self.checkpoint)
         except RunError as error:
             if self.saved > 0:
-                say(
-                    self.report,
-                    [f"{error}; training continues; the next try is after the next step"],
-                )
+                say(self.report, [f"{error}; training continues, and the next step tries again"])
             self.saved = -math.inf
         else:
             self.saved = time.perf_counter()

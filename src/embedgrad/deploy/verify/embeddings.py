@@ -19,7 +19,9 @@ from embedgrad.deploy.destinations.embedding_client import Bodies
 from embedgrad.deploy.destinations.vllm import VllmBodies
 from embedgrad.deploy.job import ExportedPrompt, Job, find_destination
 from embedgrad.deploy.verify.engine import Query
-from embedgrad.deploy.verify.local import EXACT, LocalEngine
+from embedgrad.deploy.verify.local import CANNOT_ANSWER, EXACT, LocalEngine
+from embedgrad.errors import ExportError
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import Ids
 
 
@@ -63,7 +65,8 @@ class SnippetEngine(EmbeddingEngine):
 
     def choose(self, query: Query) -> int | None:
         assert self.choices is not None
-        answer = self.program.answer(dict(query.sequence.example.columns))
+        with model_errors(CANNOT_ANSWER, ExportError):
+            answer = self.program.answer(dict(query.sequence.example.columns))
         return self.choices.names.index(answer)
 
 

@@ -15,12 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 from embedgrad.deploy.choices import Choices
 from embedgrad.deploy.job import ExportedPrompt, Job
 from embedgrad.deploy.verify.engine import Engine, Query
+from embedgrad.errors import ExportError
 from embedgrad.model.decoding import before_end
 from embedgrad.model.generation import neutral_generation
-from embedgrad.model.loading.quiet import silence_libraries
+from embedgrad.model.loading.quiet import model_errors
 from embedgrad.prompt.boundaries import Ids
 
 EXACT = 1e-4  # natural log-probability, in float32
+CANNOT_ANSWER = "transformers cannot answer with the exported prompt"
 BATCH = 8  # answers that are generated side by side
 
 
@@ -89,7 +91,11 @@ class LocalEngine(Engine):
     def greedy(self, queries: Sequence[Query], max_new_tokens: int) -> list[Ids]:
         """In batches, padded on the left: one by one they would take most of a check's time."""
         answers: list[Ids] = []
-        with silence_libraries(), torch.no_grad(), neutral_generation(self.model):
+        with (
+            model_errors(CANNOT_ANSWER, ExportError),
+            torch.no_grad(),
+            neutral_generation(self.model),
+        ):
             for first in range(0, len(queries), self.batch):
                 prompts = [self.prompt(query) for query in queries[first : first + self.batch]]
                 masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
