@@ -161,4 +161,4 @@ def test_a_query_that_was_cut_is_told(embedgrad: Command, finished: Finished) ->
     )
     assert done.code == 0
     assert done.json["columns"]["review"] == long
-    assert done.lines == ["column 'review' was cut in 1 rows that did not fit"]
+    assert done.lines == ["column 'review' was cut in 1 row that did not fit"]

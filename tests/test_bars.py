@@ -127,7 +127,7 @@ def test_a_log_gets_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> Non
         "loading mod\\x1b[31mel",
         "a note",
         "step 0/4, dev accuracy 60.0 % (31 to 83) with the text prompt, 0 % done",
-        "stopped as asked: 1 steps in 2 s",
+        "stopped as asked: 1 step in 2 s",
     ]
 
 

@@ -563,6 +563,20 @@ def test_any_encoding_of_the_output_will_do(
     assert described.startswith("[target]")
 
 
+def test_an_output_without_an_encoding_holds_everything(
+    finished: tuple[Path, Any], embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.StringIO()  # as where a notebook captures what is printed
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        done = embedgrad("generate", finished[0], "Gr\u00fc\u00dfe")
+        assert done.code == 0, done.err
+        assert embedgrad("evaluate", finished[0], "--json", "--quiet").code == 0
+    answer, scores = output.getvalue().splitlines()
+    assert answer.startswith(("positive", "negative"))
+    assert json.loads(scores)["split"] == "test"
+
+
 # -- exit statuses ---------------------------------------------------------------------------------
 
 

@@ -192,7 +192,7 @@ def test_a_run_resumes_with_its_groups_and_not_with_others(
     assert (stopped["interrupted"], stopped["train"]["steps"]) == (True, 5)
     lines = (data / "train.jsonl").read_text(encoding="utf-8")
     (data / "train.jsonl").write_text(lines.replace("farce", "drama", 1), encoding="utf-8")
-    with refused("cannot be resumed, as groups.sha256", error=RunError):
+    with refused("cannot be resumed, as groups is not what it was", error=RunError):
         run(own, tmp_path / "cut", resume=True)
     (data / "train.jsonl").write_text(lines, encoding="utf-8")
     resumed = run(own, tmp_path / "cut", resume=True)

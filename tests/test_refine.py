@@ -57,6 +57,17 @@ def refine(embedgrad: Command, folder: Path, model_folder: Path) -> Callable[...
     return run
 
 
+def test_a_note_on_the_file_is_told_once(refine: Callable[..., Done], folder: Path) -> None:
+    pairs = enumerate(REVIEWS.items())
+    rows = "".join(f'{i},"{text}\nand more",{label}\n' for i, (text, label) in pairs)
+    (folder / "broken.csv").write_text(f",review,label\n{rows}", "utf-8")
+    done = refine(data="broken.csv")
+    assert done.code == 0, done.err
+    assert done.err.count("a quote joins lines") == 1
+    assert done.err.count("column 1 has no name") == 1
+    assert "Not used" not in done.err
+
+
 def test_one_command_comes_to_a_verdict(refine: Callable[..., Done], embedgrad: Command) -> None:
     done = refine()
     assert done.code == 0, done.err
@@ -68,7 +79,7 @@ def test_one_command_comes_to_a_verdict(refine: Callable[..., Done], embedgrad: 
         "Guessed that column 'label' is the answer, one of 'negative', 'positive'.",
     ]
     assert f'user = "{{review}}\\n\\n[[{PROMPT}]]"' in done.err
-    assert "About 8 rows are left for the test: only a large gain will show." in done.err
+    assert "The test gets about 8 rows: only a large gain will show." in done.err
     assert "[evaluation]" not in done.err
     assert "Set aside 8 of 40 rows for test (stratified by answer, seed 0)." in done.err
     before, _, after = done.out.partition("\n\nnext:\n")
@@ -212,7 +223,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], dict[str, Any], tuple[st
         lambda folder: write_jsonl(folder / "a.jsonl", [{"n": 1}, {"n": 2}]) and None,
         *([], {"data": "a.jsonl"}, ("a.jsonl: no column holds text",)),
     ),
-    "few rows": (rows(ROWS[:3]), [], {}, ("would be empty: 0.2 of 3 rows",)),
+    "few rows": (rows(ROWS[:3]), [], {}, ("would be empty: a share of 0.2 of 3 rows",)),
     "--answer": (nothing, ["--answer", "lable"], {}, ("no column 'lable'; did you mean 'label'?",)),
     "--text": (nothing, ["--text", "reveiw"], {}, ("no column 'reveiw'; did you mean 'review'?",)),
     "--label": (nothing, ["--label", "positive"], {}, ("--label: positive; expected LABEL=WORD",)),

@@ -251,17 +251,17 @@ def test_other_data_and_another_model_are_refused(
     before = contents(out)
     lines = [json.loads(line) for line in (rows / "train.jsonl").read_text().splitlines()]
     write_jsonl(rows / "train.jsonl", [*lines[1:], {**lines[0], "review": "Another film."}])
-    with refused(f"{out}: cannot be resumed, as data.train.sha256", error=RunError):
+    with refused(f"{out}: cannot be resumed, as data.train is not what it was", error=RunError):
         run(recipe, out, resume=True)
     write_jsonl(rows / "train.jsonl", lines)
     shutil.copytree(other_models["seed"], model, dirs_exist_ok=True)
-    with refused(f"{out}: cannot be resumed, as model.embedding_digest", error=RunError):
+    with refused(f"{out}: cannot be resumed, as model.embedding_digest is not", error=RunError):
         run(recipe, out, resume=True)
     shutil.copytree(model_folder, model, dirs_exist_ok=True)
     tensors = load_file(model / "model.safetensors")
     tensors = {n: t * 3 if "mlp" in n else t for n, t in tensors.items()}
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with refused(f"{out}: cannot be resumed, as model.weights", error=RunError):
+    with refused(f"{out}: cannot be resumed, as model.weights is not", error=RunError):
         run(recipe, out, resume=True)
     assert contents(out) == before
     shutil.copytree(model_folder, model, dirs_exist_ok=True)

@@ -256,7 +256,7 @@ def test_limit_beyond_the_rows_is_noted() -> None:
         rows(8), rows(4, "d"), rows(4, "t"), columns=COLUMNS, limit={"dev": 9, "test": 4}
     )
     assert len(splits.dev) == 4
-    assert splits.notes == ("Limit 9 for dev: only 4 rows are there, all used.",)
+    assert splits.notes == ("Limit 9 for dev: it has only 4 rows, all used.",)
 
 
 def test_limit_that_is_none_of_the_kind_is_refused() -> None:
@@ -346,7 +346,7 @@ def test_single_class_training_set_is_refused() -> None:
     held_out = rows(4, "d"), rows(4, "t")
     with refused("data.train: all 9 rows have the answer 'a' (first: a.csv:", "at least two"):
         make_splits(rows(9, answers="a"), *held_out, columns=COLUMNS, choices="ab")
-    with refused("data.train: all 1 rows have the answer"):  # the limit made it so
+    with refused("data.train: its 1 row has the answer"):  # the limit made it so
         make_splits(rows(9), *held_out, columns=COLUMNS, choices="ab", limit={"train": 1})
 
 
@@ -374,11 +374,15 @@ def test_given_split_without_rows_is_refused(name: str) -> None:
 
 def test_split_too_small_to_carve_is_refused() -> None:
     with refused(
-        "data.test: would be empty: 0.2 of 2 rows in 2 parts", "data.dev_share and data.test_share"
+        "data.test: would be empty: a share of 0.2 of 2 rows; give",
+        "data.dev_share and data.test_share",
     ):
         make_splits(rows(2), columns=COLUMNS)
     one_group = [row(i, f"own {i}", group="only") for i in range(50)]
-    with refused("data.dev: would be empty: 0.2 of 50 rows in 1 parts", "one group"):
+    with refused(
+        "data.dev: would be empty: a share of 0.2 of 50 rows, which are 1 part (rows of",
+        "one group",
+    ):
         make_splits(one_group, columns=COLUMNS)
 
 

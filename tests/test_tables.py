@@ -154,8 +154,8 @@ def test_an_existing_path_wins_over_a_hub_name(
         ("a.csv", b"text\nfine\na\0b\n", ["a.csv:3: holds a NUL byte"]),
         ("a.jsonl", b'{"a": "\0"}\n', ["a.jsonl:1: holds a NUL byte"]),
         ("a.csv", b"a,b\n1,2\n\n1,2,3\n", ["a.csv:4: found 3 cells, expected 2", "','"]),
-        ("a.csv", b'a,b\n"x\ny",2\n1\n', ["a.csv:4: found 1 cells, expected 2"]),
-        ("a.tsv", b"a\tb\n1\t2\n1,2\n", ["a.tsv:3: found 1 cells, expected 2", r"'\t'"]),
+        ("a.csv", b'a,b\n"x\ny",2\n1\n', ["a.csv:4: found 1 cell, expected 2"]),
+        ("a.tsv", b"a\tb\n1\t2\n1,2\n", ["a.tsv:3: found 1 cell, expected 2", r"'\t'"]),
         ("a.csv", b'a,b\n1,2\n"x\ny,2\n3,4\n', ["a.csv:3: broken quoting", "written"]),
         ("a.csv", b'a,b\n"x"y,2\n', ["a.csv:2: broken quoting"]),
         ("a.csv", b"a,b,a\n1,2,3\n", ["a.csv:1: column 'a' occurs twice", "unique"]),
@@ -394,7 +394,7 @@ def test_two_lines_of_which_nothing_says_that_they_are_one_row_are_noted(tmp_pat
     table = read_table(put(tmp_path, "a.csv", 'q,a\n"What is 2, plus\n3",5\nWhat,6\n'))
     assert table.rows[0] == {"q": "What is 2, plus\n3", "a": "5"}
     (note,) = table.notes
-    assert note.startswith("a.csv: in 1 rows a quote joins lines that might")
+    assert note.startswith("a.csv: in 1 row a quote joins lines that might")
     assert "line 2" in note
 
 
@@ -434,6 +434,14 @@ def test_blanks_around_column_names_are_left_out_with_a_note(tmp_path: Path) -> 
     assert table.notes == ("a.csv: left out the blanks around the column names ' label '.",)
     with refused("a.csv:1: column 'a' occurs twice"):
         read_table(put(tmp_path, "a.csv", "a, a\n1,2\n"))
+
+
+def test_columns_without_a_name_are_counted(tmp_path: Path) -> None:
+    table = read_table(put(tmp_path, "a.csv", " ,text,label\n0,a,x\n1,b,y\n"))
+    assert table.columns == ("", "text", "label")
+    assert table.notes == ("a.csv: column 1 has no name.",)
+    with refused("b.csv:1: columns 2, 4 and 5 have no name", "one for each column"):
+        read_table(put(tmp_path, "b.csv", "text,,label,,\na,b,c,d,e\n"))
 
 
 # ------------------------------------------------------------------ columns that nobody asked for

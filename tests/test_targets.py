@@ -176,7 +176,7 @@ def test_truncation_cuts_no_more_than_it_must(
         assert made.truncated == 0
     else:
         assert made.truncated == 1
-        assert "column 'review' was cut in 1 rows" in made.notes([])[-1]
+        assert "column 'review' was cut in 1 row" in made.notes([])[-1]
 
 
 def test_a_text_that_takes_more_tokens_in_its_place_is_cut_and_not_refused() -> None:
@@ -234,7 +234,7 @@ def test_a_column_of_which_nothing_is_left_is_counted() -> None:
     context = size(untouched, example("")) + 1
     made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
     made(example("\U0001f642" * 3))
-    assert made.notes([])[-1].endswith("1 rows that did not fit, and nothing of it is left in 1")
+    assert made.notes([])[-1].endswith("1 row that did not fit, and nothing of it is left in 1")
 
 
 def test_a_template_that_does_not_fit_alone_is_refused() -> None:

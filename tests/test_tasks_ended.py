@@ -119,7 +119,7 @@ def test_a_family_that_changed_is_noticed(
     recipe = Recipe.from_dict(values(model_folder, data, parameterization=family))
     run(recipe, tmp_path / "new", should_stop=lambda: True)
     run_tasks(recipes_of(path), out, resume=True)
-    with refused("cannot be resumed, as parameterization.sha256", error=RunError):
+    with refused("cannot be resumed, as parameterization is not what it was", error=RunError):
         run(recipe, tmp_path / "new", resume=True)
 
 

@@ -22,6 +22,7 @@ from embedgrad import Decoding, ExportError, Target, Template
 from embedgrad.data.examples import Example
 from embedgrad.deploy.destinations.vocabulary import Vocabulary
 from embedgrad.deploy.formats import hf_files as tokenizer_files
+from embedgrad.deploy.formats.hf_files import write_config
 from embedgrad.deploy.job import find_destination
 from embedgrad.deploy.verify import parity
 from embedgrad.deploy.verify.parity import check
@@ -158,6 +159,15 @@ def test_nothing_else_changes(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
     assert facts["untied"]
     assert (facts["rows_dtype"], facts["rounding"]) == ("float32", 0.0)
+
+
+@pytest.mark.parametrize("sizes", [["vocab_size"], ["vocab_size", "decoder_vocab_size"]])
+def test_every_size_that_a_model_reads_its_table_by_grows(sizes: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(sizes, 8)))  # Marian has two
+    (tmp_path / "out").mkdir()
+    write_config(tmp_path, tmp_path / "out", vocabulary=11, lm_head="lm_head", dtype="")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {n: size for n, size in found.items() if "vocab" in n} == dict.fromkeys(sizes, 11)
 
 
 @pytest.mark.parametrize(("padding", "longer"), [(0, True), (3, True), (40, False)])

@@ -53,15 +53,23 @@ def break_line(line: str, width: int, indent: str = "") -> list[str]:
     ) or [""]
 
 
-def encodable(text: str, encoding: str) -> str:
-    """Text that an output's encoding can hold, of the same width in columns."""
+def encodable(text: str, encoding: str | None) -> str:
+    """Text that an output's encoding can hold, of the same width in columns.
+
+    An output without an encoding, as a notebook's or a `StringIO`, holds all text.
+    """
     try:
-        text.encode(encoding)
+        text.encode(encoding or "utf-8", "strict" if encoding else "surrogatepass")
         return text
     except UnicodeEncodeError:
         if len(text) == 1:
             return _PLAIN.get(text, "?" * cell_len(text))
         return "".join(encodable(c, encoding) for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 row, 2 rows."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def percent(share: float) -> str:

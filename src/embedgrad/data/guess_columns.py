@@ -83,7 +83,7 @@ def guess_columns(
     elif words:
         problem = f"the values of column {answer!r} are no labels, as they are too many or too long"
         raise data_error(table.name, f"{problem}; leave out what labels mean, or name the column")
-    notes = [*table.notes, *_notes(text, answer, answers, group), *more]
+    notes = [*_notes(text, answer, answers, group), *more]
     return Guess(text, answer, answers, group, tuple(notes), labels)
 
 

@@ -17,6 +17,7 @@ from typing import final
 
 from embedgrad.data.bounded_reads import LARGEST_FILE
 from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
+from embedgrad.formatting import counted
 
 # Excel takes a first line "sep=;" as the separator, and shows the rest.
 _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
@@ -46,14 +47,19 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
         return Parsed((), [], [])
     start, written = records[0].line, records[0].cells
     header = [cell.strip() for cell in written]
-    if header != written:
-        blank = ", ".join(quote(cell) for cell in written if cell != cell.strip())
+    if blank := ", ".join(quote(cell) for cell in written if cell.strip() not in ("", cell)):
         notes.append(f"left out the blanks around the column names {blank}")
     if len(header) == 1 and (
         other := next((c for c in ",;\t|" if c in header[0] and c != delimiter), "")
     ):
         problem = f"one column, whose name holds {other!r}: separate cells by {delimiter!r}"
         raise data_error(f"{name}:{start}", problem)
+    nameless = [str(number) for number, cell in enumerate(header, 1) if not cell]
+    if len(nameless) > 1:
+        which = f"{', '.join(nameless[:-1])} and {nameless[-1]}"
+        problem = f"columns {which} have no name; expected one for each column in the header"
+        raise data_error(f"{name}:{start}", problem)
+    notes += [f"column {number} has no name" for number in nameless]
     if len(set(header)) != len(header):
         raise data_error(
             f"{name}:{start}",
@@ -62,7 +68,7 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
         )
     for record in records:
         if len(record.cells) != len(header):
-            counts = f"found {len(record.cells)} cells, expected {len(header)}"
+            counts = f"found {counted(len(record.cells), 'cell')}, expected {len(header)}"
             advice = f"quote cells that hold {delimiter!r}"
             raise data_error(f"{name}:{record.line}", f"{counts} as in the header; {advice}")
     notes += _check_quotes(records, name, delimiter)
@@ -172,8 +178,8 @@ def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[
     if not unsure:
         return []
     return [
-        f"in {len(unsure)} rows a quote joins lines that might be rows by themselves (first: line "
-        f"{unsure[0]}); if so, close the quote"
+        f"in {counted(len(unsure), 'row')} a quote joins lines that might be rows by themselves "
+        f"(first: line {unsure[0]}); if so, close the quote"
     ]
 
 

@@ -17,6 +17,7 @@ from embedgrad.data.problems import Problems
 from embedgrad.data.readers import Source, read_table
 from embedgrad.data.table import MOST_ROWS, Table, data_error, quote
 from embedgrad.errors import DataError, nearest
+from embedgrad.formatting import counted
 
 NAMES = ("train", "dev", "test")
 DRAWN_FROM = 2**17  # rows: of a longer source, a limit draws of its first ones
@@ -295,13 +296,16 @@ def _carve(
         dealt += len(unit)
         behind = max(shares, key=lambda name: shares[name] * dealt - len(parts[name]))
         parts[behind] += unit
+    whole = counted(len(examples), "row")
+    if len(units) < len(examples):
+        together = "rows of one group or with one text stay together"
+        whole = f"{whole}, which are {counted(len(units), 'part')} ({together})"
     for name, part in parts.items():
         if not part:
             raise data_error(
                 f"data.{name}",
-                f"would be empty: {shares[name]:.3g} of {len(examples)} rows in {len(units)} parts "
-                "(rows of one group or with one text stay together); give more rows or a larger "
-                "share in data.dev_share and data.test_share",
+                f"would be empty: a share of {shares[name]:.3g} of {whole}; give more rows or a "
+                "larger share in data.dev_share and data.test_share",
             )
         if name != "train":
             manner = "by group" if grouped else "stratified by answer"
@@ -310,7 +314,8 @@ def _carve(
             )
     repeats = len(examples) - len({text_key(example, columns) for example in examples})
     if repeats:
-        notes.append(f"Kept together in one split: {repeats} rows that repeat another row's text.")
+        repeated = "1 row that repeats" if repeats == 1 else f"{repeats} rows that repeat"
+        notes.append(f"Kept together in one split: {repeated} another row's text.")
     return parts
 
 
@@ -348,7 +353,9 @@ def _limit(
     if limit < 1:
         raise data_error(f"data.limit.{name}", f"is {limit}; expected at least 1")
     if limit > len(rows):
-        notes.append(f"Limit {limit} for {name}: only {len(rows)} rows are there, all used.")
+        notes.append(
+            f"Limit {limit} for {name}: it has only {counted(len(rows), 'row')}, all used."
+        )
     if not stratified or limit >= len(rows):
         return tuple(rows[:limit])
     sizes, before = Counter(row.answer for row in rows), Counter[str]()
@@ -366,8 +373,9 @@ def _check_choices(
 ) -> None:
     train = rows["train"]
     if len(label_balance(train)) < 2:
+        every = "its 1 row has" if len(train) == 1 else f"all {len(train)} rows have"
         problem = (
-            f"all {len(train)} rows have the answer {quote(train[0].answer)} "
+            f"{every} the answer {quote(train[0].answer)} "
             f"(first: {train[0].source}); expected at least two of the choices"
         )
         refuse(data_error("data.train", problem))

@@ -16,6 +16,7 @@ from embedgrad.data.markup import parse
 from embedgrad.data.readers import read_table
 from embedgrad.data.table import Table, data_error, quote
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
+from embedgrad.formatting import counted
 from embedgrad.parts.scorers import parse_number
 from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
@@ -78,14 +79,17 @@ def write_starter(
     there = relocate({"data": {"train": data}, "model": {"name": model}}, out.parent)
     limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
     used = {guess.text, guess.answer, guess.group, None if guess.choices else _solution(table)}
-    notes = [*guess.notes, *_unused(table, {*used, *named}), *(() if plain else (CHAT_NOTE,))]
+    read = () if prompt is not None else table.notes  # a run tells them itself
+    unused = _unused(table, {*used, *named})
+    notes = [*read, *guess.notes, *unused, *(() if plain else (CHAT_NOTE,))]
     limit = LIMIT
     if prompt is not None and limits:
         most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
         notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
         limit = "limit = { " + ", ".join(f"{n} = {rows}" for n, rows in limits.items()) + " }"
     if prompt is not None and (tested := len(table.rows) // 5) < FEW:
-        notes.append(f"About {tested} rows are left for the test: only a large gain will show.")
+        about = counted(max(tested, 1), "row")
+        notes.append(f"The test gets about {about}: only a large gain will show.")
     text = starter(
         *(there["data"]["train"], table, guess, there["model"]["name"]),
         notes=notes,
@@ -221,9 +225,11 @@ def _solution(table: Table) -> str | None:
 
 
 def _unused(table: Table, used: Collection[str | None]) -> list[str]:
-    """A note on columns of text that the recipe does not read."""
+    """A note on columns of text that have a name, and that the recipe does not read."""
     rest = [
-        n for n in table.columns if n not in used and any(cell_text(r.get(n)) for r in table.rows)
+        n
+        for n in table.columns
+        if n and n not in used and any(cell_text(r.get(n)) for r in table.rows)
     ]
     more = f" and {len(rest) - FEW_NAMES} more" if len(rest) > FEW_NAMES else ""
     return [f"Not used: {', '.join(map(quote, rest[:FEW_NAMES]))}{more}."] if rest else []

@@ -74,6 +74,7 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
 
 
 # Where quantization methods list the layers that they skip; unset: the lm_head is skipped.
+_OWN_SIZES = {"decoder_vocab_size"}  # of a table, beside that of the output layer
 _LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
@@ -91,7 +92,8 @@ def write_config(source: Path, folder: Path, *, vocabulary: int, lm_head: str, d
     config = _read(source / CONFIG)
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    text["vocab_size"] = vocabulary
+    for key in {"vocab_size", *_OWN_SIZES & text.keys()}:
+        text[key] = vocabulary
     text["tie_word_embeddings"] = config["tie_word_embeddings"] = False
     if dtype:
         keys = {key for part in (text, config) for key in ("dtype", "torch_dtype") if key in part}

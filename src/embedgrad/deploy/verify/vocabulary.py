@@ -33,7 +33,8 @@ class CheckpointEngine(LocalEngine):
         self.tolerance = EXACT if exact else None
         auto: Any = AutoModelForCausalLM
         own = {"local_files_only": True, "trust_remote_code": False}
-        with model_errors(f"{folder}: transformers does not open it", EngineError):
+        where = "the export" if folder.name.startswith(".") else folder  # not published yet
+        with model_errors(f"{where}: transformers does not open it", EngineError):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
             self.model = auto.from_pretrained(folder, dtype="auto", **own)
             self.suppressed = self.model.generation_config.suppress_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ MAY_CHANGE = (
 
 # Where an engine is and how long it may take; whether there is one counts.
 ENGINE = ("sampling.engine", "sampling.model", "sampling.timeout")
+
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{16,}(,[0-9a-f]{64})*")
 
 
 def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -47,7 +50,13 @@ def differences(
     names = sorted(
         n for n in {*then, *now} if then.get(n) != now.get(n) and not n.startswith(ignored)
     )
-    return [f"{n} is {show(then.get(n))} there and {show(now.get(n))} here" for n in names]
+    return [_difference(n, then.get(n), now.get(n)) for n in names]
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (then, now)):
+        return f"{name.removesuffix('.sha256')} is not what it was"  # digests tell nobody anything
+    return f"{name} is {show(then)} there and {show(now)} here"
 
 
 def shared_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,10 @@ def resolve(
     try:
         folder = _hub_folder(name, revision, local_files_only, report)
     except _HubMiss as miss:
+        cure = "; if it moved, give --set model.name=PLACE" if os.path.isabs(name) else ""
         raise ModelError(
-            f"model {name!r} was not found: no file or folder here; {miss}{_near_misses(name)}"
+            f"model {name!r} was not found: no file or folder here; {miss}"
+            f"{_near_misses(name)}{cure}"
         ) from miss.__cause__
     return Source("hub", folder, revision=folder.name)
 

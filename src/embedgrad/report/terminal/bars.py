@@ -106,7 +106,7 @@ class Bars:
         from tqdm.std import tqdm
 
         stream = self._cell or sys.stderr
-        tqdm.write(encodable(visible(text), stream.encoding or "utf-8"), file=stream)
+        tqdm.write(encodable(visible(text), stream.encoding), file=stream)
 
 
 @final
