@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 import tiny
+from embedgrad.cli import app
 
 ROWS = {"train": 24, "dev": 8, "test": 12}
 PROMPT = "Is the review positive or negative?"
@@ -40,6 +41,8 @@ class Done:
 Command = Callable[..., Done]
 # Typer builds every verb anew for each call, which takes longer than most of them.
 get_command = functools.cache(typer.main.get_command)
+# Of a command's own context: a command keeps the help option of its first one.
+LIKE_THE_PROGRAM: Any = app.info.context_settings
 
 
 def save_model(folder: Path, architecture: str = "llama", **options: Any) -> Path:

@@ -19,7 +19,7 @@ import pytest
 
 import embedgrad as eg
 from embedgrad.cli import app, main
-from run_kit import Command, Done, get_command
+from run_kit import LIKE_THE_PROGRAM, Command, Done, get_command
 
 pytest_plugins = ["tiny_runs"]
 
@@ -236,7 +236,7 @@ def test_help_has_an_example_that_parses(verb: str, embedgrad: Command) -> None:
     program, called, *rest = shlex.split(example)
     assert (program, called) == ("embedgrad", verb)
     assert names(verbs()[verb]) >= {word for word in rest if word.startswith("--")}
-    verbs()[verb].make_context("embedgrad", rest)
+    verbs()[verb].make_context("embedgrad", rest, **LIKE_THE_PROGRAM)
 
 
 def test_every_option_has_help() -> None:
@@ -359,7 +359,7 @@ def test_new_says_what_to_run_next(
     assert [words[1] for words in commands] == ["plan", "optimize", "report"]
     assert commands[1][2:] == [str(recipe), "--out", str(Path("runs", "a recipe"))]
     for _, verb, *rest in commands:
-        verbs()[verb].make_context("embedgrad", rest)
+        verbs()[verb].make_context("embedgrad", rest, **LIKE_THE_PROGRAM)
 
 
 # -- the screen ------------------------------------------------------------------------------------

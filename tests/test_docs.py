@@ -33,7 +33,7 @@ from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.registry import build, build_part
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.tasks import read_tasks
-from run_kit import get_command
+from run_kit import LIKE_THE_PROGRAM, get_command
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedgrad"
@@ -810,7 +810,7 @@ def parse(line: str) -> dict[str, Any]:
     assert verb in group.commands, f"no such verb: {verb}"
     if not arguments:  # a mention of the verb
         return {}
-    with group.commands[verb].make_context(verb, arguments) as context:
+    with group.commands[verb].make_context(verb, arguments, **LIKE_THE_PROGRAM) as context:
         return dict(context.params)
 
 
