@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import pytest
 import export_kit
 from embedgrad import load
 from embedgrad.atomic_files import write_file, write_json
+from embedgrad.environment import process_name
 from embedgrad.errors import EngineError
 from embedgrad.experiments import map as mapping
 from embedgrad.experiments import map_workers
@@ -47,7 +47,7 @@ class Forked(map_workers.Worker):
     def __init__(self, do: Callable[[], None]) -> None:
         self.process = multiprocessing.get_context("fork").Process(target=do)
         self.process.start()
-        self.name = f"{socket.gethostname()} {self.process.pid}"
+        self.name = process_name(self.process.pid)
 
     def ended(self) -> str | None:
         if self.process.is_alive():
@@ -201,8 +201,8 @@ def test_a_row_that_was_changed_is_not_taken_for_finished(
 
 def test_a_second_map_leaves_what_another_one_is_at_work_on(recipe: Write, tmp_path: Path) -> None:
     jobs = [mapping.Job(name, recipe(), ()) for name in ("busy", "free")]
+    (tmp_path / mapping.STATE).mkdir()
     for job in jobs:
-        job.lock(tmp_path)
         job.note(tmp_path, ["it failed"], "someone")
     with jobs[0].lock(tmp_path):
         mapping.prepare(jobs, tmp_path)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from embedgrad.cli import main
+from embedgrad.environment import process_name
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.events import quiet
 from embedgrad.experiments import tune as tuning
@@ -268,7 +269,7 @@ def test_what_a_killed_process_had_begun_is_begun_again(recipe: Write, tmp_path:
     settings = space[0].suggest(lost)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    lost.set_user_attr("worker", f"{tuning.socket.gethostname()} {gone.pid}")
+    lost.set_user_attr("worker", process_name(gone.pid))
     found = tune(path, out, [RATE], lambda event: None, trials=2)
     assert [trial["trial"] for trial in sorted(found["trials"], key=lambda t: t["trial"])] == [0, 2]
     assert json.loads(settings) in [t["optimizer.learning_rate"] for t in found["trials"]]
@@ -281,7 +282,7 @@ def losing(study: Any) -> Any:
     with gone.stdout:
         gone.stdout.read()
     trial = study.ask()
-    trial.set_user_attr("worker", f"{tuning.socket.gethostname()} {gone.pid}")
+    trial.set_user_attr("worker", process_name(gone.pid))
     return gone
 
 

@@ -12,7 +12,8 @@ import os
 from typing import TYPE_CHECKING
 
 # Products of the MKL, PyTorch's on x86, have the same bits in any company and at any address, so
-# that a resumed run is the same; it costs no time that can be measured. Read at the first product.
+# that a resumed run is the same. With AVX2 prefixes are built up to 15 % slower, with AVX-512 no
+# slower (benchmarks/LOG.md). Read at the first product.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""Package versions, peak memory and the cache folder."""
+"""Package versions, processes, peak memory and the cache folder."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
 import os
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,17 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error as error:
         return isinstance(error, psutil.AccessDenied)
+
+
+def process_name(pid: int | None = None) -> str:
+    """The name of a process of this machine, by default this one, among those of all machines."""
+    return f"{socket.gethostname()} {os.getpid() if pid is None else pid}"
+
+
+def may_run(process: str) -> bool:
+    """Whether a process of that name runs, as far as can be told from this machine."""
+    host, pid = process.split()
+    return host != socket.gethostname() or is_running(int(pid))
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import TextIO
 
 from rich.cells import cell_len
 
-# What we write ourselves beyond ASCII, for encodings that lack it; each one column wide.
 # The marks by which tokenizers write a blank and a line end in a token, as signs that people know.
 BLANKS = str.maketrans("\u0120\u2581\u010a", "\u00b7\u00b7\u21b5")
+# What we write ourselves beyond ASCII, for encodings that lack it; each one column wide.
 _PLAIN = {"\u2026": "~", "\u00b7": "_"}  # an ellipsis, the dot that marks a space
 
 

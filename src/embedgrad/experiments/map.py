@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 from embedgrad.atomic_files import remove_file, write_file, write_json
 from embedgrad.data.bounded_reads import read_json
 from embedgrad.data.readers import read_table
+from embedgrad.environment import process_name
 from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
 from embedgrad.evaluation.significance import holm
 from embedgrad.evaluation.verdict import word
 from embedgrad.events import Report, quiet, say, scoring
-from embedgrad.experiments.map_workers import DIED, Worker, process_name
+from embedgrad.experiments.map_workers import DIED, Worker
 from embedgrad.experiments.run import run
 from embedgrad.experiments.run_folder import read_finished
 from embedgrad.recipe.build import KeptModel
@@ -92,7 +93,6 @@ class Job:
 
     def lock(self, out: Path) -> FileLock:
         """Whose holder is at work on it; `Timeout` where that is another one."""
-        (out / STATE).mkdir(parents=True, exist_ok=True)
         return FileLock(out / STATE / f"{self.name}.lock", timeout=0)
 
     def forget(self, out: Path) -> None:
@@ -155,6 +155,7 @@ def prepare(jobs: Sequence[Job], out: Path) -> None:
     Rows that another process is at work on are left to it. Raises `RunError` where a finished run
     is one of other settings than its row's.
     """
+    (out / STATE).mkdir(parents=True, exist_ok=True)
     for job in jobs:
         with suppress(Timeout), job.lock(out):
             if job.result(out) is None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
+from embedgrad.environment import process_name
+
 DIED = "its process died ({})"  # with the worker's name
 PRELOADED = ["embedgrad.experiments.map"]
-
-
-def process_name(pid: int | None = None) -> str:
-    """The name of a process of this machine, by default this one, among those of all machines."""
-    return f"{socket.gethostname()} {os.getpid() if pid is None else pid}"
 
 
 class Worker(ABC):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from filelock import FileLock
 
 from embedgrad.atomic_files import finite, write_file, write_json
 from embedgrad.data.bounded_reads import parse_toml
-from embedgrad.environment import is_running
+from embedgrad.environment import may_run, process_name
 from embedgrad.errors import (
     DataError,
     EmbedgradError,
@@ -33,7 +32,6 @@ from embedgrad.errors import (
     one_line,
 )
 from embedgrad.events import Report, quiet, say, stage
-from embedgrad.experiments.map_workers import process_name
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import KeptModel, prepare
 from embedgrad.recipe.overrides import as_toml
@@ -359,10 +357,10 @@ def _begin(study: Any, out: Path, trials: int, report: Report) -> tuple[Any, int
 
 def _is_dead(trial: Any) -> bool:
     """Whether a trial's process is gone, as far as can be told from here."""
-    host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
-    if not host:  # its process died before it said who it is
-        return bool(datetime.now() - trial.datetime_start > UNNAMED)
-    return host == socket.gethostname() and not is_running(int(pid))
+    if worker := trial.user_attrs.get("worker"):
+        return not may_run(worker)
+    # Its process died before it said who it is.
+    return bool(datetime.now() - trial.datetime_start > UNNAMED)
 
 
 def _bury(study: Any, trial: Any, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Check whether a model allows prefix reuse."""
+"""Try what a model allows: prefix reuse, and its own `generate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from embedgrad.data.examples import Example
 from embedgrad.errors import ModelError
-from embedgrad.model.loading.quiet import one_line
+from embedgrad.model.generation import neutral_generation
+from embedgrad.model.loading.quiet import one_line, silence_libraries
 from embedgrad.prompt.sequence import TokenSequence
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
 
     Raises `ModelError` where not even full passes run.
     """
-    some = [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(16)]
+    some = _some_ids(forward, 16)
     nobody = Example({}, "", "trial")
     a, b, c, d, e = (tuple(some[i:j]) for i, j in ((0, 5), (5, 8), (8, 10), (11, 13), (13, 15)))
     sequences = [
@@ -87,7 +88,7 @@ def try_reuse(forward: ForwardPass, prefixes: PrefixStore) -> None:
     if forward.why_not_reusable is not None:
         return
     forward.linear_lm_head = _has_linear_lm_head(forward)
-    exact = forward.dtype in (torch.float32, torch.float64)
+    exact = _is_exact(forward)
     if exact and _difference(_try(on_prefixes), full, 1e-3) is None:
         return  # the usual case, in the fewest passes
     forward.feed_forward, forward.joins_keys = None, True
@@ -119,6 +120,41 @@ def _has_linear_lm_head(forward: ForwardPass) -> bool:
     except Exception:  # an unknown model may raise anything
         return False
     return torch.equal(logits, plain)  # the same operation on the same numbers
+
+
+@torch.no_grad()
+def try_generate(forward: ForwardPass) -> None:
+    """Set whether the model's own `generate` gives from embeddings what full passes give."""
+    embeds = forward.embed(torch.tensor([_some_ids(forward, 8)], device=forward.device))
+    try:
+        with silence_libraries(), neutral_generation(forward.model):
+            made = forward.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(
+                    embeds.shape[:2], dtype=torch.long, device=forward.device
+                ),
+                max_new_tokens=3,
+                min_new_tokens=3,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+    except Exception:  # an unknown model may raise anything
+        forward.can_generate = False
+        return
+    full = forward.last_logits(torch.cat([embeds, forward.embed(made.sequences[:, :2])], dim=1))
+    most = (1e-3 if _is_exact(forward) else 0.1) * full.abs().max()
+    forward.can_generate = bool((made.logits[2].to(full) - full).abs().max() <= most)
+
+
+def _some_ids(forward: ForwardPass, count: int) -> list[int]:
+    """Token ids to try a model with."""
+    return [1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(count)]
+
+
+def _is_exact(forward: ForwardPass) -> bool:
+    return forward.dtype in (torch.float32, torch.float64)
 
 
 def _try(compute: Callable[[], Tensor]) -> Tensor | str:

@@ -21,13 +21,11 @@ from embedgrad.model.answer_batch import AnswerBatch, choose, read
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.kv_cache import CachedContext
-from embedgrad.model.loading.quiet import silence_libraries
 from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.sequence import TokenSequence
 from embedgrad.report.terminal.bars import show
 
 if TYPE_CHECKING:
-    from embedgrad.model.forward import ForwardPass
     from embedgrad.model.language_model import LanguageModel
 
 Waiting = Sequence[tuple[TokenSequence, Sequence[Generation]]]
@@ -291,34 +289,6 @@ def _decode_in_full(
             logits_processor=LogitsProcessorList([pick]),
             stopping_criteria=StoppingCriteriaList([over]),
         )
-
-
-@torch.no_grad()
-def try_generate(forward: ForwardPass) -> None:
-    """Set whether the model's own `generate` gives from embeddings what full passes give."""
-    some = torch.tensor([[1 + i * 7 % max(forward.vocabulary - 1, 1) for i in range(8)]])
-    embeds = forward.embed(some.to(forward.device))
-    try:
-        with silence_libraries(), neutral_generation(forward.model):
-            made = forward.model.generate(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones(
-                    embeds.shape[:2], dtype=torch.long, device=forward.device
-                ),
-                max_new_tokens=3,
-                min_new_tokens=3,
-                do_sample=False,
-                pad_token_id=0,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-    except Exception:  # an unknown model may raise anything
-        forward.can_generate = False
-        return
-    full = forward.last_logits(torch.cat([embeds, forward.embed(made.sequences[:, :2])], dim=1))
-    exact = forward.dtype in (torch.float32, torch.float64)
-    most = (1e-3 if exact else 0.1) * full.abs().max()
-    forward.can_generate = bool((made.logits[2].to(full) - full).abs().max() <= most)
 
 
 def _decode_without_cache(

@@ -23,10 +23,10 @@ from torch import Tensor
 from embedgrad.data.examples import Example
 from embedgrad.events import Report, quiet, stage
 from embedgrad.model.backbone import Prompt, join_spans
-from embedgrad.model.capabilities import try_reuse
+from embedgrad.model.capabilities import try_generate, try_reuse
 from embedgrad.model.decoding import Decoding
 from embedgrad.model.forward import ForwardPass, in_order
-from embedgrad.model.generation import Reply, replies, try_generate
+from embedgrad.model.generation import Reply, replies
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.spread import DeviceMap
 from embedgrad.model.outcome import Outcome

@@ -12,7 +12,6 @@ import datetime
 import json
 import os
 import signal
-import socket
 import threading
 import time
 import zlib
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from embedgrad.environment import is_running
+from embedgrad.environment import may_run, process_name
 from embedgrad.errors import EngineError
 from embedgrad.prompt.sequence import TokenSequence
 
@@ -46,7 +45,7 @@ class Workers:
         # Bytes since `begin_step`, and those of the last step.
         self.sent = self.step_sent = {"gradients": 0, "log-probabilities": 0}
         if store is not None:
-            store.set(f"worker/{rank}", f"{socket.gethostname()} {os.getpid()}")
+            store.set(f"worker/{rank}", process_name())
 
     @property
     def is_first(self) -> bool:
@@ -196,15 +195,16 @@ class Workers:
 
     def speaks(self) -> bool:
         """Whether it is on this worker to say why all end: no earlier one lives, or has said it."""
+        if self.is_first:
+            return True
         silent = list[int]()
         with suppress(RuntimeError):  # where the store is gone too
             silent = [rank for rank in self.dead() if not self.store.check([f"failed/{rank}"])]
-        return self.is_first or set(range(self.rank)) <= set(silent)
+        return set(range(self.rank)) <= set(silent)
 
     def _runs(self, rank: int) -> bool:
         """Whether a worker's process runs, as far as can be told from here."""
-        host, pid = self.store.get(f"worker/{rank}").decode().split()
-        return host != socket.gethostname() or is_running(int(pid))
+        return may_run(self.store.get(f"worker/{rank}").decode())
 
     def _name(self, rank: int) -> str:
         host, pid = self.store.get(f"worker/{rank}").decode().split()

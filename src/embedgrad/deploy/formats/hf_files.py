@@ -73,8 +73,8 @@ def _edit(source: Path, folder: Path, exported: Any) -> None:
         _write(folder / ADDED, _read(source / ADDED) | {t.content: i for i, t in new})
 
 
-# Where quantization methods list the layers that they skip; unset: the lm_head is skipped.
 _OWN_SIZES = {"decoder_vocab_size"}  # of a table, beside that of the output layer
+# Where quantization methods list the layers that they skip; unset: the lm_head is skipped.
 _LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
