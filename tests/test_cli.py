@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,22 @@ def test_help_cuts_no_sentence(embedgrad: Command) -> None:
     assert done.code == 0
     assert [verb for verb in VERBS if verb in done.out] == list(VERBS)
     assert "..." not in done.out.partition("Commands:")[2]
+
+
+def test_the_command_line_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    ends = list[object]()
+
+    def run() -> None:
+        try:
+            main(["--version"])
+        except SystemExit as end:
+            ends.append(end.code)
+
+    thread = threading.Thread(target=run)  # where Python lets nobody handle signals
+    thread.start()
+    thread.join()
+    assert ends == [0]
+    assert capsys.readouterr().out.startswith("embedgrad ")
 
 
 def test_without_arguments_there_is_help(embedgrad: Command) -> None:

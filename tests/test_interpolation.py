@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def test_an_interpolation_that_cannot_be_written_is_shown(folder: Path, embedgra
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="interpolation"' in html
     assert 'id="meaning"' in html
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(
+    folder: Path, embedgrad: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "embedgrad.experiments.interpolation.interpolate", lambda *_: pytest.fail("interpolated")
+    )
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda at, mode: not mode & os.W_OK and access(at, mode))
+    done = embedgrad("report", folder)
+    problem = "cannot be written (Permission denied); give a folder that you may write to"
+    assert (done.code, done.err) == (2, f"error: {folder / 'report.html'}: {problem}\n")
 
 
 def test_an_interpolation_shows_how_far_it_is(folder: Path) -> None:

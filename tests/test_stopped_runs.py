@@ -344,5 +344,7 @@ def test_a_full_disk_ends_the_command_with_one_line(
     done = embedgrad("optimize", path, "--out", tmp_path / "run", "--quiet")
     assert done.code == 2
     target = tmp_path / "run" / "recipe.toml"
-    assert done.lines == [f"error: {target}: cannot be written (No space left on device)"]
+    assert done.lines == [
+        f"error: {target}: cannot be written (No space left on device); free some space"
+    ]
     assert listing(tmp_path) == ["recipe.toml"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -21,6 +20,7 @@ import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import tiny
 from embedgrad import load
 from embedgrad.atomic_files import write_folder
 from embedgrad.cli import main
@@ -73,9 +73,16 @@ def test_every_row_has_one_worker_that_has_its_prefix() -> None:
 
 
 def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
-    batch = [dataclasses.replace(s, shared=len(s.prefix)) for s in kit(rows=11).sequences]
-    sizes = Counter(len(Workers(rank, 3).share(batch)) for rank in range(3))
-    assert sizes == {4: 2, 3: 1}
+    batch = kit(rows=11, template="user-before").sequences
+    workers = [Workers(rank, 3) for rank in range(3)]
+    assert Counter(len(own.share(batch)) for own in workers) == {4: 2, 3: 1}
+    assert all(own.stored(batch) == list(batch) for own in workers)
+
+
+def test_rows_of_one_text_are_spread_evenly() -> None:
+    batch = kit(rows=tiny.reviews(1) * 11).sequences
+    assert len(batch[0].prefix) > batch[0].shared
+    assert Counter(len(Workers(rank, 3).share(batch)) for rank in range(3)) == {4: 2, 3: 1}
 
 
 # --------------------------------------------------------------------------------- the same numbers

@@ -41,7 +41,7 @@ def write_file(path: Path, content: bytes) -> None:
         _write(aside, content)
         os.replace(aside, path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise RunError(_not_written(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         os.replace(aside, folder)
         _flush_folder(folder.parent)  # before the old copy goes
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise RunError(_not_written(folder, error)) from error
     finally:
         # Also after Ctrl-C, between the two renames.
         with contextlib.suppress(OSError):
@@ -77,6 +77,13 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if os.path.exists(folder):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before anything is computed. Raises `RunError`."""
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(_not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
 
 
 def remove_file(path: Path) -> None:
@@ -136,7 +143,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         lock.release()
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise RunError(_not_written(path, error)) from error
     try:
         yield
     finally:
@@ -225,6 +232,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return value
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    """One line: what, why, and what to do about it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "; free some space" if full else ""
+    advice = "; give a folder that you may write to" if closed else advice
+    return f"{path}: cannot be written ({error.strerror or error}){advice}"
 
 
 def _make_folder(folder: Path) -> None:

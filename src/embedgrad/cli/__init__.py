@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         came.append(number)
         raise KeyboardInterrupt
 
-    for name in ("SIGTERM", "SIGHUP"):
+    own = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    for name in ("SIGTERM", "SIGHUP") if own else ():
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
             signal.signal(number, interrupt)

@@ -48,7 +48,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Make a page or a figure of a run, a comparison or a study."""
-    from embedgrad.atomic_files import write_file
+    from embedgrad.atomic_files import check_writable, write_file
     from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
     from embedgrad.recipe.paths import find_run
@@ -69,6 +69,7 @@ def report(
     path = out or (run / file if run.is_dir() else run.with_name(f"{run.stem}-{file}"))
     if path.suffix != f".{form}":
         raise typer.BadParameter(f"--out: {path} does not end in .{form}")
+    check_writable(path)  # before minutes of computing
     notes: list[str] = []
     if results is not None:
         notes = version_notes(run, results)

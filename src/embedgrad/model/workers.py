@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
@@ -59,10 +60,16 @@ class Workers:
         return zlib.crc32(repr(sequence.prefix).encode()) % self.count
 
     def share(self, batch: Sequence[TokenSequence]) -> list[int]:
-        """The indices of this worker's rows: those of its prefixes, and some that are anyone's."""
+        """The indices of this worker's rows: those of its prefixes, and some that are anyone's.
+
+        A prefix that more rows have than one worker's fair share is every worker's.
+        """
         if self.count == 1:
             return list(range(len(batch)))
-        owners = [self.owner(sequence) for sequence in batch]
+        times = Counter(sequence.prefix for sequence in batch)
+        owners = [
+            self.owner(s) if times[s.prefix] * self.count <= len(batch) else None for s in batch
+        ]
         loads = [owners.count(rank) for rank in range(self.count)]
         own = []
         for i, owner in enumerate(owners):

@@ -313,8 +313,7 @@ class Sequencer:
         for filling in "ab":
             rendered = self.renderer(dict.fromkeys(columns, filling))
             prefixes.append(self._cutting.prefix(self._outer(rendered)[0], rendered.text))
-        opening = prefixes[0][: alike(*prefixes)]
-        return opening if len(opening) < len(prefixes[0]) else ()
+        return prefixes[0][: alike(*prefixes)]
 
     def _ends(self, targets: Sequence[Ids]) -> bool:
         """Whether the end of the turn belongs to the answers."""
