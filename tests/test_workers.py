@@ -105,6 +105,11 @@ def test_two_workers_compute_what_one_does(fsdp: bool, tmp_path: Path) -> None:
         assert first["numbers"][name] == pytest.approx(numbers, abs=1e-10), name
     assert first["answers"] == second["answers"] == alone["answers"]
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-10)
+    assert first["sampled"] == second["sampled"] == alone["sampled"]
+    ends = {(ended, over) for group in alone["sampled"] for *_, ended, over in group}
+    assert len(ends) > 1  # some are cut, some end
+    assert first["sampled here"] + second["sampled here"] == alone["sampled here"] == 9
+    assert min(first["sampled here"], second["sampled here"]) > 0
     assert alone["sent"] == {"gradients": 0, "log-probabilities": 0}
     # Layers are shared out, the embedding table (512 x 32, tied) is not.
     whole, table = alone["weights"], 512 * 32

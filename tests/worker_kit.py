@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
+from embedgrad.model.decoding import Decoding
+from embedgrad.model.generation import generate
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.lockstep import shard
 from embedgrad.model.workers import here, joined
@@ -52,8 +55,17 @@ def found(fsdp: bool = False) -> dict[str, Any]:
     free = shared(kit(rows=9, target=Target()), fsdp)
     evaluator = Evaluator(free.model, free.sequencer, Evaluation(max_new_tokens=4, batch_size=4))
     scored = evaluator.score(noisy(free.start), free.sequences)
+    few = Decoding(max_new_tokens=5, temperature=1.0, samples=3, stop=("e",), seed=4)
+    with patch("embedgrad.model.language_model.generate", wraps=generate) as own:
+        sampled = free.model.sample(
+            *(noisy(free.start), free.sequences, few),
+            end_ids=evaluator.end_ids,
+            numbers=range(20, 29),
+        )
     return {
         "numbers": values,
+        "sampled": [[[a.ids, a.end, a.text, a.ended, a.over] for a in group] for group in sampled],
+        "sampled here": sum(len(call.args[2]) for call in own.call_args_list),
         "answers": [dataclasses.astuple(answer)[:4] for answer in scored],
         "losses": [answer.loss for answer in scored],
         "sent": dict(here().sent),

@@ -43,8 +43,16 @@ class Reply(NamedTuple):
     ids: Ids = ()
 
 
-def _reply(generation: Generation) -> Reply:
+def reply(generation: Generation) -> Reply:
+    """An answer's text, and whether it was cut."""
     return Reply(generation.text, cut=not generation.ended, ids=tuple(generation.ids))
+
+
+def without_copies(decoding: Decoding) -> tuple[Decoding, int]:
+    """What to decode, and how often it counts: without a temperature all samples are alike."""
+    if decoding.temperature:
+        return decoding, 1
+    return replace(decoding, samples=1), decoding.samples
 
 
 @contextmanager
@@ -78,10 +86,7 @@ def replies(
     See `generate`; greedy answers have the tokens that greedy `transformers` `generate` gives for
     each sequence alone.
     """
-    if not decoding.temperature:  # all samples are alike
-        decoding, copies = replace(decoding, samples=1), decoding.samples
-    else:
-        copies = 1
+    decoding, copies = without_copies(decoding)
     found = generate(
         model,
         prompt,
@@ -92,7 +97,7 @@ def replies(
         numbers=numbers,
         report=report,
     )
-    return [tuple(map(_reply, samples)) * copies for samples in found]
+    return [tuple(map(reply, samples)) * copies for samples in found]
 
 
 @torch.no_grad()
@@ -157,10 +162,10 @@ def stream(
             if piece := generation.certain[sent:]:
                 sent += len(piece)
                 yield piece
-    reply = _reply(generation)
-    if reply.text[sent:]:
-        yield reply.text[sent:]
-    return reply
+    whole = reply(generation)
+    if whole.text[sent:]:
+        yield whole.text[sent:]
+    return whole
 
 
 @torch.no_grad()

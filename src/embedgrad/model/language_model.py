@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, final
 
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor
 
 from embedgrad.data.examples import Example
-from embedgrad.events import Report, quiet, stage
+from embedgrad.events import Report, stage
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.capabilities import try_generate, try_reuse
-from embedgrad.model.decoding import Decoding
+from embedgrad.model.decoding import Decoding, Generation
 from embedgrad.model.forward import ForwardPass, in_order
-from embedgrad.model.generation import Reply, replies
+from embedgrad.model.generation import Reply, begin, generate, reply, without_copies
 from embedgrad.model.loading import LoadedModel, load
 from embedgrad.model.loading.spread import DeviceMap
 from embedgrad.model.outcome import Outcome
@@ -238,22 +239,50 @@ class LanguageModel:
         numbers: Sequence[int] | None = None,
     ) -> list[tuple[Reply, ...]]:
         """Free answers, `decoding.samples` per sequence; see `generation.replies`."""
-        prompt_PD, answers = join_spans(prompt), dict[int, tuple[Reply, ...]]()
+        one, copies = without_copies(decoding)
+        options: dict[str, Any] = {"batch_size": batch_size, "numbers": numbers}
+        found = self.sample(prompt, batch, one, end_ids=end_ids, **options)
+        return [tuple(map(reply, answers)) * copies for answers in found]
+
+    def sample(
+        self,
+        prompt: Prompt | Tensor,
+        batch: Sequence[TokenSequence],
+        decoding: Decoding,
+        *,
+        end_ids: Ids,
+        batch_size: int = 16,
+        numbers: Sequence[int] | None = None,
+    ) -> list[list[Generation]]:
+        """The tokens of free answers; see `generation.generate`.
+
+        Of several workers each writes its share, and all get all.
+        """
+        prompt_PD, found = join_spans(prompt), dict[int, list[Generation]]()
+        numbers = range(len(batch)) if numbers is None else numbers
         for own_PD, own in _by_rows(prompt_PD, batch, here().share(batch)):
-            written = replies(
+            answers = generate(
                 self,
                 own_PD,
                 [batch[i] for i in own],
                 decoding,
                 end_ids=end_ids,
                 batch_size=batch_size,
-                numbers=own if numbers is None else [numbers[i] for i in own],
-                report=quiet,
+                numbers=[numbers[i] for i in own],
             )
-            answers |= zip(own, written, strict=True)
+            found |= zip(own, answers, strict=True)
         self.forward.lockstep.finish(prompt_PD)
-        found = here().gather(answers)
-        return [tuple(Reply(*reply) for reply in found[i]) for i in range(len(batch))]
+        if here().count > 1:
+            tokens = {i: [[*a.ids, *a.end] for a in answers] for i, answers in found.items()}
+            others = here().gather(tokens)
+            for own_PD, theirs in _by_rows(prompt_PD, batch, sorted(others.keys() - found.keys())):
+                for i in theirs:
+                    start = partial(begin, self, own_PD, decoding, end_ids, batch[i])
+                    found[i] = [start((numbers[i], n)) for n in range(decoding.samples)]
+                    for answer, ids in zip(found[i], others[i], strict=True):
+                        for token in ids:
+                            answer.add(token)
+        return [found[i] for i in range(len(batch))]
 
 
 def _by_rows(

@@ -23,7 +23,6 @@ from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.decoding import Decoding, Generation
-from embedgrad.model.generation import generate
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.objectives import Sampling
 from embedgrad.prompt.sequence import TokenSequence
@@ -208,16 +207,16 @@ class Rollouts:
         return (self.train[i] for i in order if id(self.train[i].example) not in taken)
 
     def _answer(self, prompt: Prompt, questions: Sequence[TokenSequence], step: int) -> list[Group]:
-        asked: Any = (self.model, prompt, questions, self.decoding)
+        asked: Any = (prompt, questions, self.decoding)
         options: dict[str, Any] = {
             "end_ids": self.evaluator.end_ids,
             "numbers": [step * len(self.train) + self.numbers[id(s.example)] for s in questions],
         }
         if self.engine:
-            drawn = self.engine.sample(*asked, **options)
+            drawn = self.engine.sample(self.model, *asked, **options)
         else:
             size = self.evaluator.evaluation.batch_size
-            drawn = generate(*asked, **options, batch_size=size)
+            drawn = self.model.sample(*asked, **options, batch_size=size)
         groups = []
         for question, answers in zip(questions, drawn, strict=True):
             kept = [a for a in answers if a.ended or not self.sampling.drop_cut]
