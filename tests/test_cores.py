@@ -43,18 +43,21 @@ def test_without_affinity_the_machine_is_counted(
     assert real_cores(tmp_path) == 3
 
 
-@pytest.mark.parametrize(("user", "threads"), [(None, 1), ("4", 2)])
+@pytest.mark.parametrize(
+    ("user", "cores", "processes", "threads"),
+    [(None, 1, 1, 1), ("4", 1, 1, 2), (None, 4, 2, 2), (None, 3, 2, 1), (None, 2, 5, 1)],
+)
 def test_threads_are_no_more_than_cores(
-    monkeypatch: pytest.MonkeyPatch, user: str | None, threads: int
+    monkeypatch: pytest.MonkeyPatch, user: str | None, cores: int, processes: int, threads: int
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if user is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", user)
-    monkeypatch.setattr(device, "real_cores", lambda: 1)
+    monkeypatch.setattr(device, "real_cores", lambda: cores)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        use_real_cores()
+        use_real_cores(processes)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -245,7 +245,13 @@ def test_a_row_that_always_kills_its_worker_fails_and_the_others_are_finished(
     path, rows, out = recipe(), table("name\ngood\nbad\nlast\n"), tmp_path / "out"
     jobs = mapping.read_jobs(path, rows)
     begin = partial(Forked, partial(mapping.work, jobs, out, retries=2))
-    monkeypatch.setattr(map_workers, "LocalWorker", lambda *arguments: begin())
+    side_by_side = list[int]()
+
+    def start(*arguments: object, beside: int) -> map_workers.Worker:
+        side_by_side.append(beside)
+        return begin()
+
+    monkeypatch.setattr(map_workers, "LocalWorker", start)
     command = ("map", path, "--over", rows, "--out", out)
     done = embedgrad(*command)
     assert done.code == 2
@@ -257,8 +263,10 @@ def test_a_row_that_always_kills_its_worker_fails_and_the_others_are_finished(
     assert "its process was killed by signal 9" in " ".join(done.out.split())
     assert tried() == ["good", "bad", "bad", "bad", "last"]
     # A later call tries again what failed, and nothing else.
+    assert set(side_by_side) == {1}
     assert embedgrad(*command, "--workers", "2", "--quiet").code == 2
     assert tried()[5:] == ["bad", "bad", "bad"]
+    assert set(side_by_side) == {1, 2}
 
 
 def test_a_mistake_of_ours_ends_the_process_and_is_told(

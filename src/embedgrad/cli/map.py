@@ -71,8 +71,9 @@ def map(
     settings = with_model(overrides, model)
     jobs = mapping.read_jobs(recipe, over, settings)
     table = (recipe, over, out, settings, retries)
+    workers = min(workers, len(jobs))
     starting: AbstractContextManager[Callable[[], Worker]]
-    starting = nullcontext(partial(LocalWorker, mapping.join, *table))
+    starting = nullcontext(partial(LocalWorker, mapping.join, *table, beside=workers))
     if ray is not None:
         from embedgrad.experiments.map_on_ray import ray_workers
 
@@ -84,7 +85,7 @@ def map(
                 mapping.work(jobs, out, progress, retries=retries)
                 found = mapping.collect(jobs, out)
             else:
-                options = {"workers": min(max(1, workers), len(jobs)), "retries": retries}
+                options = {"workers": max(1, workers), "retries": retries}
                 with starting as start:
                     found = mapping.map_rows(jobs, out, start, progress, **options)
     except KeyboardInterrupt as error:

@@ -32,13 +32,16 @@ class Worker(ABC):
 
 @final
 class LocalWorker(Worker):
-    """A process that calls a function. All are forked from one that has imported everything."""
+    """A process that calls a function. All are forked from one that has imported everything.
 
-    def __init__(self, do: Callable[..., object], *arguments: object) -> None:
+    `beside` are the processes that share this machine's cores with it, itself included.
+    """
+
+    def __init__(self, do: Callable[..., object], *arguments: object, beside: int = 1) -> None:
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         context.set_forkserver_preload(PRELOADED)
-        self._process = context.Process(target=_call, args=(do, *arguments))
+        self._process = context.Process(target=_call, args=(do, beside, *arguments))
         self._process.start()
         self.name = process_name(self._process.pid)
 
@@ -52,7 +55,10 @@ class LocalWorker(Worker):
         self._process.terminate()
 
 
-def _call(do: Callable[..., object], *arguments: object) -> None:
+def _call(do: Callable[..., object], beside: int, *arguments: object) -> None:
+    from embedgrad.model.loading.device import use_real_cores  # imports torch
+
+    use_real_cores(beside)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the command's own is for its result

@@ -40,13 +40,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def use_real_cores() -> None:
-    """Limit torch to as many threads as this process has cores.
+def use_real_cores(processes: int = 1) -> None:
+    """Limit torch to as many threads as this process has cores, of several that work side by side.
 
     Torch counts the machine's cores, also in a container that may use two of them; its threads then
     wait for each other. OMP_NUM_THREADS overrides this.
     """
-    cores = real_cores()
+    cores = max(1, real_cores() // processes)
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
         torch.set_num_threads(cores)
 
