@@ -180,10 +180,10 @@ COMPARISONS = {
     "compare-svamp-equations-smollm2-135m": Compared(
         "svamp.toml",
         [
-            SMALL_STEPS,
             'solutions.source="column"',
             "data.limit={train=499, dev=100}",
-            "training.epochs=3",
+            "training.epochs=4",
+            "trust_region.radius=0.6",
             "compare.seeds=[0, 1, 2]",
         ],
         [
