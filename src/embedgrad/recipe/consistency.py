@@ -66,6 +66,11 @@ def check_together(
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
+    if training and training.replay and objective and objective.sampling:
+        problems.append(
+            "training.replay: adds rows with their answers, but the objective samples answers; "
+            "leave it at 0"
+        )
     if isinstance(objective, Regret):
         _check_decisions(objective, data, target, training, problems)
     elif training and training.metric == "regret":
