@@ -16,16 +16,20 @@ from safetensors.torch import load_file, save_file
 from embedgrad import Recipe, RecipeError, RunError, compare, plan, run
 from embedgrad.errors import ArtifactError
 from embedgrad.experiments.continual import continue_run, measures
+from embedgrad.model.generation import Reply
 from embedgrad.parts.transforms.subspace import read_memory
 from embedgrad.recipe.open_run import open_run
+from embedgrad.recipe.replay import Replay
 from embedgrad.recipe.settings import CompareSettings
 from embedgrad.report.figures.run import continual_figure
 from embedgrad.report.page.page import run_page
 from embedgrad.report.page.run_files import read_run
 from embedgrad.report.terminal.progress import describe_score
+from embedgrad.training import memory
 from embedgrad.training.loss import Loss
+from embedgrad.training.self_training import sampling
 from refusals import refused
-from run_kit import PROMPT, ROWS, Command, values
+from run_kit import PROMPT, ROWS, Command, values, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
 
@@ -203,12 +207,75 @@ def test_rows_of_earlier_tasks_are_replayed(
     other["template"] = {"user": f"{{review}}\n\n[[{PROMPT}]]"}
     with refused("whose rows cannot be replayed here", error=RunError):
         continue_run(earlier, Recipe.from_dict(other), tmp_path / "other")
+    rewarded = {"training": {"replay": 0.25}, "objective": {"name": "reward"}}
+    with refused("training.replay: adds rows with their answers, but", error=RecipeError):
+        task(model_folder, tasks, **rewarded)
     alone = task(model_folder, tasks, training={"replay": 0.25})
     with refused("needs a run that the training continues", error=RecipeError):
         run(alone, tmp_path / "alone")
     rows = {"replay": 0.25, "warm_start": str(earlier / "prompt")}
     with refused("prompt holds no run with rows to replay", "leave replay at 0", error=RunError):
         run(task(model_folder, tasks, training=rows), tmp_path / "rows")
+
+
+def test_replayed_rows_have_the_columns_that_the_new_objective_reads(
+    model_folder: Path, data: Path, earlier: Path, tmp_path: Path
+) -> None:
+    owa = {"name": "owa", "group": "label", "weights": "worst", "balanced": False}
+    recipe = task(model_folder, data, training={"replay": 0.25}, objective=owa)
+    result = continue_run(earlier, recipe, tmp_path / "out", separate=False)
+    assert result["train"]["ended"] == "finished"
+
+
+def test_rows_of_earlier_tasks_keep_the_solutions_that_the_model_wrote(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In replay, and in what the earlier task depends on."""
+    monkeypatch.setenv("EMBEDGRAD_CACHE", str(tmp_path / "cache"))
+
+    def solved(question: str) -> tuple[Reply, ...]:
+        first = int(question.split()[2])
+        return (Reply(f"{first} and 1 make {first + 1}", cut=False),)
+
+    def write(_: Any, rows: Any, sequences: Any, *others: Any, **options: Any) -> Any:
+        return [solved(sequence.example.columns["question"]) for sequence in sequences]
+
+    monkeypatch.setattr(sampling, "replies", write)
+    rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(30)]
+    write_jsonl(tmp_path / "sums.jsonl", rows)
+
+    def sums(**training: Any) -> Recipe:
+        recipe = values(
+            model_folder,
+            tmp_path,
+            data={"train": str(tmp_path / "sums.jsonl"), "answer": "answer"},
+            template={"user": "{question}\n\n[[Give the answer:]]"},
+            target={"choices": []},
+            solutions={"samples": 1, "temperature": 0.0},
+            evaluation={"scorer": "number", "max_new_tokens": 4},
+            training={"steps": 1, **training},
+        )
+        del recipe["data"]["dev"], recipe["data"]["test"]
+        return Recipe.from_dict(recipe)
+
+    run(sums(), tmp_path / "sums")
+    replayed, remembered = list[str](), list[str]()
+    call, gradients = Replay.__call__, memory.margin_gradients
+
+    def noted(self: Replay, batch: Any, context: Any) -> Any:
+        replayed.extend(s.example.written for s in self.earlier)
+        return call(self, batch, context)
+
+    def seen(*arguments: Any) -> Any:
+        remembered.extend(s.example.written for s in arguments[-1])
+        return gradients(*arguments)
+
+    monkeypatch.setattr(Replay, "__call__", noted)
+    monkeypatch.setattr(memory, "margin_gradients", seen)
+    continue_run(tmp_path / "sums", sums(replay=0.25), tmp_path / "out", separate=False)
+    assert all(" and 1 make " in text for text in (*replayed, *remembered))
+    assert replayed
+    assert remembered
 
 
 def test_the_text_is_no_way_back(

@@ -279,6 +279,7 @@ def test_an_interruption_returns_the_theta_of_its_prompts() -> None:
         ({"demonstrations": {"k": 2}}, "demonstrations.k: not with [[tasks]]"),
         ({"training": {"warm_start": "x"}}, "training.warm_start: not with [[tasks]]"),
         ({"training": {"replay": 0.25}}, "training.replay: not with [[tasks]]"),
+        ({"report": {"elicit": True}}, "report.elicit: not with [[tasks]]"),
         (
             {
                 "objective": {

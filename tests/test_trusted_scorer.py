@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from embedgrad import Recipe, RecipeError, run
 from embedgrad.events import quiet
@@ -90,6 +91,23 @@ def test_a_run_from_elsewhere_asks_before_its_code_runs(
     assert embedgrad("evaluate", foreign / "run", "--quiet").code == 0  # it is remembered
     (foreign / "judge.py").write_text(JUDGE + "\n# changed\n")
     assert embedgrad("evaluate", foreign / "run", "--quiet").code == 2
+
+
+def test_tasks_from_elsewhere_ask_too(
+    judged: Path, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = judged.parent / "tasks.toml"
+    both = [{"name": "one"}, {"name": "two", "solutions": {"source": "answer"}}]
+    recipe = Recipe.read_run(judged).as_dict()
+    tasks.write_text(tomli_w.dumps({**recipe, "tasks": both}))
+    assert embedgrad("optimize", tasks, "--out", tmp_path / "out", "--quiet").code == 0
+    shutil.rmtree(tmp_path / "cache" / "trusted-scorers")
+    monkeypatch.setattr(function, "_trusted", set())  # as on another machine
+    more = ("resume", tmp_path / "out", "--quiet", "--set", "training.steps=2")
+    done = embedgrad(*more)
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "'judge:right' is code that came with the run" in done.err
+    assert embedgrad(*more, "--trust-scorer").code == 0
 
 
 def test_a_cache_that_cannot_be_written_asks_again(

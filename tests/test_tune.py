@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ from embedgrad.environment import process_name
 from embedgrad.errors import DivergenceError, RecipeError, RunError
 from embedgrad.events import quiet
 from embedgrad.experiments import tune as tuning
-from embedgrad.experiments.tune import Setting, tune
+from embedgrad.experiments.tune import tune
+from embedgrad.experiments.tuned_setting import Setting
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.report.figures import study as figures
 from embedgrad.report.terminal.tables import show as print_table
@@ -111,6 +113,39 @@ def test_a_setting_that_is_named_twice_is_refused(
         ["error: --over: training.batch_size twice; name it once"],
     )
     assert not (tmp_path / "study").exists()
+
+
+def test_values_that_dev_would_judge_by_other_scores_are_refused(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    matrix = "costs = [[0.0, 9.0], [1.0, 0.0]]"
+    regret = f'{{name = "regret", decision = "cost_matrix", {matrix}}}'
+    over = ("--over", f'objective=["cross_entropy", {regret}]', "--trials", "2", "--quiet")
+    call = ("tune", recipe(training={"steps": 1}), *over, "--out", tmp_path / "study")
+    done = embedgrad(*call)
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "--over: dev decides by accuracy with some values and by regret with" in done.err
+    assert not (tmp_path / "study").exists()
+    done = embedgrad(*call, "--objective", "accuracy", "--json")
+    assert done.code == 0, done.err
+    assert {trial["objective"] for trial in done.json["trials"]} <= {'"cross_entropy"', regret}
+
+
+def test_trials_that_only_the_data_gives_another_score_fail(
+    recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where `solutions.source = "auto"` means another source for other answers."""
+    prepare, notes, metrics = tuning.prepare, list[str](), iter(("accuracy", "log_loss"))
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        ready = prepare(*arguments, **options)
+        return replace(ready, training=replace(ready.training, metric=next(metrics)))
+
+    monkeypatch.setattr(tuning, "prepare", prepared)
+    note = lambda event: notes.append(event.get("text", ""))  # noqa: E731
+    found = tune(recipe(training={"steps": 1}), tmp_path / "study", [RATE], note, trials=2)
+    assert (found["metric"], len(found["trials"])) == ("accuracy", 1)
+    assert any("dev decides by accuracy with some values and by log_loss" in n for n in notes)
 
 
 # ----------------------------------------------------------------------------------------- a study

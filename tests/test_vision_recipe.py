@@ -211,6 +211,8 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     sections = {
         "template": {"text": "[[Good?]] {review}"},
         "demonstrations": {"k": 2},
+        "report": {"elicit": True},
+        "prefix_cache": {"spill": "prefixes", "precision": "half"},
         "objective": {"name": "reward"},
         "parameterization": {"name": "free", "deep": True},
         "target": {},
@@ -221,6 +223,9 @@ def test_what_is_for_text_is_refused_by_name(place: Path) -> None:
     for part in (
         "template: is for text, which a recipe with [images] has not",
         "demonstrations.k: is for text",
+        "report.elicit: is for text",
+        "prefix_cache.spill: is for text",
+        "prefix_cache.precision: is for text",
         "target.choices: lists none; a vision transformer chooses",
         "objective: is for text",
         "parameterization.deep: [images] has queries in every layer anyway",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -29,7 +30,7 @@ from embedgrad.model.workers import Workers
 from embedgrad.training.checkpoint import Checkpoint
 from forked import Child
 from kit import kit
-from run_kit import Command, Done
+from run_kit import Command, Done, values
 from worker_kit import found, sampled_solutions, tell, tell_solutions
 
 pytest_plugins = ["tiny_runs"]
@@ -204,6 +205,36 @@ def test_a_mistake_is_said_once(recipe: Write, tmp_path: Path) -> None:
     (line,) = first.lines
     assert "missing.jsonl" in line
     assert (second.out, second.err) == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+ENGINE = {"sampling": {"engine": "http://127.0.0.1:9/v1"}, "objective": {"name": "reward"}}
+IMAGES: dict[str, Any] = {"images": {}, "template": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        (ENGINE, "sampling.engine: several workers would each ask the engine; run one process"),
+        (IMAGES, "images: several workers would each read all images; run one process"),
+    ],
+)
+def test_what_workers_do_not_share_out_is_refused(
+    sections: dict[str, Any], says: str, model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    made = {
+        n: part
+        for n, part in {**values(model_folder, data), **sections}.items()
+        if part is not None
+    }
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(made), encoding="utf-8")
+    command = ["optimize", str(path), "--out", str(tmp_path / "run"), "--quiet"]
+    first, second = two(lambda: main(command), tmp_path / "told")
+    assert (first.code, second.code) == (2, 2)
+    assert says in first.err
+    assert "error" not in second.err
     assert not (tmp_path / "run").exists()
 
 

@@ -73,11 +73,13 @@ def resume(
     It starts from the last checkpoint and gives the same rows as an uninterrupted run. To train
     longer, add --set training.epochs=8 for example.
     """
-    from embedgrad.experiments.run_folder import read_resumable
+    from embedgrad.experiments.run_folder import let_scorer_run, read_resumable
     from embedgrad.recipe.tasks import read_tasks
 
     path = run / "recipe.toml"
     tasks = read_tasks(path, overrides or ()) if path.is_file() else None
+    for task in (tasks or {}).values() if trust_scorer else ():
+        let_scorer_run(task, resume=False)
     recipe = tasks or read_resumable(run, overrides or (), trust_scorer=trust_scorer)
     execute(recipe, run, resume=True, require_gain=require_gain, as_json=as_json, quiet=quiet)
 

@@ -36,6 +36,7 @@ from embedgrad.recipe.build import open_model
 from embedgrad.recipe.open_run import OpenRun, open_run
 from embedgrad.recipe.paths import anchor, find_run
 from embedgrad.recipe.recipe import Recipe
+from embedgrad.recipe.replay import as_written
 from embedgrad.report.terminal.bars import show
 from embedgrad.training.memory import remember
 
@@ -209,7 +210,8 @@ def _remembered(
         for tensor in (prompt.rows, before, prompt.start_rows)
     )
     known = torch.zeros(0, prompt.rows.numel()) if memory is None else read_memory(memory)
-    train = opened.sequencer.build(opened.read_data().train)
+    its, examples = (opened.model, opened.sequencer), opened.read_data().train
+    train = opened.sequencer.build(as_written(examples, opened.folder, opened.recipe, *its))
     own = (opened.model, opened.sequencer.target, train)
     return remember(subspace, known, *own, rows=rows, before=earlier, start=start)
 

@@ -33,9 +33,8 @@ def together(
             if workers.count == 1:
                 yield workers, recipe, out, report
             elif workers.is_first:
-                if isinstance(recipe, Recipe) and recipe.parts.sampling.engine:
-                    problem = "several workers would each ask the engine; run one process"
-                    raise RecipeError("sampling.engine", [problem])
+                if isinstance(recipe, Recipe):
+                    _refuse_what_all_would_do(recipe)
                 workers.wait()  # until the others have copied
                 yield workers, recipe, out, report
             else:
@@ -61,6 +60,16 @@ def together(
                 if not says and isinstance(error, EmbedgradError):
                     raise SystemExit(2) from error
             raise
+
+
+def _refuse_what_all_would_do(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what workers do not share out."""
+    if recipe.parts.sampling.engine:
+        problem = "several workers would each ask the engine; run one process"
+        raise RecipeError("sampling.engine", [problem])
+    if recipe.images is not None:
+        problem = "several workers would each read all images; run one process"
+        raise RecipeError("images", [problem])
 
 
 def _hand_over(own: Path, out: Path) -> None:

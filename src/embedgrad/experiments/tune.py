@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypedDict, final
@@ -20,7 +19,6 @@ from typing import Any, TypedDict, final
 from filelock import FileLock
 
 from embedgrad.atomic_files import finite, write_file, write_json
-from embedgrad.data.bounded_reads import parse_toml
 from embedgrad.environment import may_run, process_name
 from embedgrad.errors import (
     DataError,
@@ -32,9 +30,9 @@ from embedgrad.errors import (
     one_line,
 )
 from embedgrad.events import Report, quiet, say, stage
+from embedgrad.experiments.tuned_setting import Setting
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.recipe.build import KeptModel, prepare
-from embedgrad.recipe.overrides import as_toml
 from embedgrad.recipe.recipe import AUTO, Recipe
 from embedgrad.recipe.warm_start import read_warm_start
 from embedgrad.report.figures.series import METRICS
@@ -47,54 +45,6 @@ JOURNAL, BEST = "journal.log", "best.toml"
 DEATHS = 3  # of a process by the same settings
 UNNAMED = timedelta(minutes=1)  # after which the process of a trial that names none is gone
 COSTS = ("tokens", "seconds")  # objectives besides those on dev: of the prompt, of the training
-
-
-@final
-@dataclass(frozen=True)
-class Setting:
-    """A setting, and what it may be: a range of numbers, or one of several values as TOML."""
-
-    name: str
-    low: float = 0
-    high: float = 0
-    log: bool = False
-    whole: bool = False
-    values: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Setting:
-        """Read NAME=LOW..HIGH, NAME=LOW..HIGH log, or NAME=[VALUE, ...]. Raises `RecipeError`."""
-        name, _, given = (part.strip() for part in text.partition("="))
-        try:
-            if given.startswith("["):
-                values = tuple(as_toml(value) for value in parse_toml(f"v = {given}")["v"])
-                if len(set(values)) < 2:
-                    raise ValueError("expected two values or more")
-                return cls(name, values=values)
-            bounds, _, scale = given.partition(" ")
-            low, high = (parse_toml(f"v = {part}")["v"] for part in bounds.split(".."))
-            log = scale.strip() == "log"
-            numbers = {type(low), type(high)} <= {int, float}
-            scaled = scale.strip() in ("", "log") and not (log and low <= 0)
-            if not (numbers and scaled and low < high):
-                raise ValueError("expected LOW < HIGH, and with log 0 < LOW")
-            whole = isinstance(low, int) and isinstance(high, int)
-            return cls(name, low, high, log=log, whole=whole)
-        except (ValueError, TypeError) as error:
-            why = f"{text!r}: {error}; write NAME=LOW..HIGH, NAME=LOW..HIGH log or NAME=[A, B]"
-            raise RecipeError("--over", [why]) from error
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """Values to try whether the recipe takes them."""
-        return self.values or (json.dumps(self.low), json.dumps(self.high))
-
-    def suggest(self, trial: Any) -> str:
-        """A value for a trial, as TOML."""
-        if self.values:
-            return str(trial.suggest_categorical(self.name, self.values))
-        draw = trial.suggest_int if self.whole else trial.suggest_float
-        return json.dumps(draw(self.name, self.low, self.high, log=self.log))
 
 
 @final
@@ -136,7 +86,9 @@ def tune(
     """
     space = [Setting.parse(text) for text in over]
     recipe = Recipe.read(path, overrides)
-    _check(path, overrides, space, recipe)
+    metrics = _check(path, overrides, space, recipe)
+    if len(metrics) > 1 and not objectives:
+        raise _differing(*metrics)
     for name in objectives:
         if name not in (*METRICS, *COSTS):
             known = nearest(name, (*METRICS, *COSTS))
@@ -164,21 +116,34 @@ def tune(
     return found
 
 
-def _check(path: Path, overrides: Sequence[str], space: Sequence[Setting], recipe: Recipe) -> None:
+def _check(
+    path: Path, overrides: Sequence[str], space: Sequence[Setting], recipe: Recipe
+) -> list[str]:
+    """What the values would be judged by on dev. Raises for those that the recipe does not take."""
     if not space:
         raise OptionError("--over: name at least one setting to tune, as NAME=LOW..HIGH")
     names = [setting.name for setting in space]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise OptionError(f"--over: {twice[0]} twice; name it once")
+    metrics = list[str]()
     for setting in space:
         for value in setting.ends:
             one = Recipe.read(path, [*overrides, f"{setting.name}={value}"])
+            objective, choices = one.parts.objective, bool(one.target.choices)
+            source = one.solutions.source
+            metrics.append(one.training.metric_for(objective, choices=choices, source=source))
             if one.place == AUTO:
                 raise RecipeError(
                     "template.place", ["'auto' needs a trial of its own; tune over the places"]
                 )
     if recipe.data.dev is None and not recipe.data.dev_share:
         raise DataError("data.dev: no dev rows, which judge the trials; set data.dev_share")
+    return list(dict.fromkeys(metrics))
+
+
+def _differing(first: str, other: str, *_: str) -> OptionError:
+    why = f"dev decides by {first} with some values and by {other} with others"
+    return OptionError(f"--over: {why}; set training.metric, or name an --objective for all")
 
 
 def _open(
@@ -245,6 +210,10 @@ def _run(
     ready = prepare(recipe, None, quiet, model=model)
     metric, seen, stops = ready.training.metric, 0, False
     names = list(objectives) or [metric]
+    # 'auto' may depend on the data too.
+    if not objectives and (first := study.user_attrs.get("metric", metric)) != metric:
+        raise _differing(first, metric)
+    study.set_user_attr("metric", metric)
 
     def worth(values: Mapping[str, float]) -> list[float]:
         if lacking := [name for name in names if name not in values]:

@@ -32,7 +32,7 @@ from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.recipe.paths import is_missing, name_source, prompt_folder
 from embedgrad.recipe.recipe import Recipe
-from embedgrad.recipe.replay import Replay
+from embedgrad.recipe.replay import Replay, as_written
 from embedgrad.recipe.warm_start import start_rows
 from embedgrad.training.demonstrations import check_length, demonstrate, leave_out
 from embedgrad.training.engine import Engine
@@ -150,7 +150,7 @@ def prepare(
     say(report, sequencer.notes([*train, *dev, *test]))
     if not recipe.target.choices:
         say(report, _short_of_room(sequencer, [*dev, *test], recipe.evaluation.max_new_tokens))
-    parts, choices = with_replay(recipe, sequencer), bool(recipe.target.choices)
+    parts, choices = with_replay(recipe, model, sequencer), bool(recipe.target.choices)
     metric = recipe.training.metric_for(parts.objective, choices=choices, source=source)
     training = replace(recipe.training, metric=metric)
     if not part:
@@ -214,8 +214,10 @@ def teaching_prompt(recipe: Recipe) -> PromptEmbedding | None:
     return artifact.load(prompt_folder(Path(recipe.teacher.prompt)))
 
 
-def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
+def with_replay(recipe: Recipe, model: LanguageModel | None, sequencer: Sequencer) -> Parts:
     """The recipe's parts, with the rows of the earlier runs that it continues, if it asks for them.
+
+    Without a model, as in a plan, those that have solutions of its own have their bare answers.
 
     Raises `RecipeError` where there is no such run, and `RunError` where its tasks have another
     template.
@@ -239,7 +241,10 @@ def with_replay(recipe: Recipe, sequencer: Sequencer) -> Parts:
                 f"training.replay: {place} has another template or target, whose rows cannot be "
                 "replayed here; leave it out"
             )
-        rows += read_data(earlier).train
+        # With the columns that this objective reads.
+        asked = replace(earlier, parts=replace(earlier.parts, objective=recipe.parts.objective))
+        found = read_data(asked, part=True).train
+        rows += as_written(found, Path(place), earlier, model, sequencer)
         place = earlier.training.warm_start
     replay = Replay(sequencer.build(rows), recipe.training.replay)
     return replace(recipe.parts, augmentations=(replay, *recipe.parts.augmentations))

@@ -66,6 +66,11 @@ def check_together(
     training, solutions = sections["training"], sections["solutions"]
     if training and training.batch_by == "groups" and data and data.group is None:
         problems.append("training.batch_by: 'groups', but data.group names no column")
+    if training and training.replay and objective and objective.sampling:
+        problems.append(
+            "training.replay: adds rows with their answers, but the objective samples answers; "
+            "leave it at 0"
+        )
     if isinstance(objective, Regret):
         _check_decisions(objective, data, target, training, problems)
     elif training and training.metric == "regret":
@@ -92,11 +97,15 @@ def check_together(
 
 def _check_images(sections: Mapping[str, Any], objective: Any, problems: list[str]) -> None:
     """What a recipe of images cannot have, as there is no text."""
-    names = ("demonstrations", "sampling", "target", "model")
-    shown, sampling, target, model = (sections[name] for name in names)
+    names = ("demonstrations", "sampling", "target", "model", "data", "prefix_cache", "report")
+    shown, sampling, target, model, data, prefixes, report = (sections[name] for name in names)
     of_text = {
         "model.device_map": model and model.device_map,
         "model.fsdp": model and model.fsdp,
+        "data.truncate": data and data.truncate is not None,
+        "prefix_cache.spill": prefixes and prefixes.spill is not None,
+        "prefix_cache.precision": prefixes and prefixes.precision != "model",
+        "report.elicit": report and report.elicit,
         "template": sections["template"] != TEMPLATE,
         "teacher": sections["teacher"] is not None,
         "demonstrations.k": shown and shown.k,

@@ -63,7 +63,7 @@ class DataSettings:
     group: str | None = None
     """A column whose rows belong together: no group crosses a split."""
     task: str | None = None
-    """A column that names the task of each row, for objectives that compare tasks."""
+    """A column that names the task of each row, for objectives of your own that compare tasks."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Keep only rows with these values, as in { domain = "movies" }."""
     limit: Mapping[str, int] = field(default_factory=dict)

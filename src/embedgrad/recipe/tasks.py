@@ -106,6 +106,8 @@ def _differences(recipes: Mapping[str, Recipe]) -> list[str]:
         problems.append("training.warm_start: not with [[tasks]]")
     if some.training.replay:
         problems.append("training.replay: not with [[tasks]], which begin together")
+    if some.report.elicit:
+        problems.append("report.elicit: not with [[tasks]]; measure each task by itself")
     shared = some.as_dict()
     for name in others:
         differing = [n for n, part in recipes[name].as_dict().items() if part != shared.get(n)]

@@ -151,7 +151,7 @@ def plan(
         if train and not (writes or recipe.teacher):  # else what is trained on is not written yet
             recipe.parts.check(train)
         if recipe.place != AUTO:  # which leaves out a place of other words
-            recipe = replace(recipe, parts=with_replay(recipe, sequencer))
+            recipe = replace(recipe, parts=with_replay(recipe, model, sequencer))
             if model is not None:
                 read_warm_start(recipe, model, sequencer)
     except EmbedgradError as error:
