@@ -17,6 +17,7 @@ from embedgrad import Recipe, RecipeError, RunError, compare, plan, run
 from embedgrad.errors import ArtifactError
 from embedgrad.experiments.continual import continue_run, measures
 from embedgrad.model.generation import Reply
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.transforms.subspace import read_memory
 from embedgrad.recipe.open_run import open_run
 from embedgrad.recipe.replay import Replay
@@ -27,7 +28,6 @@ from embedgrad.report.page.run_files import read_run
 from embedgrad.report.terminal.progress import describe_score
 from embedgrad.training import memory
 from embedgrad.training.loss import Loss
-from embedgrad.training.self_training import sampling
 from refusals import refused
 from run_kit import PROMPT, ROWS, Command, values, write_jsonl
 
@@ -240,7 +240,7 @@ def test_rows_of_earlier_tasks_keep_the_solutions_that_the_model_wrote(
     def write(_: Any, rows: Any, sequences: Any, *others: Any, **options: Any) -> Any:
         return [solved(sequence.example.columns["question"]) for sequence in sequences]
 
-    monkeypatch.setattr(sampling, "replies", write)
+    monkeypatch.setattr(LanguageModel, "generate", write)
     rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(30)]
     write_jsonl(tmp_path / "sums.jsonl", rows)
 

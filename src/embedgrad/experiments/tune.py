@@ -142,8 +142,10 @@ def _check(
 
 
 def _differing(first: str, other: str, *_: str) -> OptionError:
-    why = f"dev decides by {first} with some values and by {other} with others"
-    return OptionError(f"--over: {why}; set training.metric, or name an --objective for all")
+    return OptionError(
+        f"--over: dev decides by {first} with some values and by {other} with others; set "
+        "training.metric, or name an --objective for all"
+    )
 
 
 def _open(
