@@ -92,6 +92,12 @@ AFTER = (
 SMALL_STEPS = 'optimizer={name="adamw", learning_rate=0.03}'
 RANKED = 'objective={name="cross_entropy", over="choices"}'
 FORMER = (RANKED, SMALL_STEPS)
+EQUATIONS = [
+    *files("svamp"),
+    'data.answer="answer"',
+    'data.solution="{equation} = {answer}"',
+    "template.user={template}",
+]
 CAUSAL = ['data.answer="label"', "template.user={template}"]
 COMPARISONS = {
     "compare-demo-smollm2-135m": Compared("demo.toml", [*FORMER, "training.epochs=4"]),
@@ -186,12 +192,20 @@ COMPARISONS = {
             "training.epochs=3",
             "compare.seeds=[0, 1, 2]",
         ],
+        EQUATIONS,
+        svamp_equations,
+    ),
+    # The default step, a wider region and a pass more.
+    "compare-svamp-equations-radius-0.6-smollm2-135m": Compared(
+        "svamp.toml",
         [
-            *files("svamp"),
-            'data.answer="answer"',
-            'data.solution="{equation} = {answer}"',
-            "template.user={template}",
+            'solutions.source="column"',
+            "data.limit={train=499, dev=100}",
+            "training.epochs=4",
+            "trust_region.radius=0.6",
+            "compare.seeds=[0, 1, 2]",
         ],
+        EQUATIONS,
         svamp_equations,
     ),
 }

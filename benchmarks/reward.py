@@ -66,12 +66,12 @@ def recipe_of(stage: str, seed: int, steps: int, data: Path) -> eg.Recipe:
     if stage == "start":
         values["data"]["solution"] = "{equation} = {answer}"
         values["solutions"] = {"source": "column"}
-        values["training"] = {"epochs": 3, "seed": seed, "metric": "accuracy"}
-        values["optimizer"] = {"learning_rate": 0.03}
+        values["training"] = {"epochs": 4, "seed": seed, "metric": "accuracy"}
+        values["trust_region"] = {"radius": 0.6}
         return eg.Recipe.from_dict(values)
     values["objective"] = {"name": "reward", "tries": 2, "random": stage == "random-reward"}
     values["optimizer"] = {"learning_rate": 0.01}
-    values["trust_region"] = {"radius": 0.6}  # the start is at the edge of the default one
+    values["trust_region"] = {"radius": 1.0}  # the start is at the edge of a smaller one
     values["training"] = {
         "steps": steps,
         "batch_size": 8,

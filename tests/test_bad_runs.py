@@ -55,6 +55,14 @@ RUNS: dict[str, Case] = {
         ("none: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one",),
     ),
     "file as run": (lambda p: ["evaluate", at(p.folder / "a")], ("a: no such run folder",)),
+    "file of a run": (
+        lambda p: ["inspect", p.run / "recipe.toml"],
+        ("recipe.toml: is a file of a run; give its folder, ",),
+    ),
+    "file of a run to resume": (
+        lambda p: ["resume", p.run / "result.json"],
+        ("result.json: is a file of a run; give its folder, ",),
+    ),
     "other folder": (
         lambda p: ["inspect", p.folder / "data"],
         ("data: holds no recipe.toml and no prompt.json; give the folder",),

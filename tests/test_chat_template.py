@@ -421,4 +421,12 @@ def test_a_prompt_that_ends_inside_a_thought_is_noted(end: str, choices: bool, n
     rows = tiny.reviews(4)
     sequencer = Sequencer(made, tokenizer, LABELS if choices else Target(), rows=rows)
     notes = sequencer.notes(sequencer.build(rows))
-    assert any("inside a thought" in note for note in notes) is noted
+    told = [note for note in notes if "inside a thought" in note]
+    assert len(told) == noted
+    assert all(
+        note.endswith(
+            "), so the choices are scored as its first words; close it, by an option of the chat "
+            "template such as enable_thinking = false, or by template.assistant"
+        )
+        for note in told
+    )

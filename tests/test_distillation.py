@@ -197,7 +197,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, in
             word = reviews[-1][0].split()[0]
             yield (Reply(f" {word} ", cut=word == "bad"),)
 
-    monkeypatch.setattr("embedgrad.training.teacher.replies", write)
+    monkeypatch.setattr("embedgrad.model.language_model.LanguageModel.generate", write)
     monkeypatch.setattr("embedgrad.training.self_training.sampling.cache_folder", lambda: tmp_path)
     return reviews
 

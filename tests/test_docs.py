@@ -31,6 +31,7 @@ from embedgrad.inference.policy import PolicySettings
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import OBJECTIVES
 from embedgrad.parts.registry import build, build_part
+from embedgrad.prompt.place import PLACES
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.recipe.tasks import read_tasks
 from run_kit import LIKE_THE_PROGRAM, get_command
@@ -914,6 +915,15 @@ def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
     texts = texts_of_the_source()
     missing = [m for m in messages if not any(holds(text, m.split("...")) for text in texts)]
     assert missing == []
+
+
+def test_the_places_in_the_docs_are_places() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = "\n".join(page.read_text("utf-8") for page in pages)
+    lists = re.findall(r"template\.place ?= ?(\[.*?\]|[\w\"]+)", texts)
+    named = {name for found in lists for name in re.findall(r"\w+", found)}
+    assert named <= {"auto", *PLACES}
+    assert len(named) > 2
 
 
 # -- the site --------------------------------------------------------------------------------------

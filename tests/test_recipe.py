@@ -205,7 +205,10 @@ def test_a_wrong_value_is_told_with_its_path(sections: dict[str, Any], told: str
         ("hello", "template: 'hello'; expected a table"),
         ({}, "template: give either text, or messages, or system/user/assistant"),
         ({"merges": "refuse"}, "template: give either text"),
-        ({"text": "[[a]]", "user": "[[a]]"}, "template: give either text"),
+        (
+            {"text": "[[a]]", "user": "[[a]]", "system": "b"},
+            "template: give either text, or messages, or system/user/assistant, not text and syst",
+        ),
         ({"user": "no span {text}"}, "template: no span; mark some text as"),
         ({"user": "[[]]"}, "template.user: an empty span"),
         ({"user": "[[a"}, "template.user: a span that is not closed"),

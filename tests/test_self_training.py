@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-import embedgrad.training.self_training.sampling as sampling
 import tiny
 from embedgrad import Evaluation, Example, LanguageModel, Recipe, Target, Template, run
 from embedgrad.errors import DataError, RecipeError, RunError
@@ -86,7 +85,15 @@ def right(question: str) -> list[str]:
 @pytest.fixture
 def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
     made = Writer(right)
-    monkeypatch.setattr(sampling, "replies", made)
+    real = LanguageModel.generate
+
+    def write(
+        model: LanguageModel, prompt: Any, sequences: Any, decoding: Decoding, **o: Any
+    ) -> Any:
+        answer = made if decoding.temperature else real  # which scores dev
+        return answer(model, prompt, sequences, decoding, **o)
+
+    monkeypatch.setattr(LanguageModel, "generate", write)
     return made
 
 
@@ -730,7 +737,7 @@ def test_the_model_s_own_samples_are_the_same_after_an_interruption(
     whole, parts = (
         replace(solutions, file=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl")
     )
-    monkeypatch.setattr(sampling, "replies", _all_ended(sampling.replies))
+    monkeypatch.setattr(LanguageModel, "generate", _all_ended(LanguageModel.generate))
     expected, told = write(rows, whole, evaluation)
     assert 0 < told["verified"] <= told["tried"] == 14
     kept = Path(whole.file or "").read_bytes().split(b"\n")

@@ -234,7 +234,10 @@ def test_a_column_of_which_nothing_is_left_is_counted() -> None:
     context = size(untouched, example("")) + 1
     made = sequencer("bytelevel", PLACEMENTS["user-after"], context=context, truncate="review")
     made(example("\U0001f642" * 3))
-    assert made.notes([])[-1].endswith("1 row that did not fit, and nothing of it is left in 1")
+    cut = "column 'review' was cut in 1 row that did not fit"
+    assert made.notes([]) == [f"{cut}, and nothing of it is left in 1"]
+    made.emptied = 0
+    assert made.notes([]) == [cut]
 
 
 def test_a_template_that_does_not_fit_alone_is_refused() -> None:
@@ -249,7 +252,8 @@ def test_choices_that_begin_one_another_are_told_apart_by_their_end() -> None:
     short, long = sequence.targets
     assert short[-1:] == long[-1:] == made.end_ids
     assert long[: len(short) - 1] == short[:-1]
-    assert any("one choice begins another" in note for note in made.notes([sequence]))
+    told = "one choice begins another, so each is scored with the end of the turn"
+    assert told in made.notes([sequence])
     whole = Target(("is", "is the"), normalize=True)
     apart = sequencer("bytelevel", Template.plain("[[Is it?]] {review}:"), whole)
     assert made.end_ids[0] not in apart(example("so", "is")).targets[0]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from embedgrad import load
 from embedgrad.cli import main
 from embedgrad.environment import process_name
 from embedgrad.errors import DivergenceError, RecipeError, RunError
@@ -217,6 +218,24 @@ def test_a_trial_that_fails_ends_no_study(
     monkeypatch.setattr(tuning, "optimize", lambda *a, **o: sometimes(calls.clear()))
     with refused("the loss is nan", error=DivergenceError):
         tune(path, tmp_path / "other", [RATE], note, trials=2)
+
+
+def test_the_place_of_the_span_is_a_setting(
+    recipe: Write, embedgrad: Command, tmp_path: Path
+) -> None:
+    path = recipe(training={"steps": 1}, template={"user": "{review}\n\n[[Is it positive?]]"})
+    over = ("--over", 'template.place=["system", "before"]', "--objective", "log_loss")
+    call = ("tune", path, *over, "--trials", "4")
+    found = embedgrad(*call, "--out", tmp_path / "study", "--json", "--quiet").json
+    losses = {t["template.place"]: t["values"]["log_loss"] for t in found["trials"]}
+    assert losses.keys() == {'"system"', '"before"'}
+    assert len(set(losses.values())) == 2  # they are other prompts
+    best = min(losses, key=lambda name: losses[name])
+    out = tmp_path / "run"
+    assert embedgrad("optimize", tmp_path / "study" / "best.toml", "--out", out).code == 0
+    template = load(out).template
+    in_system = any(m.role == "system" and "[[" in m.content for m in template.messages)
+    assert in_system is (best == '"system"')
 
 
 def test_of_several_objectives_those_are_kept_that_no_other_one_beats(

@@ -31,7 +31,7 @@ from embedgrad.training.checkpoint import Checkpoint
 from forked import Child
 from kit import kit
 from run_kit import Command, Done, values
-from worker_kit import found, tell
+from worker_kit import found, sampled_solutions, tell, tell_solutions
 
 pytest_plugins = ["tiny_runs"]
 
@@ -121,6 +121,25 @@ def test_two_workers_compute_what_one_does(fsdp: bool, tmp_path: Path) -> None:
     misses = [done["stored"]["misses"] for done in (first, second)]
     assert sum(misses) == alone["stored"]["misses"]
     assert min(misses) > 0
+
+
+@pytest.mark.slow
+def test_workers_share_out_what_the_model_writes_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDGRAD_CACHE", str(tmp_path / "alone"))
+    alone = json.loads(json.dumps(sampled_solutions()))
+    assert alone["asked"] == 9
+    assert len(alone["solutions"]) > 1
+    # The first worker's machine knows three answers already.
+    header, *lines = Path(alone["file"]).read_bytes().splitlines(keepends=True)
+    known = tmp_path / "caches" / "0" / "solutions" / Path(alone["file"]).name
+    known.parent.mkdir(parents=True)
+    known.write_bytes(header + b"".join(lines[:3]))
+    told = [d.json for d in two(lambda: tell_solutions(tmp_path / "caches"), tmp_path / "told")]
+    assert [done["solutions"] for done in told] == [alone["solutions"]] * 2
+    assert sum(done["asked"] for done in told) == 9
+    assert min(done["asked"] for done in told) > 0
 
 
 @pytest.mark.slow

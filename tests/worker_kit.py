@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,8 +21,10 @@ from embedgrad.model.lockstep import shard
 from embedgrad.model.workers import here, joined
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.parameterizations import Free
+from embedgrad.parts.scorers import Scorer
 from embedgrad.prompt.sequence import Target
 from embedgrad.training.loss import Loss
+from embedgrad.training.self_training import Solutions, training_examples
 from embedgrad.training.settings import Parts
 from kit import Kit, kit, noisy
 from seam_parts import OrderedAverage, WorstGroup
@@ -75,6 +79,38 @@ def found(fsdp: bool = False) -> dict[str, Any]:
             for w in made.loaded.model.parameters()
         ),
     }
+
+
+class OddLength(Scorer):
+    """Whether a reply has an odd number of characters."""
+
+    def score(self, reply: str, answer: str) -> float:
+        return float(len(reply) % 2)
+
+
+def sampled_solutions() -> dict[str, Any]:
+    """Solutions that the model writes, of the cache folder or now, and for how many questions."""
+    made = kit(rows=9, target=Target())
+    rows = [dataclasses.replace(s.example, answer="a") for s in made.sequences]
+    evaluation = Evaluation(scorer=OddLength(), batch_size=4, max_new_tokens=24, stop=("e",))
+    settings = Solutions(source="self-written", samples=2, temperature=1.0)
+    with patch("embedgrad.model.language_model.generate", wraps=generate) as own:
+        found, facts = training_examples(
+            *(made.model, made.sequencer, rows, settings), evaluation=evaluation
+        )
+    return {
+        "solutions": [(example.source, example.solution) for example in found],
+        "asked": sum(len(call.args[2]) for call in own.call_args_list),
+        "file": facts["file"],
+        "sha256": facts["sha256"],
+    }
+
+
+def tell_solutions(caches: Path) -> None:
+    """Print it as JSON, with a cache folder for each worker."""
+    with joined() as workers:
+        os.environ["EMBEDGRAD_CACHE"] = str(caches / str(workers.rank))
+        print(json.dumps(sampled_solutions()))
 
 
 def tell(fsdp: bool) -> None:

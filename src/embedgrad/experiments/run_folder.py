@@ -34,7 +34,7 @@ from embedgrad.model.loading.info import weights_digest
 from embedgrad.parts.scorers import SandboxedFunction
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, sources
-from embedgrad.recipe.paths import moved
+from embedgrad.recipe.paths import moved, no_run
 from embedgrad.recipe.recipe import Recipe, read_toml
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
@@ -146,6 +146,8 @@ def check_resumed(out: Path, checkpoint: Checkpoint, found: Mapping[str, Any], s
 
 def require_run(out: Path) -> None:
     """Raise `RunError` where a folder holds no run."""
+    if out.is_file():
+        raise RunError(no_run(out))
     if not (out / "recipe.toml").is_file():
         raise RunError(
             f"{out}: holds no run to resume; `embedgrad optimize RECIPE --out {out}` starts one"

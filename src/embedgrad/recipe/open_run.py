@@ -30,7 +30,7 @@ from embedgrad.recipe.build import (
 from embedgrad.recipe.check_rows import read_rows, rows_to_check
 from embedgrad.recipe.hub import local_folder
 from embedgrad.recipe.overrides import override
-from embedgrad.recipe.paths import find_run, is_path
+from embedgrad.recipe.paths import find_run, is_path, no_run
 from embedgrad.recipe.recipe import Recipe
 
 CURE = "give --set model.name=PLACE"
@@ -141,9 +141,7 @@ def open_run(
     """
     folder = local_folder(folder, report)
     if not folder.is_dir():
-        raise RunError(
-            f"{folder}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"
-        )
+        raise RunError(no_run(folder))
     run = find_run(folder)
     if run is None and not (folder / artifact.JSON_FILE).is_file():
         raise RunError(

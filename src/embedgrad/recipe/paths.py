@@ -103,6 +103,13 @@ def find_run(folder: Path) -> Path | None:
     return parent if inside and (parent / RECIPE).is_file() else None
 
 
+def no_run(path: Path) -> str:
+    """The message about a path that is no run's folder."""
+    if path.is_file() and find_run(path.parent) is not None:
+        return f"{path}: is a file of a run; give its folder, {path.parent}"
+    return f"{path}: no such run folder; `embedgrad optimize RECIPE --out RUN` makes one"
+
+
 def prompt_folder(folder: Path) -> Path:
     """The folder of the artifact in a run's folder, which may be a prompt's itself."""
     return folder if (folder / PROMPT_FILE).is_file() else folder / PROMPT

@@ -356,8 +356,10 @@ def _template(
             "template, which plain text does not use"
         )
         wrong.append("options")
-    if ("text" in texts) + (messages is not None) + any(role in texts for role in ROLES) != 1:
-        problems.append("template: give either text, or messages, or system/user/assistant")
+    kinds = [n for n in ("text", "messages") if values.get(n) is not None]
+    if len(kinds := kinds + [role for role in ROLES if role in texts][:1]) != 1:
+        both = ", not " * bool(kinds) + " and ".join(kinds)
+        problems.append(f"template: give either text, or messages, or system/user/assistant{both}")
         return None, settings
     try:
         if wrong:

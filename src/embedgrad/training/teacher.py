@@ -24,7 +24,6 @@ from embedgrad.evaluation.evaluator import Evaluation, Evaluator, ScoredAnswer, 
 from embedgrad.events import Report, part_of, quiet, scoring, stage
 from embedgrad.model.backbone import Prompt, join_spans
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import replies
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.likeliest import likeliest_tokens
 from embedgrad.parts.objectives.distill import TAUGHT, Distill, Taught
@@ -262,15 +261,13 @@ class Teacher:
         store = store_at(None, conditions)
 
         def write(batch: Sequence[str]) -> Iterator[SampledQuestion]:
-            written = replies(
-                self.model,
+            written = self.model.generate(
                 self.rows_PD,
                 [contexts[digest] for digest in batch],
                 decoding,
                 end_ids=self.evaluator.end_ids,
                 batch_size=self.evaluation.batch_size,
                 numbers=[int(digest, 16) for digest in batch],
-                report=quiet,
             )
             for digest, (reply,) in zip(batch, written, strict=True):
                 text = self.student.target.without_prefix(reply.text)

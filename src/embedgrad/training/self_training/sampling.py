@@ -25,9 +25,10 @@ from embedgrad.errors import DataError
 from embedgrad.evaluation.evaluator import Evaluation, Evaluator
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.model.decoding import Decoding
-from embedgrad.model.generation import Reply, replies
+from embedgrad.model.generation import Reply
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading.info import weights_digest
+from embedgrad.model.workers import here
 from embedgrad.parts.scorers import name_of
 from embedgrad.parts.scorers.checks import check_answers
 from embedgrad.prompt.sequence import Sequencer
@@ -165,8 +166,7 @@ class _Sampler:
         for part, prompt_PD in ((same, start_PD), (merged, start_PD[:0])):
             if not part:
                 continue
-            answers = replies(
-                self.model,
+            answers = self.model.generate(
                 prompt_PD,
                 list(part.values()),
                 self.decoding,
@@ -174,7 +174,6 @@ class _Sampler:
                 batch_size=self.evaluation.batch_size,
                 # What is drawn depends on the question alone, not on its neighbors.
                 numbers=[int(digest, 16) for digest in part],
-                report=quiet,
             )
             sampled |= zip(part, answers, strict=True)
         return sampled
@@ -269,16 +268,20 @@ def ask_missing(
 ) -> None:
     """Ask the questions that a store lacks, `size` at a time; an interruption keeps the others.
 
-    `each` is what every question gets, and `which` the name of it all, for the progress.
+    `each` is what every question gets, and `which` the name of it all, for the progress. Several
+    workers share out what any of their stores lacks.
     """
     total, what = len(questions), which.split()[-1]
-    missing = [digest for digest in questions if digest not in store.questions]
+    own = [digest for digest in questions if digest not in store.questions]
+    lacking = set[str]().union(*here().gather({here().rank: own}).values())
+    missing = [digest for digest in questions if digest in lacking]
     if not missing:
         say(report, [f"{what} of all {total} questions are taken from {store.path}"])
         return
     known = f"; {store.path} holds those of the others" * (len(missing) < total)
     say(report, [f"{each} for each of {len(missing)} questions{known}"])
     try:
+        size *= here().count
         for first in range(0, len(missing), size):
             batch = missing[first : first + size]
             store.add(answer(batch))
