@@ -227,7 +227,7 @@ def fit_together(recipe: Recipe) -> Recipe:
     if training.batch_by == "groups" and recipe.data.group is None:
         training = replace(training, batch_by="examples")
     if objective.sampling:
-        solutions = replace(solutions, source="answer")
+        solutions, training = replace(solutions, source="answer"), replace(training, replay=0.0)
     if source_problems(solutions, target, column=recipe.data.solution is not None):
         solutions = Solutions(source="answer")
     evaluation = recipe.evaluation if free else replace(recipe.evaluation, samples=0)
