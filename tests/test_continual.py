@@ -237,10 +237,10 @@ def test_rows_of_earlier_tasks_keep_the_solutions_that_the_model_wrote(
         first = int(question.split()[2])
         return (Reply(f"{first} and 1 make {first + 1}", cut=False),)
 
-    def write(_: Any, rows: Any, sequences: Any, *others: Any, **options: Any) -> Any:
-        return [solved(sequence.example.columns["question"]) for sequence in sequences]
+    def write(self: Any, _: Any, batch: list[str]) -> dict[str, tuple[Reply, ...]]:
+        return {one: solved(self.questions[one].example.columns["question"]) for one in batch}
 
-    monkeypatch.setattr(sampling, "replies", write)
+    monkeypatch.setattr(sampling._Sampler, "_reply", write)
     rows = [{"question": f"What is {i} plus 1?", "answer": str(i + 1)} for i in range(30)]
     write_jsonl(tmp_path / "sums.jsonl", rows)
 
