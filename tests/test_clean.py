@@ -17,6 +17,7 @@ from embedgrad.experiments import clean as module
 from embedgrad.experiments.clean import clean
 from embedgrad.report.page.suspects import suspects_page
 from embedgrad.training.tuner import Tuning
+from embedgrad.training.weighted import WeightedTraining
 from refusals import refused
 from run_kit import ROWS, Command, Done, values, write_jsonl
 
@@ -38,6 +39,23 @@ def ranked(
     out = tmp_path_factory.mktemp("clean") / "out"
     recipe = Recipe.from_dict(values(model_folder, data))
     return out, clean(recipe, out, eg.quiet, drop=0.25, by="label", tuning=QUICK)
+
+
+def test_rows_of_every_layer_are_trained(
+    model_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = list[tuple[int, ...]]()
+
+    def noted(loss: Any, theta: Any, *arguments: Any, **options: Any) -> WeightedTraining:
+        shapes.extend(tuple(value.shape) for value in theta.values())
+        return WeightedTraining(loss, theta, *arguments, **options)
+
+    monkeypatch.setattr("embedgrad.experiments.clean.WeightedTraining", noted)
+    deep = values(model_folder, data, parameterization={"name": "free", "deep": True})
+    result = clean(Recipe.from_dict(deep), tmp_path / "out", eg.quiet, tuning=QUICK)
+    model = eg.load_model(str(model_folder))
+    assert [width for _, width in shapes] == [model.info.width * model.forward.layers.count]
+    assert result["train_rows"] == ROWS["train"]
 
 
 def test_every_row_is_ranked_worst_first(ranked: tuple[Path, Any], data: Path) -> None:

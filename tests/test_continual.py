@@ -278,6 +278,21 @@ def test_rows_of_earlier_tasks_keep_the_solutions_that_the_model_wrote(
     assert remembered
 
 
+def test_a_distilled_prompt_is_not_continued(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    taught = values(
+        model_folder,
+        data,
+        objective={"name": "distill"},
+        teacher={"template": {"system": "You are a critic.", "user": "{review}"}},
+        training={"steps": 1},
+    )
+    run(Recipe.from_dict(taught), tmp_path / "taught")
+    with refused("was distilled from a [teacher]", error=RunError):
+        continue_run(tmp_path / "taught", task(model_folder, data), tmp_path / "out")
+
+
 def test_the_text_is_no_way_back(
     model_folder: Path, tasks: Path, earlier: Path, tmp_path: Path
 ) -> None:

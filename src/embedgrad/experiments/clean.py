@@ -189,7 +189,7 @@ def _problem(
     ready: Prepared, by: str | None, anchor: float, curvature_rows: int, report: Report
 ) -> WeightedTraining:
     model, sequencer = ready.model, ready.sequencer
-    start = start_rows(model, sequencer)
+    start = start_rows(model, sequencer, ready.parts.parameterization)
     generator = torch.Generator().manual_seed(ready.training.seed)
     return WeightedTraining(
         Loss(model, ready.parts, sequencer.target, start),

@@ -192,6 +192,8 @@ def _subspace(recipe: Recipe) -> SubspaceMemory:
 
 
 def _check_words(then: Recipe, now: Recipe, earlier: Path) -> None:
+    if then.teacher:
+        raise RunError(f"{earlier} was distilled from a [teacher], and cannot be continued")
     ours, theirs = (list(recipe.template.spans) for recipe in (now, then))
     if ours != theirs:
         raise RunError(

@@ -80,7 +80,8 @@ def run(
     `training.epochs` and `training.steps`, which may grow: the longer schedule then holds from the
     step where it resumes. The result of a run that has finished is returned as it is.
 
-    With `template.place = "auto"` the run first chooses a place; see `choose_place`.
+    With `template.place = "auto"` the run first chooses a place; see `choose_place`. Until it has
+    one there are no rows to save: `should_stop` then raises `KeyboardInterrupt`, as Ctrl-C does.
 
     Raises `RunError` where `out` exists (with `resume`: is no run, or one of another recipe, data
     or model) or cannot be written, and whatever the recipe's data, template and model raise. A new

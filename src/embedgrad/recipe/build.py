@@ -113,7 +113,7 @@ def prepare(
             raise
         raise TemplateError(f"template.place: 'system', but {error}") from error
     check_length(shown, sequencer)
-    start = start_rows(model, sequencer)
+    start = start_rows(model, sequencer, recipe.parts.parameterization)
     recipe.parts.parameterization.init(start, torch.Generator())  # which may refuse it
     sources_for = (recipe.solutions, splits.train, recipe.target, recipe.evaluation.scorer)
     if shown.examples and source_of(*sources_for) == "self-written":
