@@ -236,6 +236,9 @@ def test_a_column_of_which_nothing_is_left_is_counted() -> None:
     made(example("\U0001f642" * 3))
     cut = "column 'review' was cut in 1 row that did not fit"
     assert made.notes([]) == [f"{cut}, and nothing of it is left in 1"]
+    made(example("\U0001f642" * 4))
+    cut = "column 'review' was cut in 2 rows that did not fit"
+    assert made.notes([]) == [f"{cut}, and nothing of it is left in 2"]
     made.emptied = 0
     assert made.notes([]) == [cut]
 
