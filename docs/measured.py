@@ -166,20 +166,19 @@ def compressed(root: Path, up: str) -> str:
     entries = [e for e in (results or {"entries": []})["entries"] if "teacher" in e]
     if not entries:
         return _missing(root, ("compress",))
-    names = ("task", "tokens a query", "short prompt", "long prompt", "its first tokens", "rows")
+    names = ("task", "queries", "test rows", "tokens a query")
+    names += ("short prompt", "long prompt", "its first tokens", "rows")
     table = [(*names, "agreement", "not inferior by 5 points")]
     for entry in entries:
         found = entry["teacher"]
         tokens = f"{found['tokens']['teacher']:.0f} to {found['tokens']['refined']:.0f}"
         scores = (_percent(entry[n]) for n in ("instruction", "long", "first_tokens", "refined"))
         holds = "yes" if found["non_inferiority"]["holds"] else "not shown"
-        table.append(
-            (entry["task"], tokens, *scores, _percent(found["agreement"]["refined"]), holds)
-        )
-    sizes = entries[0]["sizes"]
-    rows = f"{sizes['queries']} queries without labels, {sizes['test']} test rows"
+        sizes = (str(entry["sizes"][n]) for n in ("queries", "test"))
+        agreement = _percent(found["agreement"]["refined"])
+        table.append((entry["task"], *sizes, tokens, *scores, agreement, holds))
     link = f"[compress.json]({up}{FOLDER}/compress.json)"
-    return markdown(table) + f"\n{entries[0]['model']}, {rows}, from {link}\n"
+    return markdown(table) + f"\n{entries[0]['model']}, queries without labels, from {link}\n"
 
 
 def spans(root: Path, up: str) -> str:
