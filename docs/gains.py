@@ -31,6 +31,7 @@ TASKS = {  # results file -> task, and what is special about it
     "causal-judgement-random-split-smollm2-135m": ("Causal judgement", "random split"),
     "svamp-smollm2-135m": ("SVAMP", "trained on answers"),
     "svamp-equations-smollm2-135m": ("SVAMP", "trained on equations"),
+    "svamp-equations-radius-0.6-smollm2-135m": ("SVAMP", "on equations, larger steps"),
     "svamp-self-written-smollm2-135m": ("SVAMP", "trained on own solutions"),
     "gsm8k-qwen2.5-coder-0.5b": ("GSM8K", "trained on human solutions"),
     "gsm8k-self-written-qwen2.5-coder-0.5b": ("GSM8K", "trained on own solutions"),
