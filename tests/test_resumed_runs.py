@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedgrad import DivergenceError, Recipe, RunError, run
+from embedgrad import DivergenceError, Recipe, RunError, load, run
 from embedgrad.atomic_files import seal
 from embedgrad.cli import main
 from embedgrad.experiments.run_folder import read_finished
@@ -39,6 +41,29 @@ SCORES = ("text", "refined", "difference", "test_rows")
 def longer(model_folder: Path, data: Path) -> Recipe:
     """Four epochs of three steps, scored on dev at every other step."""
     return Recipe.from_dict(values(model_folder, data, training=LONG))
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(
+    longer: Recipe, embedgrad: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(longer, tmp_path / "right")
+    hours = itertools.count(1)
+
+    class Backwards(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return cls(2030, 1, 1, tzinfo=tz) - datetime.timedelta(hours=next(hours))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datetime, "datetime", Backwards)
+        patch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+        result = run(longer, tmp_path / "wrong")
+        assert embedgrad("report", tmp_path / "wrong", "--no-model").code == 0
+    assert next(hours) > 12
+    assert result["train"]["ended"] == "finished"
+    right, wrong = (load(tmp_path / name).rows for name in ("right", "wrong"))
+    assert torch.equal(right, wrong)
+    assert result["train"]["seconds"] >= 0
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def plan(
     a model that cannot be used.
     """
     recipe.needs_text("a plan")
-    began = time.time()
+    began = time.perf_counter()
     problems, start = Problems(), began - (started or began)
     splits: Splits | None = None
     try:
@@ -97,13 +97,13 @@ def plan(
     except DataError as error:
         problems.add([] if problems.lines else [str(error)])
     stage(report, f"loading {recipe.model.name}")
-    began = time.time()
+    began = time.perf_counter()
     parts, cache = load_parts(recipe, report, weights=measure)
     (network, tokenizer, info), device = parts, choose_device(recipe.model.device)
     config = network.config.get_text_config(decoder=True)
     model = LanguageModel(parts, prefix_cache_budget=0) if measure else None
     reason = model.why_not_reusable if model else why_not_reusable(network, config)
-    fixed = {"start": start, "load": time.time() - began}
+    fixed = {"start": start, "load": time.perf_counter() - began}
     loading, loaded = peak_memory(device), memory_in_use(device)
     itemsize = getattr(torch, info.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
@@ -128,7 +128,7 @@ def plan(
         values["notes"].append(TEACHER)
     splits, writes = _resolve_solutions(recipe, splits, problems)
     stage(report, "tokenizing")
-    began = time.time()
+    began = time.perf_counter()
     try:
         shown = demonstrate(recipe.template, recipe.target, splits.train, recipe.demonstrations)
         sequencer = Sequencer(
@@ -146,7 +146,7 @@ def plan(
     except EmbedgradError as error:  # the template: nothing can be tokenized
         problems.add([str(error)])
         return values
-    fixed["tokenize"] = time.time() - began
+    fixed["tokenize"] = time.perf_counter() - began
     try:
         if train and not (writes or recipe.teacher):  # else what is trained on is not written yet
             recipe.parts.check(train)
