@@ -89,8 +89,7 @@ def plan(
     a model that cannot be used.
     """
     recipe.needs_text("a plan")
-    began = time.perf_counter()
-    problems, start = Problems(), began - (started or began)
+    problems, start = Problems(), max(0.0, time.time() - started) if started else 0.0
     splits: Splits | None = None
     try:
         splits = read_data(recipe, problems)
