@@ -26,6 +26,12 @@ from embedgrad.errors import EmbedgradError, RunError
 
 LOCK = ".lock"
 SEAL = "sha256"  # the entry of a JSON object that holds the digest of the others
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "; give a folder that you may write to"
+    ),
+}
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems that show folders
 _NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "node"  # other machines may share a folder
 
@@ -41,7 +47,7 @@ def write_file(path: Path, content: bytes) -> None:
         _write(aside, content)
         os.replace(aside, path)
     except OSError as error:
-        raise RunError(_not_written(path, error)) from error
+        raise RunError(not_written(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -68,7 +74,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         os.replace(aside, folder)
         _flush_folder(folder.parent)  # before the old copy goes
     except OSError as error:
-        raise RunError(_not_written(folder, error)) from error
+        raise RunError(not_written(folder, error)) from error
     finally:
         # Also after Ctrl-C, between the two renames.
         with contextlib.suppress(OSError):
@@ -83,7 +89,7 @@ def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, before anything is computed. Raises `RunError`."""
     place = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(_not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
+        raise RunError(not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
 
 
 def remove_file(path: Path) -> None:
@@ -143,7 +149,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         lock.release()
-        raise RunError(_not_written(path, error)) from error
+        raise RunError(not_written(path, error)) from error
     try:
         yield
     finally:
@@ -234,12 +240,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _not_written(path: Path, error: OSError) -> str:
+def not_written(path: Path, error: OSError) -> str:
     """One line: what, why, and what to do about it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    advice = "; free some space" if full else ""
-    advice = "; give a folder that you may write to" if closed else advice
+    advice = _ADVICE.get(error.errno or 0, "")
     return f"{path}: cannot be written ({error.strerror or error}){advice}"
 
 

@@ -278,11 +278,17 @@ class LanguageModel:
             for own_PD, theirs in _by_rows(prompt_PD, batch, sorted(others.keys() - found.keys())):
                 for i in theirs:
                     start = partial(begin, self, own_PD, decoding, end_ids, batch[i])
-                    found[i] = [start((numbers[i], n)) for n in range(decoding.samples)]
-                    for answer, ids in zip(found[i], others[i], strict=True):
-                        for token in ids:
-                            answer.add(token)
+                    found[i] = [
+                        _filled(start((numbers[i], n)), ids) for n, ids in enumerate(others[i])
+                    ]
         return [found[i] for i in range(len(batch))]
+
+
+def _filled(answer: Generation, ids: Sequence[int]) -> Generation:
+    """An answer with the tokens that another worker wrote."""
+    for token in ids:
+        answer.add(token)
+    return answer
 
 
 def _by_rows(

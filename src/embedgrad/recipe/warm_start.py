@@ -10,7 +10,7 @@ from torch import Tensor
 from embedgrad.errors import RunError
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
-from embedgrad.parts.parameterizations import Parameterization, is_deep
+from embedgrad.parts.parameterizations import Parameterization, text_rows
 from embedgrad.prompt import artifact
 from embedgrad.prompt.sequence import Sequencer
 from embedgrad.prompt.span import rows_by_span
@@ -37,7 +37,7 @@ def read_warm_start(
             "both must be the same"
         )
     parameterization, rows_PD = recipe.parts.parameterization, prompt.rows
-    start_PD = _words(model, sequencer, parameterization)
+    start_PD = text_rows(model, sequencer.prompt_ids, parameterization)
     missing = start_PD.shape[1] - rows_PD.shape[1]
     if missing < 0:
         raise RunError(
@@ -52,11 +52,5 @@ def start_rows(
     model: LanguageModel, sequencer: Sequencer, parameterization: Parameterization
 ) -> dict[str, Tensor]:
     """The rows that training begins at, those of a prompt's own words, by span."""
-    return rows_by_span(_words(model, sequencer, parameterization), sequencer.spans)
-
-
-def _words(
-    model: LanguageModel, sequencer: Sequencer, parameterization: Parameterization
-) -> Tensor:
-    rows_PD = model.embed(sequencer.prompt_ids)
-    return model.forward.widen(rows_PD) if is_deep(parameterization) else rows_PD
+    rows_PD = text_rows(model, sequencer.prompt_ids, parameterization)
+    return rows_by_span(rows_PD, sequencer.spans)

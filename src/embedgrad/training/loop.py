@@ -30,7 +30,7 @@ from embedgrad.model.backbone import Backbone, Prompt
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.workers import here
 from embedgrad.parts.augmentations import BatchContext
-from embedgrad.parts.parameterizations import Theta, all_rows, is_deep
+from embedgrad.parts.parameterizations import Theta, all_rows, text_rows
 from embedgrad.parts.transforms import Context, Setup
 from embedgrad.prompt.embedding import PromptEmbedding
 from embedgrad.prompt.images import ImageSequencer
@@ -73,9 +73,7 @@ class Loop:
         self.language_model = model if isinstance(model, LanguageModel) else None
         self.evaluator = Evaluator(model, sequencer, evaluation).greedy
         self.is_text, self.scores_text = start is None, True
-        text_PD = model.embed(sequencer.prompt_ids)
-        if isinstance(model, LanguageModel) and is_deep(parts.parameterization):
-            text_PD = model.forward.widen(text_PD)
+        text_PD = text_rows(model, sequencer.prompt_ids, parts.parameterization)
         start = start or rows_by_span(text_PD, sequencer.spans)
         self.start_prompt = {name: rows.to(text_PD) for name, rows in start.items()}
         self.loss = Loss(model, parts, sequencer.target, self.start_prompt)

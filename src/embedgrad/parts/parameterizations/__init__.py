@@ -2,7 +2,7 @@
 
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, all_rows
 from embedgrad.parts.parameterizations.cp import CP
-from embedgrad.parts.parameterizations.free import Free, is_deep
+from embedgrad.parts.parameterizations.free import Free, is_deep, text_rows
 from embedgrad.parts.parameterizations.gated import Gated
 from embedgrad.parts.parameterizations.low_rank import LowRank
 from embedgrad.parts.parameterizations.scale_shift import ScaleShift
@@ -29,4 +29,5 @@ __all__ = [
     "Theta",
     "all_rows",
     "is_deep",
+    "text_rows",
 ]

@@ -8,8 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from embedgrad.model.backbone import Prompt
+from embedgrad.model.backbone import Backbone, Prompt
+from embedgrad.model.language_model import LanguageModel
 from embedgrad.parts.parameterizations.base import Parameterization, Theta, row_size
+from embedgrad.prompt.boundaries import Ids
 from embedgrad.prompt.trust_region import TrustRegion
 
 
@@ -50,6 +52,14 @@ class Free(Parameterization):
 def is_deep(parameterization: Parameterization) -> bool:
     """Whether it has rows for every layer."""
     return isinstance(parameterization, Free) and parameterization.deep
+
+
+def text_rows(model: Backbone, ids: Ids, parameterization: Parameterization) -> Tensor:
+    """The rows of a prompt's own words [P, D], or [P, L D] with rows for every layer."""
+    rows_PD = model.embed(ids)
+    if isinstance(model, LanguageModel) and is_deep(parameterization):
+        return model.forward.widen(rows_PD)
+    return rows_PD
 
 
 def _change(rows: Tensor, start: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Self, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from embedgrad.atomic_files import write_file
+from embedgrad.atomic_files import not_written, write_file
 from embedgrad.data.bounded_reads import LARGEST_FILE, parse_json, read_bytes
 from embedgrad.environment import versions
 from embedgrad.errors import DataError, RunError
@@ -107,7 +107,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise RunError(not_written(self.path, error)) from error
         self.questions.update((entry.question, entry) for entry in new)
 
     def content(self) -> bytes:
