@@ -63,6 +63,10 @@ RUNS: dict[str, Case] = {
         lambda p: ["resume", p.run / "result.json"],
         ("result.json: is a file of a run; give its folder, ",),
     ),
+    "file of a run to show": (
+        lambda p: ["report", p.run / "recipe.toml"],
+        ("recipe.toml: is a file of a run; give its folder, ",),
+    ),
     "other folder": (
         lambda p: ["inspect", p.folder / "data"],
         ("data: holds no recipe.toml and no prompt.json; give the folder",),

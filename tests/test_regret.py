@@ -18,14 +18,16 @@ from embedgrad import Recipe
 from embedgrad.data.examples import Example
 from embedgrad.errors import DataError, EmbedgradError, RecipeError
 from embedgrad.evaluation.regret import mean_regret
+from embedgrad.experiments.compare.compare import compare
 from embedgrad.experiments.plan import Budget, plan
 from embedgrad.experiments.run import run
 from embedgrad.model.outcome import Outcome
 from embedgrad.parts.objectives import CrossEntropy, Objective, Regret
 from embedgrad.parts.objectives.base import State
 from embedgrad.prompt import artifact
-from embedgrad.report.page.page import run_page
-from embedgrad.report.page.run_files import read_run
+from embedgrad.report.page.page import comparison_page, run_page
+from embedgrad.report.page.run_files import read_comparison, read_run
+from embedgrad.report.terminal.methods_table import methods_table
 from embedgrad.report.terminal.tables import comparison_table, describe_regret, show
 from embedgrad.training.selection import Best, score_of
 from embedgrad.training.settings import Training
@@ -265,6 +267,29 @@ def test_a_run_says_what_decisions_cost(
     assert first in embedgrad("evaluate", out).out
     prompt = json.loads((out / "prompt" / "prompt.json").read_text(encoding="utf-8"))
     assert prompt["scores"]["regret"] == found
+
+
+def test_a_comparison_says_what_each_methods_decisions_cost(
+    model_folder: Path, desk: Path, tmp_path: Path
+) -> None:
+    methods = ["text", "batch-calibration", "linear-probe", "embedgrad"]
+    own = recipe(model_folder, desk, compare={"methods": methods, "seeds": [0, 1]})
+    result = compare(own, tmp_path / "compare")
+    found = {entry["method"]: entry["regret"] for entry in result["methods"]}
+    assert list(found) == methods
+    alone = run(recipe(model_folder, desk), tmp_path / "run")["regret"]
+    assert found["text"]["mean"] == pytest.approx(alone["text"]["pessimistic"])
+    assert found["text"]["difference"] == 0.0
+    first, second = (row["regrets"] for row in result["rows"] if row["method"] == "embedgrad")
+    assert len(first) == found["embedgrad"]["decisions"] == alone["decisions"]
+    assert np.mean(first) == pytest.approx(alone["refined"]["pessimistic"])
+    assert found["embedgrad"]["mean"] == pytest.approx(np.mean([first, second]))
+    change = found["embedgrad"]["mean"] - found["text"]["mean"]
+    assert found["embedgrad"]["difference"] == pytest.approx(change)
+    line = f"mean regret of 3 decisions: text {found['text']['mean']:.4g}; batch-calibration "
+    assert line in printed(methods_table(result))
+    assert line in (tmp_path / "compare" / "table.md").read_text(encoding="utf-8")
+    assert f"M{line[1:]}" in comparison_page(read_comparison(tmp_path / "compare") or {}, "desks")
 
 
 def test_a_plan_takes_whole_decisions(model_folder: Path, desk: Path) -> None:

@@ -49,9 +49,10 @@ def report(
 ) -> None:
     """Make a page or a figure of a run, a comparison or a study."""
     from embedgrad.atomic_files import check_writable, write_file
+    from embedgrad.errors import RunError
     from embedgrad.evaluation.per_class import per_class
     from embedgrad.formatting import size, visible
-    from embedgrad.recipe.paths import find_run
+    from embedgrad.recipe.paths import find_run, no_run
     from embedgrad.report.page.figure import draw_comparison, draw_run, draw_study, figures_of
     from embedgrad.report.page.page import comparison_page, run_page
     from embedgrad.report.page.run_files import (
@@ -62,6 +63,8 @@ def report(
     )
     from embedgrad.report.page.study import read_study, study_page
 
+    if run.is_file() and run.name != "results.json" and find_run(run.parent):
+        raise RunError(no_run(run))
     run = find_run(run) or run
     results, study = read_comparison(run), read_study(run)
     _check_form(form, figure, figures_of(results, study))

@@ -54,13 +54,18 @@ def decide(
     return objective.judge(examples, [answer.probabilities or {} for answer in answers])
 
 
+def regrets(
+    objective: Objective, examples: Sequence[Example], answers: Sequence[ScoredAnswer]
+) -> list[float]:
+    """The pessimistic regret of every decision: a tie is no right one."""
+    return [one.pessimistic for one in decide(objective, examples, answers)]
+
+
 def mean_regret(
     objective: Objective, examples: Sequence[Example], answers: Sequence[ScoredAnswer]
 ) -> float | None:
-    """The mean pessimistic regret, where an objective has one: a tie is no right decision."""
-    if not objective.decides:
-        return None
-    return fmean(one.pessimistic for one in decide(objective, examples, answers))
+    """The mean pessimistic regret, where an objective has one."""
+    return fmean(regrets(objective, examples, answers)) if objective.decides else None
 
 
 def compare_regret(

@@ -16,6 +16,7 @@ from embedgrad.environment import peak_memory, versions
 from embedgrad.errors import RunError
 from embedgrad.evaluation.evaluator import summarize
 from embedgrad.evaluation.per_group import GroupScore, group_scores, worst
+from embedgrad.evaluation.regret import regrets
 from embedgrad.evaluation.sampled import Sampled
 from embedgrad.evaluation.significance import bootstrap_mean, paired_test, score_interval
 from embedgrad.evaluation.verdict import row_differences, verdicts
@@ -39,7 +40,8 @@ class MethodRun(TypedDict):
     """One method with one seed, and its difference to the text prompt on the same rows.
 
     `correct` has a digit per test row; `scores` has numbers per row where a scorer grades;
-    `sampled_scores` has the mean score of each row's sampled answers, where there are any.
+    `sampled_scores` has the mean score of each row's sampled answers, where there are any;
+    `regrets` the pessimistic regret of every decision, with the objective of that name.
     """
 
     method: str
@@ -56,6 +58,7 @@ class MethodRun(TypedDict):
     correct: str
     scores: list[float] | None
     sampled_scores: list[float] | None
+    regrets: NotRequired[list[float]]
     groups: NotRequired[list[GroupScore]]
     worst_group: NotRequired[GroupScore]
     difference: float
@@ -93,6 +96,7 @@ class MethodResult(TypedDict):
     wrong_in_form: NotRequired[float]
     wrong_in_content: NotRequired[float]
     sampled: NotRequired[dict[str, Any]]
+    regret: NotRequired[dict[str, Any]]
     groups: NotRequired[list[GroupScore]]
     worst_group: NotRequired[GroupScore]
     difference: float | None
@@ -178,6 +182,9 @@ def results_of(
         row["versions"] = folder.versions(part) or None
         if not recipe.target.choices:
             row |= wrong_answers(folder.answers(part))
+        if recipe.parts.objective.decides:
+            answers = folder.scored_answers(part, len(examples))
+            row["regrets"] = regrets(recipe.parts.objective, examples, answers)
         row |= _by_group(groups, _scores(row))
         rows.append(row)
     model = asdict(info)
@@ -288,6 +295,7 @@ def methods_of(
             **_by_group(groups, _mean_scores(rows)),
             **tests[name],
             **_sampled(rows, runs[TEXT.method][0]),
+            **_regret(rows, runs[TEXT.method][0]),
         }
         for name, rows in runs.items()
     ]
@@ -308,6 +316,22 @@ def _sampled(rows: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> dict
             "interval": list(bootstrap_mean(means)),
             "difference": fmean(differences),
             "difference_interval": list(bootstrap_mean(differences)),
+        }
+    }
+
+
+def _regret(rows: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's mean regret over its seeds, and its difference to the text prompt's."""
+    if "regrets" not in text:
+        return {}
+    means = [fmean(own) for own in zip(*(row["regrets"] for row in rows), strict=True)]
+    changes = [own - before for own, before in zip(means, text["regrets"], strict=True)]
+    return {
+        "regret": {
+            "decisions": len(means),
+            "mean": fmean(means),
+            "difference": fmean(changes),
+            "difference_interval": list(bootstrap_mean(changes)),
         }
     }
 

@@ -15,6 +15,7 @@ from embedgrad.report.figures.comparison import TEXT, rank_methods
 from embedgrad.report.figures.series import MOST_POINTS, is_number
 from embedgrad.report.figures.theme import NO_GAIN
 from embedgrad.report.page.run_files import RunFiles
+from embedgrad.report.terminal.methods_table import describe_regrets
 from embedgrad.report.terminal.progress import ENDINGS, describe_engine
 from embedgrad.report.terminal.tables import (
     FREE_ENOUGH,
@@ -84,6 +85,7 @@ def describe_verdict(results: Mapping[str, Any]) -> dict[str, Any] | None:
         "count": len(judged),
         "rows": results.get("test_rows"),
         "text": next((e for e in results["methods"] if e["method"] == TEXT), {}),
+        "more": describe_regrets(results["methods"]),
     }
 
 

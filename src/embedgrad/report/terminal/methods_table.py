@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -80,6 +80,19 @@ def reliable_gain(results: Entry) -> tuple[bool, str]:
     return gained, f"improved: {improved}" if gained else "no method has a reliable gain"
 
 
+def describe_regrets(methods: Sequence[Entry]) -> list[str]:
+    """What each method's decisions cost over the best ones, and the difference to the text's."""
+    shown, decisions = [], 0
+    for entry in methods:
+        if regret := entry.get("regret"):
+            low, high = regret["difference_interval"]
+            change = f" ({regret['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g})"
+            line = f"{entry['method']} {regret['mean']:.4g}"
+            shown.append(line if entry["method"] == "text" else line + change)
+            decisions = regret["decisions"]
+    return [f"mean regret of {decisions} decisions: " + "; ".join(shown)] if shown else []
+
+
 def _has_groups(results: Entry) -> bool:
     return any("worst_group" in entry for entry in results["methods"])
 
@@ -139,6 +152,7 @@ def _sentences(results: Entry) -> list[str]:
                     f"{name} {with_interval(s['accuracy'], s['interval'])}" for name, s in sampled
                 )
             )
+        lines += describe_regrets(results["methods"])
         learned: dict[str, list[str]] = {}
         for row in results["rows"]:
             if said := row["settings"].get("learns"):
