@@ -79,31 +79,6 @@ sink.
 If a review fits two kinds, take the product that was bought: a book about films is of books, a film
 of a novel is of dvd, a radio for the kitchen is of electronics, and a scale for flour is of
 kitchen. Answer with the name of the kind alone: books, dvd, electronics or kitchen."""
-DESK = "Which desk answers the review: A, B, C or D? Answer with one letter."
-DESKS = {"kitchen": "A", "books": "B", "electronics": "C", "dvd": "D"}
-DESK_POLICY = f"""{DESK}
-
-Four desks answer what customers write. Which desk it is depends on the product alone, never on how
-the customer feels about it.
-
-Desk A has everything for the home: what is used to cook, eat, drink, clean or furnish. Pans,
-knives, kettles, coffee makers, toasters, mixers, dishes, towels, vacuum cleaners and bedding, also
-where they have a plug.
-
-Desk B has everything that is read: novels, memoirs, cookbooks, guides, textbooks, children's
-stories, poetry, histories and comics. Signs of it are an author, a chapter, pages, a style or an
-edition.
-
-Desk C has everything electronic that is not for the home: headphones, cameras, players, phones,
-keyboards, routers, printers, chargers, memory cards and cables. Signs of it are sound quality, a
-signal, drivers, a screen, ports or a battery.
-
-Desk D has everything that is watched: films, series, concerts, documentaries, cartoons and workout
-videos. Signs of it are actors, a director, scenes, a season, an episode or the picture of the disc.
-
-If a review fits two desks, take the product that was bought: a book about films goes to desk B, the
-film of a novel to desk D, a radio for the kitchen to desk C. Answer with the letter of the desk
-alone: A for home, B for books, C for electronics, D for films."""
 OPERATION = (
     "Which operation solves it: addition, subtraction, multiplication or division? One word."
 )
@@ -144,10 +119,6 @@ TASKS = {
     ),
     "amazon-domain": Task(
         "amazon_multidomain", "text", DOMAIN, lambda row: str(row["domain"]), DOMAIN_POLICY
-    ),
-    # Codes of a house, which only its own prompt explains.
-    "amazon-desk": Task(
-        "amazon_multidomain", "text", DESK, lambda row: DESKS[row["domain"]], DESK_POLICY
     ),
     "svamp-operation": Task(
         "svamp",
