@@ -18,6 +18,7 @@ from kit import Kit, kit
 
 QUICK = Training(steps=6, batch_size=3)
 FAST = Parts(optimizer=AdamW(learning_rate=0.1))
+EVALUATION = Evaluation(batch_size=4, max_new_tokens=8)
 
 
 def small(architecture: str = "llama", **options: Any) -> Kit:
@@ -31,7 +32,7 @@ def train(
     **options: Any,
 ) -> Refinement:
     """Eight rows to train on, four others to choose by."""
-    options = {"parts": FAST, "evaluation": Evaluation(batch_size=4), **options}
+    options = {"parts": FAST, "evaluation": EVALUATION, **options}
     dev = made.sequences[8:] if dev is None else dev
     return optimize(
         made.model, made.sequencer, made.sequences[:8], dev, training=training, **options

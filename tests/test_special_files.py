@@ -65,7 +65,8 @@ def page_of(place: Place, name: str) -> tuple[Path, list[object]]:
 
 
 def comparison(place: Place) -> tuple[Path, list[object]]:
-    arguments = ["compare", place.optimize()[1], "--out", place.folder / "comparison", "--quiet"]
+    arguments = ["compare", place.optimize(compare={"methods": ["text"]})[1], "--quiet"]
+    arguments += ["--out", place.folder / "comparison"]
     return at(place.folder / "comparison" / "work" / "text" / "trained.json"), arguments
 
 

@@ -52,8 +52,9 @@ def test_a_signal_ends_training_and_the_prompt_so_far_is_saved(
     path, out = recipe(training={"epochs": 100_000, "evaluate_every": 2}), tmp_path / "run"
 
     def work() -> None:
-        # A test that runs in the background of a shell would hand down a deaf SIGINT.
+        # A test that runs in the background of a shell, or by nohup, would hand down deaf signals.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         main(["optimize", str(path), "--out", str(out), "--quiet", "--json"])
 
     with Child(work, told=tmp_path / "told") as process:
