@@ -274,7 +274,7 @@ def test_a_folder_that_refuses_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("os.mkdir", refuse)
     with pytest.raises(RunError, match=r"^prefix_cache\.spill: .*Permission denied.*write to"):
         Spill(tmp_path)
 

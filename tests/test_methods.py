@@ -22,7 +22,7 @@ from embedgrad.experiments.baselines import METHODS, Task, Trained
 from embedgrad.experiments.baselines.embedgrad import random_rows
 from embedgrad.experiments.baselines.peft_loop import Padded, PeftMethod
 from embedgrad.experiments.baselines.prompt_tuning import prompt_first, rows_of
-from embedgrad.experiments.baselines.templates import with_span
+from embedgrad.experiments.baselines.prompting import with_span
 from embedgrad.model.backbone import join_spans
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.loading import LoadedModel

@@ -221,13 +221,6 @@ def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_table(path)
 
 
-def test_file_has_no_splits(tmp_path: Path) -> None:
-    path = put(tmp_path, "a.csv", "text\nfine\n")
-    for asked in ({"split": "train"}, {"revision": "main"}):
-        with refused("a.csv: a split or a revision needs a Hub data set", "hub:OWNER/NAME"):
-            read_table(path, **asked)
-
-
 @pytest.mark.parametrize(
     ("module", "source", "extra"),
     [("pyarrow", "a.parquet", "parquet"), ("datasets", "hub:o/n", "hub")],
@@ -265,10 +258,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         }
     )
 
-    def load_dataset(
-        path: str, name: str | None = None, *, split: str | None, revision: str | None
-    ) -> Any:
-        calls.append((path, name, split, revision))
+    def load_dataset(path: str, name: str | None = None, *, split: str | None) -> Any:
+        calls.append((path, name, split))
         if path == "o/one":
             return datasets.DatasetDict(train=stored["train"])
         return stored if split is None else stored[split]
@@ -280,13 +271,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_hub_data_set_comes_back_with_rows_and_names(
     hub: list[tuple[Any, ...]],
 ) -> None:
-    table = read_table("hub:owner/some-name@plain:train", revision="abc123")
-    assert hub == [("owner/some-name", "plain", "train", "abc123")]
+    table = read_table("hub:owner/some-name@plain:train")
+    assert hub == [("owner/some-name", "plain", "train")]
     assert table.name == "hub:owner/some-name@plain:train"
     assert table.columns == ("text", "label")
     assert table.rows == ROWS
     assert table.sources == [f"hub:owner/some-name@plain:train:{i}" for i in (1, 2, 3)]
-    other = read_table("hub:owner/some-name", split="test")
+    other = read_table("hub:owner/some-name:test")
     assert other.rows == [ROWS[2], ROWS[0]]  # as selected, not the whole table behind
 
 
@@ -294,24 +285,23 @@ def test_hub_split_may_be_left_out_only_if_there_is_one(hub: list[tuple[Any, ...
     assert read_table("hub:o/one").name == "hub:o/one:train"
     with refused("hub:o/n: name one of its splits", "train, test", ":SPLIT"):
         read_table("hub:o/n")
-    assert hub == [("o/one", None, None, None), ("o/n", None, None, None)]
+    assert hub == [("o/one", None, None), ("o/n", None, None)]
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "parts"),
+    ("source", "parts"),
     [
-        ("hub:name", None, ["hub:name: is not a Hub data set", "hub:OWNER/NAME"]),
-        ("hub:", None, ["expected hub:OWNER/NAME"]),
-        ("hub:o/n:train", "test", ["names another split than 'test'"]),
-        ("hub:o/n:none", None, ["hub:o/n:none: holds no rows"]),
-        ("hub:o/n:dev", None, ["hub:o/n:dev: cannot be loaded (KeyError: 'dev')"]),
+        ("hub:name", ["hub:name: is not a Hub data set", "hub:OWNER/NAME"]),
+        ("hub:", ["expected hub:OWNER/NAME"]),
+        ("hub:o/n:none", ["hub:o/n:none: holds no rows"]),
+        ("hub:o/n:dev", ["hub:o/n:dev: cannot be loaded (KeyError: 'dev')"]),
     ],
 )
 def test_hub_source_that_cannot_be_read_is_refused(
-    hub: list[tuple[Any, ...]], source: str, split: str | None, parts: list[str]
+    hub: list[tuple[Any, ...]], source: str, parts: list[str]
 ) -> None:
     with refused(*parts):
-        read_table(source, split=split)
+        read_table(source)
     assert len(hub) <= 1
 
 

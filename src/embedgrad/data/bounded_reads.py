@@ -14,6 +14,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BufferedReader
 from typing import Any, BinaryIO
@@ -84,6 +85,14 @@ def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
 def read_json(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> Any:
     """What a file of JSON holds. Raises `OSError` and `ValueError`."""
     return parse_json(read_bytes(path, most))
+
+
+def read_object(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> dict[str, Any]:
+    """What a file of a JSON object holds; nothing where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        values = read_json(path, most)
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
 def parse_json(

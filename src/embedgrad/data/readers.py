@@ -40,21 +40,15 @@ _HUB = re.compile(r"hub:(?P<path>[\w.-]+/[\w.-]+)(?:@(?P<config>[^:]+))?(?::(?P<
 
 
 def read_table(
-    source: Source,
-    *,
-    split: str | None = None,
-    revision: str | None = None,
-    used: Used = None,
-    most: int | None = None,
-    carved: bool = False,
+    source: Source, *, used: Used = None, most: int | None = None, carved: bool = False
 ) -> Table:
     """Read a data file, a Hub data set, a pandas data frame or a `datasets.Dataset`.
 
-    An existing path always wins over a Hub name. `split` and `revision` belong to Hub data sets
-    only. `used` names the columns that must be readable (None: unknown); a Parquet or Hub column
-    that is not among them may be left out. `most` is the number of rows after which reading stops,
-    where the source has an order to stop in: lines, Parquet, data sets; one that is `carved` is
-    read whole all the same, unless it is too large for that. Raises DataError.
+    An existing path always wins over a Hub name. `used` names the columns that must be readable
+    (None: unknown); a Parquet or Hub column that is not among them may be left out. `most` is the
+    number of rows after which reading stops, where the source has an order to stop in: lines,
+    Parquet, data sets; one that is `carved` is read whole all the same, unless it is too large for
+    that. Raises DataError.
     """
     part = Part(most, carved)
     if not isinstance(source, str | os.PathLike):
@@ -62,11 +56,11 @@ def read_table(
     text = os.fspath(source)
     with border(visible(text), DataError):
         if not os.path.exists(text) and text.startswith("hub:"):
-            return add_chat_columns(_read_hub(text, split, revision, used, part), used)
-        return add_chat_columns(_read_file(text, split, revision, used, part), used)
+            return add_chat_columns(_read_hub(text, used, part), used)
+        return add_chat_columns(_read_file(text, used, part), used)
 
 
-def _read_file(text: str, split: str | None, revision: str | None, used: Used, part: Part) -> Table:
+def _read_file(text: str, used: Used, part: Part) -> Table:
     path = Path(text)
     if not os.path.exists(text):
         if path.parent.is_dir():
@@ -77,10 +71,6 @@ def _read_file(text: str, split: str | None, revision: str | None, used: Used, p
             problem = f"no such file, and no folder {str(path.parent)!r}"
         problem = f"{problem} (a Hub data set is written {HUB_FORM})"
         raise data_error(text, problem, "missing file")
-    if split is not None or revision is not None:
-        raise data_error(
-            text, f"a split or a revision needs a Hub data set ({HUB_FORM}), this is a file"
-        )
     if path.is_dir():
         raise data_error(text, f"is a folder; name one data file{_listing(path)}")
     reader = _READERS.get(path.suffix.lower())
@@ -133,20 +123,14 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read_hub(
-    source: str, split: str | None, revision: str | None, used: Used, part: Part
-) -> Table:
+def _read_hub(source: str, used: Used, part: Part) -> Table:
     match = _HUB.fullmatch(source)
     if match is None:
         raise data_error(source, f"is not a Hub data set; expected {HUB_FORM}")
-    if split is not None and match["split"] not in (None, split):
-        raise data_error(source, f"names another split than {split!r}; name it in one place")
-    split = match["split"] or split
+    split = match["split"]
     datasets = import_extra("datasets", "hub", source)
     try:
-        dataset = datasets.load_dataset(
-            match["path"], match["config"], split=split, revision=revision
-        )
+        dataset = datasets.load_dataset(match["path"], match["config"], split=split)
     except Exception as error:  # the package raises a dozen kinds, of several other packages
         raise data_error(
             source,

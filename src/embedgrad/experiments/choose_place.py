@@ -9,13 +9,12 @@ import datetime
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast, final
 
 from embedgrad.atomic_files import write_json
-from embedgrad.data.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_object
 from embedgrad.errors import DataError, DivergenceError, RunError, TemplateError
 from embedgrad.events import Report, quiet, say, scoring, stage
 from embedgrad.formatting import percent
@@ -105,10 +104,9 @@ def choose_place(
 
 def read_places(out: Path) -> Places:
     """The trials in a run's folder; none, with today's date, where there are none to read."""
-    with suppress(OSError, ValueError):
-        found = read_json(out / FILE)
-        if isinstance(found, dict) and {"date", "trials", "left_out"} <= found.keys():
-            return cast(Places, found)
+    found = read_object(out / FILE)
+    if {"date", "trials", "left_out"} <= found.keys():
+        return cast(Places, found)
     return Places(date=datetime.date.today().isoformat(), trials={}, left_out={})
 
 

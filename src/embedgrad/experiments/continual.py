@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from embedgrad.atomic_files import finite, write_json
-from embedgrad.data.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_object
 from embedgrad.errors import RecipeError, RunError
 from embedgrad.evaluation.evaluator import summarize
 from embedgrad.events import Report, part_of, stage
@@ -126,7 +125,7 @@ def _scores_of(folder: Path) -> Continual:
             f"{folder}: holds no run to continue; give a folder that `embedgrad optimize` or "
             "`embedgrad continue` wrote"
         )
-    result = _result_of(folder)
+    result = read_object(folder / "result.json")
     if "continual" in result:
         return cast(Continual, result["continual"])
     half = any(part.keeps_start for part in Recipe.read_run(folder).parts.transforms)
@@ -151,14 +150,8 @@ def _scores_of(folder: Path) -> Continual:
 def _chain(folder: Path) -> list[Path]:
     """The runs of the tasks of a run, oldest first."""
     start = Recipe.read_run(folder).training.warm_start
-    continued = start is not None and "continual" in _result_of(folder)
+    continued = start is not None and "continual" in read_object(folder / "result.json")
     return [*(_chain(Path(start)) if continued and start else ()), folder]
-
-
-def _result_of(folder: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        return dict(read_json(folder / "result.json"))
-    return {}
 
 
 def _continued(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:

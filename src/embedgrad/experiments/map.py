@@ -22,7 +22,7 @@ from typing import Any, TypedDict, final
 from filelock import FileLock, Timeout
 
 from embedgrad.atomic_files import remove_file, write_file, write_json
-from embedgrad.data.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_json, read_object
 from embedgrad.data.readers import read_table
 from embedgrad.environment import process_name
 from embedgrad.errors import EmbedgradError, EngineError, RecipeError, one_line
@@ -71,11 +71,8 @@ class Job:
 
     def result(self, out: Path) -> Mapping[str, Any] | None:
         """The result of its run, if it is finished."""
-        try:
-            found = read_json(out / self.name / "result.json")
-            return None if found["interrupted"] else found
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        found = read_object(out / self.name / "result.json")
+        return None if found.get("interrupted", True) else found
 
     def state(self, out: Path) -> tuple[list[str], str, str]:
         """Why it failed, each time; who is at work, or died of it, and from which checkpoint."""

@@ -19,7 +19,7 @@ from embedgrad.atomic_files import (
     restore_folder,
     write_file,
 )
-from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes, read_json
+from embedgrad.data.bounded_reads import file_digest, read_object
 from embedgrad.errors import EmbedgradError, RunError
 from embedgrad.events import Report
 from embedgrad.experiments.choose_place import read_places
@@ -118,8 +118,7 @@ def facts_of(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
         texts = json.dumps(solutions).encode()
         more["set of solutions"] = {"sha256": hashlib.sha256(texts).hexdigest()}
     if files := recipe.parts.parameterization.files:
-        digests = [hashlib.sha256(read_bytes(file, LARGEST_FILE)).hexdigest() for file in files]
-        more["parameterization"] = {"sha256": ",".join(digests)}
+        more["parameterization"] = {"sha256": ",".join(map(file_digest, files))}
     return {
         "date": ready.sequencer.renderer.date.isoformat(),
         "model": {
@@ -200,10 +199,8 @@ def read_finished(recipe: Recipe, out: Path) -> RunResult | None:
     versions = {"result.json": RESULT_VERSION, "prompt/prompt.json": artifact.VERSION}
     values: dict[str, Any] = {}
     for name, known in versions.items():
-        version = None
-        with suppress(OSError, ValueError, RecursionError, AttributeError):
-            values[name] = read_json(out / name)
-            version = values[name].get("version")
+        values[name] = read_object(out / name)
+        version = values[name].get("version")
         if version not in (None, known):
             raise RunError(
                 f"{out / name}: written by another embedgrad (version {version!r}, this one reads "

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from embedgrad.atomic_files import to_json_lines, write_file
 from embedgrad.data.examples import Example
 from embedgrad.data.splits import Splits
 from embedgrad.errors import RunError
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.report.page.run_files import json_lines
+from embedgrad.report.page.run_files import is_row, json_lines
 
 FILE = "check_rows.jsonl"
 KEPT = 128  # from either end: an export is checked with the first rows, calibrated with the last
@@ -48,19 +47,11 @@ def read_rows(folder: Path) -> list[Example] | None:
     if not path.is_file():
         return None
     for number, line in json_lines(path):
-        line = line or {}
-        columns: Any = line.get("columns")
-        answer, source = line.get("answer"), line.get("source")
-        cells = columns.values() if isinstance(columns, dict) else [None]
-        if not (
-            isinstance(answer, str)
-            and isinstance(source, str)
-            and all(isinstance(cell, str) for cell in cells)
-        ):
+        if line is None or "columns" not in line or not is_row(line):
             raise RunError(
                 f"{path}:{number}: is damaged; remove the file, and rows of the data are used"
             )
-        rows.append(Example(columns, answer, source))
+        rows.append(Example(line["columns"], line["answer"], line["source"]))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from abc import abstractmethod
@@ -15,7 +14,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from embedgrad.atomic_files import write_file
-from embedgrad.data.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_object
 from embedgrad.deploy.base_model import Base
 from embedgrad.deploy.destinations.client_code import (
     EXAMPLE_TEXT,
@@ -120,8 +119,6 @@ def served_dtype(job: Job) -> str:
     """The precision that the server computes in: the checkpoint's, unless the recipe sets one."""
     dtype: Any = job.settings.dtype
     if dtype == "model":
-        config = {}
-        with contextlib.suppress(OSError, ValueError):
-            config = read_json(Path(job.model.info.path) / "config.json")
+        config = read_object(Path(job.model.info.path) / "config.json")
         dtype = config.get("dtype") or config.get("torch_dtype") or job.model.info.dtype
     return dtype if dtype in SERVED else "float32"

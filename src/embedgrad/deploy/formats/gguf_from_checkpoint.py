@@ -23,6 +23,7 @@ from embedgrad.deploy.formats.gguf_tokenizer import tokenizer_metadata
 from embedgrad.deploy.formats.weight_files import StoredTensor, WeightFiles
 from embedgrad.errors import ExportError
 from embedgrad.model.language_model import LanguageModel
+from embedgrad.model.loading.gguf_settings import head_width
 
 WAY_OUT = "export to 'vocabulary' and convert that folder with llama.cpp's convert_hf_to_gguf.py"
 
@@ -100,7 +101,7 @@ def from_checkpoint(model: LanguageModel) -> Contents:
 
 
 def _numbers(config: Any) -> dict[str, Entry]:
-    head = _head_width(config)
+    head = head_width(config)
     rope = _rope(config)
     entries = {
         "block_count": entry(config.num_hidden_layers),
@@ -143,7 +144,7 @@ def _rope_factors(config: Any) -> Iterator[Weight]:
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return
-    width, base = _head_width(config), rope["rope_theta"]
+    width, base = head_width(config), rope["rope_theta"]
     original = rope["original_max_position_embeddings"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     factors = []
@@ -154,11 +155,6 @@ def _rope_factors(config: Any) -> Iterator[Weight]:
         factors.append(1 / ((1 - share) / rope["factor"] + share))
     row = np.array([factors], dtype=np.float32).view(np.uint8)
     yield Weight("rope_freqs.weight", Kind.F32, (width // 2,), lambda a, b: row[a:b])
-
-
-def _head_width(config: Any) -> int:
-    width: int | None = getattr(config, "head_dim", None)
-    return width or int(config.hidden_size // config.num_attention_heads)
 
 
 def _weights(folder: Path, config: Any, family: Family, tied: bool) -> Iterator[Weight]:

@@ -14,15 +14,14 @@ from gguf import TokenType
 
 from embedgrad.deploy.formats.gguf_file import Entry, entry
 from embedgrad.errors import ExportError
+from embedgrad.model.loading.gguf_pretokenizers import MARKS, WORD
 
 _UNLIKELY = -1e6  # score of tokens that no merge makes
 
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 # Name of the splitting rule in llama.cpp -> expression in tokenizer.json.
 _SPLITS = {
-    "qwen2": _WORDS + r"|\p{N}" + _MARKS,
-    "llama-bpe": _WORDS + r"|\p{N}{1,3}" + _MARKS,
+    "qwen2": WORD + r"|\p{N}" + MARKS,
+    "llama-bpe": WORD + r"|\p{N}{1,3}" + MARKS,
 }
 _WHOLE_WORDS_FIRST = {"llama-bpe"}  # llama.cpp looks up a whole word before it merges
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedgrad.data.bounded_reads import read_json
+from embedgrad.data.bounded_reads import read_object
 from embedgrad.deploy.card import (
     AGREEMENTS,
     agreement,
@@ -39,10 +38,8 @@ def _describe(
     for name, entry in entries["prompts"].items():
         if entry.get("scores"):
             facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
-    checked: dict[str, Any] | None = None
-    with suppress(OSError, ValueError):
-        checked = read_json(export / REPORT)
-    if not isinstance(checked, dict):
+    checked = read_object(export / REPORT)
+    if not checked:
         unchecked = (
             f"this export was not checked; `embedgrad verify {export}` checks it, with --run RUN "
             "if it was made from a prompt alone"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -114,14 +113,6 @@ def check_installed(destination: str) -> None:
             f"{destination}: its check needs the package {package}, which is not installed; "
             f"pip install 'embedgrad[{extra}]', or export without a check (--no-verify)"
         )
-
-
-def engine_versions(destination: str) -> dict[str, str]:
-    """Version of the optional package that a destination's engine comes from."""
-    package = CHECK_ENGINES[destination].package
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return {package: importlib.metadata.version(package)} if package else {}
-    return {}
 
 
 def open_engine(

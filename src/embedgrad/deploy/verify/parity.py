@@ -24,7 +24,6 @@ from embedgrad.deploy.verify.engine import (
     CHECK_ENGINES,
     Engine,
     Query,
-    engine_versions,
     open_engine,
 )
 from embedgrad.deploy.verify.reference import Reference, compute_reference, next_logprobs
@@ -91,7 +90,7 @@ def check(destination: str, folder: Path, job: Job, written: Mapping[str, Any]) 
         for problem in p["problems"]
     ]
     report["prompts"] = prompts
-    report["versions"] = {**versions(), **engine_versions(destination)}
+    report["versions"] = versions(*filter(None, [CHECK_ENGINES[destination].package]))
     return cast(CheckResult, report)
 
 

@@ -132,6 +132,12 @@ class Method(ABC):
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         """Answer rows with the result of a training."""
 
+    def score_on_dev(self, task: Task, trained: Trained) -> dict[str, float] | None:
+        """The dev scores of a method that makes no steps; None without dev rows."""
+        if not task.dev:
+            return None
+        return task.dev_score(self.answer(task, trained, task.dev).answered, 0)
+
 
 def why_not_one_span(recipe: Recipe) -> str | None:
     """Why a method that replaces or moves the only span cannot run; None if it can."""

@@ -48,13 +48,11 @@ class Calibration(Method):
         logprobs_NC = _logprobs(answer_as_text(task, task.sequencer, task.learned).answered)
         gold_N = torch.tensor([sequence.gold for sequence in task.train])
         bias_C = self.biases(logprobs_NC, gold_N)
-        seconds, trained, score = time.perf_counter() - began, Trained({"bias": bias_C}, {}), None
-        if task.dev:
-            score = task.dev_score(self.answer(task, trained, task.dev).answered, 0)
+        seconds, trained = time.perf_counter() - began, Trained({"bias": bias_C}, {})
         choices = task.sequencer.target.choices
         facts = facts_of(
             bias_C.nbytes,
-            score,
+            self.score_on_dev(task, trained),
             seconds,
             {"rows": "train", "biases": dict(zip(choices, bias_C.tolist(), strict=True))},
             numbers=len(bias_C),

@@ -83,14 +83,11 @@ class FrozenFeatures(Method):
         scale = {"mean": states_LNF[layer].mean(dim=0), "deviation": deviation(states_LNF[layer])}
         features_NF = (states_LNF[layer] - scale["mean"]) / scale["deviation"]
         tensors = self.fit(features_NF, gold_N, setting, choices) | scale
-        seconds, score = time.perf_counter() - began, None
+        seconds = time.perf_counter() - began
         settings: dict[str, Any] = {"layer": layer, self.setting: setting}
-        trained = Trained(tensors, {"settings": settings})
-        if task.dev:
-            score = task.dev_score(self.answer(task, trained, task.dev).answered, 0)
         facts = facts_of(
             sum(tensor.nbytes for tensor in tensors.values()),
-            score,
+            self.score_on_dev(task, Trained(tensors, {"settings": settings})),
             seconds,
             {**settings, "cross_validated": accuracy},
             numbers=tensors["weights"].numel() if "weights" in tensors else 0,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
+from embedgrad.data.markup import Piece, parse, write
 from embedgrad.data.table import quote
 from embedgrad.errors import DataError
 from embedgrad.events import say, stage
@@ -18,9 +19,8 @@ from embedgrad.experiments.baselines.base import (
     question_tokens,
     why_not_one_span,
 )
-from embedgrad.experiments.baselines.templates import with_span
 from embedgrad.prompt.sequence import Sequencer, TokenSequence
-from embedgrad.prompt.template import Template
+from embedgrad.prompt.template import Message, Template
 from embedgrad.prompt.worked_examples import with_examples
 from embedgrad.recipe.recipe import Recipe
 from embedgrad.training.demonstrations import draw
@@ -34,9 +34,7 @@ class Text(Method):
     seeded = False
 
     def train(self, task: Task, seed: int) -> Trained:
-        score = None
-        if task.dev:
-            score = task.dev_score(self.answer(task, Trained({}, {}), task.dev).answered, 0)
+        score = self.score_on_dev(task, Trained({}, {}))
         text = " ".join(task.recipe.template.spans)
         return Trained({}, facts_of(len(text.encode()), score))
 
@@ -114,6 +112,19 @@ class FewShot(Method):
         sequencer = task.sequencer_of(_template(task, shots))
         rows = _build(task, sequencer, sequences, len(shots))
         return answer_as_text(task, sequencer, rows)
+
+
+def with_span(template: Template, span: str) -> Template:
+    """The template with another span text, and its columns still marked."""
+
+    def changed(text: str) -> str:
+        pieces = parse(text, "template")
+        return write(Piece("span", span) if piece.kind == "span" else piece for piece in pieces)
+
+    if template.text is not None:
+        return Template.plain(changed(template.text))
+    messages = tuple(Message(m.role, changed(m.content)) for m in template.messages)
+    return Template(messages=messages, options=template.options)
 
 
 def _template(task: Task, rows: Iterable[int]) -> Template:

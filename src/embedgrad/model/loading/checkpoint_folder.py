@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from embedgrad.data.bounded_reads import open_regular, read_json
+from embedgrad.data.bounded_reads import open_regular, read_json, read_object
 from embedgrad.errors import ModelError
 
 CONFIG = "config.json"
@@ -37,7 +37,7 @@ def problem_of(folder: Path) -> str | None:
         return f"no {CONFIG}{', but an adapter' + MERGE if adapter else ''}"
     if adapter:
         return f"it holds an adapter{MERGE}"
-    reads_text = _model_type(folder) != "vit"
+    reads_text = read_object(folder / CONFIG, _LARGEST_CONFIG).get("model_type") != "vit"
     if reads_text and not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         return "no tokenizer (tokenizer.json); save the model's tokenizer into the folder too"
     if (folder / WEIGHTS).is_file():
@@ -88,14 +88,6 @@ def missing_packages(folder: Path) -> list[str]:
         names = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
         needed |= names if sentencepiece else {"tiktoken": "tiktoken"}
     return [package for package, module in needed.items() if not _installed(module)]
-
-
-def _model_type(folder: Path) -> object:
-    """What config.json names; None where it cannot be read."""
-    try:
-        return read_json(folder / CONFIG, _LARGEST_CONFIG).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _installed(module: str) -> bool:

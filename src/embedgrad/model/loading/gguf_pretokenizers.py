@@ -15,9 +15,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from embedgrad.errors import ModelError
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORD = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _LATIN = (
@@ -65,11 +64,9 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("deepseek-v3", "hunyuan-dense", "joyai-llm"), (r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK3)
     ),
-    **dict.fromkeys(
-        ("stablelm2", "hunyuan", "solar-open", "grok-2"), (_WORD + r"|\p{N}" + _MARKS,)
-    ),
-    **dict.fromkeys(("glm4", "chatglm-bpe"), (_WORD + r"|\p{N}{1,3}" + _MARKS,)),
-    "minicpm5": (r"\p{N}{1,3}", _WORD + r"|\p{N}+" + _MARKS),
+    **dict.fromkeys(("stablelm2", "hunyuan", "solar-open", "grok-2"), (WORD + r"|\p{N}" + MARKS,)),
+    **dict.fromkeys(("glm4", "chatglm-bpe"), (WORD + r"|\p{N}{1,3}" + MARKS,)),
+    "minicpm5": (r"\p{N}{1,3}", WORD + r"|\p{N}+" + MARKS),
     **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), (_BLOOM,)),
     "viking": (_BLOOM, r"\p{N}"),
     **dict.fromkeys(
@@ -79,7 +76,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
             r"|\s*[\r\n]|\s+(?!\S)|\s+",
         ),
     ),
-    "seed-coder": (_WORD + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
+    "seed-coder": (WORD + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
 }
 # llama.cpp puts a BOS first unless the file says otherwise,
 _BOS_FIRST = {

@@ -166,7 +166,7 @@ def _carried_over(key: str, value: Any, config: Any) -> bool:
     if key.startswith("attention.value_length"):  # transformers has one width for keys and values
         names = _ATTRIBUTES[key.replace("value", "key")]
         widths = [getattr(config, name) for name in names if hasattr(config, name)]
-        return bool(value == (*widths, _head(config))[0])
+        return bool(value == (*widths, head_width(config))[0])
     if key == "attention.scale" and hasattr(config, "query_pre_attn_scalar"):
         config.query_pre_attn_scalar = value**-2
         return True
@@ -176,7 +176,7 @@ def _carried_over(key: str, value: Any, config: Any) -> bool:
             setattr(config, name, value)
         return True
     if key == "attention.key_length":
-        return bool(value == _head(config))
+        return bool(value == head_width(config))
     if key == "expert_gating_func":
         return hasattr(config, "scoring_func")  # transformers reads it
     if key == "attention.head_count_kv":
@@ -202,7 +202,7 @@ def _set_rope(file: Path, header: GgufHeader, stated: Mapping[str, Any], config:
         full["rope_theta"] = rope.get("rope.freq_base", 10_000.0)
         if "sliding_attention" in parameters and "rope.freq_base_swa" in rope:
             parameters["sliding_attention"]["rope_theta"] = rope["rope.freq_base_swa"]
-        head = _head(config)
+        head = head_width(config)
         rotated = rope.get("rope.dimension_count", head)
         if "partial_rotary_factor" in full:
             full["partial_rotary_factor"] = rotated / head
@@ -296,10 +296,10 @@ def _gives(scaling: dict[str, Any], factors: list[float], config: Any, full: Any
 
 
 def _rotated(config: Any, full: Mapping[str, Any]) -> int:
-    return int(_head(config) * full.get("partial_rotary_factor", 1.0))
+    return int(head_width(config) * full.get("partial_rotary_factor", 1.0))
 
 
-def _head(config: Any) -> int:
+def head_width(config: Any) -> int:
     """The width of an attention head."""
     own: int | None = getattr(config, "head_dim", None)
     return own or int(config.hidden_size // config.num_attention_heads)

@@ -7,21 +7,17 @@ back is used unless its checksum is that of the bytes written.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import platform
-import re
 import shutil
-import tempfile
 import weakref
 import zlib
 from pathlib import Path
 from typing import NamedTuple, final
 
-import psutil
 import torch
 from torch import Tensor
 
+from embedgrad.atomic_files import scratch_folder
 from embedgrad.errors import RunError
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.prefix_cache.budget import budget_bytes
@@ -30,7 +26,6 @@ from embedgrad.prompt.boundaries import Ids
 
 KEPT_FREE = 0.05  # share of the disk that is never filled
 EXACT = "the results stay the same"
-_PREFIX = f"embedgrad-prefixes-{platform.node()}-"  # other machines may share the folder
 
 
 @final
@@ -54,10 +49,9 @@ class Spill(Tier):
     def __init__(self, folder: str | Path, budget: str | float = 0.5, report: Report = quiet):
         try:
             folder = Path(folder).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            prefix = f"{_PREFIX}{os.getpid()}-"
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).absolute()
+            stack = contextlib.ExitStack()
+            private = scratch_folder(folder.absolute(), "embedgrad-prefixes")
+            self.folder = stack.enter_context(private)
         # ValueError: a NUL byte in the name; RuntimeError: ~ of a user that is none.
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -66,7 +60,7 @@ class Spill(Tier):
                 "expected a folder that you may write to; name another, or leave the option out"
             ) from error
         # Also at the interpreter's end.
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        weakref.finalize(self, stack.close)
         name = "prefix_cache.spill_budget"
         super().__init__(budget_bytes(budget, name, lambda: shutil.disk_usage(folder).free))
         self._full = False
@@ -133,15 +127,6 @@ class Spill(Tier):
             f"are computed again, {EXACT}"
         )
         say(self._report, [text])
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the folders in `folder` that killed processes of this machine left behind."""
-    for left in folder.glob(f"{glob.escape(_PREFIX)}*-*"):
-        # Another machine's name may begin with this one's.
-        own = re.fullmatch(r"(\d{1,9})-[^-]+", left.name.removeprefix(_PREFIX))
-        if own and not psutil.pid_exists(int(own[1])):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _raw(tensor: Tensor) -> memoryview:

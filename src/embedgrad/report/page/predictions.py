@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,14 +70,9 @@ def run_rows(run: RunFiles, columns: Sequence[str] = (), others: int = 0) -> Pag
         "fixed": only.format("refined"),
         "broken": only.format("text"),
         "changed": "the answers differ",
-        "all": "every row",
     }
-    counts = Counter(
-        kind for _, item in survey for kind in _run_kinds(item["change"], item["differ"])
-    )
-    counts["all"] = len(survey)
-    kinds = tuple(Kind(name, title, counts[name]) for name, title in titles.items())
-    return PageRows(json, kinds, notes)
+    kinds = [_run_kinds(item["change"], item["differ"]) for _, item in survey]
+    return PageRows(json, count_kinds(titles, kinds), notes)
 
 
 def comparison_rows(
@@ -95,16 +91,20 @@ def comparison_rows(
     json, notes = fit_rows(
         merged, by_weight, (), others, lambda row: _comparison_marks(row, judged)
     )
-    counts = Counter(kind for mark in marks.values() for kind in mark["kinds"])
-    counts["all"] = len(rows)
     titles = {
         "disagree": "some methods are right and others wrong",
         "fixed": f"{judged} is right more often than the text prompt",
         "broken": f"{judged} is right less often than the text prompt",
-        "all": "every row",
     }
-    kinds = tuple(Kind(name, title, counts[name]) for name, title in titles.items())
-    return PageRows(json, kinds, notes)
+    kinds = [mark["kinds"] for mark in marks.values()]
+    return PageRows(json, count_kinds(titles, kinds), notes)
+
+
+def count_kinds(titles: Mapping[str, str], kinds: Sequence[Sequence[str]]) -> tuple[Kind, ...]:
+    """What a reader may pick, of rows of these kinds: each kind, and every row."""
+    counts = Counter(itertools.chain.from_iterable(kinds))
+    own = (Kind(name, title, counts[name]) for name, title in titles.items())
+    return (*own, Kind("all", "every row", len(kinds)))
 
 
 def fit_rows(

@@ -184,7 +184,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 def is_prediction(row: Mapping[str, Any]) -> bool:
     """Whether a row has everything that a page shows, in the right types."""
     return (
-        _is_row(row)
+        is_row(row)
         and row.get("change") in ("fixed", "broken", "same")
         and all(_is_answer(row.get(name)) for name in ("text", "refined"))
     )
@@ -193,13 +193,14 @@ def is_prediction(row: Mapping[str, Any]) -> bool:
 def _is_compared(row: Mapping[str, Any]) -> bool:
     answers = row.get("answers")
     return (
-        _is_row(row)
+        is_row(row)
         and isinstance(answers, list)
         and all(_is_answer(answer) and isinstance(answer.get("method"), str) for answer in answers)
     )
 
 
-def _is_row(row: Mapping[str, Any]) -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a source, an answer and, where it names columns, texts in them."""
     columns = row.get("columns", {})
     return (
         isinstance(row.get("source"), str)

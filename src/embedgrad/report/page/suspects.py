@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedgrad.report.page.page import Page
-from embedgrad.report.page.predictions import Kind, PageRows, fit_rows
+from embedgrad.report.page.predictions import PageRows, count_kinds, fit_rows
 
 RANKING = "ranking.jsonl"
 
@@ -54,10 +53,8 @@ def _suspect_rows(
         "flagged": "dev would be better if they counted less",
         "contradicted": "the model says something else",
     }
-    counts = Counter(kind for row in rows for kind in _kinds(row, most))
-    kinds = [Kind(kind, title, counts[kind]) for kind, title in titles.items()]
-    everything = Kind("all", "every row", len(rows))
-    return PageRows(json, (*kinds, everything), notes, RANKING, "label")
+    kinds = count_kinds(titles, [_kinds(row, most) for row in rows])
+    return PageRows(json, kinds, notes, RANKING, "label")
 
 
 def _kinds(row: Mapping[str, Any], most: int) -> list[str]:

@@ -13,9 +13,7 @@ SHOWN = 20  # rows
 
 def mapped_table(result: Row) -> RenderableType:
     """The first rows, those that failed before the others, and where all of them are."""
-    table = new_table()
-    for name in ("row", "text", "refined", ""):
-        table.add_column(name, justify="right" if name in ("text", "refined") else "left")
+    table = new_table("row", "text", "refined", "", left=("row", ""))
     rows = sorted(result["rows"], key=lambda row: row["status"] == "finished")
     for row in rows[:SHOWN]:
         scores = [percent(row[name]) if name in row else "-" for name in ("text", "refined")]

@@ -10,10 +10,8 @@ from embedgrad.report.terminal.tables import Row, new_table, sentence, verdict
 
 def policy_table(result: Row) -> RenderableType:
     """Scores and what they cost, the prompts' figures on dev rows, and the verdict."""
-    table, prompts = new_table(), new_table()
-    table.add_column(f"on {result['rows']} {result['split']} rows")
-    for name in ("accuracy", "calls", "tokens"):
-        table.add_column(name, justify="right")
+    rows = f"on {result['rows']} {result['split']} rows"
+    table = new_table(rows, "accuracy", "calls", "tokens", left=(rows,))
     names = {"policy": "policy", "vote": "majority vote", "first": "first prompt alone"}
     for key, name in names.items():
         own = result[key]
@@ -21,8 +19,8 @@ def policy_table(result: Row) -> RenderableType:
         table.add_row(name, with_interval(own["accuracy"], own["interval"]), *costs)
     told = result["predicted"]
     table.add_row("predicted", percent(told["accuracy"]), f"{told['calls']:.2f}", "")
-    for name in ("asked on dev rows", "right", "accepts right", "accepts wrong", "threshold"):
-        prompts.add_column(name, justify="left" if name.startswith("asked") else "right")
+    columns = ("asked on dev rows", "right", "accepts right", "accepts wrong", "threshold")
+    prompts = new_table(*columns, left=columns[:1])
     for one in result["prompts"]:
         shares = (percent(one[n]) for n in ("right", "accepts_right", "accepts_wrong"))
         limit = "accepts none" if one["threshold"] is None else f"{one['threshold']:.3f}"

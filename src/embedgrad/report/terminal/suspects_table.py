@@ -13,10 +13,8 @@ SHOWN = 15  # rows
 
 def suspects_table(result: Row) -> RenderableType:
     """The first rows of the ranking, and what was written."""
-    table = new_table()
-    for name in ("", "row", "suspicion", "harm", "label", "the model says"):
-        right = name in ("", "suspicion", "harm")
-        table.add_column(name, justify="right" if right else "left")
+    texts = ("row", "label", "the model says")
+    table = new_table("", "row", "suspicion", "harm", "label", "the model says", left=texts)
     for row in result["worst"][:SHOWN]:
         said = "-"
         if "suggested" in row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO, final
 
 from rich import box
@@ -219,12 +219,9 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
             parts.append(sentence(f"no rows {change}"))
             continue
         shown = changed[:first]
-        table = new_table()
-        for name in ("row", "answer", "text prompt", "refined prompt"):
-            table.add_column(name)
         with_text = any(row.get("columns") for row in shown)
-        if with_text:
-            table.add_column("text")
+        names = ("row", "answer", "text prompt", "refined prompt", *(["text"] * with_text))
+        table = new_table(*names, left=names)
         for row in shown:
             cells = [row["source"], row["answer"]]
             cells += [row["text"]["predicted"], row["refined"]["predicted"]]
@@ -251,9 +248,12 @@ def show(renderable: RenderableType, file: TextIO | None = None) -> None:
     file.flush()
 
 
-def new_table() -> Table:
-    """An empty table in the form of all tables."""
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def new_table(*columns: str, left: Collection[str] = ()) -> Table:
+    """An empty table in the form of all tables; columns not named in left are of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
 
 
 def kept_text(result: Row) -> bool:

@@ -13,9 +13,8 @@ from embedgrad.report.terminal.tables import Row, new_table, sentence, verdict_w
 
 def tasks_table(result: Row) -> RenderableType:
     """Text prompt against refined prompt for every task, their mean, and where the prompts are."""
-    table = new_table()
-    for name in ("task", "rows", "text", "refined", "difference (95 %)", "verdict"):
-        table.add_column(name, justify="left" if name in ("task", "verdict") else "right")
+    columns = ("task", "rows", "text", "refined", "difference (95 %)", "verdict")
+    table = new_table(*columns, left=("task", "verdict"))
     for name, task in result["tasks"].items():
         if "difference" not in task:
             continue
@@ -48,8 +47,7 @@ def _points(difference: float, interval: Sequence[float]) -> str:
 
 def continual_table(continual: Row) -> RenderableType:
     """A row per training, and the text prompt's and the separate prompts' accuracies below."""
-    table = new_table()
-    names = [visible(name) for name in continual["tasks"]]
+    table, names = new_table(), [visible(name) for name in continual["tasks"]]
     table.add_column("accuracy on")
     for name in names:
         table.add_column(name, justify="right", overflow="fold")

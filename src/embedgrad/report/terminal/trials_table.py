@@ -15,10 +15,9 @@ def trials_table(result: Row) -> RenderableType:
     """The best trials with their settings and dev scores, and where the best recipe is."""
     if not result["trials"]:
         return sentence("no trial has finished")
-    table = new_table()
     more = [name for name in result["objectives"] if name not in ("accuracy", "log_loss")]
-    for name in ("trial", "dev accuracy", "log-loss", *more, "settings"):
-        table.add_column(name, justify="left" if name == "settings" else "right")
+    columns = ("trial", "dev accuracy", "log-loss", *more, "settings")
+    table = new_table(*columns, left=("settings",))
     for trial in result["trials"][:SHOWN]:
         given = {name: trial[name] for name in result["settings"]}
         listed = [f"{n}={f'{v:.4g}' if isinstance(v, float) else v}" for n, v in given.items()]
