@@ -27,7 +27,7 @@ from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.events import quiet
-from embedgrad.experiments.choose_place import placed
+from embedgrad.experiments.choose_place import put_at
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.place import PLACES
@@ -104,7 +104,7 @@ def recipe_of(task: str, data: Path, seed: int) -> eg.Recipe:
 
 def measure(recipe: eg.Recipe, place: str, model: LanguageModel) -> dict[str, Any]:
     """A short training with the span in a place."""
-    recipe = placed(recipe, place)
+    recipe = put_at(recipe, place)
     cached = model.with_prefix_cache(PrefixCache.on(model.device, "1.5 GiB"))
     ready = prepare(recipe, None, quiet, model=cached)
     seconds: list[float] = []

@@ -35,7 +35,7 @@ from benchmarks.run import read_results
 from embedgrad.atomic_files import write_json
 from embedgrad.environment import versions
 from embedgrad.events import quiet
-from embedgrad.model.workers import Workers, joined
+from embedgrad.model.workers import Workers, join_workers
 from embedgrad.recipe.build import Prepared, prepare
 from embedgrad.training.checkpoint import Checkpoint
 from embedgrad.training.optimize import optimize
@@ -135,7 +135,7 @@ def launch(way: str, options: Sequence[str]) -> dict[str, Any]:
 def work(way: str, model: str, rows: int, steps: int) -> None:
     """What each process does: train, and print what it measured if it is the first."""
     torch.set_num_threads(1)
-    with joined() as workers:
+    with join_workers() as workers:
         ready = prepare(recipe_of(model), None, quiet)
         if way == "apart":  # begin at the same time
             folder = Path(os.environ["MEET"])

@@ -22,7 +22,7 @@ from embedgrad.parts.objectives.decisions import (
     TopK,
     Vector,
     judge,
-    penalized,
+    penalize,
     problem_of,
 )
 
@@ -93,7 +93,7 @@ def test_oracles_find_what_brute_force_finds(case: tuple[Oracle, Vector]) -> Non
 
 
 def bound(oracle: Oracle, p: Vector, c: Vector, penalty: float, *, anchored: bool = False) -> float:
-    return penalized(oracle, torch.from_numpy(p), c, penalty, anchored=anchored).item()
+    return penalize(oracle, torch.from_numpy(p), c, penalty, anchored=anchored).item()
 
 
 def test_every_bound_is_above_the_next_and_all_are_above_the_regret(
@@ -144,7 +144,7 @@ def test_the_slope_is_that_of_finite_differences(
     for _ in range(5):
         p, c = rng.normal(size=(2, feasible.shape[1])) * [[1], [2 * penalty]]
         there = torch.from_numpy(p).requires_grad_(True)
-        loss = penalized(oracle, there, c, penalty, anchored=anchored)
+        loss = penalize(oracle, there, c, penalty, anchored=anchored)
         (slope,) = torch.autograd.grad(loss, there)
         moved += bool(slope.abs().max() > 0)
         for i in range(len(p)):
@@ -203,7 +203,7 @@ def test_pyepo_computes_the_same_on_a_knapsack() -> None:
         theirs, ours = (torch.tensor(p, requires_grad=True) for _ in range(2))
         costs = torch.tensor(c)[None]
         loss = spo_plus(theirs[None], costs, torch.tensor(best)[None], torch.tensor([[value]]))
-        own = penalized(oracle, ours, c, 2.0, anchored=True)
+        own = penalize(oracle, ours, c, 2.0, anchored=True)
         assert own.item() == pytest.approx(loss.item(), abs=1e-5)
         (slope,) = torch.autograd.grad(own, ours)
         assert slope.numpy() == pytest.approx(torch.autograd.grad(loss, theirs)[0].numpy())

@@ -265,7 +265,7 @@ def test_labels_of_dev_stay_and_the_teacher_fills_in_missing_ones(
     found = with_answers(splits, teacher)
     assert found.dev == labelled
     assert [e.answer for e in found.test] == ["cold", "bad"]
-    (answer,) = teacher.scored(labelled)
+    (answer,) = teacher.score(labelled)
     assert (answer.predicted, answer.correct) == ("cold", 0.0)
 
 

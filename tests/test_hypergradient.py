@@ -17,7 +17,7 @@ from embedgrad.training.hypergradient import (
     hypergradient,
     neumann,
     safe_step_size,
-    unrolled,
+    unroll,
 )
 
 
@@ -62,7 +62,7 @@ class Quadratic(Bilevel):
     def product(self, x: Tensor, hyper: Hyper, v: Tensor) -> Tensor:
         return self.A(hyper) @ v
 
-    def mixed(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
+    def mixed_product(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
         return {"lam": torch.einsum("jkl,l,k->j", self.As, x, q)}
 
     def true(self) -> Tensor:
@@ -129,7 +129,7 @@ def test_unrolled_at_the_minimum_is_neumanns_series(steps: int) -> None:
     problem = Quadratic(3)
     x = problem.minimum(problem.lam)
     size = safe_step_size(lambda v: problem.product(x, problem.lam, v), problem.outer(x)[1])
-    last, through = unrolled(problem, x, problem.lam, steps=steps, step_size=size)
+    last, through = unroll(problem, x, problem.lam, steps=steps, step_size=size)
     series = hypergradient(
         problem, x, problem.lam, inner_norm=0, mode="neumann", steps=steps, step_size=size
     )
@@ -140,7 +140,7 @@ def test_unrolled_at_the_minimum_is_neumanns_series(steps: int) -> None:
 def test_unrolled_steps_are_differentiated_where_they_were_taken() -> None:
     problem, size = Quadratic(4), 0.05
     first = problem.noise
-    _, found = unrolled(problem, first, problem.lam, steps=6, step_size=size)
+    _, found = unroll(problem, first, problem.lam, steps=6, step_size=size)
     lam = problem.lam["lam"].clone().requires_grad_(True)
     x = first
     for _ in range(6):
@@ -190,5 +190,5 @@ def test_identity_takes_no_product() -> None:
     problem = Quadratic(0)
     x = problem.minimum(problem.lam)
     found = hypergradient(problem, x, problem.lam, inner_norm=0, mode="identity")
-    expected = -problem.mixed(x, problem.lam, problem.outer(x)[1])["lam"]
+    expected = -problem.mixed_product(x, problem.lam, problem.outer(x)[1])["lam"]
     torch.testing.assert_close(found.gradient["lam"], expected)

@@ -107,7 +107,7 @@ def test_two_passes_give_every_rows_product_with_a_direction(dtype: torch.dtype)
     x, q = (torch.randn(training.start_x.shape, generator=generator).to(dtype) for _ in "12")
     x = 0.1 * x
     hyper = training.hyper("examples")
-    found = training.mixed(x, hyper, q)["examples"]
+    found = training.mixed_product(x, hyper, q)["examples"]
     leaf = x.clone().requires_grad_(True)
     losses = training.loss(training.theta(leaf), training.train)
     gradients = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]

@@ -94,13 +94,13 @@ def test_the_readout_sees_every_layer() -> None:
     made = vision_kit()
     queries, *_ = made.start.values()
     rows_PD = torch.cat(list(made.start.values()))
-    found = made.model.found(made.model.split(rows_PD), made.sequences)
+    found = made.model.attend(made.model.split(rows_PD), made.sequences)
     assert found.shape == (len(made.sequences), 3 * made.model.layers + 1, 32)
     assert torch.equal(found[:, 0], found[:, made.model.layers])
     # A layer's queries change its own features and the later ones, through the mean query.
     changed = rows_PD.clone()
     changed[SMALL.queries : 2 * SMALL.queries] += 0.1
-    others = made.model.found(made.model.split(changed), made.sequences)
+    others = made.model.attend(made.model.split(changed), made.sequences)
     same = (found == others).flatten(2).all(2).all(0).tolist()
     assert same == [False, *[True, False, False] * 3]
     assert len(queries) == made.model.layers * SMALL.queries

@@ -67,7 +67,7 @@ def test_every_row_has_one_worker_that_has_its_prefix() -> None:
     assert sorted(i for share in shares for i in share) == list(range(12))
     for rank, share in enumerate(shares):
         workers = Workers(rank, 3)
-        assert all(batch[i] in workers.stored(batch) for i in share)
+        assert all(batch[i] in workers.select_stored(batch) for i in share)
         again = [s for s in batch[::-1] if s in [batch[i] for i in share]]
         assert all(workers.owner(sequence) in (None, rank) for sequence in again)
     assert sum(len(share) > 0 for share in shares) > 1
@@ -77,7 +77,7 @@ def test_rows_behind_the_template_alone_are_spread_evenly() -> None:
     batch = kit(rows=11, template="user-before").sequences
     workers = [Workers(rank, 3) for rank in range(3)]
     assert Counter(len(own.share(batch)) for own in workers) == {4: 2, 3: 1}
-    assert all(own.stored(batch) == list(batch) for own in workers)
+    assert all(own.select_stored(batch) == list(batch) for own in workers)
 
 
 def test_rows_of_one_text_are_spread_evenly() -> None:

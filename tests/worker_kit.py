@@ -18,7 +18,7 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import generate
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.lockstep import shard
-from embedgrad.model.workers import here, joined
+from embedgrad.model.workers import here, join_workers
 from embedgrad.parts.objectives import CrossEntropy
 from embedgrad.parts.parameterizations import Free
 from embedgrad.parts.scorers import Scorer
@@ -108,12 +108,12 @@ def sampled_solutions() -> dict[str, Any]:
 
 def tell_solutions(caches: Path) -> None:
     """Print it as JSON, with a cache folder for each worker."""
-    with joined() as workers:
+    with join_workers() as workers:
         os.environ["EMBEDGRAD_CACHE"] = str(caches / str(workers.rank))
         print(json.dumps(sampled_solutions()))
 
 
 def tell(fsdp: bool) -> None:
     """Print it as JSON, by the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-    with joined():
+    with join_workers():
         print(json.dumps(found(fsdp)))

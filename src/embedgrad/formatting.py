@@ -67,7 +67,7 @@ def encodable(text: str, encoding: str | None) -> str:
         return "".join(encodable(c, encoding) for c in text)
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """A count with its noun: 1 row, 2 rows."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

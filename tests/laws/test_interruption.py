@@ -28,7 +28,7 @@ from embedgrad.parts.parameterizations import PARAMETERIZATIONS
 from embedgrad.parts.transforms import Clip
 from embedgrad.prompt.trust_region import TrustRegion
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.interruption import held
+from embedgrad.training.interruption import hold_interrupts
 from embedgrad.training.settings import Parts, Refinement, Training
 from kit_loop import FAST, QUICK, rows_at_evaluations, small, train
 from pairwise import pairwise
@@ -167,12 +167,12 @@ def test_a_handler_that_is_set_while_signals_are_held_stays(
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
         own = signal.getsignal(signal.SIGTERM)
-        with held(), held():
+        with hold_interrupts(), hold_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
             assert came == []
         assert came == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is own
-        with held():
+        with hold_interrupts():
             signal.signal(signal.SIGTERM, handler)
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:

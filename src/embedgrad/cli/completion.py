@@ -34,15 +34,15 @@ def methods(incomplete: str) -> list[str]:
 
 def kinds(incomplete: str) -> list[str]:
     """Completes a kind of part or a section of a recipe."""
-    return [name for name in _known(incomplete) if "=" not in name]
+    return [name for name in _find_settings(incomplete) if "=" not in name]
 
 
 def settings(incomplete: str) -> list[str]:
     """Completes NAME=VALUE: the names of settings, and of parts as values."""
-    return [name for name in _known(incomplete) if "=" in name]
+    return [name for name in _find_settings(incomplete) if "=" in name]
 
 
-def _known(incomplete: str) -> list[str]:
+def _find_settings(incomplete: str) -> list[str]:
     """Lines of `completion.txt`, which `docs/generate.py` writes."""
     lines = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.startswith(incomplete)]

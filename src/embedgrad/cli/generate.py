@@ -133,7 +133,7 @@ def _check_query(query: str | None) -> None:
 def _answer_by_policy(
     file: Path, query: str | None, overrides: Sequence[str], as_json: bool, quiet: bool
 ) -> None:
-    from embedgrad.formatting import counted, visible
+    from embedgrad.formatting import pluralize, visible
     from embedgrad.inference.answer import as_text, queries_from
     from embedgrad.inference.pool import load_policy
     from embedgrad.report.terminal.progress import Progress
@@ -142,8 +142,8 @@ def _answer_by_policy(
         how = "no round fits the budget" if values["answer"] is None else "no answer accepted, vote"
         how = f"{values['accepted']}" if values["accepted"] else how
         text = as_text({"answer": values["answer"] or ""})
-        calls = counted(values["calls"], "call")
-        spent = f"{calls}, {counted(values['tokens'], 'token')}"
+        calls = pluralize(values["calls"], "call")
+        spent = f"{calls}, {pluralize(values['tokens'], 'token')}"
         echo(f"{text}  ({visible(how)}; {spent})", whole=True)
 
     with Progress(quiet=quiet) as progress:

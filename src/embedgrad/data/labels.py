@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from embedgrad.data.problems import SHOWN
 from embedgrad.errors import nearest
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 
 _WHOLE = r"^([+-]?\d+)(?:\.0+)?$"  # a number, as spreadsheets and pandas write it
 
@@ -97,8 +97,8 @@ def note_twins(counts: Mapping[str, int], *, mapped: bool = False) -> list[str]:
     if not pairs:
         return []
     said = [
-        f"{escape(one)} ({counted(counts[one], 'row')}) and {escape(other)} "
-        f"({counted(counts[other], 'row')}) differ only in {difference(one, other)}"
+        f"{escape(one)} ({pluralize(counts[one], 'row')}) and {escape(other)} "
+        f"({pluralize(counts[other], 'row')}) differ only in {difference(one, other)}"
         for one, other in pairs.items()
     ]
     more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""

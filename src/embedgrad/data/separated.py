@@ -17,7 +17,7 @@ from typing import final
 
 from embedgrad.data.bounded_reads import LARGEST_FILE
 from embedgrad.data.table import Parsed, Row, data_error, decode, first_repeat, only_first, quote
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 
 # Excel takes a first line "sep=;" as the separator, and shows the rest.
 _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.I)
@@ -68,7 +68,7 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
         )
     for record in records:
         if len(record.cells) != len(header):
-            counts = f"found {counted(len(record.cells), 'cell')}, expected {len(header)}"
+            counts = f"found {pluralize(len(record.cells), 'cell')}, expected {len(header)}"
             advice = f"quote cells that hold {delimiter!r}"
             raise data_error(f"{name}:{record.line}", f"{counts} as in the header; {advice}")
     notes += _check_quotes(records, name, delimiter)
@@ -178,7 +178,7 @@ def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[
     if not unsure:
         return []
     return [
-        f"in {counted(len(unsure), 'row')} a quote joins lines that might be rows by themselves "
+        f"in {pluralize(len(unsure), 'row')} a quote joins lines that might be rows by themselves "
         f"(first: line {unsure[0]}); if so, close the quote"
     ]
 

@@ -17,7 +17,7 @@ from embedgrad.data.problems import Problems
 from embedgrad.data.readers import Source, read_table
 from embedgrad.data.table import MOST_ROWS, Table, data_error, quote
 from embedgrad.errors import DataError, nearest
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 
 NAMES = ("train", "dev", "test")
 DRAWN_FROM = 2**17  # rows: of a longer source, a limit draws of its first ones
@@ -296,10 +296,10 @@ def _carve(
         dealt += len(unit)
         behind = max(shares, key=lambda name: shares[name] * dealt - len(parts[name]))
         parts[behind] += unit
-    whole = counted(len(examples), "row")
+    whole = pluralize(len(examples), "row")
     if len(units) < len(examples):
         together = "rows of one group or with one text stay together"
-        whole = f"{whole}, which are {counted(len(units), 'part')} ({together})"
+        whole = f"{whole}, which are {pluralize(len(units), 'part')} ({together})"
     for name, part in parts.items():
         if not part:
             raise data_error(
@@ -354,7 +354,7 @@ def _limit(
         raise data_error(f"data.limit.{name}", f"is {limit}; expected at least 1")
     if limit > len(rows):
         notes.append(
-            f"Limit {limit} for {name}: it has only {counted(len(rows), 'row')}, all used."
+            f"Limit {limit} for {name}: it has only {pluralize(len(rows), 'row')}, all used."
         )
     if not stratified or limit >= len(rows):
         return tuple(rows[:limit])

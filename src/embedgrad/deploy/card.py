@@ -66,7 +66,7 @@ def build_card(
     return fill(
         "card.md",
         code=code,
-        fenced=fenced,
+        fence=fence,
         plain=plain,
         title=title,
         destination=destination,
@@ -240,7 +240,7 @@ def code(text: str) -> str:
     return f"`{shown}`" if fence == "`" and shown.strip() == shown else f"{fence} {shown} {fence}"
 
 
-def fenced(text: str) -> str:
+def fence(text: str) -> str:
     """A block of code."""
     return f"{_fence(text, 3)}\n{text}\n{_fence(text, 3)}"
 

@@ -71,9 +71,9 @@ class Choices:
         whose first letter is likely. Only characters of several tokens are text here: llama.cpp's
         grammars refuse a token that completes no character.
         """
-        return "root ::= " + " | ".join(map(self.forced, range(len(self.texts))))
+        return "root ::= " + " | ".join(map(self.grammar_of, range(len(self.texts))))
 
-    def forced(self, choice: int) -> str:
+    def grammar_of(self, choice: int) -> str:
         """The tokens of one choice in GBNF."""
         return " ".join(
             f"<[{piece}]>" if isinstance(piece, int) else _literal(piece)

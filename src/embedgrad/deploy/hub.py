@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import EvalResult, ModelCardData, errors
 
 from embedgrad.deploy.base_model import Base, anonymous
-from embedgrad.deploy.card import code, data_lines, fenced, licenses, plain, score_lines
+from embedgrad.deploy.card import code, data_lines, fence, licenses, plain, score_lines
 from embedgrad.deploy.programs import fill, to_source
 from embedgrad.errors import ArtifactError, ExportError
 from embedgrad.model.loading.info import ModelInfo
@@ -118,7 +118,7 @@ def prompt_card(prompt: PromptEmbedding, base: Base, repository: str) -> str:
         "prompt_card.md",
         metadata=metadata.to_yaml(),
         code=code,
-        fenced=fenced,
+        fence=fence,
         plain=plain,
         title=repository,
         base=base,

@@ -49,7 +49,7 @@ def _ranking(engine: str, url: str, model: str, choices: Choices) -> str:
     if engine == "llamacpp" and choices.whole:
         program = "rank_grammar.py"
         entries = [
-            f'{name}: ("{choices.forced(i)}", {len(choices.tokens[i])})'
+            f'{name}: ("{choices.grammar_of(i)}", {len(choices.tokens[i])})'
             for i, name in enumerate(names)
         ]
     else:

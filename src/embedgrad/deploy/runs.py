@@ -46,7 +46,7 @@ def name_runs(runs: Runs) -> dict[str, Path]:
         return {name: Path(run) for name, run in runs.items()}
     paths: dict[str, Path] = {}
     given = [runs] if isinstance(runs, str | Path) else runs
-    for run in (one for folder in given for one in _mapped(Path(folder)) or [Path(folder)]):
+    for run in (one for folder in given for one in _find_mapped(Path(folder)) or [Path(folder)]):
         before, equals, after = str(run).partition("=")
         if equals and not Path(run).exists():
             check_name(before)
@@ -66,7 +66,7 @@ def name_runs(runs: Runs) -> dict[str, Path]:
     return paths
 
 
-def _mapped(folder: Path) -> list[Path]:
+def _find_mapped(folder: Path) -> list[Path]:
     if not (folder / MAPPED).is_file():
         return []
     rows = read_table(folder / MAPPED).rows

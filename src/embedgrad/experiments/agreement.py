@@ -39,7 +39,7 @@ def agree(
     comparison: Comparison,
 ) -> Agreement:
     """Let the teacher answer the test rows, and compare."""
-    answers = teacher.scored([sequence.example for sequence in test])
+    answers = teacher.score([sequence.example for sequence in test])
     both = {"text": comparison.text_answers, "refined": comparison.refined_answers}
     said = [answer.predicted.strip() for answer in answers]
     agreement = {

@@ -99,7 +99,7 @@ def choose_place(
     found["chosen"] = tried[best.step]
     write_json(out / FILE, found)
     say(report, [f"template.place: {found['chosen']}, of {len(tried)} that were tried on dev"])
-    return placed(recipe, found["chosen"]), model
+    return put_at(recipe, found["chosen"]), model
 
 
 def read_places(out: Path) -> Places:
@@ -113,10 +113,10 @@ def read_places(out: Path) -> Places:
 def with_choice(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with the place that an earlier run in `out` has chosen for it."""
     chosen = read_places(out).get("chosen") if recipe.place == AUTO else None
-    return placed(recipe, chosen) if chosen else recipe
+    return put_at(recipe, chosen) if chosen else recipe
 
 
-def placed(recipe: Recipe, place: str) -> Recipe:
+def put_at(recipe: Recipe, place: str) -> Recipe:
     """The recipe with its span in a place."""
     return replace(recipe, template=place_span(recipe.template, place), place=place)
 
@@ -144,7 +144,7 @@ def _try(
     # Prefixes of one place are of no use to another.
     budget = model.prefix_cache.budget
     ready = prepare(
-        placed(recipe, place),
+        put_at(recipe, place),
         None,
         quiet,
         model=model.with_prefix_cache(PrefixCache(budget, precision=model.prefix_cache.precision)),

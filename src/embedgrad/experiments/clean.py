@@ -96,7 +96,7 @@ def clean(
     if not 0 <= drop < 1:
         raise OptionError(f"drop: {drop}; expected a share of the rows from 0 to less than 1")
     recipe.needs_text("clean")
-    recipe = _checked(recipe, report)
+    recipe = _check(recipe, report)
     splits = read_data(recipe)
     if not splits.dev:
         raise DataError(
@@ -149,7 +149,7 @@ def clean(
     return _write(recipe, out, result, rows, drop)
 
 
-def _checked(recipe: Recipe, report: Report) -> Recipe:
+def _check(recipe: Recipe, report: Report) -> Recipe:
     """The recipe, in 32 bits and trained on its labels."""
     problems = {
         "teacher": recipe.teacher is not None,

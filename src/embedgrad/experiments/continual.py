@@ -65,13 +65,13 @@ def continue_run(
     resume = (out / "recipe.toml").is_file()
     previous, chain = _scores_of(earlier), _chain(earlier)
     alone = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, replay=0.0))
-    recipe = _continued(recipe, earlier, out if resume else None)
+    recipe = _continue_from(recipe, earlier, out if resume else None)
     _check_words(Recipe.read_run(earlier), recipe, earlier)
     model = model or open_model(recipe, report)
     before = open_run(earlier, report=report, model=model)
     if not (earlier / FILE).is_file():
         stage(report, f"remembering {earlier.name}")
-        found = _remembered(_subspace(recipe), before, before.prompt.start_rows, None)
+        found = _extend_memory(_subspace(recipe), before, before.prompt.start_rows, None)
         save_memory(found, earlier)
     _subspace(recipe).init({"rows": before.prompt.rows})
     result = run(recipe, out, report, model=model, resume=resume, should_stop=should_stop)
@@ -79,7 +79,7 @@ def continue_run(
         return result
     after = open_run(out, model=model)
     stage(report, f"remembering {out.name}")
-    memory = _remembered(_subspace(recipe), after, before.prompt.rows, earlier)
+    memory = _extend_memory(_subspace(recipe), after, before.prompt.rows, earlier)
     save_memory(memory, out)
     scores = [_score(after.prompt, open_run(folder, model=model), report) for folder in chain]
     own: float | None = None
@@ -154,7 +154,7 @@ def _chain(folder: Path) -> list[Path]:
     return [*(_chain(Path(start)) if continued and start else ()), folder]
 
 
-def _continued(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:
+def _continue_from(recipe: Recipe, earlier: Path, out: Path | None) -> Recipe:
     """The recipe from a run's rows on, with its memory; `out` has begun already."""
     if not isinstance(recipe.parts.parameterization, Free):
         raise RecipeError(
@@ -195,7 +195,7 @@ def _check_words(then: Recipe, now: Recipe, earlier: Path) -> None:
         )
 
 
-def _remembered(
+def _extend_memory(
     subspace: SubspaceMemory, opened: OpenRun, before: torch.Tensor, memory: Path | None
 ) -> torch.Tensor:
     """The memory of a run: that of the earlier one, and its own task's."""

@@ -118,14 +118,14 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             "target": {"choices": list(choices)},
         }
         if not isinstance(self.settings, Mapping | None):
-            raise OptionError(f"settings: {_shown(self.settings)}; expected a mapping")
+            raise OptionError(f"settings: {_show(self.settings)}; expected a mapping")
         for name, value in (self.settings or {}).items():
             *sections, option = str(name).split(".")
             inner: Any = values
             for section in sections:
                 held = inner.get(section, {})
                 if not isinstance(held, Mapping):
-                    both = f"{section} is {_shown(held)}, and {name} is set too"
+                    both = f"{section} is {_show(held)}, and {name} is set too"
                     raise OptionError(f"settings: {both}; give one of them")
                 inner[section] = dict(held)  # the caller's own stays as it is
                 inner = inner[section]
@@ -136,7 +136,7 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         """Run the recipe on rows of texts; `asked` is the prompt where none was given."""
         prompt = asked if self.prompt is None else self.prompt
         if not isinstance(prompt, str | Template):
-            raise OptionError(f"prompt: {_shown(prompt)}; expected a text or a Template")
+            raise OptionError(f"prompt: {_show(prompt)}; expected a text or a Template")
         if not isinstance(prompt, Template):
             prompt = Template.chat(user=user_message(prompt, TEXT))
         rows = texts_of(X, prompt.columns)
@@ -150,7 +150,7 @@ class PromptEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             result = run(recipe, out, report, model=_KEPT.open(recipe, report))
             self.recipe_, self.result_, self.prompt_ = recipe, result, load(out)
 
-    def _fitted(self) -> Self:
+    def _end_fit(self) -> Self:
         if self.result_["interrupted"]:
             raise KeyboardInterrupt("fit: interrupted; the best rows so far are kept")
         return self
@@ -227,12 +227,12 @@ class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
         self._fit(X, [words[code] for code in codes], words, choice_prompt(words))
         self.classes_ = classes
         self.prompt_ = self.prompt_.with_provenance(classes=classes.tolist())
-        return self._fitted()
+        return self._end_fit()
 
     def _words(self, classes: Sequence[Any]) -> list[str]:
         """What the model is asked for, by class."""
         if not isinstance(self.labels, Mapping | None):
-            raise OptionError(f"labels: {_shown(self.labels)}; expected a mapping")
+            raise OptionError(f"labels: {_show(self.labels)}; expected a mapping")
         if self.labels and not any(c in self.labels for c in classes):
             keys, known = (", ".join(map(repr, names)) for names in (self.labels, classes))
             raise InputError(f"labels: {keys}; none of them is a class of y, which are {known}")
@@ -264,9 +264,9 @@ class PromptGenerator(PromptEstimator):
         answers = list(y)
         for i, answer in enumerate(answers):
             if not (isinstance(answer, str) and answer.strip()):
-                raise InputError(f"y[{i}] is {_shown(answer)}; expected the text of an answer")
+                raise InputError(f"y[{i}] is {_show(answer)}; expected the text of an answer")
         self._fit(X, answers, [], FREE_PROMPT)
-        return self._fitted()
+        return self._end_fit()
 
     def generate(self, X: Any, **decoding: Any) -> list[Any]:
         """The answer to every query, decoded as it was scored, or by options of `Decoding`."""
@@ -288,11 +288,11 @@ def texts_of(X: Any, columns: Sequence[str]) -> list[dict[str, str]]:
     if hasattr(X, "to_dict") and hasattr(X, "columns"):
         X = X.to_dict("records")
     if isinstance(X, str | bytes | Mapping) or not hasattr(X, "__iter__"):
-        raise InputError(f"X is {_shown(X)}; expected a list of texts")
+        raise InputError(f"X is {_show(X)}; expected a list of texts")
     rows = []
     for i, value in enumerate(X):
         if not isinstance(value, str | Mapping):
-            raise InputError(f"X[{i}] is {_shown(value)}; expected a text")
+            raise InputError(f"X[{i}] is {_show(value)}; expected a text")
         try:
             example = example_of(value, columns, f"X[{i}]", "give mappings with them")
         except DataError as error:
@@ -308,5 +308,5 @@ def _check_pairs(texts: Sequence[Any], answers: Sequence[Any]) -> None:
         raise InputError(f"X holds {len(texts)} texts, and y {len(answers)}; give one for each")
 
 
-def _shown(value: object) -> str:
+def _show(value: object) -> str:
     return f"{quote(value)} ({type(value).__name__})"

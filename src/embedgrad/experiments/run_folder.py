@@ -34,7 +34,7 @@ from embedgrad.model.loading.info import weights_digest
 from embedgrad.parts.scorers import SandboxedFunction
 from embedgrad.prompt import artifact
 from embedgrad.recipe.build import Prepared, sources
-from embedgrad.recipe.paths import moved, no_run
+from embedgrad.recipe.paths import find_moved, no_run
 from embedgrad.recipe.recipe import Recipe, read_toml
 from embedgrad.report.figures.series import is_number
 from embedgrad.report.page.run_files import RESULT_VERSION, json_lines
@@ -161,7 +161,7 @@ def changed_length(then: Recipe, now: Recipe, out: Path) -> list[str]:
     before, after = flatten(then.as_dict()), flatten(now.as_dict())
     changed = [name for name in LENGTHS if after.get(name, 0) > before.get(name, math.inf)]
     changed += [PATIENCE] if before.get(PATIENCE) != after.get(PATIENCE) else []
-    may = (*MAY_CHANGE, *changed, *moved(before, after), *other_engine(before, after))
+    may = (*MAY_CHANGE, *changed, *find_moved(before, after), *other_engine(before, after))
     changes = differences(before, after, may)
     if changes:
         raise RunError(

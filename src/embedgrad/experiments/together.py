@@ -12,7 +12,7 @@ from pathlib import Path
 from embedgrad.atomic_files import write_file, write_folder
 from embedgrad.errors import EmbedgradError, RecipeError, one_line
 from embedgrad.events import Report, quiet
-from embedgrad.model.workers import Workers, joined
+from embedgrad.model.workers import Workers, join_workers
 from embedgrad.recipe.recipe import Recipe
 
 What = Recipe | dict[str, Recipe]
@@ -28,7 +28,7 @@ def together(
     what is resumed, and report nothing. A single process runs as usual. Raises `SystemExit` on the
     others for an error that the first one reports.
     """
-    with joined() as workers:
+    with join_workers() as workers:
         try:
             if workers.count == 1:
                 yield workers, recipe, out, report

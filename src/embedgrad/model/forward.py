@@ -147,7 +147,7 @@ class ForwardPass:
         self, embeds_BTD: Tensor, layout: TokenLayout, cache: KVCache, keep_BT: Tensor
     ) -> Tensor:
         """Logits [N, V] at the N kept places."""
-        return _kept(self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits, keep_BT)
+        return _select(self._pass(self.model, embeds_BTD, layout, cache, keep_BT).logits, keep_BT)
 
     def _logprobs(self, embeds_BTD: Tensor, batch: PackedBatch, cache: KVCache) -> Tensor:
         """Log-probabilities [W] of the batch's target tokens."""
@@ -265,7 +265,7 @@ class ForwardPass:
         self.lockstep.begin()
         with self._lock, self._offloaded.reloading():
             more = {"attention_mask": mask_BT, "use_cache": False, "logits_to_keep": keep_BT}
-            return _kept(self.model(inputs_embeds=embeds, **more).logits, keep_BT)
+            return _select(self.model(inputs_embeds=embeds, **more).logits, keep_BT)
 
     def last_logits(self, embeds_1TD: Tensor) -> Tensor:
         """Logits [1, V] behind one sequence, in a full pass."""
@@ -280,7 +280,7 @@ class ForwardPass:
                     module.max_seq_len_cached = 0
 
 
-def _kept(logits: Tensor, keep_BT: Tensor) -> Tensor:
+def _select(logits: Tensor, keep_BT: Tensor) -> Tensor:
     """Logits [N, V], also of a model that gives them in all places (xLSTM)."""
     return logits[keep_BT] if logits.dim() == 3 else logits
 

@@ -161,7 +161,7 @@ class LanguageModel:
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Build prefixes ahead of their batches; see `PrefixStore.prepare`."""
-        self.prefixes.prepare(here().stored(sequences))
+        self.prefixes.prepare(here().select_stored(sequences))
 
     def outcome(
         self,
@@ -279,12 +279,12 @@ class LanguageModel:
                 for i in theirs:
                     start = partial(begin, self, own_PD, decoding, end_ids, batch[i])
                     found[i] = [
-                        _filled(start((numbers[i], n)), ids) for n, ids in enumerate(others[i])
+                        _fill(start((numbers[i], n)), ids) for n, ids in enumerate(others[i])
                     ]
         return [found[i] for i in range(len(batch))]
 
 
-def _filled(answer: Generation, ids: Sequence[int]) -> Generation:
+def _fill(answer: Generation, ids: Sequence[int]) -> Generation:
     """An answer with the tokens that another worker wrote."""
     for token in ids:
         answer.add(token)

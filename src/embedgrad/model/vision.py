@@ -169,7 +169,7 @@ class VisionModel:
         """Raises `ModelError`: there is nothing to write with."""
         raise ModelError("a vision transformer writes no text; it chooses among target.choices")
 
-    def found(self, rows: Queried, batch: Sequence[TokenSequence]) -> Tensor:
+    def attend(self, rows: Queried, batch: Sequence[TokenSequence]) -> Tensor:
         """What the queries find in the images: [B, 3 L + 1, D], the last mean query first."""
         own, h, a = self.images, self.images.hidden, self.images.mixing
         keys_BLHTS, values_BLHTS = self._read(batch)
@@ -195,7 +195,7 @@ class VisionModel:
 
     def _features(self, rows: Queried, batch: Sequence[TokenSequence]) -> Tensor:
         """One feature of each image, [B, D]."""
-        found_BFD = self.found(rows, batch)
+        found_BFD = self.attend(rows, batch)
         found_BFD = found_BFD + adapt(norm(found_BFD), *rows.adapter.chunk(2))
         weights_BF = torch.tanh(gelu(found_BFD[:, 0] @ rows.weights.T))
         ones = torch.ones_like(weights_BF[:, :1])

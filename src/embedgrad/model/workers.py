@@ -79,7 +79,7 @@ class Workers:
                 own.append(i)
         return own
 
-    def stored(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    def select_stored(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         """The rows whose prefixes this worker stores."""
         if self.count == 1:
             return list(sequences)
@@ -252,7 +252,7 @@ def here() -> Workers:
 
 
 @contextmanager
-def joined() -> Iterator[Workers]:
+def join_workers() -> Iterator[Workers]:
     """Find the other workers, where torchrun or `accelerate launch` started several.
 
     Raises `EngineError` where they do not find each other.

@@ -38,7 +38,7 @@ def render(
     }
     made: Mapping[str, str] = _call(tokenizer, "render", chat_template, values, LONGEST)
     if "broke" in made:
-        raise _broken(tokenizer, made["broke"])
+        raise _explain_failure(tokenizer, made["broke"])
     if "text" not in made:
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateError(
@@ -54,14 +54,14 @@ def variables_of(tokenizer: Any, chat_template: str) -> set[str]:
 
 def _call(tokenizer: Any, function: str, chat_template: str, *arguments: Any) -> Any:
     if len(chat_template) > LONGEST:
-        raise _broken(tokenizer, f"is longer than {LONGEST:,} characters")
+        raise _explain_failure(tokenizer, f"is longer than {LONGEST:,} characters")
     try:
         return call(f"{_CHILD}:{function}", chat_template, *arguments, seconds=SECONDS)
     except SandboxError as error:
-        raise _broken(tokenizer, error.what) from error
+        raise _explain_failure(tokenizer, error.what) from error
 
 
-def _broken(tokenizer: Any, what: str) -> TemplateError:
+def _explain_failure(tokenizer: Any, what: str) -> TemplateError:
     model = os.path.basename(str(tokenizer.name_or_path)) or "this model"
     return TemplateError(
         f"template: the chat template of {model} {what}; give the prompt as plain text "

@@ -74,10 +74,10 @@ def freeze_chat_template(
     Raises `TemplateError`.
     """
 
-    def frozen(call: re.Match[str]) -> str:
+    def freeze_date(call: re.Match[str]) -> str:
         return json.dumps(date.strftime(call[2]))
 
-    chat_template = _DATE_KNOWN.sub("true", _DATE_CALL.sub(frozen, own))
+    chat_template = _DATE_KNOWN.sub("true", _DATE_CALL.sub(freeze_date, own))
     if "strftime_now(" in chat_template:
         raise TemplateError(
             "template: the model's chat template asks for today's date in a way that cannot be "

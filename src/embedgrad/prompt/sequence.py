@@ -16,7 +16,7 @@ from typing import Any, final
 from embedgrad.data.examples import Example
 from embedgrad.data.labels import advise_mapping, closest, escape, map_twins
 from embedgrad.errors import DataError, TemplateError
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 from embedgrad.prompt.boundaries import CuttingTokenizer, Ids, alike
 from embedgrad.prompt.row_checks import check_ids, open_thought
 from embedgrad.prompt.span import Span, find_spans
@@ -242,7 +242,7 @@ class Sequencer:
         if self.truncated:
             nothing = f", and nothing of it is left in {self.emptied}" if self.emptied else ""
             notes.append(
-                f"column {self.truncate!r} was cut in {counted(self.truncated, 'row')} that did "
+                f"column {self.truncate!r} was cut in {pluralize(self.truncated, 'row')} that did "
                 f"not fit{nothing}"
             )
         return notes

@@ -17,7 +17,7 @@ from embedgrad.data.splits import NAMES, Splits, label_balance, read_splits
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.evaluation.evaluator import Evaluator
 from embedgrad.events import Report, say, stage
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 from embedgrad.model.backbone import Prompt
 from embedgrad.model.compatibility import fit_to_model
 from embedgrad.model.language_model import LanguageModel
@@ -390,5 +390,5 @@ def _counts(splits: Splits) -> str:
         balance = label_balance(rows)
         listed = ", ".join(f"{n} {label}" for label, n in balance.items())
         few = 0 < len(balance) <= 5 and "" not in balance
-        parts.append(counted(len(rows), f"{name} row") + (f" ({listed})" if few else ""))
+        parts.append(pluralize(len(rows), f"{name} row") + (f" ({listed})" if few else ""))
     return "; ".join(parts)

@@ -73,7 +73,7 @@ def anonymize(values: Mapping[str, Any], model: str) -> dict[str, Any]:
     return bare
 
 
-def moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+def find_moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of paths that lead to one place, or to what is no longer where it was.
 
     Both are settings by dotted name. Whether the content is the same is to be checked elsewhere;

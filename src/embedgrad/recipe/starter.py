@@ -16,7 +16,7 @@ from embedgrad.data.markup import parse
 from embedgrad.data.readers import read_table
 from embedgrad.data.table import Table, data_error, quote
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
-from embedgrad.formatting import counted
+from embedgrad.formatting import pluralize
 from embedgrad.parts.scorers import parse_number
 from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
@@ -80,7 +80,7 @@ def write_starter(
     limits = {n: most for n, (share, most) in QUICK.items() if share * len(table.rows) > most}
     used = {guess.text, guess.answer, guess.group, None if guess.choices else _solution(table)}
     read = () if prompt is not None else table.notes  # a run tells them itself
-    unused = _unused(table, {*used, *named})
+    unused = _note_unused(table, {*used, *named})
     notes = [*read, *guess.notes, *unused, *(() if plain else (CHAT_NOTE,))]
     limit = LIMIT
     if prompt is not None and limits:
@@ -88,7 +88,7 @@ def write_starter(
         notes.append(f"For a quick verdict, at most {most}; --set data.limit= takes all rows.")
         limit = "limit = { " + ", ".join(f"{n} = {rows}" for n, rows in limits.items()) + " }"
     if prompt is not None and (tested := len(table.rows) // 5) < FEW:
-        about = counted(max(tested, 1), "row")
+        about = pluralize(max(tested, 1), "row")
         notes.append(f"The test gets about {about}: only a large gain will show.")
     text = starter(
         *(there["data"]["train"], table, guess, there["model"]["name"]),
@@ -224,7 +224,7 @@ def _solution(table: Table) -> str | None:
     return next((name for name in table.columns if name.lower() in SOLUTIONS), None)
 
 
-def _unused(table: Table, used: Collection[str | None]) -> list[str]:
+def _note_unused(table: Table, used: Collection[str | None]) -> list[str]:
     """A note on columns of text that have a name, and that the recipe does not read."""
     rest = [
         n

@@ -44,7 +44,7 @@ class Bilevel(ABC):
         """A v, shape [N]."""
 
     @abstractmethod
-    def mixed(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
+    def mixed_product(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
         """B^T q, in the shapes of `hyper`."""
 
 
@@ -119,7 +119,7 @@ def safe_step_size(product: Product, b: Tensor, steps: int = 8) -> float:
     return 0.9 / max(largest, 1e-30)
 
 
-def unrolled(
+def unroll(
     problem: Bilevel, x: Tensor, hyper: Hyper, *, steps: int, step_size: float
 ) -> tuple[Tensor, Hyper]:
     """Where `steps` of gradient descent from x lead, and the gradient of f there through them.
@@ -133,7 +133,7 @@ def unrolled(
     _, p = problem.outer(last)
     total = {name: torch.zeros_like(value) for name, value in hyper.items()}
     for point in reversed(path):
-        for name, value in problem.mixed(point, hyper, p).items():
+        for name, value in problem.mixed_product(point, hyper, p).items():
             total[name] -= step_size * value
         p = p - step_size * problem.product(point, hyper, p)
     return last, total
@@ -225,7 +225,7 @@ def hypergradient(
         size = safe_step_size(product, b) if step_size is None else step_size
         solved = neumann(product, b, steps=steps, step_size=size)
     solved = solved._replace(products=taken)
-    found = {name: -part for name, part in problem.mixed(x, hyper, solved.q).items()}
+    found = {name: -part for name, part in problem.mixed_product(x, hyper, solved.q).items()}
     return Hypergradient(found, solved, value, inner_norm, b)
 
 

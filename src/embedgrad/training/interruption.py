@@ -12,7 +12,7 @@ SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def hold_interrupts() -> Iterator[None]:
     """Within it the first signal waits for the end, where it does what it would have done.
 
     A second one comes through at once. Signals that no Python function handles are left alone.

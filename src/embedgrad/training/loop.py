@@ -39,7 +39,7 @@ from embedgrad.prompt.sequence import Sequencer, TokenSequence
 from embedgrad.prompt.span import rows_by_span
 from embedgrad.prompt.trust_region import distances
 from embedgrad.training.checkpoint import Checkpoint
-from embedgrad.training.interruption import held
+from embedgrad.training.interruption import hold_interrupts
 from embedgrad.training.loop_state import restore_checkpoint, take_checkpoint
 from embedgrad.training.loss import Loss, length_of
 from embedgrad.training.rollouts import Rollouts
@@ -153,11 +153,11 @@ class Loop:
     def start(self, checkpoint: Checkpoint | None, warm_start: Prompt | None) -> None:
         """Begin at the text prompt, scored on dev, or warm; or resume from a checkpoint."""
         if checkpoint is None:
-            measured = self.loss.measured(self.theta)
+            measured = self.loss.losses_at(self.theta)
             self.memory = self.parts.objective.init(self.train, measured, self.total)
         left, new = self.total - self.step, not self.best.history
         if self.language_model is not None:
-            train, dev = (here().stored(rows) for rows in (self.train, self.dev))
+            train, dev = (here().select_stored(rows) for rows in (self.train, self.dev))
             self.language_model.prefix_cache.expect(
                 ([s.prefix for s in train], left / self.steps_per_epoch),
                 ([s.prefix for s in dev], (left / self.every + new) * self.evaluator.lookups),
@@ -190,7 +190,7 @@ class Loop:
                 batch, figures = self.rollouts.draw(self.prompt(), batch, step)
                 if self.teacher is not None:
                     batch = self.teacher.teach(batch, self.prompt())
-            with held():
+            with hold_interrupts():
                 for _ in range(self.updates if batch else 0):  # no answers to learn from: no step
                     loss, norm = self._step_or_skip(step, batch)
                 self.step, self.whole = step + 1, True
@@ -220,7 +220,7 @@ class Loop:
         """Write a checkpoint; if that fails, report it and retry after the next step."""
         self.checkpoint = take_checkpoint(self)
         try:
-            with held():
+            with hold_interrupts():
                 keep(self.checkpoint)
         except RunError as error:
             if self.saved > 0:

@@ -52,7 +52,7 @@ class Loss:
     def __call__(self, theta: Theta, batch: Sequence[TokenSequence]) -> Tensor:
         return self.parts.objective.losses(self.outcome(theta, batch))
 
-    def measured(self, theta: Theta) -> Callable[[Sequence[TokenSequence]], Tensor]:
+    def losses_at(self, theta: Theta) -> Callable[[Sequence[TokenSequence]], Tensor]:
         """A function that gives the losses of examples, shape [B], without a graph."""
 
         @torch.no_grad()

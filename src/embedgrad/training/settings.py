@@ -12,7 +12,7 @@ from typing import Annotated, Literal, final
 from annotated_types import Ge, Gt, Lt
 
 from embedgrad.errors import DataError, RecipeError
-from embedgrad.formatting import counted, duration
+from embedgrad.formatting import duration, pluralize
 from embedgrad.parts.augmentations import Augmentation
 from embedgrad.parts.objectives import CrossEntropy, Objective
 from embedgrad.parts.optimizers import AdamW, Optimizer, Schedule
@@ -225,7 +225,9 @@ class Refinement:
         return or_else("Refinement", self._html)
 
     def _html(self) -> str:
-        line = f"{counted(self.steps, 'step')} in {duration(self.seconds)} ({ENDINGS[self.ended]})"
+        line = (
+            f"{pluralize(self.steps, 'step')} in {duration(self.seconds)} ({ENDINGS[self.ended]})"
+        )
         if self.best.history:
             dev, metric = self.best.event(), self.best.metric
             first, best = (dev_score(metric, dev[name]) for name in ("text", "best"))

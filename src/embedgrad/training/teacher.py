@@ -164,13 +164,13 @@ class Teacher:
 
     def label(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the teacher's greedy answers or likeliest choices as the right ones."""
-        answers = self.scored([replace(e, answer="", solution=None) for e in examples])
+        answers = self.score([replace(e, answer="", solution=None) for e in examples])
         return [
             replace(example, answer=answer.predicted, solution=None)
             for example, answer in zip(examples, answers, strict=True)
         ]
 
-    def scored(self, examples: Sequence[Example]) -> list[ScoredAnswer]:
+    def score(self, examples: Sequence[Example]) -> list[ScoredAnswer]:
         """The teacher's own answers, as an `Evaluator` scores them; of free ones without a loss."""
         if self.student.target.choices:
             contexts = [self.context(self.student(example)) for example in examples]

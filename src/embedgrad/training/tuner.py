@@ -213,7 +213,7 @@ def tune(
             took = f"the training did not converge in {state.passes} passes"
             say(report, [f"{took}: {left}; {point}"])
         state = state._replace(history=[*state.history, entry])
-        suggested = _moved(state.hyper, found.gradient, state.step)
+        suggested = _step_down(state.hyper, found.gradient, state.step)
         if number >= settings.rounds:
             return Tuned(state, found, suggested)
         stepped = _step(problem, state, found, settings, first, report)
@@ -267,7 +267,7 @@ def _step(
     """A step that lowers f enough, with the training after it; None: none of those tried does."""
     for number in range(settings.tries):
         trial = state.step / 2**number
-        moved = _moved(state.hyper, found.gradient, trial)
+        moved = _step_down(state.hyper, found.gradient, trial)
         slope = sum(
             ((state.hyper[name] - moved[name]) * part).sum().item()
             for name, part in found.gradient.items()
@@ -301,7 +301,7 @@ def estimate_bound(
     if not mu > 0:  # NaN where no curvature was looked for
         return torch.inf
     d = 10 * problem.reach(x, solved.q) * solved.q
-    there = problem.mixed(x + d, hyper, solved.q)
+    there = problem.mixed_product(x + d, hyper, solved.q)
     change = size_of({name: there[name] + found.gradient[name] for name in there})
     bend = (problem.outer(x + d)[1] - found.outer_gradient).norm().item()
     far = d.norm().item()
@@ -316,7 +316,7 @@ def estimate_bound(
     )
 
 
-def _moved(hyper: Hyper, gradient: Hyper, step: float) -> Hyper:
+def _step_down(hyper: Hyper, gradient: Hyper, step: float) -> Hyper:
     """A step down; its root mean square is `step` in each of the named tensors."""
     sizes = {name: part.square().mean().sqrt().clamp(min=1e-30) for name, part in gradient.items()}
     return {name: value - step * gradient[name] / sizes[name] for name, value in hyper.items()}

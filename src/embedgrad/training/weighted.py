@@ -64,15 +64,15 @@ class WeightedTraining(Bilevel):
         self.origin, self.batch_size, self.report = origin, batch_size, report
         self.start_x = torch.cat([value.flatten() for value in origin.values()])
         self.sources = list(dict.fromkeys(sources or ()))
-        self.source_of = self._numbered(sources or ())
+        self.source_of = self._number(sources or ())
         objective = loss.parts.objective
         self.fair = objective if isinstance(objective, OWA) else None
         groups = [s.example.group_in(self.fair.group) for s in train] if self.fair else []
-        self.group_of = self._numbered(groups)
+        self.group_of = self._number(groups)
         count = min(curvature_rows or len(train), len(train))
         self.curved = [i * len(train) // count for i in range(count)]  # evenly over the rows
 
-    def _numbered(self, names: Sequence[str]) -> Tensor:
+    def _number(self, names: Sequence[str]) -> Tensor:
         """Each name's place among the different ones."""
         places = {name: i for i, name in enumerate(dict.fromkeys(names))}
         numbers = [places[name] for name in names]
@@ -136,7 +136,7 @@ class WeightedTraining(Bilevel):
 
     def shares(self, x: Tensor, hyper: Hyper) -> Tensor:
         """The derivative of R in every row's loss, shape [n]; the same for all x if R is a mean."""
-        losses_N = _mixed(self._all_terms(x), hyper) if self.fair else x.new_zeros(len(self.train))
+        losses_N = _mix(self._all_terms(x), hyper) if self.fair else x.new_zeros(len(self.train))
         leaf = losses_N.requires_grad_(True)
         (shares_N,) = torch.autograd.grad(self.reduce(leaf, hyper), leaf)
         return shares_N
@@ -195,7 +195,7 @@ class WeightedTraining(Bilevel):
             total = total + twice((shares_N[rows] * losses_B).sum())
         return total
 
-    def mixed(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
+    def mixed_product(self, x: Tensor, hyper: Hyper, q: Tensor) -> Hyper:
         """B^T q by two passes without gradients: d/dt of dg/dhyper at x + t q, as a difference.
 
         So the product of every row's gradient with q costs no backward pass.
@@ -223,7 +223,7 @@ class WeightedTraining(Bilevel):
         with torch.no_grad():
             drift = self.drift(x)
         terms_KN = self._all_terms(x)
-        value = self.reduce(_mixed(terms_KN, leaves), leaves) + self.price(leaves) * drift
+        value = self.reduce(_mix(terms_KN, leaves), leaves) + self.price(leaves) * drift
         found = torch.autograd.grad(value, list(leaves.values()))
         return dict(zip(leaves, found, strict=True))
 
@@ -239,7 +239,7 @@ class WeightedTraining(Bilevel):
         return objective.losses(outcome)[None]
 
     def _losses(self, x: Tensor, rows: Sequence[int], hyper: Hyper) -> Tensor:
-        return _mixed(self._terms(self._outcome(x, rows)), hyper)
+        return _mix(self._terms(self._outcome(x, rows)), hyper)
 
     @torch.no_grad()
     def _all_outcomes(self, x: Tensor) -> Iterator[Outcome]:
@@ -268,7 +268,7 @@ class WeightedTraining(Bilevel):
         return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def _mixed(terms_KB: Tensor, hyper: Hyper) -> Tensor:
+def _mix(terms_KB: Tensor, hyper: Hyper) -> Tensor:
     """The loss of each row from its kinds of loss."""
     if "mix" not in hyper:
         return terms_KB.sum(0)

@@ -34,7 +34,7 @@ def describe(
 def _describe(
     export: Path, entries: Mapping[str, Any], *, limits: bool
 ) -> tuple[list[str], list[str]]:
-    facts, warnings = [_precision(entries)], [] if limits else _unlimited(entries)
+    facts, warnings = [_precision(entries)], [] if limits else _find_unlimited(entries)
     for name, entry in entries["prompts"].items():
         if entry.get("scores"):
             facts += [f"{name}: {line}" for line in score_lines(entry["scores"])]
@@ -56,7 +56,7 @@ def _describe(
     return facts, [*warnings, *low_agreement(checked, entries)]
 
 
-def _unlimited(entries: Mapping[str, Any]) -> list[str]:
+def _find_unlimited(entries: Mapping[str, Any]) -> list[str]:
     """Prompts whose replies may be no choice where nothing limits them."""
     names = []
     for name, entry in entries["prompts"].items():

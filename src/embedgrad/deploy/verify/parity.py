@@ -135,17 +135,17 @@ def _measure(
 ) -> tuple[dict[str, float | None], list[str]]:
     """Figures for the report, and one sentence for each failure."""
 
-    def watched(what: str) -> _Watched:
+    def watch(what: str) -> _Watched:
         return _Watched(queries, job.report, f"{exported.name}: {what}")
 
     rows = [query.sequence for query in queries]
     problems = []
-    mass = engine.added_mass(watched("new tokens"))
+    mass = engine.added_mass(watch("new tokens"))
     slack = -math.log1p(-min(max(mass, 0.0), 0.5))  # what other tokens lose to new ones
-    plain_BV = engine.plain_logprobs_BV(watched("plain text"))
-    start_BV = engine.start_logprobs_BV(watched("unrefined rows"))
+    plain_BV = engine.plain_logprobs_BV(watch("plain text"))
+    start_BV = engine.start_logprobs_BV(watch("unrefined rows"))
     step_zero = absolute_differences(start_BV, plain_BV).max().item()
-    refined_BV = engine.logprobs_BV(watched("refined rows"))
+    refined_BV = engine.logprobs_BV(watch("refined rows"))
     differences_BV = absolute_differences(refined_BV, reference.logprobs_BV)
     largest_B = differences_BV.max(dim=1).values
     difference, mean = largest_B.max().item(), differences_BV.mean().item()
@@ -191,10 +191,10 @@ def _measure(
         greedy = _share(texts, reference.texts)
     if reference.choices is not None:
         normalize = exported.sequencer.target.normalize
-        answers = zip(rows, engine.answer_logprobs(watched("choices")), strict=True)
+        answers = zip(rows, engine.answer_logprobs(watch("choices")), strict=True)
         choices = [_likeliest(row, logprobs, normalize) for row, logprobs in answers]
         choice = _share(choices, reference.choices)
-        limited = _share([engine.choose(query) for query in watched("replies")], reference.choices)
+        limited = _share([engine.choose(query) for query in watch("replies")], reference.choices)
     if rounding is None:
         for what, share in (("greedy texts", greedy), ("choices", choice)):
             if share is not None and share < AGREEING:

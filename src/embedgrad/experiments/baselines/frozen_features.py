@@ -46,7 +46,7 @@ class FrozenFeatures(Method):
         return why_not_choices(recipe)
 
     @abstractmethod
-    def validated(
+    def cross_validate(
         self, features_NF: Tensor, gold_N: Tensor, groups: Sequence[str], choices: int
     ) -> Iterator[tuple[float, Tensor]]:
         """Settings, each with the probabilities [N, C] of rows that it was not fitted on."""
@@ -74,7 +74,7 @@ class FrozenFeatures(Method):
         found: list[tuple[tuple[float, float], int, float]] = []
         for layer, states_NF in enumerate(states_LNF):
             features_NF = (states_NF - states_NF.mean(dim=0)) / deviation(states_NF)
-            for setting, shares_NC in self.validated(features_NF, gold_N, groups, choices):
+            for setting, shares_NC in self.cross_validate(features_NF, gold_N, groups, choices):
                 right = (shares_NC.argmax(dim=1) == gold_N).double().mean().item()
                 loss = -shares_NC[torch.arange(len(gold_N)), gold_N].clamp(min=1e-12).log().mean()
                 found.append(((right, -loss.item()), layer, setting))

@@ -24,7 +24,7 @@ class NearestNeighbors(FrozenFeatures):
 
     setting = "k"
 
-    def validated(
+    def cross_validate(
         self, features_NF: Tensor, gold_N: Tensor, groups: Sequence[str], choices: int
     ) -> Iterator[tuple[float, Tensor]]:
         number = {group: i for i, group in enumerate(dict.fromkeys(groups))}

@@ -24,7 +24,7 @@ class LinearProbe(FrozenFeatures):
 
     setting = "penalty"
 
-    def validated(
+    def cross_validate(
         self, features_NF: Tensor, gold_N: Tensor, groups: Sequence[str], choices: int
     ) -> Iterator[tuple[float, Tensor]]:
         parts = folds(groups)

@@ -54,12 +54,12 @@ class Lora(PeftMethod):
         recipe, rows = task.recipe, None
         if samples_answers(recipe):
             rows = read_warm_start(recipe, task.model, task.sequencer)
-        with self._adapted(task) as model:
+        with self._adapt(task) as model:
             model.warm_rows = None if rows is None else join_spans(rows).to(task.model.device)
             yield model
 
     @contextlib.contextmanager
-    def _adapted(self, task: Task) -> Iterator[Any]:
+    def _adapt(self, task: Task) -> Iterator[Any]:
         from peft import LoraConfig, TaskType, get_peft_model
 
         base, rank = task.model.model, task.recipe.compare.lora_rank
@@ -113,7 +113,7 @@ class Lora(PeftMethod):
 
     def answer(self, task: Task, trained: Trained, sequences: Sequence[TokenSequence]) -> Answers:
         rows = trained.tensors.get("rows")
-        with torch.random.fork_rng(), self._adapted(task) as model:
+        with torch.random.fork_rng(), self._adapt(task) as model:
             model.eval()
             with torch.no_grad():
                 for name, value in _lora_weights(model).items():

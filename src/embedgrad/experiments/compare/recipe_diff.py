@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedgrad.errors import RecipeError
-from embedgrad.recipe.paths import anonymize, moved
+from embedgrad.recipe.paths import anonymize, find_moved
 from embedgrad.recipe.recipe import Recipe
 
 # No part depends on these. Where prefixes are stored changes no result; their precision does.
@@ -31,7 +31,7 @@ def recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     A user's scorer may get another time limit: what it scored in time keeps its score.
     """
     then, now = _settings(before), flatten(recipe.as_dict())
-    ignored = (*MAY_CHANGE, *moved(then, now))
+    ignored = (*MAY_CHANGE, *find_moved(then, now))
     if now.get("evaluation.scorer.name") == "callable":
         ignored = (*ignored, "evaluation.scorer.timeout")
     ignored = (*ignored, *other_engine(then, now))

@@ -89,7 +89,7 @@ def elicit(task: Task, report: Report) -> Elicitation:
         trained = method.train(own, 0) if rest or name != "few-shot" else Trained({}, {})
         answered = method.answer(own, trained, rows).answered
         shots = trained.facts["settings"].get("shots")
-        return _prompted(own, answered, rows, shots), answered
+        return _score_text(own, answered, rows, shots), answered
 
     text, answered = ask("text", samples, "text prompt")
     if not free:
@@ -119,7 +119,7 @@ def elicit(task: Task, report: Report) -> Elicitation:
     return {**values, "expect": kind, "sentence": sentence}  # type: ignore[typeddict-item]
 
 
-def _prompted(
+def _score_text(
     task: Task,
     answered: Sequence[ScoredAnswer],
     rows: Sequence[TokenSequence],

@@ -87,10 +87,10 @@ def missing_packages(folder: Path) -> list[str]:
             sentencepiece = opened.read(1) == b"\n"
         names = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
         needed |= names if sentencepiece else {"tiktoken": "tiktoken"}
-    return [package for package, module in needed.items() if not _installed(module)]
+    return [package for package, module in needed.items() if not _is_installed(module)]
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is not there

@@ -273,7 +273,7 @@ def _scaling(
         }
         if _gives(llama3, short, config, full):
             return llama3
-    ones = [1.0] * (len(short or long or ()) or _rotated(config, full) // 2)
+    ones = [1.0] * (len(short or long or ()) or _rotary_width(config, full) // 2)
     # Of the kinds that transformers has, this one takes any factors.
     return {
         "rope_type": "longrope",
@@ -287,7 +287,7 @@ def _scaling(
 
 def _gives(scaling: dict[str, Any], factors: list[float], config: Any, full: Any) -> bool:
     """Whether a kind of scaling divides the rotary frequencies by these factors."""
-    count = torch.arange(0, _rotated(config, full), 2) / _rotated(config, full)
+    count = torch.arange(0, _rotary_width(config, full), 2) / _rotary_width(config, full)
     plain = full["rope_theta"] ** -count
     like = copy.deepcopy(config)
     like.rope_parameters = {**full, **scaling}
@@ -295,7 +295,7 @@ def _gives(scaling: dict[str, Any], factors: list[float], config: Any, full: Any
     return bool(torch.allclose(plain / scaled, torch.tensor(factors), rtol=1e-3))
 
 
-def _rotated(config: Any, full: Mapping[str, Any]) -> int:
+def _rotary_width(config: Any, full: Mapping[str, Any]) -> int:
     return int(head_width(config) * full.get("partial_rotary_factor", 1.0))
 
 

@@ -59,7 +59,7 @@ class MaskedThought(Augmentation):
         share = self.rate * min(1.0, context.step / (self.ramp * context.total + 1))
         generator = random.Random(f"{context.seed}:{context.step}/masked thought")
 
-        def noised(sequence: TokenSequence) -> TokenSequence:
+        def add_noise(sequence: TokenSequence) -> TokenSequence:
             (target,) = sequence.targets
             last = sequence.reasoning if self.protect_answer else len(target)
             inputs = list(sequence.inputs_of(target))
@@ -69,4 +69,4 @@ class MaskedThought(Augmentation):
                     inputs[at] = _IDS.get(self.noise, random_id)
             return replace(sequence, inputs=(tuple(inputs),))
 
-        return [noised(s) if share and s.reasoning else s for s in batch]
+        return [add_noise(s) if share and s.reasoning else s for s in batch]

@@ -174,7 +174,7 @@ def judge(oracle: Oracle, predicted_N: Vector, actual_N: Vector) -> Decided:
     return Decided(regret, max(regret, pessimistic), best)
 
 
-def penalized(
+def penalize(
     oracle: Oracle, predicted_N: Tensor, actual_N: Vector, penalty: float, *, anchored: bool
 ) -> Tensor:
     """A bound on the pessimistic regret, shape [], differentiable in the predictions.

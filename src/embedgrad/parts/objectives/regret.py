@@ -28,7 +28,7 @@ from embedgrad.parts.objectives.decisions import (
     TopK,
     Vector,
     judge,
-    penalized,
+    penalize,
     problem_of,
     rectangular,
 )
@@ -223,7 +223,7 @@ class Regret(Objective):
         anchored = self.kind == "spo+" or bool(state and state["step"] < state["warm"])
         penalty = 2.0 if anchored else self.penalty
         bounds = [
-            penalized(
+            penalize(
                 self.oracle,
                 predicted_BK[rows].flatten(),
                 actual_BK[rows].ravel(),

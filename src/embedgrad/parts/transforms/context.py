@@ -28,7 +28,7 @@ class RowMap(Transform, ABC):
     of: Literal["gradient", "step"]
 
     @abstractmethod
-    def applied(self, rows: Tensor, state: State) -> Tensor:
+    def apply(self, rows: Tensor, state: State) -> Tensor:
         """The map's image of rows [..., D]."""
 
     def before(
@@ -36,12 +36,12 @@ class RowMap(Transform, ABC):
     ) -> tuple[Gradients, State]:
         if self.of == "step":
             return gradients, state
-        return {name: self.applied(g, state) for name, g in gradients.items()}, state
+        return {name: self.apply(g, state) for name, g in gradients.items()}, state
 
     def after(self, old: Theta, new: Theta, state: State, context: Context) -> tuple[Theta, State]:
         if self.of == "gradient":
             return new, state
-        moved = {name: self.applied(new[name] - value, state) for name, value in old.items()}
+        moved = {name: self.apply(new[name] - value, state) for name, value in old.items()}
         return {name: old[name] + step for name, step in moved.items()}, state
 
 
@@ -74,7 +74,7 @@ class ContextProjection(RowMap):
         components_RD = directions.T.flip(0)[:rank]
         return {"components": components_RD.to(next(iter(theta.values())))}
 
-    def applied(self, rows: Tensor, state: State) -> Tensor:
+    def apply(self, rows: Tensor, state: State) -> Tensor:
         components_RD = state["components"]
         return torch.lerp(rows, (rows @ components_RD.T) @ components_RD, self.blend)
 
@@ -107,7 +107,7 @@ class EmbeddingMetric(RowMap):
         sigma_DD.diagonal().add_(self.eps)
         return {"metric": sigma_DD.to(next(iter(theta.values())))}
 
-    def applied(self, rows: Tensor, state: State) -> Tensor:
+    def apply(self, rows: Tensor, state: State) -> Tensor:
         return rows @ state["metric"]
 
 

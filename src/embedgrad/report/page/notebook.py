@@ -60,9 +60,9 @@ def table_html(shown: RenderableType) -> str:
             return f'<table style="{WIDE}">{head}{"".join(body)}</table>'
         case Sentence():
             indent = f"padding-left:{shown.indent}ch"
-            return f'<div style="{indent}">{_styled(shown.text, shown.style)}</div>'
+            return f'<div style="{indent}">{_style(shown.text, shown.style)}</div>'
         case Text():
-            return f"<div>{_styled(shown.plain, str(shown.style))}</div>"
+            return f"<div>{_style(shown.plain, str(shown.style))}</div>"
     return "<br>"  # a blank line
 
 
@@ -83,12 +83,12 @@ def prompt_html(prompt: Any) -> str:
 def _row(tag: str, sides: Sequence[str], cells: Iterable[RenderableType], style: str = "") -> str:
     pairs = zip(sides, cells, strict=True)
     made = (
-        f'<{tag} style="{CELL};text-align:{s}">{_styled(str(c), style)}</{tag}>' for s, c in pairs
+        f'<{tag} style="{CELL};text-align:{s}">{_style(str(c), style)}</{tag}>' for s, c in pairs
     )
     return f"<tr>{''.join(made)}</tr>"
 
 
-def _styled(text: str, style: str) -> str:
+def _style(text: str, style: str) -> str:
     return f"<b>{_safe(text)}</b>" if "bold" in style else _safe(text)
 
 

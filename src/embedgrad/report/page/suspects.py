@@ -43,7 +43,7 @@ def _suspect_rows(
             "kinds": _kinds(row, most),
         }
 
-    numbered = [(row["rank"], {**row, "answers": _said(row)}) for row in rows]
+    numbered = [(row["rank"], {**row, "answers": _describe(row)}) for row in rows]
     by_weight = [number for number, _ in numbered]
     json, notes = fit_rows(
         numbered, by_weight, columns, others, mark, first="the most suspicious", file=RANKING
@@ -66,7 +66,7 @@ def _kinds(row: Mapping[str, Any], most: int) -> list[str]:
     return [kind for kind, holds in kinds.items() if holds]
 
 
-def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the model says of a row, as a card's reply."""
     if "suggested" not in row:
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from embedgrad.formatting import BLANKS, counted, duration, operations, size
+from embedgrad.formatting import BLANKS, duration, operations, pluralize, size
 from embedgrad.report.expectation import describe
 from embedgrad.report.terminal.tables import sentence
 
@@ -52,8 +52,8 @@ def _data(plan: Values) -> Iterator[str]:
             more = [f"{len(listed) - MANY} more answers"] if len(listed) > MANY else []
             words = ", ".join([*listed[:MANY], *more])
         else:
-            words = counted(answers, "different answer")
-        line = f"{counted(rows, 'row')} ({words}), the longest {longest}{limit} tokens"
+            words = pluralize(answers, "different answer")
+        line = f"{pluralize(rows, 'row')} ({words}), the longest {longest}{limit} tokens"
         yield f"{name}: {line if rows else 'no rows'}"
     yield data["duplicates"] or "no text is in two splits"
     yield from plan["notes"]
@@ -61,7 +61,8 @@ def _data(plan: Values) -> Iterator[str]:
 
 def _spans(plan: Values) -> Iterator[str]:
     for span in plan["spans"]:
-        yield f"{counted(len(span['ids']), 'token')}: {' '.join(span['tokens']).translate(BLANKS)}"
+        count, words = pluralize(len(span["ids"]), "token"), " ".join(span["tokens"])
+        yield f"{count}: {words.translate(BLANKS)}"
     rows, first = plan["merged"]["rows"], plan["merged"]["first"]
     merging = "1 row merges" if rows == 1 else f"{rows} rows merge"
     yield f"{merging} with it (first: {first})" if rows else "no row merges with it"
@@ -76,9 +77,9 @@ def _work(plan: Values) -> Iterator[str]:
         for name in ("per_step", "per_step_without_reuse")
     )
     yield f"a step computes {step}; without prefix reuse {without}"
-    steps = f"{counted(course['steps'], 'step')} ({course['steps_per_epoch']} an epoch)"
+    steps = f"{pluralize(course['steps'], 'step')} ({course['steps_per_epoch']} an epoch)"
     sampled = f", {course['answers']:,} answers sampled" if "answers" in course else ""
-    yield f"{steps}, {counted(course['evaluations'], 'evaluation')}{sampled}"
+    yield f"{steps}, {pluralize(course['evaluations'], 'evaluation')}{sampled}"
     if prefixes["reason"]:
         yield f"prefixes are not reused: {prefixes['reason']}"
         return

@@ -20,12 +20,12 @@ from typing import Any, TextIO, final
 from rich.console import Console
 
 from embedgrad.formatting import (
-    counted,
     duration,
     encodable,
     eta,
     join_nonempty,
     percent,
+    pluralize,
     size,
     visible,
     with_interval,
@@ -110,7 +110,7 @@ class Progress(AbstractContextManager["Progress"]):
                 self._show_done(event, f"fetching {event['which']} {done}", now)
             case "end":
                 ending, took = ENDINGS[event["ended"]], duration(event["seconds"])
-                self._say(f"{ending}: {counted(event['steps'], 'step')} in {took}")
+                self._say(f"{ending}: {pluralize(event['steps'], 'step')} in {took}")
         self._last = now
 
     def _step(self, event: dict[str, Any], now: float) -> None:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from embedgrad.formatting import (
     break_line,
-    counted,
     duration,
     encodable,
     percent,
+    pluralize,
     size,
     visible,
     with_interval,
@@ -230,7 +230,7 @@ def changes_table(rows: Sequence[Row], first: int = 5) -> RenderableType:
                 named = [f"{name}: {text}" for name, text in texts.items()]
                 cells.append("  ".join(named if len(named) > 1 else texts.values()))
             table.add_row(*(_cell(cell, cut=True) for cell in cells))
-        count = f"{counted(len(changed), 'row')} {change}"
+        count = f"{pluralize(len(changed), 'row')} {change}"
         if len(shown) < len(changed):
             count += f", the first {len(shown)}"
         parts += [sentence(f"{count}:"), table]
@@ -306,7 +306,7 @@ def _facts(result: Row) -> list[str]:
         lines += [f"span {number}: {_drift_line(span)}" for number, span in spans]
     if "train" in result:
         train, prefixes = result["train"], result["prefix_cache"]
-        line = f"{counted(train['steps'], 'step')} in {duration(train['seconds'])}"
+        line = f"{pluralize(train['steps'], 'step')} in {duration(train['seconds'])}"
         line += f" ({ENDINGS[train['ended']]})"
         if result.get("peak_memory_bytes"):
             line += f", peak memory {size(result['peak_memory_bytes'])}"
@@ -324,7 +324,7 @@ def describe_place(result: Row) -> list[str]:
     if place.get("chosen") not in trials:
         return []
     steps = trials[place["chosen"]]["steps"]
-    lines = [f"place {place['chosen']}, chosen on dev after {counted(steps, 'step')} in each:"]
+    lines = [f"place {place['chosen']}, chosen on dev after {pluralize(steps, 'step')} in each:"]
     for name, trial in trials.items():
         score = trial["refined"]
         losses = f"log-loss {score['log_loss']:.3f}"

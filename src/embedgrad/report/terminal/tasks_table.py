@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 
-from embedgrad.formatting import counted, duration, percent, visible
+from embedgrad.formatting import duration, percent, pluralize, visible
 from embedgrad.report.terminal.progress import ENDINGS
 from embedgrad.report.terminal.tables import Row, new_table, sentence, verdict_word
 
@@ -27,7 +27,7 @@ def tasks_table(result: Row) -> RenderableType:
         points = _points(mean["difference"], mean["interval"])
         table.add_row("mean", "", percent(mean["text"]), percent(mean["refined"]), points, "")
     train = result["train"]
-    steps = counted(train["steps"], "step")
+    steps = pluralize(train["steps"], "step")
     line = f"{steps} in {duration(train['seconds'])} ({ENDINGS[train['ended']]})"
     places = ", ".join(task["artifact"] for task in result["tasks"].values())
     for text in (
