@@ -63,7 +63,9 @@ def read_table(
 def _read_file(text: str, used: Used, part: Part) -> Table:
     path = Path(text)
     if not os.path.exists(text):
-        if path.parent.is_dir():
+        if path.is_symlink():
+            problem = f"is a link to {os.readlink(path)!r}, which leads nowhere"
+        elif path.parent.is_dir():
             close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             problem = f"no such file{hint or _listing(path.parent)}"
