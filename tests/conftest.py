@@ -42,8 +42,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.write_line(value)
 
 
-def pytest_configure() -> None:
-    guard.watch()
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "network":
+        guard.watch()
 
 
 @pytest.fixture(autouse=True)

@@ -473,6 +473,22 @@ def test_a_tokenizer_without_its_package_names_it(
         load(str(folder), device="cpu")
 
 
+def test_a_tokenizer_that_splits_words_at_random_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(values), "utf-8")
+    with refused(str(folder), "splits words at random", "set dropout to null"):
+        load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("end", ["</s>", [[1, 2]], [1, None], True])
+def test_an_end_that_is_no_token_id_is_refused(folder: Path, end: object) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    with refused(str(folder), "generation_config.json", repr(end), "expected a token id"):
+        load(str(folder), device="cpu")
+
+
 @pytest.mark.parametrize("how", ["needs them", "adds them"])
 def test_a_model_that_reads_token_ids_is_refused(
     folder: Path, how: str, monkeypatch: pytest.MonkeyPatch

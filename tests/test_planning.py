@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from transformers import AutoConfig
 
 from embedgrad import Recipe, load_model, optimize
 from embedgrad.deploy.rules import Facts, exportability
@@ -26,6 +27,7 @@ from embedgrad.experiments.plan.estimate import Estimator, suggest
 from embedgrad.experiments.plan.probe import Rates
 from embedgrad.experiments.plan.workload import TokenizedSplits, Workload, count
 from embedgrad.formatting import operations
+from embedgrad.model.capabilities import key_value_bytes
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.model.prefix_cache import PrefixCache
 from embedgrad.prompt.sequence import Target
@@ -469,6 +471,22 @@ def test_where_no_row_reuses_its_prefix_reuse_saves_nothing(
     assert found["prefixes"]["bytes"] == 0
     measured = plan(Recipe.read(recipe(model={"name": str(model)})), report=lambda event: None)
     assert measured["seconds"]["all"] > 0
+
+
+def test_layers_of_several_widths_are_counted_each_by_its_own() -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    config = AutoConfig.for_model(
+        "gemma4_text",
+        num_hidden_layers=len(kinds),
+        layer_types=kinds,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        global_head_dim=32,
+    )
+    assert key_value_bytes(config, 4) == 4 * 2 * (2 * 8 + 2 * 8 + 1 * 32)
 
 
 def test_rows_that_a_run_would_begin_at_are_looked_for(

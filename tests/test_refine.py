@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ import tiny
 from embedgrad.cli import demo
 from embedgrad.data.markup import parse
 from embedgrad.errors import TemplateError
-from embedgrad.recipe.starter import user_message
+from embedgrad.model.loading.resolve import has_chat_template
+from embedgrad.recipe.starter import PLAIN_NOTE, user_message
 from run_kit import Command, Done, write_jsonl
 
 pytest_plugins = ["tiny_runs"]
@@ -172,13 +174,31 @@ def test_a_model_without_a_chat_template_takes_plain_text(
     refine: Callable[..., Done], other_models: dict[str, Path], embedgrad: Command
 ) -> None:
     model = ["--model", other_models["no-chat"]]
-    assert "no chat template; give the prompt as plain text" in refine(*model).err
-    done = refine(*model, "--plain")
+    done = refine(*model)
     assert done.code == 0, done.err
+    assert PLAIN_NOTE in done.err.splitlines()
     assert eg.load("runs/reviews").template.text == f"{{review}}\n\n[[{PROMPT}]]"
-    assert embedgrad("new", "reviews.csv", "--out", "new.toml", "--plain").code == 0
-    assert "has a chat template" not in Path("new.toml").read_text()
-    assert eg.Recipe.read("new.toml").template.text
+    for name, more in (("new", model), ("asked", ["--plain"])):
+        assert embedgrad("new", "reviews.csv", "--out", f"{name}.toml", *more).code == 0
+        assert eg.Recipe.read(f"{name}.toml").template.text
+    told = [name for name in ("new", "asked") if PLAIN_NOTE in Path(f"{name}.toml").read_text()]
+    assert told == ["new"]
+
+
+def test_whether_a_model_has_a_chat_template_is_read_from_its_files(
+    model_folder: Path, other_models: dict[str, Path], folder: Path
+) -> None:
+    assert has_chat_template(str(model_folder)) is True
+    assert has_chat_template(str(other_models["no-chat"])) is False
+    for file in ("chat_template.jinja", "tokenizer_config.json"):  # either place of it counts
+        copy = shutil.copytree(other_models["no-chat"], folder / file)
+        if file.endswith(".json"):
+            (copy / file).write_text('{"chat_template": "{{ messages }}"}')
+        else:
+            (copy / file).write_text("{{ messages }}")
+        assert has_chat_template(str(copy)) is True
+    for missing in ("owner/model", str(folder), "package:none_such"):
+        assert has_chat_template(missing) is None
 
 
 def changed(i: int, **cells: Any) -> list[dict[str, Any]]:

@@ -109,7 +109,8 @@ def test_what_may_be_wrong_is_said(
     assert told in done.json["notes"]
     plain = [{"text": row["text"], "label": "ab"[i % 2]} for i, row in enumerate(rows)]
     data = write_jsonl(tmp_path / "plain.jsonl", plain)
-    done = embedgrad("new", data, "--out", tmp_path / "plain.toml", "--json")
+    elsewhere = ["--model", "owner/not-here"]
+    done = embedgrad("new", data, "--out", tmp_path / "plain.toml", *elsewhere, "--json")
     assert [note.split()[0] for note in done.json["notes"]] == ["Guessed", "Guessed", "Assumed"]
 
 

@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from embedgrad.data.readers import read_table
 from embedgrad.data.table import Table, data_error, quote
+from embedgrad.recipe.settings import DataSettings
 from refusals import refused
 
 ROWS: list[dict[str, object]] = [
@@ -201,6 +202,20 @@ def test_missing_file_names_its_neighbors_and_the_way_to_the_hub(tmp_path: Path)
         read_table(tmp_path / "nowhere" / "a.csv")
     with refused("owner/name: no such file", "hub:OWNER/NAME[@CONFIG][:SPLIT]"):
         read_table("owner/name")
+    (tmp_path / "link.csv").symlink_to("gone.csv")
+    with refused("link.csv: is a link to 'gone.csv', which leads nowhere"):
+        read_table(tmp_path / "link.csv")
+    with refused("data: the name of the file is empty; name a data file"):
+        read_table("")
+    with refused("https://x.org/a.csv: is an address, which is not read; download the file"):
+        read_table("https://x.org/a.csv")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = put(tmp_path, "a.csv", "text,label\nfine,yes\n")
+    assert read_table("~/a.csv").rows == read_table(path).rows
+    assert DataSettings(train="~/a.csv").train == str(path)
 
 
 def test_folder_is_refused_with_its_data_files(tmp_path: Path) -> None:
@@ -323,7 +338,7 @@ def test_long_errors_of_the_hub_are_cut(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("other", [";", "\t", "|"])
 def test_a_csv_with_another_separator_is_told_apart(tmp_path: Path, other: str) -> None:
     path = tmp_path / "reviews.csv"
-    path.write_text(f"text{other}label\nA fine film{other}good\n")
+    path.write_text(f'text{other}label\n"A fine film"{other}good\n')
     with refused("reviews.csv:1", "one column", repr(other), "separate cells by ','"):
         read_table(path)
 

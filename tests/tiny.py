@@ -204,6 +204,7 @@ def model(
     }
     if model_type == "mamba":
         attention = "eager"
+        settings = {name: value for name, value in settings.items() if "heads" not in name}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = AutoModelForCausalLM.from_config(

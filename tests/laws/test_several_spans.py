@@ -17,6 +17,7 @@ from embedgrad.model.decoding import Decoding
 from embedgrad.model.generation import next_logits, replies, stream
 from embedgrad.model.language_model import LanguageModel
 from embedgrad.prompt.sequence import TokenSequence
+from embedgrad.prompt.template import Template
 from kit import SEVERAL, Kit, forget_longest_pass, kit, noisy, spliced
 from kit_loss import LONG, assert_same, full_loss_and_gradient, loss_and_gradient, mixed
 
@@ -99,6 +100,26 @@ def test_the_budget_changes_no_number() -> None:
     expected = loss_and_gradient(made.model, rows, sequences)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("end", ["{review}", ""])
+def test_spans_in_front_of_all_text_are_run_once_for_all(architecture: str, end: str) -> None:
+    template = Template.plain(f"[[Judge]] the [[review. Say]] only [[one word]]{end}")
+    made = kit(architecture, template=template, target=LONG, rows=4, tie=False)
+    rows = noisy(made.start)
+    context = made.model.prefixes.context_of(rows, made.sequences)
+    assert context.prompt is not None
+    one = made.sequences[0]
+    last = one.later[-1] + 1
+    if not end:  # the answer is read at the last token, which stays each row's own
+        assert last == len(one.suffix)
+        last = one.later[-2] + 1
+    assert context.prompt.length == len(rows) - len(one.later) + last
+    assert_same(
+        loss_and_gradient(made.model, rows, made.sequences),
+        full_loss_and_gradient(made, rows, made.sequences),
+    )
 
 
 def test_only_the_first_span_is_run_once_for_all() -> None:

@@ -53,7 +53,7 @@ def read_table(
     part = Part(most, carved)
     if not isinstance(source, str | os.PathLike):
         return add_chat_columns(_read_object(source, used, part), used)
-    text = os.fspath(source)
+    text = os.path.expanduser(os.fspath(source))
     with border(visible(text), DataError):
         if not os.path.exists(text) and text.startswith("hub:"):
             return add_chat_columns(_read_hub(text, used, part), used)
@@ -63,7 +63,14 @@ def read_table(
 def _read_file(text: str, used: Used, part: Part) -> Table:
     path = Path(text)
     if not os.path.exists(text):
-        if path.parent.is_dir():
+        if not text.strip():
+            raise data_error("data", "the name of the file is empty; name a data file")
+        if "://" in text:
+            problem = "is an address, which is not read; download the file and name that"
+            raise data_error(text, problem, "missing file")
+        if path.is_symlink():
+            problem = f"is a link to {os.readlink(path)!r}, which leads nowhere"
+        elif path.parent.is_dir():
             close = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.6)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             problem = f"no such file{hint or _listing(path.parent)}"

@@ -49,11 +49,6 @@ def read_separated(data: bytes, name: str, delimiter: str, *, cut: bool = False)
     header = [cell.strip() for cell in written]
     if blank := ", ".join(quote(cell) for cell in written if cell.strip() not in ("", cell)):
         notes.append(f"left out the blanks around the column names {blank}")
-    if len(header) == 1 and (
-        other := next((c for c in ",;\t|" if c in header[0] and c != delimiter), "")
-    ):
-        problem = f"one column, whose name holds {other!r}: separate cells by {delimiter!r}"
-        raise data_error(f"{name}:{start}", problem)
     nameless = [str(number) for number, cell in enumerate(header, 1) if not cell]
     if len(nameless) > 1:
         which = f"{', '.join(nameless[:-1])} and {nameless[-1]}"
@@ -120,6 +115,8 @@ def _records(text: str, name: str, delimiter: str, skipped: int, cut: bool) -> l
     try:
         for cells in reader:
             if cells:
+                if not records:  # before other separators are told as broken quoting
+                    _check_header(cells, f"{name}:{start + skipped + 1}", delimiter)
                 written = "".join(lines[start : reader.line_num])
                 records.append(Record(start + skipped + 1, cells, written))
             start = reader.line_num
@@ -130,6 +127,14 @@ def _records(text: str, name: str, delimiter: str, skipped: int, cut: bool) -> l
         line = start + skipped + 1
         raise data_error(f"{name}:{line}", f"broken quoting ({error}); {advice}") from None
     return records
+
+
+def _check_header(cells: Sequence[str], where: str, delimiter: str) -> None:
+    """Raise DataError for a header of one cell that holds another separator."""
+    other = next((c for c in ",;\t|" if c in cells[0] and c != delimiter), "")
+    if len(cells) == 1 and other:
+        problem = f"one column, whose name holds {other!r}: separate cells by {delimiter!r}"
+        raise data_error(where, problem)
 
 
 def _check_quotes(records: Sequence[Record], name: str, delimiter: str) -> list[str]:

@@ -30,10 +30,13 @@ def attention_windows(config: Any) -> dict[str, int | None]:
 
 def key_value_bytes(config: Any, itemsize: int) -> int:
     """Bytes of the keys and values of one token, over all layers."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * config.num_hidden_layers * kv_heads * size * itemsize)
+    size = 0
+    for layer in config.per_layer_config:  # Gemma 4's are not all alike
+        heads = layer.num_attention_heads
+        kv_heads = getattr(layer, "num_key_value_heads", None) or heads
+        head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        size += 2 * kv_heads * head * itemsize
+    return size
 
 
 def rope_limit(config: Any) -> int | None:

@@ -86,6 +86,9 @@ class DataSettings:
     """The data's licence, recorded in the artifact."""
 
     def __post_init__(self) -> None:
+        for name in ("train", "dev", "test"):
+            if isinstance(source := getattr(self, name), str):
+                object.__setattr__(self, name, os.path.expanduser(source))
         if self.solution is not None:
             solution_pieces(self.solution)
         if self.allow_duplicates and self.drop_duplicates:

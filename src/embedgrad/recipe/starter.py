@@ -17,6 +17,7 @@ from embedgrad.data.readers import read_table
 from embedgrad.data.table import Table, data_error, quote
 from embedgrad.errors import DataError, RecipeError, RunError, TemplateError
 from embedgrad.formatting import pluralize
+from embedgrad.model.loading.resolve import has_chat_template
 from embedgrad.parts.scorers import parse_number
 from embedgrad.recipe.paths import relocate
 from embedgrad.recipe.recipe import Recipe
@@ -30,6 +31,7 @@ STEPS_PROMPT = "Please reason step by step, then give the final answer."
 NUMBER_PROMPT = "Give the final number only:"
 SOLUTIONS = ("solution", "rationale", "explanation", "reasoning")
 CHAT_NOTE = "Assumed that the model has a chat template; for one without, give --plain."
+PLAIN_NOTE = "The model has no chat template, so the prompt is plain text."
 LIMIT = "# limit = { train = 256 }"
 LABELS = '# labels = { 0 = "no", 1 = "yes" }'
 FREE_PROMPT = "Give the answer only:"
@@ -55,8 +57,9 @@ def write_starter(
 
     `prompt` is the user's own (see `user_message`), which needs an answer column, and `place` where
     its words go. `reads` and `answer` name columns that are not to be guessed, `words` say what
-    answers mean. A `plain` template is for models without a chat template. Raises `DataError` for
-    data that cannot be used, `TemplateError` for the prompt, and `RunError` if `out` exists.
+    answers mean. A `plain` template is for models without a chat template, which get it unasked if
+    their files are here. Raises `DataError` for data that cannot be used, `TemplateError` for the
+    prompt, and `RunError` if `out` exists.
     """
     out = Path(out)
     if out.exists():
@@ -81,7 +84,9 @@ def write_starter(
     used = {guess.text, guess.answer, guess.group, None if guess.choices else _solution(table)}
     read = () if prompt is not None else table.notes  # a run tells them itself
     unused = _note_unused(table, {*used, *named})
-    notes = [*read, *guess.notes, *unused, *(() if plain else (CHAT_NOTE,))]
+    notes, chats = [*read, *guess.notes, *unused], has_chat_template(model)
+    if not (plain or chats):
+        notes.append(CHAT_NOTE if chats is None else PLAIN_NOTE)
     limit = LIMIT
     if prompt is not None and limits:
         most = ", ".join(f"{rows} for {name}" for name, rows in limits.items())
@@ -96,7 +101,7 @@ def write_starter(
         prompt=prompt,
         place=place,
         limit=limit,
-        plain=plain,
+        plain=plain or chats is False,
     )
     try:
         Recipe.from_dict(tomllib.loads(text))

@@ -215,7 +215,7 @@ def plan(
             + f"; {recipe.parts.sampling.engine} writes them, in a time that the plan does not know"
             * bool(recipe.parts.sampling.engine)
         )
-    token = key_value_bytes(config, itemsize)
+    token = 0 if reason else key_value_bytes(config, itemsize)
     sizes = (token, cache.budget, cache.room - cache.budget, loading, loaded)
     estimator = Estimator(tokens, rates, *sizes, fixed)
     now = estimator(recipe)

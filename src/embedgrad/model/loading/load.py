@@ -117,6 +117,7 @@ def load(
                 shard(model, layers, place)
             if not spread:
                 model.to(place)
+            _check_ends(what, model)
             _check_trial(what, model)
         table_VD = embedding_table(model)
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
@@ -183,6 +184,11 @@ def load_tokenizer(what: str, folder: Path) -> PreTrainedTokenizerBase:
             raise
     if not tokenizer.is_fast:
         raise ModelError(f"{what}: its tokenizer has no fast version (tokenizer.json)")
+    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        raise ModelError(
+            f"{what}: its tokenizer splits words at random, anew each time; set dropout to null in"
+            " tokenizer.json"
+        )
     return tokenizer
 
 
@@ -211,6 +217,17 @@ def _load_weights(
     model.requires_grad_(False).eval()
     frozen: PreTrainedModel = model
     return frozen
+
+
+def _check_ends(what: str, model: Any) -> None:
+    """Raise `ModelError` for an end of answers that is no token id."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(end) is int for end in listed):  # True is no id
+        raise ModelError(
+            f"{what}: eos_token_id in its generation_config.json is {ends!r}; expected a token id,"
+            " or a list of them"
+        )
 
 
 def _check_trial(what: str, model: PreTrainedModel) -> None:

@@ -11,13 +11,16 @@ from typing import Literal, NamedTuple, final
 import huggingface_hub
 from huggingface_hub import constants, errors
 
+from embedgrad.data.bounded_reads import read_object
 from embedgrad.errors import ModelError
 from embedgrad.events import Report, quiet, say
 from embedgrad.model.loading.checkpoint_folder import CONFIG, TEXTS, WEIGHTS, problem_of
 from embedgrad.model.loading.download import bytes_bar
+from embedgrad.model.loading.gguf_header import read_header
 from embedgrad.model.loading.quiet import one_line, silence_libraries
 
 PACKAGE = "package:"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 # Named one by one: no pickles, no code, no second copy of the weights in another format.
 _HUB_FILES = [
@@ -67,6 +70,20 @@ def resolve(
             f"{_near_misses(name)}{cure}"
         ) from miss.__cause__
     return Source("hub", folder, revision=folder.name)
+
+
+def has_chat_template(name: str) -> bool | None:
+    """Whether a model has a chat template; None where its files are not here, or not whole."""
+    try:
+        source = resolve(name, revision=None, local_files_only=True)
+        if source.path.is_file():
+            return "tokenizer.chat_template" in read_header(source.path).metadata
+        if problem_of(source.path):
+            return None
+    except ModelError:
+        return None
+    written = any((source.path / file).exists() for file in CHAT_TEMPLATES)
+    return written or bool(read_object(source.path / "tokenizer_config.json").get("chat_template"))
 
 
 def _local(name: str) -> Source | None:
