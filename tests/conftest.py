@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+import guard
 from browser import Browser, find_browser
 
 # Times of one example say nothing on a busy machine; the first one also builds models.
@@ -39,6 +40,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == SUMMARY:
                 terminalreporter.write_line(value)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "network":
+        guard.watch()
+
+
+@pytest.fixture(autouse=True)
+def guarded() -> Iterator[None]:
+    """Fails a test that asks another machine or unpickles, whatever came of it."""
+    yield
+    assert guard.refused() == ""
 
 
 @pytest.fixture(scope="module")

@@ -316,15 +316,20 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("after", range(1, 11))
+@functools.cache
+def scoring() -> Any:
+    """What scores rows, one at a time, with which prompt, and the scores."""
+    made, prompt = small(), train(small(), QUICK, dev=()).prompt
+    evaluator = Evaluator(made.model, made.sequencer)
+    evaluator.evaluation = dataclasses.replace(evaluator.evaluation, batch_size=1)
+    return evaluator, prompt, made.sequences, evaluate(evaluator, prompt, made.sequences)
+
+
+@pytest.mark.parametrize("after", range(1, 21))
 def test_a_scoring_that_is_killed_goes_on_at_the_last_rows(
     after: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = small()
-    prompt = train(small(), QUICK, dev=()).prompt
-    evaluator = Evaluator(made.model, made.sequencer)
-    evaluator.evaluation = dataclasses.replace(evaluator.evaluation, batch_size=3)
-    whole = evaluate(evaluator, prompt, made.sequences)
+    *given, whole = scoring()
     passes, plain = list[int](), Evaluator._score_batch
 
     def count(self: Evaluator, rows: Any, batch: Any) -> Any:
@@ -336,19 +341,13 @@ def test_a_scoring_that_is_killed_goes_on_at_the_last_rows(
     monkeypatch.setattr(Evaluator, "_score_batch", count)
     made_from = {"rows": "these"}
     path = tmp_path / "answers.jsonl"
-    first = 0
-    try:
-        evaluate(evaluator, prompt, made.sequences, log=AnswerLog(path, made_from))
-    except Killed:
-        first, after = len(passes), 10**6
-    content = path.read_bytes()
-    path.write_bytes(content[:-7] if first else content)  # the last line is torn
-    done = evaluate(evaluator, prompt, made.sequences, log=AnswerLog(path, made_from))
-    assert done == whole
-    assert len(passes) <= 8 + 1  # four batches of each prompt, and the torn one again
+    with pytest.raises(Killed):
+        evaluate(*given, log=AnswerLog(path, made_from))
+    after = 10**6
+    path.write_bytes(path.read_bytes()[:-7])  # the last line is torn
+    assert evaluate(*given, log=AnswerLog(path, made_from)) == whole
+    rows = 2 * len(given[-1])  # with each prompt
+    assert len(passes) == rows + 1  # the torn one again
     # Another prompt's answers are not taken.
-    passes.clear()
-    assert (
-        evaluate(evaluator, prompt, made.sequences, log=AnswerLog(path, {"rows": "other"})) == whole
-    )
-    assert len(passes) == 8
+    assert AnswerLog(path, made_from).get("text prompt", 0, 1)
+    assert not AnswerLog(path, {"rows": "other"}).get("text prompt", 0, 1)

@@ -794,6 +794,7 @@ def test_what_is_streamed_cannot_drive_a_terminal(
         (("--stop", "\udcff"), "--stop: '\\udcff' is not UTF-8 text"),
         (("--samples", "2"), "--samples: decoding is greedy, so there is one answer; give"),
         (("--top-p", "0.5"), "--top-p: decoding is greedy, so there is one answer; give"),
+        (("--at", "nan"), "--at: nan; expected a finite number, such as 0.8"),
         (("--stream", "--json"), "--stream: prints plain text; leave out --json"),
         (
             ("--stream", *WARM, "--samples", "2"),

@@ -468,7 +468,7 @@ def test_a_tokenizer_without_its_package_names_it(
     for file in folder.glob("tokenizer*"):
         file.unlink()
     (folder / name).write_bytes(content)
-    monkeypatch.setattr("embedgrad.model.loading.checkpoint_folder._installed", lambda _: False)
+    monkeypatch.setattr("embedgrad.model.loading.checkpoint_folder._is_installed", lambda _: False)
     with refused(f"needs {packages}: pip install {packages.replace(' and ', ' ')}"):
         load(str(folder), device="cpu")
 

@@ -60,6 +60,12 @@ def of_run(place: Place, name: str, *command: str) -> tuple[Path, list[object]]:
     return place.run / name, [*command, place.run, *more]
 
 
+def scored_again(place: Place, name: str) -> tuple[Path, list[object]]:
+    """A file that `resume` writes to while it scores the test rows."""
+    (place.run / "result.json").unlink()
+    return of_run(place, name, "resume")
+
+
 def page_of(place: Place, name: str) -> tuple[Path, list[object]]:
     return of_run(place, name, "report")
 
@@ -91,6 +97,8 @@ FILES: dict[str, Callable[[Place], tuple[Path, list[object]]]] = {
     "comparison": comparison,
     "results": results,
     "export": exported,
+    "answers": lambda p: scored_again(p, "answers.jsonl"),
+    "events": lambda p: scored_again(p, "events.jsonl"),
 }
 PIPES: dict[str, Callable[[Place], tuple[Path, list[object]]]] = {
     "recipe of a run": lambda p: of_run(p, "recipe.toml", "evaluate"),
@@ -115,6 +123,10 @@ PIPES: dict[str, Callable[[Place], tuple[Path, list[object]]]] = {
 }
 CASES = [(kind, FILES[name], name) for kind in KINDS for name in FILES]
 CASES += [("pipe", PIPES[name], name) for name in PIPES]
+CASES += [
+    ("huge", partial(page_of, name=name), f"page of {name}")
+    for name in ("events.jsonl", "predictions.jsonl")
+]
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def generate(
         return
     if run is None:
         raise OptionError("generate: no RUN; give a run's folder, or --policy FILE")
+    if at is not None and not math.isfinite(at):
+        raise OptionError(f"--at: {at}; expected a finite number, such as 0.8")
     if text_prompt and at is not None:
         raise OptionError("--text-prompt: is --at 0; give one of them")
     if as_stream and query is None:

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from typing import Any, BinaryIO
 
 LARGEST_FILE = 2**31  # bytes of data, rows and events
@@ -54,6 +54,13 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "is no regular file", path)
     raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", path)
+
+
+def open_to_append(path: str | os.PathLike[str]) -> BufferedWriter:
+    """Open a file to write at its end, which makes it. Raises `OSError`, also for a pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for a reader
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return open(path, "ab")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> bytes:
@@ -143,7 +150,7 @@ def _refuse_deep(value: Any, left: int = DEEPEST) -> None:
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The lines of a file; one that is longer than `LONGEST_LINE` comes in parts."""
-    with open_regular(path) as file:
+    """The lines of a file of at most `LARGEST_FILE`; one longer than `LONGEST_LINE` is in parts."""
+    with open_regular(path, LARGEST_FILE) as file:
         while line := file.readline(LONGEST_LINE):
             yield line

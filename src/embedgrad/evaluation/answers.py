@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from embedgrad.atomic_files import SEAL, check_seal, seal
-from embedgrad.data.bounded_reads import read_lines
+from embedgrad.data.bounded_reads import open_to_append, read_lines
 
 
 @final
@@ -63,16 +63,14 @@ class AnswerLog:
     def __init__(self, path: Path, made_from: Mapping[str, Any]):
         self.path, self._made_from = path, seal(made_from)[SEAL]
         self._known = dict[tuple[str, int], list[ScoredAnswer]]()
-        lines: list[bytes] = []
         with suppress(OSError):
-            lines = list(read_lines(path))
-        for line in lines:
-            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                values = json.loads(line)
-                check_seal(values)
-                if values["made_from"] == self._made_from:
-                    answers = [ScoredAnswer.from_values(answer) for answer in values["answers"]]
-                    self._known[values["of"], values["first"]] = answers
+            for line in read_lines(path):
+                with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    values = json.loads(line)
+                    check_seal(values)
+                    if values["made_from"] == self._made_from:
+                        answers = [ScoredAnswer.from_values(answer) for answer in values["answers"]]
+                        self._known[values["of"], values["first"]] = answers
 
     def get(self, of: str, first: int, rows: int) -> list[ScoredAnswer] | None:
         """The answers to a batch of `rows` rows, if the file has all of them."""
@@ -83,5 +81,5 @@ class AnswerLog:
         """Write the answers to a batch."""
         values = {"of": of, "first": first, "answers": [asdict(answer) for answer in answers]}
         line = json.dumps(seal({"made_from": self._made_from, **values}))
-        with suppress(OSError), open(self.path, "ab") as file:
+        with suppress(OSError), open_to_append(self.path) as file:
             file.write(f"\n{line}".encode())  # what comes before may be half a line

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from embedgrad.atomic_files import finite
-from embedgrad.data.bounded_reads import LARGEST_FILE, read_bytes
+from embedgrad.data.bounded_reads import LARGEST_FILE, open_to_append, read_bytes
 from embedgrad.errors import RunError
 from embedgrad.events import Report
 from embedgrad.formatting import visible
@@ -34,7 +34,7 @@ class EventLog(AbstractContextManager["EventLog"]):
             if self.path.is_file():
                 content = read_bytes(self.path, LARGEST_FILE)
                 os.truncate(self.path, content.rfind(b"\n") + 1)
-            self._file = open(self.path, "ab")  # noqa: SIM115, closed by __exit__
+            self._file = open_to_append(self.path)
         except OSError as error:
             raise self._write_error(error) from error
 

@@ -168,17 +168,26 @@ def interpolation_inputs(folder: Path, rows: int, overrides: Sequence[str]) -> d
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Number and content of every line that is not blank; None for one that holds no object."""
+    """Number and content of every line that is not blank; None for one that holds no object.
+
+    Raises `RunError` for a file that is too large, or cannot be read.
+    """
     if not path.is_file():
         return
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            value = parse_json(line, halves=True)  # a page shows them
-        except ValueError:
-            value = None
-        yield number, value if isinstance(value, dict) else None
+    try:
+        for number, line in enumerate(read_lines(path), 1):
+            if line.strip():
+                yield number, _parse_object(line)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(line, halves=True)  # a page shows them
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def is_prediction(row: Mapping[str, Any]) -> bool:
