@@ -51,6 +51,17 @@ def test_it_can_be_differentiated_twice() -> None:
     assert torch.autograd.gradgradcheck(function, (hidden,))
 
 
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float64, 1e-12), (torch.bfloat16, 0.1)])
+def test_a_gradient_that_is_differentiated_is_the_same(dtype: torch.dtype, far: float) -> None:
+    hidden, weight, bias = numbers(dtype)
+    total = hidden_logprobs(hidden, weight, 3 * bias, ROWS, TOKENS).sum()
+    (plain,) = torch.autograd.grad(total, hidden, retain_graph=True)
+    (again,) = torch.autograd.grad(total, hidden, create_graph=True)
+    assert plain.dtype == again.dtype == dtype
+    assert again.requires_grad
+    assert torch.allclose(plain, again, atol=far)
+
+
 def test_nothing_as_long_as_the_vocabulary_is_kept_for_the_gradient() -> None:
     hidden, weight, _ = numbers()
     kept: list[Tensor] = []
