@@ -16,8 +16,8 @@ FILE = re.compile(r"compare-sst2-(\d+)-rows-")
 METHODS = {  # name, color, mark
     "embedgrad": ("EmbedGrad", "refined", "o"),
     "peft-prompt-tuning-text": ("prompt tuning", "heat", "s"),
-    "peft-lora": ("LoRA", "text", "^"),
-    "linear-probe": ("linear probe", "muted", "v"),
+    "peft-lora": ("LoRA", "ink", "^"),
+    "linear-probe": ("linear probe", "muted", "x"),
 }
 
 Scores = dict[int, list[float]]
@@ -47,7 +47,7 @@ def drawing(root: Path) -> str | None:
         axes.set_xticks([], minor=True)
         axes.set_xlabel("training rows")
         axes.set_ylabel("accuracy on test rows, %")
-        axes.legend(loc="lower right")
+        axes.legend(loc="center")
     return image(figure, "svg").decode()
 
 
