@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from huggingface_hub import constants
 
@@ -100,6 +101,18 @@ def test_one_command_comes_to_a_verdict(refine: Callable[..., Done], embedgrad: 
     again = refine()  # another run, and nothing is overwritten
     assert again.err.splitlines()[0] == "wrote runs/reviews-2.toml"
     assert json.loads(Path("runs/reviews-2/result.json").read_text())["test_rows"] == 8
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet"])
+def test_data_may_be_piped(kind: str, folder: Path, embedgrad: Command, model_folder: Path) -> None:
+    rows = Path("reviews.csv").read_bytes()
+    content = {"csv": rows, "tsv": rows.replace(b",", b"\t"), "json": json.dumps(ROWS).encode()}
+    content["parquet"] = pandas.DataFrame(ROWS).to_parquet()
+    command = ("refine", PROMPT, "-", "--model", model_folder, *SHORT, "--quiet", "--json")
+    assert embedgrad(*command, stdin=content[kind]).json["recipe"] == "runs/stdin.toml"
+    assert Path(f"runs/stdin-data.{kind}").read_bytes() == content[kind]
+    assert "-data.csv: the file is empty;" in embedgrad(*command, "--out", "new", stdin=b"").err
+    assert not [*folder.glob("new*")]
 
 
 def test_json_is_one_object(refine: Callable[..., Done]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,9 @@ def refine(
             "The text goes in front; {column} puts it elsewhere, and then needs brackets."
         ),
     ],
-    data: Annotated[str, typer.Argument(help="A data file, or hub:OWNER/NAME.")],
+    data: Annotated[
+        str, typer.Argument(help="A data file, hub:OWNER/NAME, or - for standard input.")
+    ],
     model: Annotated[str, typer.Option(help="The model to refine the prompt for.")] = DEFAULT_MODEL,
     place: Annotated[
         str | None,
@@ -80,7 +83,7 @@ def refine(
 
     if os.path.isfile(prompt):  # not Path.is_file, which a long text makes raise
         raise OptionError(f"{prompt}: is a file; the prompt comes first, then the data")
-    run = out or new_run(re.sub(r"[^\w.-]+", "-", Path(data).stem))
+    run = out or new_run("stdin" if data == "-" else re.sub(r"[^\w.-]+", "-", Path(data).stem))
     if run.exists():
         raise RunError(f"{run}: exists already; choose another name for --out")
     words = dict(one.split("=", 1) for one in label or () if "=" in one)
@@ -88,16 +91,21 @@ def refine(
         raise OptionError(
             f"--label: {', '.join(label or ())}; expected LABEL=WORD, each label once"
         )
-    path, notes = write_starter(
-        *(data, run.with_name(f"{run.name}.toml"), model),
-        prompt=prompt,
-        place=place,
-        reads=text,
-        answer=answer,
-        words=words,
-        plain=plain,
-    )
+    made: list[Path] = []
     try:
+        if data == "-":
+            made.append(keep_input(run))
+            data = str(made[0])
+        path, notes = write_starter(
+            *(data, run.with_name(f"{run.name}.toml"), model),
+            prompt=prompt,
+            place=place,
+            reads=text,
+            answer=answer,
+            words=words,
+            plain=plain,
+        )
+        made.append(path)
         if not quiet:
             sections = tomllib.loads(path.read_text("utf-8"))
             written = tomli_w.dumps({name: held for name, held in sections.items() if held})
@@ -114,8 +122,29 @@ def refine(
         )
     except EmbedgradError:
         if not run.exists():
-            path.unlink()
+            for file in made:
+                file.unlink()
         raise
+
+
+def keep_input(run: Path) -> Path:
+    """Write what standard input holds beside a run, as the kind of data file that it looks like."""
+    from embedgrad.atomic_files import write_file
+    from embedgrad.data.bounded_reads import LARGEST_FILE
+    from embedgrad.errors import DataError, RunError
+
+    content = sys.stdin.buffer.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise DataError(f"standard input: is larger than {LARGEST_FILE:,} bytes; give a file")
+    header = content.lstrip().partition(b"\n")[0]
+    kind = "tsv" if b"\t" in header else "csv"
+    kind = "json" if header[:1] in (b"[", b"{") else kind
+    kind = "parquet" if header[:4] == b"PAR1" else kind
+    path = run.with_name(f"{run.name}-data.{kind}")
+    if path.exists():
+        raise RunError(f"{path}: exists already; choose another name for --out")
+    write_file(path, content)
+    return path
 
 
 def next_commands(run: Path, recipe: Recipe) -> list[str]:
