@@ -55,6 +55,7 @@ OPTIONS = {
         *("--plain", "--set", "--require-gain", "--json", "--quiet"),
     },
     "resume": {"RUN", "--trust-scorer", "--set", "--require-gain", "--json", "--quiet"},
+    "rerun": {"RUN", "--out", "--trust-scorer", "--json", "--quiet"},
     "evaluate": {
         *("RUN", "--split", "--policy", "--trust-scorer", "--set", "--require-gain"),
         *("--json", "--quiet"),
@@ -187,6 +188,7 @@ def examples(
         "report": ("report", run, "--out", tmp_path / "page.html", "--no-model"),
         "optimize": ("optimize", recipe(), "--out", tmp_path / "run"),
         "resume": ("resume", run),
+        "rerun": ("rerun", run, "--out", tmp_path / "again"),
         "continue": (
             *("continue", run, "--on", recipe(), "--out", tmp_path / "next", "--no-separate"),
             *("--set", "training.steps=2"),
