@@ -58,7 +58,7 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
 
 def open_to_append(path: str | os.PathLike[str]) -> BufferedWriter:
     """Open a file to write at its end, which makes it. Raises `OSError`, also for a pipe."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for a reader
+    if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):  # it waits for a reader
         raise OSError(errno.EINVAL, "is no regular file", path)
     return open(path, "ab")
 
