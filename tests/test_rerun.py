@@ -27,7 +27,7 @@ def own(model_folder: Path, data: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_a_run_is_repeated_to_the_bit(own: tuple[Path, Path], embedgrad: Command) -> None:
     first, folder = own
     again = first.with_name("first-rerun")
-    done = embedgrad("rerun", first, "--quiet")
+    done = embedgrad("rerun", first / "prompt", "--quiet")
     assert done.code == 0, done.err
     assert done.out == f"same: the rows of {again} and {first} are equal to the bit\n"
     result = json.loads((again / "result.json").read_text("utf-8"))
