@@ -37,15 +37,12 @@ def rerun(
     On a CPU they are the same to the bit, with the same data, versions and number of threads.
     """
     from embedgrad.experiments.rerun import rerun as run_again
-    from embedgrad.recipe.paths import find_run
     from embedgrad.report.terminal.progress import Progress
 
-    run = find_run(run) or run
-    out = out or run.with_name(f"{run.resolve().name}-rerun")
     with Progress(quiet=quiet) as progress:
         found = run_again(run, out, progress, trust_scorer=trust_scorer)
     if found["interrupted"]:
-        raise Interruption(f"interrupted; `embedgrad resume {out}` continues the run")
+        raise Interruption(f"interrupted; `embedgrad resume {found['again']}` continues the run")
     print_values(found, as_json, _show)
 
 

@@ -115,7 +115,7 @@ def _records(text: str, name: str, delimiter: str, skipped: int, cut: bool) -> l
     try:
         for cells in reader:
             if cells:
-                if not records:  # before other separators are told as broken quoting
+                if not records:  # first: with a wrong separator all quoting looks broken
                     _check_header(cells, f"{name}:{start + skipped + 1}", delimiter)
                 written = "".join(lines[start : reader.line_num])
                 records.append(Record(start + skipped + 1, cells, written))

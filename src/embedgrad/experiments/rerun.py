@@ -39,15 +39,17 @@ class RerunResult(TypedDict):
 
 
 def rerun(
-    folder: Path, out: Path, report: Report = show, *, trust_scorer: bool = False
+    path: Path, out: Path | None = None, report: Report = show, *, trust_scorer: bool = False
 ) -> RerunResult:
-    """Run the recipe of the run in `folder` into `out`, and compare the rows.
+    """Run the recipe of a run into `out` (None: RUN-rerun beside it), and compare the rows.
 
-    Raises `RunError` for a run that is not finished or not there, `RecipeError` for one of several
-    tasks, and what a run raises.
+    `path` is the run's folder or its prompt's. Raises `RunError` for a run that is not finished or
+    not there, `RecipeError` for one of several tasks, and what a run raises.
     """
-    if find_run(folder) != folder:
-        raise RunError(no_run(folder))
+    folder = find_run(path)
+    if folder is None:
+        raise RunError(no_run(path))
+    out = out or folder.with_name(f"{folder.resolve().name}-rerun")
     if read_tasks(folder / "recipe.toml") is not None:
         why = "a run of several [[tasks]] is not rerun; run its recipe.toml into another folder"
         raise RecipeError(str(folder / "recipe.toml"), [why])
